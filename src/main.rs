@@ -1,0 +1,3 @@
+//! Arguments, telemetry, one role.
+
+fn main() {}
