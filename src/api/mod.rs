@@ -1,1 +1,43 @@
-//! (filled in as the tree grows)
+//! The contract with users: one file per kind, group `pileus.dev`, version `v1alpha1`.
+//! No I/O. A validation that needs no other object lives with its type: what a schema
+//! can say the schema says, cross-field rules are CEL on the type and are repeated in
+//! [`validation`], because old API servers have no CEL.
+
+pub mod common;
+pub mod conditions;
+pub mod crd;
+pub mod flavor;
+pub mod host;
+pub mod image;
+pub mod instance;
+pub mod ip_allocation;
+pub mod key_pair;
+pub mod names;
+pub mod network;
+pub mod port;
+pub mod security_group;
+pub mod server;
+pub mod subnet;
+pub mod validation;
+
+pub use common::{ObjectName, Resources, SecretKey, Sharing};
+pub use conditions::{ConditionType, Reason};
+pub use flavor::{Flavor, FlavorSpec};
+pub use host::{Host, HostSpec, HostStatus};
+pub use image::{Image, ImageSpec, ImageStatus};
+pub use instance::{Instance, InstanceSpec, InstanceStatus};
+pub use ip_allocation::{IPAllocation, IPAllocationSpec};
+pub use key_pair::{KeyPair, KeyPairSpec, KeyPairStatus};
+pub use network::{Network, NetworkSpec, NetworkStatus};
+pub use port::{Port, PortSpec, PortStatus};
+pub use security_group::{
+    SecurityGroup, SecurityGroupRule, SecurityGroupRuleSpec, SecurityGroupRuleStatus,
+    SecurityGroupSpec, SecurityGroupStatus,
+};
+pub use server::{Server, ServerSpec, ServerStatus};
+pub use subnet::{Subnet, SubnetSpec, SubnetStatus};
+
+/// The API group of every kind.
+pub const GROUP: &str = "pileus.dev";
+/// The one version served.
+pub const VERSION: &str = "v1alpha1";

@@ -1,1 +1,11 @@
-//! (filled in as the tree grows)
+//! Values parsed once, at the edge, and trusted from there on.
+
+pub mod identity;
+pub mod mac;
+pub mod quantity;
+pub mod range;
+
+pub use identity::{ClusterId, Owner, stable_id};
+pub use mac::Mac;
+pub use quantity::{Bytes, parse_milli};
+pub use range::AddressRange;

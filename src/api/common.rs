@@ -1,0 +1,96 @@
+//! Shapes that several kinds share.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Reference to an object that may live in another namespace; the provider's
+/// `sharedWith` gives the right to use it from there.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ObjectName {
+    /// Name of the object.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// Namespace of the object; the referrer's own when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+}
+
+/// One key of a Secret in the same namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SecretKey {
+    /// Name of the Secret.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// Key in the Secret's data.
+    #[serde(default = "default_user_data_key")]
+    pub key: String,
+}
+
+fn default_user_data_key() -> String {
+    "userData".to_owned()
+}
+
+/// Who else may use an object.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Sharing {
+    /// Namespaces by name; `*` stands for all of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub namespaces: Vec<String>,
+}
+
+impl Sharing {
+    /// Whether objects of `namespace` may use what is shared so.
+    #[must_use]
+    pub fn allows(&self, namespace: &str) -> bool {
+        self.namespaces.iter().any(|n| n == "*" || n == namespace)
+    }
+}
+
+/// What a Server takes of a host, as a user writes it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Resources {
+    /// Virtual processors.
+    #[schemars(range(min = 1, max = 512))]
+    pub vcpus: i32,
+    /// Memory of the guest, a quantity such as `512Mi`.
+    pub memory: String,
+    /// Size of the root disk, a quantity such as `20Gi`; the image's own size when `0`.
+    #[serde(default = "zero")]
+    pub disk: String,
+}
+
+fn zero() -> String {
+    "0".to_owned()
+}
+
+/// What a Server takes of a host, in whole units; what a placement claims.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Claim {
+    /// Virtual processors.
+    pub vcpus: i64,
+    /// Memory of the guest in MiB, without QEMU's own overhead.
+    #[serde(rename = "memoryMiB")]
+    pub memory_mib: i64,
+    /// Size of the root disk in GiB.
+    #[serde(rename = "diskGiB")]
+    pub disk_gib: i64,
+}
+
+/// Free-form properties.
+pub type Properties = BTreeMap<String, String>;
+
+/// A reference whose target has been seen.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Resolved {
+    /// Name of the target.
+    pub name: String,
+    /// uid of the target when it was resolved.
+    pub uid: String,
+}

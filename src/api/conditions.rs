@@ -1,0 +1,317 @@
+//! Condition types and reasons, all in one place. Conditions are `metav1.Condition`s;
+//! each type has one writer.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::jiff::Timestamp;
+
+macro_rules! words {
+    ($(#[$meta:meta])* $name:ident { $($(#[$vmeta:meta])* $variant:ident),+ $(,)? }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum $name { $($(#[$vmeta])* $variant),+ }
+
+        impl $name {
+            /// The word as it stands in the API.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => stringify!($variant)),+ }
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+    };
+}
+
+words! {
+    /// Types of conditions.
+    ConditionType {
+        /// The object is what its spec asks for. For a Server: it is in the run state asked
+        /// for and all it needs is attached, Stopped included.
+        Ready,
+        /// Only a person can help; the message says how.
+        Stalled,
+        /// Server: a host has been chosen. Written by the scheduler.
+        Scheduled,
+        /// Server: what runs is what the spec says; False names the changes that wait for a
+        /// rebuild or a restart.
+        UpToDate,
+        /// Image: its bytes have been fetched and checked at least once.
+        Verified,
+        /// Host: the host's libvirt answers.
+        HypervisorAvailable,
+        /// Host: the host's Open vSwitch and ovn-controller answer.
+        NetworkAvailable,
+        /// Host: there is room for images and disks.
+        DiskAvailable,
+        /// Host: nothing but the agent starts or stops VMs (`libvirt-guests` is off).
+        ExclusiveControl,
+    }
+}
+
+words! {
+    /// Reasons of conditions and events.
+    Reason {
+        /// Nothing has looked at it yet.
+        Pending,
+        /// All is well.
+        Ready,
+        /// All is well and the Server runs.
+        Active,
+        /// All is well and the Server is stopped as asked.
+        Stopped,
+        /// Work is under way.
+        Building,
+        /// A running guest is asked to stop.
+        Stopping,
+        /// A stopped guest is being started.
+        Starting,
+        /// Being deleted.
+        Deleting,
+        /// Deletion waits for objects that still use this one.
+        InUse,
+        /// A field has a value that cannot be used.
+        InvalidSpec,
+        /// A flavor does not exist.
+        FlavorNotFound,
+        /// An image does not exist.
+        ImageNotFound,
+        /// An image exists but cannot be used from here.
+        ImageNotShared,
+        /// An image is not usable; see its own conditions.
+        ImageNotReady,
+        /// A network does not exist.
+        NetworkNotFound,
+        /// A network exists but cannot be used from here.
+        NetworkNotShared,
+        /// A network has no subnet to take addresses from.
+        NoSubnet,
+        /// A port does not exist.
+        PortNotFound,
+        /// A port belongs to another server.
+        PortInUse,
+        /// A port has no address yet.
+        PortNotReady,
+        /// A key pair does not exist.
+        KeyPairNotFound,
+        /// A Secret does not exist.
+        SecretNotFound,
+        /// A Secret has no such key.
+        SecretKeyNotFound,
+        /// User data has more than 64 KiB.
+        UserDataTooLarge,
+        /// A security group does not exist.
+        SecurityGroupNotFound,
+        /// The image's bytes do not have the checksum asked for.
+        ChecksumMismatch,
+        /// The image's bytes differ from those imported first.
+        DigestMismatch,
+        /// The URL answers that there is nothing.
+        NotFound,
+        /// The URL leads to an address that the fetch policy forbids.
+        ForbiddenAddress,
+        /// The URL itself is not allowed: scheme, missing checksum, directory.
+        ForbiddenUrl,
+        /// The download ended early.
+        Truncated,
+        /// The download failed.
+        DownloadFailed,
+        /// The bytes are no disk image of the format said.
+        NotAnImage,
+        /// The image names a backing file or a data file.
+        HasBackingFile,
+        /// The image's format cannot be used yet.
+        UnsupportedFormat,
+        /// The image is bigger than the root disk.
+        ImageTooLarge,
+        /// The flavor is below what the image asks for.
+        FlavorTooSmall,
+        /// An image is being downloaded.
+        Downloading,
+        /// The image has been fetched and checked.
+        Verified,
+        /// No host has fetched it yet.
+        NotFetched,
+        /// The host's disk is full.
+        NoSpace,
+        /// libvirt on the host does not answer.
+        HypervisorUnavailable,
+        /// OVN does not answer.
+        NetworkUnavailable,
+        /// The ports' flows have not been reported in time.
+        NetworkNotReady,
+        /// libvirt refused.
+        HypervisorFailed,
+        /// The guest crashed or could not be started again and again.
+        CrashLoop,
+        /// The guest shut itself down and stays so by policy.
+        GuestShutdown,
+        /// The disk that the Instance had is gone.
+        DiskMissing,
+        /// The host is not heard from.
+        HostUnreachable,
+        /// The host has no room any more.
+        HostRefused,
+        /// A stale incarnation was not touched.
+        StaleEpoch,
+        /// Scheduled to a host.
+        Scheduled,
+        /// No host fits.
+        NoHostFits,
+        /// What runs is what the spec says.
+        UpToDate,
+        /// A change cannot be done in place.
+        RebuildRequired,
+        /// A change comes into force at the next start.
+        RestartRequired,
+        /// No address is left.
+        SubnetExhausted,
+        /// An address lies outside the subnet.
+        AddressOutsideSubnet,
+        /// An address is taken.
+        AddressInUse,
+        /// An Ethernet address is taken in this network.
+        MacInUse,
+        /// Two subnets of a network overlap.
+        SubnetOverlap,
+        /// What it depends on is not there.
+        DependencyNotReady,
+        /// The host is up and answers.
+        Heartbeat,
+        /// No heartbeat for too long.
+        HeartbeatLost,
+        /// All is as it should be.
+        Ok,
+        /// `libvirt-guests` is enabled.
+        LibvirtGuestsEnabled,
+        /// A running VM that its owner's objects came back for.
+        Adopted,
+        /// Something failed that is expected to pass; it is tried again.
+        Retrying,
+    }
+}
+
+/// A condition about to be reported; the time is set by [`merge`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Observation {
+    /// What is observed.
+    pub type_: ConditionType,
+    /// `Some(true)`, `Some(false)`, or unknown.
+    pub status: Option<bool>,
+    /// Why, for machines.
+    pub reason: Reason,
+    /// Why, for people: names the field, the value, the culprit and the way out.
+    pub message: String,
+}
+
+impl Observation {
+    /// An observation that holds.
+    #[must_use]
+    pub fn yes(type_: ConditionType, reason: Reason, message: impl Into<String>) -> Self {
+        Self {
+            type_,
+            status: Some(true),
+            reason,
+            message: message.into(),
+        }
+    }
+
+    /// An observation that does not hold.
+    #[must_use]
+    pub fn no(type_: ConditionType, reason: Reason, message: impl Into<String>) -> Self {
+        Self {
+            type_,
+            status: Some(false),
+            reason,
+            message: message.into(),
+        }
+    }
+
+    /// An observation that could not be made.
+    #[must_use]
+    pub fn unknown(type_: ConditionType, reason: Reason, message: impl Into<String>) -> Self {
+        Self {
+            type_,
+            status: None,
+            reason,
+            message: message.into(),
+        }
+    }
+}
+
+/// `True`, `False` or `Unknown`, as conditions spell it.
+#[must_use]
+pub fn status_word(status: Option<bool>) -> &'static str {
+    match status {
+        Some(true) => "True",
+        Some(false) => "False",
+        None => "Unknown",
+    }
+}
+
+/// The conditions to report: `observations`, each with the time of its last change taken
+/// from `old` where its status is the same.
+#[must_use]
+pub fn merge(
+    old: &[Condition],
+    observations: impl IntoIterator<Item = Observation>,
+    generation: Option<i64>,
+    now: Timestamp,
+) -> Vec<Condition> {
+    observations
+        .into_iter()
+        .map(|seen| {
+            let status = status_word(seen.status);
+            let before = old
+                .iter()
+                .find(|c| c.type_ == seen.type_.as_str() && c.status == status);
+            Condition {
+                type_: seen.type_.as_str().to_owned(),
+                status: status.to_owned(),
+                reason: seen.reason.as_str().to_owned(),
+                message: seen.message,
+                observed_generation: generation,
+                last_transition_time: before
+                    .map_or_else(|| Time(now), |c| c.last_transition_time.clone()),
+            }
+        })
+        .collect()
+}
+
+/// The condition of a type, if it has been reported.
+#[must_use]
+pub fn find(conditions: &[Condition], type_: ConditionType) -> Option<&Condition> {
+    conditions.iter().find(|c| c.type_ == type_.as_str())
+}
+
+/// Whether the condition of a type is True.
+#[must_use]
+pub fn is_true(conditions: &[Condition], type_: ConditionType) -> bool {
+    find(conditions, type_).is_some_and(|c| c.status == "True")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_moves_only_when_the_status_changes() {
+        let t = |s| Timestamp::from_second(s).unwrap();
+        let no = || Observation::no(ConditionType::Ready, Reason::Building, "x");
+        let first = merge(&[], [no()], Some(1), t(1));
+        let second = merge(&first, [no()], Some(2), t(2));
+        assert_eq!(second[0].last_transition_time, Time(t(1)));
+        assert_eq!(second[0].observed_generation, Some(2));
+        let third = merge(
+            &second,
+            [Observation::yes(ConditionType::Ready, Reason::Active, "")],
+            Some(2),
+            t(3),
+        );
+        assert_eq!(third[0].last_transition_time, Time(t(3)));
+        assert!(is_true(&third, ConditionType::Ready));
+    }
+}

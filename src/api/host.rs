@@ -1,0 +1,178 @@
+//! `Host`: a hypervisor.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::common::Claim;
+
+/// A hypervisor. Cluster-scoped; registered by its agent, its spec is the administrator's.
+#[derive(
+    kube::CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema,
+)]
+#[kube(
+    group = "pileus.dev",
+    version = "v1alpha1",
+    kind = "Host",
+    plural = "hosts",
+    category = "pileus",
+    status = "HostStatus",
+    derive = "PartialEq",
+    derive = "Default",
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].status"
+    ),
+    printcolumn(
+        name = "Schedulable",
+        type_ = "boolean",
+        json_path = ".spec.schedulable"
+    ),
+    printcolumn(
+        name = "VCPUs",
+        type_ = "integer",
+        json_path = ".status.capacity.vcpus"
+    ),
+    printcolumn(
+        name = "Memory(MiB)",
+        type_ = "integer",
+        json_path = ".status.capacity.memoryMiB"
+    ),
+    printcolumn(
+        name = "Disk(GiB)",
+        type_ = "integer",
+        json_path = ".status.capacity.diskGiB"
+    ),
+    printcolumn(
+        name = "Virt",
+        type_ = "string",
+        json_path = ".status.capabilities.virtType"
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        priority = 1,
+        json_path = ".status.conditions[?(@.type==\"Ready\")].message"
+    ),
+    printcolumn(
+        name = "Age",
+        type_ = "date",
+        json_path = ".metadata.creationTimestamp"
+    )
+)]
+#[serde(rename_all = "camelCase")]
+pub struct HostSpec {
+    /// Whether new Servers may be placed here.
+    #[serde(default = "yes")]
+    pub schedulable: bool,
+    /// Whether an administrator works on the host: no new Servers are placed here.
+    #[serde(default)]
+    pub maintenance: bool,
+    /// What is kept back for the host itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reserved: Option<Claim>,
+    /// How often each processor may be given out, such as `4` or `1.5`; Nova's
+    /// `cpu_allocation_ratio`, 4 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_allocation_ratio: Option<String>,
+    /// How often memory may be given out; 1 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_allocation_ratio: Option<String>,
+    /// How often disk may be given out; 1 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_allocation_ratio: Option<String>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// What the agent found; the Ready condition is the manager's, made from the Lease.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HostStatus {
+    /// Boot id of the host.
+    #[serde(default, rename = "bootID", skip_serializing_if = "Option::is_none")]
+    pub boot_id: Option<String>,
+    /// What the host has in all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capacity: Option<Claim>,
+    /// QEMU's own memory for each VM in MiB, counted beside the guest's.
+    #[serde(
+        default,
+        rename = "overheadMiB",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub overhead_mib: Option<i64>,
+    /// NUMA nodes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub numa_nodes: Vec<NumaNode>,
+    /// What the host can do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capabilities: Option<Capabilities>,
+    /// `sha256:…` of the images that the host holds.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub images: Vec<String>,
+    /// What carries our marks and has no owner: kept, adopted again by namespace and name
+    /// when the owner comes back.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub orphans: Vec<Orphan>,
+    /// Conditions: HypervisorAvailable, NetworkAvailable, DiskAvailable, ExclusiveControl by
+    /// the agent; Ready by the manager.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+}
+
+/// A NUMA node of a host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NumaNode {
+    /// Number of the node, as text.
+    pub name: String,
+    /// Numbers of its processors.
+    pub cpus: Vec<i32>,
+    /// Memory in MiB.
+    #[serde(rename = "memoryMiB")]
+    pub memory_mib: i64,
+}
+
+/// What a host can do.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Capabilities {
+    /// Architecture, such as `x86_64`.
+    pub architecture: String,
+    /// `kvm`, or `qemu` when the host's configuration says so.
+    pub virt_type: String,
+    /// Versioned machine types, newest first, at most 32.
+    #[serde(default)]
+    pub machine_types: Vec<String>,
+    /// Version of libvirt.
+    pub libvirt_version: String,
+    /// Version of QEMU.
+    pub qemu_version: String,
+}
+
+/// A VM or a disk without owner.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Orphan {
+    /// Its id on the host: the domain's uuid.
+    pub name: String,
+    /// Namespace of the Server that it belonged to.
+    pub server_namespace: String,
+    /// Name of the Server that it belonged to.
+    pub server_name: String,
+    /// uid of the Server that it belonged to.
+    #[serde(rename = "serverUID")]
+    pub server_uid: String,
+    /// Epoch that it had.
+    pub epoch: i64,
+    /// What the machine does.
+    pub power_state: super::server::PowerState,
+}

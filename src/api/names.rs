@@ -1,0 +1,61 @@
+//! Names that several parts agree on: finalizers, labels, namespaces, managers.
+
+/// Finalizer of the manager on user-facing kinds.
+pub const MANAGER_FINALIZER: &str = "pileus.dev/manager";
+/// Finalizer of a host's agent on Instances; dropped once the domain is confirmed gone.
+pub const AGENT_FINALIZER: &str = "pileus.dev/agent";
+
+/// Field manager of the manager's writes.
+pub const MANAGER: &str = "pileus-manager";
+/// Field manager of the scheduler's writes.
+pub const SCHEDULER: &str = "pileus-scheduler";
+/// Field manager of an agent's writes.
+pub const AGENT: &str = "pileus-agent";
+
+/// Namespace of Pileus' own objects: leader leases.
+pub const SYSTEM_NAMESPACE: &str = "pileus-system";
+/// Prefix of the namespace that holds the Instances of one host.
+pub const HOST_NAMESPACE_PREFIX: &str = "pileus-host-";
+
+/// Label on Instances and made Ports: uid of the Server they belong to.
+pub const SERVER_UID_LABEL: &str = "pileus.dev/server-uid";
+/// Label of an IPAllocation: uid of the Port that holds the address.
+pub const PORT_UID_LABEL: &str = "pileus.dev/port-uid";
+/// Label of an IPAllocation and a Port: uid of its Subnet or Network.
+pub const SUBNET_UID_LABEL: &str = "pileus.dev/subnet-uid";
+/// Annotation on a namespace: its `default` SecurityGroup has been made once and is the
+/// user's from then on, to change or to delete.
+pub const DEFAULT_GROUP_ANNOTATION: &str = "pileus.dev/default-security-group";
+/// Name of the SecurityGroup that ports get when they name none.
+pub const DEFAULT_GROUP: &str = "default";
+
+/// Key of the guest's data in the Secret that an Instance refers to.
+pub const GUEST_DATA_KEY: &str = "guest-data";
+
+/// The namespace that holds the Instances of `host`.
+#[must_use]
+pub fn host_namespace(host: &str) -> String {
+    format!("{HOST_NAMESPACE_PREFIX}{host}")
+}
+
+/// Name of the Instance of a Server: its uid and the epoch of the placement.
+#[must_use]
+pub fn instance_name(server_uid: &str, epoch: i64) -> String {
+    format!("{server_uid}-{epoch}")
+}
+
+/// Name of a Port made for the interface `nic` of a Server.
+///
+/// A Server's name may have 253 characters, so a long one is cut and told apart by a
+/// hash; the result is a DNS subdomain of at most 253 characters.
+#[must_use]
+pub fn server_port_name(server: &str, nic: &str) -> String {
+    let name = format!("{server}-{nic}");
+    if name.len() <= 253 {
+        return name;
+    }
+    use sha2::Digest;
+    let hash = hex::encode(&sha2::Sha256::digest(name.as_bytes())[..8]);
+    let cut: String = name.chars().take(230).collect();
+    format!("{}-{hash}", cut.trim_end_matches(['-', '.']))
+}

@@ -1,0 +1,321 @@
+//! `Server`: a virtual machine, as in Nova.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::common::{Claim, ObjectName, Resources, SecretKey};
+
+/// A virtual machine.
+#[derive(
+    kube::CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema,
+)]
+#[kube(
+    group = "pileus.dev",
+    version = "v1alpha1",
+    kind = "Server",
+    plural = "servers",
+    shortname = "srv",
+    category = "pileus",
+    namespaced,
+    status = "ServerStatus",
+    derive = "PartialEq",
+    derive = "Default",
+    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].status"
+    ),
+    printcolumn(
+        name = "Addresses",
+        type_ = "string",
+        json_path = ".status.addressList"
+    ),
+    printcolumn(name = "Host", type_ = "string", json_path = ".status.placement.host"),
+    printcolumn(
+        name = "Flavor",
+        type_ = "string",
+        priority = 1,
+        json_path = ".spec.flavor"
+    ),
+    printcolumn(
+        name = "Image",
+        type_ = "string",
+        priority = 1,
+        json_path = ".spec.image.name"
+    ),
+    printcolumn(
+        name = "Power",
+        type_ = "string",
+        priority = 1,
+        json_path = ".status.powerState"
+    ),
+    printcolumn(
+        name = "Message",
+        type_ = "string",
+        priority = 1,
+        json_path = ".status.conditions[?(@.type==\"Ready\")].message"
+    ),
+    printcolumn(
+        name = "Age",
+        type_ = "date",
+        json_path = ".metadata.creationTimestamp"
+    )
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("has(self.flavor) != has(self.resources)").message(Message::Message("give either flavor or resources".into())))]
+#[x_kube(validation = Rule::new("!(has(self.userData) && has(self.userDataFrom))").message(Message::Message("give either userData or userDataFrom".into())))]
+pub struct ServerSpec {
+    /// Name of a Flavor; or give `resources`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flavor: Option<String>,
+    /// The size itself; or give `flavor`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<Resources>,
+    /// Image of the root disk.
+    pub image: ObjectName,
+    /// Interfaces, in the order that the guest sees.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    #[schemars(length(max = 16))]
+    pub networks: Vec<ServerNetwork>,
+    /// Names of KeyPairs of the same namespace.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    pub key_pairs: Vec<String>,
+    /// Data for the guest's first boot, at most 64 KiB; visible to all who can read the
+    /// Server: put secrets into `userDataFrom`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 65535))]
+    pub user_data: Option<String>,
+    /// The same from a Secret.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_data_from: Option<SecretKey>,
+    /// Free-form metadata, given to the guest.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: BTreeMap<String, String>,
+    /// Whether the guest gets its data on a drive labelled `config-2`.
+    #[serde(default)]
+    pub config_drive: ConfigDrive,
+    /// What the machine should do.
+    #[serde(default)]
+    pub run_state: RunState,
+    /// What happens when the guest shuts itself down. Crashes and reboots of the host are
+    /// not a shutdown: a Server that should run is started again after them.
+    #[serde(default)]
+    pub on_guest_shutdown: OnGuestShutdown,
+    /// How long a guest may take to shut down before its power is cut, in seconds.
+    #[serde(default = "sixty")]
+    #[schemars(range(min = 0, max = 3600))]
+    pub shutdown_timeout_seconds: i32,
+    /// Wishes about the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub placement: Option<PlacementWishes>,
+}
+
+fn sixty() -> i32 {
+    60
+}
+
+/// One interface of a Server: either a `network` to make a Port on, or a `port`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("has(self.network) != has(self.port)").message(Message::Message("give either network or port".into())))]
+#[x_kube(validation = Rule::new("!has(self.port) || !(has(self.fixedIP) || has(self.securityGroups))").message(Message::Message("fixedIP and securityGroups belong to the Port when port is given".into())))]
+pub struct ServerNetwork {
+    /// Name of the interface within the Server.
+    #[schemars(
+        length(min = 1, max = 63),
+        regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
+    )]
+    pub name: String,
+    /// Network to attach to; the Port is made and owned by the Server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<ObjectName>,
+    /// Port of the same namespace to use; it outlives the Server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<String>,
+    /// Address for a made Port; any free one when absent.
+    #[serde(default, rename = "fixedIP", skip_serializing_if = "Option::is_none")]
+    pub fixed_ip: Option<String>,
+    /// Security groups for a made Port; `default` when absent, none when empty.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16))]
+    pub security_groups: Option<Vec<String>>,
+}
+
+/// Whether there is a config drive.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum ConfigDrive {
+    /// The guest gets a config drive.
+    #[default]
+    Enabled,
+    /// No config drive.
+    Disabled,
+}
+
+/// What a Server should do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum RunState {
+    /// Powered on.
+    #[default]
+    Running,
+    /// Shut down; host, disk and addresses are kept.
+    Stopped,
+}
+
+/// What happens when the guest shuts itself down while it should run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum OnGuestShutdown {
+    /// It stays off, as in Nova, and Ready becomes False; setting `runState` to Stopped and
+    /// back to Running starts it.
+    #[default]
+    Stop,
+    /// It is started again.
+    Restart,
+}
+
+/// Wishes about the host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PlacementWishes {
+    /// Labels that the Host must have.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub host_selector: BTreeMap<String, String>,
+}
+
+/// What Pileus found and did.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ServerStatus {
+    /// Generation of the spec that the status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// For people, in Nova's words; nothing decides by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<String>,
+    /// Where it is placed. Written by the scheduler alone; the one binding decision.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub placement: Option<Placement>,
+    /// The Instance that realises it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<String>,
+    /// What the host says of the machine: Running, Stopped, Paused or Unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub power_state: Option<PowerState>,
+    /// Addresses by interface.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub addresses: Vec<ServerAddress>,
+    /// The addresses with commas between them, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address_list: Option<String>,
+    /// The size that it was built with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flavor: Option<ResolvedFlavor>,
+    /// The image that it was built from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ResolvedImage>,
+    /// instance-id of the guest's data, also the domain's uuid on the host.
+    #[serde(
+        default,
+        rename = "instanceID",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub instance_id: Option<String>,
+    /// What was fixed when it first booted and stays so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hardware: Option<Hardware>,
+    /// Conditions: Ready, Stalled, UpToDate; Scheduled is the scheduler's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+}
+
+/// The scheduler's decision.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Placement {
+    /// Name of the Host.
+    pub host: String,
+    /// Number of the decision; higher than any earlier one for this Server.
+    #[schemars(range(min = 1))]
+    pub epoch: i64,
+    /// What it takes of the host; the scheduler's ledger is the sum of these.
+    pub claim: Claim,
+    /// When it was decided.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time: Option<Time>,
+}
+
+/// What a machine does, as its host says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum PowerState {
+    /// Not known now.
+    #[default]
+    Unknown,
+    /// Powered on.
+    Running,
+    /// Powered on, its processors held.
+    Paused,
+    /// Powered off.
+    Stopped,
+}
+
+/// An address of a Server.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ServerAddress {
+    /// Name of the interface.
+    pub name: String,
+    /// Name of the Port.
+    pub port: String,
+    /// Ethernet address.
+    pub mac_address: String,
+    /// IP addresses.
+    #[serde(default)]
+    pub ips: Vec<String>,
+}
+
+/// The size that a Server was built with.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ResolvedFlavor {
+    /// Name of the Flavor; absent for inline resources.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Virtual processors, memory and disk.
+    #[serde(flatten)]
+    pub claim: Claim,
+}
+
+/// The image that a Server was built from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ResolvedImage {
+    /// Name of the Image.
+    pub name: String,
+    /// uid of the Image.
+    pub uid: String,
+    /// `sha256:…` of its bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+}
+
+/// What is fixed at first boot, so that the guest never sees its hardware change.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Hardware {
+    /// Versioned machine type, such as `pc-q35-10.0`.
+    pub machine_type: String,
+    /// Model of the processors.
+    pub cpu_model: String,
+    /// `kvm` or `qemu`.
+    pub virt_type: String,
+    /// `bios` or `uefi`.
+    pub firmware: String,
+}
