@@ -1,1 +1,137 @@
-//! (filled in as the tree grows)
+//! What reconcilers share: context, status reports, finalizers, backoff, leases and
+//! metrics. Knows nothing of any kind's rules.
+
+pub mod backoff;
+pub mod events;
+pub mod finalize;
+pub mod lease;
+pub mod metrics;
+pub mod report;
+
+use k8s_openapi::api::core::v1::Namespace;
+use kube::{Api, Client};
+
+use crate::model::ClusterId;
+
+pub use events::Events;
+pub use metrics::Metrics;
+
+/// What every role has in hand.
+#[derive(Clone)]
+pub struct Context {
+    /// Client of the API server.
+    pub client: Client,
+    /// uid of the cluster's `kube-system` namespace.
+    pub cluster: ClusterId,
+    /// Publishes Kubernetes events.
+    pub events: Events,
+    /// Metrics of the role.
+    pub metrics: Metrics,
+}
+
+/// Something the API server did not do for us.
+#[derive(Debug, thiserror::Error)]
+#[error("failed to {action}")]
+pub struct ApiError {
+    /// What was tried, to follow "failed to".
+    pub action: String,
+    /// Why it failed.
+    #[source]
+    pub source: Box<kube::Error>,
+}
+
+impl ApiError {
+    /// For `map_err`: names what was tried.
+    pub fn doing(action: impl Into<String>) -> impl FnOnce(kube::Error) -> Self {
+        move |source| Self {
+            action: action.into(),
+            source: Box::new(source),
+        }
+    }
+
+    /// Whether the object changed meanwhile; the next pass sees the newer one.
+    #[must_use]
+    pub fn is_conflict(&self) -> bool {
+        matches!(&*self.source, kube::Error::Api(status) if status.is_conflict())
+    }
+
+    /// Whether the object (or its kind) is not there.
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        matches!(&*self.source, kube::Error::Api(status) if status.is_not_found())
+    }
+
+    /// Whether an object of that name is there already.
+    #[must_use]
+    pub fn is_already_exists(&self) -> bool {
+        matches!(&*self.source, kube::Error::Api(status) if status.is_already_exists())
+    }
+}
+
+/// An error with all its causes on one line, for logs and messages.
+#[must_use]
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+impl Context {
+    /// Connects by the environment (`KUBECONFIG`, or the pod's service account) and learns
+    /// which cluster this is.
+    ///
+    /// # Errors
+    /// When there is no usable configuration or the API server does not answer.
+    pub async fn connect(manager: &'static str, metrics: Metrics) -> Result<Self, ConnectError> {
+        // Installed once per process; a second call finds the first one's and is harmless.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let config = kube::Config::infer().await.map_err(ConnectError::Config)?;
+        let client = Client::try_from(config).map_err(ConnectError::Client)?;
+        Self::with_client(client, manager, metrics).await
+    }
+
+    /// Like [`Context::connect`] with a client made elsewhere.
+    ///
+    /// # Errors
+    /// When the API server does not answer, or the namespace has no uid.
+    pub async fn with_client(
+        client: Client,
+        manager: &'static str,
+        metrics: Metrics,
+    ) -> Result<Self, ConnectError> {
+        let namespace = Api::<Namespace>::all(client.clone())
+            .get("kube-system")
+            .await
+            .map_err(ConnectError::Cluster)?;
+        let uid = namespace.metadata.uid.ok_or(ConnectError::NoUid)?;
+        let events = Events::new(client.clone(), manager);
+        Ok(Self {
+            client,
+            cluster: ClusterId(uid),
+            events,
+            metrics,
+        })
+    }
+}
+
+/// Why a role could not reach its API server.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// Neither `KUBECONFIG` nor a service account.
+    #[error("no usable configuration for the API server; set KUBECONFIG")]
+    Config(#[source] kube::config::InferConfigError),
+    /// The configuration makes no client.
+    #[error("the configuration for the API server cannot be used")]
+    Client(#[source] kube::Error),
+    /// The cluster's identity could not be read.
+    #[error("cannot read the namespace kube-system, whose uid identifies the cluster")]
+    Cluster(#[source] kube::Error),
+    /// The cluster's identity is missing.
+    #[error("the namespace kube-system has no uid")]
+    NoUid,
+}
