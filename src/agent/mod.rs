@@ -1,1 +1,2 @@
 //! (filled in as the tree grows)
+pub mod instance;
