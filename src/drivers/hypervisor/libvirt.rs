@@ -1,0 +1,403 @@
+//! libvirt: one connection that comes back by itself, bounded threads for its blocking
+//! calls, one call for a domain at a time.
+//!
+//! A timeout does not cancel a call of libvirt: the call keeps its thread and the domain's
+//! lock until it returns, so that nothing else touches the domain meanwhile.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, Semaphore, broadcast, watch};
+use uuid::Uuid;
+use virt::connect::Connect;
+use virt::domain::Domain as VirtDomain;
+use virt::error::ErrorNumber;
+use virt_sys as sys;
+
+use super::domain::{Domain, DomainSpec, Event, HostFacts, Marks, State};
+use super::xml::{NAMESPACE, domain_xml, marks_xml, parse_capabilities, parse_domain};
+use super::{Error, Hypervisor, ffi};
+
+/// Calls that may run at once.
+const THREADS: usize = 16;
+/// How long a call may take before we stop waiting for it.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A connection to libvirt.
+#[derive(Clone)]
+pub struct Libvirt {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    uri: String,
+    connection: watch::Sender<Option<Arc<Connect>>>,
+    events: broadcast::Sender<Event>,
+    threads: Arc<Semaphore>,
+    locks: Mutex<HashMap<Uuid, Weak<AsyncMutex<()>>>>,
+}
+
+impl Libvirt {
+    /// Connects to `uri` in the background, now and whenever the connection is lost.
+    ///
+    /// # Errors
+    /// When libvirt's event loop cannot be started.
+    pub fn connect(uri: &str) -> Result<Self, Error> {
+        ffi::start_event_loop().map_err(Error::Unreachable)?;
+        let inner = Arc::new(Inner {
+            uri: uri.to_owned(),
+            connection: watch::Sender::new(None),
+            events: broadcast::Sender::new(4096),
+            threads: Arc::new(Semaphore::new(THREADS)),
+            locks: Mutex::default(),
+        });
+        tokio::spawn(keep_connected(Arc::downgrade(&inner)));
+        Ok(Self { inner })
+    }
+
+    /// Waits until there is a connection.
+    pub async fn connected(&self) {
+        let mut connection = self.inner.connection.subscribe();
+        // The sender lives as long as `self`, so the wait cannot fail.
+        let _ = connection.wait_for(Option::is_some).await;
+    }
+
+    async fn lock(&self, id: Uuid) -> OwnedMutexGuard<()> {
+        let lock = {
+            let mut locks = self
+                .inner
+                .locks
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            if locks.len() > 1024 {
+                locks.retain(|_, lock| lock.strong_count() > 0);
+            }
+            match locks.get(&id).and_then(Weak::upgrade) {
+                Some(lock) => lock,
+                None => {
+                    let lock = Arc::new(AsyncMutex::new(()));
+                    locks.insert(id, Arc::downgrade(&lock));
+                    lock
+                }
+            }
+        };
+        lock.lock_owned().await
+    }
+
+    /// Runs a blocking call; `id` names the domain that it touches.
+    async fn call<T: Send + 'static>(
+        &self,
+        action: &'static str,
+        id: Option<Uuid>,
+        f: impl FnOnce(&Connect) -> Result<T, virt::error::Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let whole = async {
+            let guard = match id {
+                Some(id) => Some(self.lock(id).await),
+                None => None,
+            };
+            let permit = self.inner.threads.clone().acquire_owned().await;
+            let Some(connection) = self.inner.connection.borrow().clone() else {
+                return Err(Error::Unreachable("not connected".to_owned()));
+            };
+            let work = tokio::task::spawn_blocking(move || {
+                let result = f(&connection);
+                drop((guard, permit));
+                result
+            });
+            match work.await {
+                Ok(result) => result.map_err(|e| translate(action, id, &e)),
+                Err(_) => Err(Error::Failed {
+                    action,
+                    message: "the call ended in a panic".to_owned(),
+                }),
+            }
+        };
+        tokio::time::timeout(PATIENCE, whole)
+            .await
+            .unwrap_or(Err(Error::Timeout(action)))
+    }
+
+    async fn on_domain(
+        &self,
+        action: &'static str,
+        id: Uuid,
+        f: impl FnOnce(&VirtDomain) -> Result<(), virt::error::Error> + Send + 'static,
+    ) -> Result<(), Error> {
+        self.call(action, Some(id), move |connect| {
+            f(&connect.lookup_domain_by_uuid(id)?)
+        })
+        .await
+    }
+}
+
+fn translate(action: &'static str, id: Option<Uuid>, error: &virt::error::Error) -> Error {
+    use virt::enumutil::Enum;
+    let code = error.code();
+    let message = error.message().to_owned();
+    match (code, id) {
+        (Enum::Known(ErrorNumber::NoDomain), Some(id)) => Error::NotFound(id),
+        (Enum::Known(ErrorNumber::Rpc | ErrorNumber::NoConnect | ErrorNumber::SystemError), _)
+            if is_connection_loss(&message) =>
+        {
+            Error::Unreachable(message)
+        }
+        (Enum::Known(ErrorNumber::InternalError), _) if is_connection_loss(&message) => {
+            Error::Unreachable(message)
+        }
+        _ => Error::Failed { action, message },
+    }
+}
+
+fn is_connection_loss(message: &str) -> bool {
+    [
+        "client socket is closed",
+        "End of file while reading",
+        "Cannot recv data",
+        "Cannot write data",
+        "Connection refused",
+        "Failed to connect socket",
+        "keepalive",
+    ]
+    .iter()
+    .any(|part| message.contains(part))
+}
+
+/// Whether an operation failed because the domain is in that state already.
+fn is_invalid_operation(error: &virt::error::Error) -> bool {
+    use virt::enumutil::Enum;
+    matches!(error.code(), Enum::Known(ErrorNumber::OperationInvalid))
+}
+
+async fn keep_connected(inner: Weak<Inner>) {
+    let mut wait = Duration::from_millis(200);
+    loop {
+        let Some(strong) = inner.upgrade() else {
+            return;
+        };
+        let (closed_tx, mut closed) = tokio::sync::mpsc::channel::<()>(1);
+        let uri = strong.uri.clone();
+        let events = strong.events.clone();
+        let opened = tokio::task::spawn_blocking(move || open(&uri, &events, &closed_tx)).await;
+        match opened {
+            Ok(Ok(connection)) => {
+                tracing::info!(uri = %strong.uri, "connected to libvirt");
+                wait = Duration::from_millis(200);
+                strong.connection.send_replace(Some(connection));
+                // Nobody may listen yet; then nobody has missed anything either.
+                let _ = strong.events.send(Event::Connected);
+                drop(strong);
+                closed.recv().await;
+                let Some(strong) = inner.upgrade() else {
+                    return;
+                };
+                tracing::warn!(uri = %strong.uri, "lost the connection to libvirt");
+                strong.connection.send_replace(None);
+                let _ = strong.events.send(Event::Disconnected);
+            }
+            Ok(Err(message)) => {
+                tracing::warn!(uri = %strong.uri, %message, "cannot connect to libvirt");
+                drop(strong);
+                tokio::time::sleep(wait).await;
+                wait = (wait * 2).min(Duration::from_secs(5));
+            }
+            Err(_) => return,
+        }
+    }
+}
+
+fn open(
+    uri: &str,
+    events: &broadcast::Sender<Event>,
+    closed: &tokio::sync::mpsc::Sender<()>,
+) -> Result<Arc<Connect>, String> {
+    let connection = Connect::open(Some(uri)).map_err(|e| e.message().to_owned())?;
+    let connection = Arc::new(connection);
+    ffi::subscribe(&connection, || {
+        let (events, closed) = (events.clone(), closed.clone());
+        Box::new(move |notice| match notice {
+            ffi::Notice::Domain(id) => {
+                let _ = events.send(Event::Domain(id));
+            }
+            ffi::Notice::Closed => {
+                let _ = closed.try_send(());
+            }
+        })
+    })?;
+    Ok(connection)
+}
+
+fn state_of(domain: &VirtDomain) -> Result<State, virt::error::Error> {
+    use virt::domain::{
+        DomainShutoffReason, DomainState, DomainStateReason, DomainStateReasonEnum,
+    };
+    use virt::enumutil::Enum;
+    let (state, reason) = domain.state()?;
+    Ok(match state {
+        Enum::Known(DomainState::Running | DomainState::Blocked) => State::Running,
+        Enum::Known(DomainState::Paused | DomainState::PMSuspended) => State::Paused,
+        Enum::Known(DomainState::Shutdown) => State::ShuttingDown,
+        Enum::Known(DomainState::Crashed) => State::Crashed,
+        _ => match reason {
+            DomainStateReasonEnum::Known(DomainStateReason::Shutoff(Enum::Known(
+                DomainShutoffReason::Shutdown,
+            ))) => State::ShutDown,
+            _ => State::Off,
+        },
+    })
+}
+
+fn inspect(domain: &VirtDomain) -> Result<Domain, virt::error::Error> {
+    let parsed = parse_domain(&domain.xml_desc(0)?);
+    Ok(Domain {
+        id: domain.uuid()?,
+        state: state_of(domain)?,
+        marks: parsed.marks,
+        hardware: parsed.hardware,
+        taps: parsed.taps,
+    })
+}
+
+fn version(number: u32) -> String {
+    format!(
+        "{}.{}.{}",
+        number / 1_000_000,
+        number / 1000 % 1000,
+        number % 1000
+    )
+}
+
+#[async_trait]
+impl Hypervisor for Libvirt {
+    async fn host(&self) -> Result<HostFacts, Error> {
+        self.call("read the host's capabilities", None, |connect| {
+            Ok(HostFacts {
+                libvirt: version(connect.lib_version()?),
+                qemu: version(connect.hyp_version()?),
+                ..parse_capabilities(&connect.capabilities()?)
+            })
+        })
+        .await
+    }
+
+    async fn domains(&self) -> Result<Vec<Domain>, Error> {
+        self.call("list the domains", None, |connect| {
+            let domains = connect.list_all_domains(0)?;
+            // One that vanishes while it is looked at is no failure of the list.
+            Ok(domains
+                .iter()
+                .filter_map(|domain| inspect(domain).ok())
+                .collect())
+        })
+        .await
+    }
+
+    async fn domain(&self, id: Uuid) -> Result<Option<Domain>, Error> {
+        let found = self
+            .call("look at a domain", Some(id), move |connect| {
+                inspect(&connect.lookup_domain_by_uuid(id)?)
+            })
+            .await;
+        match found {
+            Err(Error::NotFound(_)) => Ok(None),
+            found => found.map(Some),
+        }
+    }
+
+    async fn define(&self, spec: &DomainSpec) -> Result<(), Error> {
+        let xml = domain_xml(spec);
+        self.call("define a domain", Some(spec.id), move |connect| {
+            connect.define_domain_xml(&xml).map(drop)
+        })
+        .await
+    }
+
+    async fn mark(&self, id: Uuid, marks: &Marks) -> Result<(), Error> {
+        // libvirt adds the declaration of the namespace itself.
+        let xml = marks_xml(marks)
+            .replacen("pileus:owner", "owner", 1)
+            .replacen(&format!(" xmlns:pileus='{NAMESPACE}'"), "", 1);
+        self.on_domain("change a domain's marks", id, move |domain| {
+            let mut flags = sys::VIR_DOMAIN_AFFECT_CONFIG;
+            if domain.is_active()? {
+                flags |= sys::VIR_DOMAIN_AFFECT_LIVE;
+            }
+            domain
+                .set_metadata(
+                    sys::VIR_DOMAIN_METADATA_ELEMENT as i32,
+                    Some(&xml),
+                    Some("pileus"),
+                    Some(NAMESPACE),
+                    flags,
+                )
+                .map(drop)
+        })
+        .await
+    }
+
+    async fn start_paused(&self, id: Uuid) -> Result<(), Error> {
+        self.on_domain("start a domain", id, |domain| {
+            match domain.create_with_flags(sys::VIR_DOMAIN_START_PAUSED) {
+                Err(error) if is_invalid_operation(&error) && domain.is_active()? => Ok(()),
+                done => done,
+            }
+        })
+        .await
+    }
+
+    async fn resume(&self, id: Uuid) -> Result<(), Error> {
+        self.on_domain("resume a domain", id, |domain| match domain.resume() {
+            Err(error) if is_invalid_operation(&error) && state_of(domain)? == State::Running => {
+                Ok(())
+            }
+            done => done,
+        })
+        .await
+    }
+
+    async fn shut_down(&self, id: Uuid) -> Result<(), Error> {
+        self.on_domain("shut a domain down", id, |domain| match domain.shutdown() {
+            Err(error) if is_invalid_operation(&error) && !domain.is_active()? => Ok(()),
+            done => done,
+        })
+        .await
+    }
+
+    async fn power_off(&self, id: Uuid) -> Result<(), Error> {
+        let done = self
+            .on_domain("cut a domain's power", id, |domain| {
+                match domain.destroy() {
+                    Err(error) if is_invalid_operation(&error) && !domain.is_active()? => Ok(()),
+                    done => done,
+                }
+            })
+            .await;
+        match done {
+            Err(Error::NotFound(_)) => Ok(()),
+            done => done,
+        }
+    }
+
+    async fn undefine(&self, id: Uuid) -> Result<(), Error> {
+        let done = self
+            .on_domain("remove a domain's definition", id, |domain| {
+                domain.undefine_flags(
+                    sys::VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+                        | sys::VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+                        | sys::VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+                        | sys::VIR_DOMAIN_UNDEFINE_NVRAM,
+                )
+            })
+            .await;
+        match done {
+            Err(Error::NotFound(_)) => Ok(()),
+            done => done,
+        }
+    }
+
+    fn events(&self) -> broadcast::Receiver<Event> {
+        self.inner.events.subscribe()
+    }
+}

@@ -1,0 +1,425 @@
+//! Domain XML: a pure function of [`DomainSpec`], and the few facts that are read back.
+
+use std::fmt::Write;
+
+use roxmltree::{Document, Node};
+use uuid::Uuid;
+
+use super::domain::{Boot, Cell, DefinedHardware, DomainSpec, HostFacts, Marks, Nic};
+use crate::model::{ClusterId, Owner};
+
+/// XML namespace of our marks.
+pub const NAMESPACE: &str = "https://pileus.dev/xmlns/domain/1";
+/// Root ports kept free for hot-plug.
+const SPARE_PORTS: usize = 16;
+/// Root ports in front of the first interface's: root disk, config drive, rng, balloon,
+/// virtio-serial. A device keeps its port for the Server's life.
+const FIXED_PORTS: usize = 5;
+
+/// Name of the domain in libvirt; a Server's name may be too long and is not unique.
+#[must_use]
+pub fn domain_name(id: Uuid) -> String {
+    format!("pileus-{id}")
+}
+
+/// Text made safe for XML: markup escaped, characters that XML 1.0 does not have dropped.
+fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            '\'' => out.push_str("&apos;"),
+            '\t' | '\n' | '\r' => out.push(' '),
+            '\0'..='\u{1f}' | '\u{fffe}' | '\u{ffff}' => {}
+            other => out.push(other),
+        }
+    }
+    out
+}
+
+/// The element with our marks.
+#[must_use]
+pub fn marks_xml(marks: &Marks) -> String {
+    let Owner {
+        cluster,
+        kind,
+        namespace,
+        name,
+        uid,
+    } = &marks.owner;
+    format!(
+        "<pileus:owner xmlns:pileus='{NAMESPACE}' cluster='{}' kind='{}' namespace='{}' name='{}' uid='{}' epoch='{}'/>",
+        escape(&cluster.0),
+        escape(kind),
+        escape(namespace),
+        escape(name),
+        escape(uid),
+        marks.epoch,
+    )
+}
+
+/// The domain's XML.
+#[must_use]
+pub fn domain_xml(spec: &DomainSpec) -> String {
+    let mut x = String::with_capacity(8192);
+    let title = format!("{}/{}", spec.marks.owner.namespace, spec.marks.owner.name);
+    // Writing into a String cannot fail; the results are dropped for that reason.
+    let _ = write!(
+        x,
+        "<domain type='{virt}'>\n\
+         <name>{name}</name>\n<uuid>{id}</uuid>\n<title>{title}</title>\n\
+         <metadata>{marks}</metadata>\n\
+         <memory unit='MiB'>{memory}</memory>\n<vcpu placement='static'>{vcpus}</vcpu>\n",
+        virt = spec.virt_type.as_str(),
+        name = domain_name(spec.id),
+        id = spec.id,
+        title = escape(&title),
+        marks = marks_xml(&spec.marks),
+        memory = spec.memory_mib,
+        vcpus = spec.vcpus,
+    );
+    os(&mut x, spec);
+    let _ = write!(
+        x,
+        "<features><acpi/><apic/></features>\n\
+         <cpu mode='custom' match='exact' check='none'><model fallback='forbid'>{cpu}</model></cpu>\n\
+         <clock offset='utc'><timer name='pit' tickpolicy='delay'/><timer name='rtc' tickpolicy='catchup'/><timer name='hpet' present='no'/></clock>\n\
+         <on_poweroff>destroy</on_poweroff><on_reboot>restart</on_reboot><on_crash>destroy</on_crash>\n\
+         <devices>\n",
+        cpu = escape(&spec.cpu_model),
+    );
+    controllers(&mut x, FIXED_PORTS + spec.nics.len() + SPARE_PORTS);
+    let _ = write!(
+        x,
+        "<disk type='file' device='disk'><driver name='qemu' type='{format}' discard='unmap'/><source file='{path}'/><target dev='vda' bus='virtio'/><serial>{serial}</serial>{address}</disk>\n",
+        format = escape(&spec.root.format),
+        path = escape(&spec.root.path),
+        serial = escape(&spec.root.serial.chars().take(20).collect::<String>()),
+        address = on_port(1),
+    );
+    if let Some(path) = &spec.config_drive {
+        let _ = writeln!(
+            x,
+            "<disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='{}'/><target dev='vdz' bus='virtio'/><readonly/><serial>config-2</serial>{}</disk>",
+            escape(path),
+            on_port(2),
+        );
+    }
+    for (index, nic) in spec.nics.iter().enumerate() {
+        interface(&mut x, nic, FIXED_PORTS + 1 + index);
+    }
+    let _ = write!(
+        x,
+        "<serial type='pty'><log file='{log}' append='on'/><target port='0'/></serial>\n\
+         <console type='pty'><target type='serial' port='0'/></console>\n\
+         <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>\n\
+         <graphics type='vnc' socket='{vnc}'/>\n\
+         <video><model type='vga' vram='16384'/><address type='pci' domain='0x0000' bus='0x00' slot='0x01' function='0x0'/></video>\n\
+         <rng model='virtio'><backend model='random'>/dev/urandom</backend>{rng}</rng>\n\
+         <memballoon model='virtio' autodeflate='on'><stats period='10'/>{balloon}</memballoon>\n\
+         </devices>\n</domain>\n",
+        log = escape(&spec.console_log),
+        vnc = escape(&spec.vnc_socket),
+        rng = on_port(3),
+        balloon = on_port(4),
+    );
+    x
+}
+
+fn os(x: &mut String, spec: &DomainSpec) {
+    let _ = write!(
+        x,
+        "<os><type arch='x86_64' machine='{}'>hvm</type>",
+        escape(&spec.machine)
+    );
+    match &spec.boot {
+        Boot::Disk => x.push_str("<boot dev='hd'/>"),
+        Boot::Kernel {
+            kernel,
+            initrd,
+            command_line,
+        } => {
+            let _ = write!(x, "<kernel>{}</kernel>", escape(kernel));
+            if let Some(initrd) = initrd {
+                let _ = write!(x, "<initrd>{}</initrd>", escape(initrd));
+            }
+            let _ = write!(x, "<cmdline>{}</cmdline>", escape(command_line));
+        }
+    }
+    x.push_str("</os>\n");
+}
+
+/// PCI Express root ports 1 to `count`, eight to a slot of the root complex, from slot 2.
+fn controllers(x: &mut String, count: usize) {
+    x.push_str("<controller type='usb' index='0' model='none'/>\n<controller type='pci' index='0' model='pcie-root'/>\n");
+    for index in 1..=count {
+        let (slot, function) = (2 + (index - 1) / 8, (index - 1) % 8);
+        let multi = if function == 0 {
+            " multifunction='on'"
+        } else {
+            ""
+        };
+        let _ = writeln!(
+            x,
+            "<controller type='pci' index='{index}' model='pcie-root-port'><target chassis='{index}' port='0x{port:x}'/><address type='pci' domain='0x0000' bus='0x00' slot='0x{slot:02x}' function='0x{function:x}'{multi}/></controller>",
+            port = slot * 8 + function,
+        );
+    }
+    let _ = writeln!(
+        x,
+        "<controller type='virtio-serial' index='0'>{}</controller>",
+        on_port(5)
+    );
+}
+
+fn on_port(port: usize) -> String {
+    format!("<address type='pci' domain='0x0000' bus='0x{port:02x}' slot='0x00' function='0x0'/>")
+}
+
+fn interface(x: &mut String, nic: &Nic, port: usize) {
+    let _ = writeln!(
+        x,
+        "<interface type='bridge'><mac address='{mac}'/><source bridge='br-int'/><virtualport type='openvswitch'><parameters interfaceid='{id}'/></virtualport><target dev='{tap}'/><model type='virtio'/><mtu size='{mtu}'/>{address}</interface>",
+        mac = nic.mac,
+        id = nic.port_id,
+        tap = nic.tap(),
+        mtu = nic.mtu,
+        address = on_port(port),
+    );
+}
+
+fn child<'a>(node: Node<'a, 'a>, name: &str) -> Option<Node<'a, 'a>> {
+    node.children().find(|n| n.tag_name().name() == name)
+}
+
+fn text(node: Node<'_, '_>, path: &[&str]) -> Option<String> {
+    path.iter()
+        .try_fold(node, |at, name| {
+            at.children().find(|n| n.tag_name().name() == *name)
+        })
+        .and_then(|n| n.text().map(str::to_owned))
+}
+
+/// What is read back of a domain's XML.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Parsed {
+    /// Our marks.
+    pub marks: Option<Marks>,
+    /// Hardware.
+    pub hardware: DefinedHardware,
+    /// Tap devices.
+    pub taps: Vec<String>,
+}
+
+/// Reads a domain's XML; what is not understood is left out.
+#[must_use]
+pub fn parse_domain(xml: &str) -> Parsed {
+    let Ok(document) = Document::parse(xml) else {
+        return Parsed::default();
+    };
+    let root = document.root_element();
+    let marks = document
+        .descendants()
+        .find(|n| n.tag_name().name() == "owner" && n.tag_name().namespace() == Some(NAMESPACE))
+        .and_then(parse_marks);
+    let machine = child(root, "os")
+        .and_then(|os| child(os, "type"))
+        .and_then(|t| t.attribute("machine"))
+        .unwrap_or_default();
+    let taps = document
+        .descendants()
+        .filter(|n| n.tag_name().name() == "interface")
+        .filter_map(|n| {
+            child(n, "target")
+                .and_then(|t| t.attribute("dev"))
+                .map(str::to_owned)
+        })
+        .collect();
+    Parsed {
+        marks,
+        hardware: DefinedHardware {
+            machine: machine.to_owned(),
+            cpu_model: text(root, &["cpu", "model"]).unwrap_or_default(),
+            virt_type: root.attribute("type").unwrap_or_default().to_owned(),
+        },
+        taps,
+    }
+}
+
+fn parse_marks(node: Node<'_, '_>) -> Option<Marks> {
+    let get = |name| node.attribute(name).map(str::to_owned);
+    Some(Marks {
+        owner: Owner {
+            cluster: ClusterId(get("cluster")?),
+            kind: get("kind")?,
+            namespace: get("namespace")?,
+            name: get("name")?,
+            uid: get("uid")?,
+        },
+        epoch: node.attribute("epoch")?.parse().ok()?,
+    })
+}
+
+/// Reads architecture, NUMA cells and machine types of libvirt's capabilities.
+#[must_use]
+pub fn parse_capabilities(xml: &str) -> HostFacts {
+    let Ok(document) = Document::parse(xml) else {
+        return HostFacts::default();
+    };
+    let root = document.root_element();
+    let architecture = text(root, &["host", "cpu", "arch"]).unwrap_or_default();
+    let cells = document
+        .descendants()
+        .filter(|n| n.tag_name().name() == "cell")
+        .filter_map(|cell| {
+            let memory: i64 = text(cell, &["memory"])?.trim().parse().ok()?;
+            let cpus = cell
+                .descendants()
+                .filter(|n| n.tag_name().name() == "cpu")
+                .filter_map(|n| n.attribute("id")?.parse().ok())
+                .collect();
+            // libvirt gives KiB here.
+            Some(Cell {
+                id: cell.attribute("id")?.parse().ok()?,
+                cpus,
+                memory_mib: memory / 1024,
+            })
+        })
+        .collect();
+    let mut machines: Vec<String> = document
+        .descendants()
+        .filter(|n| n.tag_name().name() == "arch" && n.attribute("name") == Some(&architecture))
+        .flat_map(|n| {
+            n.children()
+                .filter(|m| m.tag_name().name() == "machine")
+                .collect::<Vec<_>>()
+        })
+        .filter_map(|n| n.text().map(str::to_owned))
+        .filter(|m| m.starts_with("pc-q35-"))
+        .collect();
+    machines.sort_by_key(|m| std::cmp::Reverse(machine_version(m)));
+    machines.dedup();
+    HostFacts {
+        architecture,
+        cells,
+        machines,
+        ..HostFacts::default()
+    }
+}
+
+fn machine_version(machine: &str) -> (u32, u32) {
+    let mut numbers = machine
+        .trim_start_matches("pc-q35-")
+        .split('.')
+        .map(|n| n.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::drivers::hypervisor::domain::{Disk, VirtType};
+
+    fn spec() -> DomainSpec {
+        let id = Uuid::from_u128(7);
+        DomainSpec {
+            id,
+            marks: Marks {
+                owner: Owner {
+                    cluster: ClusterId("c".into()),
+                    kind: "Server".into(),
+                    namespace: "default".into(),
+                    name: format!("<&\"'{}", "n".repeat(249)),
+                    uid: "u".into(),
+                },
+                epoch: 3,
+            },
+            vcpus: 1,
+            memory_mib: 64,
+            machine: "pc-q35-10.0".into(),
+            cpu_model: "Nehalem".into(),
+            virt_type: VirtType::Qemu,
+            boot: Boot::Kernel {
+                kernel: "/k".into(),
+                initrd: Some("/i".into()),
+                command_line: "console=ttyS0 a='b' <c>".into(),
+            },
+            root: Disk {
+                path: "/d".into(),
+                format: "qcow2".into(),
+                serial: "s".into(),
+            },
+            config_drive: Some("/c".into()),
+            nics: vec![Nic {
+                port_id: Uuid::from_u128(9),
+                mac: "fa:16:3e:00:00:01".parse().unwrap(),
+                mtu: 1442,
+            }],
+            console_log: "/log".into(),
+            vnc_socket: "/vnc".into(),
+        }
+    }
+
+    #[test]
+    fn marks_survive_any_name() {
+        let parsed = parse_domain(&domain_xml(&spec()));
+        assert_eq!(parsed.marks, Some(spec().marks));
+        assert_eq!(parsed.hardware.machine, "pc-q35-10.0");
+        assert_eq!(parsed.hardware.cpu_model, "Nehalem");
+        assert_eq!(parsed.taps, ["tap00000000-00"]);
+    }
+
+    #[test]
+    fn no_two_devices_share_an_address() {
+        let mut spec = spec();
+        spec.nics = (0..16)
+            .map(|n| Nic {
+                port_id: Uuid::from_u128(n),
+                ..spec.nics[0].clone()
+            })
+            .collect();
+        let xml = domain_xml(&spec);
+        let document = Document::parse(&xml).unwrap();
+        let addresses: Vec<_> = document
+            .descendants()
+            .filter(|n| n.tag_name().name() == "address")
+            .map(|n| {
+                (
+                    n.attribute("bus"),
+                    n.attribute("slot"),
+                    n.attribute("function"),
+                )
+            })
+            .collect();
+        let unique: std::collections::HashSet<_> = addresses.iter().collect();
+        assert_eq!(unique.len(), addresses.len());
+    }
+
+    #[test]
+    fn a_device_keeps_its_address_when_others_come() {
+        let before = domain_xml(&spec());
+        let mut more = spec();
+        more.nics.push(Nic {
+            port_id: Uuid::from_u128(10),
+            ..more.nics[0].clone()
+        });
+        let after = domain_xml(&more);
+        let nic = before
+            .lines()
+            .find(|l| l.starts_with("<interface"))
+            .unwrap();
+        assert!(after.contains(nic));
+    }
+
+    #[test]
+    fn foreign_xml_is_nobodys() {
+        assert_eq!(
+            parse_domain("<domain type='kvm'><name>x</name></domain>").marks,
+            None
+        );
+        assert_eq!(parse_domain("not xml"), Parsed::default());
+    }
+}
