@@ -1,0 +1,384 @@
+//! A real etcd and kube-apiserver of one test's own, on loopback.
+//!
+//! ```ignore
+//! mod support;
+//! use support::apiserver::TestServer;
+//!
+//! #[tokio::test]
+//! async fn servers_are_stored() {
+//!     let server = TestServer::start().await;   // about 4 s; our CRDs are there, without CEL
+//!     server.namespace("demo").await;
+//!     let servers: Api<Server> = Api::namespaced(server.client(), "demo");
+//! }                                             // both processes are killed, by pid
+//! ```
+//!
+//! Nothing but the API server runs: no controller manager, so nothing collects garbage
+//! and a deleted namespace stays. The binaries are looked for in `$KUBEBUILDER_ASSETS`,
+//! then in `PATH`, then in `~/.cache/pileus` and the directories below it, where
+//! `hack/devstack` leaves what it built. Two servers at once do not meet: ports are free
+//! ones and every file is in a temporary directory.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that cannot have its API server is over"
+)]
+#![allow(dead_code, reason = "each test crate uses its own part of this module")]
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::{Client, Config};
+use tempfile::TempDir;
+
+/// Token of the administrator, who is in `system:masters`.
+const TOKEN: &str = "administrator";
+/// How long a process may take to answer.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A running API server, killed on drop together with its etcd.
+pub struct TestServer {
+    url: String,
+    children: Vec<Child>,
+    directory: TempDir,
+}
+
+impl TestServer {
+    /// Starts etcd and kube-apiserver, installs our CRDs without CEL, makes the namespace
+    /// `pileus-system`.
+    ///
+    /// # Panics
+    /// When a binary is missing or does not answer within a minute; the message says
+    /// what to do, or ends with the last lines of its log.
+    pub async fn start() -> Self {
+        let mut server = Self::start_bare().await;
+        server.install_crds().await;
+        server.namespace(pileus::api::names::SYSTEM_NAMESPACE).await;
+        server
+    }
+
+    /// Starts etcd and kube-apiserver and installs nothing.
+    pub async fn start_bare() -> Self {
+        // Once per process; a second call finds the first one's, which is the same.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let mut last = String::new();
+        for _ in 0..3 {
+            match Self::try_start().await {
+                Ok(server) => return server,
+                // Another process may have taken a port between our look and its use.
+                Err(log) => last = log,
+            }
+        }
+        panic!("the API server did not start three times in a row; its last words:\n{last}");
+    }
+
+    async fn try_start() -> Result<Self, String> {
+        let etcd = find("etcd");
+        let apiserver = find("kube-apiserver");
+        let directory = tempfile::Builder::new()
+            .prefix("pileus-apiserver-")
+            .tempdir()
+            .unwrap();
+        let dir = directory.path();
+        let [client_port, peer_port, port] = free_ports();
+        let etcd_url = format!("http://127.0.0.1:{client_port}");
+        let peer_url = format!("http://127.0.0.1:{peer_port}");
+        let key = dir.join("service-account.key");
+        let made = Command::new("openssl")
+            .args([
+                "genpkey",
+                "-algorithm",
+                "RSA",
+                "-pkeyopt",
+                "rsa_keygen_bits:2048",
+                "-out",
+            ])
+            .arg(&key)
+            .stderr(Stdio::null())
+            .status()
+            .expect("openssl is needed to make the API server's key: install `openssl`");
+        assert!(
+            made.success(),
+            "openssl could not make a key in {}",
+            dir.display()
+        );
+        fs::write(
+            dir.join("tokens.csv"),
+            format!("{TOKEN},{TOKEN},{TOKEN},system:masters\n"),
+        )
+        .unwrap();
+
+        let mut server = Self {
+            url: format!("https://127.0.0.1:{port}"),
+            children: Vec::new(),
+            directory,
+        };
+        let dir = server.directory.path().to_owned();
+        let mut command = owned(&etcd);
+        command
+            .arg(format!("--data-dir={}", dir.join("etcd").display()))
+            .arg(format!("--listen-client-urls={etcd_url}"))
+            .arg(format!("--advertise-client-urls={etcd_url}"))
+            .arg(format!("--listen-peer-urls={peer_url}"))
+            .arg(format!("--initial-advertise-peer-urls={peer_url}"))
+            .arg(format!("--initial-cluster=default={peer_url}"))
+            // The data live as long as the test: nothing is gained by waiting for a disk.
+            .arg("--unsafe-no-fsync");
+        server.children.push(spawn(command, &dir.join("etcd.log")));
+        let mut command = owned(&apiserver);
+        command
+            .arg(format!("--etcd-servers={etcd_url}"))
+            .arg(format!("--secure-port={port}"))
+            .arg("--bind-address=127.0.0.1")
+            .arg(format!("--cert-dir={}", dir.join("certificates").display()))
+            .arg(format!(
+                "--token-auth-file={}",
+                dir.join("tokens.csv").display()
+            ))
+            .arg("--authorization-mode=RBAC")
+            .arg("--service-account-issuer=https://127.0.0.1")
+            .arg(format!("--service-account-key-file={}", key.display()))
+            .arg(format!(
+                "--service-account-signing-key-file={}",
+                key.display()
+            ))
+            .arg("--service-cluster-ip-range=192.0.2.0/24")
+            .arg("--disable-admission-plugins=ServiceAccount");
+        server
+            .children
+            .push(spawn(command, &dir.join("kube-apiserver.log")));
+        fs::write(server.kubeconfig(), server.kubeconfig_text()).unwrap();
+        server.wait_until_ready().await?;
+        Ok(server)
+    }
+
+    /// A client with every right. It belongs to the runtime that it was made in: make
+    /// one for each test.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        let mut config = Config::new(self.url.parse().unwrap());
+        config.accept_invalid_certs = true;
+        config.auth_info.token = Some(TOKEN.to_owned().into());
+        Client::try_from(config).unwrap()
+    }
+
+    /// A kubeconfig with every right, for programs that the test starts.
+    #[must_use]
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.directory.path().join("kubeconfig")
+    }
+
+    /// Address of the API server.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Pid of kube-apiserver, for tests that stop and continue it.
+    #[must_use]
+    pub fn apiserver_pid(&self) -> u32 {
+        self.children[1].id()
+    }
+
+    /// Makes a namespace, if it is not there.
+    pub async fn namespace(&self, name: &str) {
+        let namespace = Namespace {
+            metadata: kube::api::ObjectMeta {
+                name: Some(name.to_owned()),
+                ..Default::default()
+            },
+            ..Default::default()
+        };
+        match Api::all(self.client())
+            .create(&PostParams::default(), &namespace)
+            .await
+        {
+            Ok(_) => {}
+            Err(kube::Error::Api(status)) if status.is_already_exists() => {}
+            Err(error) => panic!("cannot make the namespace {name}: {error}"),
+        }
+    }
+
+    /// Installs our CRDs without CEL and waits until they are served.
+    pub async fn install_crds(&mut self) {
+        let api: Api<CustomResourceDefinition> = Api::all(self.client());
+        let params = PatchParams::apply("pileus-tests").force();
+        let crds = pileus::api::crd::all();
+        for crd in &crds {
+            let name = crd.metadata.name.clone().unwrap();
+            let json = pileus::api::crd::to_json(crd, false).unwrap();
+            if let Err(error) = api.patch(&name, &params, &Patch::Apply(&json)).await {
+                panic!("cannot install the definition {name}: {error}");
+            }
+        }
+        for crd in &crds {
+            let name = crd.metadata.name.clone().unwrap();
+            let start = Instant::now();
+            while !self.is_served(crd, &name).await {
+                assert!(start.elapsed() < PATIENCE, "{name} is not served");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+
+    /// A definition is Established a moment before its paths answer.
+    async fn is_served(&self, crd: &CustomResourceDefinition, name: &str) -> bool {
+        let plural = &crd.spec.names.plural;
+        let path = format!(
+            "/apis/{}/{}/{plural}?limit=1",
+            pileus::api::GROUP,
+            pileus::api::VERSION
+        );
+        let request = http_get(&path);
+        match self.client().request_text(request).await {
+            Ok(_) => true,
+            Err(kube::Error::Api(status)) if status.is_not_found() => false,
+            Err(error) => panic!("cannot list {name}: {error}"),
+        }
+    }
+
+    async fn wait_until_ready(&mut self) -> Result<(), String> {
+        let start = Instant::now();
+        loop {
+            // `kube-system` is made a moment after the server is ready, and our roles
+            // read it first.
+            let namespaces: Api<Namespace> = Api::all(self.client());
+            let ready = self
+                .client()
+                .request_text(http_get("/readyz"))
+                .await
+                .is_ok()
+                && namespaces.get("kube-system").await.is_ok();
+            if ready {
+                return Ok(());
+            }
+            for (child, log) in self.children.iter_mut().zip(["etcd", "kube-apiserver"]) {
+                if child.try_wait().unwrap().is_some() || start.elapsed() > PATIENCE {
+                    return Err(tail(&self.directory.path().join(format!("{log}.log"))));
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    fn kubeconfig_text(&self) -> String {
+        serde_json::json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "test", "cluster": {
+                "server": self.url, "insecure-skip-tls-verify": true}}],
+            "users": [{"name": "test", "user": {"token": TOKEN}}],
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+            "current-context": "test",
+        })
+        .to_string()
+    }
+}
+
+impl Drop for TestServer {
+    fn drop(&mut self) {
+        // The API server first, so that it does not spend its last moments on an etcd
+        // that is gone.
+        for child in self.children.iter_mut().rev() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn http_get(path: &str) -> http::Request<Vec<u8>> {
+    http::Request::get(path).body(Vec::new()).unwrap()
+}
+
+/// A command that dies with the test process, also when that is killed.
+fn owned(binary: &Path) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL"]).arg(binary);
+    command
+}
+
+/// Starts a command from a thread that never ends: the kernel delivers the signal of
+/// `--pdeathsig` when the *thread* that started the process is gone, and a test's thread
+/// may go before a server that it shares.
+fn spawn(mut command: Command, log: &Path) -> Child {
+    let out = fs::File::create(log).unwrap();
+    command
+        .stdin(Stdio::null())
+        .stdout(out.try_clone().unwrap())
+        .stderr(out);
+    let (send, receive) = mpsc::channel();
+    std::thread::spawn(move || {
+        let _ = send.send(command.spawn());
+        loop {
+            std::thread::park();
+        }
+    });
+    receive
+        .recv()
+        .unwrap()
+        .expect("`setpriv` is needed: install `util-linux`")
+}
+
+fn free_ports<const N: usize>() -> [u16; N] {
+    // All are held until all are known, so that they differ.
+    let held = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    held.map(|listener| listener.local_addr().unwrap().port())
+}
+
+/// The binary `name`, by the rule in the module's documentation.
+///
+/// # Panics
+/// When it is nowhere.
+#[must_use]
+pub fn find(name: &str) -> PathBuf {
+    let mut directories = Vec::new();
+    if let Some(assets) = std::env::var_os("KUBEBUILDER_ASSETS") {
+        directories.push(PathBuf::from(assets));
+    }
+    if let Some(path) = std::env::var_os("PATH") {
+        directories.extend(std::env::split_paths(&path));
+    }
+    let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(
+        || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache"),
+        PathBuf::from,
+    );
+    let mut below = vec![cache.join("pileus")];
+    while let Some(directory) = below.pop() {
+        let depth = directory.components().count() - cache.components().count();
+        if depth < 4
+            && let Ok(entries) = fs::read_dir(&directory)
+        {
+            below.extend(
+                entries
+                    .flatten()
+                    .filter(|entry| entry.file_type().is_ok_and(|t| t.is_dir()))
+                    .map(|entry| entry.path()),
+            );
+        }
+        directories.push(directory);
+    }
+    directories
+        .into_iter()
+        .map(|directory| directory.join(name))
+        .find(|path| path.is_file())
+        .unwrap_or_else(|| {
+            panic!(
+                "`{name}` is not in $KUBEBUILDER_ASSETS, PATH or {}/pileus: run \
+                 `hack/devstack up` once, or set KUBEBUILDER_ASSETS",
+                cache.display()
+            )
+        })
+}
+
+fn tail(log: &Path) -> String {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<_> = text.lines().collect();
+    lines[lines.len().saturating_sub(15)..].join("\n")
+}

@@ -1,0 +1,3 @@
+//! What integration tests share. Use it with `mod support;`.
+
+pub mod apiserver;
