@@ -1,1 +1,15 @@
-//! (filled in as the tree grows)
+//! Images and disks of one host: what is fetched, checked, stored by digest, and the
+//! directories that Instances have their disks in. Knows nothing of Kubernetes.
+
+pub mod disk;
+pub mod error;
+pub mod fetch;
+pub mod policy;
+pub mod probe;
+pub mod qcow2;
+pub mod store;
+
+pub use disk::{DirectoryMarks, Disks};
+pub use error::Error;
+pub use policy::FetchPolicy;
+pub use store::{Content, ImageStore, Progress, Request, StoredImage};

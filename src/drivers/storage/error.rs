@@ -1,0 +1,165 @@
+//! What can go wrong with images and disks, in words for people.
+
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+
+/// Why an image or disk is not there.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The text is no URL that can be fetched.
+    #[error("`{url}` is not allowed: {why}")]
+    ForbiddenUrl {
+        /// The URL without credentials and query.
+        url: String,
+        /// What rule it breaks, and the way out.
+        why: String,
+    },
+    /// The URL leads to an address that may not be reached.
+    #[error(
+        "{host} is {address}, which the fetch policy forbids; an administrator can allow it in the agent's configuration"
+    )]
+    ForbiddenAddress {
+        /// Host of the URL.
+        host: String,
+        /// Its address.
+        address: IpAddr,
+    },
+    /// The server says that there is nothing.
+    #[error("{url} answers {status}")]
+    NotFound {
+        /// The URL without credentials and query.
+        url: String,
+        /// HTTP status, or "no such file".
+        status: String,
+    },
+    /// The download failed for now.
+    #[error("cannot download {url}: {why}")]
+    DownloadFailed {
+        /// The URL without credentials and query.
+        url: String,
+        /// Why.
+        why: String,
+    },
+    /// The server sent less than it said.
+    #[error("{url} ended after {got} of {expected} bytes")]
+    Truncated {
+        /// The URL without credentials and query.
+        url: String,
+        /// Bytes that came.
+        got: u64,
+        /// Bytes announced.
+        expected: u64,
+    },
+    /// The bytes are not the ones asked for.
+    #[error(
+        "the checksum of {url} is {found}, but {expected} was asked for; correct the Image's checksum or its URL"
+    )]
+    ChecksumMismatch {
+        /// The URL without credentials and query.
+        url: String,
+        /// What was asked for.
+        expected: String,
+        /// What came.
+        found: String,
+    },
+    /// The bytes are not the ones that other hosts have.
+    #[error(
+        "{url} now gives {found}, but the first import fixed {expected}; make a new Image for the new bytes"
+    )]
+    DigestMismatch {
+        /// The URL without credentials and query.
+        url: String,
+        /// What the first import fixed.
+        expected: String,
+        /// What came.
+        found: String,
+    },
+    /// The bytes are no disk image of the format said.
+    #[error("not a usable disk image: {0}")]
+    NotAnImage(String),
+    /// The image would pull in other files of the host.
+    #[error("the image names the file `{0}` as its {1}; flatten it with `qemu-img convert`")]
+    HasBackingFile(String, &'static str),
+    /// The format cannot be used yet.
+    #[error(
+        "disk format {0} cannot be used yet; convert the image with `qemu-img convert -O qcow2`"
+    )]
+    UnsupportedFormat(String),
+    /// The image does not fit on the root disk.
+    #[error(
+        "the image's disk has {image} bytes, the root disk only {disk}; use a flavor with a bigger disk"
+    )]
+    ImageTooLarge {
+        /// Size of the image's disk.
+        image: u64,
+        /// Size of the root disk.
+        disk: u64,
+    },
+    /// The host's file system is full.
+    #[error("no space left in {0} on the host; free some, it is tried again")]
+    NoSpace(PathBuf),
+    /// Something on the host failed.
+    #[error("cannot {action} {path}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A program failed.
+    #[error("{program} failed: {message}")]
+    Program {
+        /// Its name.
+        program: &'static str,
+        /// What it said.
+        message: String,
+    },
+}
+
+impl Error {
+    /// For `map_err`: names what was tried on which path; a full disk has its own error.
+    pub fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| {
+            let full = [Errno::ENOSPC, Errno::EDQUOT]
+                .iter()
+                .any(|e| source.raw_os_error() == Some(*e as i32));
+            if full {
+                Self::NoSpace(path)
+            } else {
+                Self::Io {
+                    action,
+                    path,
+                    source,
+                }
+            }
+        }
+    }
+
+    /// Whether trying again is of no use until somebody changes the input.
+    #[must_use]
+    pub fn is_terminal(&self) -> bool {
+        match self {
+            Self::ForbiddenUrl { .. }
+            | Self::ForbiddenAddress { .. }
+            | Self::ChecksumMismatch { .. }
+            | Self::DigestMismatch { .. }
+            | Self::NotAnImage(_)
+            | Self::HasBackingFile(..)
+            | Self::UnsupportedFormat(_)
+            | Self::ImageTooLarge { .. } => true,
+            Self::NotFound { .. }
+            | Self::DownloadFailed { .. }
+            | Self::Truncated { .. }
+            | Self::NoSpace(_)
+            | Self::Io { .. }
+            | Self::Program { .. } => false,
+        }
+    }
+}

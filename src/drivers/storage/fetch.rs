@@ -1,0 +1,374 @@
+//! Brings bytes from a URL into a file, under the fetch policy, resuming what a crash left.
+
+use std::io::Read;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures::StreamExt;
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use reqwest::header::{CONTENT_RANGE, ETAG, HeaderMap, IF_RANGE, LAST_MODIFIED, LOCATION, RANGE};
+use reqwest::{Client, Response, StatusCode, Url};
+use sha2::{Digest, Sha256, Sha512};
+use tokio::fs::{File, OpenOptions};
+use tokio::io::AsyncWriteExt;
+
+use super::Error;
+use super::policy::{FetchPolicy, Location, redact};
+
+/// Redirects that are followed.
+const REDIRECTS: usize = 5;
+/// How long a server may be silent.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// How far a download is; read by others while it runs.
+#[derive(Debug, Default)]
+pub struct Progress {
+    received: AtomicU64,
+    total: AtomicU64,
+}
+
+impl Progress {
+    /// Bytes that are here, and bytes in all, when the server said so.
+    #[must_use]
+    pub fn get(&self) -> (u64, Option<u64>) {
+        let total = self.total.load(Ordering::Relaxed);
+        (
+            self.received.load(Ordering::Relaxed),
+            (total > 0).then_some(total),
+        )
+    }
+}
+
+/// Digests of bytes, both at once, because the user may have given either.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Digests {
+    /// `sha256:…`.
+    pub sha256: String,
+    /// `sha512:…`.
+    pub sha512: String,
+    /// Number of bytes.
+    pub size: u64,
+}
+
+#[derive(Default)]
+struct Hasher {
+    sha256: Sha256,
+    sha512: Sha512,
+    size: u64,
+}
+
+impl Hasher {
+    fn update(&mut self, bytes: &[u8]) {
+        self.sha256.update(bytes);
+        self.sha512.update(bytes);
+        self.size += bytes.len() as u64;
+    }
+
+    fn finish(self) -> Digests {
+        Digests {
+            sha256: format!("sha256:{}", hex::encode(self.sha256.finalize())),
+            sha512: format!("sha512:{}", hex::encode(self.sha512.finalize())),
+            size: self.size,
+        }
+    }
+}
+
+/// Looks names up and drops the addresses that the policy forbids, so that an answer that
+/// changes between judging and connecting gains nothing.
+struct GuardedResolver(FetchPolicy);
+
+impl Resolve for GuardedResolver {
+    fn resolve(&self, name: Name) -> Resolving {
+        let policy = self.0.clone();
+        Box::pin(async move {
+            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
+            let allowed: Vec<SocketAddr> = found.filter(|a| policy.allows(a.ip())).collect();
+            if allowed.is_empty() {
+                return Err("the fetch policy forbids all its addresses".into());
+            }
+            let addresses: Addrs = Box::new(allowed.into_iter());
+            Ok(addresses)
+        })
+    }
+}
+
+/// Fetches `url` into `partial`; what is there already is used when the server still has
+/// the same bytes.
+///
+/// # Errors
+/// When the policy forbids it, or the bytes do not come.
+pub async fn fetch(
+    policy: &FetchPolicy,
+    url: &str,
+    has_checksum: bool,
+    partial: &Path,
+    progress: &Progress,
+) -> Result<Digests, Error> {
+    match policy.judge(url, has_checksum)? {
+        Location::File(path) => copy(&path, partial, progress).await,
+        Location::Web(parsed) => download(policy, parsed, has_checksum, partial, progress).await,
+    }
+}
+
+async fn copy(from: &Path, partial: &Path, progress: &Progress) -> Result<Digests, Error> {
+    use tokio::io::AsyncReadExt;
+    let mut source = File::open(from).await.map_err(Error::io("open", from))?;
+    let length = source
+        .metadata()
+        .await
+        .map_err(Error::io("look at", from))?
+        .len();
+    progress.total.store(length, Ordering::Relaxed);
+    progress.received.store(0, Ordering::Relaxed);
+    let mut out = File::create(partial)
+        .await
+        .map_err(Error::io("write", partial))?;
+    let mut hasher = Hasher::default();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        let n = source
+            .read(&mut buffer)
+            .await
+            .map_err(Error::io("read", from))?;
+        if n == 0 {
+            break;
+        }
+        hasher.update(&buffer[..n]);
+        out.write_all(&buffer[..n])
+            .await
+            .map_err(Error::io("write", partial))?;
+        progress.received.fetch_add(n as u64, Ordering::Relaxed);
+    }
+    out.flush().await.map_err(Error::io("write", partial))?;
+    out.sync_all().await.map_err(Error::io("write", partial))?;
+    Ok(hasher.finish())
+}
+
+async fn download(
+    policy: &FetchPolicy,
+    url: Url,
+    has_checksum: bool,
+    partial: &Path,
+    progress: &Progress,
+) -> Result<Digests, Error> {
+    let shown = redact(url.as_str());
+    let failed = |why: String| Error::DownloadFailed {
+        url: shown.clone(),
+        why,
+    };
+    let tag_path = partial.with_extension("etag");
+    let tag = std::fs::read_to_string(&tag_path).ok();
+    let have = std::fs::metadata(partial).map_or(0, |m| m.len());
+    let resume = tag.filter(|_| have > 0).map(|tag| (have, tag));
+
+    // Installed once per process; a second call finds the first one's and is harmless.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let client = Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        // A proxy would connect for us, past the policy.
+        .no_proxy()
+        .dns_resolver(Arc::new(GuardedResolver(policy.clone())))
+        .connect_timeout(Duration::from_secs(15))
+        .read_timeout(IDLE)
+        .user_agent(concat!("pileus/", env!("CARGO_PKG_VERSION")))
+        .build()
+        .map_err(|e| failed(chain(&e)))?;
+    let response = follow(policy, &client, url, has_checksum, resume.as_ref()).await?;
+
+    let status = response.status();
+    let (mut hasher, mut out, offset) =
+        if status == StatusCode::PARTIAL_CONTENT && starts_at(response.headers(), have) {
+            let path = partial.to_owned();
+            let hasher = tokio::task::spawn_blocking(move || hash_file(&path))
+                .await
+                .map_err(|e| failed(e.to_string()))??;
+            let out = OpenOptions::new().append(true).open(partial).await;
+            (hasher, out.map_err(Error::io("write", partial))?, have)
+        } else if status.is_success() && status != StatusCode::PARTIAL_CONTENT {
+            let out = File::create(partial)
+                .await
+                .map_err(Error::io("write", partial))?;
+            (Hasher::default(), out, 0)
+        } else if matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE) {
+            return Err(Error::NotFound {
+                url: shown,
+                status: status.to_string(),
+            });
+        } else {
+            if resume.is_some() {
+                // Whatever the server did not like about the range: start afresh next time.
+                let _ = std::fs::remove_file(&tag_path);
+            }
+            return Err(failed(format!("the server answers {status}")));
+        };
+
+    match validator(response.headers()) {
+        Some(tag) => std::fs::write(&tag_path, tag).map_err(Error::io("write", &tag_path))?,
+        None => drop(std::fs::remove_file(&tag_path)),
+    }
+    let expected = response.content_length().map(|n| n + offset);
+    progress
+        .total
+        .store(expected.unwrap_or(0), Ordering::Relaxed);
+    progress.received.store(offset, Ordering::Relaxed);
+    let mut stream = response.bytes_stream();
+    let mut broken = None;
+    while let Some(chunk) = stream.next().await {
+        match chunk {
+            Ok(bytes) => {
+                hasher.update(&bytes);
+                out.write_all(&bytes)
+                    .await
+                    .map_err(Error::io("write", partial))?;
+                progress
+                    .received
+                    .fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            }
+            Err(error) => {
+                broken = Some(chain(&error));
+                break;
+            }
+        }
+    }
+    out.flush().await.map_err(Error::io("write", partial))?;
+    out.sync_all().await.map_err(Error::io("write", partial))?;
+    let got = hasher.size;
+    match (expected, broken) {
+        (Some(expected), _) if got < expected => Err(Error::Truncated {
+            url: shown,
+            got,
+            expected,
+        }),
+        (_, Some(why)) => Err(failed(why)),
+        _ => Ok(hasher.finish()),
+    }
+}
+
+async fn follow(
+    policy: &FetchPolicy,
+    client: &Client,
+    mut url: Url,
+    has_checksum: bool,
+    resume: Option<&(u64, String)>,
+) -> Result<Response, Error> {
+    let start = redact(url.as_str());
+    let failed = |why: String| Error::DownloadFailed {
+        url: start.clone(),
+        why,
+    };
+    for _ in 0..=REDIRECTS {
+        judge_addresses(policy, &url).await?;
+        let mut request = client.get(url.clone());
+        if let Some((have, tag)) = resume {
+            request = request
+                .header(RANGE, format!("bytes={have}-"))
+                .header(IF_RANGE, tag);
+        }
+        let response = request.send().await.map_err(|e| failed(chain(&e)))?;
+        if !response.status().is_redirection() {
+            return Ok(response);
+        }
+        let target = response
+            .headers()
+            .get(LOCATION)
+            .and_then(|v| v.to_str().ok())
+            .and_then(|v| url.join(v).ok())
+            .ok_or_else(|| failed("a redirect names no target".into()))?;
+        if url.scheme() == "https" && target.scheme() != "https" {
+            return Err(Error::ForbiddenUrl {
+                url: redact(target.as_str()),
+                why: format!("{start} redirects to it, away from https://"),
+            });
+        }
+        match policy.judge(target.as_str(), has_checksum)? {
+            Location::Web(next) => url = next,
+            Location::File(_) => {
+                return Err(Error::ForbiddenUrl {
+                    url: redact(target.as_str()),
+                    why: format!("{start} redirects to a file of the host"),
+                });
+            }
+        }
+    }
+    Err(failed(format!("more than {REDIRECTS} redirects")))
+}
+
+/// The resolver's refusal would reach the user as "error sending request"; this names it.
+async fn judge_addresses(policy: &FetchPolicy, url: &Url) -> Result<(), Error> {
+    let Some(url::Host::Domain(host)) = url.host() else {
+        return Ok(());
+    };
+    let found = tokio::net::lookup_host((host, 0))
+        .await
+        .map_err(|e| Error::DownloadFailed {
+            url: redact(url.as_str()),
+            why: format!("{host} cannot be looked up: {e}"),
+        })?;
+    let found: Vec<_> = found.map(|a| a.ip()).collect();
+    match found.first() {
+        Some(&address) if !found.iter().any(|a| policy.allows(*a)) => {
+            Err(Error::ForbiddenAddress {
+                host: host.to_owned(),
+                address,
+            })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn starts_at(headers: &HeaderMap, offset: u64) -> bool {
+    headers
+        .get(CONTENT_RANGE)
+        .and_then(|v| v.to_str().ok())
+        .and_then(|v| v.strip_prefix("bytes "))
+        .and_then(|v| v.split('-').next()?.parse::<u64>().ok())
+        == Some(offset)
+}
+
+/// What identifies the server's bytes: a strong entity tag, else the time of change.
+fn validator(headers: &HeaderMap) -> Option<String> {
+    let text = |name| {
+        headers
+            .get(name)
+            .and_then(|v| v.to_str().ok())
+            .map(str::to_owned)
+    };
+    text(ETAG)
+        .filter(|tag| !tag.starts_with("W/"))
+        .or_else(|| text(LAST_MODIFIED))
+}
+
+fn hash_file(path: &Path) -> Result<Hasher, Error> {
+    let mut file = std::fs::File::open(path).map_err(Error::io("open", path))?;
+    let mut hasher = Hasher::default();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        let n = file.read(&mut buffer).map_err(Error::io("read", path))?;
+        if n == 0 {
+            return Ok(hasher);
+        }
+        hasher.update(&buffer[..n]);
+    }
+}
+
+fn chain(error: &reqwest::Error) -> String {
+    use std::error::Error as _;
+    // reqwest's own words carry the URL, query and all.
+    let mut text = String::new();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        if !text.is_empty() {
+            text.push_str(": ");
+        }
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    if text.is_empty() {
+        "the request failed".to_owned()
+    } else {
+        text
+    }
+}

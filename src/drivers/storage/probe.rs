@@ -1,0 +1,133 @@
+//! Looks at an untrusted disk image: first the header by ourselves, then `qemu-img info` in
+//! a child with limits on memory, processor time and clock time.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde::Deserialize;
+use tokio::process::Command;
+
+use super::{Error, qcow2};
+
+/// Memory that the child may map.
+const MEMORY: &str = "--as=1073741824";
+/// Processor time of the child, in seconds.
+const CPU: &str = "--cpu=20";
+/// Clock time of the child.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Info {
+    format: String,
+    virtual_size: u64,
+    backing_filename: Option<String>,
+    #[serde(default)]
+    encrypted: bool,
+    format_specific: Option<FormatSpecific>,
+}
+
+#[derive(Deserialize)]
+struct FormatSpecific {
+    data: Option<serde_json::Value>,
+}
+
+/// Checks that the file is a disk of `format` that stands alone; gives the size of the disk
+/// in bytes.
+///
+/// # Errors
+/// When the file is not, with what it is.
+pub async fn probe(path: &Path, format: &str) -> Result<u64, Error> {
+    if !matches!(format, "raw" | "qcow2") {
+        return Err(Error::UnsupportedFormat(format.to_owned()));
+    }
+    let owned = path.to_owned();
+    let header = tokio::task::spawn_blocking(move || qcow2::read(&owned))
+        .await
+        .map_err(|e| Error::NotAnImage(format!("its header could not be read ({e})")))??;
+    match (&header, format) {
+        (None, "qcow2") => {
+            return Err(Error::NotAnImage(
+                "diskFormat is qcow2, but it has no qcow2 header".into(),
+            ));
+        }
+        // A raw disk that QEMU could take for qcow2 is a known way to read the host's files.
+        (Some(_), "raw") => {
+            return Err(Error::NotAnImage(
+                "diskFormat is raw, but it has a qcow2 header".into(),
+            ));
+        }
+        _ => {}
+    }
+    if let Some(header) = header {
+        if let Some(backing) = header.backing_file {
+            return Err(Error::HasBackingFile(backing, "backing file"));
+        }
+        if header.data_file {
+            return Err(Error::HasBackingFile("(external)".into(), "data file"));
+        }
+        if header.encrypted {
+            return Err(Error::UnsupportedFormat("qcow2 with encryption".into()));
+        }
+    }
+    let info = qemu_img_info(path, format).await?;
+    if info.format != format {
+        return Err(Error::NotAnImage(format!(
+            "diskFormat is {format}, but it is {}",
+            info.format
+        )));
+    }
+    if let Some(backing) = info.backing_filename {
+        return Err(Error::HasBackingFile(backing, "backing file"));
+    }
+    let data = info.format_specific.and_then(|f| f.data);
+    if let Some(file) = data.as_ref().and_then(|d| d.get("data-file")) {
+        return Err(Error::HasBackingFile(file.to_string(), "data file"));
+    }
+    if info.encrypted {
+        return Err(Error::UnsupportedFormat(format!(
+            "{format} with encryption"
+        )));
+    }
+    if info.virtual_size == 0 {
+        return Err(Error::NotAnImage("it is empty".into()));
+    }
+    Ok(info.virtual_size)
+}
+
+async fn qemu_img_info(path: &Path, format: &str) -> Result<Info, Error> {
+    let child = Command::new("prlimit")
+        .args([
+            MEMORY,
+            CPU,
+            "--core=0",
+            "--",
+            "qemu-img",
+            "info",
+            "--output=json",
+            "-U",
+            "-f",
+            format,
+        ])
+        .arg(path)
+        .stdin(Stdio::null())
+        .env_clear()
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .kill_on_drop(true)
+        .output();
+    let output = tokio::time::timeout(PATIENCE, child)
+        .await
+        .map_err(|_| Error::NotAnImage("qemu-img did not finish in 60 s".into()))?
+        .map_err(Error::io("run qemu-img on", path))?;
+    if !output.status.success() {
+        let message = String::from_utf8_lossy(&output.stderr);
+        let last = message.lines().last().unwrap_or("no message");
+        return Err(Error::NotAnImage(format!(
+            "qemu-img says: {}",
+            last.chars().take(200).collect::<String>()
+        )));
+    }
+    serde_json::from_slice(&output.stdout)
+        .map_err(|e| Error::NotAnImage(format!("qemu-img's answer is not understood: {e}")))
+}

@@ -1,0 +1,415 @@
+//! The host's images, stored by the digest of their bytes.
+//!
+//! ```text
+//! DIR/store.lock              shared while a disk is made from an image, exclusive while
+//!                             images are collected
+//! DIR/partial/KEY[.etag]      a download; KEY is a hash of its URL and checksum
+//! DIR/images/sha256-HEX       the bytes, complete and checked: they appear by rename
+//! DIR/images/sha256-HEX.json  what they are
+//! DIR/sources/KEY.json        which digest a source gave, so that it is fetched once
+//! DIR/instances/ID/           see `disk`
+//! ```
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::fetch::{self, Digests};
+use super::policy::redact;
+use super::{Error, FetchPolicy, disk, probe};
+
+pub use super::fetch::Progress;
+
+/// What bytes are asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// Where they come from.
+    pub url: String,
+    /// `sha256:…` or `sha512:…` that the user gave.
+    pub checksum: Option<String>,
+    /// `sha256:…` that the first import fixed.
+    pub digest: Option<String>,
+    /// What they must be.
+    pub content: Content,
+}
+
+/// What bytes must be.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Content {
+    /// A disk of this format.
+    Disk(String),
+    /// Anything: a kernel or an initial RAM disk.
+    Blob,
+}
+
+/// Bytes in the store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StoredImage {
+    /// `sha256:…` of the bytes.
+    pub digest: String,
+    /// Number of bytes.
+    pub size: u64,
+    /// Size of the disk in bytes; 0 for a blob.
+    pub virtual_size: u64,
+    /// Format of the disk; empty for a blob.
+    pub format: String,
+    /// Where they came from, without what may be secret.
+    pub source: String,
+}
+
+/// The store of one host.
+#[derive(Clone, Debug)]
+pub struct ImageStore {
+    dir: Arc<PathBuf>,
+    policy: Arc<FetchPolicy>,
+}
+
+/// Keeps images from being collected while it lives.
+#[must_use]
+pub struct InUse(#[allow(dead_code, reason = "held for its drop")] Flock<fs::File>);
+
+impl ImageStore {
+    /// The store in `dir`, made when it is not there.
+    ///
+    /// # Errors
+    /// When the directories cannot be made.
+    pub fn open(dir: &Path, policy: FetchPolicy) -> Result<Self, Error> {
+        for name in ["images", "partial", "sources", "instances"] {
+            let path = dir.join(name);
+            fs::create_dir_all(&path).map_err(Error::io("make", &path))?;
+        }
+        Ok(Self {
+            dir: Arc::new(dir.to_owned()),
+            policy: Arc::new(policy),
+        })
+    }
+
+    /// Where the bytes of a digest are, or would be.
+    #[must_use]
+    pub fn path(&self, digest: &str) -> PathBuf {
+        self.dir.join("images").join(digest.replace(':', "-"))
+    }
+
+    /// The bytes asked for, when they are here already; looks at the disk, never at the
+    /// network.
+    #[must_use]
+    pub fn find(&self, request: &Request) -> Option<StoredImage> {
+        let known = request
+            .digest
+            .clone()
+            .or_else(|| sha256_of(request.checksum.as_deref()));
+        let digest = match known {
+            Some(digest) => digest,
+            None => {
+                let path = self
+                    .dir
+                    .join("sources")
+                    .join(format!("{}.json", key(request)));
+                serde_json::from_slice::<String>(&fs::read(path).ok()?).ok()?
+            }
+        };
+        let stored = self.get(&digest)?;
+        let fits = match &request.content {
+            Content::Disk(format) => stored.format == *format,
+            Content::Blob => true,
+        };
+        fits.then_some(stored)
+    }
+
+    /// What is stored under a digest.
+    #[must_use]
+    pub fn get(&self, digest: &str) -> Option<StoredImage> {
+        let path = self.path(digest);
+        if !path.is_file() {
+            return None;
+        }
+        let sidecar = path.with_extension("json");
+        serde_json::from_slice(&fs::read(sidecar).ok()?).ok()
+    }
+
+    /// Digests of all disks that are here, sorted.
+    #[must_use]
+    pub fn list(&self) -> Vec<String> {
+        let mut all: Vec<_> = entries(&self.dir.join("images"))
+            .filter_map(|name| {
+                self.get(
+                    &name
+                        .strip_prefix("sha256-")
+                        .map(|h| format!("sha256:{h}"))?,
+                )
+            })
+            .filter(|stored| !stored.format.is_empty())
+            .map(|stored| stored.digest)
+            .collect();
+        all.sort();
+        all
+    }
+
+    /// Fetches, checks and stores the bytes, unless they are here. Two imports of the same
+    /// source at once fetch it once; a crash at any point leaves a download to resume.
+    ///
+    /// # Errors
+    /// When the bytes do not come or are not what was asked for.
+    pub async fn import(
+        &self,
+        request: &Request,
+        progress: &Progress,
+    ) -> Result<StoredImage, Error> {
+        if let Content::Disk(format) = &request.content
+            && !matches!(format.as_str(), "raw" | "qcow2")
+        {
+            return Err(Error::UnsupportedFormat(format.clone()));
+        }
+        let key = key(request);
+        let partial = self.dir.join("partial").join(&key);
+        let _lock = lock_when_free(&partial.with_extension("lock")).await?;
+        if let Some(stored) = self.find(request) {
+            return Ok(stored);
+        }
+        let has_checksum = request.checksum.is_some();
+        let digests =
+            fetch::fetch(&self.policy, &request.url, has_checksum, &partial, progress).await;
+        let digests = match digests {
+            Ok(digests) => digests,
+            Err(error) => {
+                if matches!(error, Error::NoSpace(_)) {
+                    // What is half there may be what fills the disk.
+                    discard(&partial);
+                }
+                return Err(error);
+            }
+        };
+        let checked = self.check(request, &partial, &digests).await;
+        let stored = match checked {
+            Ok(stored) => stored,
+            Err(error) => {
+                discard(&partial);
+                return Err(error);
+            }
+        };
+        self.keep(&key, &partial, &stored)?;
+        Ok(stored)
+    }
+
+    async fn check(
+        &self,
+        request: &Request,
+        partial: &Path,
+        digests: &Digests,
+    ) -> Result<StoredImage, Error> {
+        let url = || redact(&request.url);
+        if let Some(expected) = request.checksum.as_deref().map(str::to_ascii_lowercase) {
+            let found = if expected.starts_with("sha512:") {
+                &digests.sha512
+            } else {
+                &digests.sha256
+            };
+            if *found != expected {
+                let found = found.clone();
+                return Err(Error::ChecksumMismatch {
+                    url: url(),
+                    expected,
+                    found,
+                });
+            }
+        }
+        if let Some(expected) = &request.digest
+            && *expected != digests.sha256
+        {
+            return Err(Error::DigestMismatch {
+                url: url(),
+                expected: expected.clone(),
+                found: digests.sha256.clone(),
+            });
+        }
+        let (virtual_size, format) = match &request.content {
+            Content::Disk(format) => (probe::probe(partial, format).await?, format.clone()),
+            Content::Blob => (0, String::new()),
+        };
+        Ok(StoredImage {
+            digest: digests.sha256.clone(),
+            size: digests.size,
+            virtual_size,
+            format,
+            source: url(),
+        })
+    }
+
+    fn keep(&self, key: &str, partial: &Path, stored: &StoredImage) -> Result<(), Error> {
+        let path = self.path(&stored.digest);
+        write_atomically(&path.with_extension("json"), &to_json(stored), 0o644)?;
+        fs::set_permissions(partial, fs::Permissions::from_mode(0o444))
+            .map_err(Error::io("set the mode of", partial))?;
+        fs::rename(partial, &path).map_err(Error::io("store", &path))?;
+        sync_directory(&path)?;
+        discard(partial);
+        let source = self.dir.join("sources").join(format!("{key}.json"));
+        write_atomically(&source, &to_json(&stored.digest), 0o644)
+    }
+
+    /// Keeps every image where it is until the guard is dropped.
+    ///
+    /// # Errors
+    /// When the lock cannot be taken.
+    pub async fn in_use(&self) -> Result<InUse, Error> {
+        let path = self.dir.join("store.lock");
+        lock(&path, FlockArg::LockSharedNonblock).await.map(InUse)
+    }
+
+    /// Removes the images that no disk on this host has in its backing chain, that no
+    /// Instance names as its kernel, and that are older than `grace`; and downloads that
+    /// nobody has gone on with for a day. Gives the digests removed.
+    ///
+    /// # Errors
+    /// When the lock cannot be taken; a disk that cannot be read keeps every image.
+    pub async fn collect(&self, grace: Duration) -> Result<Vec<String>, Error> {
+        let guard = lock(
+            &self.dir.join("store.lock"),
+            FlockArg::LockExclusiveNonblock,
+        )
+        .await?;
+        let this = self.clone();
+        let removed = tokio::task::spawn_blocking(move || this.collect_locked(grace))
+            .await
+            .unwrap_or_else(|_| Ok(Vec::new()));
+        drop(guard);
+        removed
+    }
+
+    fn collect_locked(&self, grace: Duration) -> Result<Vec<String>, Error> {
+        let used: BTreeSet<PathBuf> = disk::images_in_use(&self.dir)?
+            .into_iter()
+            .map(|used| {
+                if used.starts_with("sha256:") {
+                    self.path(&used)
+                } else {
+                    used.into()
+                }
+            })
+            .collect();
+        let mut removed = Vec::new();
+        let images = self.dir.join("images");
+        for name in entries(&images).filter(|name| !name.contains('.')) {
+            let path = images.join(&name);
+            if used.contains(&path) || younger_than(&path, grace) {
+                continue;
+            }
+            fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+            let _ = fs::remove_file(path.with_extension("json"));
+            removed.push(name.replacen('-', ":", 1));
+        }
+        let partials = self.dir.join("partial");
+        for name in entries(&partials) {
+            let path = partials.join(name);
+            if !younger_than(&path, Duration::from_secs(86_400)) {
+                let _ = fs::remove_file(path);
+            }
+        }
+        Ok(removed)
+    }
+}
+
+fn key(request: &Request) -> String {
+    let content = match &request.content {
+        Content::Disk(format) => format.as_str(),
+        Content::Blob => "",
+    };
+    let checksum = request.checksum.as_deref().unwrap_or_default();
+    let text = format!("{}\n{checksum}\n{content}", request.url);
+    hex::encode(&Sha256::digest(text.as_bytes())[..16])
+}
+
+fn sha256_of(checksum: Option<&str>) -> Option<String> {
+    checksum
+        .map(str::to_ascii_lowercase)
+        .filter(|c| c.starts_with("sha256:"))
+}
+
+fn to_json<T: Serialize>(value: &T) -> Vec<u8> {
+    // Structs of strings and numbers always serialise.
+    serde_json::to_vec(value).unwrap_or_default()
+}
+
+/// Names in a directory; none when it cannot be read.
+pub(super) fn entries(dir: &Path) -> impl Iterator<Item = String> + use<> {
+    fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+}
+
+fn younger_than(path: &Path, age: Duration) -> bool {
+    fs::metadata(path)
+        .and_then(|m| m.modified())
+        .ok()
+        .and_then(|time| SystemTime::now().duration_since(time).ok())
+        .is_none_or(|old| old < age)
+}
+
+fn discard(partial: &Path) {
+    for path in [partial.to_owned(), partial.with_extension("etag")] {
+        let _ = fs::remove_file(path);
+    }
+}
+
+/// Writes a file so that it is there whole or not at all.
+pub(super) fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Error> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let temporary = path.with_extension("new");
+    let _ = fs::remove_file(&temporary);
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(&temporary)
+        .map_err(Error::io("write", path))?;
+    let written = file.write_all(bytes).and_then(|()| file.sync_all());
+    if let Err(error) = written {
+        let _ = fs::remove_file(&temporary);
+        return Err(Error::io("write", path)(error));
+    }
+    fs::rename(&temporary, path).map_err(Error::io("write", path))?;
+    sync_directory(path)
+}
+
+/// Makes a rename in the path's directory last.
+pub(super) fn sync_directory(path: &Path) -> Result<(), Error> {
+    let Some(dir) = path.parent() else {
+        return Ok(());
+    };
+    fs::File::open(dir)
+        .and_then(|d| d.sync_all())
+        .map_err(Error::io("sync", dir))
+}
+
+async fn lock_when_free(path: &Path) -> Result<Flock<fs::File>, Error> {
+    lock(path, FlockArg::LockExclusiveNonblock).await
+}
+
+/// Takes a lock on a file, without holding a thread while others have it.
+async fn lock(path: &Path, how: FlockArg) -> Result<Flock<fs::File>, Error> {
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+        .map_err(Error::io("open", path))?;
+    loop {
+        match Flock::lock(file, how) {
+            Ok(locked) => return Ok(locked),
+            Err((back, nix::errno::Errno::EWOULDBLOCK | nix::errno::Errno::EINTR)) => file = back,
+            Err((_, errno)) => return Err(Error::io("lock", path)(errno.into())),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
