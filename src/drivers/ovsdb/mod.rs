@@ -1,1 +1,27 @@
-//! (filled in as the tree grows)
+//! A client of the Open vSwitch Database protocol (RFC 7047), as small as OVN needs it.
+//!
+//! One task holds the connection, answers echoes, keeps an in-memory [`Replica`] of the
+//! monitored columns and carries transactions. It reconnects by itself, with backoff, and
+//! starts each connection with a full resync. What was in flight when a connection was lost
+//! ends in [`Error::Disconnected`]: it may or may not have been committed, so callers look
+//! at the replica and decide again.
+//!
+//! After [`Client::transact`] has returned, the replica holds what it changed: the server
+//! sends the monitor's update ahead of the reply.
+
+mod client;
+mod datum;
+mod endpoint;
+mod error;
+mod framing;
+mod operation;
+mod replica;
+mod schema;
+
+pub use client::{Client, ConnectionState, Options, View};
+pub use datum::{Atom, Datum, Row, RowId};
+pub use endpoint::{Endpoint, EndpointError, parse_endpoints};
+pub use error::Error;
+pub use operation::{Clause, Function, Mutation, Mutator, OpResult, Operation, Until, by_id};
+pub use replica::{Monitor, Replica, Table};
+pub use schema::{ColumnShape, Schema};
