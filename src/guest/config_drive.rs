@@ -1,4 +1,4 @@
-//! The config drive: a FAT file system labelled `config-2`, which cloud-init's ConfigDrive
+//! The config drive: a FAT file system labelled `config-2`, which cloud-init's `ConfigDrive`
 //! source reads as well as an ISO; Nova's `config_drive_format = vfat`.
 
 use std::io::{Cursor, Write};
@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::data::{Error, GuestData};
+use super::fat::{FIRST_MOMENT, straighten_dots};
 use super::metadata::meta_data;
 use super::network_data::network_data;
 
@@ -60,7 +61,10 @@ fn image(files: &[(&str, &[u8])]) -> std::io::Result<Vec<u8>> {
         });
     fatfs::format_volume(&mut disk, options)?;
     {
-        let fs = fatfs::FileSystem::new(&mut disk, FsOptions::new().update_accessed_date(false))?;
+        let options = FsOptions::new()
+            .update_accessed_date(false)
+            .time_provider(&FIRST_MOMENT);
+        let fs = fatfs::FileSystem::new(&mut disk, options)?;
         let openstack = fs.root_dir().create_dir("openstack")?;
         for version in VERSIONS {
             let dir = openstack.create_dir(version)?;
@@ -71,7 +75,9 @@ fn image(files: &[(&str, &[u8])]) -> std::io::Result<Vec<u8>> {
             }
         }
     }
-    Ok(disk.into_inner())
+    let mut bytes = disk.into_inner();
+    straighten_dots(&mut bytes);
+    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -173,6 +179,96 @@ mod tests {
         assert_eq!(host_name(&"a".repeat(253)).len(), 63);
         assert_eq!(host_name("..."), "server");
         assert_eq!(host_name(&format!("{}-x", "a".repeat(62))), "a".repeat(62));
+    }
+
+    /// `None` where the tool is not installed.
+    fn fsck(bytes: &[u8]) -> Option<(bool, String)> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("drive");
+        std::fs::write(&path, bytes).unwrap();
+        let out = std::process::Command::new("fsck.vfat")
+            .arg("-n")
+            .arg(&path)
+            .output()
+            .ok()?;
+        let text = String::from_utf8_lossy(&out.stdout).into_owned();
+        Some((out.status.success(), text))
+    }
+
+    #[test]
+    fn small_and_big_drives_pass_the_file_system_check() {
+        let mut big = sample();
+        big.user_data = Some(vec![b'x'; MAX_USER_DATA]);
+        big.metadata = (0..1000)
+            .map(|n| (format!("key-{n}"), "ü".repeat(500)))
+            .collect();
+        for data in [GuestData::default(), sample(), big] {
+            let bytes = config_drive(&data).unwrap();
+            if let Some((clean, text)) = fsck(&bytes) {
+                assert!(clean, "{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn directories_begin_with_themselves_and_their_parent() {
+        let mut bytes = config_drive(&sample()).unwrap();
+        let before = bytes.clone();
+        straighten_dots(&mut bytes);
+        assert_eq!(bytes, before, "once is enough");
+        let fs = fatfs::FileSystem::new(Cursor::new(bytes), FsOptions::new()).unwrap();
+        for path in ["openstack", "openstack/latest", "openstack/2018-08-27"] {
+            let names: Vec<_> = fs
+                .root_dir()
+                .open_dir(path)
+                .unwrap()
+                .iter()
+                .map(|e| e.unwrap().file_name())
+                .collect();
+            assert_eq!(names[..2], [".", ".."], "{path}");
+            assert!(names.len() > 3, "{names:?}");
+        }
+    }
+
+    #[test]
+    fn what_looks_like_a_directory_in_a_file_stays_as_it_is() {
+        let clean = config_drive(&GuestData::default()).unwrap();
+        let mut entries = Vec::new();
+        for (name, kind) in [(b"A.", 0x0f), (b". ", 0x10), (b"A.", 0x0f), (b"..", 0x10)] {
+            let mut entry = [b' '; 32];
+            entry[..2].copy_from_slice(name);
+            entry[11] = kind;
+            entries.extend(entry);
+        }
+        let mut data = sample();
+        data.user_data = Some(entries.repeat(64));
+        let bytes = config_drive(&data).unwrap();
+        assert_eq!(
+            read(bytes, "openstack/latest/user_data"),
+            entries.repeat(64)
+        );
+        assert_eq!(clean, config_drive(&GuestData::default()).unwrap());
+    }
+
+    #[test]
+    fn a_thousand_metadata_keys_and_a_hundred_links_are_told() {
+        let mut data = sample();
+        data.name = "n".repeat(253);
+        data.metadata = (0..1000)
+            .map(|n| (format!("key-{n}"), "\u{1f327} \"quoted\"\n".repeat(20)))
+            .collect();
+        data.links = vec![data.links[0].clone(); 100];
+        let bytes = config_drive(&data).unwrap();
+        let meta: Value =
+            serde_json::from_slice(&read(bytes.clone(), "openstack/latest/meta_data.json"))
+                .unwrap();
+        assert_eq!(meta["hostname"].as_str().unwrap().len(), 63);
+        assert_eq!(meta["name"].as_str().unwrap().len(), 253);
+        assert_eq!(meta["meta"].as_object().unwrap().len(), 1000);
+        let network: Value =
+            serde_json::from_slice(&read(bytes, "openstack/latest/network_data.json")).unwrap();
+        assert_eq!(network["networks"].as_array().unwrap().len(), 100);
+        assert_eq!(network["services"].as_array().unwrap().len(), 1);
     }
 
     proptest::proptest! {

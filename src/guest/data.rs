@@ -40,7 +40,7 @@ pub struct GuestData {
     /// Availability zone of the host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub availability_zone: Option<String>,
-    /// Public keys by the name of their KeyPair.
+    /// Public keys by the name of their `KeyPair`.
     #[serde(default)]
     pub ssh_keys: BTreeMap<String, String>,
     /// The Server's metadata.

@@ -3,6 +3,7 @@
 
 pub mod config_drive;
 pub mod data;
+mod fat;
 pub mod metadata;
 pub mod network_data;
 

@@ -82,3 +82,77 @@ fn one_network(id: &str, link: &str, network: &LinkNetwork) -> Value {
             .collect::<Vec<_>>(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guest::data::{Link, Route};
+
+    fn network(address: &str, cidr: &str, dhcp: bool) -> LinkNetwork {
+        LinkNetwork {
+            network_id: "n".into(),
+            address: address.parse().unwrap(),
+            cidr: cidr.parse().unwrap(),
+            dhcp,
+            gateway: None,
+            dns: vec![],
+            routes: vec![],
+        }
+    }
+
+    fn told(networks: Vec<LinkNetwork>) -> Value {
+        network_data(&GuestData {
+            links: vec![Link {
+                id: "0b0e9a3b-7069-4c65-8573-000000000001".into(),
+                mac: "fa:16:3e:00:00:01".parse().unwrap(),
+                mtu: 1442,
+                networks,
+            }],
+            ..GuestData::default()
+        })
+    }
+
+    #[test]
+    fn without_dhcp_the_address_the_gateway_and_the_routes_are_told() {
+        let mut v4 = network("10.0.0.5", "10.0.0.0/24", false);
+        v4.gateway = Some("10.0.0.1".parse().unwrap());
+        v4.routes = vec![Route {
+            destination: "192.0.2.0/25".parse().unwrap(),
+            next_hop: "10.0.0.9".parse().unwrap(),
+        }];
+        let mut v6 = network("2001:db8::5", "2001:db8::/64", false);
+        v6.gateway = Some("2001:db8::1".parse().unwrap());
+        let networks = &told(vec![v4, v6])["networks"];
+        assert_eq!(networks[0]["type"], "ipv4");
+        assert_eq!(networks[0]["ip_address"], "10.0.0.5");
+        assert_eq!(networks[0]["netmask"], "255.255.255.0");
+        assert_eq!(
+            networks[0]["routes"],
+            json!([
+                {"network": "192.0.2.0", "netmask": "255.255.255.128", "gateway": "10.0.0.9"},
+                {"network": "0.0.0.0", "netmask": "0.0.0.0", "gateway": "10.0.0.1"},
+            ])
+        );
+        assert_eq!(networks[1]["type"], "ipv6");
+        assert_eq!(networks[1]["routes"][0]["network"], "::");
+    }
+
+    #[test]
+    fn with_dhcp_only_the_kind_is_told() {
+        let networks = &told(vec![
+            network("10.0.0.5", "10.0.0.0/24", true),
+            network("2001:db8::5", "2001:db8::/64", true),
+        ])["networks"];
+        assert_eq!(networks[0]["type"], "ipv4_dhcp");
+        assert!(networks[0].get("ip_address").is_none());
+        assert_eq!(networks[1]["type"], "ipv6_dhcpv6-stateful");
+    }
+
+    #[test]
+    fn a_server_without_networks_has_empty_lists() {
+        assert_eq!(
+            network_data(&GuestData::default()),
+            json!({"links": [], "networks": [], "services": []})
+        );
+    }
+}
