@@ -1,3 +1,196 @@
-//! One Instance on this host: what is seen, what is decided, what is done.
+//! One Instance on this host: observe, plan, act, report.
 
+pub mod act;
+pub mod observe;
 pub mod plan;
+pub mod report;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kube::ResourceExt;
+use uuid::Uuid;
+
+use super::Agent;
+use crate::api::Instance;
+use crate::drivers::{hypervisor, storage};
+use crate::kube_ext::{ApiError, finalize};
+use plan::{Mark, Standing, Step};
+
+/// How long a wait inside one pass may take; after it the Instance is queued again.
+const INLINE_WAIT: Duration = Duration::from_secs(3);
+/// Work that takes longer than this is told; shorter work only by its end.
+const QUIET: Duration = Duration::from_secs(3);
+
+/// Why a pass ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The Instance's own fields are broken; only the manager writes them.
+    #[error("the Instance's {field} cannot be used: {why}")]
+    Spec {
+        /// Which field.
+        field: &'static str,
+        /// Why.
+        why: String,
+    },
+    /// The hypervisor.
+    #[error(transparent)]
+    Hypervisor(#[from] hypervisor::Error),
+    /// Images and disks.
+    #[error(transparent)]
+    Storage(#[from] storage::Error),
+    /// The API server.
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    /// The guest's data.
+    #[error("the guest's data cannot be used")]
+    Guest(#[source] crate::guest::Error),
+    /// The Secret with the guest's data.
+    #[error("the Secret {0} has no usable guest data; the manager makes it")]
+    GuestData(String),
+    /// A record on the host.
+    #[error("cannot record the epoch")]
+    Epoch(#[source] std::io::Error),
+}
+
+/// What is remembered of an Instance while the agent runs; nothing that is decided by it
+/// is lost with it, only waits start anew.
+#[derive(Debug, Default)]
+pub struct Runtime {
+    /// Since when it is not as asked.
+    pub busy_since: Option<Instant>,
+    /// When the status was last written.
+    pub reported: Option<Instant>,
+    /// When the guest was asked to shut down.
+    pub shutdown: Option<Instant>,
+    /// When the guest was last started.
+    pub started: Option<Instant>,
+    /// Starts in quick succession that ended in a crash.
+    pub crashes: u32,
+    /// Not to be started before.
+    pub not_before: Option<Instant>,
+    /// Starts that nobody asked for, since the status was written.
+    pub restarts: i64,
+    /// Downloads.
+    pub download: Option<Download>,
+    /// Downloads that failed in a row.
+    pub fetch_failures: u32,
+    /// Last error of this Instance.
+    pub error: Option<(crate::api::Reason, String)>,
+    /// A domain or disk of it was seen here.
+    pub realized: bool,
+    /// The standing last logged and told by an event.
+    pub told: Option<crate::api::Reason>,
+}
+
+/// A download of an image's parts.
+#[derive(Debug)]
+pub enum Download {
+    /// Under way.
+    Running(Arc<storage::Progress>, tokio::task::AbortHandle),
+    /// Failed.
+    Failed {
+        /// Why.
+        error: storage::Error,
+        /// When to try again.
+        again: Instant,
+    },
+}
+
+/// One pass. Gives when to look again, if sooner than the usual resync.
+///
+/// # Errors
+/// When a step failed; reported before it is returned.
+pub async fn reconcile(
+    object: &Arc<Instance>,
+    agent: &Arc<Agent>,
+) -> Result<Option<Duration>, Error> {
+    let id: Uuid = object.spec.instance_id.parse().map_err(|e| Error::Spec {
+        field: "instanceID",
+        why: format!("{e}"),
+    })?;
+    if !finalize::has(&**object, crate::api::names::AGENT_FINALIZER)
+        && finalize::is_deleting(&**object)
+    {
+        return Ok(None);
+    }
+    let own = observe::own_mark(object, agent);
+    // Each round acts on what the round before has made; the bound only guards against a
+    // plan that does not converge.
+    for _ in 0..6 {
+        let seen = match observe::observe(object, id, agent).await {
+            Ok(seen) => seen,
+            Err(error) => return fail(object, id, agent, error).await,
+        };
+        let decided = plan::plan(&object.spec, &own, &seen.plan);
+        let mut waiting = false;
+        for step in &decided.steps {
+            tracing::debug!(instance = %object.name_any(), server = %object.spec.server.name, ?step, "step");
+            if let Err(error) = act::act(step, object, id, &own, &seen, agent).await {
+                return fail(object, id, agent, error).await;
+            }
+            if *step == Step::DropFinalizer {
+                agent.forget(id);
+                agent.host_changed.notify_one();
+                return Ok(None);
+            }
+            waiting |= *step == Step::StartPaused;
+        }
+        let again = match decided.standing {
+            Standing::AwaitingPorts => {
+                let ports: Vec<_> = object.spec.nics.iter().map(|n| n.port_id.clone()).collect();
+                agent.ports.wait_installed(&ports, INLINE_WAIT).await || waiting
+            }
+            // What was just done is confirmed by a look, before it is told.
+            _ => !decided.steps.is_empty() && decided.steps != [Step::FetchImage],
+        };
+        agent.runtime(id, |r| r.error = None);
+        if again {
+            continue;
+        }
+        return report::report(object, id, agent, &seen, &decided.standing)
+            .await
+            .map_err(Error::Api);
+    }
+    Ok(Some(Duration::from_secs(1)))
+}
+
+async fn fail(
+    object: &Arc<Instance>,
+    id: Uuid,
+    agent: &Arc<Agent>,
+    error: Error,
+) -> Result<Option<Duration>, Error> {
+    report::report_error(object, id, agent, &error).await?;
+    Err(error)
+}
+
+/// The mark that an Instance puts on what it makes.
+pub(crate) fn marks_of(mark: &Mark) -> hypervisor::Marks {
+    hypervisor::Marks {
+        owner: owner_of(mark),
+        epoch: mark.epoch,
+    }
+}
+
+pub(crate) fn owner_of(mark: &Mark) -> crate::model::Owner {
+    crate::model::Owner {
+        cluster: crate::model::ClusterId(mark.cluster.clone()),
+        kind: "Server".to_owned(),
+        namespace: mark.namespace.clone(),
+        name: mark.name.clone(),
+        uid: mark.uid.clone(),
+    }
+}
+
+pub(crate) fn mark_from(owner: &crate::model::Owner, epoch: i64) -> Mark {
+    Mark {
+        cluster: owner.cluster.0.clone(),
+        namespace: owner.namespace.clone(),
+        name: owner.name.clone(),
+        uid: owner.uid.clone(),
+        epoch,
+    }
+}

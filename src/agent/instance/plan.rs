@@ -36,6 +36,10 @@ pub struct Seen {
     pub realized: bool,
     /// The guest's own shutdown was recorded, and it stays off.
     pub guest_shutdown: bool,
+    /// The status last said that it runs.
+    pub was_running: bool,
+    /// We have asked the guest to shut down since it was started.
+    pub asked_to_stop: bool,
     /// The host has booted since the status was written.
     pub rebooted: bool,
     /// All ports have their flows installed; `None` when that cannot be told now.
@@ -304,11 +308,8 @@ fn realise(spec: &InstanceSpec, seen: &Seen, steps: &mut Vec<Step>) -> Standing 
             steps.push(Step::PowerOff);
             start(seen, steps)
         }
-        (RunState::Running, Some(DomainState::ShutDown)) if stays_off(spec, seen) => {
-            Standing::GuestShutdown
-        }
-        (RunState::Running, Some(DomainState::ShutDown | DomainState::Off)) => {
-            if seen.guest_shutdown && !seen.rebooted {
+        (RunState::Running, Some(off @ (DomainState::ShutDown | DomainState::Off))) => {
+            if stays_off(spec, seen, off) {
                 return Standing::GuestShutdown;
             }
             if !seen.disk {
@@ -336,10 +337,12 @@ fn realise(spec: &InstanceSpec, seen: &Seen, steps: &mut Vec<Step>) -> Standing 
     }
 }
 
-/// The guest's own shutdown is final by policy, unless the host went down with it.
-fn stays_off(spec: &InstanceSpec, seen: &Seen) -> bool {
-    let recorded = seen.guest_shutdown;
-    spec.on_guest_shutdown == OnGuestShutdown::Stop && (recorded || !seen.rebooted)
+/// Whether the guest shut itself down, and the policy is to leave it so. A guest that went
+/// down with its host, or because we asked, did not.
+fn stays_off(spec: &InstanceSpec, seen: &Seen, state: DomainState) -> bool {
+    let by_itself =
+        state == DomainState::ShutDown && seen.was_running && !seen.asked_to_stop && !seen.rebooted;
+    spec.on_guest_shutdown == OnGuestShutdown::Stop && (seen.guest_shutdown || by_itself)
 }
 
 fn make(spec: &InstanceSpec, seen: &Seen, steps: &mut Vec<Step>) -> Standing {
@@ -370,7 +373,7 @@ fn make(spec: &InstanceSpec, seen: &Seen, steps: &mut Vec<Step>) -> Standing {
     steps.push(Step::Define);
     match spec.run_state {
         RunState::Stopped => Standing::AsAsked,
-        RunState::Running if seen.guest_shutdown => Standing::GuestShutdown,
+        RunState::Running if stays_off(spec, seen, DomainState::Off) => Standing::GuestShutdown,
         RunState::Running => start(seen, steps),
     }
 }

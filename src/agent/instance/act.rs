@@ -1,0 +1,280 @@
+//! Carries out steps. No decisions: those are in `plan`.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::Secret;
+use kube::Api;
+use kube::runtime::reflector::ObjectRef;
+use uuid::Uuid;
+
+use super::observe::{Observed, requests};
+use super::plan::{Mark, Step};
+use super::{Download, Error, marks_of, owner_of};
+use crate::agent::Agent;
+use crate::api::Instance;
+use crate::api::names::{AGENT_FINALIZER, GUEST_DATA_KEY, host_namespace};
+use crate::api::server::{ConfigDrive, Hardware};
+use crate::drivers::hypervisor::{self, Boot, Disk, DomainSpec, Hypervisor, Nic, VirtType};
+use crate::drivers::storage::{DirectoryMarks, Progress};
+use crate::guest::{self, GuestData};
+use crate::kube_ext::{ApiError, finalize};
+use crate::model::quantity::GIB;
+
+/// Command line of a kernel that is booted directly, when the image gives none; Nova's.
+const COMMAND_LINE: &str = "root=/dev/vda console=tty0 console=ttyS0";
+
+/// Carries out one step.
+///
+/// # Errors
+/// When it did not succeed; it can be repeated.
+pub async fn act(
+    step: &Step,
+    object: &Arc<Instance>,
+    id: Uuid,
+    own: &Mark,
+    seen: &Observed,
+    agent: &Arc<Agent>,
+) -> Result<(), Error> {
+    let hypervisor = &agent.hypervisor;
+    match step {
+        Step::RecordEpoch => agent
+            .epochs
+            .record(&own.uid, own.epoch)
+            .map_err(Error::Epoch)?,
+        Step::Adopt => adopt(id, own, seen, agent).await?,
+        Step::FetchImage => fetch(object, id, agent),
+        Step::MakeDisk => {
+            let Some(image) = &seen.image else {
+                return Ok(());
+            };
+            let size = object
+                .spec
+                .claim
+                .disk_gib
+                .saturating_mul(GIB)
+                .max(0)
+                .unsigned_abs();
+            let marks = directory_marks(own, seen);
+            agent
+                .disks
+                .create(&agent.store, id, &marks, image, size)
+                .await?;
+        }
+        Step::WriteConfigDrive => {
+            let data = guest_data(object, agent).await?;
+            let bytes = guest::config_drive(&data).map_err(Error::Guest)?;
+            agent.disks.write_config_drive(id, &bytes)?;
+        }
+        Step::Define => {
+            let facts = hypervisor.host().await?;
+            hypervisor
+                .define(&domain_spec(object, id, own, seen, agent, &facts)?)
+                .await?;
+        }
+        Step::StartPaused => {
+            let asked = object.status.is_none();
+            agent.runtime(id, |runtime| {
+                runtime.started = Some(Instant::now());
+                runtime.shutdown = None;
+                if !asked && seen.plan.was_running {
+                    runtime.restarts += 1;
+                }
+            });
+            hypervisor.start_paused(id).await?;
+        }
+        Step::Resume => hypervisor.resume(id).await?,
+        Step::ShutDown => {
+            agent.runtime(id, |runtime| runtime.shutdown = Some(Instant::now()));
+            hypervisor.shut_down(id).await?;
+        }
+        Step::PowerOff => hypervisor.power_off(id).await?,
+        Step::Undefine => hypervisor.undefine(id).await?,
+        Step::RemoveFiles => {
+            agent.runtime(id, |runtime| {
+                if let Some(Download::Running(_, task)) = &runtime.download {
+                    task.abort();
+                }
+            });
+            agent.disks.remove(id)?;
+        }
+        Step::DropFinalizer => {
+            finalize::remove(&agent.instances, &**object, AGENT_FINALIZER).await?;
+        }
+    }
+    Ok(())
+}
+
+fn directory_marks(own: &Mark, seen: &Observed) -> DirectoryMarks {
+    let uses = seen
+        .imported
+        .iter()
+        .flat_map(|i| [i.kernel_digest.clone(), i.initrd_digest.clone()])
+        .flatten()
+        .collect();
+    DirectoryMarks {
+        owner: owner_of(own),
+        epoch: own.epoch,
+        uses,
+    }
+}
+
+async fn adopt(id: Uuid, own: &Mark, seen: &Observed, agent: &Agent) -> Result<(), Error> {
+    if seen.domain.is_some() {
+        agent.hypervisor.mark(id, &marks_of(own)).await?;
+    }
+    if let Some(marks) = agent.disks.look(id).marks {
+        let marks = DirectoryMarks {
+            owner: owner_of(own),
+            epoch: own.epoch,
+            ..marks
+        };
+        agent.disks.mark(id, &marks)?;
+    }
+    tracing::info!(%id, server = %own.name, namespace = %own.namespace, "adopted");
+    Ok(())
+}
+
+/// Starts the download in the background; its end triggers the Instance.
+fn fetch(object: &Arc<Instance>, id: Uuid, agent: &Arc<Agent>) {
+    let progress = Arc::new(Progress::default());
+    let task = tokio::spawn({
+        let (agent, object, progress) = (agent.clone(), object.clone(), progress.clone());
+        async move {
+            let mut result = Ok(());
+            for request in requests(&object) {
+                if let Err(error) = agent.store.import(&request, &progress).await {
+                    result = Err(error);
+                    break;
+                }
+            }
+            agent.runtime(id, |runtime| match result {
+                Ok(()) => {
+                    runtime.download = None;
+                    runtime.fetch_failures = 0;
+                }
+                Err(error) => {
+                    tracing::warn!(image = %object.spec.image.name, %error, "image not fetched");
+                    runtime.fetch_failures += 1;
+                    // Even what looks final is looked at again, rarely: the server's bytes
+                    // may have been mended.
+                    let seconds = if error.is_terminal() {
+                        300
+                    } else {
+                        (2 << runtime.fetch_failures.min(5)).min(60)
+                    };
+                    let again = Instant::now() + Duration::from_secs(seconds);
+                    runtime.download = Some(Download::Failed { error, again });
+                }
+            });
+            agent.host_changed.notify_one();
+            let _ = agent.trigger.send(ObjectRef::from_obj(&*object));
+        }
+    });
+    agent.runtime(id, |runtime| {
+        // A very quick download has left its result already.
+        if !task.is_finished() && !matches!(runtime.download, Some(Download::Failed { again, .. }) if again > Instant::now()) {
+            runtime.download = Some(Download::Running(progress, task.abort_handle()));
+        }
+    });
+}
+
+async fn guest_data(object: &Instance, agent: &Agent) -> Result<GuestData, Error> {
+    let Some(name) = &object.spec.guest_data else {
+        return Err(Error::GuestData("(none named)".to_owned()));
+    };
+    let secrets: Api<Secret> = Api::namespaced(
+        agent.context.client.clone(),
+        &host_namespace(&agent.config.host),
+    );
+    let secret = secrets.get(name).await.map_err(ApiError::doing(format!(
+        "read the Secret {name} with the guest's data"
+    )))?;
+    secret
+        .data
+        .and_then(|data| serde_json::from_slice(&data.get(GUEST_DATA_KEY)?.0).ok())
+        .ok_or_else(|| Error::GuestData(name.clone()))
+}
+
+/// The hardware of a guest: what an earlier boot fixed, else what this host gives.
+#[must_use]
+pub fn hardware(object: &Instance, agent: &Agent, facts: &hypervisor::HostFacts) -> Hardware {
+    let fixed = object.spec.hardware.clone();
+    fixed
+        .or_else(|| object.status.as_ref()?.hardware.clone())
+        .unwrap_or_else(|| Hardware {
+            machine_type: facts
+                .machines
+                .first()
+                .cloned()
+                .unwrap_or_else(|| "q35".to_owned()),
+            cpu_model: agent.config.cpu_model.clone(),
+            virt_type: agent.config.virt_type.as_str().to_owned(),
+            firmware: "bios".to_owned(),
+        })
+}
+
+fn domain_spec(
+    object: &Instance,
+    id: Uuid,
+    own: &Mark,
+    seen: &Observed,
+    agent: &Agent,
+    facts: &hypervisor::HostFacts,
+) -> Result<DomainSpec, Error> {
+    let spec = &object.spec;
+    let hardware = hardware(object, agent, facts);
+    let imported = seen.imported.as_ref();
+    let stored = |digest: &String| agent.store.path(digest).display().to_string();
+    let boot = match imported.and_then(|i| i.kernel_digest.as_ref()) {
+        Some(kernel) => Boot::Kernel {
+            kernel: stored(kernel),
+            initrd: imported.and_then(|i| i.initrd_digest.as_ref()).map(stored),
+            command_line: spec
+                .image
+                .kernel_command_line
+                .clone()
+                .unwrap_or_else(|| COMMAND_LINE.to_owned()),
+        },
+        None => Boot::Disk,
+    };
+    let mut nics = Vec::with_capacity(spec.nics.len());
+    for nic in &spec.nics {
+        nics.push(Nic {
+            port_id: nic.port_id.parse().map_err(|e| Error::Spec {
+                field: "nics[].portID",
+                why: format!("`{}` of interface {}: {e}", nic.port_id, nic.name),
+            })?,
+            mac: nic.mac_address.parse().map_err(|e| Error::Spec {
+                field: "nics[].macAddress",
+                why: format!("of interface {}: {e}", nic.name),
+            })?,
+            mtu: nic.mtu,
+        });
+    }
+    let directory = agent.disks.directory(id);
+    let has_drive = spec.config_drive == ConfigDrive::Enabled && spec.guest_data.is_some();
+    Ok(DomainSpec {
+        id,
+        marks: marks_of(own),
+        vcpus: spec.claim.vcpus,
+        memory_mib: spec.claim.memory_mib,
+        machine: hardware.machine_type,
+        cpu_model: hardware.cpu_model,
+        virt_type: if hardware.virt_type == "kvm" {
+            VirtType::Kvm
+        } else {
+            VirtType::Qemu
+        },
+        boot,
+        root: Disk {
+            path: agent.disks.root_disk(id).display().to_string(),
+            format: "qcow2".to_owned(),
+            serial: id.simple().to_string(),
+        },
+        config_drive: has_drive.then(|| agent.disks.config_drive(id).display().to_string()),
+        nics,
+        console_log: directory.join("console.log").display().to_string(),
+        vnc_socket: directory.join("vnc.sock").display().to_string(),
+    })
+}

@@ -1,0 +1,203 @@
+//! What there is of an Instance on this host: direct reads, no caches.
+
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use super::plan::{DomainState, Mark, Seen, SeenDomain, SeenImage, Shutdown};
+use super::{Download, Error, mark_from};
+use crate::agent::Agent;
+use crate::api::Instance;
+use crate::api::instance::{ImportedImage, InstanceSource};
+use crate::api::server::{PowerState, RunState};
+use crate::drivers::hypervisor::{Domain, Hypervisor, State};
+use crate::drivers::storage::{Content, Request, StoredImage};
+use crate::kube_ext::finalize;
+
+/// A start that lasted this long was a success; what ends later is no crash loop.
+const SETTLED: Duration = Duration::from_secs(60);
+/// Longest pause between starts of a guest that crashes.
+const LONGEST_PAUSE: Duration = Duration::from_secs(120);
+
+/// What was seen, for the planner and for the steps.
+pub struct Observed {
+    /// For the planner.
+    pub plan: Seen,
+    /// The domain.
+    pub domain: Option<Domain>,
+    /// The disk's image in the store.
+    pub image: Option<StoredImage>,
+    /// The image's parts as they are here.
+    pub imported: Option<ImportedImage>,
+}
+
+/// The mark that `object` puts on what it makes.
+#[must_use]
+pub fn own_mark(object: &Instance, agent: &Agent) -> Mark {
+    Mark {
+        cluster: agent.context.cluster.0.clone(),
+        namespace: object.spec.server.namespace.clone(),
+        name: object.spec.server.name.clone(),
+        uid: object.spec.server.uid.clone(),
+        epoch: object.spec.epoch,
+    }
+}
+
+/// Looks at everything.
+///
+/// # Errors
+/// When the hypervisor does not answer.
+pub async fn observe(object: &Instance, id: Uuid, agent: &Agent) -> Result<Observed, Error> {
+    let domain = agent.hypervisor.domain(id).await?;
+    let contents = agent.disks.look(id);
+    let status = object.status.as_ref();
+    let rebooted = status
+        .and_then(|s| s.host_boot_id.as_ref())
+        .is_some_and(|boot_id| *boot_id != agent.boot_id);
+    let (image, imported) = find_image(object, agent);
+    let ports: Vec<_> = object
+        .spec
+        .nics
+        .iter()
+        .map(|nic| nic.port_id.clone())
+        .collect();
+    let state = domain.as_ref().map(|d| d.state);
+    let now = Instant::now();
+    let timeout = Duration::from_secs(
+        object
+            .spec
+            .shutdown_timeout_seconds
+            .max(0)
+            .unsigned_abs()
+            .into(),
+    );
+    let port_patience = agent.config.port_patience;
+    let plan = agent.runtime(id, |runtime| {
+        if state == Some(State::Running) && object.spec.run_state == RunState::Running {
+            runtime.shutdown = None;
+            if runtime.started.is_some_and(|at| now - at > SETTLED) {
+                runtime.crashes = 0;
+            }
+        }
+        let died = matches!(state, Some(State::Off | State::Crashed | State::ShutDown));
+        if died
+            && object.spec.run_state == RunState::Running
+            && let Some(started) = runtime.started.take()
+        {
+            // Asked off, or lived long enough: not a crash in quick succession.
+            runtime.crashes = if now - started > SETTLED || runtime.shutdown.is_some() {
+                0
+            } else {
+                runtime.crashes + 1
+            };
+            let pause = Duration::from_secs(1 << runtime.crashes.min(10)).min(LONGEST_PAUSE);
+            runtime.not_before = (runtime.crashes > 1).then(|| now + pause);
+        }
+        runtime.realized |= contents.disk;
+        Seen {
+            deleting: finalize::is_deleting(object),
+            highest_epoch: agent.epochs.highest(&object.spec.server.uid),
+            domain: domain.as_ref().map(|d| SeenDomain {
+                mark: d.marks.as_ref().map(|m| mark_from(&m.owner, m.epoch)),
+                state: match d.state {
+                    State::Running => DomainState::Running,
+                    State::Paused => DomainState::Paused,
+                    State::ShuttingDown => DomainState::ShuttingDown,
+                    State::ShutDown => DomainState::ShutDown,
+                    State::Off => DomainState::Off,
+                    State::Crashed => DomainState::Crashed,
+                },
+            }),
+            directory: match (&contents.marks, contents.directory) {
+                (Some(marks), _) => Some(mark_from(&marks.owner, marks.epoch)),
+                // Made, and not yet marked, by a pass that was interrupted: the id is ours.
+                (None, true) if !contents.disk => Some(own_mark(object, agent)),
+                (None, true) => Some(Mark::default()),
+                (None, false) => None,
+            },
+            disk: contents.disk,
+            config_drive: contents.config_drive
+                || object.spec.config_drive == crate::api::server::ConfigDrive::Disabled
+                || object.spec.guest_data.is_none(),
+            image: seen_image(imported.as_ref(), runtime.download.as_ref(), now),
+            realized: status.and_then(|s| s.realized) == Some(true),
+            guest_shutdown: status.and_then(|s| s.guest_shutdown) == Some(true),
+            was_running: status.and_then(|s| s.power_state) == Some(PowerState::Running),
+            asked_to_stop: runtime.shutdown.is_some(),
+            rebooted,
+            ports_installed: agent.ports.installed(&ports),
+            ports_overdue: runtime.started.is_some_and(|at| now - at > port_patience),
+            shutdown: runtime.shutdown.map(|at| {
+                if now - at >= timeout {
+                    Shutdown::Overdue
+                } else {
+                    Shutdown::Waiting
+                }
+            }),
+            crashes: runtime.crashes,
+            backing_off: runtime.not_before.is_some_and(|at| now < at),
+            refused: None,
+        }
+    });
+    Ok(Observed {
+        plan,
+        domain,
+        image,
+        imported,
+    })
+}
+
+fn seen_image(
+    imported: Option<&ImportedImage>,
+    download: Option<&Download>,
+    now: Instant,
+) -> SeenImage {
+    match (imported, download) {
+        (Some(imported), _) => SeenImage::Cached(imported.clone()),
+        (None, Some(Download::Running(_, task))) if !task.is_finished() => SeenImage::Fetching,
+        (None, Some(Download::Failed { again, .. })) if now < *again => SeenImage::Failed,
+        _ => SeenImage::Absent,
+    }
+}
+
+/// The image's parts, when all are in the store.
+fn find_image(object: &Instance, agent: &Agent) -> (Option<StoredImage>, Option<ImportedImage>) {
+    let requests = requests(object);
+    let found: Option<Vec<_>> = requests.iter().map(|r| agent.store.find(r)).collect();
+    let Some(found) = found else {
+        return (None, None);
+    };
+    let mut rest = found.iter().skip(1).map(|s| s.digest.clone());
+    let has_kernel = object.spec.image.kernel.is_some();
+    let imported = ImportedImage {
+        digest: found[0].digest.clone(),
+        size: i64::try_from(found[0].size).unwrap_or(i64::MAX),
+        virtual_size: i64::try_from(found[0].virtual_size).unwrap_or(i64::MAX),
+        kernel_digest: if has_kernel { rest.next() } else { None },
+        initrd_digest: rest.next(),
+    };
+    (found.into_iter().next(), Some(imported))
+}
+
+/// What must be fetched: the disk, then the kernel and the initial RAM disk, if any.
+///
+/// The digest that the manager fixed is not part of the look-up by source, so that bytes
+/// that differ from it are seen as such and not fetched over and over.
+#[must_use]
+pub fn requests(object: &Instance) -> Vec<Request> {
+    let image = &object.spec.image;
+    let request = |source: &InstanceSource, content| Request {
+        url: source.url.clone(),
+        checksum: source.checksum.clone(),
+        digest: source.digest.clone(),
+        content,
+    };
+    let disk = request(
+        &image.disk,
+        Content::Disk(image.disk_format.as_str().to_owned()),
+    );
+    let blobs = [&image.kernel, &image.initrd].into_iter().flatten();
+    std::iter::once(disk)
+        .chain(blobs.map(|source| request(source, Content::Blob)))
+        .collect()
+}

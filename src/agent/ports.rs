@@ -1,0 +1,84 @@
+//! Whether the flows of a port are installed on this host: ovn-controller says so on the
+//! port's interface in the host's Open vSwitch.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::drivers::ovsdb::{Client, EndpointError, Monitor, Options, View, parse_endpoints};
+
+/// The host's Open vSwitch, watched.
+#[derive(Clone)]
+pub struct Ports {
+    client: Client,
+}
+
+impl Ports {
+    /// Watches the database at `endpoint`, such as `unix:/run/openvswitch/db.sock`.
+    ///
+    /// # Errors
+    /// When the endpoint is malformed.
+    pub fn watch(endpoint: &str) -> Result<Self, EndpointError> {
+        let tables: BTreeMap<&'static str, &'static [&'static str]> = [
+            ("Interface", &["name", "external_ids"] as &[_]),
+            ("Bridge", &["name"] as &[_]),
+        ]
+        .into();
+        let monitor = Monitor {
+            database: "Open_vSwitch".to_owned(),
+            tables,
+        };
+        let client = Client::start(parse_endpoints(endpoint)?, monitor, Options::default());
+        Ok(Self { client })
+    }
+
+    /// Whether all of `ports` have their flows; `None` when Open vSwitch does not answer.
+    #[must_use]
+    pub fn installed(&self, ports: &[String]) -> Option<bool> {
+        installed(&self.client.view(), ports)
+    }
+
+    /// Waits until all of `ports` have their flows, at most `patience`.
+    pub async fn wait_installed(&self, ports: &[String], patience: Duration) -> bool {
+        let mut views = self.client.watch();
+        let all = async {
+            // The sender lives as long as the client, so the wait cannot fail.
+            let _ = views
+                .wait_for(|view| installed(view, ports) == Some(true))
+                .await;
+        };
+        tokio::time::timeout(patience, all).await.is_ok()
+    }
+
+    /// Why the host's network cannot be used, if so.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        let view = self.client.view();
+        if !view.is_connected() {
+            return Some(format!(
+                "Open vSwitch does not answer at {}",
+                self.client.endpoint()
+            ));
+        }
+        let integration = view
+            .replica
+            .rows("Bridge")
+            .any(|(_, row)| row.get("name").and_then(|n| n.as_str()) == Some("br-int"));
+        (!integration).then(|| {
+            "Open vSwitch has no bridge br-int; ovn-controller makes it: is it running?".to_owned()
+        })
+    }
+}
+
+fn installed(view: &View, ports: &[String]) -> Option<bool> {
+    if !view.is_connected() {
+        return None;
+    }
+    Some(ports.iter().all(|port| {
+        view.replica
+            .rows("Interface")
+            .filter_map(|(_, row)| row.get("external_ids"))
+            .any(|ids| {
+                ids.get("iface-id") == Some(port) && ids.get("ovn-installed") == Some("true")
+            })
+    }))
+}
