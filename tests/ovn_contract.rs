@@ -9,7 +9,7 @@ use std::time::Duration;
 use pileus::api::security_group::{Direction, EtherType, SecurityRule};
 use pileus::drivers::ovn::token::Token;
 use pileus::drivers::ovn::{ApplyError, Conflict, Desired, NorthboundDb};
-use pileus::drivers::ovsdb::Error;
+use pileus::drivers::ovsdb::{Error, Options};
 use pileus::model::{ClusterId, Mac, Owner};
 use pileus::network::{
     AddressIn, GroupIn, Key, NetworkIn, PortIn, RuleIn, Security, SubnetIn, Topology, compile,
@@ -455,4 +455,105 @@ async fn security_groups_decide_as_neutron_would() {
     );
     let verdict = ovn.trace_detail(&switch, &dhcp);
     assert!(verdict.contains("put_dhcp_opts"), "{verdict}");
+}
+
+#[tokio::test]
+async fn a_transaction_under_way_when_the_server_falls_silent_has_an_unknown_outcome() {
+    let ovn = Ovn::start();
+    let nb = ovn
+        .connect_with(Options {
+            probe_interval: Duration::from_millis(200),
+            ..Options::default()
+        })
+        .await;
+    let token = token("a");
+    nb.claim(&token).await.unwrap();
+    // Longer than two probes: an idle connection is kept.
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert!(nb.view().is_connected());
+    ovn.halt_nb(true);
+    let began = std::time::Instant::now();
+    let result = nb.apply(&token, &desired(&topology(1)), &nothing()).await;
+    assert_eq!(result, Err(ApplyError::Database(Error::Disconnected)));
+    assert!(began.elapsed() < Duration::from_secs(3));
+    ovn.halt_nb(false);
+    let mut watch = nb.watch();
+    let back = watch.wait_for(|view| view.is_connected());
+    drop(
+        tokio::time::timeout(Duration::from_secs(20), back)
+            .await
+            .unwrap()
+            .unwrap(),
+    );
+    // Whether it was committed or not, the next pass ends in the same place.
+    nb.apply(&token, &desired(&topology(1)), &nothing())
+        .await
+        .unwrap();
+    assert_eq!(ovn.nbctl(&["ls-list"]).lines().count(), 1);
+    assert_eq!(
+        ovn.nbctl(&["list", "Port_Group"]).matches("_uuid").count(),
+        2
+    );
+}
+
+#[tokio::test]
+async fn whatever_the_rows_were_one_transaction_is_enough() {
+    let ovn = Ovn::start();
+    let nb = ovn.connect().await;
+    let token = token("a");
+    nb.claim(&token).await.unwrap();
+    let seed = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap()
+        .as_nanos();
+    println!("seed {seed}");
+    let mut state = u64::try_from(seed & u128::from(u64::MAX)).unwrap() | 1;
+    let mut random = move |below: usize| {
+        // xorshift64
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        usize::try_from(state % below as u64).unwrap()
+    };
+    for round in 0..40 {
+        let mut next = topology(random(12));
+        if random(2) == 0 {
+            next.networks.push(NetworkIn {
+                owner: owner("Network", "other"),
+                mtu: 1400,
+            });
+            for port in &mut next.ports {
+                if random(3) == 0 {
+                    port.network.name = "other".into();
+                    port.addresses.clear();
+                }
+            }
+        }
+        for port in &mut next.ports {
+            match random(4) {
+                0 => port.security = Security::Disabled,
+                1 => port.addresses.truncate(random(3)),
+                _ => {}
+            }
+        }
+        let keep = random(4);
+        next.groups[0].rules.truncate(keep);
+        next.subnets[0].dhcp = random(2) == 0;
+        let want = desired(&next);
+        let removed: BTreeSet<String> = (0..12)
+            .filter(|_| random(2) == 0)
+            .map(|n| format!("uid-Port-p{n}"))
+            .filter(|uid| !want.ports.values().any(|port| port.owner.uid == *uid))
+            .collect();
+        nb.apply(&token, &want, &removed).await.unwrap();
+        let again = nb.apply(&token, &want, &removed).await.unwrap();
+        assert_eq!(again.operations, [], "round {round}");
+        assert!(
+            again
+                .orphans
+                .iter()
+                .all(|orphan| !removed.contains(&orphan.owner.uid))
+        );
+    }
+    assert_eq!(ovn.northd_complaints(), [""; 0]);
 }

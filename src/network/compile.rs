@@ -54,7 +54,7 @@ pub fn logical_port(cluster: &ClusterId, port: &Key) -> String {
     stable_id(cluster, "Port", &port.namespace, &port.name).to_string()
 }
 
-/// Name of a SecurityGroup's port group. Matches refer to it, so it has no hyphens.
+/// Name of a security group's port group. Matches refer to it, so it has no hyphens.
 #[must_use]
 pub fn group_name(cluster: &ClusterId, group: &Key) -> String {
     let id = stable_id(cluster, "SecurityGroup", &group.namespace, &group.name);
@@ -93,7 +93,7 @@ pub fn compile(topology: &Topology) -> Compiled {
     compiler.out
 }
 
-fn by_key<'a, T>(items: &'a [T], owner: impl Fn(&T) -> &Owner) -> BTreeMap<Key, &'a T> {
+fn by_key<T>(items: &[T], owner: impl Fn(&T) -> &Owner) -> BTreeMap<Key, &T> {
     items
         .iter()
         .map(|item| (Key::of(owner(item)), item))

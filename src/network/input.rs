@@ -130,7 +130,7 @@ pub struct AddressPairIn {
 /// A security group.
 #[derive(Clone, Debug)]
 pub struct GroupIn {
-    /// The SecurityGroup itself.
+    /// The security group itself.
     pub owner: Owner,
     /// All its rules.
     pub rules: Vec<RuleIn>,
@@ -139,7 +139,7 @@ pub struct GroupIn {
 /// A rule of a group.
 #[derive(Clone, Debug)]
 pub struct RuleIn {
-    /// The group, or the SecurityGroupRule that adds to it.
+    /// The group, or the rule object that adds to it.
     pub owner: Owner,
     /// Name within the group; empty for an object of its own.
     pub name: String,

@@ -1,10 +1,10 @@
-//! The network compiler: Networks, Subnets, Ports and SecurityGroups in, desired rows of
+//! The network compiler: networks, subnets, ports and security groups in, desired rows of
 //! OVN's Northbound database out. Pure: the same input, in whatever order, gives the same
 //! rows. What cannot be compiled becomes a [`Problem`] with the culprit's name and costs
 //! nobody else anything.
 //!
 //! Semantics follow Neutron's OVN driver: one logical switch per Network; one logical port
-//! per Port; a port group per SecurityGroup with stateful ACLs at priority 1002; one port
+//! per Port; a port group per security group with stateful ACLs at priority 1002; one port
 //! group of all secured ports, which drops other IP traffic at priority 1001. ARP, neighbour
 //! discovery and router advertisements pass by northd's own flows, DHCP requests by two ACLs
 //! of that group, DHCP replies by northd's flows.

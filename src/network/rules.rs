@@ -136,9 +136,8 @@ pub(super) fn match_of(
 
 /// One end alone stands for that one port.
 fn ports(name: &str, min: Option<i32>, max: Option<i32>) -> Result<Vec<String>, String> {
-    let (min, max) = match (min.or(max), max.or(min)) {
-        (Some(min), Some(max)) => (min, max),
-        _ => return Ok(Vec::new()),
+    let (Some(min), Some(max)) = (min.or(max), max.or(min)) else {
+        return Ok(Vec::new());
     };
     if !(0..=65535).contains(&min) || !(0..=65535).contains(&max) || min > max {
         return Err(format!(

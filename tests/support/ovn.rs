@@ -90,8 +90,13 @@ impl Ovn {
 
     /// A client of the Northbound database, connected.
     pub async fn connect(&self) -> Northbound {
+        self.connect_with(Options::default()).await
+    }
+
+    /// As [`Ovn::connect`], with other bounds.
+    pub async fn connect_with(&self, options: Options) -> Northbound {
         let endpoint = Endpoint::Unix(self.path("nb.sock"));
-        let northbound = Northbound::start(vec![endpoint], Options::default());
+        let northbound = Northbound::start(vec![endpoint], options);
         let mut watch = northbound.watch();
         let connected = watch.wait_for(|view| {
             // northd makes the global row.
@@ -107,6 +112,19 @@ impl Ovn {
     /// Kills the Northbound server without warning.
     pub fn kill_nb(&mut self) {
         end(&mut self.nb);
+    }
+
+    /// Halts the Northbound server, or lets it go on.
+    pub fn halt_nb(&self, halt: bool) {
+        use nix::sys::signal::{Signal, kill};
+        let signal = if halt {
+            Signal::SIGSTOP
+        } else {
+            Signal::SIGCONT
+        };
+        let id = self.nb.as_ref().expect("a running server").id();
+        let id = nix::unistd::Pid::from_raw(i32::try_from(id).expect("a process id"));
+        kill(id, signal).expect("our own process");
     }
 
     /// Starts the Northbound server again on the same file.

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use super::diff::{Diff, diff};
 use super::rows::Desired;
 use super::token::Token;
-use crate::drivers::ovsdb::{Client, Endpoint, Error, Monitor, Options, Replica, View};
+use crate::drivers::ovsdb::{Client, Datum, Endpoint, Error, Monitor, Options, Replica, View};
 
 /// Why the desired rows were not put into force.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -59,7 +59,7 @@ fn port_states(replica: &Replica, token: &Token) -> BTreeMap<String, bool> {
         .filter(|(_, row)| super::rows::owner_of(row).is_some_and(|o| o.cluster == token.cluster))
         .filter_map(|(_, row)| {
             let name = row.get("name")?.as_str()?.to_owned();
-            let up = row.get("up").and_then(|up| up.as_bool()).unwrap_or(false);
+            let up = row.get("up").and_then(Datum::as_bool).unwrap_or(false);
             Some((name, up))
         })
         .collect()

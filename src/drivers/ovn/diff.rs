@@ -26,7 +26,9 @@ const ACL: &str = "ACL";
 const GROUP: &str = "Port_Group";
 const ADDRESSES: &str = "Address_Set";
 
-/// A row with our marks that nobody asks for.
+/// A row with our marks that nobody asks for. If the owner was made anew and deleted again
+/// before the row got its new uid, the marks still have the old one: whoever observed the
+/// deletion by namespace and name may then put [`Owner::uid`] of the orphan into `removed`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Orphan {
     /// Name of the table.

@@ -22,7 +22,7 @@ pub enum RowId {
 }
 
 /// A single value.
-#[derive(Clone, Debug, PartialEq, PartialOrd)]
+#[derive(Clone, Debug)]
 pub enum Atom {
     /// A 64-bit integer.
     Integer(i64),
@@ -36,14 +36,36 @@ pub enum Atom {
     Uuid(RowId),
 }
 
+impl PartialEq for Atom {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
 impl Eq for Atom {}
+
+impl PartialOrd for Atom {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
 
 impl Ord for Atom {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        let rank = |atom: &Self| match atom {
+            Self::Integer(_) => 0,
+            Self::Real(_) => 1,
+            Self::Boolean(_) => 2,
+            Self::String(_) => 3,
+            Self::Uuid(_) => 4,
+        };
         match (self, other) {
+            (Self::Integer(a), Self::Integer(b)) => a.cmp(b),
             (Self::Real(a), Self::Real(b)) => a.total_cmp(b),
-            // Only reals lack an order, and the arm above has them.
-            _ => self.partial_cmp(other).unwrap_or(std::cmp::Ordering::Equal),
+            (Self::Boolean(a), Self::Boolean(b)) => a.cmp(b),
+            (Self::String(a), Self::String(b)) => a.cmp(b),
+            (Self::Uuid(a), Self::Uuid(b)) => a.cmp(b),
+            _ => rank(self).cmp(&rank(other)),
         }
     }
 }
