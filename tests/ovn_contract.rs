@@ -1,5 +1,7 @@
 //! The Northbound driver and the network compiler against a real OVN of their own.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)] // helpers of tests are not seen as tests
+
 #[path = "support/ovn.rs"]
 mod support;
 
@@ -9,7 +11,7 @@ use std::time::Duration;
 use pileus::api::security_group::{Direction, EtherType, SecurityRule};
 use pileus::drivers::ovn::token::Token;
 use pileus::drivers::ovn::{ApplyError, Conflict, Desired, NorthboundDb};
-use pileus::drivers::ovsdb::{Error, Options};
+use pileus::drivers::ovsdb::{Error, Options, View};
 use pileus::model::{ClusterId, Mac, Owner};
 use pileus::network::{
     AddressIn, GroupIn, Key, NetworkIn, PortIn, RuleIn, Security, SubnetIn, Topology, compile,
@@ -224,6 +226,38 @@ async fn desired_rows_are_made_repaired_and_then_left_alone() {
             .contains("theirs")
     );
 
+    assert_eq!(ovn.northd_complaints(), [""; 0]);
+}
+
+#[tokio::test]
+async fn an_observed_deletion_removes_but_not_what_holds_rows_of_others() {
+    let ovn = Ovn::start();
+    let nb = ovn.connect().await;
+    let token = token("a");
+    nb.claim(&token).await.unwrap();
+    let want = desired(&topology(3));
+    nb.apply(&token, &want, &nothing()).await.unwrap();
+    let switch = switch_name(&cluster(), &Key::new("team", "net"));
+    let group = group_name(&cluster(), &Key::new("team", "web"));
+    ovn.nbctl(&["lsp-add", &switch, "theirs"]);
+    ovn.nbctl(&["ls-add", "their-switch"]);
+    ovn.nbctl(&[
+        "--type=port-group",
+        "acl-add",
+        &group,
+        "to-lport",
+        "7",
+        "ip",
+        "drop",
+    ]);
+    let mut watch = nb.watch();
+    let seen = watch.wait_for(|view| view.replica.len("ACL") == 8);
+    drop(
+        tokio::time::timeout(Duration::from_secs(5), seen)
+            .await
+            .unwrap()
+            .unwrap(),
+    );
     // An observed deletion removes; a switch that holds rows of others stays.
     let removed: BTreeSet<String> = want
         .ports
@@ -372,7 +406,7 @@ async fn a_killed_server_is_reported_and_found_again() {
         Err(ApplyError::Database(Error::NotConnected { .. }))
     ));
     ovn.restart_nb();
-    let back = watch.wait_for(|view| view.is_connected());
+    let back = watch.wait_for(View::is_connected);
     drop(
         tokio::time::timeout(Duration::from_secs(20), back)
             .await
@@ -478,7 +512,7 @@ async fn a_transaction_under_way_when_the_server_falls_silent_has_an_unknown_out
     assert!(began.elapsed() < Duration::from_secs(3));
     ovn.halt_nb(false);
     let mut watch = nb.watch();
-    let back = watch.wait_for(|view| view.is_connected());
+    let back = watch.wait_for(View::is_connected);
     drop(
         tokio::time::timeout(Duration::from_secs(20), back)
             .await

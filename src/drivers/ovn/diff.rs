@@ -442,7 +442,7 @@ impl Differ<'_> {
                 let config = want.other_config.iter();
                 let config = config.map(|(k, v)| (k.as_str(), v.as_str()));
                 self.repair_keys(SWITCH, id, "other_config", config);
-                self.switch_members(id, members, &placed, &going);
+                self.switch_members(id, &members, &placed, &going);
             } else {
                 let columns = BTreeMap::from([
                     ("name", Datum::atom(name.as_str())),
@@ -484,7 +484,7 @@ impl Differ<'_> {
     fn switch_members(
         &mut self,
         id: Uuid,
-        members: BTreeSet<Atom>,
+        members: &BTreeSet<Atom>,
         placed: &HashSet<Uuid>,
         going: &HashSet<Uuid>,
     ) {

@@ -322,7 +322,7 @@ impl Connection {
             while let Some(message) = framer.next()? {
                 let message: Value =
                     serde_json::from_slice(&message).map_err(|e| Error::Protocol(e.to_string()))?;
-                self.handle(message, &schema, &mut pending, &send)?;
+                self.handle(&message, &schema, &mut pending, &send)?;
             }
             tokio::select! {
                 read = reader.read(&mut buffer) => {
@@ -338,10 +338,10 @@ impl Connection {
                     let Some(request) = request else { return Ok(()) };
                     let params = std::iter::once(json!(self.monitor.database))
                         .chain(request.operations.iter().map(Operation::to_json))
-                        .collect();
+                        .collect::<Value>();
                     let id = next_id;
                     next_id += 1;
-                    let bytes = call_json("transact", params, id).to_string().into_bytes();
+                    let bytes = call_json("transact", &params, id).to_string().into_bytes();
                     if bytes.len() > limit {
                         let _ = request.answer.send(Err(Error::TooLarge { size: bytes.len(), limit }));
                     } else {
@@ -365,7 +365,7 @@ impl Connection {
 
     fn handle(
         &self,
-        message: Value,
+        message: &Value,
         schema: &Schema,
         pending: &mut HashMap<u64, Request>,
         send: &impl Fn(&Value) -> Result<(), Error>,
@@ -421,7 +421,7 @@ impl Session {
     async fn call(&mut self, method: &str, params: Value) -> Result<Value, Error> {
         let id = self.next_id;
         self.next_id += 1;
-        self.send(&call_json(method, params, id)).await?;
+        self.send(&call_json(method, &params, id)).await?;
         let mut buffer = vec![0; 64 << 10];
         loop {
             while let Some(message) = self.framer.next()? {
@@ -452,7 +452,7 @@ impl Session {
     }
 }
 
-fn call_json(method: &str, params: Value, id: u64) -> Value {
+fn call_json(method: &str, params: &Value, id: u64) -> Value {
     json!({"method": method, "params": params, "id": id})
 }
 
