@@ -1,0 +1,112 @@
+//! The host can run the image.
+
+use super::{Filter, HostState, Miss, Request};
+
+/// Nova's `ImagePropertiesFilter`: `hw_architecture`, `img_hv_type` and `hw_vm_mode`, also
+/// by Glance's older names.
+pub struct ImagePropertiesFilter;
+
+/// (property, Glance's older name for it, whether a host offers a value)
+type Rule = (&'static str, &'static str, fn(&HostState, &str) -> bool);
+
+const RULES: [Rule; 3] = [
+    ("hw_architecture", "architecture", offers_architecture),
+    ("img_hv_type", "hypervisor_type", offers_hypervisor),
+    ("hw_vm_mode", "vm_mode", |_, mode| {
+        mode.eq_ignore_ascii_case("hvm")
+    }),
+];
+
+fn offers_architecture(host: &HostState, wanted: &str) -> bool {
+    let has = canonical(&host.facts.architecture);
+    let wanted = canonical(wanted);
+    // An x86_64 processor runs 32-bit guests.
+    has == wanted || (has == "x86_64" && wanted == "i686")
+}
+
+/// Names as the kernel says them, as Nova canonicalises them.
+fn canonical(architecture: &str) -> String {
+    let name = architecture.to_ascii_lowercase();
+    match name.as_str() {
+        "amd64" | "x86-64" => "x86_64".to_owned(),
+        "x86_32" | "i386" | "i486" | "i586" => "i686".to_owned(),
+        "arm64" => "aarch64".to_owned(),
+        _ => name,
+    }
+}
+
+fn offers_hypervisor(host: &HostState, wanted: &str) -> bool {
+    // QEMU is what runs the guest on a KVM host as well, and Nova says `qemu` for both.
+    wanted.eq_ignore_ascii_case("qemu") || wanted.eq_ignore_ascii_case(&host.facts.virt_type)
+}
+
+/// The first rule that the host does not meet: (property, value).
+fn unmet<'a>(host: &HostState, request: &'a Request) -> Option<(&'static str, &'a str)> {
+    RULES.iter().find_map(|(name, old, offers)| {
+        let (name, value) = [*name, *old]
+            .into_iter()
+            .find_map(|n| request.image_properties.get(n).map(|v| (n, v.as_str())))?;
+        (!offers(host, value)).then_some((name, value))
+    })
+}
+
+impl Filter for ImagePropertiesFilter {
+    fn name(&self) -> &'static str {
+        "ImagePropertiesFilter"
+    }
+
+    fn passes(&self, host: &HostState, request: &Request) -> bool {
+        unmet(host, request).is_none()
+    }
+
+    fn miss(&self, host: &HostState, request: &Request) -> Miss {
+        let f = &host.facts;
+        let (name, value) = unmet(host, request).unwrap_or(("hw_architecture", "?"));
+        Miss::Unfit(format!(
+            "cannot run an image with {name}={value}: it offers {} guests on {}, vm_mode hvm",
+            f.architecture, f.virt_type
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scheduler::snapshot::HostFacts;
+
+    fn check(architecture: &str, virt: &str, name: &str, value: &str) -> bool {
+        let host = HostState {
+            facts: HostFacts {
+                architecture: architecture.into(),
+                virt_type: virt.into(),
+                ..HostFacts::default()
+            },
+            ..HostState::default()
+        };
+        let request = Request {
+            image_properties: [(name.to_owned(), value.to_owned())].into(),
+            ..Request::default()
+        };
+        ImagePropertiesFilter.passes(&host, &request)
+    }
+
+    #[test]
+    fn architectures_go_by_all_their_names() {
+        assert!(check("x86_64", "kvm", "hw_architecture", "amd64"));
+        assert!(check("x86_64", "kvm", "architecture", "X86_64"));
+        assert!(check("x86_64", "kvm", "architecture", "i386"));
+        assert!(!check("x86_64", "kvm", "architecture", "aarch64"));
+        assert!(check("aarch64", "kvm", "architecture", "arm64"));
+        assert!(!check("aarch64", "kvm", "hw_architecture", "x86_64"));
+    }
+
+    #[test]
+    fn emulation_does_not_pass_for_kvm() {
+        assert!(check("x86_64", "kvm", "img_hv_type", "qemu"));
+        assert!(check("x86_64", "kvm", "hypervisor_type", "KVM"));
+        assert!(!check("x86_64", "qemu", "img_hv_type", "kvm"));
+        assert!(!check("x86_64", "kvm", "img_hv_type", "xen"));
+        assert!(!check("x86_64", "kvm", "hw_vm_mode", "xen"));
+        assert!(check("x86_64", "kvm", "os_distro", "debian"));
+    }
+}
