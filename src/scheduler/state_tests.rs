@@ -1,0 +1,260 @@
+//! The queue, driven without an API server.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+
+use super::*;
+use crate::api::common::{Claim, ObjectName, Resources};
+use crate::api::host::Orphan;
+use crate::api::{HostSpec, HostStatus, ImageSpec, ServerSpec, ServerStatus};
+
+fn now(second: i64) -> Timestamp {
+    Timestamp::from_second(second).unwrap()
+}
+
+fn server(name: &str, version: u64, memory: &str) -> Server {
+    let mut server = Server::new(
+        name,
+        ServerSpec {
+            resources: Some(Resources {
+                vcpus: 1,
+                memory: memory.into(),
+                disk: "1Gi".into(),
+            }),
+            image: ObjectName {
+                name: "image".into(),
+                namespace: None,
+            },
+            ..ServerSpec::default()
+        },
+    );
+    server.metadata.namespace = Some("ns".into());
+    server.metadata.uid = Some(format!("uid-{name}"));
+    server.metadata.resource_version = Some(version.to_string());
+    server.metadata.finalizers = Some(vec![MANAGER_FINALIZER.into()]);
+    server
+}
+
+fn host(name: &str, memory_mib: i64) -> Host {
+    let mut host = Host::new(
+        name,
+        HostSpec {
+            schedulable: true,
+            ..HostSpec::default()
+        },
+    );
+    host.status = Some(HostStatus {
+        capacity: Some(Claim {
+            vcpus: 8,
+            memory_mib,
+            disk_gib: 100,
+        }),
+        conditions: vec![Condition {
+            type_: "Ready".into(),
+            status: "True".into(),
+            reason: "Heartbeat".into(),
+            message: String::new(),
+            observed_generation: None,
+            last_transition_time: Time(now(0)),
+        }],
+        ..HostStatus::default()
+    });
+    host
+}
+
+fn image() -> Image {
+    let mut image = Image::new("image", ImageSpec::default());
+    image.metadata.namespace = Some("ns".into());
+    image
+}
+
+fn state(hosts: &[Host]) -> State {
+    let mut state = State::default();
+    state.image_seen(image());
+    hosts.iter().for_each(|h| state.host_seen(h));
+    state
+}
+
+/// The Server as the API server has it after `write`.
+fn after(write: &Write, version: u64) -> Server {
+    let mut server = (*write.server).clone();
+    server.metadata.resource_version = Some(version.to_string());
+    server.status = Some(ServerStatus {
+        placement: write.status.placement.clone(),
+        conditions: write.status.conditions.clone(),
+        ..ServerStatus::default()
+    });
+    server
+}
+
+fn bound(write: &Write) -> (&str, i64) {
+    let placement = write.status.placement.as_ref().unwrap();
+    (&placement.host, placement.epoch)
+}
+
+#[test]
+fn a_claim_is_assumed_from_the_decision_on_and_rolled_back_when_it_was_not_taken() {
+    let mut state = state(&[host("h", 1000)]);
+    state.server_seen(server("a", 1, "600Mi"));
+    let writes = state.decide(now(1));
+    assert_eq!(bound(&writes[0]), ("h", 1));
+    state.server_seen(server("b", 2, "600Mi"));
+    let why = state.decide(now(1));
+    assert_eq!(why[0].status.placement, None);
+    assert!(why[0].status.conditions[0].message.contains("h has 400"));
+    let answer = Arc::new(after(&why[0], 3));
+    state.written(&why[0], Outcome::Written(answer), now(1));
+    assert!(state.decide(now(1)).is_empty());
+
+    // The write met a newer version: the claim stays until that version is here.
+    state.written(&writes[0], Outcome::Conflict, now(1));
+    assert_eq!(state.snapshot().placed_on("uid-a"), Some("h"));
+    assert!(state.decide(now(1)).is_empty());
+    let mut deleted = server("a", 4, "600Mi");
+    deleted.metadata.deletion_timestamp = Some(Time(now(2)));
+    state.server_seen(deleted);
+    assert_eq!(state.snapshot().placed_on("uid-a"), None);
+    let writes = state.decide(now(2));
+    assert_eq!((writes.len(), bound(&writes[0])), (1, ("h", 1)));
+}
+
+#[test]
+fn an_event_that_is_older_than_a_writes_answer_undoes_nothing() {
+    let mut state = state(&[host("h", 1000)]);
+    state.server_seen(server("a", 1, "600Mi"));
+    let writes = state.decide(now(1));
+    let placed = after(&writes[0], 5);
+    state.written(
+        &writes[0],
+        Outcome::Written(Arc::new(placed.clone())),
+        now(1),
+    );
+    state.server_seen(server("a", 1, "600Mi"));
+    assert!(state.decide(now(1)).is_empty());
+    assert_eq!(state.snapshot().placed_on("uid-a"), Some("h"));
+    state.server_seen(placed);
+    assert!(state.decide(now(1)).is_empty());
+    assert_eq!(state.queue_length(), 0);
+}
+
+#[test]
+fn a_server_being_deleted_counts_until_it_is_gone_and_then_makes_room() {
+    let mut state = state(&[host("h", 1000)]);
+    state.server_seen(server("a", 1, "600Mi"));
+    let write = state.decide(now(1)).remove(0);
+    let mut placed = after(&write, 2);
+    state.written(&write, Outcome::Written(Arc::new(placed.clone())), now(1));
+    state.server_seen(server("b", 3, "600Mi"));
+    let why = state.decide(now(1)).remove(0);
+    let explained = after(&why, 4);
+    state.written(&why, Outcome::Written(Arc::new(explained)), now(1));
+    placed.metadata.deletion_timestamp = Some(Time(now(1)));
+    placed.metadata.resource_version = Some("5".into());
+    state.server_seen(placed);
+    assert!(state.decide(now(2)).is_empty());
+    state.server_gone(&("ns".into(), "a".into()));
+    assert_eq!(bound(&state.decide(now(2))[0]), ("h", 1));
+}
+
+#[test]
+fn who_waits_wakes_by_what_can_help_and_repeats_nothing() {
+    let mut state = state(&[]);
+    state.server_seen(server("a", 1, "600Mi"));
+    let why = state.decide(now(1)).remove(0);
+    assert!(why.transition);
+    let answer = after(&why, 2);
+    state.written(&why, Outcome::Written(Arc::new(answer.clone())), now(1));
+    assert!(state.decide(now(1)).is_empty());
+    state.server_seen(answer);
+    assert!(state.decide(now(1)).is_empty());
+    state.tick(now(70));
+    assert!(state.decide(now(70)).is_empty(), "the message is the same");
+    // Too small a host: a new message, no transition.
+    state.host_seen(&host("h", 100));
+    let why = state.decide(now(80)).remove(0);
+    assert!(!why.transition && why.status.placement.is_none());
+    let answer = after(&why, 3);
+    state.written(&why, Outcome::Written(Arc::new(answer)), now(80));
+    // Figures alone are brought up to date at most every ten seconds.
+    state.host_seen(&host("h", 101));
+    assert!(state.decide(now(81)).is_empty());
+    state.tick(now(91));
+    assert_eq!(state.decide(now(91)).len(), 1);
+    state.host_seen(&host("h2", 1000));
+    // A write is under way: one at a time.
+    assert!(state.decide(now(92)).is_empty());
+}
+
+#[test]
+fn a_missing_image_is_waited_for_in_silence() {
+    let mut state = State::default();
+    state.host_seen(&host("h", 1000));
+    state.server_seen(server("a", 1, "600Mi"));
+    assert!(state.decide(now(1)).is_empty());
+    assert_eq!(state.queue_length(), 1);
+    state.image_seen(image());
+    assert_eq!(bound(&state.decide(now(1))[0]), ("h", 1));
+}
+
+#[test]
+fn a_server_whose_vm_waits_on_a_host_goes_there_with_a_higher_epoch() {
+    let mut full = host("full", 10);
+    full.status.as_mut().unwrap().orphans = vec![Orphan {
+        name: "dom".into(),
+        server_namespace: "ns".into(),
+        server_name: "a".into(),
+        epoch: 4,
+        ..Orphan::default()
+    }];
+    let mut state = state(&[full, host("empty", 10_000)]);
+    state.server_seen(server("a", 1, "600Mi"));
+    assert_eq!(bound(&state.decide(now(1))[0]), ("full", 5));
+}
+
+#[test]
+fn an_epoch_is_higher_than_that_of_the_last_instance() {
+    let mut server = server("a", 1, "1Mi");
+    let status = server.status.get_or_insert_default();
+    status.instance = Some("uid-a-7".into());
+    assert_eq!(epoch(&server, None), 8);
+    assert_eq!(epoch(&server, Some(9)), 10);
+    server.status.get_or_insert_default().instance = Some("uid-b-7".into());
+    assert_eq!(epoch(&server, None), 1);
+}
+
+#[test]
+fn a_server_without_finalizer_or_with_a_placement_is_left_alone() {
+    let mut state = state(&[host("h", 1000)]);
+    let mut fresh = server("a", 1, "1Mi");
+    fresh.metadata.finalizers = None;
+    state.server_seen(fresh);
+    let mut restored = server("b", 2, "900Mi");
+    restored.metadata.finalizers = None;
+    restored.status = Some(ServerStatus {
+        placement: Some(Placement {
+            host: "h".into(),
+            epoch: 3,
+            claim: Claim {
+                vcpus: 1,
+                memory_mib: 900,
+                disk_gib: 1,
+            },
+            time: None,
+        }),
+        ..ServerStatus::default()
+    });
+    state.server_seen(restored);
+    assert!(state.decide(now(1)).is_empty());
+    assert_eq!(state.snapshot().placed_on("uid-b"), Some("h"));
+}
+
+#[test]
+fn what_a_new_list_lacks_is_gone() {
+    let mut state = state(&[host("h", 1000)]);
+    state.server_seen(server("a", 1, "600Mi"));
+    let write = state.decide(now(1)).remove(0);
+    state.written(&write, Outcome::Written(Arc::new(after(&write, 2))), now(1));
+    state.servers_listed(vec![server("b", 9, "600Mi")], &BTreeSet::new());
+    assert_eq!(bound(&state.decide(now(1))[0]), ("h", 1));
+    state.hosts_listed(&[], &BTreeSet::new());
+    assert!(state.snapshot().hosts().next().is_none());
+}
