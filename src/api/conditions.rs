@@ -170,6 +170,8 @@ words! {
         Scheduled,
         /// No host fits.
         NoHostFits,
+        /// Event: a host was looked for and none fits; Kubernetes' own word for it.
+        FailedScheduling,
         /// What runs is what the spec says.
         UpToDate,
         /// A change cannot be done in place.

@@ -1,9 +1,193 @@
 //! Binds Servers to Hosts.
+//!
+//! | part | what it does |
+//! |---|---|
+//! | [`snapshot`], [`request`], [`filters`], [`weighers`], [`place`] | the core: pure, synchronous, free of Kubernetes |
+//! | [`resolve`] | API objects in, the core's values out |
+//! | [`state`] | memory and queue: watch events in, writes out; no I/O |
+//! | [`bind`] | one write, until its outcome is certain |
+//! | this file | watches, leadership, and the one task that decides |
+//!
+//! All four watches feed one task, which takes in whatever has arrived, decides at once,
+//! and lets up to [`WRITES`] status writes run beside it. Nothing is decided before all
+//! kinds have been listed, because a ledger with holes overbooks.
 
+pub mod bind;
 pub mod filters;
+pub mod metrics;
 pub mod place;
 pub mod request;
 pub mod resolve;
 pub mod snapshot;
 pub mod state;
+mod watch;
 pub mod weighers;
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use k8s_openapi::jiff::Timestamp;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::Reason;
+use crate::api::names::SYSTEM_NAMESPACE;
+use crate::kube_ext::Context;
+use crate::kube_ext::lease::Leader;
+use metrics::Metrics;
+use state::{Outcome, State, Write};
+
+/// How many status writes run at once.
+pub const WRITES: usize = 16;
+/// Name of the Lease that the leading scheduler holds.
+pub const LEASE: &str = "pileus-scheduler";
+/// How many watch events are taken in before a decision at most.
+const BATCH: usize = 1024;
+/// How long writes under way are waited for at the end.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// How a scheduler runs.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Who this process is among the replicas, different for each: the holder of the
+    /// Lease. Without it the scheduler runs unelected.
+    pub identity: Option<String>,
+}
+
+/// Why a scheduler ended other than by being asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It must not write any more; the process has to end and may start again.
+    #[error("no longer the leading scheduler: {0}")]
+    LostLeadership(String),
+    /// A watch ended, which none does while it is listened to.
+    #[error("the watches ended")]
+    WatchEnded,
+}
+
+/// Runs the scheduler until `shutdown`. `on_ready` is called once it does its work, be it
+/// as leader or as stand-by.
+///
+/// # Errors
+/// When leadership is lost; the process has to end then.
+pub async fn run(
+    config: Config,
+    context: Context,
+    on_ready: impl FnOnce() + Send,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
+    let metrics = Metrics::new(&context.metrics);
+    let Some(identity) = config.identity else {
+        return schedule(&context, &metrics, on_ready, &shutdown).await;
+    };
+    let leader = Leader::new(context.client.clone(), SYSTEM_NAMESPACE, LEASE, identity);
+    on_ready();
+    tokio::select! {
+        () = shutdown.cancelled() => return Ok(()),
+        () = leader.acquire() => tracing::info!(identity = leader.identity(), "leading"),
+    }
+    // Dropping `schedule` when leadership is lost aborts its writes.
+    let ended = tokio::select! {
+        why = leader.hold() => return Err(Error::LostLeadership(why)),
+        ended = schedule(&context, &metrics, || {}, &shutdown) => ended,
+    };
+    leader.release().await;
+    ended
+}
+
+async fn schedule(
+    context: &Context,
+    metrics: &Metrics,
+    on_ready: impl FnOnce(),
+    shutdown: &CancellationToken,
+) -> Result<(), Error> {
+    let mut events = watch::all(&context.client).ready_chunks(BATCH);
+    let mut on_ready = Some(on_ready);
+    let mut intake = watch::Intake::default();
+    let mut state = State::default();
+    let mut queued: VecDeque<Write> = VecDeque::new();
+    let mut writes: JoinSet<(Write, Outcome)> = JoinSet::new();
+    let mut clock = tokio::time::interval(Duration::from_secs(1));
+    clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => break,
+            Some(ended) = writes.join_next(), if !writes.is_empty() => {
+                // A task of ours neither panics nor is aborted while we run.
+                if let Ok((write, outcome)) = ended {
+                    note(context, metrics, &write, &outcome);
+                    state.written(&write, outcome, Timestamp::now());
+                }
+            }
+            _ = clock.tick() => state.tick(Timestamp::now()),
+            batch = events.next() => {
+                let Some(batch) = batch else { return Err(Error::WatchEnded) };
+                for event in batch {
+                    intake.take(event, &mut state);
+                }
+            }
+        }
+        if intake.complete() {
+            if let Some(on_ready) = on_ready.take() {
+                on_ready();
+            }
+            let start = Instant::now();
+            let decided = state.decide(Timestamp::now());
+            metrics.decided(decided.len(), start.elapsed());
+            queued.extend(decided);
+        }
+        while writes.len() < WRITES
+            && let Some(write) = queued.pop_front()
+        {
+            let client = context.client.clone();
+            writes.spawn(async move {
+                let outcome = bind::write(client, &write).await;
+                (write, outcome)
+            });
+        }
+        metrics
+            .queue
+            .set(i64::try_from(state.queue_length()).unwrap_or(i64::MAX));
+    }
+    // What is under way is better finished than left for the next leader to guess.
+    let finish = async { while writes.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(GRACE, finish).await;
+    Ok(())
+}
+
+/// Counts an outcome and publishes an event at a transition.
+fn note(context: &Context, metrics: &Metrics, write: &Write, outcome: &Outcome) {
+    let (namespace, name) = &write.key;
+    match outcome {
+        Outcome::Written(server) => {
+            context.metrics.status_written("scheduler");
+            let message = write.status.conditions.first().map(|c| c.message.clone());
+            let message = message.unwrap_or_default();
+            if let Some(placement) = &write.status.placement {
+                metrics.decisions.inc();
+                tracing::info!(%namespace, %name, host = %placement.host, epoch = placement.epoch, "placed");
+                context
+                    .events
+                    .normal(&**server, Reason::Scheduled, "Scheduling", message);
+            } else {
+                metrics.failures.inc();
+                if write.transition {
+                    tracing::info!(%namespace, %name, %message, "no host fits");
+                    context.events.warning(
+                        &**server,
+                        Reason::FailedScheduling,
+                        "Scheduling",
+                        message,
+                    );
+                }
+            }
+        }
+        Outcome::Conflict => {
+            metrics.conflicts.inc();
+            tracing::debug!(%namespace, %name, "the Server has changed meanwhile");
+        }
+        Outcome::Refused => {}
+    }
+}

@@ -1,0 +1,58 @@
+//! Carries out one write, until its outcome is certain.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::{Api, Client};
+
+use super::state::{Outcome, Write};
+use crate::api::Server;
+use crate::api::names::SCHEDULER;
+use crate::kube_ext::report::apply_status_to_version;
+use crate::kube_ext::{ApiError, chain};
+
+/// How long one try may take.
+const TRY: Duration = Duration::from_secs(5);
+/// Longest wait between tries.
+const MOST: Duration = Duration::from_secs(5);
+
+/// Writes a decision, to the version of the Server that it was made from.
+///
+/// A try whose outcome is not known (a timeout, a broken connection, a server error) may
+/// have been carried out all the same, so the very same write is tried again until the
+/// answer is certain: if an earlier try or anybody else was first, it is a conflict.
+pub async fn write(client: Client, write: &Write) -> Outcome {
+    let api: Api<Server> = Api::namespaced(client, &write.key.0);
+    let mut wait = Duration::from_millis(100);
+    loop {
+        let call = apply_status_to_version(&api, SCHEDULER, &write.server, &write.status);
+        match tokio::time::timeout(TRY, call).await {
+            Ok(Ok(server)) => return Outcome::Written(Arc::new(server)),
+            Ok(Err(error)) => {
+                if let Some(outcome) = certain(&error) {
+                    if matches!(outcome, Outcome::Refused) {
+                        let (namespace, name) = &write.key;
+                        tracing::error!(%namespace, %name, error = %chain(&error), "status refused");
+                    }
+                    return outcome;
+                }
+                tracing::warn!(server = ?write.key, error = %chain(&error), "status not written yet");
+            }
+            Err(_) => tracing::warn!(server = ?write.key, "writing a status takes too long"),
+        }
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(MOST);
+    }
+}
+
+/// The outcome, where the error tells that nothing was written.
+fn certain(error: &ApiError) -> Option<Outcome> {
+    if error.is_conflict() || error.is_not_found() {
+        return Some(Outcome::Conflict);
+    }
+    match &*error.source {
+        kube::Error::Api(status) if (400..429).contains(&status.code) => Some(Outcome::Refused),
+        kube::Error::SerdeError(_) => Some(Outcome::Refused),
+        _ => None,
+    }
+}
