@@ -1,4 +1,5 @@
 //! The scheduler on a real API server.
+#![allow(clippy::unwrap_used, reason = "a helper that fails ends its test")]
 
 mod support;
 
@@ -242,7 +243,7 @@ async fn thirty_servers_over_two_hosts_never_overbook() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(left(&list(&client).await).len(), 2);
     remove_server(&client, &gone).await;
-    let (_, took) = within(Duration::from_secs(2), &client, "room used", |servers| {
+    let ((), took) = within(Duration::from_secs(2), &client, "room used", |servers| {
         (left(servers).len() == 1).then_some(())
     })
     .await;
@@ -298,7 +299,7 @@ async fn a_server_that_fits_nowhere_says_why_and_is_placed_when_room_appears() {
         .create(&PostParams::default(), &image)
         .await
         .unwrap();
-    let (_, took) = within(Duration::from_secs(2), &client, "image came", |servers| {
+    let ((), took) = within(Duration::from_secs(2), &client, "image came", |servers| {
         host_of(&servers[0]).map(drop)
     })
     .await;
@@ -312,7 +313,7 @@ async fn a_server_that_fits_nowhere_says_why_and_is_placed_when_room_appears() {
     add_server(&client, "t", "200Mi").await;
     tokio::time::sleep(Duration::from_millis(500)).await;
     add_host(&client, "h2", 1024).await;
-    let (_, took) = within(Duration::from_secs(2), &client, "host came", |servers| {
+    let ((), took) = within(Duration::from_secs(2), &client, "host came", |servers| {
         let t = servers.iter().find(|s| s.name_any() == "t")?;
         (host_of(t) == Some("h2")).then_some(())
     })
@@ -393,7 +394,7 @@ async fn the_stand_by_takes_over_when_the_leader_ends() {
     tokio::time::sleep(Duration::from_millis(500)).await;
     first.stop().await;
     add_server(&client, "s2", "100Mi").await;
-    let (_, took) = within(Duration::from_secs(10), &client, "s2", placed("s2")).await;
+    let ((), took) = within(Duration::from_secs(10), &client, "s2", placed("s2")).await;
     println!("the stand-by placed it {took:?} after the leader had ended");
     second.stop().await;
 }

@@ -70,7 +70,7 @@ impl fmt::Display for Explanation {
                     write!(f, " (needs {needs} {unit}, {nearest} has {has})")?;
                 }
                 Miss::Unfit(why) if refusal.hosts > 1 => {
-                    write!(f, " (such as {nearest}, which {why})")?
+                    write!(f, " (such as {nearest}, which {why})")?;
                 }
                 Miss::Unfit(why) => write!(f, " ({nearest} {why})")?,
             }

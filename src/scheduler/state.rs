@@ -286,7 +286,9 @@ impl State {
             .filter(|(_, w)| w.until <= now)
             .map(|(key, _)| key.clone())
             .collect();
-        due.iter().for_each(|key| self.settle(key));
+        for key in &due {
+            self.settle(key);
+        }
     }
 
     /// A write has ended. `uid` and `version` are those that it was made for.
@@ -464,13 +466,17 @@ impl State {
             .filter(|(_, w)| which(w.why))
             .map(|(key, _)| key.clone())
             .collect();
-        keys.iter().for_each(|key| self.settle(key));
+        for key in &keys {
+            self.settle(key);
+        }
     }
 
     fn wake_servers(&mut self, which: impl Fn(&Server) -> bool) {
         let named = |key: &&Key| self.servers.get(*key).is_some_and(|s| which(s));
         let keys: Vec<Key> = self.waiting.keys().filter(named).cloned().collect();
-        keys.iter().for_each(|key| self.settle(key));
+        for key in &keys {
+            self.settle(key);
+        }
     }
 }
 

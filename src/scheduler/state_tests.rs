@@ -70,7 +70,9 @@ fn image() -> Image {
 fn state(hosts: &[Host]) -> State {
     let mut state = State::default();
     state.image_seen(image());
-    hosts.iter().for_each(|h| state.host_seen(h));
+    for host in hosts {
+        state.host_seen(host);
+    }
     state
 }
 

@@ -18,6 +18,10 @@ use crate::api::{Flavor, Host, Image, Server};
 type Guarded<K> = Event<DeserializeGuard<K>>;
 
 /// An event of one of the watches.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "each is moved once, into the state; a box would be one more allocation"
+)]
 pub(super) enum Seen {
     Server(Guarded<Server>),
     Host(Guarded<Host>),

@@ -41,7 +41,7 @@ use tempfile::TempDir;
 /// Token of the administrator, who is in `system:masters`.
 const TOKEN: &str = "administrator";
 /// How long a process may take to answer.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A running API server, killed on drop together with its etcd.
 pub struct TestServer {
