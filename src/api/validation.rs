@@ -1,71 +1,557 @@
 //! What can be said of a spec without looking at other objects, in words for people.
 //! Repeats the CEL of the types, because old API servers have none.
+//!
+//! Each function returns every fault at once, so that a user needs one round only.
+//! What a schema says is not repeated: every API server holds to that.
 
-use super::{FlavorSpec, ImageSpec};
-use crate::model::Bytes;
+use std::fmt::Display;
+use std::net::IpAddr;
 
-/// Checks a Flavor.
-///
-/// # Errors
-/// A message that names the field and the value.
-pub fn flavor(spec: &FlavorSpec) -> Result<(), String> {
-    quantity("spec.memory", &spec.memory)?;
-    quantity("spec.disk", &spec.disk)
-}
+use ipnet::IpNet;
 
-/// Checks an Image.
-///
-/// # Errors
-/// A message that names the field and the value.
-pub fn image(spec: &ImageSpec) -> Result<(), String> {
-    for (field, value) in [
-        ("spec.minDisk", &spec.min_disk),
-        ("spec.minMemory", &spec.min_memory),
-    ] {
-        if let Some(value) = value {
-            quantity(field, value)?;
+use super::image::Source;
+use super::network::PortSecurity;
+use super::server::ServerNetwork;
+use super::subnet::{AllocationPool, HostRoute};
+use super::{FlavorSpec, HostSpec, ImageSpec, PortSpec, Resources, ServerSpec, SubnetSpec};
+use crate::model::range::to_number;
+use crate::model::{AddressRange, Bytes, Mac, parse_milli};
+
+/// Smallest memory that a Server can have, in MiB: less is a forgotten unit, and no guest
+/// starts in it.
+const LEAST_MEMORY_MIB: i64 = 16;
+/// Biggest key or value of a Server's metadata, in characters; Nova's limit.
+const LONGEST_METADATA: usize = 255;
+/// Most entries of a Server's metadata; Nova's default quota.
+const MOST_METADATA: usize = 128;
+
+/// Faults as they are found.
+#[derive(Default)]
+struct Faults(Vec<String>);
+
+impl Faults {
+    fn add(&mut self, fault: impl Into<String>) {
+        self.0.push(fault.into());
+    }
+
+    fn when(&mut self, wrong: bool, fault: &str) {
+        if wrong {
+            self.add(fault);
         }
     }
-    let sources = [
-        ("spec.source", Some(&spec.source)),
-        ("spec.kernel", spec.kernel.as_ref()),
-        ("spec.initrd", spec.initrd.as_ref()),
-    ];
-    for (field, source) in sources {
-        let Some(source) = source else { continue };
-        if source.url.starts_with("http://") && source.checksum.is_none() {
-            return Err(format!(
-                "{field}.url with http:// needs {field}.checksum beside it"
+
+    /// The value, or a fault that names the field.
+    fn read<T, E: Display>(&mut self, field: &str, value: Result<T, E>) -> Option<T> {
+        value
+            .map_err(|e| self.add(format!("spec.{field}: {e}")))
+            .ok()
+    }
+
+    fn address(&mut self, field: &str, text: &str) -> Option<IpAddr> {
+        let parsed = text
+            .parse()
+            .map_err(|_| format!("`{text}` is not an IP address; write it as 10.0.0.5 or fd00::5"));
+        self.read(field, parsed)
+    }
+
+    fn done(self) -> Result<(), String> {
+        if self.0.is_empty() {
+            Ok(())
+        } else {
+            Err(self.0.join("; "))
+        }
+    }
+}
+
+/// Checks a Server's spec.
+///
+/// # Errors
+/// Every fault with its field, value and way out.
+pub fn server(spec: &ServerSpec) -> Result<(), String> {
+    let mut faults = Faults::default();
+    faults.when(
+        spec.flavor.is_some() == spec.resources.is_some(),
+        "give either flavor or resources",
+    );
+    faults.when(
+        spec.user_data.is_some() && spec.user_data_from.is_some(),
+        "give either userData or userDataFrom",
+    );
+    if let Some(Resources { memory, disk, .. }) = &spec.resources {
+        size(&mut faults, "resources.", memory, disk);
+    }
+    for (index, nic) in spec.networks.iter().enumerate() {
+        interface(&mut faults, nic);
+        let before = &spec.networks[..index];
+        if before.iter().any(|other| other.name == nic.name) {
+            faults.add(format!("two of spec.networks are named `{}`", nic.name));
+        }
+        if let Some(port) = &nic.port
+            && before.iter().any(|other| other.port.as_ref() == Some(port))
+        {
+            faults.add(format!(
+                "spec.networks[{}]: port `{port}` is given twice; each interface needs its own",
+                nic.name
             ));
         }
     }
-    if spec.kernel.is_none() && (spec.initrd.is_some() || spec.kernel_command_line.is_some()) {
-        return Err("spec.initrd and spec.kernelCommandLine need spec.kernel beside them".into());
+    if spec.metadata.len() > MOST_METADATA {
+        faults.add(format!(
+            "spec.metadata has {} entries; at most {MOST_METADATA} are possible",
+            spec.metadata.len()
+        ));
     }
-    Ok(())
+    for (key, value) in &spec.metadata {
+        if key.chars().count() > LONGEST_METADATA || value.chars().count() > LONGEST_METADATA {
+            let key: String = key.chars().take(LONGEST_METADATA).collect();
+            faults.add(format!(
+                "spec.metadata[{key}]: keys and values have at most {LONGEST_METADATA} characters"
+            ));
+        }
+    }
+    faults.done()
 }
 
-fn quantity(field: &str, value: &str) -> Result<(), String> {
-    Bytes::parse(value)
-        .map(drop)
-        .map_err(|e| format!("{field}: {e}"))
+fn interface(faults: &mut Faults, nic: &ServerNetwork) {
+    let field = format!("networks[{}]", nic.name);
+    if nic.network.is_some() == nic.port.is_some() {
+        faults.add(format!("spec.{field}: give either network or port"));
+    }
+    if nic.port.is_some() && (nic.fixed_ip.is_some() || nic.security_groups.is_some()) {
+        faults.add(format!(
+            "spec.{field}: fixedIP and securityGroups belong to the Port when port is given"
+        ));
+    }
+    if let Some(address) = &nic.fixed_ip {
+        faults.address(&format!("{field}.fixedIP"), address);
+    }
+}
+
+fn size(faults: &mut Faults, prefix: &str, memory: &str, disk: &str) {
+    let field = format!("{prefix}memory");
+    if let Some(memory_size) = faults.read(&field, Bytes::parse(memory))
+        && memory_size.mib() < LEAST_MEMORY_MIB
+    {
+        faults.add(format!(
+            "spec.{field}: `{memory}` is too small; give it as 512Mi or 2Gi"
+        ));
+    }
+    faults.read(&format!("{prefix}disk"), Bytes::parse(disk));
+}
+
+/// Checks a Flavor's spec.
+///
+/// # Errors
+/// Every fault with its field, value and way out.
+pub fn flavor(spec: &FlavorSpec) -> Result<(), String> {
+    let mut faults = Faults::default();
+    size(&mut faults, "", &spec.memory, &spec.disk);
+    faults.done()
+}
+
+/// Checks an Image's spec, but not whether its format can be used yet.
+///
+/// # Errors
+/// Every fault with its field, value and way out.
+pub fn image(spec: &ImageSpec) -> Result<(), String> {
+    let mut faults = Faults::default();
+    source(&mut faults, "source", &spec.source);
+    if let Some(kernel) = &spec.kernel {
+        source(&mut faults, "kernel", kernel);
+    } else {
+        faults.when(spec.initrd.is_some(), "initrd needs a kernel beside it");
+        faults.when(
+            spec.kernel_command_line.is_some(),
+            "kernelCommandLine needs a kernel beside it",
+        );
+    }
+    if let Some(initrd) = &spec.initrd {
+        source(&mut faults, "initrd", initrd);
+    }
+    for (field, value) in [("minDisk", &spec.min_disk), ("minMemory", &spec.min_memory)] {
+        if let Some(value) = value {
+            faults.read(field, Bytes::parse(value));
+        }
+    }
+    faults.done()
+}
+
+fn source(faults: &mut Faults, field: &str, source: &Source) {
+    let Some(url) = faults.read(&format!("{field}.url"), url::Url::parse(&source.url)) else {
+        return;
+    };
+    match url.scheme() {
+        "https" => {}
+        "http" => {
+            if source.checksum.is_none() {
+                faults.add(format!(
+                    "spec.{field}: a source with http:// needs a checksum, or use https://"
+                ));
+            }
+        }
+        "file" => {
+            if url.host().is_some() {
+                faults.add(format!(
+                    "spec.{field}.url: a file:// URL has three slashes and an absolute path"
+                ));
+            }
+        }
+        other => faults.add(format!(
+            "spec.{field}.url: scheme `{other}` cannot be used; use https, http with a checksum, or file"
+        )),
+    }
+    // The password itself is never repeated.
+    if url.password().is_some() {
+        faults.add(format!(
+            "spec.{field}.url: holds a password, which all who can read the Image would see; \
+             use a URL without one"
+        ));
+    }
+}
+
+/// Checks a Host's spec.
+///
+/// # Errors
+/// Every fault with its field, value and way out.
+pub fn host(spec: &HostSpec) -> Result<(), String> {
+    let mut faults = Faults::default();
+    for (field, ratio) in [
+        ("cpuAllocationRatio", &spec.cpu_allocation_ratio),
+        ("memoryAllocationRatio", &spec.memory_allocation_ratio),
+        ("diskAllocationRatio", &spec.disk_allocation_ratio),
+    ] {
+        if let Some(text) = ratio
+            && faults.read(field, parse_milli(text)) == Some(0)
+        {
+            faults.add(format!(
+                "spec.{field}: `{text}` must be above 0, such as 4 or 1.5"
+            ));
+        }
+    }
+    if let Some(reserved) = spec.reserved {
+        for (field, value) in [
+            ("vcpus", reserved.vcpus),
+            ("memoryMiB", reserved.memory_mib),
+            ("diskGiB", reserved.disk_gib),
+        ] {
+            if value < 0 {
+                faults.add(format!("spec.reserved.{field}: {value} is below 0"));
+            }
+        }
+    }
+    faults.done()
+}
+
+/// Checks a Port's spec.
+///
+/// # Errors
+/// Every fault with its field, value and way out.
+pub fn port(spec: &PortSpec) -> Result<(), String> {
+    let mut faults = Faults::default();
+    if let Some(mac) = &spec.mac_address {
+        faults.read("macAddress", mac.parse::<Mac>());
+    }
+    for (index, wanted) in spec.fixed_ips.iter().enumerate() {
+        let field = format!("fixedIPs[{}]", wanted.name);
+        if let Some(text) = &wanted.address
+            && let Some(address) = faults.address(&format!("{field}.address"), text)
+            && spec.fixed_ips[..index]
+                .iter()
+                .any(|other| read_address(other.address.as_deref()) == Some(address))
+        {
+            faults.add(format!("spec.{field}.address: `{text}` is given twice"));
+        }
+    }
+    for pair in &spec.allowed_address_pairs {
+        let field = format!("allowedAddressPairs[{}]", pair.name);
+        let text = &pair.address;
+        if text.parse::<IpAddr>().is_err() && text.parse::<IpNet>().is_err() {
+            faults.add(format!(
+                "spec.{field}.address: `{text}` is neither an IP address nor a CIDR such as 10.0.0.0/24"
+            ));
+        }
+        if let Some(mac) = &pair.mac_address {
+            faults.read(&format!("{field}.macAddress"), mac.parse::<Mac>());
+        }
+    }
+    if spec.port_security == Some(PortSecurity::Disabled) {
+        // As in Neutron, where each of the two is refused.
+        faults.when(
+            spec.security_groups.as_ref().is_some_and(|g| !g.is_empty()),
+            "securityGroups need portSecurity Enabled",
+        );
+        faults.when(
+            !spec.allowed_address_pairs.is_empty(),
+            "allowedAddressPairs need portSecurity Enabled; without it everything passes",
+        );
+    }
+    faults.done()
+}
+
+fn read_address(text: Option<&str>) -> Option<IpAddr> {
+    text?.parse().ok()
+}
+
+/// Checks a Subnet's spec.
+///
+/// # Errors
+/// Every fault with its field, value and way out.
+pub fn subnet(spec: &SubnetSpec) -> Result<(), String> {
+    let mut faults = Faults::default();
+    let cidr = &spec.cidr;
+    let parsed = cidr
+        .parse::<IpNet>()
+        .map_err(|_| format!("`{cidr}` is not a CIDR; write it as 10.0.0.0/24 or fd00:1::/64"));
+    let Some(net) = faults.read("cidr", parsed) else {
+        return faults.done();
+    };
+    if net.trunc() != net {
+        faults.add(format!(
+            "spec.cidr: `{cidr}` has host bits set; the range is {}",
+            net.trunc()
+        ));
+    }
+    let first = net.network();
+    if first.is_multicast() || first.is_loopback() || first.is_unspecified() {
+        faults.add(format!(
+            "spec.cidr: `{cidr}` holds no addresses that guests can have"
+        ));
+    }
+    // An empty text stands for no gateway.
+    if let Some(text) = spec.gateway_ip.as_deref().filter(|g| !g.is_empty())
+        && let Some(gateway) = faults.address("gatewayIP", text)
+        && !AddressRange::hosts(net).contains(gateway)
+    {
+        faults.add(format!(
+            "spec.gatewayIP: `{text}` is no host's address in {cidr}"
+        ));
+    }
+    pools(&mut faults, net, &spec.allocation_pools);
+    for server in &spec.dns_servers {
+        faults.address("dnsServers", server);
+    }
+    for route in &spec.host_routes {
+        host_route(&mut faults, net, route);
+    }
+    faults.done()
+}
+
+fn pools(faults: &mut Faults, net: IpNet, pools: &[AllocationPool]) {
+    let mut ranges: Vec<(&str, AddressRange)> = Vec::new();
+    for pool in pools {
+        let field = format!("allocationPools[{}]", pool.name);
+        let start = faults.address(&format!("{field}.start"), &pool.start);
+        let end = faults.address(&format!("{field}.end"), &pool.end);
+        let (Some(start), Some(end)) = (start, end) else {
+            continue;
+        };
+        let Some(range) = AddressRange::new(start, end) else {
+            faults.add(format!(
+                "spec.{field}: {start} to {end} is no range; both are of one family, the smaller one first"
+            ));
+            continue;
+        };
+        let hosts = AddressRange::hosts(net);
+        if !hosts.contains(start) || !hosts.contains(end) {
+            faults.add(format!(
+                "spec.{field}: {start} to {end} lies outside the addresses of {net}, {} to {}",
+                hosts.first(),
+                hosts.last()
+            ));
+        }
+        if let Some((other, _)) = ranges.iter().find(|(_, r)| overlap(*r, range)) {
+            faults.add(format!("spec.{field}: overlaps allocationPools[{other}]"));
+        }
+        ranges.push((&pool.name, range));
+    }
+}
+
+fn overlap(a: AddressRange, b: AddressRange) -> bool {
+    a.first().is_ipv4() == b.first().is_ipv4()
+        && to_number(a.first()) <= to_number(b.last())
+        && to_number(b.first()) <= to_number(a.last())
+}
+
+fn host_route(faults: &mut Faults, net: IpNet, route: &HostRoute) {
+    let field = format!("hostRoutes[{}]", route.name);
+    let text = &route.destination;
+    let destination = text
+        .parse::<IpNet>()
+        .map_err(|_| format!("`{text}` is not a CIDR; write it as 192.168.0.0/16"));
+    let destination = faults.read(&format!("{field}.destination"), destination);
+    let hop = faults.address(&format!("{field}.nextHop"), &route.next_hop);
+    let families = [
+        destination.map(|d| d.addr().is_ipv4()),
+        hop.map(|h| h.is_ipv4()),
+    ];
+    if families
+        .into_iter()
+        .flatten()
+        .any(|v4| v4 != net.addr().is_ipv4())
+    {
+        faults.add(format!("spec.{field}: is of another family than {net}"));
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
 
+    fn faults<S: serde::de::DeserializeOwned>(
+        check: impl Fn(&S) -> Result<(), String>,
+        spec: Value,
+    ) -> String {
+        check(&serde_json::from_value(spec).unwrap())
+            .err()
+            .unwrap_or_default()
+    }
+
     #[test]
-    fn messages_name_the_field_and_the_value() {
-        let spec = FlavorSpec {
-            memory: "1 GB".into(),
-            disk: "0".into(),
-            ..FlavorSpec::default()
-        };
-        let message = flavor(&spec).unwrap_err();
-        assert!(
-            message.contains("spec.memory") && message.contains("1 GB"),
-            "{message}"
+    fn all_faults_of_a_server_are_said_at_once() {
+        let said = faults(
+            server,
+            json!({
+                "image": {"name": "debian"},
+                "userData": "x", "userDataFrom": {"name": "y"},
+                "networks": [
+                    {"name": "a", "port": "p", "fixedIP": "10.0.0.1"},
+                    {"name": "b", "port": "p"},
+                    {"name": "c"},
+                    {"name": "d", "network": {"name": "n"}, "fixedIP": "10.0.0.300"},
+                ],
+            }),
         );
+        for part in [
+            "either flavor or resources",
+            "either userData or userDataFrom",
+            "spec.networks[a]: fixedIP and securityGroups belong to the Port",
+            "spec.networks[b]: port `p` is given twice",
+            "spec.networks[c]: give either network or port",
+            "spec.networks[d].fixedIP: `10.0.0.300`",
+        ] {
+            assert!(said.contains(part), "{part} is missing in: {said}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_quantities() {
+        let fault = |memory: &str, disk: &str| {
+            faults(flavor, json!({"vcpus": 1, "memory": memory, "disk": disk}))
+        };
+        assert_eq!(fault("512Mi", "0"), "");
+        assert!(fault("512MB", "20Gi").starts_with("spec.memory: `512MB` is not a quantity"));
+        assert!(fault("512", "20Gi").starts_with("spec.memory: `512` is too small"));
+        assert!(fault("0", "20Gi").starts_with("spec.memory: `0` is too small"));
+        assert!(fault("1Gi", "-1").starts_with("spec.disk: `-1` is out of range"));
+        let inline = json!({"image": {"name": "i"}, "resources": {"vcpus": 1, "memory": "x"}});
+        assert!(faults(server, inline).starts_with("spec.resources.memory"));
+    }
+
+    #[test]
+    fn sources_are_safe_and_reachable() {
+        let fault = |url: &str| faults(image, json!({"source": {"url": url}}));
+        assert_eq!(fault("https://example.org/a.qcow2"), "");
+        assert_eq!(fault("file:///srv/a.qcow2"), "");
+        assert!(fault("http://example.org/a.qcow2").contains("needs a checksum"));
+        assert!(fault("ftp://example.org/a").contains("scheme `ftp`"));
+        assert!(fault("file://srv/a.qcow2").contains("three slashes"));
+        let secret = fault("https://me:hunter2@example.org/a");
+        assert!(
+            secret.contains("password") && !secret.contains("hunter2"),
+            "{secret}"
+        );
+        let lonely = json!({"source": {"url": "https://e.org/a"}, "initrd": {"url": "https://e.org/i"},
+            "kernelCommandLine": "quiet", "minDisk": "many"});
+        let said = faults(image, lonely);
+        assert!(said.contains("initrd needs") && said.contains("kernelCommandLine needs"));
+        assert!(said.contains("minDisk: `many`"));
+    }
+
+    #[test]
+    fn ranges_of_a_subnet_lie_in_it() {
+        let fault = |more: Value| {
+            let mut spec = json!({"network": "n", "cidr": "10.0.0.0/24"});
+            let (Value::Object(spec_map), Value::Object(more)) = (&mut spec, more) else {
+                return String::new();
+            };
+            spec_map.extend(more);
+            faults(subnet, spec)
+        };
+        assert_eq!(fault(json!({"gatewayIP": ""})), "");
+        assert_eq!(fault(json!({"gatewayIP": "10.0.0.254"})), "");
+        assert!(fault(json!({"gatewayIP": "10.0.1.1"})).contains("no host's address"));
+        assert!(fault(json!({"gatewayIP": "10.0.0.255"})).contains("no host's address"));
+        assert!(fault(json!({"cidr": "10.0.0.5/24"})).contains("the range is 10.0.0.0/24"));
+        assert!(fault(json!({"cidr": "224.0.0.0/8"})).contains("no addresses that guests"));
+        assert!(fault(json!({"cidr": "ten"})).starts_with("spec.cidr: `ten` is not a CIDR"));
+        let pools = json!({"allocationPools": [
+            {"name": "a", "start": "10.0.0.10", "end": "10.0.0.20"},
+            {"name": "b", "start": "10.0.0.20", "end": "10.0.0.30"},
+            {"name": "c", "start": "10.0.0.9", "end": "10.0.0.8"},
+            {"name": "d", "start": "10.0.0.250", "end": "10.0.1.5"},
+            {"name": "e", "start": "fd00::1", "end": "10.0.0.5"},
+        ]});
+        let said = fault(pools);
+        for part in [
+            "spec.allocationPools[b]: overlaps allocationPools[a]",
+            "spec.allocationPools[c]: 10.0.0.9 to 10.0.0.8 is no range",
+            "allocationPools[d]: 10.0.0.250 to 10.0.1.5 lies outside",
+            "allocationPools[e]: fd00::1 to 10.0.0.5 is no range",
+        ] {
+            assert!(said.contains(part), "{part} is missing in: {said}");
+        }
+        let route = json!({"hostRoutes": [{"name": "r", "destination": "fd00::/8", "nextHop": "10.0.0.1"}]});
+        assert!(fault(route).contains("another family"));
+    }
+
+    #[test]
+    fn ports_without_security_have_no_groups() {
+        let said = faults(
+            port,
+            json!({
+                "network": {"name": "n"}, "portSecurity": "Disabled", "securityGroups": ["g"],
+                "macAddress": "ff:ff:ff:ff:ff:ff",
+                "fixedIPs": [{"name": "a", "address": "fd00::1"}, {"name": "b", "address": "fd00:0::1"}],
+                "allowedAddressPairs": [{"name": "v", "address": "10.0.0.0/33"}],
+            }),
+        );
+        for part in [
+            "securityGroups need portSecurity",
+            "allowedAddressPairs need portSecurity",
+            "macAddress:",
+            "fixedIPs[b].address: `fd00:0::1` is given twice",
+            "allowedAddressPairs[v].address",
+        ] {
+            assert!(said.contains(part), "{part} is missing in: {said}");
+        }
+        let open =
+            json!({"network": {"name": "n"}, "portSecurity": "Disabled", "securityGroups": []});
+        assert_eq!(faults(port, open), "");
+    }
+
+    #[test]
+    fn a_host_gives_out_something() {
+        let fault = |ratio: &str| faults(host, json!({"cpuAllocationRatio": ratio}));
+        assert_eq!(fault("1.5"), "");
+        assert!(fault("0").contains("must be above 0"));
+        assert!(fault("four").contains("cpuAllocationRatio: `four`"));
+        let reserved = json!({"reserved": {"vcpus": -1, "memoryMiB": 0, "diskGiB": 0}});
+        assert!(faults(host, reserved).contains("reserved.vcpus: -1"));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_makes_a_check_panic(text in "\\PC{0,40}", other in "[0-9a-f.:/]{0,20}") {
+            for text in [&text, &other] {
+                let pool = json!([{"name": "p", "start": text, "end": other}]);
+                faults(subnet, json!({"network": "n", "cidr": text}));
+                faults(subnet, json!({"network": "n", "cidr": "fd00::/64", "allocationPools": pool}));
+                faults(image, json!({"source": {"url": text}, "minDisk": text}));
+                faults(port, json!({"network": {"name": "n"}, "macAddress": text}));
+                faults(flavor, json!({"vcpus": 1, "memory": text, "disk": text}));
+            }
+        }
     }
 }
