@@ -275,6 +275,5 @@ fn domain_spec(
         config_drive: has_drive.then(|| agent.disks.config_drive(id).display().to_string()),
         nics,
         console_log: directory.join("console.log").display().to_string(),
-        vnc_socket: directory.join("vnc.sock").display().to_string(),
     })
 }

@@ -31,8 +31,6 @@ pub struct DomainSpec {
     pub nics: Vec<Nic>,
     /// File that the console is logged to.
     pub console_log: String,
-    /// Socket that VNC listens on.
-    pub vnc_socket: String,
 }
 
 /// Marks of the owner, carried in the domain's metadata.

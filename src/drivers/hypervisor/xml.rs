@@ -116,13 +116,12 @@ pub fn domain_xml(spec: &DomainSpec) -> String {
         "<serial type='pty'><log file='{log}' append='on'/><target port='0'/></serial>\n\
          <console type='pty'><target type='serial' port='0'/></console>\n\
          <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>\n\
-         <graphics type='vnc' socket='{vnc}'/>\n\
+         <graphics type='vnc'><listen type='socket'/></graphics>\n\
          <video><model type='vga' vram='16384'/><address type='pci' domain='0x0000' bus='0x00' slot='0x01' function='0x0'/></video>\n\
          <rng model='virtio'><backend model='random'>/dev/urandom</backend>{rng}</rng>\n\
          <memballoon model='virtio' autodeflate='on'><stats period='10'/>{balloon}</memballoon>\n\
          </devices>\n</domain>\n",
         log = escape(&spec.console_log),
-        vnc = escape(&spec.vnc_socket),
         rng = on_port(3),
         balloon = on_port(4),
     );
@@ -359,7 +358,6 @@ mod tests {
                 mtu: 1442,
             }],
             console_log: "/log".into(),
-            vnc_socket: "/vnc".into(),
         }
     }
 

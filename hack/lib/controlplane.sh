@@ -1,0 +1,153 @@
+# shellcheck shell=bash
+# etcd, kube-apiserver and kube-controller-manager: found, or built once from Debian's
+# source package and kept by its version.
+
+PKI_DIR="$STATE_DIR/pki"
+
+# Directory that holds both binaries; fails when they must be built.
+control_plane_found() {
+    local dir
+    for dir in "${KUBEBUILDER_ASSETS:-}" "$(dirname "$(command -v kube-apiserver || echo /none/x)")" \
+        "$CACHE_DIR"/kubernetes/*/; do
+        if [ -n "$dir" ] && [ -x "$dir/kube-apiserver" ] && [ -x "$dir/kube-controller-manager" ]; then
+            echo "${dir%/}"
+            return
+        fi
+    done
+    return 1
+}
+
+# A reachable cluster of the user's own wins.
+external_cluster() {
+    [ -n "${KUBECONFIG:-}" ] && [ "$KUBECONFIG" != "$ADMIN_KUBECONFIG" ] &&
+        command "$KUBECTL" --kubeconfig "$KUBECONFIG" --request-timeout=5s get --raw /readyz >/dev/null 2>&1
+}
+
+control_plane_build() {
+    mkdir -p "$CACHE_DIR/kubernetes"
+    (
+        flock 8
+        if control_plane_found; then exit 0; fi
+        packages "${BUILD_PACKAGES[@]}"
+        work="$(mktemp -d "${TMPDIR:-/tmp}/pileus-kubernetes.XXXXXX")"
+        trap 'rm -rf "$work"' EXIT
+        cd "$work"
+        apt-get -q update
+        apt-get -q source --download-only kubernetes
+        version="$(basename ./*.dsc .dsc)"
+        dpkg-source -x ./*.dsc src
+        cd src
+        reflect2_for_new_go
+        make WHAT="cmd/kube-apiserver cmd/kube-controller-manager" GOFLAGS=-mod=vendor \
+            KUBE_GIT_VERSION=v1.20.2 KUBE_GIT_TREE_STATE=clean KUBE_GIT_COMMIT=debian
+        mkdir -p "$CACHE_DIR/kubernetes/$version.new"
+        install -m 0755 _output/bin/kube-apiserver _output/bin/kube-controller-manager \
+            "$CACHE_DIR/kubernetes/$version.new/"
+        rm -rf "$CACHE_DIR/kubernetes/$version"
+        mv "$CACHE_DIR/kubernetes/$version.new" "$CACHE_DIR/kubernetes/$version"
+    ) 8>"$CACHE_DIR/kubernetes/lock"
+}
+
+# The source's own copy of reflect2 assumes the map iterator of Go 1.17; with Debian's newer
+# Go it corrupts memory, now and then. Debian's own package has the release that does not.
+reflect2_for_new_go() {
+    local copy=vendor/github.com/modern-go/reflect2
+    (
+        cd ..
+        apt-get -q download golang-github-modern-go-reflect2-dev
+        dpkg -x golang-github-modern-go-reflect2-dev_*.deb reflect2
+    )
+    find "$copy" -name '*.go' -delete
+    find ../reflect2/usr/share/gocode/src/github.com/modern-go/reflect2 -maxdepth 1 \
+        \( -name '*.go' -o -name '*.s' \) ! -name '*_test.go' -exec cp {} "$copy/" \;
+}
+
+# certificate NAME SUBJECT [SUBJECT_ALT_NAMES]: signed by the lab's own authority.
+certificate() {
+    local name="$1" subject="$2" names="${3:-}"
+    [ -s "$PKI_DIR/$name.crt" ] && return
+    openssl req -new -newkey rsa:2048 -nodes -keyout "$PKI_DIR/$name.key" -subj "$subject" \
+        -out "$PKI_DIR/$name.csr"
+    openssl x509 -req -in "$PKI_DIR/$name.csr" -CA "$PKI_DIR/ca.crt" -CAkey "$PKI_DIR/ca.key" \
+        -CAcreateserial -days 3650 -sha256 -out "$PKI_DIR/$name.crt.new" \
+        -extfile <(printf 'extendedKeyUsage=clientAuth,serverAuth\n%s\n' "${names:+subjectAltName=$names}")
+    mv "$PKI_DIR/$name.crt.new" "$PKI_DIR/$name.crt"
+}
+
+control_plane_pki() {
+    mkdir -p "$PKI_DIR"
+    chmod 0700 "$PKI_DIR"
+    if [ ! -s "$PKI_DIR/ca.crt" ]; then
+        openssl req -x509 -newkey rsa:2048 -nodes -days 3650 -subj "/CN=pileus-devstack" \
+            -keyout "$PKI_DIR/ca.key" -out "$PKI_DIR/ca.crt.new"
+        mv "$PKI_DIR/ca.crt.new" "$PKI_DIR/ca.crt"
+    fi
+    [ -s "$PKI_DIR/sa.key" ] || openssl genrsa -out "$PKI_DIR/sa.key" 2048
+    certificate apiserver "/CN=kube-apiserver" "IP:$LAB_ADDRESS,IP:127.0.0.1,IP:10.96.0.1,DNS:localhost"
+    certificate admin "/O=system:masters/CN=admin"
+    certificate controller-manager "/CN=system:kube-controller-manager"
+    kubeconfig "$ADMIN_KUBECONFIG" certificate admin
+    kubeconfig "$STATE_DIR/kubeconfig/controller-manager" certificate controller-manager
+}
+
+# kubeconfig FILE certificate NAME | token TOKEN
+kubeconfig() {
+    local file="$1" user
+    mkdir -p "$(dirname "$file")"
+    if [ "$2" = certificate ]; then
+        user="{client-certificate: $PKI_DIR/$3.crt, client-key: $PKI_DIR/$3.key}"
+    else
+        user="{token: $3}"
+    fi
+    write_file "$file" 0600 <<CONF
+apiVersion: v1
+kind: Config
+current-context: pileus
+clusters: [{name: pileus, cluster: {server: "$API_URL", certificate-authority: $PKI_DIR/ca.crt}}]
+users: [{name: pileus, user: $user}]
+contexts: [{name: pileus, context: {cluster: pileus, user: pileus}}]
+CONF
+}
+
+etcd_start() {
+    proc_start etcd etcd --name pileus --data-dir "$STATE_DIR/etcd" --log-level warn \
+        --listen-client-urls http://127.0.0.1:23790 --advertise-client-urls http://127.0.0.1:23790 \
+        --listen-peer-urls http://127.0.0.1:23800 --initial-advertise-peer-urls http://127.0.0.1:23800 \
+        --initial-cluster pileus=http://127.0.0.1:23800 --auto-compaction-retention 1h \
+        --quota-backend-bytes 2147483648
+    proc_wait etcd 30 curl -fsS --noproxy '*' http://127.0.0.1:23790/health
+}
+
+apiserver_start() {
+    local bin
+    bin="$(control_plane_found)"
+    proc_start apiserver "$bin/kube-apiserver" --etcd-servers http://127.0.0.1:23790 \
+        --bind-address "$LAB_ADDRESS" --advertise-address "$LAB_ADDRESS" --secure-port "$API_PORT" \
+        --tls-cert-file "$PKI_DIR/apiserver.crt" --tls-private-key-file "$PKI_DIR/apiserver.key" \
+        --client-ca-file "$PKI_DIR/ca.crt" --authorization-mode RBAC --anonymous-auth=false \
+        --service-account-key-file "$PKI_DIR/sa.key" --service-account-signing-key-file "$PKI_DIR/sa.key" \
+        --service-account-issuer https://kubernetes.default.svc --service-cluster-ip-range 10.96.0.0/16 \
+        --disable-admission-plugins ServiceAccount --event-ttl 1h --v 1
+    proc_wait apiserver 60 kubectl get --raw /readyz
+}
+
+controller_manager_start() {
+    local bin
+    bin="$(control_plane_found)"
+    # Only what Pileus relies on: namespaces, garbage collection, service account tokens.
+    proc_start controller-manager "$bin/kube-controller-manager" \
+        --kubeconfig "$STATE_DIR/kubeconfig/controller-manager" --leader-elect=false \
+        --service-account-private-key-file "$PKI_DIR/sa.key" --root-ca-file "$PKI_DIR/ca.crt" \
+        --use-service-account-credentials=false --port 0 \
+        --controllers namespace,garbagecollector,serviceaccount,serviceaccount-token \
+        --bind-address 127.0.0.1 --v 1
+}
+
+control_plane() {
+    control_plane_pki
+    etcd_start
+    apiserver_start
+    # A reading of the server's own view of who it is may come before its RBAC is there.
+    wait_for 30 "the API server's own roles" kubectl get clusterrole system:kube-controller-manager
+    controller_manager_start
+}

@@ -1,0 +1,115 @@
+# shellcheck shell=bash
+# Pileus itself: built, installed, and its roles started, each with its own credential.
+
+PILEUS_BIN="$STATE_DIR/bin/pileus"
+
+pileus_build() {
+    if [ -n "${PILEUS_BINARY:-}" ]; then
+        [ -x "$PILEUS_BINARY" ] || {
+            echo "PILEUS_BINARY=$PILEUS_BINARY is no program" >&2
+            return 1
+        }
+    else
+        command -v cargo >/dev/null || PATH="$PATH:$HOME/.cargo/bin"
+        command -v cargo >/dev/null || {
+            echo "cargo is missing: install Rust (rustup, or Debian's packages of version $(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$REPO_DIR/Cargo.toml") or newer)" >&2
+            return 1
+        }
+        (cd "$REPO_DIR" && cargo build --release --locked)
+        PILEUS_BINARY="${CARGO_TARGET_DIR:-$REPO_DIR/target}/release/pileus"
+    fi
+    mkdir -p "$STATE_DIR/bin"
+    # Under a new inode: the old one may be running.
+    if ! cmp -s "$PILEUS_BINARY" "$PILEUS_BIN"; then
+        install -m 0755 "$PILEUS_BINARY" "$PILEUS_BIN.new"
+        mv "$PILEUS_BIN.new" "$PILEUS_BIN"
+    fi
+}
+
+# CEL in a CRD is refused by API servers below 1.25.
+server_has_cel() {
+    local minor
+    minor="$(kubectl get --raw /version | sed -n 's/.*"minor": *"\([0-9]*\).*/\1/p')"
+    [ "${minor:-0}" -ge 25 ]
+}
+
+pileus_install() {
+    local without="--without-cel" n
+    server_has_cel && without=""
+    # shellcheck disable=SC2086  # empty, or one word
+    "$PILEUS_BIN" crds $without | kubectl apply --server-side --force-conflicts -f -
+    kubectl wait --for=condition=Established --timeout=60s crd -l '' \
+        $("$PILEUS_BIN" crds | sed -n 's/^  name: \(.*\.pileus\.dev\)$/crd\/\1/p') >/dev/null 2>&1 ||
+        wait_for 60 "the kinds of Pileus" kubectl get servers.pileus.dev
+    kubectl get namespace "$SYSTEM_NAMESPACE" >/dev/null 2>&1 || kubectl create namespace "$SYSTEM_NAMESPACE"
+    kubectl apply -f "$REPO_DIR/config/rbac/manager.yaml" -f "$REPO_DIR/config/rbac/scheduler.yaml"
+    credential manager "$SYSTEM_NAMESPACE" manager
+    credential scheduler "$SYSTEM_NAMESPACE" scheduler
+    for n in $(host_numbers); do pileus_install_host "$n"; done
+    kubectl apply -f "$REPO_DIR/config/flavors.yaml"
+}
+
+pileus_install_host() {
+    local name
+    name="$(host_name "$1")"
+    sed "s/HOST/$name/g" "$REPO_DIR/config/rbac/agent.yaml" | kubectl apply -f -
+    credential "agent-$name" "pileus-host-$name" agent
+}
+
+# credential FILE NAMESPACE SERVICEACCOUNT: a kubeconfig with the account's own token.
+credential() {
+    local file="$STATE_DIR/kubeconfig/$1" token=""
+    kubectl apply -f - <<YAML
+apiVersion: v1
+kind: ServiceAccount
+metadata: {name: $3, namespace: $2}
+---
+apiVersion: v1
+kind: Secret
+type: kubernetes.io/service-account-token
+metadata:
+  name: $3-token
+  namespace: $2
+  annotations: {kubernetes.io/service-account.name: $3}
+YAML
+    local end=$((SECONDS + 30))
+    until [ -n "$token" ]; do
+        token="$(kubectl -n "$2" get secret "$3-token" -o 'jsonpath={.data.token}' | base64 -d)"
+        [ -n "$token" ] || [ "$SECONDS" -lt "$end" ] || {
+            echo "no token for $2/$3 after 30 s: see $LOG_DIR/controller-manager.log" >&2
+            return 1
+        }
+        [ -n "$token" ] || sleep 0.2
+    done
+    kubeconfig "$file" token "$token"
+}
+
+manager_start() {
+    proc_start manager env KUBECONFIG="$STATE_DIR/kubeconfig/manager" RUST_LOG="${RUST_LOG:-info,kube=warn}" \
+        "$PILEUS_BIN" manager --listen 127.0.0.1:28080 --ovn-nb "$OVN_NB" --underlay-mtu 1500
+    proc_wait manager 20 curl -fsS --noproxy '*' http://127.0.0.1:28080/readyz
+}
+
+scheduler_start() {
+    proc_start scheduler env KUBECONFIG="$STATE_DIR/kubeconfig/scheduler" RUST_LOG="${RUST_LOG:-info,kube=warn}" \
+        "$PILEUS_BIN" scheduler --listen 127.0.0.1:28081
+    proc_wait scheduler 20 curl -fsS --noproxy '*' http://127.0.0.1:28081/readyz
+}
+
+# The lab's machine is shared by its hosts: each keeps most of it back, so that together
+# they do not promise more than there is.
+agent_start() {
+    local n="$1" name virt=qemu reserved total
+    name="$(host_name "$n")"
+    # A /dev/kvm that opens proves nothing: see whether the processor has the instructions.
+    if grep -qE '^flags.*\b(vmx|svm)\b' /proc/cpuinfo && [ -w /dev/kvm ]; then virt=kvm; fi
+    total="$(awk '/^MemTotal:/ {print int($2 / 1024)}' /proc/meminfo)"
+    reserved=$((total - (total - 4096) / $(host_numbers | wc -l)))
+    host_start "$n" agent env KUBECONFIG="$STATE_DIR/kubeconfig/agent-$name" \
+        RUST_LOG="${RUST_LOG:-info,kube=warn}" "$PILEUS_BIN" agent --host-name "$name" \
+        --listen 127.0.0.1:28082 --virt-type "${PILEUS_VIRT_TYPE:-$virt}" \
+        --boot-id-file "$(host_dir "$n")/boot-id" --image-file-dir "$CACHE_DIR/guest" \
+        --allow-fetch "$LAB_PREFIX.0/24" --reserved-memory-mib "$reserved" --reserved-disk-gib 10 \
+        --image-grace-seconds "${PILEUS_IMAGE_GRACE_SECONDS:-3600}"
+    proc_wait "$name-agent" 20 in_host "$n" curl -fsS --noproxy '*' http://127.0.0.1:28082/readyz
+}
