@@ -7,19 +7,27 @@
 //! DIR/instances/ID/console.log  written by virtlogd
 //! ```
 
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 use uuid::Uuid;
 
-use super::store::{entries, sync_directory, write_atomically};
+use super::error::Shortage;
+use super::store::{entries, file_name, sync_directory, write_atomically};
 use super::{Error, ImageStore, StoredImage, qcow2};
 use crate::model::Owner;
+
+/// Name of the file with the marks.
+const MARKS: &str = "marks.json";
 
 /// Whose a directory is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -140,20 +148,25 @@ impl Disks {
             .mode(0o711)
             .create(&directory)
             .map_err(Error::io("make", &directory))?;
+        // Held until marks and disk name what they need: until then nothing tells of it.
+        let guard = store.in_use().await?;
         self.mark(id, marks)?;
         let disk = self.root_disk(id);
         if disk.is_file() {
             return Ok(());
         }
-        // Held until the disk names the image: until then nothing tells that it is needed.
-        let guard = store.in_use().await?;
-        let backing = store.path(&image.digest);
-        if !backing.is_file() {
-            return Err(Error::NotFound {
-                url: backing.display().to_string(),
-                status: "the image is no longer stored; it is fetched again".to_owned(),
-            });
+        for digest in std::iter::once(&image.digest).chain(&marks.uses) {
+            let path = store.path(digest);
+            if !path.is_file() {
+                return Err(Error::NotFound {
+                    url: path.display().to_string(),
+                    status: "the image is no longer stored; it is fetched again".to_owned(),
+                });
+            }
+            // Collection goes by the time of the last use. Best effort: it only keeps longer.
+            let _ = fs::File::open(&path).and_then(|f| f.set_modified(SystemTime::now()));
         }
+        let backing = store.path(&image.digest);
         let temporary = directory.join("disk.new");
         let _ = fs::remove_file(&temporary);
         let output = Command::new("qemu-img")
@@ -161,6 +174,7 @@ impl Disks {
             .arg(&backing)
             .arg(&temporary)
             .arg(size.to_string())
+            .env("LC_ALL", "C")
             .stdin(Stdio::null())
             .kill_on_drop(true)
             .output()
@@ -170,7 +184,10 @@ impl Disks {
             let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
             let _ = fs::remove_file(&temporary);
             return Err(if message.contains("No space left") {
-                Error::NoSpace(directory)
+                Error::NoSpace(Shortage {
+                    path: directory,
+                    bytes: None,
+                })
             } else {
                 Error::Program {
                     program: "qemu-img",
@@ -178,6 +195,10 @@ impl Disks {
                 }
             });
         }
+        // A disk that is there must be whole, after a loss of power too.
+        fs::File::open(&temporary)
+            .and_then(|file| file.sync_all())
+            .map_err(Error::io("write", &temporary))?;
         fs::rename(&temporary, &disk).map_err(Error::io("make", &disk))?;
         sync_directory(&disk)?;
         drop(guard);
@@ -189,7 +210,7 @@ impl Disks {
     /// # Errors
     /// When they cannot be written.
     pub fn mark(&self, id: Uuid, marks: &DirectoryMarks) -> Result<(), Error> {
-        let path = self.directory(id).join("marks.json");
+        let path = self.directory(id).join(MARKS);
         if read_marks(&self.directory(id)).as_ref() == Some(marks) {
             return Ok(());
         }
@@ -211,16 +232,28 @@ impl Disks {
     }
 
     /// Removes an Instance's directory; one that is gone is fine. The caller has checked
-    /// the marks.
+    /// the marks, which go last: what an interrupted removal leaves is still known by them.
     ///
     /// # Errors
     /// When it cannot be removed.
     pub fn remove(&self, id: Uuid) -> Result<(), Error> {
         let directory = self.directory(id);
-        match fs::remove_dir_all(&directory) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            done => done.map_err(Error::io("remove", &directory)),
+        let names = match entries_or_error(&directory) {
+            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
+                return Ok(());
+            }
+            other => other?,
+        };
+        for name in names.iter().filter(|name| *name != MARKS) {
+            let path = directory.join(name);
+            let done = if path.is_dir() && !path.is_symlink() {
+                fs::remove_dir_all(&path)
+            } else {
+                fs::remove_file(&path)
+            };
+            done.map_err(Error::io("remove", &path))?;
         }
+        fs::remove_dir_all(&directory).map_err(Error::io("remove", &directory))
     }
 
     /// Room in the file system.
@@ -228,34 +261,82 @@ impl Disks {
     /// # Errors
     /// When the file system cannot be asked.
     pub fn space(&self) -> Result<Space, Error> {
-        let stat = nix::sys::statvfs::statvfs(self.dir.as_path())
-            .map_err(|e| Error::io("look at", &self.dir)(e.into()))?;
-        let block = stat.fragment_size();
-        Ok(Space {
-            total: stat.blocks() * block,
-            available: stat.blocks_available() * block,
-        })
+        space_of(&self.dir)
     }
 }
 
-fn read_marks(directory: &Path) -> Option<DirectoryMarks> {
-    serde_json::from_slice(&fs::read(directory.join("marks.json")).ok()?).ok()
+/// Room in the file system that `path` lies in.
+pub(super) fn space_of(path: &Path) -> Result<Space, Error> {
+    let stat =
+        nix::sys::statvfs::statvfs(path).map_err(|e| Error::io("look at", path)(e.into()))?;
+    let block = stat.fragment_size();
+    Ok(Space {
+        total: stat.blocks() * block,
+        available: stat.blocks_available() * block,
+    })
 }
 
-/// Paths (by backing chain) and digests (by marks) of the images in use on this host.
-pub(super) fn images_in_use(dir: &Path) -> Result<Vec<String>, Error> {
-    let mut used = Vec::new();
+fn read_marks(directory: &Path) -> Option<DirectoryMarks> {
+    serde_json::from_slice(&fs::read(directory.join(MARKS)).ok()?).ok()
+}
+
+/// File names in the store of the images in use on this host, by backing chains and by marks.
+/// By name and not by path: the state directory may have been known by another path when the
+/// disk was made.
+///
+/// # Errors
+/// When anything cannot be read: what is not seen must not look unused.
+pub(super) fn images_in_use(dir: &Path) -> Result<BTreeSet<OsString>, Error> {
+    let mut used = BTreeSet::new();
     let instances = dir.join("instances");
-    for name in entries(&instances) {
+    for name in entries_or_error(&instances)? {
         let directory = instances.join(name);
-        if let Some(marks) = read_marks(&directory) {
-            used.extend(marks.uses);
-        }
-        for file in entries(&directory).filter(|f| f.starts_with("disk.")) {
-            if let Some(header) = qcow2::read(&directory.join(file))? {
-                used.extend(header.backing_file);
+        let names = match entries_or_error(&directory) {
+            // Removed meanwhile, or a file that is none of ours.
+            Err(Error::Io { source, .. })
+                if matches!(
+                    source.kind(),
+                    ErrorKind::NotFound | ErrorKind::NotADirectory
+                ) =>
+            {
+                continue;
+            }
+            other => other?,
+        };
+        for name in names {
+            let path = directory.join(&name);
+            if name == MARKS {
+                let marks = unless_gone(fs::read(&path).map_err(Error::io("read", &path)))?
+                    .map(|bytes| serde_json::from_slice::<DirectoryMarks>(&bytes))
+                    .transpose()
+                    .map_err(|e| Error::io("understand", &path)(e.into()))?;
+                let kernels = marks.map(|m| m.uses).unwrap_or_default();
+                used.extend(kernels.iter().map(|digest| file_name(digest).into()));
+            } else if name.to_string_lossy().starts_with("disk.") {
+                let backing = unless_gone(qcow2::read(&path))?
+                    .flatten()
+                    .and_then(|header| header.backing_file);
+                if let Some(backing) = backing {
+                    let name = Path::new(&backing).file_name().map(OsString::from);
+                    used.extend(name);
+                }
             }
         }
     }
     Ok(used)
+}
+
+/// Nothing, when the file has gone between the look at its directory and this.
+fn unless_gone<T>(read: Result<T, Error>) -> Result<Option<T>, Error> {
+    match read {
+        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(None),
+        other => other.map(Some),
+    }
+}
+
+/// All names in a directory; unlike [`entries`] it says when it cannot see them.
+fn entries_or_error(dir: &Path) -> Result<Vec<OsString>, Error> {
+    fs::read_dir(dir)
+        .and_then(|all| all.map(|entry| Ok(entry?.file_name())).collect())
+        .map_err(Error::io("list", dir))
 }

@@ -1,5 +1,6 @@
 //! What can go wrong with images and disks, in words for people.
 
+use std::fmt;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -99,8 +100,8 @@ pub enum Error {
         disk: u64,
     },
     /// The host's file system is full.
-    #[error("no space left in {0} on the host; free some, it is tried again")]
-    NoSpace(PathBuf),
+    #[error("no space left in {0}; free some on the host, it is tried again")]
+    NoSpace(Shortage),
     /// Something on the host failed.
     #[error("cannot {action} {path}")]
     Io {
@@ -122,6 +123,27 @@ pub enum Error {
     },
 }
 
+/// Where room is missing, and how much.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shortage {
+    /// Where.
+    pub path: PathBuf,
+    /// Bytes that are needed, and bytes that may be used, when known beforehand.
+    pub bytes: Option<(u64, u64)>,
+}
+
+impl fmt::Display for Shortage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.path.display())?;
+        match self.bytes {
+            Some((need, available)) => {
+                write!(f, " ({need} bytes are needed, {available} may be used)")
+            }
+            None => Ok(()),
+        }
+    }
+}
+
 impl Error {
     /// For `map_err`: names what was tried on which path; a full disk has its own error.
     pub fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
@@ -131,7 +153,7 @@ impl Error {
                 .iter()
                 .any(|e| source.raw_os_error() == Some(*e as i32));
             if full {
-                Self::NoSpace(path)
+                Self::NoSpace(Shortage { path, bytes: None })
             } else {
                 Self::Io {
                     action,

@@ -1,6 +1,6 @@
 //! Brings bytes from a URL into a file, under the fetch policy, resuming what a crash left.
 
-use std::io::Read;
+use std::io::{Read, SeekFrom};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -13,15 +13,18 @@ use reqwest::header::{CONTENT_RANGE, ETAG, HeaderMap, IF_RANGE, LAST_MODIFIED, L
 use reqwest::{Client, Response, StatusCode, Url};
 use sha2::{Digest, Sha256, Sha512};
 use tokio::fs::{File, OpenOptions};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncSeekExt, AsyncWriteExt};
 
-use super::Error;
+use super::error::Shortage;
 use super::policy::{FetchPolicy, Location, redact};
+use super::{Error, disk};
 
 /// Redirects that are followed.
 const REDIRECTS: usize = 5;
 /// How long a server may be silent.
-const IDLE: Duration = Duration::from_secs(60);
+const IDLE: Duration = Duration::from_mins(1);
+/// Bytes between two looks at the room that is left.
+const CHECK_ROOM_EVERY: usize = 64 << 20;
 
 /// How far a download is; read by others while it runs.
 #[derive(Debug, Default)]
@@ -51,6 +54,8 @@ pub struct Digests {
     pub sha512: String,
     /// Number of bytes.
     pub size: u64,
+    /// Whether some of the bytes were left by an earlier, interrupted download.
+    pub resumed: bool,
 }
 
 #[derive(Default)]
@@ -72,6 +77,7 @@ impl Hasher {
             sha256: format!("sha256:{}", hex::encode(self.sha256.finalize())),
             sha512: format!("sha512:{}", hex::encode(self.sha512.finalize())),
             size: self.size,
+            resumed: false,
         }
     }
 }
@@ -123,6 +129,7 @@ async fn copy(from: &Path, partial: &Path, progress: &Progress) -> Result<Digest
         .len();
     progress.total.store(length, Ordering::Relaxed);
     progress.received.store(0, Ordering::Relaxed);
+    check_room(partial, length)?;
     let mut out = File::create(partial)
         .await
         .map_err(Error::io("write", partial))?;
@@ -147,6 +154,36 @@ async fn copy(from: &Path, partial: &Path, progress: &Progress) -> Result<Digest
     Ok(hasher.finish())
 }
 
+/// Says beforehand that `need` bytes would fill the file system, which the disks of running
+/// guests grow in: a twentieth of it, at most 5 GiB, is theirs alone.
+fn check_room(partial: &Path, need: u64) -> Result<(), Error> {
+    let dir = partial.parent().unwrap_or(partial);
+    let space = disk::space_of(dir)?;
+    let usable = space
+        .available
+        .saturating_sub((space.total / 20).min(5 << 30));
+    if need > usable {
+        return Err(Error::NoSpace(Shortage {
+            path: dir.to_owned(),
+            bytes: Some((need, usable)),
+        }));
+    }
+    Ok(())
+}
+
+/// The validator of what an earlier download left. Kept with the boot id, since after a loss
+/// of power the file may have its length and not all of its bytes.
+fn left_tag(path: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(path).ok()?;
+    let (boot, tag) = text.split_once('\n')?;
+    (boot == boot_id()).then(|| tag.to_owned())
+}
+
+fn boot_id() -> String {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    text.trim().to_owned()
+}
+
 async fn download(
     policy: &FetchPolicy,
     url: Url,
@@ -160,34 +197,29 @@ async fn download(
         why,
     };
     let tag_path = partial.with_extension("etag");
-    let tag = std::fs::read_to_string(&tag_path).ok();
     let have = std::fs::metadata(partial).map_or(0, |m| m.len());
-    let resume = tag.filter(|_| have > 0).map(|tag| (have, tag));
+    let mut resume = left_tag(&tag_path)
+        .filter(|_| have > 0)
+        .map(|tag| (have, tag));
 
-    // Installed once per process; a second call finds the first one's and is harmless.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let client = Client::builder()
-        .redirect(reqwest::redirect::Policy::none())
-        // A proxy would connect for us, past the policy.
-        .no_proxy()
-        .dns_resolver(Arc::new(GuardedResolver(policy.clone())))
-        .connect_timeout(Duration::from_secs(15))
-        .read_timeout(IDLE)
-        .user_agent(concat!("pileus/", env!("CARGO_PKG_VERSION")))
-        .build()
-        .map_err(|e| failed(chain(&e)))?;
-    let response = follow(policy, &client, url, has_checksum, resume.as_ref()).await?;
+    let client = client(policy).map_err(|e| failed(chain(&e)))?;
+    let mut response = follow(policy, &client, url.clone(), has_checksum, resume.as_ref()).await?;
+    if resume.is_some() && response.status() == StatusCode::RANGE_NOT_SATISFIABLE {
+        // All of it was here, or more than there is now.
+        resume = None;
+        response = follow(policy, &client, url, has_checksum, None).await?;
+    }
 
     let status = response.status();
     let (mut hasher, mut out, offset) =
-        if status == StatusCode::PARTIAL_CONTENT && starts_at(response.headers(), have) {
-            let path = partial.to_owned();
-            let hasher = tokio::task::spawn_blocking(move || hash_file(&path))
-                .await
-                .map_err(|e| failed(e.to_string()))??;
-            let out = OpenOptions::new().append(true).open(partial).await;
-            (hasher, out.map_err(Error::io("write", partial))?, have)
+        if let (StatusCode::PARTIAL_CONTENT, Some((have, _)), true) =
+            (status, &resume, starts_at(response.headers(), have))
+        {
+            let (hasher, out) = go_on(partial, *have).await?;
+            (hasher, out, *have)
         } else if status.is_success() && status != StatusCode::PARTIAL_CONTENT {
+            // First, so that the old validator never stands beside new bytes.
+            let _ = std::fs::remove_file(&tag_path);
             let out = File::create(partial)
                 .await
                 .map_err(Error::io("write", partial))?;
@@ -206,7 +238,8 @@ async fn download(
         };
 
     match validator(response.headers()) {
-        Some(tag) => std::fs::write(&tag_path, tag).map_err(Error::io("write", &tag_path))?,
+        Some(tag) => std::fs::write(&tag_path, format!("{}\n{tag}", boot_id()))
+            .map_err(Error::io("write", &tag_path))?,
         None => drop(std::fs::remove_file(&tag_path)),
     }
     let expected = response.content_length().map(|n| n + offset);
@@ -214,11 +247,19 @@ async fn download(
         .total
         .store(expected.unwrap_or(0), Ordering::Relaxed);
     progress.received.store(offset, Ordering::Relaxed);
+    check_room(partial, response.content_length().unwrap_or(0))?;
+    let mut unchecked = 0;
     let mut stream = response.bytes_stream();
     let mut broken = None;
     while let Some(chunk) = stream.next().await {
         match chunk {
             Ok(bytes) => {
+                unchecked += bytes.len();
+                if unchecked >= CHECK_ROOM_EVERY {
+                    // The length may be unknown, and others write here too.
+                    check_room(partial, 0)?;
+                    unchecked = 0;
+                }
                 hasher.update(&bytes);
                 out.write_all(&bytes)
                     .await
@@ -236,6 +277,14 @@ async fn download(
     out.flush().await.map_err(Error::io("write", partial))?;
     out.sync_all().await.map_err(Error::io("write", partial))?;
     let got = hasher.size;
+    let on_disk = std::fs::metadata(partial)
+        .map_err(Error::io("look at", partial))?
+        .len();
+    if on_disk != got {
+        // The last write of a download that was cancelled came late.
+        let _ = std::fs::remove_file(&tag_path);
+        return Err(failed(format!("{on_disk} bytes were written, {got} came")));
+    }
     match (expected, broken) {
         (Some(expected), _) if got < expected => Err(Error::Truncated {
             url: shown,
@@ -243,8 +292,42 @@ async fn download(
             expected,
         }),
         (_, Some(why)) => Err(failed(why)),
-        _ => Ok(hasher.finish()),
+        _ => Ok(Digests {
+            resumed: offset > 0,
+            ..hasher.finish()
+        }),
     }
+}
+
+fn client(policy: &FetchPolicy) -> Result<Client, reqwest::Error> {
+    // Installed once per process; a second call finds the first one's and is harmless.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        // A proxy would connect for us, past the policy.
+        .no_proxy()
+        .dns_resolver(Arc::new(GuardedResolver(policy.clone())))
+        .connect_timeout(Duration::from_secs(15))
+        .read_timeout(IDLE)
+        .user_agent(concat!("pileus/", env!("CARGO_PKG_VERSION")))
+        .build()
+}
+
+/// Opens what is there to write after its first `have` bytes. By position and not by
+/// appending: the last write of a download that was cancelled may still be on its way.
+async fn go_on(partial: &Path, have: u64) -> Result<(Hasher, File), Error> {
+    let path = partial.to_owned();
+    let hasher = tokio::task::spawn_blocking(move || hash_file(&path, have))
+        .await
+        .map_err(|e| Error::io("read", partial)(std::io::Error::other(e)))??;
+    let opened = async {
+        let mut out = OpenOptions::new().write(true).open(partial).await?;
+        out.set_len(have).await?;
+        out.seek(SeekFrom::Start(have)).await?;
+        Ok(out)
+    };
+    let out = opened.await.map_err(Error::io("write", partial))?;
+    Ok((hasher, out))
 }
 
 async fn follow(
@@ -341,8 +424,10 @@ fn validator(headers: &HeaderMap) -> Option<String> {
         .or_else(|| text(LAST_MODIFIED))
 }
 
-fn hash_file(path: &Path) -> Result<Hasher, Error> {
-    let mut file = std::fs::File::open(path).map_err(Error::io("open", path))?;
+fn hash_file(path: &Path, length: u64) -> Result<Hasher, Error> {
+    let mut file = std::fs::File::open(path)
+        .map_err(Error::io("open", path))?
+        .take(length);
     let mut hasher = Hasher::default();
     let mut buffer = vec![0; 1 << 20];
     loop {

@@ -1,6 +1,7 @@
 //! Looks at an untrusted disk image: first the header by ourselves, then `qemu-img info` in
 //! a child with limits on memory, processor time and clock time.
 
+use std::io::Read;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -15,7 +16,7 @@ const MEMORY: &str = "--as=1073741824";
 /// Processor time of the child, in seconds.
 const CPU: &str = "--cpu=20";
 /// Clock time of the child.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -47,18 +48,14 @@ pub async fn probe(path: &Path, format: &str) -> Result<u64, Error> {
         .await
         .map_err(|e| Error::NotAnImage(format!("its header could not be read ({e})")))??;
     match (&header, format) {
-        (None, "qcow2") => {
-            return Err(Error::NotAnImage(
-                "diskFormat is qcow2, but it has no qcow2 header".into(),
-            ));
-        }
+        (None, _) => check_headless(path, format)?,
         // A raw disk that QEMU could take for qcow2 is a known way to read the host's files.
         (Some(_), "raw") => {
             return Err(Error::NotAnImage(
                 "diskFormat is raw, but it has a qcow2 header".into(),
             ));
         }
-        _ => {}
+        (Some(_), _) => {}
     }
     if let Some(header) = header {
         if let Some(backing) = header.backing_file {
@@ -96,6 +93,64 @@ pub async fn probe(path: &Path, format: &str) -> Result<u64, Error> {
     Ok(info.virtual_size)
 }
 
+/// What a file without a qcow2 header is, when its first bytes tell and it is no raw disk.
+enum Kind {
+    Format(&'static str),
+    Compressed(&'static str),
+    WebPage,
+}
+
+fn kind_of(start: &[u8]) -> Option<Kind> {
+    use Kind::{Compressed, Format, WebPage};
+    let begins = |magic: &[u8]| start.starts_with(magic);
+    if begins(b"KDMV") || begins(b"COWD") || begins(b"# Disk DescriptorFile") {
+        Some(Format("vmdk"))
+    } else if begins(b"vhdxfile") {
+        Some(Format("vhdx"))
+    } else if begins(b"conectix") {
+        Some(Format("vhd"))
+    } else if begins(b"QED\0") {
+        Some(Format("qed"))
+    } else if begins(b"<<< ") {
+        Some(Format("vdi"))
+    } else if begins(b"\x1f\x8b\x08") {
+        Some(Compressed("gzip"))
+    } else if begins(b"\xfd7zXZ\0") {
+        Some(Compressed("xz"))
+    } else if begins(b"\x28\xb5\x2f\xfd") {
+        Some(Compressed("zstd"))
+    } else if begins(b"BZh") {
+        Some(Compressed("bzip2"))
+    } else if begins(b"PK\x03\x04") {
+        Some(Compressed("zip"))
+    } else {
+        let text = start.trim_ascii_start().to_ascii_lowercase();
+        (text.starts_with(b"<!doctype") || text.starts_with(b"<html") || text.starts_with(b"<?xml"))
+            .then_some(WebPage)
+    }
+}
+
+/// Says what a file without a qcow2 header is, unless it may be the raw disk asked for.
+fn check_headless(path: &Path, format: &str) -> Result<(), Error> {
+    let mut start = Vec::with_capacity(64);
+    std::fs::File::open(path)
+        .and_then(|file| file.take(64).read_to_end(&mut start))
+        .map_err(Error::io("read", path))?;
+    match kind_of(&start) {
+        Some(Kind::Format(other)) => Err(Error::UnsupportedFormat(other.to_owned())),
+        Some(Kind::Compressed(how)) => Err(Error::NotAnImage(format!(
+            "it is compressed with {how}; offer it decompressed"
+        ))),
+        Some(Kind::WebPage) => Err(Error::NotAnImage(
+            "it is a web page; the URL must be that of the file itself".into(),
+        )),
+        None if format == "raw" => Ok(()),
+        None => Err(Error::NotAnImage(format!(
+            "diskFormat is {format}, but it has no {format} header"
+        ))),
+    }
+}
+
 async fn qemu_img_info(path: &Path, format: &str) -> Result<Info, Error> {
     let child = Command::new("prlimit")
         .args([
@@ -118,7 +173,11 @@ async fn qemu_img_info(path: &Path, format: &str) -> Result<Info, Error> {
         .output();
     let output = tokio::time::timeout(PATIENCE, child)
         .await
-        .map_err(|_| Error::NotAnImage("qemu-img did not finish in 60 s".into()))?
+        // A busy host can be the reason; the image's own doing ends at the limit above.
+        .map_err(|_| Error::Program {
+            program: "qemu-img",
+            message: "info did not finish in 60 s".into(),
+        })?
         .map_err(Error::io("run qemu-img on", path))?;
     if !output.status.success() {
         let message = String::from_utf8_lossy(&output.stderr);

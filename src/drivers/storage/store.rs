@@ -11,13 +11,15 @@
 //! ```
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -27,6 +29,11 @@ use super::policy::redact;
 use super::{Error, FetchPolicy, disk, probe};
 
 pub use super::fetch::Progress;
+
+/// How long it is remembered which digest a URL without a checksum gave.
+const SOURCE: Duration = Duration::from_hours(1);
+/// After this time a download that nobody went on with is removed.
+const ABANDONED: Duration = Duration::from_hours(24);
 
 /// What bytes are asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,7 +103,7 @@ impl ImageStore {
     /// Where the bytes of a digest are, or would be.
     #[must_use]
     pub fn path(&self, digest: &str) -> PathBuf {
-        self.dir.join("images").join(digest.replace(':', "-"))
+        self.dir.join("images").join(file_name(digest))
     }
 
     /// The bytes asked for, when they are here already; looks at the disk, never at the
@@ -107,22 +114,25 @@ impl ImageStore {
             .digest
             .clone()
             .or_else(|| sha256_of(request.checksum.as_deref()));
-        let digest = match known {
-            Some(digest) => digest,
-            None => {
-                let path = self
-                    .dir
-                    .join("sources")
-                    .join(format!("{}.json", key(request)));
-                serde_json::from_slice::<String>(&fs::read(path).ok()?).ok()?
-            }
-        };
+        let digest = known.or_else(|| self.remembered(request))?;
         let stored = self.get(&digest)?;
         let fits = match &request.content {
             Content::Disk(format) => stored.format == *format,
             Content::Blob => true,
         };
         fits.then_some(stored)
+    }
+
+    /// The digest that a source gave, for requests that name none.
+    fn remembered(&self, request: &Request) -> Option<String> {
+        let name = format!("{}.json", key(request));
+        let path = self.dir.join("sources").join(name);
+        // Without a checksum the bytes behind a URL may change at any time: good only until
+        // the manager has fixed the digest.
+        if request.checksum.is_none() && !younger_than(&path, SOURCE) {
+            return None;
+        }
+        serde_json::from_slice(&fs::read(path).ok()?).ok()
     }
 
     /// What is stored under a digest.
@@ -140,6 +150,7 @@ impl ImageStore {
     #[must_use]
     pub fn list(&self) -> Vec<String> {
         let mut all: Vec<_> = entries(&self.dir.join("images"))
+            .filter(|name| !name.contains('.'))
             .filter_map(|name| {
                 self.get(
                     &name
@@ -175,29 +186,44 @@ impl ImageStore {
         if let Some(stored) = self.find(request) {
             return Ok(stored);
         }
-        let has_checksum = request.checksum.is_some();
-        let digests =
-            fetch::fetch(&self.policy, &request.url, has_checksum, &partial, progress).await;
-        let digests = match digests {
-            Ok(digests) => digests,
+        let mut resumed = false;
+        let fetched = loop {
+            let fetched = self.fetch(request, &partial, progress, &mut resumed).await;
+            match fetched {
+                // What an earlier attempt left may be what is wrong: judge whole bytes only.
+                Err(
+                    Error::ChecksumMismatch { .. }
+                    | Error::DigestMismatch { .. }
+                    | Error::NotAnImage(_),
+                ) if resumed => discard(&partial),
+                other => break other,
+            }
+        };
+        match fetched {
+            Ok(stored) => self.keep(&key, &partial, stored).await,
             Err(error) => {
-                if matches!(error, Error::NoSpace(_)) {
-                    // What is half there may be what fills the disk.
+                // A full disk may be full of just this; what is refused is of no more use.
+                if error.is_terminal() || matches!(error, Error::NoSpace(_)) {
                     discard(&partial);
                 }
-                return Err(error);
+                Err(error)
             }
-        };
-        let checked = self.check(request, &partial, &digests).await;
-        let stored = match checked {
-            Ok(stored) => stored,
-            Err(error) => {
-                discard(&partial);
-                return Err(error);
-            }
-        };
-        self.keep(&key, &partial, &stored)?;
-        Ok(stored)
+        }
+    }
+
+    async fn fetch(
+        &self,
+        request: &Request,
+        partial: &Path,
+        progress: &Progress,
+        resumed: &mut bool,
+    ) -> Result<StoredImage, Error> {
+        let has_checksum = request.checksum.is_some();
+        *resumed = false;
+        let digests =
+            fetch::fetch(&self.policy, &request.url, has_checksum, partial, progress).await?;
+        *resumed = digests.resumed;
+        self.check(request, partial, &digests).await
     }
 
     async fn check(
@@ -244,16 +270,31 @@ impl ImageStore {
         })
     }
 
-    fn keep(&self, key: &str, partial: &Path, stored: &StoredImage) -> Result<(), Error> {
+    async fn keep(
+        &self,
+        key: &str,
+        partial: &Path,
+        mut stored: StoredImage,
+    ) -> Result<StoredImage, Error> {
         let path = self.path(&stored.digest);
-        write_atomically(&path.with_extension("json"), &to_json(stored), 0o644)?;
+        // Neither collected meanwhile, nor written by another import of the same bytes.
+        let _in_use = self.in_use().await?;
+        let _lock = lock(&self.dir.join("keep.lock"), FlockArg::LockExclusiveNonblock).await?;
+        if let Some(known) = self.get(&stored.digest)
+            && stored.format.is_empty()
+        {
+            // The same bytes may be one's kernel and another's disk; what was probed stays.
+            stored = known;
+        }
+        write_atomically(&path.with_extension("json"), &to_json(&stored), 0o644)?;
         fs::set_permissions(partial, fs::Permissions::from_mode(0o444))
             .map_err(Error::io("set the mode of", partial))?;
         fs::rename(partial, &path).map_err(Error::io("store", &path))?;
         sync_directory(&path)?;
         discard(partial);
         let source = self.dir.join("sources").join(format!("{key}.json"));
-        write_atomically(&source, &to_json(&stored.digest), 0o644)
+        write_atomically(&source, &to_json(&stored.digest), 0o644)?;
+        Ok(stored)
     }
 
     /// Keeps every image where it is until the guard is dropped.
@@ -286,36 +327,60 @@ impl ImageStore {
     }
 
     fn collect_locked(&self, grace: Duration) -> Result<Vec<String>, Error> {
-        let used: BTreeSet<PathBuf> = disk::images_in_use(&self.dir)?
-            .into_iter()
-            .map(|used| {
-                if used.starts_with("sha256:") {
-                    self.path(&used)
-                } else {
-                    used.into()
-                }
-            })
-            .collect();
+        let used = disk::images_in_use(&self.dir)?;
         let mut removed = Vec::new();
         let images = self.dir.join("images");
         for name in entries(&images).filter(|name| !name.contains('.')) {
             let path = images.join(&name);
-            if used.contains(&path) || younger_than(&path, grace) {
+            if used.contains(OsStr::new(&name)) || younger_than(&path, grace) {
                 continue;
             }
             fs::remove_file(&path).map_err(Error::io("remove", &path))?;
             let _ = fs::remove_file(path.with_extension("json"));
             removed.push(name.replacen('-', ":", 1));
         }
-        let partials = self.dir.join("partial");
-        for name in entries(&partials) {
-            let path = partials.join(name);
-            if !younger_than(&path, Duration::from_secs(86_400)) {
+        self.collect_partials();
+        for name in entries(&self.dir.join("sources")) {
+            let path = self.dir.join("sources").join(name);
+            if !younger_than(&path, ABANDONED) {
                 let _ = fs::remove_file(path);
             }
         }
         Ok(removed)
     }
+
+    fn collect_partials(&self) {
+        let partials = self.dir.join("partial");
+        let keys: BTreeSet<String> = entries(&partials)
+            .filter_map(|name| name.split('.').next().map(str::to_owned))
+            .collect();
+        for key in keys {
+            let partial = partials.join(key);
+            let lock = partial.with_extension("lock");
+            let abandoned = [&partial, &lock]
+                .into_iter()
+                .all(|path| !path.exists() || !younger_than(path, ABANDONED));
+            // An import that waits for its server writes nothing, but holds the lock.
+            let held = || {
+                let file = fs::OpenOptions::new()
+                    .write(true)
+                    .create(true)
+                    .truncate(false)
+                    .open(&lock)
+                    .ok()?;
+                Flock::lock(file, FlockArg::LockExclusiveNonblock).ok()
+            };
+            if abandoned && let Some(_held) = held() {
+                discard(&partial);
+                let _ = fs::remove_file(&lock);
+            }
+        }
+    }
+}
+
+/// Name of the file that holds the bytes of a digest.
+pub(super) fn file_name(digest: &str) -> String {
+    digest.replace([':', '/'], "-")
 }
 
 fn key(request: &Request) -> String {
@@ -329,9 +394,10 @@ fn key(request: &Request) -> String {
 }
 
 fn sha256_of(checksum: Option<&str>) -> Option<String> {
-    checksum
-        .map(str::to_ascii_lowercase)
-        .filter(|c| c.starts_with("sha256:"))
+    checksum.map(str::to_ascii_lowercase).filter(|c| {
+        c.strip_prefix("sha256:")
+            .is_some_and(|h| h.len() == 64 && h.bytes().all(|b| b.is_ascii_hexdigit()))
+    })
 }
 
 fn to_json<T: Serialize>(value: &T) -> Vec<u8> {
@@ -392,22 +458,30 @@ pub(super) fn sync_directory(path: &Path) -> Result<(), Error> {
         .map_err(Error::io("sync", dir))
 }
 
+fn same_file(open: &fs::File, path: &Path) -> bool {
+    match (open.metadata(), fs::metadata(path)) {
+        (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
+        _ => false,
+    }
+}
+
 async fn lock_when_free(path: &Path) -> Result<Flock<fs::File>, Error> {
     lock(path, FlockArg::LockExclusiveNonblock).await
 }
 
 /// Takes a lock on a file, without holding a thread while others have it.
 async fn lock(path: &Path, how: FlockArg) -> Result<Flock<fs::File>, Error> {
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(path)
-        .map_err(Error::io("open", path))?;
     loop {
+        let file = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)
+            .map_err(Error::io("open", path))?;
         match Flock::lock(file, how) {
-            Ok(locked) => return Ok(locked),
-            Err((back, nix::errno::Errno::EWOULDBLOCK | nix::errno::Errno::EINTR)) => file = back,
+            // A file that was removed before we had it locks nobody out.
+            Ok(locked) if same_file(&locked, path) => return Ok(locked),
+            Ok(_) | Err((_, Errno::EWOULDBLOCK | Errno::EINTR)) => {}
             Err((_, errno)) => return Err(Error::io("lock", path)(errno.into())),
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
