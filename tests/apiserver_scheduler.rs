@@ -85,9 +85,9 @@ async fn add_host(client: &Client, name: &str, memory_mib: i64) {
             "capacity": {"vcpus": 8, "memoryMiB": memory_mib, "diskGiB": 100},
             "overheadMiB": 28,
             "capabilities": {"architecture": "x86_64", "virtType": "qemu",
-                "libvirtVersion": "", "qemuVersion": ""},
+                "libvirtVersion": "11.3.0", "qemuVersion": "10.0.0"},
             "conditions": [{"type": "Ready", "status": "True", "reason": "Heartbeat",
-                "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}],
+                "message": "up", "lastTransitionTime": "2026-01-01T00:00:00Z"}],
         }),
     )
     .await;
