@@ -305,7 +305,7 @@ async fn a_url_without_a_checksum_is_asked_again_after_a_while() {
         "the manager has yet to fix it"
     );
     for entry in std::fs::read_dir(dir.path().join("sources")).unwrap() {
-        age(&entry.unwrap().path(), Duration::from_secs(7200));
+        age(&entry.unwrap().path(), Duration::from_hours(2));
     }
     assert_eq!(
         store.import(&request, &progress).await.unwrap().digest,
@@ -541,7 +541,7 @@ async fn only_what_nothing_needs_is_collected() {
     let id = Uuid::from_u128(2);
     let made = host.disks.create(&host.store, id, &marks, &used, 0).await;
     made.unwrap();
-    let hour = Duration::from_secs(3600);
+    let hour = Duration::from_hours(1);
     assert!(host.store.collect(hour).await.unwrap().is_empty(), "young");
     for image in [&used, &kernel, &idle] {
         age(&host.store.path(&image.digest), 2 * hour);
@@ -605,7 +605,7 @@ async fn downloads_that_nobody_goes_on_with_are_removed_unless_one_is_running() 
     host.store.collect(Duration::ZERO).await.unwrap();
     assert_eq!(host.names("partial").len(), 2, "young");
     let partial = host.dir.path().join("partial");
-    let two_days = Duration::from_secs(2 * 86_400);
+    let two_days = Duration::from_hours(48);
     let all = || std::fs::read_dir(&partial).unwrap().map(|e| e.unwrap());
     all().for_each(|e| age(&e.path(), two_days));
     let lock = all().find(|e| e.path().extension().is_some_and(|x| x == "lock"));
