@@ -8,8 +8,14 @@ pub mod flavor;
 pub mod host;
 pub mod image;
 pub mod key_pair;
+pub mod network;
+pub mod network_stores;
+pub mod ovn_sync;
+pub mod port;
+pub mod security_group;
 pub mod server;
 pub mod stores;
+pub mod subnet;
 pub mod worker;
 
 use std::sync::Arc;
@@ -25,6 +31,7 @@ use crate::kube_ext::lease::Leader;
 use crate::kube_ext::{ApiError, Context, chain};
 use crate::telemetry::Readiness;
 
+use network_stores::NetworkStores;
 pub use stores::Stores;
 
 /// How a manager is set up.
@@ -49,6 +56,9 @@ pub enum Error {
     /// The API server refused something that the manager cannot do without.
     #[error(transparent)]
     Api(#[from] ApiError),
+    /// The network's task cannot go on.
+    #[error(transparent)]
+    Network(#[from] ovn_sync::NetworkError),
 }
 
 /// What controllers share.
@@ -87,7 +97,13 @@ pub async fn run(
     tracing::info!(identity = %config.identity, "leading");
     let work = lead(config, context, stop.clone());
     let lost = tokio::select! {
-        () = work => None,
+        ended = work => {
+            if let Err(error) = ended {
+                leader.release().await;
+                return Err(error);
+            }
+            None
+        }
         why = leader.hold() => Some(why),
     };
     match lost {
@@ -99,7 +115,7 @@ pub async fn run(
     }
 }
 
-async fn lead(config: Config, context: Context, stop: CancellationToken) {
+async fn lead(config: Config, context: Context, stop: CancellationToken) -> Result<(), Error> {
     let (stores, wiring) = stores::watch(&context.client);
     let manager = Arc::new(Manager {
         context,
@@ -116,9 +132,29 @@ async fn lead(config: Config, context: Context, stop: CancellationToken) {
                 worker::run(&manager, wiring.hosts, 8, host::reconcile, "host", stop.clone()),
             )
         }
-        () = stop.cancelled() => return,
+        () = stop.cancelled() => return Ok(()),
     };
-    controllers.await;
+    let network = ovn_sync::run_network(
+        network_config(&manager.config),
+        manager.context.clone(),
+        NetworkStores::of(&manager.stores),
+        stop.clone(),
+    );
+    let controllers = async {
+        controllers.await;
+        Ok(())
+    };
+    futures::future::try_join(controllers, network).await?;
+    Ok(())
+}
+
+fn network_config(config: &Config) -> ovn_sync::NetworkConfig {
+    ovn_sync::NetworkConfig {
+        ovn_nb: config.ovn_nb.clone(),
+        underlay_mtu: config.underlay_mtu,
+        underlay_ipv6: config.underlay_ipv6,
+        identity: config.identity.clone(),
+    }
 }
 
 /// Makes a namespace, if it is not there.

@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use futures::StreamExt;
 use k8s_openapi::api::coordination::v1::Lease;
+use kube::runtime::WatchStreamExt;
 use kube::runtime::reflector::{self, ObjectRef, Store};
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc::{self, UnboundedSender};
@@ -131,12 +132,26 @@ where
     K::DynamicType: Hash + Eq + Clone,
 {
     let (store, writer) = reflector::store();
-    let changes = reflector::reflector(writer, watcher(api, config))
-        .default_backoff()
-        .touched_objects();
-    tokio::spawn(changes.for_each(move |change| {
-        match change {
-            Ok(object) => on_change(&object),
+    let events = reflector::reflector(writer, watcher(api, config)).default_backoff();
+    let reader = store.clone();
+    let mut before = Vec::new();
+    tokio::spawn(events.for_each(move |event| {
+        match event {
+            Ok(Event::Apply(object) | Event::Delete(object)) => on_change(&object),
+            // The store takes a new list in when it is complete, so nobody is woken
+            // before, and what went while nobody watched is known only from the old list.
+            Ok(Event::Init) => before = reader.state(),
+            Ok(Event::InitApply(_)) => {}
+            Ok(Event::InitDone) => {
+                for object in reader.state() {
+                    on_change(&object);
+                }
+                for object in before.drain(..) {
+                    if reader.get(&ObjectRef::from_obj(&*object)).is_none() {
+                        on_change(&object);
+                    }
+                }
+            }
             Err(error) => log_retry("watch", &error),
         }
         futures::future::ready(())
@@ -191,6 +206,10 @@ pub fn watch(client: &Client) -> (Stores, Wiring) {
             );
             if let Some((namespace, name)) = instance.spec.image.name.split_once('/') {
                 send(&wake.images, ObjectRef::new(name).within(namespace));
+            }
+            // Its interfaces' Ports may be free now.
+            if instance.metadata.deletion_timestamp.is_some() {
+                wake.network.send_modify(|count| *count += 1);
             }
         }
     });
