@@ -84,8 +84,9 @@ where
     Api::namespaced(client.clone(), &object.namespace().unwrap_or_default())
 }
 
-/// Runs requests, some at once; gives what succeeded and the errors.
-pub async fn all<T, F>(requests: impl IntoIterator<Item = F>) -> (Vec<T>, Vec<ApiError>)
+/// Runs requests, some at once; gives what succeeded and the errors. They come as a list, since
+/// a lazy iterator held over an `await` is not `Send` for the compiler.
+pub async fn all<T, F>(requests: Vec<F>) -> (Vec<T>, Vec<ApiError>)
 where
     F: Future<Output = Result<T, ApiError>>,
 {

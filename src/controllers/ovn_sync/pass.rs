@@ -130,7 +130,7 @@ impl Worker {
             let made = default_group::ensure(client, &namespace).await?;
             Ok((namespace, made))
         };
-        let (done, errors) = act::all(new.into_iter().map(ensure)).await;
+        let (done, errors) = act::all(new.into_iter().map(ensure).collect()).await;
         for (namespace, made) in done {
             if let Some(group) = made {
                 self.groups.made(group);
@@ -144,7 +144,7 @@ impl Worker {
     async fn take_addresses(&mut self, plan: &Plan, outcome: &mut Outcome) -> bool {
         let client = &self.context.client;
         let stale = plan.stale.iter().cloned();
-        let (gone, errors) = act::all(stale.map(|a| act::give_up_stale(client, a))).await;
+        let (gone, errors) = act::all(stale.map(|a| act::give_up_stale(client, a)).collect()).await;
         let complete = errors.is_empty();
         note(errors, outcome);
         for uid in gone.into_iter().flatten() {
@@ -159,7 +159,7 @@ impl Worker {
             .map(|a| (a.name_any(), Holder::of(a)))
             .collect();
         let creates = plan.create.iter().cloned();
-        let (taken, errors) = act::all(creates.map(|a| act::take(client, a))).await;
+        let (taken, errors) = act::all(creates.map(|a| act::take(client, a)).collect()).await;
         let mut all_ours = errors.is_empty();
         note(errors, outcome);
         for taken in taken {
@@ -241,7 +241,7 @@ impl Worker {
         hold(&mut plan.ports, &held);
         hold(&mut plan.groups, &held);
         let releases = plan.release.iter().cloned();
-        let (gone, errors) = act::all(releases.map(|a| act::give_up(client, a))).await;
+        let (gone, errors) = act::all(releases.map(|a| act::give_up(client, a)).collect()).await;
         for uid in gone {
             self.allocations.gone(&uid);
         }
@@ -290,7 +290,8 @@ async fn mark<K: Kind>(
     let (done, errors) = act::all(
         objects
             .iter()
-            .map(|object| act::set_finalizer(client, &**object, true)),
+            .map(|object| act::set_finalizer(client, &**object, true))
+            .collect(),
     )
     .await;
     note(errors, outcome);
@@ -308,8 +309,12 @@ async fn unmark<K: Kind>(
     let released = verdicts
         .iter()
         .filter(|(_, verdict)| verdict.fate == Fate::Release);
-    let (done, errors) =
-        act::all(released.map(|(object, _)| act::set_finalizer(client, &**object, false))).await;
+    let (done, errors) = act::all(
+        released
+            .map(|(object, _)| act::set_finalizer(client, &**object, false))
+            .collect(),
+    )
+    .await;
     note(errors, outcome);
     for object in done.into_iter().flatten() {
         if object.finalizers().is_empty() {
@@ -345,7 +350,8 @@ async fn report<K: Kind>(
     let (done, errors) = act::all(
         writes
             .iter()
-            .map(|(object, status, _)| act::write_status(&context.client, &***object, status)),
+            .map(|(object, status, _)| act::write_status(&context.client, &***object, status))
+            .collect(),
     )
     .await;
     note(errors, outcome);
