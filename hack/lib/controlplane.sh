@@ -137,7 +137,7 @@ apiserver_start() {
         --service-account-key-file "$PKI_DIR/sa.key" --service-account-signing-key-file "$PKI_DIR/sa.key" \
         --service-account-issuer https://kubernetes.default.svc --service-cluster-ip-range 10.96.0.0/16 \
         --disable-admission-plugins ServiceAccount --event-ttl 1h --v 1
-    proc_wait apiserver 60 kubectl get --raw /readyz
+    proc_wait apiserver 60 kube get --raw /readyz
 }
 
 controller_manager_start() {
@@ -157,6 +157,6 @@ control_plane() {
     etcd_start
     apiserver_start
     # A reading of the server's own view of who it is may come before its RBAC is there.
-    wait_for 30 "the API server's own roles" kubectl get clusterrole system:kube-controller-manager
+    wait_for 30 "the API server's own roles" kube get clusterrole system:kube-controller-manager
     controller_manager_start
 }

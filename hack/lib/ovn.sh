@@ -82,7 +82,7 @@ ovn_controller() {
     local n="$1" name
     name="$(host_name "$n")-ovn-controller"
     if ! proc_alive "$name"; then
-        host_start "$n" ovn-controller ovn-controller --unixctl=/run/ovn/ovn-controller.ctl \
+        host_start "$n" ovn-controller ovn-controller \
             --pidfile=/run/ovn/ovn-controller.pid --overwrite-pidfile -vconsole:info -vsyslog:off \
             unix:/run/openvswitch/db.sock
     fi

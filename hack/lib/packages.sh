@@ -87,4 +87,4 @@ kubectl_install() {
     rm -rf "$work"
 }
 
-kubectl() { command "$KUBECTL" --kubeconfig "$ADMIN_KUBECONFIG" "$@"; }
+kube() { command "$KUBECTL" --kubeconfig "$ADMIN_KUBECONFIG" "$@"; }

@@ -29,7 +29,7 @@ pileus_build() {
 # CEL in a CRD is refused by API servers below 1.25.
 server_has_cel() {
     local minor
-    minor="$(kubectl get --raw /version | sed -n 's/.*"minor": *"\([0-9]*\).*/\1/p')"
+    minor="$(kube get --raw /version | sed -n 's/.*"minor": *"\([0-9]*\).*/\1/p')"
     [ "${minor:-0}" -ge 25 ]
 }
 
@@ -37,29 +37,29 @@ pileus_install() {
     local without="--without-cel" n
     server_has_cel && without=""
     # shellcheck disable=SC2086  # empty, or one word
-    "$PILEUS_BIN" crds $without | kubectl apply --server-side --force-conflicts -f -
-    kubectl wait --for=condition=Established --timeout=60s crd -l '' \
+    "$PILEUS_BIN" crds $without | kube apply --server-side --force-conflicts -f -
+    kube wait --for=condition=Established --timeout=60s crd -l '' \
         $("$PILEUS_BIN" crds | sed -n 's/^  name: \(.*\.pileus\.dev\)$/crd\/\1/p') >/dev/null 2>&1 ||
-        wait_for 60 "the kinds of Pileus" kubectl get servers.pileus.dev
-    kubectl get namespace "$SYSTEM_NAMESPACE" >/dev/null 2>&1 || kubectl create namespace "$SYSTEM_NAMESPACE"
-    kubectl apply -f "$REPO_DIR/config/rbac/manager.yaml" -f "$REPO_DIR/config/rbac/scheduler.yaml"
+        wait_for 60 "the kinds of Pileus" kube get servers.pileus.dev
+    kube get namespace "$SYSTEM_NAMESPACE" >/dev/null 2>&1 || kube create namespace "$SYSTEM_NAMESPACE"
+    kube apply -f "$REPO_DIR/config/rbac/manager.yaml" -f "$REPO_DIR/config/rbac/scheduler.yaml"
     credential manager "$SYSTEM_NAMESPACE" manager
     credential scheduler "$SYSTEM_NAMESPACE" scheduler
     for n in $(host_numbers); do pileus_install_host "$n"; done
-    kubectl apply -f "$REPO_DIR/config/flavors.yaml"
+    kube apply -f "$REPO_DIR/config/flavors.yaml"
 }
 
 pileus_install_host() {
     local name
     name="$(host_name "$1")"
-    sed "s/HOST/$name/g" "$REPO_DIR/config/rbac/agent.yaml" | kubectl apply -f -
+    sed "s/HOST/$name/g" "$REPO_DIR/config/rbac/agent.yaml" | kube apply -f -
     credential "agent-$name" "pileus-host-$name" agent
 }
 
 # credential FILE NAMESPACE SERVICEACCOUNT: a kubeconfig with the account's own token.
 credential() {
     local file="$STATE_DIR/kubeconfig/$1" token=""
-    kubectl apply -f - <<YAML
+    kube apply -f - <<YAML
 apiVersion: v1
 kind: ServiceAccount
 metadata: {name: $3, namespace: $2}
@@ -74,7 +74,7 @@ metadata:
 YAML
     local end=$((SECONDS + 30))
     until [ -n "$token" ]; do
-        token="$(kubectl -n "$2" get secret "$3-token" -o 'jsonpath={.data.token}' | base64 -d)"
+        token="$(kube -n "$2" get secret "$3-token" -o 'jsonpath={.data.token}' | base64 -d)"
         [ -n "$token" ] || [ "$SECONDS" -lt "$end" ] || {
             echo "no token for $2/$3 after 30 s: see $LOG_DIR/controller-manager.log" >&2
             return 1

@@ -15,12 +15,12 @@ quickstart_image() {
     }
     # An Image cannot be changed: a newer build of the guest is a new Image.
     local now
-    now="$(kubectl get image tiny -o 'jsonpath={.spec.source.checksum}' 2>/dev/null || true)"
+    now="$(kube get image tiny -o 'jsonpath={.spec.source.checksum}' 2>/dev/null || true)"
     if [ -n "$now" ] && [ "$now" != "sha256:$sum" ]; then
         echo "the Image tiny is of an older build and is kept"
         return
     fi
-    kubectl apply -f - <<YAML
+    kube apply -f - <<YAML
 apiVersion: pileus.dev/v1alpha1
 kind: Image
 metadata: {name: tiny, namespace: default}
@@ -33,20 +33,20 @@ spec:
 YAML
 }
 
-quickstart_apply() { kubectl apply -f "$REPO_DIR/config/samples/quickstart.yaml"; }
+quickstart_apply() { kube apply -f "$REPO_DIR/config/samples/quickstart.yaml"; }
 
 quickstart_wait() {
-    kubectl wait --for=condition=Ready --timeout=180s server/one server/two && return
-    kubectl get servers,instances,ports -A -o wide
-    kubectl describe servers
+    kube wait --for=condition=Ready --timeout=180s server/one server/two && return
+    kube get servers,instances,ports -A -o wide
+    kube describe servers
     return 1
 }
 
 # console SERVER [NAMESPACE]: what the guest has said so far.
 console() {
     local server="$1" namespace="${2:-default}" host id
-    host="$(kubectl -n "$namespace" get server "$server" -o 'jsonpath={.status.placement.host}')"
-    id="$(kubectl -n "$namespace" get server "$server" -o 'jsonpath={.status.instanceID}')"
+    host="$(kube -n "$namespace" get server "$server" -o 'jsonpath={.status.placement.host}')"
+    id="$(kube -n "$namespace" get server "$server" -o 'jsonpath={.status.instanceID}')"
     in_host "${host#host}" cat "/var/lib/pileus/instances/$id/console.log"
 }
 
@@ -61,7 +61,7 @@ quickstart_show() {
     local server
     say
     say "\$ kubectl get servers -o wide"
-    kubectl get servers -o wide
+    kube get servers -o wide
     for server in one two; do
         say
         say "The console of $server:"
@@ -72,7 +72,7 @@ quickstart_show() {
 
 Try next:
     eval "\$(hack/devstack env)"
-    kubectl describe server one
+    kube describe server one
     kubectl patch server one --type merge -p '{"spec":{"runState":"Stopped"}}' && kubectl get servers -w
 TXT
 }
