@@ -10,9 +10,25 @@ RUN_DIR="${PILEUS_RUN_DIR:-/run/pileus-devstack}"
 CACHE_DIR="${PILEUS_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/pileus}"
 LOG_DIR="$STATE_DIR/log"
 
-# Names and addresses of the lab. 192.0.2.0/24 is a documentation range (RFC 5737).
+# Names and addresses of the lab. The addresses come from a documentation range (RFC 5737):
+# the first that the machine itself has no route to; a lab keeps the one it began with.
 LAB_BRIDGE="pileus-lab"
-LAB_PREFIX="192.0.2"
+lab_prefix() {
+    local prefix
+    if [ -r "$STATE_DIR/prefix" ]; then
+        cat "$STATE_DIR/prefix"
+        return
+    fi
+    for prefix in 198.51.100 203.0.113 192.0.2; do
+        if ! ip -4 route show 2>/dev/null | grep -v "dev $LAB_BRIDGE" | grep -qF "$prefix."; then
+            echo "$prefix"
+            return
+        fi
+    done
+    echo "this machine uses all documentation ranges (RFC 5737); the lab needs one" >&2
+    return 1
+}
+LAB_PREFIX="$(lab_prefix)"
 LAB_ADDRESS="$LAB_PREFIX.1"
 API_PORT=6443
 API_URL="https://$LAB_ADDRESS:$API_PORT"
