@@ -1,4 +1,10 @@
 //! The network's task on a real API server and a real Northbound database.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test ends at its first surprise"
+)]
 
 #[allow(dead_code, reason = "each test uses its own part")]
 #[path = "support/ovn.rs"]

@@ -8,7 +8,7 @@
 //!
 //! 1. finalizers, and the `default` groups of new namespaces;
 //! 2. the decision ([`plan`], pure);
-//! 3. IPAllocations are created: that is the lock on an address;
+//! 3. `IPAllocation`s are created: that is the lock on an address;
 //! 4. OVN's rows, in one transaction, which a leader's token fences;
 //! 5. what deleted objects held is given up, then their finalizers, and all statuses.
 //!
@@ -35,7 +35,7 @@ use crate::kube_ext::Context;
 use crate::kube_ext::backoff::Backoff;
 
 /// Everything is looked at this often without any event.
-const RESYNC: Duration = Duration::from_secs(300);
+const RESYNC: Duration = Duration::from_mins(5);
 /// Deletions that wait for others are looked at this often.
 const BLOCKED: Duration = Duration::from_secs(10);
 
@@ -123,10 +123,10 @@ pub async fn run_network(
             () = stop.cancelled() => return Ok(()),
         };
         worker.measured(begun.elapsed(), outcome.failed);
-        let wait = if outcome.again {
-            Duration::from_millis(5)
-        } else if outcome.failed {
+        let wait = if outcome.failed {
             backoff.next(())
+        } else if outcome.again {
+            Duration::from_millis(5)
         } else if outcome.blocked {
             BLOCKED
         } else {

@@ -10,7 +10,7 @@ use kube::{Resource, ResourceExt};
 
 /// How long an object that we made or deleted is believed in although the watch has not
 /// said so yet. A watch is behind by milliseconds; after this long something else happened.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 struct Newer<K> {
     object: Arc<K>,

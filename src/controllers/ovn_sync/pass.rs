@@ -17,8 +17,9 @@ use crate::api::{
     ConditionType, IPAllocation, Network, Port, Reason, SecurityGroup, SecurityGroupRule, Subnet,
 };
 use crate::controllers::network_stores::NetworkStores;
+use crate::controllers::port::plan::port_id;
 use crate::controllers::security_group::default_group;
-use crate::controllers::subnet::ledger::Holder;
+use crate::controllers::subnet::ledger::{Holder, subnet_uid};
 use crate::drivers::ovn::token::Token;
 use crate::drivers::ovn::{ApplyError, Conflict, Diff, Northbound, NorthboundDb};
 use crate::drivers::ovsdb::ConnectionState;
@@ -98,7 +99,7 @@ impl Worker {
         let view = self.northbound.view();
         let hints = hints::read(&view.replica, &self.context.cluster);
         let mut plan = plan::plan(&self.context.cluster, self.max_mtu, &snapshot, &hints);
-        if !self.take_addresses(&plan, &mut outcome).await {
+        if !self.take_addresses(&mut plan, &mut outcome).await {
             // Decided from what was not so: decide again before anything is told to OVN.
             outcome.again = true;
             return Ok(outcome);
@@ -140,36 +141,47 @@ impl Worker {
         note(errors, outcome);
     }
 
-    /// Takes the addresses; false if one of them is another's.
-    async fn take_addresses(&mut self, plan: &Plan, outcome: &mut Outcome) -> bool {
+    /// Takes the addresses; false if one of them turned out to be another's. What cannot be
+    /// taken now waits for the next pass with its Port or Subnet, and nobody else with it.
+    async fn take_addresses(&mut self, plan: &mut Plan, outcome: &mut Outcome) -> bool {
         let client = &self.context.client;
-        let stale = plan.stale.iter().cloned();
-        let (gone, errors) = act::all(stale.map(|a| act::give_up_stale(client, a)).collect()).await;
-        let complete = errors.is_empty();
-        note(errors, outcome);
-        for uid in gone.into_iter().flatten() {
-            self.allocations.gone(&uid);
-        }
-        if !complete {
-            return false;
-        }
-        let wanted: HashMap<String, Holder> = plan
-            .create
-            .iter()
-            .map(|a| (a.name_any(), Holder::of(a)))
-            .collect();
-        let creates = plan.create.iter().cloned();
-        let (taken, errors) = act::all(creates.map(|a| act::take(client, a)).collect()).await;
-        let mut all_ours = errors.is_empty();
-        note(errors, outcome);
-        for taken in taken {
-            match taken {
-                Taken::Made(made) => self.allocations.made(made),
-                Taken::Found(found) => {
-                    all_ours &= wanted.get(&found.name_any()) == Some(&Holder::of(&found));
-                    self.allocations.made(found);
+        let stale = plan.stale.iter().cloned().map(|allocation| async move {
+            let name = allocation.name_any();
+            Ok((name, act::give_up_stale(client, allocation).await))
+        });
+        let mut failed: HashMap<String, String> = HashMap::new();
+        for (name, done) in act::all(stale.collect()).await.0 {
+            match done {
+                Ok(uid) => uid.iter().for_each(|uid| self.allocations.gone(uid)),
+                Err(error) => {
+                    failed.insert(name, chain(&error));
                 }
             }
+        }
+        let mut all_ours = true;
+        let wanted = plan
+            .create
+            .iter()
+            .filter(|a| !failed.contains_key(&a.name_any()));
+        let creates = wanted.cloned().map(|allocation| async move {
+            let done = act::take(client, allocation.clone()).await;
+            Ok((allocation, done))
+        });
+        for (wanted, done) in act::all(creates.collect()).await.0 {
+            match done {
+                Ok(Taken::Made(made)) => self.allocations.made(made),
+                Ok(Taken::Found(found)) => {
+                    all_ours &= Holder::of(&wanted) == Holder::of(&found);
+                    self.allocations.made(found);
+                }
+                Err(error) => {
+                    failed.insert(wanted.name_any(), chain(&error));
+                }
+            }
+        }
+        if !failed.is_empty() {
+            outcome.failed = true;
+            wait_for_addresses(&self.context.cluster, plan, &failed);
         }
         all_ours
     }
@@ -264,6 +276,48 @@ impl Worker {
         report(context, &mut self.subnets, plan.subnets, outcome).await;
         report(context, &mut self.groups, plan.groups, outcome).await;
         report(context, &mut self.rules, plan.rules, outcome).await;
+    }
+}
+
+/// Takes back what was decided for those whose addresses could not be taken, by the names
+/// of the `IPAllocation`s.
+fn wait_for_addresses(
+    cluster: &crate::model::ClusterId,
+    plan: &mut Plan,
+    failed: &HashMap<String, String>,
+) {
+    let mut ports: HashMap<String, &String> = HashMap::new();
+    let mut subnets: HashMap<String, &String> = HashMap::new();
+    for allocation in &plan.create {
+        if let Some(why) = failed.get(&allocation.name_any()) {
+            match &allocation.spec.port_uid {
+                Some(uid) => ports.insert(uid.clone(), why),
+                None => subnets.insert(subnet_uid(allocation).to_owned(), why),
+            };
+        }
+    }
+    let retrying = |why: &str| {
+        let message = format!("an address could not be taken, which is tried again: {why}");
+        Observation::no(ConditionType::Ready, Reason::Retrying, message)
+    };
+    for (port, verdict) in &mut plan.ports {
+        let Some(why) = port.uid().and_then(|uid| ports.get(&uid)) else {
+            continue;
+        };
+        verdict.observation = retrying(why);
+        if port.status.as_ref().is_none_or(|s| s.mac_address.is_none()) {
+            verdict.status = port.status.clone().unwrap_or_default();
+            let id = port_id(cluster, port);
+            plan.desired.ports.remove(&id);
+            for group in plan.desired.port_groups.values_mut() {
+                group.ports.remove(&id);
+            }
+        }
+    }
+    for (subnet, verdict) in &mut plan.subnets {
+        if let Some(why) = subnet.uid().and_then(|uid| subnets.get(&uid)) {
+            verdict.observation = retrying(why);
+        }
     }
 }
 

@@ -79,6 +79,7 @@ pub(super) struct Planner<'a, 'i> {
 
 /// Decides about all Ports; takes addresses in `ledgers`.
 #[must_use]
+#[allow(clippy::implicit_hasher, reason = "only our own maps come here")]
 pub fn plan(input: &Input<'_>, ledgers: &mut HashMap<Key, Vec<Ledger>>) -> Ports {
     let mut held: HashMap<Key, Vec<Arc<IPAllocation>>> = HashMap::new();
     for allocation in input.allocations {

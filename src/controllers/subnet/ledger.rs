@@ -28,7 +28,7 @@ pub enum Holder {
 }
 
 impl Holder {
-    /// Who an IPAllocation is for.
+    /// Who an `IPAllocation` is for.
     #[must_use]
     pub fn of(allocation: &IPAllocation) -> Self {
         let spec = &allocation.spec;
@@ -136,7 +136,7 @@ impl Ledger {
         probe(true).or_else(|| probe(false))
     }
 
-    /// The IPAllocation of an address, for a Port or for the Subnet itself.
+    /// The `IPAllocation` of an address, for a Port or for the Subnet itself.
     #[must_use]
     pub fn allocation(
         &self,
@@ -147,7 +147,7 @@ impl Ledger {
     }
 }
 
-/// The IPAllocation of an address of a Subnet, owned by the Subnet.
+/// The `IPAllocation` of an address of a Subnet, owned by the Subnet.
 #[must_use]
 pub fn allocation(
     subnet: &Subnet,
@@ -184,7 +184,7 @@ pub fn allocation(
     object
 }
 
-/// uid of the Subnet that an IPAllocation belongs to, by its name.
+/// uid of the Subnet that an `IPAllocation` belongs to, by its name.
 #[must_use]
 pub fn subnet_uid(allocation: &IPAllocation) -> &str {
     allocation

@@ -42,6 +42,7 @@ pub struct Subnets {
 
 /// Decides about all Subnets. `parents` has the Networks by namespace and name.
 #[must_use]
+#[allow(clippy::implicit_hasher, reason = "only our own maps come here")]
 pub fn plan(
     subnets: &[Arc<Subnet>],
     parents: &HashMap<(String, String), Parent>,
