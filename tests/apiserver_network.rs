@@ -240,7 +240,7 @@ async fn fifty_ports_get_addresses_of_their_own_and_leave_nothing() {
     assert_eq!(count(&ovn, "Logical_Switch"), 1);
     assert_eq!(count(&ovn, "Logical_Switch_Port"), 50);
     assert_eq!(count(&ovn, "DHCP_Options"), 1);
-    let before: HashSet<_> = ports.iter().map(|p| p.resource_version()).collect();
+    let before: HashSet<_> = ports.iter().map(ResourceExt::resource_version).collect();
 
     // An idle manager, and one that starts again, write nothing.
     manager.stop().await;
@@ -250,7 +250,7 @@ async fn fifty_ports_get_addresses_of_their_own_and_leave_nothing() {
         .list(&ListParams::default())
         .await
         .unwrap();
-    let after: HashSet<_> = ports.iter().map(|p| p.resource_version()).collect();
+    let after: HashSet<_> = ports.iter().map(ResourceExt::resource_version).collect();
     assert_eq!(before, after);
 
     // Damage by hand is repaired.
