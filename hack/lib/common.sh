@@ -37,10 +37,6 @@ SYSTEM_NAMESPACE="pileus-system"
 # Two hosts fit into a small machine; the address plan would take 200.
 MAX_HOSTS=16
 
-# Every process of the lab carries this in its environment: the mark by which a later
-# run finds what a killed run left behind.
-export PILEUS_DEVSTACK_OWNER="$STATE_DIR"
-
 say() { printf '%s\n' "$*"; }
 warn() { printf 'warning: %s\n' "$*" >&2; }
 die() {
@@ -49,7 +45,7 @@ die() {
 }
 
 need_root() {
-    [ "$(id -u)" = 0 ] || die "network namespaces and libvirt need root. Run: sudo hack/devstack $*"
+    [ "$(id -u)" = 0 ] || die "network namespaces and libvirt need root. Run it again with sudo"
 }
 
 # Waits until a command succeeds: wait_for SECONDS WHAT COMMAND…

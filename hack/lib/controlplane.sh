@@ -29,6 +29,7 @@ control_plane_build() {
         flock 8
         if control_plane_found; then exit 0; fi
         packages "${BUILD_PACKAGES[@]}"
+        apt_sources
         work="$(mktemp -d "${TMPDIR:-/tmp}/pileus-kubernetes.XXXXXX")"
         trap 'rm -rf "$work"' EXIT
         cd "$work"
@@ -41,11 +42,12 @@ control_plane_build() {
         empty_strings_for_new_go
         make WHAT="cmd/kube-apiserver cmd/kube-controller-manager" GOFLAGS=-mod=vendor \
             KUBE_GIT_VERSION=v1.20.2 KUBE_GIT_TREE_STATE=clean KUBE_GIT_COMMIT=debian
-        mkdir -p "$CACHE_DIR/kubernetes/$version.new"
-        install -m 0755 _output/bin/kube-apiserver _output/bin/kube-controller-manager \
-            "$CACHE_DIR/kubernetes/$version.new/"
-        rm -rf "$CACHE_DIR/kubernetes/$version"
-        mv "$CACHE_DIR/kubernetes/$version.new" "$CACHE_DIR/kubernetes/$version"
+        # Whole or not at all; the search for binaries does not see names with a dot.
+        new="$CACHE_DIR/kubernetes/.new"
+        rm -rf "$new" "$CACHE_DIR/kubernetes/$version"
+        mkdir -p "$new"
+        install -m 0755 _output/bin/kube-apiserver _output/bin/kube-controller-manager "$new/"
+        mv "$new" "$CACHE_DIR/kubernetes/$version"
     ) 8>"$CACHE_DIR/kubernetes/lock"
 }
 
@@ -143,11 +145,14 @@ apiserver_start() {
 controller_manager_start() {
     local bin
     bin="$(control_plane_found)"
+    # Old ones listen without TLS unless told not to; from 1.24 on the flag is gone.
+    local insecure=()
+    if "$bin/kube-controller-manager" --help | grep -q -- ' --port int'; then insecure=(--port 0); fi
     # Only what Pileus relies on: namespaces, garbage collection, service account tokens.
     proc_start controller-manager "$bin/kube-controller-manager" \
         --kubeconfig "$STATE_DIR/kubeconfig/controller-manager" --leader-elect=false \
         --service-account-private-key-file "$PKI_DIR/sa.key" --root-ca-file "$PKI_DIR/ca.crt" \
-        --use-service-account-credentials=false --port 0 \
+        --use-service-account-credentials=false "${insecure[@]}" \
         --controllers namespace,garbagecollector,serviceaccount,serviceaccount-token \
         --bind-address 127.0.0.1 --v 1
 }

@@ -15,24 +15,37 @@ HOST_MOUNTS=(
     "etc-ovn:/etc/ovn" "lib-ovn:/var/lib/ovn" "log-ovn:/var/log/ovn" "lib-pileus:/var/lib/pileus"
 )
 
+LAB_CLAIM=/run/pileus-devstack.lab
+
 # Keeps one lab on the machine: the address plan and the names are fixed.
-lab_claim() {
-    local claim=/run/pileus-devstack.lab pid start owner
-    if [ -r "$claim" ] && read -r pid start owner <"$claim" && [ "$owner" != "$STATE_DIR" ] &&
+lab_refuse_second() {
+    local pid start owner
+    if [ -r "$LAB_CLAIM" ] && read -r pid start owner <"$LAB_CLAIM" && [ "$owner" != "$STATE_DIR" ] &&
         [ "$(proc_start_time "$pid")" = "$start" ]; then
         die "another lab runs on this machine (pid $pid, state in $owner). Remove it first: PILEUS_STATE_DIR=$owner hack/devstack down"
     fi
+}
+
+lab_claim() {
+    local pid start
+    lab_refuse_second
+    # A directory that is somebody else's is not to be filled, and not to be removed later.
+    if [ -d "$STATE_DIR" ] && [ ! -e "$STATE_DIR/.pileus-devstack" ] && [ ! -d "$STATE_DIR/hosts" ] &&
+        [ -n "$(ls -A "$STATE_DIR")" ]; then
+        die "$STATE_DIR is not empty and not a lab's: give another one in PILEUS_STATE_DIR"
+    fi
     mkdir -p "$STATE_DIR/hosts" "$RUN_DIR" "$LOG_DIR"
+    touch "$STATE_DIR/.pileus-devstack"
     chmod 0711 "$STATE_DIR" "$RUN_DIR"
     proc_start lab sleep infinity
     read -r pid start <"$PROC_DIR/lab"
-    echo "$pid $start $STATE_DIR" >"$claim"
+    echo "$pid $start $STATE_DIR" >"$LAB_CLAIM"
 }
 
 lab_release() {
     local pid start owner
-    if read -r pid start owner 2>/dev/null </run/pileus-devstack.lab && [ "$owner" = "$STATE_DIR" ]; then
-        rm -f /run/pileus-devstack.lab
+    if [ -r "$LAB_CLAIM" ] && read -r pid start owner <"$LAB_CLAIM" && [ "$owner" = "$STATE_DIR" ]; then
+        rm -f "$LAB_CLAIM"
     fi
     proc_stop lab
 }

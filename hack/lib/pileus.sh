@@ -38,9 +38,9 @@ pileus_install() {
     server_has_cel && without=""
     # shellcheck disable=SC2086  # empty, or one word
     "$PILEUS_BIN" crds $without | kube apply --server-side --force-conflicts -f -
-    kube wait --for=condition=Established --timeout=60s crd -l '' \
-        $("$PILEUS_BIN" crds | sed -n 's/^  name: \(.*\.pileus\.dev\)$/crd\/\1/p') >/dev/null 2>&1 ||
-        wait_for 60 "the kinds of Pileus" kube get servers.pileus.dev
+    # shellcheck disable=SC2046  # one word a kind
+    kube wait --for=condition=Established --timeout=60s \
+        $("$PILEUS_BIN" crds | sed -n 's/^  name: \(.*\.pileus\.dev\)$/crd\/\1/p')
     kube get namespace "$SYSTEM_NAMESPACE" >/dev/null 2>&1 || kube create namespace "$SYSTEM_NAMESPACE"
     kube apply -f "$REPO_DIR/config/rbac/manager.yaml" -f "$REPO_DIR/config/rbac/scheduler.yaml"
     credential manager "$SYSTEM_NAMESPACE" manager
@@ -84,13 +84,22 @@ YAML
     kubeconfig "$file" token "$token"
 }
 
+# Ends a role that still runs an older build, so that its start takes the new one.
+end_older_build() {
+    local pid
+    pid="$(proc_pid "$1")" || return 0
+    [[ "$(readlink "/proc/$pid/exe")" != *"(deleted)" ]] || proc_stop "$1"
+}
+
 manager_start() {
+    end_older_build manager
     proc_start manager env KUBECONFIG="$STATE_DIR/kubeconfig/manager" RUST_LOG="${RUST_LOG:-info,kube=warn}" \
         "$PILEUS_BIN" manager --listen 127.0.0.1:28080 --ovn-nb "$OVN_NB" --underlay-mtu 1500
     proc_wait manager 20 curl -fsS --noproxy '*' http://127.0.0.1:28080/readyz
 }
 
 scheduler_start() {
+    end_older_build scheduler
     proc_start scheduler env KUBECONFIG="$STATE_DIR/kubeconfig/scheduler" RUST_LOG="${RUST_LOG:-info,kube=warn}" \
         "$PILEUS_BIN" scheduler --listen 127.0.0.1:28081
     proc_wait scheduler 20 curl -fsS --noproxy '*' http://127.0.0.1:28081/readyz
@@ -101,13 +110,14 @@ scheduler_start() {
 agent_start() {
     local n="$1" name virt=qemu reserved total
     name="$(host_name "$n")"
+    end_older_build "$name-agent"
     # A /dev/kvm that opens proves nothing: see whether the processor has the instructions.
     if grep -qE '^flags.*\b(vmx|svm)\b' /proc/cpuinfo && [ -w /dev/kvm ]; then virt=kvm; fi
     total="$(awk '/^MemTotal:/ {print int($2 / 1024)}' /proc/meminfo)"
     reserved=$((total - (total - 4096) / $(host_numbers | wc -l)))
     host_start "$n" agent env KUBECONFIG="$STATE_DIR/kubeconfig/agent-$name" \
         RUST_LOG="${RUST_LOG:-info,kube=warn}" "$PILEUS_BIN" agent --host-name "$name" \
-        --listen 127.0.0.1:28082 --virt-type "${PILEUS_VIRT_TYPE:-$virt}" \
+        --state-dir /var/lib/pileus --listen 127.0.0.1:28082 --virt-type "${PILEUS_VIRT_TYPE:-$virt}" \
         --boot-id-file "$(host_dir "$n")/boot-id" --image-file-dir "$CACHE_DIR/guest" \
         --allow-fetch "$LAB_PREFIX.0/24" --reserved-memory-mib "$reserved" --reserved-disk-gib 10 \
         --image-grace-seconds "${PILEUS_IMAGE_GRACE_SECONDS:-3600}"

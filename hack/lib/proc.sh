@@ -33,8 +33,9 @@ proc_start() {
     mkdir -p "$PROC_DIR" "$LOG_DIR"
     # One old log is kept; without this a lab that runs for weeks fills the disk.
     if [ -f "$log" ] && [ "$(stat -c %s "$log")" -gt 50000000 ]; then mv -f "$log" "$log.1"; fi
-    # Descriptor 9 is the lock of the running command: no daemon may keep it.
-    setsid "$@" </dev/null >>"$log" 2>&1 9>&- &
+    # The mark in its environment finds the process when its pid file is lost. Descriptor 9
+    # is the lock of the running command: no daemon may keep it.
+    PILEUS_DEVSTACK_OWNER="$STATE_DIR" setsid "$@" </dev/null >>"$log" 2>&1 9>&- &
     pid=$!
     echo "$pid $(proc_start_time "$pid")" >"$PROC_DIR/$name.new"
     mv -f "$PROC_DIR/$name.new" "$PROC_DIR/$name"
@@ -87,18 +88,13 @@ proc_kill() {
     rm -f "$PROC_DIR/$name"
 }
 
-# All processes that carry the mark of this lab, this one and its ancestors aside.
+# All processes that carry the mark of the lab with this state directory.
 proc_owned() {
-    local dir pid skip=" $$ $BASHPID " up=$$
-    while [ "$up" -gt 1 ]; do
-        up="$(awk '/^PPid:/ {print $2}' "/proc/$up/status" 2>/dev/null || echo 1)"
-        skip="$skip$up "
-    done
+    local dir
     for dir in /proc/[0-9]*; do
-        pid="${dir#/proc/}"
-        [[ "$skip" == *" $pid "* ]] && continue
-        # A child of ours that only searches carries the mark as well.
-        [ "$(awk '/^PPid:/ {print $2}' "$dir/status" 2>/dev/null)" = "$$" ] && continue
-        if tr '\0' '\n' 2>/dev/null <"$dir/environ" | grep -qx "PILEUS_DEVSTACK_OWNER=$1"; then echo "$pid"; fi
-    done
+        # Gone meanwhile, or a kernel thread: not ours.
+        if tr '\0' '\n' <"$dir/environ" 2>/dev/null | grep -qxF "PILEUS_DEVSTACK_OWNER=$1"; then
+            echo "${dir#/proc/}"
+        fi
+    done 2>/dev/null
 }

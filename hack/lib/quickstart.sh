@@ -72,7 +72,7 @@ quickstart_show() {
 
 Try next:
     eval "\$(hack/devstack env)"
-    kube describe server one
+    kubectl describe server one
     kubectl patch server one --type merge -p '{"spec":{"runState":"Stopped"}}' && kubectl get servers -w
 TXT
 }

@@ -13,10 +13,14 @@ step_begin() {
     shift
     mkdir -p "$LOG_DIR/steps"
     log="$LOG_DIR/steps/$1${2:+-${2//[^a-zA-Z0-9]/_}}.log"
+    # A process group of its own, so that an interruption reaches the whole step.
+    set -m
     (
-        set -euo pipefail
+        set +m -euo pipefail
+        trap - INT TERM
         "$@"
     ) >"$log" 2>&1 </dev/null &
+    set +m
     STEP_PIDS+=("$!")
     STEP_TEXTS+=("$text")
     STEP_LOGS+=("$log")
@@ -61,6 +65,12 @@ step_wait() {
     done
     STEP_PIDS=() STEP_TEXTS=() STEP_LOGS=() STEP_STARTS=()
     [ -z "$failed" ] || step_failed "$failed"
+}
+
+# Ends the steps that run.
+steps_kill() {
+    local pid
+    for pid in ${STEP_PIDS[@]+"${STEP_PIDS[@]}"}; do kill -TERM -- "-$pid" 2>/dev/null || true; done
 }
 
 step() {
