@@ -1,4 +1,4 @@
-//! The CustomResourceDefinitions and their samples: what users see first.
+//! The `CustomResourceDefinition`s and their samples: what users see first.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

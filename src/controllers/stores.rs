@@ -7,6 +7,7 @@ use std::sync::Arc;
 use futures::StreamExt;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::runtime::WatchStreamExt;
+use kube::runtime::reflector::store::Writer;
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
@@ -132,6 +133,21 @@ where
     K::DynamicType: Hash + Eq + Clone,
 {
     let (store, writer) = reflector::store();
+    follow(api, config, &store, writer, on_change);
+    store
+}
+
+/// Like [`watch_kind`], for a store made before, which `on_change` may look into.
+fn follow<K>(
+    api: Api<K>,
+    config: watcher::Config,
+    store: &Store<K>,
+    writer: Writer<K>,
+    on_change: impl Fn(&K) + Send + 'static,
+) where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    K::DynamicType: Hash + Eq + Clone,
+{
     let events = reflector::reflector(writer, watcher(api, config)).default_backoff();
     let reader = store.clone();
     let mut before = Vec::new();
@@ -156,7 +172,6 @@ where
         }
         futures::future::ready(())
     }));
-    store
 }
 
 /// Starts the watches.
@@ -182,9 +197,10 @@ pub fn watch(client: &Client) -> (Stores, Wiring) {
         move || sender.send_modify(|count| *count += 1)
     };
 
-    let servers = watch_kind(Api::all(client.clone()), all(), {
-        let wake = wake.clone();
-        move |server: &Server| wake_by_server(&wake, server)
+    let (servers, writer) = reflector::store();
+    follow(Api::all(client.clone()), all(), &servers, writer, {
+        let (wake, servers) = (wake.clone(), servers.clone());
+        move |server: &Server| wake_by_server(&wake, &servers, server)
     });
     let on_servers = |wake: &Wake| {
         let (wake, servers) = (wake.clone(), servers.clone());
@@ -349,10 +365,12 @@ fn placed_on(server: &Server) -> Option<&str> {
 }
 
 /// A Server wakes its own controller, and what may wait to be deleted until no Server
-/// uses it. It wakes the network too: its namespace may need a `default` group.
-fn wake_by_server(wake: &Wake, server: &Server) {
+/// uses it, and the Servers that wait for its Ports. It wakes the network too: its namespace may need a `default` group.
+fn wake_by_server(wake: &Wake, servers: &Store<Server>, server: &Server) {
     send(&wake.servers, ObjectRef::from_obj(server));
-    if server.metadata.deletion_timestamp.is_none() {
+    // One that went while nobody watched was last seen without a mark of deletion.
+    let gone = servers.get(&ObjectRef::from_obj(server)).is_none();
+    if server.metadata.deletion_timestamp.is_none() && !gone {
         return;
     }
     let namespace = server.namespace().unwrap_or_default();
@@ -368,5 +386,23 @@ fn wake_by_server(wake: &Wake, server: &Server) {
     if let Some(flavor) = &server.spec.flavor {
         send(&wake.flavors, ObjectRef::new(flavor));
     }
+    let ports: Vec<_> = named_ports(server).collect();
+    if !ports.is_empty() {
+        for other in servers.state() {
+            if other.metadata.namespace == server.metadata.namespace
+                && named_ports(&other).any(|port| ports.contains(&port))
+            {
+                send(&wake.servers, ObjectRef::from_obj(&other));
+            }
+        }
+    }
     wake.network.send_modify(|count| *count += 1);
+}
+
+fn named_ports(server: &Server) -> impl Iterator<Item = &str> {
+    server
+        .spec
+        .networks
+        .iter()
+        .filter_map(|n| n.port.as_deref())
 }

@@ -179,7 +179,7 @@ pub enum Standing {
     AwaitingPorts(Vec<String>),
     /// Its Instance says how it is.
     Realised,
-    /// Its Instance has just been made.
+    /// Its Instance has been made, and its host has not said anything of it yet.
     Building,
     /// It is being deleted, and waits for these.
     Deleting(String),
@@ -239,7 +239,12 @@ pub fn plan(server: &Server, seen: &Seen) -> Plan {
         steps.push(Step::AddFinalizer);
     }
     if let Some(instance) = seen.instances.first() {
-        let mut plan = made(steps, Standing::Realised);
+        let standing = if has_report(instance) || seen.host_lost.is_some() {
+            Standing::Realised
+        } else {
+            Standing::Building
+        };
+        let mut plan = made(steps, standing);
         if let Some(changed) = changed_instance(server, seen, instance) {
             plan.steps.push(Step::UpdateInstance(Box::new(changed)));
         }
@@ -616,6 +621,15 @@ fn nic_problems(
     }
 }
 
+/// Whether its host has said anything of the Instance yet.
+fn has_report(instance: &Instance) -> bool {
+    instance
+        .status
+        .as_ref()
+        .and_then(|s| conditions::find(&s.conditions, ConditionType::Ready))
+        .is_some_and(|ready| ready.reason != Reason::Pending.as_str())
+}
+
 fn is_owned_by(port: &Port, server: &Server) -> bool {
     port.owner_references()
         .iter()
@@ -864,7 +878,14 @@ fn delete(server: &Server, seen: &Seen) -> (Vec<Step>, String) {
         return (vec![], String::new());
     }
     let mut steps = Vec::new();
-    for instance in &seen.instances {
+    // Anyone may write a label; only the spec and the owner say whose a thing is.
+    let mut instances = seen
+        .instances
+        .iter()
+        .filter(|i| Some(&i.spec.server.uid) == server.uid().as_ref())
+        .peekable();
+    let first = instances.peek().copied();
+    for instance in instances {
         if !finalize::is_deleting(instance) {
             steps.push(Step::DeleteInstance {
                 namespace: instance.namespace().unwrap_or_default(),
@@ -873,7 +894,7 @@ fn delete(server: &Server, seen: &Seen) -> (Vec<Step>, String) {
             });
         }
     }
-    if let Some(instance) = seen.instances.first() {
+    if let Some(instance) = first {
         let waiting = format!("waiting for host {} to remove the VM", instance.spec.host);
         return (steps, waiting);
     }
@@ -883,15 +904,20 @@ fn delete(server: &Server, seen: &Seen) -> (Vec<Step>, String) {
             name: instance_name(&server.uid().unwrap_or_default(), placement.epoch),
         });
     }
-    for port in &seen.owned_ports {
-        if !finalize::is_deleting(port) {
+    let owned: Vec<_> = seen
+        .owned_ports
+        .iter()
+        .filter(|port| is_owned_by(port, server))
+        .collect();
+    for port in &owned {
+        if !finalize::is_deleting(*port) {
             steps.push(Step::DeletePort {
                 name: port.name_any(),
                 uid: port.uid().unwrap_or_default(),
             });
         }
     }
-    if seen.owned_ports.is_empty() {
+    if owned.is_empty() {
         steps.push(Step::RemoveFinalizer);
         return (steps, String::new());
     }

@@ -1,1 +1,447 @@
-//! Properties of the planner.
+//! The planner, without any API server.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a helper that fails ends its test"
+)]
+
+use k8s_openapi::ByteString;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::plan::{NicSeen, Plan, Seen, Standing, Step, UserData, plan};
+use super::status::status;
+use crate::api::names::{AGENT_FINALIZER, MANAGER_FINALIZER, SERVER_UID_LABEL};
+use crate::api::{Flavor, Image, Instance, Network, Port, Reason, Server};
+use crate::model::ClusterId;
+
+const UID: &str = "11111111-1111-4111-8111-111111111111";
+
+fn read<K: serde::de::DeserializeOwned + kube::Resource<DynamicType = ()>>(mut value: Value) -> K {
+    value["apiVersion"] = K::api_version(&()).into();
+    value["kind"] = K::kind(&()).into();
+    serde_json::from_value(value).unwrap()
+}
+
+fn server() -> Server {
+    read(json!({
+        "metadata": {"name": "web", "namespace": "demo", "uid": UID, "generation": 1},
+        "spec": {"flavor": "small", "image": {"name": "tiny"},
+            "networks": [{"name": "a", "network": {"name": "n"}}]},
+    }))
+}
+
+fn placed(mut server: Server) -> Server {
+    server.status = serde_json::from_value(json!({"placement": {"host": "h1", "epoch": 1,
+        "claim": {"vcpus": 1, "memoryMiB": 64, "diskGiB": 1}}}))
+    .unwrap();
+    server
+}
+
+fn image() -> Image {
+    read(
+        json!({"metadata": {"name": "tiny", "namespace": "demo", "uid": "image"},
+        "spec": {"source": {"url": "https://images.example/tiny.qcow2"}}}),
+    )
+}
+
+fn network() -> Network {
+    read(
+        json!({"metadata": {"name": "n", "namespace": "demo", "uid": "net"}, "spec": {},
+        "status": {"mtu": 1442}}),
+    )
+}
+
+fn address(port: &mut Port) {
+    port.status = serde_json::from_value(json!({"portID": "22222222-2222-4222-8222-222222222222",
+        "macAddress": "52:54:00:00:00:01",
+        "conditions": [{"type": "Ready", "status": "True", "reason": "Ready", "message": "x",
+            "lastTransitionTime": "2026-01-01T00:00:00Z"}]}))
+    .unwrap();
+}
+
+fn seen() -> Seen {
+    Seen {
+        cluster: ClusterId("cluster".into()),
+        flavor: Some(read(json!({"metadata": {"name": "small"},
+            "spec": {"vcpus": 1, "memory": "64Mi", "disk": "1Gi"}}))),
+        image: Some(image()),
+        nics: vec![NicSeen {
+            name: "a".into(),
+            port_name: "web-a".into(),
+            made: true,
+            network: Some(network()),
+            ..NicSeen::default()
+        }],
+        ..Seen::default()
+    }
+}
+
+/// Does what a step says to what is seen, as the API server would.
+fn act(step: &Step, server: &mut Server, seen: &mut Seen) {
+    match step {
+        Step::AddFinalizer => server.metadata.finalizers = Some(vec![MANAGER_FINALIZER.into()]),
+        Step::RemoveFinalizer => server.metadata.finalizers = None,
+        Step::CreatePort(port) => {
+            let nic = seen
+                .nics
+                .iter_mut()
+                .find(|n| Some(&n.port_name) == port.metadata.name.as_ref());
+            let mut port = (**port).clone();
+            port.metadata.uid = Some("port".into());
+            nic.unwrap().port = Some(port);
+        }
+        Step::CreateGuestData(_) | Step::DeleteGuestData { .. } => {}
+        Step::CreateInstance(instance) => {
+            let mut instance = (**instance).clone();
+            instance.metadata.uid = Some("instance".into());
+            seen.instances = vec![instance];
+        }
+        Step::UpdateInstance(instance) => seen.instances = vec![(**instance).clone()],
+        Step::DeleteInstance { uid, .. } => {
+            for instance in seen
+                .instances
+                .iter_mut()
+                .filter(|i| i.metadata.uid.as_ref() == Some(uid))
+            {
+                deleting(&mut instance.metadata);
+            }
+        }
+        Step::DeletePort { uid, .. } => {
+            seen.owned_ports
+                .retain(|p| p.metadata.uid.as_ref() != Some(uid));
+        }
+    }
+}
+
+fn deleting(metadata: &mut kube::api::ObjectMeta) {
+    metadata.deletion_timestamp = serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
+}
+
+fn settle(server: &mut Server, seen: &mut Seen) -> Plan {
+    let first = plan(server, seen);
+    for step in &first.steps {
+        act(step, server, seen);
+    }
+    let second = plan(server, seen);
+    assert!(
+        second.steps.is_empty(),
+        "planned again: {:?}",
+        words(&second)
+    );
+    second
+}
+
+fn words(plan: &Plan) -> Vec<String> {
+    plan.steps.iter().map(ToString::to_string).collect()
+}
+
+fn problems(server: &Server, seen: &Seen) -> (Vec<Reason>, String) {
+    match plan(server, seen).standing {
+        Standing::Problems(found) => {
+            let messages: Vec<_> = found.iter().map(|p| p.message.clone()).collect();
+            (
+                found.iter().map(|p| p.reason).collect(),
+                messages.join("; "),
+            )
+        }
+        other => panic!("no problem: {other:?}"),
+    }
+}
+
+#[test]
+fn a_server_is_built_step_by_step_and_then_left_alone() {
+    let (mut server, mut seen) = (server(), seen());
+    assert_eq!(
+        words(&plan(&server, &seen)),
+        ["add finalizer", "create port web-a"]
+    );
+    assert_eq!(settle(&mut server, &mut seen).standing, Standing::Unplaced);
+    let mut server = placed(server);
+    assert_eq!(
+        settle(&mut server, &mut seen).standing,
+        Standing::AwaitingPorts(vec!["web-a".into()])
+    );
+    address(seen.nics[0].port.as_mut().unwrap());
+    let name = format!("{UID}-1");
+    assert_eq!(
+        words(&plan(&server, &seen)),
+        [
+            format!("create guest data {name}"),
+            format!("create instance {name}")
+        ]
+    );
+    assert_eq!(settle(&mut server, &mut seen).standing, Standing::Building);
+    let instance = &seen.instances[0];
+    assert_eq!(
+        instance.metadata.namespace.as_deref(),
+        Some("pileus-host-h1")
+    );
+    assert_eq!(
+        instance.metadata.finalizers,
+        Some(vec![AGENT_FINALIZER.to_owned()])
+    );
+    assert_eq!(instance.spec.nics[0].mtu, 1442);
+}
+
+#[test]
+fn each_missing_thing_has_its_reason_and_its_culprit() {
+    let server = placed(server());
+    let case = |change: &dyn Fn(&mut Server, &mut Seen)| {
+        let (mut server, mut seen) = (server.clone(), seen());
+        change(&mut server, &mut seen);
+        let plan = plan(&server, &seen);
+        assert!(
+            plan.steps.iter().all(|s| matches!(s, Step::AddFinalizer)),
+            "nothing is made of it: {:?}",
+            words(&plan)
+        );
+        problems(&server, &seen)
+    };
+    type Change<'a> = &'a dyn Fn(&mut Server, &mut Seen);
+    let cases: [(Change<'_>, Reason, &str); 13] = [
+        (&|_, s| s.flavor = None, Reason::FlavorNotFound, "`small`"),
+        (&|_, s| s.image = None, Reason::ImageNotFound, "`tiny`"),
+        (
+            &|_, s| s.image.as_mut().unwrap().metadata.namespace = Some("theirs".into()),
+            Reason::ImageNotShared,
+            "`theirs`",
+        ),
+        (
+            &|_, s| deleting(&mut s.image.as_mut().unwrap().metadata),
+            Reason::ImageNotReady,
+            "`tiny`",
+        ),
+        (
+            &|_, s| {
+                s.image.as_mut().unwrap().spec.disk_format = crate::api::image::DiskFormat::Vmdk
+            },
+            Reason::UnsupportedFormat,
+            "qemu-img convert",
+        ),
+        (
+            &|_, s| s.image.as_mut().unwrap().spec.min_memory = Some("1Gi".into()),
+            Reason::FlavorTooSmall,
+            "1Gi",
+        ),
+        (
+            &|_, s| s.nics[0].network = None,
+            Reason::NetworkNotFound,
+            "`n`",
+        ),
+        (
+            &|_, s| s.nics[0].network.as_mut().unwrap().metadata.namespace = Some("theirs".into()),
+            Reason::NetworkNotShared,
+            "`theirs`",
+        ),
+        (
+            &|s, _| {
+                s.spec.networks[0].network = None;
+                s.spec.networks[0].port = Some("kept".into());
+            },
+            Reason::PortNotFound,
+            "`kept`",
+        ),
+        (
+            &|_, s| s.nics[0].used_by = Some("other".into()),
+            Reason::PortInUse,
+            "`other`",
+        ),
+        (
+            &|_, s| {
+                s.key_pairs.insert("alice".into(), None);
+            },
+            Reason::KeyPairNotFound,
+            "`alice`",
+        ),
+        (
+            &|_, s| s.user_data = UserData::NoSecret("init".into()),
+            Reason::SecretNotFound,
+            "`init`",
+        ),
+        (
+            &|_, s| s.user_data = UserData::NoKey("init".into(), "k".into()),
+            Reason::SecretKeyNotFound,
+            "`k`",
+        ),
+    ];
+    for (change, reason, culprit) in cases {
+        let (reasons, message) = case(change);
+        assert_eq!(reasons, [reason], "{message}");
+        assert!(
+            message.contains(culprit),
+            "{culprit} is missing in: {message}"
+        );
+    }
+    let (reasons, _) = case(&|_, s| {
+        s.flavor = None;
+        s.image = None;
+        s.nics[0].network = None;
+    });
+    assert_eq!(reasons.len(), 3, "all at once");
+}
+
+#[test]
+fn a_port_of_that_name_that_is_not_ours_is_not_taken() {
+    let (server, mut seen) = (server(), seen());
+    let theirs: Port = read(
+        json!({"metadata": {"name": "web-a", "namespace": "demo", "uid": "theirs"},
+        "spec": {"network": {"name": "n"}}}),
+    );
+    seen.nics[0].port = Some(theirs);
+    assert_eq!(problems(&server, &seen).0, [Reason::PortInUse]);
+}
+
+#[test]
+fn deletion_goes_host_first_then_ports_then_the_server() {
+    let (mut server, mut seen) = built();
+    deleting(&mut server.metadata);
+    seen.owned_ports = vec![seen.nics[0].port.clone().unwrap()];
+    assert_eq!(
+        words(&plan(&server, &seen)),
+        [format!("delete instance {UID}-1")]
+    );
+    settle(&mut server, &mut seen);
+    seen.instances.clear();
+    assert_eq!(
+        words(&plan(&server, &seen)),
+        [
+            format!("delete guest data {UID}-1"),
+            "delete port web-a".to_owned()
+        ]
+    );
+    seen.owned_ports.clear();
+    let last = plan(&server, &seen);
+    assert!(matches!(last.steps.last(), Some(Step::RemoveFinalizer)));
+    server.metadata.finalizers = None;
+    assert!(plan(&server, &seen).steps.is_empty());
+}
+
+#[test]
+fn what_only_carries_our_label_is_never_deleted() {
+    let (mut server, mut seen) = built();
+    deleting(&mut server.metadata);
+    seen.instances[0].spec.server.uid = "someone else".into();
+    let theirs: Port = read(json!({"metadata": {"name": "x", "uid": "x",
+        "labels": {(SERVER_UID_LABEL): UID}}, "spec": {"network": {"name": "n"}}}));
+    seen.owned_ports = vec![theirs];
+    let plan = plan(&server, &seen);
+    assert_eq!(
+        words(&plan),
+        [
+            format!("delete guest data {UID}-1"),
+            "remove finalizer".to_owned()
+        ]
+    );
+}
+
+/// A Server with an Instance.
+fn built() -> (Server, Seen) {
+    let (mut server, mut seen) = (server(), seen());
+    settle(&mut server, &mut seen);
+    let mut server = placed(server);
+    address(seen.nics[0].port.as_mut().unwrap());
+    settle(&mut server, &mut seen);
+    assert_eq!(seen.instances.len(), 1);
+    (server, seen)
+}
+
+#[test]
+fn a_missing_reference_never_disturbs_what_runs() {
+    let (server, mut seen) = built();
+    seen.flavor = None;
+    seen.image = None;
+    seen.nics[0].network = None;
+    let plan = plan(&server, &seen);
+    assert!(plan.steps.is_empty(), "{:?}", words(&plan));
+    assert!(!matches!(plan.standing, Standing::Problems(_)));
+}
+
+#[test]
+fn a_restored_server_gets_the_same_instance_again() {
+    let (server, mut seen) = built();
+    let old: Instance = seen.instances.remove(0);
+    let plan = plan(&server, &seen);
+    let Some(Step::CreateInstance(new)) = plan.steps.last() else {
+        panic!("{:?}", words(&plan));
+    };
+    assert_eq!(new.metadata.name, old.metadata.name);
+    assert_eq!(new.spec, old.spec);
+}
+
+#[test]
+fn no_secret_shows_in_what_is_logged() {
+    let data = UserData::Is(b"hunter2".to_vec());
+    assert!(!format!("{data:?}").contains("hunter2"));
+    let mut seen = seen();
+    seen.user_data = data;
+    assert!(!format!("{seen:?}").contains("hunter2"));
+    let secret = k8s_openapi::api::core::v1::Secret {
+        data: Some([("k".to_owned(), ByteString(b"hunter2".to_vec()))].into()),
+        ..Default::default()
+    };
+    let step = Step::CreateGuestData(Box::new(secret));
+    assert!(!step.to_string().contains("hunter2"));
+}
+
+#[test]
+fn a_lost_host_makes_ready_unknown_and_moves_nothing() {
+    let (server, mut seen) = built();
+    seen.host_lost = Some("silent for 40 s".into());
+    let plan = plan(&server, &seen);
+    assert!(plan.steps.is_empty());
+    let said = status(
+        &server,
+        &seen,
+        &plan,
+        k8s_openapi::jiff::Timestamp::UNIX_EPOCH,
+    );
+    assert_eq!(said.phase.as_deref(), Some("Unknown"));
+    assert_eq!(said.conditions[0].status, "Unknown");
+    assert_eq!(said.conditions[0].reason, "HostUnreachable");
+}
+
+proptest! {
+    /// Whatever is missing or present, acting and planning again yields no steps, and no
+    /// step is for another Server.
+    #[test]
+    fn plans_settle_and_touch_only_their_own(
+        flavor: bool, image: bool, network: bool, has_port: bool, ready: bool, is_placed: bool,
+        has_finalizer: bool, gone: bool, stopped: bool,
+    ) {
+        let (mut server, mut seen) = (server(), seen());
+        if has_port {
+            for step in plan(&server, &seen).steps {
+                act(&step, &mut server, &mut seen);
+            }
+            if ready {
+                address(seen.nics[0].port.as_mut().unwrap());
+            }
+        }
+        server.metadata.finalizers = has_finalizer.then(|| vec![MANAGER_FINALIZER.into()]);
+        if is_placed {
+            server = placed(server);
+        }
+        if stopped {
+            server.spec.run_state = crate::api::server::RunState::Stopped;
+        }
+        if !flavor { seen.flavor = None; }
+        if !image { seen.image = None; }
+        if !network { seen.nics[0].network = None; }
+        if gone { deleting(&mut server.metadata); }
+        let first = plan(&server, &seen);
+        for step in &first.steps {
+            match step {
+                Step::CreateInstance(i) => prop_assert_eq!(&i.spec.server.uid, UID),
+                Step::CreatePort(p) => {
+                    prop_assert_eq!(&p.metadata.owner_references.as_ref().unwrap()[0].uid, UID);
+                }
+                _ => {}
+            }
+            act(step, &mut server, &mut seen);
+        }
+        let again = plan(&server, &seen);
+        // Deleting what is gone already is harmless, and ends with the Server itself.
+        prop_assert!(gone || again.steps.is_empty(), "{:?}", words(&again));
+    }
+}
