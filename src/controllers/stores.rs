@@ -175,6 +175,10 @@ fn follow<K>(
 }
 
 /// Starts the watches.
+#[allow(
+    clippy::too_many_lines,
+    reason = "one watch after the other; parts would only hide who wakes whom"
+)]
 #[must_use]
 pub fn watch(client: &Client) -> (Stores, Wiring) {
     let (servers_tx, servers_rx) = mpsc::unbounded_channel();

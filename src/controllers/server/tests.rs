@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::plan::{NicSeen, Plan, Seen, Standing, Step, UserData, plan};
 use super::status::status;
 use crate::api::names::{AGENT_FINALIZER, MANAGER_FINALIZER, SERVER_UID_LABEL};
-use crate::api::{Flavor, Image, Instance, Network, Port, Reason, Server};
+use crate::api::{Image, Instance, Network, Port, Reason, Server};
 use crate::model::ClusterId;
 
 const UID: &str = "11111111-1111-4111-8111-111111111111";
@@ -184,6 +184,8 @@ fn a_server_is_built_step_by_step_and_then_left_alone() {
     assert_eq!(instance.spec.nics[0].mtu, 1442);
 }
 
+type Change<'a> = &'a dyn Fn(&mut Server, &mut Seen);
+
 #[test]
 fn each_missing_thing_has_its_reason_and_its_culprit() {
     let server = placed(server());
@@ -198,7 +200,6 @@ fn each_missing_thing_has_its_reason_and_its_culprit() {
         );
         problems(&server, &seen)
     };
-    type Change<'a> = &'a dyn Fn(&mut Server, &mut Seen);
     let cases: [(Change<'_>, Reason, &str); 13] = [
         (&|_, s| s.flavor = None, Reason::FlavorNotFound, "`small`"),
         (&|_, s| s.image = None, Reason::ImageNotFound, "`tiny`"),
@@ -214,7 +215,7 @@ fn each_missing_thing_has_its_reason_and_its_culprit() {
         ),
         (
             &|_, s| {
-                s.image.as_mut().unwrap().spec.disk_format = crate::api::image::DiskFormat::Vmdk
+                s.image.as_mut().unwrap().spec.disk_format = crate::api::image::DiskFormat::Vmdk;
             },
             Reason::UnsupportedFormat,
             "qemu-img convert",
