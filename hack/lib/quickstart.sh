@@ -54,7 +54,7 @@ quickstart_said() { console "$1" | tr -d '\r' | grep -aq "$2"; }
 
 quickstart_console() {
     wait_for 60 "the user data of server one" quickstart_said one 'hello from one'
-    wait_for 60 "the ping from two to one" quickstart_said two '0% packet loss'
+    wait_for 60 "the ping from two to one" quickstart_said two 'bytes from 10.10.0.11'
 }
 
 quickstart_show() {
