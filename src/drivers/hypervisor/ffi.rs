@@ -2,7 +2,7 @@
 //! and the close callback. The only place with `unsafe`.
 
 use std::ffi::{c_int, c_void};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 
 use uuid::Uuid;
@@ -25,6 +25,9 @@ pub fn start_event_loop() -> Result<(), String> {
     static STARTED: OnceLock<Result<(), String>> = OnceLock::new();
     STARTED
         .get_or_init(|| {
+            // libvirt's own handler prints every error, also those that are answers ("no
+            // such domain"), to standard error.
+            virt::error::clear_error_callback();
             // SAFETY: takes no arguments; called once, before any connection exists.
             if unsafe { sys::virEventRegisterDefaultImpl() } < 0 {
                 return Err("libvirt's event loop cannot be registered".to_owned());
@@ -47,14 +50,57 @@ pub fn start_event_loop() -> Result<(), String> {
         .clone()
 }
 
-/// Registers for domain events and the connection's end, with keepalive on.
-pub fn subscribe(connect: &Connect, notify: impl Fn() -> Notify) -> Result<(), String> {
+/// A connection that tells what happens; registrations hold libvirt's side of it, and are
+/// taken back when it is dropped.
+pub struct Session {
+    connect: Arc<Connect>,
+    lifecycle: c_int,
+}
+
+impl Session {
+    /// Registers for domain events and the connection's end, with keepalive on.
+    pub fn new(connect: Connect, notify: impl Fn() -> Notify) -> Result<Self, String> {
+        let lifecycle = subscribe(&connect, notify)?;
+        Ok(Self {
+            connect: Arc::new(connect),
+            lifecycle,
+        })
+    }
+
+    /// The connection.
+    pub fn connect(&self) -> &Connect {
+        &self.connect
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let (connect, lifecycle) = (Arc::clone(&self.connect), self.lifecycle);
+        // The daemon is told, and may be slow to answer. Without a thread the connection
+        // stays open until the process ends, which is harmless.
+        let _ = thread::Builder::new()
+            .name("libvirt-close".to_owned())
+            .spawn(move || unsubscribe(&connect, lifecycle));
+    }
+}
+
+fn unsubscribe(connect: &Connect, lifecycle: c_int) {
+    // SAFETY: `connect` owns its connection for the whole call; both calls refuse what is
+    // not registered any more, and free what was.
+    unsafe {
+        let ptr = connect.as_ptr();
+        sys::virConnectUnregisterCloseCallback(ptr, Some(on_close));
+        sys::virConnectDomainEventDeregisterAny(ptr, lifecycle);
+    }
+}
+
+fn subscribe(connect: &Connect, notify: impl Fn() -> Notify) -> Result<c_int, String> {
     // SAFETY: `connect` owns a live connection for the whole call.
     let ptr = unsafe { connect.as_ptr() };
-    let lifecycle = Box::into_raw(Box::new(notify()));
+    let opaque = Box::into_raw(Box::new(notify()));
     // SAFETY: a lifecycle callback has the type that is cast away here (libvirt's own
-    // VIR_DOMAIN_EVENT_CALLBACK macro does the same); `lifecycle` lives until `free` gets it.
-    let registered = unsafe {
+    // VIR_DOMAIN_EVENT_CALLBACK macro does the same); `opaque` lives until `free` gets it.
+    let lifecycle = unsafe {
         let callback: unsafe extern "C" fn(
             sys::virConnectPtr,
             sys::virDomainPtr,
@@ -65,7 +111,7 @@ pub fn subscribe(connect: &Connect, notify: impl Fn() -> Notify) -> Result<(), S
         sys::virConnectDomainEventRegisterAny(
             ptr,
             std::ptr::null_mut(),
-            sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE as c_int,
+            sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE.cast_signed(),
             Some(std::mem::transmute::<
                 unsafe extern "C" fn(
                     sys::virConnectPtr,
@@ -76,13 +122,13 @@ pub fn subscribe(connect: &Connect, notify: impl Fn() -> Notify) -> Result<(), S
                 ) -> c_int,
                 unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, *mut c_void),
             >(callback)),
-            lifecycle.cast(),
+            opaque.cast(),
             Some(free),
         )
     };
-    if registered < 0 {
+    if lifecycle < 0 {
         // SAFETY: libvirt did not take it over.
-        drop(unsafe { Box::from_raw(lifecycle) });
+        drop(unsafe { Box::from_raw(opaque) });
         return Err("cannot register for domain events".to_owned());
     }
     let close = Box::into_raw(Box::new(notify()));
@@ -93,13 +139,14 @@ pub fn subscribe(connect: &Connect, notify: impl Fn() -> Notify) -> Result<(), S
     if registered < 0 {
         // SAFETY: libvirt did not take it over.
         drop(unsafe { Box::from_raw(close) });
+        unsubscribe(connect, lifecycle);
         return Err("cannot register for the connection's end".to_owned());
     }
     // A daemon that is stuck counts as gone after 5 × 3 s. A local test driver has no
     // keepalive and answers with an error, which changes nothing.
     // SAFETY: plain numbers on a live connection.
     unsafe { sys::virConnectSetKeepAlive(ptr, 5, 3) };
-    Ok(())
+    Ok(lifecycle)
 }
 
 unsafe extern "C" fn on_lifecycle(

@@ -23,7 +23,7 @@ use super::{Error, Hypervisor, ffi};
 /// Calls that may run at once.
 const THREADS: usize = 16;
 /// How long a call may take before we stop waiting for it.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A connection to libvirt.
 #[derive(Clone)]
@@ -33,7 +33,7 @@ pub struct Libvirt {
 
 struct Inner {
     uri: String,
-    connection: watch::Sender<Option<Arc<Connect>>>,
+    connection: watch::Sender<Option<Arc<ffi::Session>>>,
     events: broadcast::Sender<Event>,
     threads: Arc<Semaphore>,
     locks: Mutex<HashMap<Uuid, Weak<AsyncMutex<()>>>>,
@@ -74,13 +74,12 @@ impl Libvirt {
             if locks.len() > 1024 {
                 locks.retain(|_, lock| lock.strong_count() > 0);
             }
-            match locks.get(&id).and_then(Weak::upgrade) {
-                Some(lock) => lock,
-                None => {
-                    let lock = Arc::new(AsyncMutex::new(()));
-                    locks.insert(id, Arc::downgrade(&lock));
-                    lock
-                }
+            if let Some(lock) = locks.get(&id).and_then(Weak::upgrade) {
+                lock
+            } else {
+                let lock = Arc::new(AsyncMutex::new(()));
+                locks.insert(id, Arc::downgrade(&lock));
+                lock
             }
         };
         lock.lock_owned().await
@@ -99,16 +98,21 @@ impl Libvirt {
                 None => None,
             };
             let permit = self.inner.threads.clone().acquire_owned().await;
-            let Some(connection) = self.inner.connection.borrow().clone() else {
+            let Some(session) = self.inner.connection.borrow().clone() else {
                 return Err(Error::Unreachable("not connected".to_owned()));
             };
             let work = tokio::task::spawn_blocking(move || {
-                let result = f(&connection);
+                let connect = session.connect();
+                let result = f(connect).map_err(|error| {
+                    // Known on our side; asks nobody.
+                    let alive = connect.is_alive().unwrap_or(false);
+                    translate(action, id, alive, &error)
+                });
                 drop((guard, permit));
                 result
             });
             match work.await {
-                Ok(result) => result.map_err(|e| translate(action, id, &e)),
+                Ok(result) => result,
                 Err(_) => Err(Error::Failed {
                     action,
                     message: "the call ended in a panic".to_owned(),
@@ -133,36 +137,26 @@ impl Libvirt {
     }
 }
 
-fn translate(action: &'static str, id: Option<Uuid>, error: &virt::error::Error) -> Error {
+/// `alive` tells whether the connection still is. Without it an error is about the
+/// connection, whatever its words are, unless it is the daemon's answer.
+fn translate(
+    action: &'static str,
+    id: Option<Uuid>,
+    alive: bool,
+    error: &virt::error::Error,
+) -> Error {
     use virt::enumutil::Enum;
-    let code = error.code();
     let message = error.message().to_owned();
-    match (code, id) {
+    match (error.code(), id) {
         (Enum::Known(ErrorNumber::NoDomain), Some(id)) => Error::NotFound(id),
-        (Enum::Known(ErrorNumber::Rpc | ErrorNumber::NoConnect | ErrorNumber::SystemError), _)
-            if is_connection_loss(&message) =>
-        {
-            Error::Unreachable(message)
-        }
-        (Enum::Known(ErrorNumber::InternalError), _) if is_connection_loss(&message) => {
-            Error::Unreachable(message)
-        }
+        _ if !alive => Error::Unreachable(message),
         _ => Error::Failed { action, message },
     }
 }
 
-fn is_connection_loss(message: &str) -> bool {
-    [
-        "client socket is closed",
-        "End of file while reading",
-        "Cannot recv data",
-        "Cannot write data",
-        "Connection refused",
-        "Failed to connect socket",
-        "keepalive",
-    ]
-    .iter()
-    .any(|part| message.contains(part))
+fn is_gone(error: &virt::error::Error) -> bool {
+    use virt::enumutil::Enum;
+    matches!(error.code(), Enum::Known(ErrorNumber::NoDomain))
 }
 
 /// Whether an operation failed because the domain is in that state already.
@@ -180,12 +174,14 @@ async fn keep_connected(inner: Weak<Inner>) {
         let (closed_tx, mut closed) = tokio::sync::mpsc::channel::<()>(1);
         let uri = strong.uri.clone();
         let events = strong.events.clone();
-        let opened = tokio::task::spawn_blocking(move || open(&uri, &events, &closed_tx)).await;
+        let opened = tokio::task::spawn_blocking(move || open(&uri, &events, &closed_tx))
+            .await
+            .unwrap_or_else(|error| Err(error.to_string()));
         match opened {
-            Ok(Ok(connection)) => {
+            Ok(session) => {
                 tracing::info!(uri = %strong.uri, "connected to libvirt");
                 wait = Duration::from_millis(200);
-                strong.connection.send_replace(Some(connection));
+                strong.connection.send_replace(Some(Arc::new(session)));
                 // Nobody may listen yet; then nobody has missed anything either.
                 let _ = strong.events.send(Event::Connected);
                 drop(strong);
@@ -197,13 +193,12 @@ async fn keep_connected(inner: Weak<Inner>) {
                 strong.connection.send_replace(None);
                 let _ = strong.events.send(Event::Disconnected);
             }
-            Ok(Err(message)) => {
+            Err(message) => {
                 tracing::warn!(uri = %strong.uri, %message, "cannot connect to libvirt");
                 drop(strong);
                 tokio::time::sleep(wait).await;
                 wait = (wait * 2).min(Duration::from_secs(5));
             }
-            Err(_) => return,
         }
     }
 }
@@ -212,10 +207,9 @@ fn open(
     uri: &str,
     events: &broadcast::Sender<Event>,
     closed: &tokio::sync::mpsc::Sender<()>,
-) -> Result<Arc<Connect>, String> {
+) -> Result<ffi::Session, String> {
     let connection = Connect::open(Some(uri)).map_err(|e| e.message().to_owned())?;
-    let connection = Arc::new(connection);
-    ffi::subscribe(&connection, || {
+    ffi::Session::new(connection, || {
         let (events, closed) = (events.clone(), closed.clone());
         Box::new(move |notice| match notice {
             ffi::Notice::Domain(id) => {
@@ -225,8 +219,7 @@ fn open(
                 let _ = closed.try_send(());
             }
         })
-    })?;
-    Ok(connection)
+    })
 }
 
 fn state_of(domain: &VirtDomain) -> Result<State, virt::error::Error> {
@@ -285,11 +278,13 @@ impl Hypervisor for Libvirt {
     async fn domains(&self) -> Result<Vec<Domain>, Error> {
         self.call("list the domains", None, |connect| {
             let domains = connect.list_all_domains(0)?;
-            // One that vanishes while it is looked at is no failure of the list.
-            Ok(domains
+            // One that vanishes while it is looked at is no failure of the list; any other
+            // error is, or a running domain would count as absent.
+            domains
                 .iter()
-                .filter_map(|domain| inspect(domain).ok())
-                .collect())
+                .map(inspect)
+                .filter(|found| !found.as_ref().is_err_and(is_gone))
+                .collect()
         })
         .await
     }
@@ -320,13 +315,17 @@ impl Hypervisor for Libvirt {
             .replacen("pileus:owner", "owner", 1)
             .replacen(&format!(" xmlns:pileus='{NAMESPACE}'"), "", 1);
         self.on_domain("change a domain's marks", id, move |domain| {
-            let mut flags = sys::VIR_DOMAIN_AFFECT_CONFIG;
+            let mut flags = 0;
+            // Somebody may have undefined it under us: then there is no definition to change.
+            if domain.is_persistent()? {
+                flags |= sys::VIR_DOMAIN_AFFECT_CONFIG;
+            }
             if domain.is_active()? {
                 flags |= sys::VIR_DOMAIN_AFFECT_LIVE;
             }
             domain
                 .set_metadata(
-                    sys::VIR_DOMAIN_METADATA_ELEMENT as i32,
+                    sys::VIR_DOMAIN_METADATA_ELEMENT.cast_signed(),
                     Some(&xml),
                     Some("pileus"),
                     Some(NAMESPACE),
@@ -381,19 +380,31 @@ impl Hypervisor for Libvirt {
     }
 
     async fn undefine(&self, id: Uuid) -> Result<(), Error> {
+        let action = "remove a domain's definition";
         let done = self
-            .on_domain("remove a domain's definition", id, |domain| {
-                domain.undefine_flags(
-                    sys::VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
-                        | sys::VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
-                        | sys::VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
-                        | sys::VIR_DOMAIN_UNDEFINE_NVRAM,
-                )
+            .call(action, Some(id), move |connect| {
+                let domain = connect.lookup_domain_by_uuid(id)?;
+                // libvirt would let it run on without a definition, and forget it at its end.
+                if domain.is_active()? {
+                    return Ok(false);
+                }
+                domain
+                    .undefine_flags(
+                        sys::VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+                            | sys::VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+                            | sys::VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+                            | sys::VIR_DOMAIN_UNDEFINE_NVRAM,
+                    )
+                    .map(|()| true)
             })
             .await;
         match done {
-            Err(Error::NotFound(_)) => Ok(()),
-            done => done,
+            Ok(true) | Err(Error::NotFound(_)) => Ok(()),
+            Ok(false) => Err(Error::Failed {
+                action,
+                message: "the domain is on; it must be off first".to_owned(),
+            }),
+            Err(error) => Err(error),
         }
     }
 

@@ -1,5 +1,4 @@
-//! The hypervisor of a host, behind a small trait: libvirt, and a fake for planners'
-//! neighbours that passes the same contract.
+//! The hypervisor of a host, behind a small trait, and libvirt as the one that there is.
 
 pub mod domain;
 #[allow(

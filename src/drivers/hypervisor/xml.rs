@@ -92,9 +92,9 @@ pub fn domain_xml(spec: &DomainSpec) -> String {
         cpu = escape(&spec.cpu_model),
     );
     controllers(&mut x, FIXED_PORTS + spec.nics.len() + SPARE_PORTS);
-    let _ = write!(
+    let _ = writeln!(
         x,
-        "<disk type='file' device='disk'><driver name='qemu' type='{format}' discard='unmap'/><source file='{path}'/><target dev='vda' bus='virtio'/><serial>{serial}</serial>{address}</disk>\n",
+        "<disk type='file' device='disk'><driver name='qemu' type='{format}' discard='unmap'/><source file='{path}'/><target dev='vda' bus='virtio'/><serial>{serial}</serial>{address}</disk>",
         format = escape(&spec.root.format),
         path = escape(&spec.root.path),
         serial = escape(&spec.root.serial.chars().take(20).collect::<String>()),

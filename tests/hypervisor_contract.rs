@@ -1,0 +1,483 @@
+//! What the agent relies on of a hypervisor, on a real libvirt with real QEMU.
+//!
+//! Needs root; everything runs in namespaces of its own and ends with the test.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests, which clippy does not see as such"
+)]
+
+#[path = "support/libvirt.rs"]
+mod libvirtd;
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use futures::future::{join_all, try_join_all};
+use libvirtd::Libvirtd;
+use pileus::drivers::hypervisor::{
+    Boot, Disk, Domain, DomainSpec, Error, Event, Hypervisor, Libvirt, Marks, State, VirtType,
+};
+use pileus::model::{ClusterId, Owner};
+use tokio::sync::broadcast::Receiver;
+use tokio::time::timeout;
+use uuid::Uuid;
+
+// ---------------------------------------------------------------- helpers
+
+const LONG: Duration = Duration::from_secs(40);
+const SHORT: Duration = Duration::from_secs(10);
+
+struct Host {
+    /// Before the daemon, so that it is dropped first.
+    libvirt: Libvirt,
+    daemon: Libvirtd,
+    machine: String,
+}
+
+async fn connect(uri: &str) -> Libvirt {
+    let libvirt = Libvirt::connect(uri).unwrap();
+    timeout(LONG, libvirt.connected()).await.expect("connected");
+    libvirt
+}
+
+async fn host() -> Host {
+    let daemon = Libvirtd::start();
+    let libvirt = connect(&daemon.uri()).await;
+    let machine = libvirt.host().await.unwrap().machines[0].clone();
+    Host {
+        libvirt,
+        daemon,
+        machine,
+    }
+}
+
+fn marks(name: &str) -> Marks {
+    Marks {
+        owner: Owner {
+            cluster: ClusterId("0d5f7c4e-3b1e-4d86-8e5c-2c4f0c1f3a11".into()),
+            kind: "Server".into(),
+            namespace: "default".into(),
+            name: name.into(),
+            uid: Uuid::new_v4().to_string(),
+        },
+        epoch: 1,
+    }
+}
+
+impl Host {
+    /// A domain that finds nothing to boot.
+    fn spec(&self) -> DomainSpec {
+        let id = Uuid::new_v4();
+        DomainSpec {
+            id,
+            marks: marks("web"),
+            vcpus: 1,
+            memory_mib: 64,
+            machine: self.machine.clone(),
+            cpu_model: "Nehalem".into(),
+            virt_type: VirtType::Qemu,
+            boot: Boot::Disk,
+            root: Disk {
+                path: self.daemon.disk(&format!("{id}.qcow2")),
+                format: "qcow2".into(),
+                serial: id.simple().to_string(),
+            },
+            config_drive: None,
+            nics: Vec::new(),
+            console_log: self.daemon.path(&format!("{id}.log")).display().to_string(),
+        }
+    }
+
+    async fn running(&self, spec: &DomainSpec) {
+        self.libvirt.define(spec).await.unwrap();
+        self.libvirt.start_paused(spec.id).await.unwrap();
+        self.libvirt.resume(spec.id).await.unwrap();
+        assert_eq!(self.state(spec.id).await, Some(State::Running));
+    }
+
+    async fn domain(&self, id: Uuid) -> Option<Domain> {
+        self.libvirt.domain(id).await.unwrap()
+    }
+
+    async fn state(&self, id: Uuid) -> Option<State> {
+        self.domain(id).await.map(|domain| domain.state)
+    }
+}
+
+/// The next event that is the one asked for; others are passed over.
+async fn event(events: &mut Receiver<Event>, wanted: &Event) {
+    let found = async { while events.recv().await.expect("none is missed") != *wanted {} };
+    timeout(LONG, found)
+        .await
+        .unwrap_or_else(|_| panic!("{wanted:?} does not come"));
+}
+
+async fn eventually<F: Future<Output = bool>>(what: &str, mut done: impl FnMut() -> F) {
+    let until = Instant::now() + LONG;
+    while !done().await {
+        assert!(Instant::now() < until, "{what} does not come");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+// ---------------------------------------------------------------- the contract
+
+#[tokio::test]
+async fn a_host_says_what_it_has() {
+    let host = host().await;
+    let facts = host.libvirt.host().await.unwrap();
+    assert_eq!(facts.architecture, std::env::consts::ARCH);
+    assert!(!facts.cells.is_empty());
+    let cpus: BTreeSet<i32> = facts
+        .cells
+        .iter()
+        .flat_map(|cell| cell.cpus.iter().copied())
+        .collect();
+    assert_eq!(
+        cpus.len(),
+        std::thread::available_parallelism().unwrap().get()
+    );
+    assert!(facts.cells.iter().all(|cell| cell.memory_mib > 256));
+    assert!(facts.machines[0].starts_with("pc-q35-"), "{facts:?}");
+    let newest: i32 = facts.qemu.split('.').next().unwrap().parse().unwrap();
+    assert!(newest >= 7, "{}", facts.qemu);
+    assert!(facts.machines[0].starts_with(&format!("pc-q35-{newest}.")));
+    assert_eq!(facts.libvirt.split('.').count(), 3);
+    assert_eq!(host.libvirt.domains().await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_domain_goes_through_its_life_and_every_step_may_be_repeated() {
+    let host = host().await;
+    let libvirt = &host.libvirt;
+    let spec = host.spec();
+    let id = spec.id;
+    let mut events = libvirt.events();
+
+    for _ in 0..2 {
+        libvirt.define(&spec).await.unwrap();
+        let domain = host.domain(id).await.unwrap();
+        assert_eq!(domain.state, State::Off);
+        assert_eq!(domain.marks.as_ref(), Some(&spec.marks));
+        assert_eq!(domain.hardware.machine, host.machine);
+        assert_eq!(domain.hardware.cpu_model, "Nehalem");
+        assert_eq!(domain.hardware.virt_type, "qemu");
+        assert_eq!(libvirt.domains().await.unwrap(), [domain]);
+        event(&mut events, &Event::Domain(id)).await;
+    }
+    for _ in 0..2 {
+        libvirt.start_paused(id).await.unwrap();
+        assert_eq!(host.state(id).await, Some(State::Paused));
+    }
+    event(&mut events, &Event::Domain(id)).await;
+    let qemu = host.daemon.qemu(id).expect("a QEMU");
+    for _ in 0..2 {
+        libvirt.resume(id).await.unwrap();
+        assert_eq!(host.state(id).await, Some(State::Running));
+    }
+    // Neither a start nor a definition touches a guest that runs.
+    libvirt.start_paused(id).await.unwrap();
+    libvirt.define(&spec).await.unwrap();
+    assert_eq!(host.state(id).await, Some(State::Running));
+    assert_eq!(host.daemon.qemu(id), Some(qemu));
+
+    // A definition that is in use is not removed from under its guest.
+    let refused = libvirt.undefine(id).await.unwrap_err();
+    assert!(matches!(refused, Error::Failed { .. }), "{refused}");
+    assert_eq!(host.state(id).await, Some(State::Running));
+
+    for _ in 0..2 {
+        libvirt.power_off(id).await.unwrap();
+        assert_eq!(host.state(id).await, Some(State::Off));
+        assert_eq!(host.daemon.qemu(id), None);
+    }
+    libvirt.shut_down(id).await.unwrap();
+    for _ in 0..2 {
+        libvirt.undefine(id).await.unwrap();
+        assert_eq!(host.domain(id).await, None);
+    }
+    assert!(
+        Path::new(&spec.root.path).exists(),
+        "disks are not libvirt's"
+    );
+}
+
+#[tokio::test]
+async fn a_domain_that_is_not_there_is_told_from_a_failure() {
+    let host = host().await;
+    let libvirt = &host.libvirt;
+    let id = Uuid::new_v4();
+    assert_eq!(host.domain(id).await, None);
+    for missing in [
+        libvirt.start_paused(id).await,
+        libvirt.resume(id).await,
+        libvirt.shut_down(id).await,
+        libvirt.mark(id, &marks("x")).await,
+    ] {
+        assert!(matches!(missing, Err(Error::NotFound(it)) if it == id));
+    }
+    libvirt.power_off(id).await.unwrap();
+    libvirt.undefine(id).await.unwrap();
+
+    // libvirt's own words reach people, and nothing is left of what failed.
+    let mut spec = host.spec();
+    spec.machine = "pc-q35-0.1".into();
+    let refused = libvirt.define(&spec).await.unwrap_err();
+    assert!(refused.to_string().contains("pc-q35-0.1"), "{refused}");
+    assert_eq!(host.domain(spec.id).await, None);
+
+    // A disk that is missing stops the start only; with the disk it goes on.
+    let spec = host.spec();
+    let aside = format!("{}.aside", spec.root.path);
+    std::fs::rename(&spec.root.path, &aside).unwrap();
+    libvirt.define(&spec).await.unwrap();
+    let refused = libvirt.start_paused(spec.id).await.unwrap_err();
+    assert!(refused.to_string().contains(&spec.root.path), "{refused}");
+    assert_eq!(host.state(spec.id).await, Some(State::Off));
+    std::fs::rename(&aside, &spec.root.path).unwrap();
+    libvirt.start_paused(spec.id).await.unwrap();
+
+    // A QEMU that dies is off, not shut down by its guest.
+    let mut events = libvirt.events();
+    libvirt.resume(spec.id).await.unwrap();
+    event(&mut events, &Event::Domain(spec.id)).await;
+    host.daemon.kill_qemu(spec.id);
+    event(&mut events, &Event::Domain(spec.id)).await;
+    eventually("the end", async || {
+        host.state(spec.id).await == Some(State::Off)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn marks_survive_any_name_and_change_under_a_running_guest() {
+    let host = host().await;
+    let libvirt = &host.libvirt;
+    let mut spec = host.spec();
+    let hostile = "<&\"'>]]><!--é😀 {%s}\\";
+    let pad = 253 - hostile.chars().count();
+    spec.marks.owner.name = format!("{hostile}{}", "n".repeat(pad));
+    spec.marks.owner.namespace = "n".repeat(63);
+    host.running(&spec).await;
+    let qemu = host.daemon.qemu(spec.id);
+    let seen = async || host.domain(spec.id).await.unwrap().marks;
+    assert_eq!(seen().await.as_ref(), Some(&spec.marks));
+
+    let mut changed = spec.marks.clone();
+    changed.epoch = i64::MAX;
+    changed.owner.uid = "another".into();
+    changed.owner.name = format!("{}{hostile}", "m".repeat(pad));
+    for _ in 0..2 {
+        libvirt.mark(spec.id, &changed).await.unwrap();
+        assert_eq!(seen().await.as_ref(), Some(&changed));
+        assert_eq!(host.state(spec.id).await, Some(State::Running));
+        assert_eq!(host.daemon.qemu(spec.id), qemu);
+    }
+    // The definition has them too, and a domain that is off can be marked.
+    libvirt.power_off(spec.id).await.unwrap();
+    assert_eq!(seen().await.as_ref(), Some(&changed));
+    libvirt.mark(spec.id, &spec.marks).await.unwrap();
+    assert_eq!(seen().await.as_ref(), Some(&spec.marks));
+}
+
+#[tokio::test]
+async fn many_domains_and_many_calls_go_at_once() {
+    let host = host().await;
+    let libvirt = &host.libvirt;
+    let specs: Vec<_> = (0..10).map(|_| host.spec()).collect();
+    try_join_all(specs.iter().map(|spec| async move {
+        libvirt.define(spec).await?;
+        libvirt.start_paused(spec.id).await
+    }))
+    .await
+    .unwrap();
+    let all = libvirt.domains().await.unwrap();
+    assert_eq!(all.len(), 10);
+    assert!(all.iter().all(|domain| domain.state == State::Paused));
+    for spec in &specs {
+        let domain = all.iter().find(|domain| domain.id == spec.id).unwrap();
+        assert_eq!(domain.marks.as_ref(), Some(&spec.marks));
+    }
+    try_join_all(specs[1..].iter().map(|spec| async move {
+        libvirt.power_off(spec.id).await?;
+        libvirt.undefine(spec.id).await
+    }))
+    .await
+    .unwrap();
+
+    // The same of one domain from many tasks, and from another client.
+    let other = connect(&host.daemon.uri()).await;
+    let spec = &specs[0];
+    let all_at_once = async |what: &str| {
+        let calls = (0..6).map(|n| {
+            let client = if n % 2 == 0 { libvirt } else { &other };
+            async move {
+                match what {
+                    "off" => client.power_off(spec.id).await,
+                    "define" => client.define(spec).await,
+                    "start" => client.start_paused(spec.id).await,
+                    "resume" => client.resume(spec.id).await,
+                    "mark" => client.mark(spec.id, &spec.marks).await,
+                    _ => client.undefine(spec.id).await,
+                }
+            }
+        });
+        for done in join_all(calls).await {
+            assert!(done.is_ok(), "{what}: {done:?}");
+        }
+    };
+    for what in [
+        "resume", "mark", "off", "define", "start", "off", "undefine",
+    ] {
+        all_at_once(what).await;
+    }
+    assert_eq!(libvirt.domains().await.unwrap(), []);
+
+    // A client that goes leaves no connection behind.
+    let before = host.daemon.sockets();
+    drop(other);
+    eventually("the connection's end", async || {
+        host.daemon.sockets() < before
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn guests_outlive_the_daemon_and_the_client_comes_back() {
+    let mut host = host().await;
+    let libvirt = host.libvirt.clone();
+    let (kept, dying) = (host.spec(), host.spec());
+    host.running(&kept).await;
+    host.running(&dying).await;
+    let qemu = host.daemon.qemu(kept.id).expect("a QEMU");
+    let mut events = libvirt.events();
+
+    // In the middle of calls: each is answered or says that the daemon is gone.
+    let calls: Vec<_> = (0..40)
+        .map(|_| {
+            let libvirt = libvirt.clone();
+            tokio::spawn(async move { libvirt.domains().await })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    host.daemon.kill();
+    for call in calls {
+        match timeout(SHORT, call).await.expect("an answer").unwrap() {
+            Ok(domains) => assert_eq!(domains.len(), 2, "half a list is no answer"),
+            Err(Error::Unreachable(_)) => {}
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+    event(&mut events, &Event::Disconnected).await;
+    let asked = Instant::now();
+    for answer in [
+        libvirt.domain(kept.id).await.map(drop),
+        libvirt.domains().await.map(drop),
+        libvirt.host().await.map(drop),
+        libvirt.power_off(kept.id).await,
+        libvirt.undefine(kept.id).await,
+        libvirt.define(&kept).await,
+    ] {
+        assert!(matches!(answer, Err(Error::Unreachable(_))), "{answer:?}");
+    }
+    assert!(asked.elapsed() < Duration::from_secs(1));
+    assert_eq!(host.daemon.qemu(kept.id), Some(qemu));
+    host.daemon.kill_qemu(dying.id);
+
+    host.daemon.restart();
+    event(&mut events, &Event::Connected).await;
+    let domain = host.domain(kept.id).await.expect("still there");
+    assert_eq!(domain.state, State::Running);
+    assert_eq!(domain.marks.as_ref(), Some(&kept.marks));
+    assert_eq!(host.daemon.qemu(kept.id), Some(qemu));
+    assert_eq!(host.state(dying.id).await, Some(State::Off));
+    libvirt.power_off(kept.id).await.unwrap();
+    event(&mut events, &Event::Domain(kept.id)).await;
+    assert_eq!(host.state(kept.id).await, Some(State::Off));
+}
+
+#[tokio::test]
+async fn a_daemon_that_is_stuck_counts_as_gone() {
+    let host = host().await;
+    let libvirt = &host.libvirt;
+    let spec = host.spec();
+    host.running(&spec).await;
+    let qemu = host.daemon.qemu(spec.id);
+    let mut events = libvirt.events();
+    host.daemon.halt(true);
+    let asked = Instant::now();
+    let answer = libvirt.domain(spec.id).await;
+    assert!(matches!(answer, Err(Error::Unreachable(_))), "{answer:?}");
+    assert!(asked.elapsed() < Duration::from_secs(30));
+    event(&mut events, &Event::Disconnected).await;
+    let asked = Instant::now();
+    let answer = libvirt.power_off(spec.id).await;
+    assert!(matches!(answer, Err(Error::Unreachable(_))), "{answer:?}");
+    assert!(asked.elapsed() < Duration::from_secs(1));
+    host.daemon.halt(false);
+    event(&mut events, &Event::Connected).await;
+    assert_eq!(host.state(spec.id).await, Some(State::Running));
+    assert_eq!(host.daemon.qemu(spec.id), qemu);
+}
+
+#[tokio::test]
+async fn a_guest_that_shuts_itself_down_is_told_from_one_that_was_cut_off() {
+    let host = host().await;
+    let libvirt = &host.libvirt;
+    let built = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/hack/guest-image"))
+        .arg("tiny")
+        .output()
+        .unwrap();
+    assert!(built.status.success(), "hack/guest-image tiny");
+    let built = String::from_utf8(built.stdout).unwrap();
+    let get = |key: &str| {
+        built
+            .lines()
+            .find_map(|line| line.strip_prefix(key)?.strip_prefix('='))
+            .unwrap_or_else(|| panic!("no {key} in {built}"))
+    };
+    // QEMU's user cannot look into root's home.
+    let copy = |key: &str| {
+        let path = host.daemon.path(key).display().to_string();
+        std::fs::copy(get(key), &path).unwrap();
+        path
+    };
+    let mut spec = host.spec();
+    spec.memory_mib = 96;
+    spec.boot = Boot::Kernel {
+        kernel: copy("tiny.kernel"),
+        initrd: Some(copy("tiny.initrd")),
+        command_line: get("tiny.cmdline").to_owned(),
+    };
+    host.running(&spec).await;
+    eventually("the guest", async || {
+        std::fs::read(&spec.console_log)
+            .is_ok_and(|log| String::from_utf8_lossy(&log).contains("PILEUS-GUEST: ready"))
+    })
+    .await;
+    let mut events = libvirt.events();
+    for _ in 0..2 {
+        libvirt.shut_down(spec.id).await.unwrap();
+    }
+    event(&mut events, &Event::Domain(spec.id)).await;
+    eventually("the shutdown", async || {
+        host.state(spec.id).await == Some(State::ShutDown)
+    })
+    .await;
+    assert_eq!(host.daemon.qemu(spec.id), None);
+    // Nothing that comes after changes what was said.
+    libvirt.power_off(spec.id).await.unwrap();
+    libvirt.define(&spec).await.unwrap();
+    assert_eq!(host.state(spec.id).await, Some(State::ShutDown));
+
+    libvirt.start_paused(spec.id).await.unwrap();
+    libvirt.resume(spec.id).await.unwrap();
+    libvirt.power_off(spec.id).await.unwrap();
+    assert_eq!(host.state(spec.id).await, Some(State::Off));
+}
