@@ -1,0 +1,317 @@
+//! The whole way on two real hosts: guests that boot, talk, are stopped and started, lose
+//! their host, and leave nothing.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use std::time::Duration;
+
+use kube::ResourceExt;
+use serde_json::json;
+use support::lab::{self, GuestImage, HOST_LABEL, Lab, Project, devstack, in_host};
+
+/// A guest boots in 3 to 5 s alone; others may use the machine as well.
+const BOOT: Duration = Duration::from_secs(90);
+
+fn server(name: &str, host: usize, more: &str) -> String {
+    format!(
+        r#"
+---
+apiVersion: pileus.dev/v1alpha1
+kind: Server
+metadata: {{name: {name}}}
+spec:
+  flavor: m1.nano
+  image: {{name: tiny, namespace: default}}
+  networks: [{{name: eth0, network: {{name: lan}}, securityGroups: [lan]}}]
+  placement: {{hostSelector: {{{HOST_LABEL}: host{host}}}}}
+  shutdownTimeoutSeconds: 20
+{more}
+"#
+    )
+}
+
+const LAN: &str = r#"
+apiVersion: pileus.dev/v1alpha1
+kind: Network
+metadata: {name: lan}
+spec: {}
+---
+apiVersion: pileus.dev/v1alpha1
+kind: Subnet
+metadata: {name: lan}
+spec: {network: lan, cidr: 10.20.0.0/24, dnsServers: [10.20.0.53]}
+---
+apiVersion: pileus.dev/v1alpha1
+kind: SecurityGroup
+metadata: {name: lan}
+spec:
+  rules:
+    - {name: out, direction: Egress}
+    - {name: ping, direction: Ingress, protocol: icmp, remoteGroup: lan}
+    - {name: bulk, direction: Ingress, protocol: tcp, portRangeMin: 5000, portRangeMax: 5000, remoteCIDR: 10.20.0.0/24}
+---
+apiVersion: pileus.dev/v1alpha1
+kind: KeyPair
+metadata: {name: me}
+spec: {publicKey: ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA me@example.org}
+"#;
+
+fn address(server: &pileus::api::Server) -> (String, String) {
+    let status = server.status.as_ref().unwrap();
+    let first = &status.addresses[0];
+    (first.ips[0].clone(), first.mac_address.clone())
+}
+
+#[tokio::test]
+async fn guests_talk_across_hosts_as_their_groups_allow_and_keep_what_is_theirs() {
+    let lab = Lab::get().await;
+    let project = Project::new(&lab, "e2e-talk").await;
+    project.apply(LAN);
+    let first =
+        "  keyPairs: [me]\n  userData: |\n    #!/bin/sh\n    echo user data of $(hostname)\n";
+    project.apply(&server("first", 1, first));
+    project.apply(&server("second", 2, ""));
+    let one = project.phase("first", "Active", BOOT).await;
+    let two = project.phase("second", "Active", BOOT).await;
+    assert_eq!(
+        one.status
+            .as_ref()
+            .unwrap()
+            .placement
+            .as_ref()
+            .unwrap()
+            .host,
+        "host1"
+    );
+    assert_eq!(
+        two.status
+            .as_ref()
+            .unwrap()
+            .placement
+            .as_ref()
+            .unwrap()
+            .host,
+        "host2"
+    );
+
+    let mut console = project.console("first").await;
+    console.says("PILEUS-GUEST: ready", BOOT).await;
+    let log = console.log();
+    let (ip, mac) = address(&one);
+    for said in [
+        "hostname=first",
+        "keys=1",
+        &format!("address eth0={ip}/24 mtu=1442"),
+        "user data of first",
+    ] {
+        assert!(log.contains(said), "`{said}` is not in\n{log}");
+    }
+    let mut other = project.console("second").await;
+    other.says("PILEUS-GUEST: ready", BOOT).await;
+
+    // The tunnel carries pings and 50 MB over TCP.
+    other.try_shell(&format!("ping -c 1 -W 5 {ip}"), BOOT).await;
+    other.shell(&format!("ping -c 3 -W 5 {ip}")).await;
+    console
+        .shell("(nc -l -p 5000 | sha256sum > /tmp/sum) > /dev/null 2>&1 &")
+        .await;
+    let send = format!("dd if=/dev/zero bs=1000000 count=50 2>/dev/null | nc {ip} 5000");
+    let (code, said) = other.try_shell(&send, Duration::from_secs(180)).await;
+    assert_eq!(code, 0, "{said}");
+    let sum = console.shell("sleep 2; cat /tmp/sum").await;
+    // sha256 of 50,000,000 zero bytes.
+    let zeros = {
+        use sha2::Digest;
+        hex::encode(sha2::Sha256::digest(vec![0_u8; 50_000_000]))
+    };
+    assert!(sum.contains(&zeros), "{sum}");
+
+    // A port that the group does not open, and an address that is not the guest's own.
+    console
+        .shell("(nc -l -p 5001 > /tmp/never) > /dev/null 2>&1 &")
+        .await;
+    let (code, _) = other
+        .try_shell(&format!("echo x | nc -w 3 {ip} 5001"), BOOT)
+        .await;
+    assert_ne!(code, 0, "a closed port let something through");
+    other.shell("ip addr add 10.20.0.99/24 dev eth0").await;
+    let (code, said) = other
+        .try_shell(&format!("ping -c 2 -W 2 -I 10.20.0.99 {ip}"), BOOT)
+        .await;
+    assert_ne!(code, 0, "a spoofed address got through:\n{said}");
+
+    // Stopped and started: the same address, the same disk.
+    console.shell("echo kept > /data/kept; sync").await;
+    project
+        .patch_server("first", json!({"runState": "Stopped"}))
+        .await;
+    project
+        .phase("first", "Stopped", Duration::from_secs(60))
+        .await;
+    let id = one.status.as_ref().unwrap().instance_id.clone().unwrap();
+    assert_eq!(
+        in_host(1, &["virsh", "domstate", &format!("pileus-{id}")]).trim(),
+        "shut off"
+    );
+    project
+        .patch_server("first", json!({"runState": "Running"}))
+        .await;
+    let again = project.phase("first", "Active", BOOT).await;
+    assert_eq!(address(&again), (ip, mac));
+    let mut console = project.console("first").await;
+    console.says_times("PILEUS-GUEST: ready", 2, BOOT).await;
+    assert!(console.shell("cat /data/kept").await.contains("kept"));
+    project.leaves_nothing().await;
+}
+
+#[tokio::test]
+async fn a_host_that_reboots_brings_its_servers_back() {
+    let lab = Lab::get().await;
+    let project = Project::new(&lab, "e2e-reboot").await;
+    project.apply(LAN);
+    project.apply(&server("back", 1, ""));
+    project.apply(&server("off", 1, "  runState: Stopped\n"));
+    project.apply(&server("else", 2, ""));
+    let before = project.phase("back", "Active", BOOT).await;
+    project.phase("off", "Stopped", BOOT).await;
+    project.phase("else", "Active", BOOT).await;
+    project
+        .console("back")
+        .await
+        .says("PILEUS-GUEST: ready", BOOT)
+        .await;
+
+    tokio::task::spawn_blocking(|| devstack(&["host", "1", "reboot"]))
+        .await
+        .unwrap();
+    lab.host_ready(1).await;
+    let id = before.status.as_ref().unwrap().instance_id.clone().unwrap();
+    lab::eventually("the domain runs again", BOOT, async || {
+        let state = in_host(1, &["virsh", "domstate", &format!("pileus-{id}")]);
+        if state.trim() == "running" {
+            Ok(())
+        } else {
+            Err(state)
+        }
+    })
+    .await;
+    let after = project.phase("back", "Active", BOOT).await;
+    assert_eq!(address(&before), address(&after));
+    let console = project.console("back").await;
+    console.says_times("PILEUS-GUEST: ready", 2, BOOT).await;
+    // What was stopped stays so, and nobody was moved.
+    project.phase("off", "Stopped", BOOT).await;
+    assert_eq!(
+        in_host(1, &["virsh", "list", "--name"])
+            .split_whitespace()
+            .count(),
+        1
+    );
+    let elsewhere = project.phase("else", "Active", BOOT).await;
+    assert_eq!(elsewhere.status.unwrap().placement.unwrap().epoch, 1);
+    project.leaves_nothing().await;
+}
+
+#[tokio::test]
+async fn a_guest_that_shuts_itself_down_follows_the_policy() {
+    let lab = Lab::get().await;
+    let project = Project::new(&lab, "e2e-shutdown").await;
+    project.apply(LAN);
+    project.apply(&server("stays", 2, ""));
+    project.apply(&server("returns", 2, "  onGuestShutdown: Restart\n"));
+    for name in ["stays", "returns"] {
+        project.phase(name, "Active", BOOT).await;
+        let mut console = project.console(name).await;
+        console.says("PILEUS-GUEST: ready", BOOT).await;
+        console.try_shell("true", BOOT).await;
+        // The answer may be lost with the guest.
+        let _ =
+            tokio::time::timeout(Duration::from_secs(1), console.try_shell("poweroff", BOOT)).await;
+    }
+    let message = project
+        .reason("stays", "GuestShutdown", Duration::from_secs(60))
+        .await;
+    assert!(message.contains("runState"), "{message}");
+    project.phase("returns", "Active", BOOT).await;
+    project
+        .console("returns")
+        .await
+        .says_times("PILEUS-GUEST: ready", 2, BOOT)
+        .await;
+    // The way out that the message names.
+    project
+        .patch_server("stays", json!({"runState": "Stopped"}))
+        .await;
+    project.phase("stays", "Stopped", BOOT).await;
+    project
+        .patch_server("stays", json!({"runState": "Running"}))
+        .await;
+    project.phase("stays", "Active", BOOT).await;
+    project.leaves_nothing().await;
+}
+
+#[tokio::test]
+async fn debian_with_cloud_init_reads_all_that_it_is_told() {
+    let lab = Lab::get().await;
+    let project = Project::new(&lab, "e2e-debian").await;
+    let image = tokio::task::spawn_blocking(|| GuestImage::of("debian"))
+        .await
+        .unwrap();
+    project.apply(LAN);
+    project.apply(&format!(
+        r#"
+apiVersion: pileus.dev/v1alpha1
+kind: Image
+metadata: {{name: debian}}
+spec:
+  source: {{url: "file://{}", checksum: "sha256:{}"}}
+  minMemory: 512Mi
+---
+apiVersion: pileus.dev/v1alpha1
+kind: Server
+metadata: {{name: bookworm}}
+spec:
+  resources: {{vcpus: 2, memory: 1Gi, disk: 4Gi}}
+  image: {{name: debian}}
+  networks: [{{name: eth0, network: {{name: lan}}, securityGroups: [lan]}}]
+  keyPairs: [me]
+  metadata: {{role: test}}
+  userData: |
+    #!/bin/sh
+    echo "told by user data" > /root/told
+"#,
+        image.get("debian.disk"),
+        image.get("debian.disk.sha256"),
+    ));
+    let server = project
+        .phase("bookworm", "Active", Duration::from_secs(180))
+        .await;
+    let (ip, _) = address(&server);
+    let mut console = project.console("bookworm").await;
+    let boot = Duration::from_secs(300);
+    console.says("root@bookworm", boot).await;
+    let (code, said) = console
+        .try_shell("cloud-init status --wait --long", boot)
+        .await;
+    assert_eq!(code, 0, "{said}");
+    assert!(
+        said.contains("status: done") && said.contains("errors: []"),
+        "{said}"
+    );
+    assert!(said.contains("ConfigDrive"), "{said}");
+    assert!(console.shell("hostname").await.contains("bookworm"));
+    assert!(
+        console
+            .shell("cat /root/told")
+            .await
+            .contains("told by user data")
+    );
+    assert!(console.shell("ip -4 addr show eth0").await.contains(&ip));
+    let keys = console
+        .shell("cat /root/.ssh/authorized_keys /home/*/.ssh/authorized_keys")
+        .await;
+    assert!(keys.contains("me@example.org"), "{keys}");
+    assert_eq!(server.name_any(), "bookworm");
+    project.leaves_nothing().await;
+}
