@@ -114,7 +114,7 @@ async fn guests_talk_across_hosts_as_their_groups_allow_and_keep_what_is_theirs(
     other.try_shell(&format!("ping -c 1 -W 5 {ip}"), BOOT).await;
     other.shell(&format!("ping -c 3 -W 5 {ip}")).await;
     console
-        .shell("(nc -l -p 5000 | sha256sum > /tmp/sum) > /dev/null 2>&1 &")
+        .shell("(nc -l -p 5000 | sha256sum > /tmp/sum) > /dev/null 2>&1 & true")
         .await;
     let send = format!("dd if=/dev/zero bs=1000000 count=50 2>/dev/null | nc {ip} 5000");
     let (code, said) = other.try_shell(&send, Duration::from_secs(180)).await;
@@ -129,7 +129,7 @@ async fn guests_talk_across_hosts_as_their_groups_allow_and_keep_what_is_theirs(
 
     // A port that the group does not open, and an address that is not the guest's own.
     console
-        .shell("(nc -l -p 5001 > /tmp/never) > /dev/null 2>&1 &")
+        .shell("(nc -l -p 5001 > /tmp/never) > /dev/null 2>&1 & true")
         .await;
     let (code, _) = other
         .try_shell(&format!("echo x | nc -w 3 {ip} 5001"), BOOT)

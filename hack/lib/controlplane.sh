@@ -96,7 +96,8 @@ control_plane_pki() {
     [ -s "$PKI_DIR/sa.key" ] || openssl genrsa -out "$PKI_DIR/sa.key" 2048
     certificate apiserver "/CN=kube-apiserver" "IP:$LAB_ADDRESS,IP:127.0.0.1,IP:10.96.0.1,DNS:localhost"
     certificate admin "/O=system:masters/CN=admin"
-    certificate controller-manager "/CN=system:kube-controller-manager"
+    # It removes what a namespace holds, whatever that is.
+    certificate controller-manager "/O=system:masters/CN=system:kube-controller-manager"
     kubeconfig "$ADMIN_KUBECONFIG" certificate admin
     kubeconfig "$STATE_DIR/kubeconfig/controller-manager" certificate controller-manager
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::drivers::ovsdb::{Client, EndpointError, Monitor, Options, View, parse_endpoints};
+use crate::drivers::ovsdb::{Client, EndpointError, Monitor, Options, Row, View, parse_endpoints};
 
 /// The host's Open vSwitch, watched.
 #[derive(Clone)]
@@ -20,7 +20,7 @@ impl Ports {
     pub fn watch(endpoint: &str) -> Result<Self, EndpointError> {
         let tables: BTreeMap<&'static str, &'static [&'static str]> = [
             ("Interface", &["name", "external_ids"] as &[_]),
-            ("Bridge", &["name"] as &[_]),
+            ("Bridge", &["name", "datapath_type"] as &[_]),
         ]
         .into();
         let monitor = Monitor {
@@ -49,6 +49,14 @@ impl Ports {
         tokio::time::timeout(patience, all).await.is_ok()
     }
 
+    /// Whether packets are switched in userspace, which never completes the checksums that
+    /// a guest leaves to its network card.
+    #[must_use]
+    pub fn in_userspace(&self) -> bool {
+        let view = self.client.view();
+        integration(&view).and_then(|row| row.get("datapath_type")?.as_str()) == Some("netdev")
+    }
+
     /// Why the host's network cannot be used, if so.
     #[must_use]
     pub fn trouble(&self) -> Option<String> {
@@ -59,14 +67,17 @@ impl Ports {
                 self.client.endpoint()
             ));
         }
-        let integration = view
-            .replica
-            .rows("Bridge")
-            .any(|(_, row)| row.get("name").and_then(|n| n.as_str()) == Some("br-int"));
-        (!integration).then(|| {
+        integration(&view).is_none().then(|| {
             "Open vSwitch has no bridge br-int; ovn-controller makes it: is it running?".to_owned()
         })
     }
+}
+
+fn integration(view: &View) -> Option<&Row> {
+    let bridges = view.replica.rows("Bridge").map(|(_, row)| row);
+    bridges
+        .into_iter()
+        .find(|row| row.get("name").and_then(|n| n.as_str()) == Some("br-int"))
 }
 
 fn installed(view: &View, ports: &[String]) -> Option<bool> {

@@ -169,7 +169,7 @@ impl Project {
         };
         project.delete_all().await;
         kubectl_apply(
-            &format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {name}}}}}"),
+            &format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}}}\n"),
             "",
         );
         project

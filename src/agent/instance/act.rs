@@ -250,6 +250,7 @@ fn domain_spec(
                 why: format!("of interface {}: {e}", nic.name),
             })?,
             mtu: nic.mtu,
+            offload: !agent.ports.in_userspace(),
         });
     }
     let directory = agent.disks.directory(id);

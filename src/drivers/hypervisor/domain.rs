@@ -99,6 +99,9 @@ pub struct Nic {
     pub mac: Mac,
     /// Largest packet in bytes.
     pub mtu: i32,
+    /// The guest may leave checksums and segmentation to the card. Not so behind a switch
+    /// in userspace, where nobody completes them and TCP silently fails.
+    pub offload: bool,
 }
 
 impl Nic {

@@ -16,6 +16,9 @@ const SPARE_PORTS: usize = 16;
 /// virtio-serial. A device keeps its port for the Server's life.
 const FIXED_PORTS: usize = 5;
 
+/// Every offload that virtio-net could negotiate, off in both directions.
+const NO_OFFLOAD: &str = "<driver name='qemu'><host csum='off' gso='off' tso4='off' tso6='off' ecn='off' ufo='off'/><guest csum='off' tso4='off' tso6='off' ecn='off' ufo='off'/></driver>";
+
 /// Name of the domain in libvirt; a Server's name may be too long and is not unique.
 #[must_use]
 pub fn domain_name(id: Uuid) -> String {
@@ -181,10 +184,11 @@ fn on_port(port: usize) -> String {
 fn interface(x: &mut String, nic: &Nic, port: usize) {
     let _ = writeln!(
         x,
-        "<interface type='bridge'><mac address='{mac}'/><source bridge='br-int'/><virtualport type='openvswitch'><parameters interfaceid='{id}'/></virtualport><target dev='{tap}'/><model type='virtio'/><mtu size='{mtu}'/>{address}</interface>",
+        "<interface type='bridge'><mac address='{mac}'/><source bridge='br-int'/><virtualport type='openvswitch'><parameters interfaceid='{id}'/></virtualport><target dev='{tap}'/><model type='virtio'/>{driver}<mtu size='{mtu}'/>{address}</interface>",
         mac = nic.mac,
         id = nic.port_id,
         tap = nic.tap(),
+        driver = if nic.offload { "" } else { NO_OFFLOAD },
         mtu = nic.mtu,
         address = on_port(port),
     );
@@ -356,6 +360,7 @@ mod tests {
                 port_id: Uuid::from_u128(9),
                 mac: "fa:16:3e:00:00:01".parse().unwrap(),
                 mtu: 1442,
+                offload: false,
             }],
             console_log: "/log".into(),
         }

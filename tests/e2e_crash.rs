@@ -1,0 +1,228 @@
+//! Crashes: in each round something is killed at a random moment while several Servers are
+//! made, stopped, started or deleted. In the end every Server is as its spec says, has
+//! exactly one domain, and nothing is left over.
+//!
+//! The seed is printed; `PILEUS_SEED` repeats a run, `PILEUS_ROUNDS` sets its length.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use kube::api::DeleteParams;
+use serde_json::json;
+use support::lab::{self, Lab, Project, devstack, in_host};
+
+const ROUNDS: u32 = 60;
+const SERVERS: u32 = 4;
+
+/// A small generator that the seed decides (xorshift64*).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % n
+    }
+}
+
+fn server(name: &str) -> String {
+    format!(
+        r"
+apiVersion: pileus.dev/v1alpha1
+kind: Server
+metadata: {{name: {name}}}
+spec:
+  flavor: m1.nano
+  image: {{name: tiny, namespace: default}}
+  networks: [{{name: eth0, network: {{name: lan}}}}]
+  shutdownTimeoutSeconds: 3
+"
+    )
+}
+
+const LAN: &str = r"
+apiVersion: pileus.dev/v1alpha1
+kind: Network
+metadata: {name: lan}
+spec: {}
+---
+apiVersion: pileus.dev/v1alpha1
+kind: Subnet
+metadata: {name: lan}
+spec: {network: lan, cidr: 10.40.0.0/24}
+";
+
+/// Kills something, and starts it again after a moment.
+fn strike(kind: u64, host: &str, pause: Duration) {
+    let commands: (Vec<&str>, Vec<&str>) = match kind {
+        0 => (
+            vec!["role", "manager", "kill"],
+            vec!["role", "manager", "start"],
+        ),
+        1 => (
+            vec!["role", "scheduler", "kill"],
+            vec!["role", "scheduler", "start"],
+        ),
+        2 => (
+            vec!["role", "agent", host, "kill"],
+            vec!["role", "agent", host, "start"],
+        ),
+        3 => (
+            vec!["daemon", "libvirtd", host, "kill"],
+            vec!["daemon", "libvirtd", host, "start"],
+        ),
+        4 => (vec!["host", host, "cut"], vec!["host", host, "heal"]),
+        _ => (
+            vec!["daemon", "apiserver", "kill"],
+            vec!["daemon", "apiserver", "start"],
+        ),
+    };
+    devstack(&commands.0);
+    std::thread::sleep(pause);
+    devstack(&commands.1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_dies_at_whatever_moment_the_end_is_as_specified() {
+    let from_environment = |name| std::env::var(name).ok().and_then(|s| s.parse::<u64>().ok());
+    let clock = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap();
+    let seed =
+        from_environment("PILEUS_SEED").unwrap_or_else(|| u64::from(clock.subsec_nanos()) | 1);
+    let rounds = from_environment("PILEUS_ROUNDS").map_or(ROUNDS, |n| u32::try_from(n).unwrap());
+    println!("PILEUS_SEED={seed} PILEUS_ROUNDS={rounds}");
+    let mut random = Random(seed);
+    let lab = Lab::get().await;
+    let project = Project::new(&lab, "e2e-crash").await;
+    project.apply(LAN);
+    // What each Server should be: absent, or running or not.
+    let mut wanted: BTreeMap<String, Option<bool>> =
+        (0..SERVERS).map(|n| (format!("s{n}"), None)).collect();
+
+    for round in 0..rounds {
+        let kind = random.below(6);
+        let host = (1 + random.below(2)).to_string();
+        let delay = Duration::from_millis(random.below(1500));
+        let pause = Duration::from_millis(random.below(800));
+        let striker = tokio::task::spawn_blocking(move || {
+            std::thread::sleep(delay);
+            strike(kind, &host, pause);
+        });
+        let mut said = Vec::new();
+        for (name, now) in &mut wanted {
+            let next = match (*now, random.below(3)) {
+                (None, 0) => None,
+                (None, _) => Some(true),
+                (Some(_), 0) => None,
+                (Some(running), _) => Some(!running),
+            };
+            said.push(format!("{name}: {now:?} -> {next:?}"));
+            change(&project, name, *now, next).await;
+            *now = next;
+        }
+        println!(
+            "round {round}: strike {kind} after {delay:?}; {}",
+            said.join(", ")
+        );
+        striker.await.unwrap();
+        if round % 10 == 9 {
+            settled(&project, &wanted).await;
+        }
+    }
+    settled(&project, &wanted).await;
+    project.leaves_nothing().await;
+}
+
+/// Asks for a change; the API server may be down just now, and a user asks again.
+async fn change(project: &Project, name: &str, now: Option<bool>, next: Option<bool>) {
+    let servers = project.servers();
+    lab::eventually(
+        &format!("the wish for {name} is taken"),
+        Duration::from_secs(60),
+        async || {
+            match (now, next) {
+                (None, None) => Ok(()),
+                (None, Some(_)) => {
+                    // One of the same name may still be on its way out.
+                    let object: pileus::api::Server =
+                        serde_saphyr::from_str(&server(name)).unwrap();
+                    match servers
+                        .create(&kube::api::PostParams::default(), &object)
+                        .await
+                    {
+                        Ok(_) => Ok(()),
+                        Err(kube::Error::Api(s)) if s.is_already_exists() => {
+                            let there = servers.get(name).await.map_err(|e| e.to_string())?;
+                            if there.metadata.deletion_timestamp.is_some() {
+                                Err("still being deleted".to_owned())
+                            } else {
+                                Ok(())
+                            }
+                        }
+                        Err(error) => Err(error.to_string()),
+                    }
+                }
+                (Some(_), None) => match servers.delete(name, &DeleteParams::default()).await {
+                    Err(kube::Error::Api(s)) if s.is_not_found() => Ok(()),
+                    done => done.map(drop).map_err(|e| e.to_string()),
+                },
+                (Some(_), Some(running)) => {
+                    let state = if running { "Running" } else { "Stopped" };
+                    let patch = json!({"spec": {"runState": state}});
+                    servers
+                        .patch(name, &Default::default(), &kube::api::Patch::Merge(&patch))
+                        .await
+                        .map(drop)
+                        .map_err(|e| e.to_string())
+                }
+            }
+        },
+    )
+    .await;
+}
+
+/// Waits until every Server is as it should be, with exactly one domain each.
+async fn settled(project: &Project, wanted: &BTreeMap<String, Option<bool>>) {
+    let patience = Duration::from_secs(150);
+    let mut domains = Vec::new();
+    for (name, state) in wanted {
+        match state {
+            None => {
+                lab::eventually(&format!("{name} is gone"), patience, async || match project
+                    .servers()
+                    .get_opt(name)
+                    .await
+                {
+                    Ok(None) => Ok(()),
+                    Ok(Some(server)) => Err(format!("{:?}", server.status)),
+                    Err(error) => Err(error.to_string()),
+                })
+                .await;
+            }
+            Some(running) => {
+                let phase = if *running { "Active" } else { "Stopped" };
+                let server = project.phase(name, phase, patience).await;
+                domains.push(format!(
+                    "pileus-{}",
+                    server.status.unwrap().instance_id.unwrap()
+                ));
+            }
+        }
+    }
+    let mut found: Vec<_> = (1..=2)
+        .flat_map(|host| {
+            let all = in_host(host, &["virsh", "list", "--all", "--name"]);
+            all.split_whitespace()
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        })
+        .collect();
+    found.sort();
+    domains.sort();
+    assert_eq!(found, domains, "not exactly one domain for each Server");
+}
