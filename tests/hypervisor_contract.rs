@@ -20,8 +20,10 @@ use std::time::{Duration, Instant};
 
 use futures::future::{join_all, try_join_all};
 use libvirtd::Libvirtd;
+use pileus::drivers::hypervisor::xml::domain_xml;
 use pileus::drivers::hypervisor::{
-    Boot, Disk, Domain, DomainSpec, Error, Event, Hypervisor, Libvirt, Marks, State, VirtType,
+    Boot, Disk, Domain, DomainSpec, Error, Event, Hypervisor, Libvirt, Listed, Marks, Nic, State,
+    VirtType,
 };
 use pileus::model::{ClusterId, Owner};
 use tokio::sync::broadcast::Receiver;
@@ -168,7 +170,12 @@ async fn a_domain_goes_through_its_life_and_every_step_may_be_repeated() {
         assert_eq!(domain.hardware.machine, host.machine);
         assert_eq!(domain.hardware.cpu_model, "Nehalem");
         assert_eq!(domain.hardware.virt_type, "qemu");
-        assert_eq!(libvirt.domains().await.unwrap(), [domain]);
+        let listed = Listed {
+            id: spec.id,
+            marks: domain.marks,
+            state: domain.state,
+        };
+        assert_eq!(libvirt.domains().await.unwrap(), [listed]);
         event(&mut events, &Event::Domain(id)).await;
     }
     for _ in 0..2 {
@@ -480,4 +487,97 @@ async fn a_guest_that_shuts_itself_down_is_told_from_one_that_was_cut_off() {
     libvirt.resume(spec.id).await.unwrap();
     libvirt.power_off(spec.id).await.unwrap();
     assert_eq!(host.state(spec.id).await, Some(State::Off));
+}
+
+/// libvirtd works on five calls of a connection at once and reads no more, and a domain's XML
+/// waits for the call that is under way.
+#[tokio::test]
+async fn guests_that_hang_hide_nobody_else() {
+    let host = host().await;
+    let libvirt = &host.libvirt;
+    let hanging: Vec<_> = (0..6).map(|_| host.spec()).collect();
+    let other = host.spec();
+    for spec in hanging.iter().chain([&other]) {
+        libvirt.define(spec).await.unwrap();
+        libvirt.start_paused(spec.id).await.unwrap();
+    }
+    let mut events = libvirt.events();
+    let mut calls = Vec::new();
+    for spec in &hanging {
+        host.daemon.halt_qemu(spec.id, true);
+        let (libvirt, id) = (libvirt.clone(), spec.id);
+        calls.push(tokio::spawn(async move { libvirt.resume(id).await }));
+    }
+    // Longer than a connection may be silent.
+    let until = Instant::now() + Duration::from_secs(25);
+    while Instant::now() < until {
+        let domains = timeout(SHORT, libvirt.domains()).await.expect("a list");
+        let domains = domains.unwrap();
+        assert_eq!(domains.len(), 7);
+        assert!(domains.iter().all(|domain| domain.marks.is_some()));
+        let seen = timeout(SHORT, host.state(other.id)).await.expect("a look");
+        assert_eq!(seen, Some(State::Paused));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    assert!(calls.iter().all(|call| !call.is_finished()));
+    for spec in &hanging {
+        host.daemon.halt_qemu(spec.id, false);
+    }
+    for call in calls {
+        call.await.unwrap().unwrap();
+    }
+    while let Ok(event) = events.try_recv() {
+        assert!(matches!(event, Event::Domain(_)), "{event:?}");
+    }
+}
+
+#[tokio::test]
+async fn domains_of_others_are_listed_as_nobodys() {
+    let host = host().await;
+    let file = host.daemon.path("theirs.xml");
+    let xml = "<domain type='qemu'><name>theirs</name><memory unit='MiB'>16</memory>\
+               <os><type>hvm</type></os></domain>";
+    std::fs::write(&file, xml).unwrap();
+    let defined = Command::new("virsh")
+        .args(["-c", &host.daemon.uri(), "define"])
+        .arg(&file)
+        .output();
+    assert!(defined.unwrap().status.success());
+    let listed = host.libvirt.domains().await.unwrap();
+    assert_eq!(listed.len(), 1);
+    assert_eq!(listed[0].marks, None);
+    assert_eq!(host.domain(listed[0].id).await.unwrap().marks, None);
+}
+
+#[tokio::test]
+async fn libvirts_own_schema_accepts_what_is_written() {
+    let host = host().await;
+    let mut spec = host.spec();
+    spec.marks = marks(&format!("<&>\"']]>{}", "n".repeat(245)));
+    spec.config_drive = Some("/var/lib/pileus/config.img".into());
+    spec.nics = (0..3)
+        .map(|n| Nic {
+            port_id: Uuid::from_u128(n << 64),
+            mac: format!("fa:16:3e:00:00:0{n}").parse().unwrap(),
+            mtu: 1442,
+            offload: n > 0,
+        })
+        .collect();
+    let kernel = Boot::Kernel {
+        kernel: "/k".into(),
+        initrd: Some("/i".into()),
+        command_line: "console=ttyS0 a='b' <c>".into(),
+    };
+    for boot in [Boot::Disk, kernel] {
+        spec.boot = boot;
+        let file = host.daemon.path("domain.xml");
+        std::fs::write(&file, domain_xml(&spec)).unwrap();
+        let output = Command::new("virt-xml-validate")
+            .arg(&file)
+            .arg("domain")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
+    }
 }

@@ -17,7 +17,7 @@ use crate::api::host::{Capabilities, Host, HostSpec, HostStatus, NumaNode, Orpha
 use crate::api::names::{AGENT, host_namespace};
 use crate::api::server::PowerState;
 use crate::api::{Instance, Reason};
-use crate::drivers::hypervisor::{Domain, HostFacts, Hypervisor, State};
+use crate::drivers::hypervisor::{HostFacts, Hypervisor, Listed, State};
 use crate::drivers::storage::DirectoryMarks;
 use crate::kube_ext::report::apply_status;
 use crate::kube_ext::{ApiError, chain, lease};
@@ -275,7 +275,7 @@ fn exclusive_control() -> Observation {
 
 /// Domains and directories with our marks that no Instance stands for. `None` when that
 /// cannot be told now.
-async fn orphans(agent: &Agent, domains: &[Domain]) -> Option<Vec<Orphan>> {
+async fn orphans(agent: &Agent, domains: &[Listed]) -> Option<Vec<Orphan>> {
     let ours = |owner: &Owner| owner.cluster == agent.context.cluster;
     let mut found: BTreeMap<Uuid, (Owner, i64, PowerState)> = BTreeMap::new();
     for (id, marks) in agent.disks.list() {

@@ -159,6 +159,14 @@ impl Libvirtd {
         wait("QEMU's end", || self.qemu(id).is_none());
     }
 
+    /// Halts the QEMU of a domain, or lets it go on.
+    pub fn halt_qemu(&self, id: Uuid, halt: bool) {
+        let pid = self.qemu(id).expect("a running QEMU").to_string();
+        let signal = if halt { "-STOP" } else { "-CONT" };
+        let sent = self.inside("kill").args([signal, &pid]).status();
+        assert!(sent.expect("kill").success());
+    }
+
     fn inside(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
         command

@@ -112,6 +112,17 @@ impl Nic {
     }
 }
 
+/// A domain in the list of all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// The domain's uuid.
+    pub id: Uuid,
+    /// Its marks; `None` when it is not ours.
+    pub marks: Option<Marks>,
+    /// What it does.
+    pub state: State,
+}
+
 /// A domain as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Domain {

@@ -16,12 +16,18 @@ use virt::domain::Domain as VirtDomain;
 use virt::error::ErrorNumber;
 use virt_sys as sys;
 
-use super::domain::{Domain, DomainSpec, Event, HostFacts, Marks, State};
-use super::xml::{NAMESPACE, domain_xml, marks_xml, parse_capabilities, parse_domain};
+use super::domain::{Domain, DomainSpec, Event, HostFacts, Listed, Marks, State};
+use super::xml::{
+    NAMESPACE, domain_xml, marks_xml, parse_capabilities, parse_domain, parse_marks_element,
+};
 use super::{Error, Hypervisor, ffi};
 
-/// Calls that may run at once.
-const THREADS: usize = 16;
+/// Changes that may run at once: as many as libvirtd works on for one connection
+/// (`max_client_requests`). It does not even read the next.
+const CHANGES: usize = 5;
+/// Looks that may run at once. They have a connection of their own, or five guests that hang
+/// in a change would hide all the others.
+const LOOKS: usize = 4;
 /// How long a call may take before we stop waiting for it.
 const PATIENCE: Duration = Duration::from_mins(1);
 
@@ -33,10 +39,23 @@ pub struct Libvirt {
 
 struct Inner {
     uri: String,
-    connection: watch::Sender<Option<Arc<ffi::Session>>>,
+    connection: watch::Sender<Option<Arc<Sessions>>>,
     events: broadcast::Sender<Event>,
-    threads: Arc<Semaphore>,
+    changes: Arc<Semaphore>,
+    looks: Arc<Semaphore>,
     locks: Mutex<HashMap<Uuid, Weak<AsyncMutex<()>>>>,
+}
+
+struct Sessions {
+    changes: ffi::Session,
+    looks: ffi::Session,
+}
+
+/// What a call does, and with it the connection that it takes.
+#[derive(Clone, Copy)]
+enum Kind {
+    Change,
+    Look,
 }
 
 impl Libvirt {
@@ -50,7 +69,8 @@ impl Libvirt {
             uri: uri.to_owned(),
             connection: watch::Sender::new(None),
             events: broadcast::Sender::new(4096),
-            threads: Arc::new(Semaphore::new(THREADS)),
+            changes: Arc::new(Semaphore::new(CHANGES)),
+            looks: Arc::new(Semaphore::new(LOOKS)),
             locks: Mutex::default(),
         });
         tokio::spawn(keep_connected(Arc::downgrade(&inner)));
@@ -85,9 +105,29 @@ impl Libvirt {
         lock.lock_owned().await
     }
 
-    /// Runs a blocking call; `id` names the domain that it touches.
+    /// Runs a blocking call that changes nothing; `id` names the domain that it looks at.
+    async fn look<T: Send + 'static>(
+        &self,
+        action: &'static str,
+        id: Option<Uuid>,
+        f: impl FnOnce(&Connect) -> Result<T, virt::error::Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.call(Kind::Look, action, id, f).await
+    }
+
+    /// Runs a blocking call that changes the domain.
+    async fn change<T: Send + 'static>(
+        &self,
+        action: &'static str,
+        id: Uuid,
+        f: impl FnOnce(&Connect) -> Result<T, virt::error::Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.call(Kind::Change, action, Some(id), f).await
+    }
+
     async fn call<T: Send + 'static>(
         &self,
+        kind: Kind,
         action: &'static str,
         id: Option<Uuid>,
         f: impl FnOnce(&Connect) -> Result<T, virt::error::Error> + Send + 'static,
@@ -97,12 +137,19 @@ impl Libvirt {
                 Some(id) => Some(self.lock(id).await),
                 None => None,
             };
-            let permit = self.inner.threads.clone().acquire_owned().await;
-            let Some(session) = self.inner.connection.borrow().clone() else {
+            let threads = match kind {
+                Kind::Change => &self.inner.changes,
+                Kind::Look => &self.inner.looks,
+            };
+            let permit = Arc::clone(threads).acquire_owned().await;
+            let Some(sessions) = self.inner.connection.borrow().clone() else {
                 return Err(Error::Unreachable("not connected".to_owned()));
             };
             let work = tokio::task::spawn_blocking(move || {
-                let connect = session.connect();
+                let connect = match kind {
+                    Kind::Change => sessions.changes.connect(),
+                    Kind::Look => sessions.looks.connect(),
+                };
                 let result = f(connect).map_err(|error| {
                     // Known on our side; asks nobody.
                     let alive = connect.is_alive().unwrap_or(false);
@@ -130,7 +177,7 @@ impl Libvirt {
         id: Uuid,
         f: impl FnOnce(&VirtDomain) -> Result<(), virt::error::Error> + Send + 'static,
     ) -> Result<(), Error> {
-        self.call(action, Some(id), move |connect| {
+        self.change(action, id, move |connect| {
             f(&connect.lookup_domain_by_uuid(id)?)
         })
         .await
@@ -178,10 +225,10 @@ async fn keep_connected(inner: Weak<Inner>) {
             .await
             .unwrap_or_else(|error| Err(error.to_string()));
         match opened {
-            Ok(session) => {
+            Ok(sessions) => {
                 tracing::info!(uri = %strong.uri, "connected to libvirt");
                 wait = Duration::from_millis(200);
-                strong.connection.send_replace(Some(Arc::new(session)));
+                strong.connection.send_replace(Some(Arc::new(sessions)));
                 // Nobody may listen yet; then nobody has missed anything either.
                 let _ = strong.events.send(Event::Connected);
                 drop(strong);
@@ -207,18 +254,26 @@ fn open(
     uri: &str,
     events: &broadcast::Sender<Event>,
     closed: &tokio::sync::mpsc::Sender<()>,
-) -> Result<ffi::Session, String> {
-    let connection = Connect::open(Some(uri)).map_err(|e| e.message().to_owned())?;
-    ffi::Session::new(connection, || {
-        let (events, closed) = (events.clone(), closed.clone());
-        Box::new(move |notice| match notice {
-            ffi::Notice::Domain(id) => {
-                let _ = events.send(Event::Domain(id));
-            }
-            ffi::Notice::Closed => {
-                let _ = closed.try_send(());
-            }
+) -> Result<Sessions, String> {
+    // The end of either is the end of both.
+    let session = |events: Option<&broadcast::Sender<Event>>| {
+        let connection = Connect::open(Some(uri)).map_err(|e| e.message().to_owned())?;
+        ffi::Session::new(connection, || {
+            let (events, closed) = (events.cloned(), closed.clone());
+            Box::new(move |notice| match (notice, &events) {
+                (ffi::Notice::Domain(id), Some(events)) => {
+                    let _ = events.send(Event::Domain(id));
+                }
+                (ffi::Notice::Domain(_), None) => {}
+                (ffi::Notice::Closed, _) => {
+                    let _ = closed.try_send(());
+                }
+            })
         })
+    };
+    Ok(Sessions {
+        looks: session(Some(events))?,
+        changes: session(None)?,
     })
 }
 
@@ -253,6 +308,27 @@ fn inspect(domain: &VirtDomain) -> Result<Domain, virt::error::Error> {
     })
 }
 
+/// Asks for nothing that waits while another call on the domain is under way, as the XML does:
+/// a guest that hangs must not hide all the others.
+fn list(domain: &VirtDomain) -> Result<Listed, virt::error::Error> {
+    use virt::enumutil::Enum;
+    let element = domain.metadata(
+        sys::VIR_DOMAIN_METADATA_ELEMENT.cast_signed(),
+        Some(NAMESPACE),
+        sys::VIR_DOMAIN_AFFECT_CURRENT,
+    );
+    let marks = match element {
+        Ok(element) => parse_marks_element(&element),
+        Err(e) if e.code() == Enum::Known(ErrorNumber::NoDomainMetadata) => None,
+        Err(e) => return Err(e),
+    };
+    Ok(Listed {
+        id: domain.uuid()?,
+        state: state_of(domain)?,
+        marks,
+    })
+}
+
 fn version(number: u32) -> String {
     format!(
         "{}.{}.{}",
@@ -265,7 +341,7 @@ fn version(number: u32) -> String {
 #[async_trait]
 impl Hypervisor for Libvirt {
     async fn host(&self) -> Result<HostFacts, Error> {
-        self.call("read the host's capabilities", None, |connect| {
+        self.look("read the host's capabilities", None, |connect| {
             Ok(HostFacts {
                 libvirt: version(connect.lib_version()?),
                 qemu: version(connect.hyp_version()?),
@@ -275,14 +351,14 @@ impl Hypervisor for Libvirt {
         .await
     }
 
-    async fn domains(&self) -> Result<Vec<Domain>, Error> {
-        self.call("list the domains", None, |connect| {
-            let domains = connect.list_all_domains(0)?;
+    async fn domains(&self) -> Result<Vec<Listed>, Error> {
+        self.look("list the domains", None, |connect| {
             // One that vanishes while it is looked at is no failure of the list; any other
             // error is, or a running domain would count as absent.
-            domains
+            connect
+                .list_all_domains(0)?
                 .iter()
-                .map(inspect)
+                .map(list)
                 .filter(|found| !found.as_ref().is_err_and(is_gone))
                 .collect()
         })
@@ -291,7 +367,7 @@ impl Hypervisor for Libvirt {
 
     async fn domain(&self, id: Uuid) -> Result<Option<Domain>, Error> {
         let found = self
-            .call("look at a domain", Some(id), move |connect| {
+            .look("look at a domain", Some(id), move |connect| {
                 inspect(&connect.lookup_domain_by_uuid(id)?)
             })
             .await;
@@ -303,7 +379,7 @@ impl Hypervisor for Libvirt {
 
     async fn define(&self, spec: &DomainSpec) -> Result<(), Error> {
         let xml = domain_xml(spec);
-        self.call("define a domain", Some(spec.id), move |connect| {
+        self.change("define a domain", spec.id, move |connect| {
             connect.define_domain_xml(&xml).map(drop)
         })
         .await
@@ -382,7 +458,7 @@ impl Hypervisor for Libvirt {
     async fn undefine(&self, id: Uuid) -> Result<(), Error> {
         let action = "remove a domain's definition";
         let done = self
-            .call(action, Some(id), move |connect| {
+            .change(action, id, move |connect| {
                 let domain = connect.lookup_domain_by_uuid(id)?;
                 // libvirt would let it run on without a definition, and forget it at its end.
                 if domain.is_active()? {

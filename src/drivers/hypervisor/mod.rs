@@ -14,7 +14,7 @@ use tokio::sync::broadcast;
 use uuid::Uuid;
 
 pub use domain::{
-    Boot, Cell, Disk, Domain, DomainSpec, Event, HostFacts, Marks, Nic, State, VirtType,
+    Boot, Cell, Disk, Domain, DomainSpec, Event, HostFacts, Listed, Marks, Nic, State, VirtType,
 };
 pub use libvirt::Libvirt;
 
@@ -46,8 +46,8 @@ pub enum Error {
 pub trait Hypervisor: Send + Sync {
     /// What the host has.
     async fn host(&self) -> Result<HostFacts, Error>;
-    /// All domains, ours and others'.
-    async fn domains(&self) -> Result<Vec<Domain>, Error>;
+    /// All domains, ours and others'; guests that hang do not hold it up.
+    async fn domains(&self) -> Result<Vec<Listed>, Error>;
     /// One domain.
     async fn domain(&self, id: Uuid) -> Result<Option<Domain>, Error>;
     /// Defines the domain, or changes its definition; a running guest sees nothing of it.

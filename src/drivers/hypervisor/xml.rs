@@ -252,6 +252,13 @@ pub fn parse_domain(xml: &str) -> Parsed {
     }
 }
 
+/// Reads our element of a domain's metadata, from which libvirt takes the namespace.
+#[must_use]
+pub fn parse_marks_element(xml: &str) -> Option<Marks> {
+    let document = Document::parse(xml).ok()?;
+    parse_marks(document.root_element())
+}
+
 fn parse_marks(node: Node<'_, '_>) -> Option<Marks> {
     let get = |name| node.attribute(name).map(str::to_owned);
     Some(Marks {
