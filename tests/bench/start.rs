@@ -43,7 +43,7 @@ async fn main() -> Result<()> {
 
     let lab = Lab::find().await?;
     let uri = lab.libvirt_uri()?;
-    lab.prepare().await?;
+    let undo = lab.prepare().await?;
     let kinds = ["Server", "Instance", "Port", "IPAllocation"].map(resource);
     let bench = Bench {
         recording: Recording::start(&lab.client, &kinds).await?,
@@ -65,7 +65,7 @@ async fn main() -> Result<()> {
     }
     .await;
     // Also after a failure: the lab is left as it was found.
-    let cleaned = bench.lab.clean().await;
+    let cleaned = bench.lab.clean(&undo).await;
     measured?;
     cleaned
 }
@@ -189,7 +189,8 @@ impl Bench {
             .zip(&accepted)
             .map(|(name, at)| writes::count(&entries, name, *at))
             .collect();
-        let memory = self.memory()?;
+        println!("\nbench memory servers={count} {}", self.memory()?);
+        report_writes("writes_many", &written);
         self.lab.delete_servers(&names).await?;
 
         raw.extend(self.raw_at_once(template, count)?);
@@ -217,8 +218,6 @@ impl Bench {
             p95 / raw_p95,
             verdict(p95 <= 1.5 * raw_p95),
         );
-        report_writes("writes_many", &written);
-        println!("bench memory servers={count} {memory}");
         Ok(())
     }
 

@@ -100,19 +100,35 @@ impl Lab {
         Api::namespaced_with(self.client.clone(), namespace, &resource(kind))
     }
 
-    /// Makes the namespace, with a network that is ready for Servers.
-    pub async fn prepare(&self) -> Result<()> {
+    /// Makes the namespace, with a network that is ready for Servers, and lets the host take
+    /// as many as the bench asks for. Returns what [`Lab::clean`] needs to undo that.
+    pub async fn prepare(&self) -> Result<Value> {
         let namespaces: Api<k8s_openapi::api::core::v1::Namespace> = Api::all(self.client.clone());
         let namespace = serde_json::from_value(json!({"metadata": {"name": NAMESPACE}}))?;
         self.no_namespace().await?;
         namespaces
             .create(&PostParams::default(), &namespace)
             .await?;
-        self.label_host(&json!(HOST)).await?;
+        let hosts: Api<DynamicObject> = Api::all_with(self.client.clone(), &resource("Host"));
+        let spec = &hosts.get(HOST).await?.data["spec"];
+        let undo = json!({
+            "metadata": {"labels": {HOST_LABEL: null}},
+            "spec": {
+                "cpuAllocationRatio": spec["cpuAllocationRatio"],
+                "memoryAllocationRatio": spec["memoryAllocationRatio"],
+            },
+        });
+        // A lab's host promises little: it shares its machine with other hosts.
+        let wide = json!({
+            "metadata": {"labels": {HOST_LABEL: HOST}},
+            "spec": {"cpuAllocationRatio": "64", "memoryAllocationRatio": "2"},
+        });
+        self.patch_host(&wide).await?;
         self.create("Network", "bench", json!({})).await?;
         let subnet = json!({"network": "bench", "cidr": "10.77.0.0/24"});
         self.create("Subnet", "bench", subnet).await?;
-        self.wait("Subnet", "bench", |o| ready(&o.data)).await
+        self.wait("Subnet", "bench", |o| ready(&o.data)).await?;
+        Ok(undo)
     }
 
     /// Waits until the namespace of a run before is gone.
@@ -134,18 +150,17 @@ impl Lab {
             .map_err(|_| format!("namespace {NAMESPACE} is still being deleted"))?
     }
 
-    async fn label_host(&self, value: &Value) -> Result<()> {
+    async fn patch_host(&self, patch: &Value) -> Result<()> {
         let hosts: Api<DynamicObject> = Api::all_with(self.client.clone(), &resource("Host"));
-        let patch = json!({"metadata": {"labels": {HOST_LABEL: value}}});
         hosts
-            .patch(HOST, &PatchParams::default(), &Patch::Merge(&patch))
+            .patch(HOST, &PatchParams::default(), &Patch::Merge(patch))
             .await?;
         Ok(())
     }
 
     /// Removes what [`Lab::prepare`] made.
-    pub async fn clean(&self) -> Result<()> {
-        self.label_host(&Value::Null).await?;
+    pub async fn clean(&self, undo: &Value) -> Result<()> {
+        self.patch_host(undo).await?;
         self.no_namespace().await
     }
 
