@@ -263,8 +263,14 @@ async fn connect(
     }
 }
 
-/// Who this process is among the replicas of its role.
+/// Who this process is among the replicas of its role: `PILEUS_IDENTITY`, else made up.
+///
+/// A name that outlives the process, such as a pod's, lets it take its own lease back at
+/// once after a crash; no two processes may ever have the same.
 fn identity() -> String {
+    if let Ok(identity) = std::env::var("PILEUS_IDENTITY") {
+        return identity;
+    }
     let host = nix::unistd::gethostname()
         .ok()
         .and_then(|name| name.into_string().ok());

@@ -93,14 +93,14 @@ end_older_build() {
 
 manager_start() {
     end_older_build manager
-    proc_start manager env KUBECONFIG="$STATE_DIR/kubeconfig/manager" RUST_LOG="${RUST_LOG:-info,kube=warn}" \
+    proc_start manager env KUBECONFIG="$STATE_DIR/kubeconfig/manager" PILEUS_IDENTITY=devstack-manager RUST_LOG="${RUST_LOG:-info,kube=warn}" \
         "$PILEUS_BIN" manager --listen 127.0.0.1:28080 --ovn-nb "$OVN_NB" --underlay-mtu 1500
     proc_wait manager 20 curl -fsS --noproxy '*' http://127.0.0.1:28080/readyz
 }
 
 scheduler_start() {
     end_older_build scheduler
-    proc_start scheduler env KUBECONFIG="$STATE_DIR/kubeconfig/scheduler" RUST_LOG="${RUST_LOG:-info,kube=warn}" \
+    proc_start scheduler env KUBECONFIG="$STATE_DIR/kubeconfig/scheduler" PILEUS_IDENTITY=devstack-scheduler RUST_LOG="${RUST_LOG:-info,kube=warn}" \
         "$PILEUS_BIN" scheduler --listen 127.0.0.1:28081
     proc_wait scheduler 20 curl -fsS --noproxy '*' http://127.0.0.1:28081/readyz
 }

@@ -3,6 +3,11 @@
 //! can say the schema says, cross-field rules are CEL on the type and are repeated in
 //! [`validation`], because old API servers have no CEL.
 
+#![allow(
+    clippy::duplicated_attributes,
+    reason = "print columns are attributes, and several have the same type"
+)]
+
 pub mod common;
 pub mod conditions;
 pub mod crd;

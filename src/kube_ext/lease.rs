@@ -12,13 +12,16 @@ use tokio::time::Instant;
 
 use super::ApiError;
 
-/// How long leadership lasts without renewal; client-go's default.
-const LEADER_SECONDS: i32 = 15;
+/// How long leadership lasts without renewal. Twice client-go's default: an API server that
+/// is slow under load should not cost the leader its place.
+const LEADER_SECONDS: i32 = 30;
 /// How often the leader renews, and others look.
 const RENEW: Duration = Duration::from_secs(4);
 /// How long a renewal may fail before the leader gives up, which must be well below the
 /// lease's own duration.
-const GIVE_UP: Duration = Duration::from_secs(10);
+const GIVE_UP: Duration = Duration::from_secs(20);
+/// How long one renewal may take.
+const RENEWAL: Duration = Duration::from_secs(10);
 
 /// Holds the leadership of a role among its replicas.
 pub struct Leader {
@@ -129,12 +132,12 @@ impl Leader {
     }
 
     /// Renews until leadership is lost: somebody else holds the lease, or it could not be
-    /// renewed for 10 seconds. The caller must end the process then.
+    /// renewed for 20 seconds. The caller must end the process then.
     pub async fn hold(&self) -> String {
         let mut renewed = Instant::now();
         loop {
             tokio::time::sleep(RENEW).await;
-            match tokio::time::timeout(RENEW, self.renew()).await {
+            match tokio::time::timeout(RENEWAL, self.renew()).await {
                 Ok(Ok(true)) => renewed = Instant::now(),
                 Ok(Ok(false)) => return format!("another process took the lease {}", self.name),
                 Ok(Err(error)) => {
