@@ -33,7 +33,7 @@ impl Events {
     where
         K: Resource<DynamicType = ()>,
     {
-        self.publish(object, EventType::Normal, reason, action, note.into());
+        self.publish(object, EventType::Normal, reason, action, &note.into());
     }
 
     /// Something went wrong.
@@ -41,10 +41,10 @@ impl Events {
     where
         K: Resource<DynamicType = ()>,
     {
-        self.publish(object, EventType::Warning, reason, action, note.into());
+        self.publish(object, EventType::Warning, reason, action, &note.into());
     }
 
-    fn publish<K>(&self, object: &K, type_: EventType, reason: Reason, action: &str, note: String)
+    fn publish<K>(&self, object: &K, type_: EventType, reason: Reason, action: &str, note: &str)
     where
         K: Resource<DynamicType = ()>,
     {

@@ -35,6 +35,7 @@ fn imported() -> SeenImage {
     })
 }
 
+#[allow(clippy::unnecessary_wraps, reason = "the shape of the field it is for")]
 fn domain(mark: Mark, state: DomainState) -> Option<SeenDomain> {
     Some(SeenDomain {
         mark: Some(mark),

@@ -63,7 +63,7 @@ pub async fn reconcile(server: Arc<Server>, manager: Arc<Manager>) -> Outcome {
         .as_ref()
         .is_some_and(|s| s.observed_generation.is_some());
     if plan.standing.is_passing() && !told && age < QUIET && acted.is_ok() {
-        return Ok(Some(QUIET - age));
+        return Ok(Some(QUIET.saturating_sub(age)));
     }
     let status = status::status(&server, &seen, &plan, Timestamp::now());
     report(&server, &manager, &status).await?;

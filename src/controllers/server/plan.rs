@@ -358,7 +358,7 @@ fn problems(server: &Server, seen: &Seen, claim: &Result<Claim, Problem>) -> Vec
             reason,
             message,
             terminal,
-        })
+        });
     };
     let namespace = server.namespace().unwrap_or_default();
     let spec = &server.spec;
