@@ -17,12 +17,6 @@ control_plane_found() {
     return 1
 }
 
-# A reachable cluster of the user's own wins.
-external_cluster() {
-    [ -n "${KUBECONFIG:-}" ] && [ "$KUBECONFIG" != "$ADMIN_KUBECONFIG" ] &&
-        command "$KUBECTL" --kubeconfig "$KUBECONFIG" --request-timeout=5s get --raw /readyz >/dev/null 2>&1
-}
-
 control_plane_build() {
     mkdir -p "$CACHE_DIR/kubernetes"
     (

@@ -91,9 +91,7 @@ packages() {
 
 # kubectl: the machine's, or the one in a package of the Python registry.
 kubectl_path() {
-    local found="$CACHE_DIR/bin/kubectl"
-    local own
-    # Not `command -v`: a function of that name is below.
+    local found="$CACHE_DIR/bin/kubectl" own
     own="$(type -P kubectl || true)"
     if [ -n "$own" ] && "$own" version --client >/dev/null 2>&1; then
         echo "$own"
