@@ -171,10 +171,10 @@ async fn a_host_that_reboots_brings_its_servers_back() {
     let project = Project::new(&lab, "e2e-reboot").await;
     project.apply(LAN);
     project.apply(&server("back", 1, ""));
-    project.apply(&server("off", 1, "  runState: Stopped\n"));
+    project.apply(&server("stopped", 1, "  runState: Stopped\n"));
     project.apply(&server("else", 2, ""));
     let before = project.phase("back", "Active", BOOT).await;
-    project.phase("off", "Stopped", BOOT).await;
+    project.phase("stopped", "Stopped", BOOT).await;
     project.phase("else", "Active", BOOT).await;
     project
         .console("back")
@@ -201,7 +201,7 @@ async fn a_host_that_reboots_brings_its_servers_back() {
     let console = project.console("back").await;
     console.says_times("PILEUS-GUEST: ready", 2, BOOT).await;
     // What was stopped stays so, and nobody was moved.
-    project.phase("off", "Stopped", BOOT).await;
+    project.phase("stopped", "Stopped", BOOT).await;
     assert_eq!(
         in_host(1, &["virsh", "list", "--name"])
             .split_whitespace()
@@ -220,25 +220,23 @@ async fn a_guest_that_shuts_itself_down_follows_the_policy() {
     project.apply(LAN);
     project.apply(&server("stays", 2, ""));
     project.apply(&server("returns", 2, "  onGuestShutdown: Restart\n"));
+    let mut consoles = Vec::new();
     for name in ["stays", "returns"] {
         project.phase(name, "Active", BOOT).await;
         let mut console = project.console(name).await;
         console.says("PILEUS-GUEST: ready", BOOT).await;
         console.try_shell("true", BOOT).await;
         // The answer may be lost with the guest.
-        let _ =
-            tokio::time::timeout(Duration::from_secs(1), console.try_shell("poweroff", BOOT)).await;
+        let answer = console.try_shell("poweroff", BOOT);
+        let _ = tokio::time::timeout(Duration::from_secs(1), answer).await;
+        consoles.push(console);
     }
     let message = project
         .reason("stays", "GuestShutdown", Duration::from_secs(60))
         .await;
     assert!(message.contains("runState"), "{message}");
+    consoles[1].says_times("PILEUS-GUEST: ready", 2, BOOT).await;
     project.phase("returns", "Active", BOOT).await;
-    project
-        .console("returns")
-        .await
-        .says_times("PILEUS-GUEST: ready", 2, BOOT)
-        .await;
     // The way out that the message names.
     project
         .patch_server("stays", json!({"runState": "Stopped"}))

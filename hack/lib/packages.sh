@@ -4,7 +4,7 @@
 # From bookworm-backports: Debian 12's own QEMU is too old for the image tools beside it.
 BACKPORTS=(libvirt-daemon-system libvirt-clients libvirt-daemon-driver-qemu libvirt-dev
     qemu-system-x86 qemu-utils)
-PACKAGES=(iputils-ping etcd-server openvswitch-switch ovn-central ovn-host ethtool iproute2 openssl curl
+PACKAGES=(iputils-ping etcd-server etcd-client openvswitch-switch ovn-central ovn-host ethtool iproute2 openssl curl
     ca-certificates gcc libc6-dev pkg-config make mmdebstrap busybox-static cpio util-linux python3)
 BUILD_PACKAGES=(golang-go rsync jq make dpkg-dev)
 
