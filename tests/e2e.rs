@@ -288,7 +288,9 @@ spec:
     let (ip, _) = address(&server);
     let mut console = project.console("bookworm").await;
     let boot = Duration::from_secs(300);
-    console.says("root@bookworm", boot).await;
+    console.says("root@bookworm:~#", boot).await;
+    // A shell that is still setting its terminal up throws away what is typed.
+    tokio::time::sleep(Duration::from_secs(5)).await;
     let (code, said) = console
         .try_shell("cloud-init status --wait --long", boot)
         .await;
