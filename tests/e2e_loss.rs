@@ -26,6 +26,11 @@ metadata: {{name: lan}}
 spec: {{network: lan, cidr: 10.30.0.0/24}}
 ---
 apiVersion: pileus.dev/v1alpha1
+kind: SecurityGroup
+metadata: {{name: default}}
+spec: {{rules: [{{name: out, direction: Egress}}]}}
+---
+apiVersion: pileus.dev/v1alpha1
 kind: Server
 metadata: {{name: survivor}}
 spec:
