@@ -10,9 +10,9 @@
 //! | [`guest`] | what a guest is told: config drive, metadata (pure) | `api`, `model` |
 //! | [`network`] | API objects in, desired OVN rows out (pure) | `api`, `model`, values of `drivers::ovn` |
 //! | [`kube_ext`] | what reconcilers share: reports, finalizers, backoff, leases, metrics | `api`, `model` |
-//! | [`controllers`] | one directory per kind: observe, plan (pure), act, report | all above, plus `drivers::ovn` |
-//! | [`scheduler`] | binds Servers to Hosts by filters and weighers | `api`, `model`, `kube_ext` |
-//! | [`agent`] | one host: makes its Instances real | all above, plus `drivers` |
+//! | [`controllers`] | one directory per kind: observe, plan (pure), act, report | `api`, `model`, `guest`, `network`, `kube_ext`, `telemetry`, `drivers::ovn`, `drivers::ovsdb` |
+//! | [`scheduler`] | binds Servers to Hosts by filters and weighers | `api`, `model`, `kube_ext`, `telemetry` |
+//! | [`agent`] | one host: makes its Instances real | `api`, `model`, `guest`, `network`, `kube_ext`, `telemetry`, `drivers` |
 //! | [`telemetry`] | logs, health and metrics endpoints | nothing of ours |
 //!
 //! `controllers`, `scheduler` and `agent` never import each other; any `plan.rs`
