@@ -59,20 +59,6 @@ impl Epochs {
         Ok(())
     }
 
-    /// Forgets a Server whose deletion has been seen through to the end.
-    ///
-    /// # Errors
-    /// When the record cannot be written.
-    pub fn forget(&self, uid: &str) -> io::Result<()> {
-        let mut highest = self.highest.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut next = highest.clone();
-        if next.remove(uid).is_some() {
-            self.write(&next)?;
-            *highest = next;
-        }
-        Ok(())
-    }
-
     fn write(&self, record: &BTreeMap<String, i64>) -> io::Result<()> {
         let temporary = self.path.with_extension("new");
         fs::write(&temporary, serde_json::to_vec(record)?)?;
@@ -93,8 +79,6 @@ mod tests {
         epochs.record("a", 2).unwrap();
         epochs.record("a", 1).unwrap();
         assert_eq!(Epochs::open(&path).unwrap().highest("a"), Some(2));
-        epochs.forget("a").unwrap();
-        assert_eq!(Epochs::open(&path).unwrap().highest("a"), None);
     }
 
     #[test]

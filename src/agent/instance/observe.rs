@@ -136,7 +136,6 @@ pub async fn observe(object: &Instance, id: Uuid, agent: &Agent) -> Result<Obser
             }),
             crashes: runtime.crashes,
             backing_off: runtime.not_before.is_some_and(|at| now < at),
-            refused: None,
         }
     });
     Ok(Observed {

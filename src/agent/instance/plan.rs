@@ -52,8 +52,6 @@ pub struct Seen {
     pub crashes: u32,
     /// The pause after the last crash is not over.
     pub backing_off: bool,
-    /// What remains for new domains, when it is known to be too little.
-    pub refused: Option<String>,
 }
 
 /// Who made something on the host, and for which placement.
@@ -183,8 +181,6 @@ pub enum Standing {
     Foreign,
     /// It ran here before, and its disk is gone: nothing is made up in its place.
     DiskMissing,
-    /// The host has no room for it.
-    Refused(String),
     /// Being removed.
     Removing,
 }
@@ -349,9 +345,6 @@ fn make(spec: &InstanceSpec, seen: &Seen, steps: &mut Vec<Step>) -> Standing {
     if !seen.disk {
         if seen.realized {
             return Standing::DiskMissing;
-        }
-        if let Some(why) = &seen.refused {
-            return Standing::Refused(why.clone());
         }
         match &seen.image {
             SeenImage::Absent => {

@@ -132,7 +132,6 @@ fn words(object: &Instance, standing: &Standing, download: Option<&DownloadWords
             "its root disk is gone from the host and is not made up anew; restore it, or delete the Server and make it again".into(),
             true,
         ),
-        Standing::Refused(why) => say(Some(false), Reason::HostRefused, why.clone(), false),
         Standing::Removing => say(Some(false), Reason::Deleting, "being removed".into(), false),
     }
 }
