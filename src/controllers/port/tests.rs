@@ -328,7 +328,7 @@ fn a_thousand_ports_fill_a_slash_22_with_addresses_of_their_own() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
-    fn no_address_is_ever_held_twice_and_a_second_pass_does_nothing(
+    fn no_address_is_ever_held_twice_and_passes_come_to_rest(
         steps in proptest::collection::vec((0..12_usize, any::<bool>(), 0..10_u8), 1..30),
     ) {
         let mut world = World::with(&["10.0.0.0/28", "fd00::/124"]);
@@ -345,9 +345,10 @@ proptest! {
                 }
                 _ => {}
             }
-            world.pass();
-            world.pass();
-            prop_assert!(!world.pass().1);
+            // One pass gives back what a lost Port held, the next hands it on, the third
+            // counts it in the Subnet; then nothing is left to do.
+            let passes = (1..).take_while(|_| world.pass().1).take(4).count();
+            prop_assert!(passes < 4, "still at work after {passes} passes");
             let addresses = world.addresses();
             let distinct: HashSet<_> = addresses.iter().collect();
             prop_assert_eq!(addresses.len(), distinct.len());
