@@ -32,6 +32,9 @@ LAB_PREFIX="$(lab_prefix)"
 LAB_ADDRESS="$LAB_PREFIX.1"
 API_PORT=6443
 API_URL="https://$LAB_ADDRESS:$API_PORT"
+# A proxy of the machine leads nowhere in the lab.
+export NO_PROXY="${NO_PROXY:+$NO_PROXY,}$LAB_ADDRESS,127.0.0.1"
+export no_proxy="$NO_PROXY"
 ADMIN_KUBECONFIG="$STATE_DIR/kubeconfig/admin"
 SYSTEM_NAMESPACE="pileus-system"
 # Two hosts fit into a small machine; the address plan would take 200.

@@ -96,9 +96,10 @@ control_plane_pki() {
     kubeconfig "$STATE_DIR/kubeconfig/controller-manager" certificate controller-manager
 }
 
-# kubeconfig FILE certificate NAME | token TOKEN
+# kubeconfig FILE certificate NAME | token TOKEN [inside]: the last is for a role in a host.
 kubeconfig() {
-    local file="$1" user
+    local file="$1" user cluster
+    cluster="$(cluster_stanza "${4:-}")"
     mkdir -p "$(dirname "$file")"
     if [ "$2" = certificate ]; then
         user="{client-certificate: $PKI_DIR/$3.crt, client-key: $PKI_DIR/$3.key}"
@@ -109,7 +110,7 @@ kubeconfig() {
 apiVersion: v1
 kind: Config
 current-context: pileus
-clusters: [{name: pileus, cluster: {server: "$API_URL", certificate-authority: $PKI_DIR/ca.crt}}]
+clusters: [{name: pileus, cluster: $cluster}]
 users: [{name: pileus, user: $user}]
 contexts: [{name: pileus, context: {cluster: pileus, user: pileus}}]
 CONF

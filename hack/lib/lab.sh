@@ -108,19 +108,29 @@ in_host() {
 }
 
 # As proc_start, inside a host: host_start N NAME COMMAND…; the process is called hostN-NAME.
-host_start() {
-    local n="$1" name="$2" pid
+host_start() { host_run proc_start "$@"; }
+
+# As proc_supervise, inside a host.
+host_supervise() { host_run proc_supervise "$@"; }
+
+# host_run STARTER N NAME COMMAND…
+host_run() {
+    local starter="$1" n="$2" name="$3" pid
     pid="$(proc_pid "$(host_name "$n")")" || {
         echo "$(host_name "$n") is not up" >&2
         return 1
     }
-    shift 2
-    proc_start "$(host_name "$n")-$name" nsenter --target "$pid" --mount --net --uts -- "$@"
+    shift 3
+    "$starter" "$(host_name "$n")-$name" nsenter --target "$pid" --mount --net --uts -- "$@"
 }
 
 # Ends every process in the host's network namespace but its anchor: daemons, QEMU, all.
 host_kill_all() {
-    local n="$1" anchor pid left=1
+    local n="$1" anchor pid left=1 supervised
+    # Outside the host, where it would start an agent in the middle of this.
+    for supervised in "$SUPERVISE_DIR/$(host_name "$n")"-*; do
+        [ ! -e "$supervised" ] || proc_kill "${supervised##*/}"
+    done
     anchor="$(proc_pid "$(host_name "$n")" || true)"
     while [ "$left" -gt 0 ]; do
         left=0

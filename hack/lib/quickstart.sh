@@ -1,6 +1,12 @@
 # shellcheck shell=bash
 # The first two servers, and what they say.
 
+# Built or found; what it is goes to a file for quickstart_image.
+guest_image() {
+    PILEUS_CACHE="$CACHE_DIR" "$REPO_DIR/hack/guest-image" tiny >"$STATE_DIR/guest-image.new"
+    mv "$STATE_DIR/guest-image.new" "$STATE_DIR/guest-image"
+}
+
 quickstart_image() {
     local line disk="" sum=""
     while IFS= read -r line; do
@@ -8,7 +14,7 @@ quickstart_image() {
         tiny.disk=*) disk="${line#*=}" ;;
         tiny.disk.sha256=*) sum="${line#*=}" ;;
         esac
-    done < <(PILEUS_CACHE="$CACHE_DIR" "$REPO_DIR/hack/guest-image" tiny)
+    done <"$STATE_DIR/guest-image"
     [ -n "$disk" ] && [ -n "$sum" ] || {
         echo "hack/guest-image gave no disk" >&2
         return 1
@@ -20,7 +26,7 @@ quickstart_image() {
         echo "the Image tiny is of an older build and is kept"
         return
     fi
-    kube apply -f - <<YAML
+    apply_marked <<YAML
 apiVersion: pileus.dev/v1alpha1
 kind: Image
 metadata: {name: tiny, namespace: default}
@@ -33,7 +39,7 @@ spec:
 YAML
 }
 
-quickstart_apply() { kube apply -f "$REPO_DIR/config/samples/quickstart.yaml"; }
+quickstart_apply() { apply_marked --namespace default <"$REPO_DIR/config/samples/quickstart.yaml"; }
 
 quickstart_wait() {
     kube wait --for=condition=Ready --timeout=180s server/one server/two && return

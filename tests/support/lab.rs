@@ -49,6 +49,8 @@ pub fn run(program: &str, arguments: &[&str]) -> String {
 fn try_run(program: &str, arguments: &[&str], input: Option<&str>) -> (bool, String) {
     let mut child = Command::new(program)
         .args(arguments)
+        // The lab is to have a control plane of its own: tests stop it and wipe its data.
+        .env_remove("KUBECONFIG")
         .current_dir(repository())
         .stdin(if input.is_some() {
             Stdio::piped()
