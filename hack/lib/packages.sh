@@ -75,8 +75,9 @@ packages() {
     fi
     local status=0
     {
-        { [ "${#backports[@]}" = 0 ] || apt install -t bookworm-backports "${backports[@]}"; } &&
-            { [ "${#wanted[@]}" = 0 ] || apt install "${wanted[@]}"; }
+        # Debian 12's own first: beside a library of the backports some would be refused (curl).
+        { [ "${#wanted[@]}" = 0 ] || apt install "${wanted[@]}"; } &&
+            { [ "${#backports[@]}" = 0 ] || apt install -t bookworm-backports "${backports[@]}"; }
     } || status=$?
     [ -z "$made" ] || rm -f "$policy"
     # Nor at the next boot of the machine; libvirt-guests would even start and stop VMs.
