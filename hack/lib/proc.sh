@@ -46,16 +46,27 @@ proc_restarts() {
     echo "$count"
 }
 
+# Guests that are emulated take all the processors they get; what serves them goes first, as
+# Debian's own scripts start Open vSwitch and OVN (ovs-ctl, ovn-ctl: priority -10). Guests
+# inherit from libvirtd.
+proc_nice() {
+    case "$1" in
+    *-libvirtd | *-virtlogd) echo 0 ;;
+    *) echo -10 ;;
+    esac
+}
+
 # proc_spawn FILE NAME COMMAND…: starts it, its output to the log of NAME, its pid to FILE.
 proc_spawn() {
-    local file="$1" log="$LOG_DIR/$2.log"
+    local file="$1" log="$LOG_DIR/$2.log" nice
+    nice="$(proc_nice "$2")"
     shift 2
     mkdir -p "$PROC_DIR" "$LOG_DIR" "${file%/*}"
     # One old log is kept; without this a lab that runs for weeks fills the disk.
     if [ -f "$log" ] && [ "$(stat -c %s "$log")" -gt 50000000 ]; then mv -f "$log" "$log.1"; fi
     # The mark in its environment finds the process when its pid file is lost. Descriptor 9
     # is the lock of the running command: no daemon may keep it.
-    PILEUS_DEVSTACK_OWNER="$STATE_DIR" setsid "$@" </dev/null >>"$log" 2>&1 9>&- &
+    PILEUS_DEVSTACK_OWNER="$STATE_DIR" setsid nice -n "$nice" "$@" </dev/null >>"$log" 2>&1 9>&- &
     proc_record "$file" "$!"
 }
 

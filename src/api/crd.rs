@@ -42,13 +42,20 @@ fn with_status_default(mut crd: CustomResourceDefinition) -> CustomResourceDefin
             continue;
         };
         // A Host's status belongs to its agent, and has conditions of two writers.
-        let default = json!({"conditions": [{
+        let mut default = json!({"conditions": [{
             "type": ConditionType::Ready.as_str(),
             "status": "Unknown",
             "reason": Reason::Pending.as_str(),
             "message": "waiting for a controller",
             "lastTransitionTime": "1970-01-01T00:00:00Z",
         }]});
+        if status
+            .properties
+            .as_ref()
+            .is_some_and(|p| p.contains_key("phase"))
+        {
+            default["phase"] = json!("Pending");
+        }
         if let Ok(default) = serde_json::from_value(default) {
             status.default = Some(default);
         }

@@ -8,7 +8,7 @@ use kube::Api;
 use kube::runtime::reflector::ObjectRef;
 use uuid::Uuid;
 
-use super::observe::{Observed, requests};
+use super::observe::{LONGEST_PAUSE, Observed, requests};
 use super::plan::{Mark, Step};
 use super::{Download, Error, marks_of, owner_of};
 use crate::agent::Agent;
@@ -18,7 +18,7 @@ use crate::api::server::{ConfigDrive, Hardware};
 use crate::drivers::hypervisor::{self, Boot, Disk, DomainSpec, Hypervisor, Nic, VirtType};
 use crate::drivers::storage::{DirectoryMarks, Progress};
 use crate::guest::{self, GuestData};
-use crate::kube_ext::{ApiError, finalize};
+use crate::kube_ext::{ApiError, chain, finalize};
 use crate::model::quantity::GIB;
 
 /// Command line of a kernel that is booted directly, when the image gives none; Nova's.
@@ -72,17 +72,7 @@ pub async fn act(
                 .define(&domain_spec(object, id, own, seen, agent, &facts)?)
                 .await?;
         }
-        Step::StartPaused => {
-            let asked = object.status.is_none();
-            agent.runtime(id, |runtime| {
-                runtime.started = Some(Instant::now());
-                runtime.shutdown = None;
-                if !asked && seen.plan.was_running {
-                    runtime.restarts += 1;
-                }
-            });
-            hypervisor.start_paused(id).await?;
-        }
+        Step::StartPaused => start(object, id, seen, agent).await?,
         Step::Resume => hypervisor.resume(id).await?,
         Step::ShutDown => {
             agent.runtime(id, |runtime| runtime.shutdown = Some(Instant::now()));
@@ -103,6 +93,31 @@ pub async fn act(
         }
     }
     Ok(())
+}
+
+/// Starts the guest. A refusal is no crash: what counts as a crash has run.
+async fn start(object: &Instance, id: Uuid, seen: &Observed, agent: &Agent) -> Result<(), Error> {
+    let begun = Instant::now();
+    let result = agent.hypervisor.start_paused(id).await;
+    agent.runtime(id, |runtime| match &result {
+        Ok(()) => {
+            runtime.started = Some(begun);
+            runtime.shutdown = None;
+            runtime.refused = None;
+            if object.status.is_some() && seen.plan.was_running {
+                runtime.restarts += 1;
+            }
+        }
+        // libvirt's event of the refused start triggers the Instance at once, so the pause
+        // must be remembered here.
+        Err(error) => {
+            let times = runtime.refused.take().map_or(0, |(_, times)| times) + 1;
+            let pause = Duration::from_secs(1 << times.min(10)).min(LONGEST_PAUSE);
+            runtime.not_before = Some(begun + pause);
+            runtime.refused = Some((chain(error), times));
+        }
+    });
+    Ok(result?)
 }
 
 fn directory_marks(own: &Mark, seen: &Observed) -> DirectoryMarks {

@@ -23,6 +23,9 @@ use plan::{Mark, Standing, Step};
 const INLINE_WAIT: Duration = Duration::from_secs(3);
 /// Work that takes longer than this is told; shorter work only by its end.
 const QUIET: Duration = Duration::from_secs(3);
+/// The same for a guest that has never been told of: until then the manager's "being built"
+/// says all there is to say, also when many guests start at once.
+const FIRST_QUIET: Duration = Duration::from_secs(30);
 
 /// Why a pass ended early.
 #[derive(Debug, thiserror::Error)]
@@ -77,8 +80,8 @@ pub struct Runtime {
     pub download: Option<Download>,
     /// Downloads that failed in a row.
     pub fetch_failures: u32,
-    /// Last error of this Instance.
-    pub error: Option<(crate::api::Reason, String)>,
+    /// Why the hypervisor refused the last start, and how often in a row.
+    pub refused: Option<(String, u32)>,
     /// A domain or disk of it was seen here.
     pub realized: bool,
     /// The standing last logged and told by an event.
@@ -146,7 +149,6 @@ pub async fn reconcile(
             // What was just done is confirmed by a look, before it is told.
             _ => !decided.steps.is_empty() && decided.steps != [Step::FetchImage],
         };
-        agent.runtime(id, |r| r.error = None);
         if again {
             continue;
         }

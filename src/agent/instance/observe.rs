@@ -17,7 +17,7 @@ use crate::kube_ext::finalize;
 /// A start that lasted this long was a success; what ends later is no crash loop.
 const SETTLED: Duration = Duration::from_secs(60);
 /// Longest pause between starts of a guest that crashes.
-const LONGEST_PAUSE: Duration = Duration::from_secs(120);
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(120);
 
 /// What was seen, for the planner and for the steps.
 pub struct Observed {
@@ -135,6 +135,7 @@ pub async fn observe(object: &Instance, id: Uuid, agent: &Agent) -> Result<Obser
                 }
             }),
             crashes: runtime.crashes,
+            start_refused: runtime.refused.is_some(),
             backing_off: runtime.not_before.is_some_and(|at| now < at),
         }
     });

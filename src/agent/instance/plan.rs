@@ -50,7 +50,9 @@ pub struct Seen {
     pub shutdown: Option<Shutdown>,
     /// Starts in quick succession that ended in a crash.
     pub crashes: u32,
-    /// The pause after the last crash is not over.
+    /// The last start was refused by the hypervisor.
+    pub start_refused: bool,
+    /// The pause after the last crash or refused start is not over.
     pub backing_off: bool,
 }
 
@@ -173,6 +175,8 @@ pub enum Standing {
     Stopping,
     /// The guest shut itself down, and stays so.
     GuestShutdown,
+    /// The hypervisor refused to start it; tried again after a pause.
+    StartRefused,
     /// The guest dies again and again; started again after a pause.
     CrashLoop,
     /// Another placement has been seen here since; nothing is touched.
@@ -396,9 +400,11 @@ fn confirmed(spec: &InstanceSpec, image: &ImportedImage) -> Confirmed {
 }
 
 fn start(seen: &Seen, steps: &mut Vec<Step>) -> Standing {
-    if seen.backing_off && seen.crashes > 0 {
+    if seen.backing_off && (seen.start_refused || seen.crashes > 0) {
         steps.clear();
-        return if seen.crashes >= QUICK_RESTARTS {
+        return if seen.start_refused {
+            Standing::StartRefused
+        } else if seen.crashes >= QUICK_RESTARTS {
             Standing::CrashLoop
         } else {
             Standing::Building

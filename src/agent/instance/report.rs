@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::observe::Observed;
 use super::plan::{DomainState, Standing};
-use super::{Download, Error, QUIET};
+use super::{Download, Error, FIRST_QUIET, QUIET};
 use crate::agent::Agent;
 use crate::api::conditions::{self, ConditionType, Observation};
 use crate::api::instance::InstanceStatus;
@@ -34,7 +34,12 @@ struct Words {
     stalled: bool,
 }
 
-fn words(object: &Instance, standing: &Standing, download: Option<&DownloadWords>) -> Words {
+fn words(
+    object: &Instance,
+    standing: &Standing,
+    download: Option<&DownloadWords>,
+    refused: Option<&str>,
+) -> Words {
     let say = |ready, reason, message: String, stalled| Words {
         ready,
         reason,
@@ -53,15 +58,7 @@ fn words(object: &Instance, standing: &Standing, download: Option<&DownloadWords
             };
             say(Some(false), Reason::Downloading, message, false)
         }
-        Standing::ImageFailed => match download {
-            Some(DownloadWords::Failed { reason, message, terminal }) => say(
-                Some(false),
-                *reason,
-                format!("image {}: {message}", object.spec.image.name),
-                *terminal,
-            ),
-            _ => say(Some(false), Reason::DownloadFailed, "the image could not be fetched".into(), false),
-        },
+        Standing::ImageFailed => image_failed(object, download),
         Standing::AwaitingDigest => say(
             Some(false),
             Reason::Building,
@@ -105,6 +102,12 @@ fn words(object: &Instance, standing: &Standing, download: Option<&DownloadWords
             "the guest shut itself down and onGuestShutdown is Stop; set runState to Stopped and back to Running to start it".into(),
             false,
         ),
+        Standing::StartRefused => say(
+            Some(false),
+            Reason::HypervisorFailed,
+            refused.unwrap_or("the hypervisor refused to start it").to_owned(),
+            false,
+        ),
         Standing::CrashLoop => say(
             Some(false),
             Reason::CrashLoop,
@@ -133,6 +136,31 @@ fn words(object: &Instance, standing: &Standing, download: Option<&DownloadWords
             true,
         ),
         Standing::Removing => say(Some(false), Reason::Deleting, "being removed".into(), false),
+    }
+}
+
+fn image_failed(object: &Instance, download: Option<&DownloadWords>) -> Words {
+    let (reason, message, stalled) = match download {
+        Some(DownloadWords::Failed {
+            reason,
+            message,
+            terminal,
+        }) => (
+            *reason,
+            format!("image {}: {message}", object.spec.image.name),
+            *terminal,
+        ),
+        _ => (
+            Reason::DownloadFailed,
+            "the image could not be fetched".to_owned(),
+            false,
+        ),
+    };
+    Words {
+        ready: Some(false),
+        reason,
+        message,
+        stalled,
     }
 }
 
@@ -205,14 +233,23 @@ pub async fn report(
     standing: &Standing,
 ) -> Result<Option<Duration>, ApiError> {
     let now = Instant::now();
+    let told = object
+        .status
+        .as_ref()
+        .is_some_and(|s| s.observed_generation.is_some());
+    let patience = match standing {
+        Standing::Building | Standing::AwaitingPorts if !told => FIRST_QUIET,
+        _ => QUIET,
+    };
     let (words, quiet, reported, restarts, not_before, retry) = agent.runtime(id, |runtime| {
         let download = download_words(object, runtime.download.as_ref());
-        let words = words(object, standing, download.as_ref());
+        let refused = runtime.refused.as_ref().map(|(why, _)| why.as_str());
+        let words = words(object, standing, download.as_ref(), refused);
         let busy_for = if is_passing(standing) {
             now - *runtime.busy_since.get_or_insert(now)
         } else {
             runtime.busy_since = None;
-            QUIET
+            FIRST_QUIET
         };
         let retry = match &runtime.download {
             Some(Download::Failed { again, .. }) => Some(again.saturating_duration_since(now)),
@@ -220,7 +257,7 @@ pub async fn report(
         };
         (
             words,
-            busy_for < QUIET,
+            busy_for < patience,
             runtime.reported,
             runtime.restarts,
             runtime.not_before,
@@ -234,7 +271,7 @@ pub async fn report(
         Standing::Fetching => Some(Duration::from_secs(1)),
         Standing::AwaitingPorts | Standing::Stopping => Some(Duration::from_millis(500)),
         Standing::PortsOverdue => Some(Duration::from_secs(5)),
-        Standing::Building | Standing::CrashLoop => Some(
+        Standing::Building | Standing::StartRefused | Standing::CrashLoop => Some(
             not_before
                 .map_or(Duration::from_secs(1), |at| {
                     at.saturating_duration_since(now)

@@ -361,3 +361,26 @@ proptest! {
         prop_assert!(steps.is_empty() || steps == [Step::DropFinalizer], "{:?}", steps);
     }
 }
+
+#[test]
+fn a_refused_start_is_told_as_such_and_tried_again_after_its_pause() {
+    let mut seen = running(own());
+    seen.domain = domain(own(), DomainState::Off);
+    seen.start_refused = true;
+    seen.backing_off = true;
+    let waiting = plan(&spec(RunState::Running), &own(), &seen);
+    assert_eq!(
+        waiting,
+        Plan {
+            steps: vec![],
+            standing: Standing::StartRefused
+        }
+    );
+    seen.backing_off = false;
+    let again = plan(&spec(RunState::Running), &own(), &seen);
+    assert_eq!(again.steps, [Step::StartPaused]);
+    // A guest that need not run waits for nothing.
+    seen.backing_off = true;
+    let stopped = plan(&spec(RunState::Stopped), &own(), &seen);
+    assert_eq!(stopped.standing, Standing::AsAsked);
+}

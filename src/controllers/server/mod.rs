@@ -23,12 +23,14 @@ use crate::api::names::{
 use crate::api::{Instance, Port, Reason, Server};
 use crate::kube_ext::report::apply_status;
 use crate::kube_ext::{ApiError, finalize};
-use plan::{Seen, Step, UserData};
+use plan::{Seen, Standing, Step, UserData};
 
 /// A Secret is not watched; one that is missing is looked for this often.
 const SECRET_RETRY: Duration = Duration::from_secs(3);
 /// A Server on its way is told of when it takes longer than this.
 const QUIET: Duration = Duration::from_secs(3);
+/// The same once it is with its host, which speaks for itself when it has something to say.
+const BUILDING_QUIET: Duration = Duration::from_secs(30);
 
 /// One pass.
 ///
@@ -62,8 +64,12 @@ pub async fn reconcile(server: Arc<Server>, manager: Arc<Manager>) -> Outcome {
         .status
         .as_ref()
         .is_some_and(|s| s.observed_generation.is_some());
-    if plan.standing.is_passing() && !told && age < QUIET && acted.is_ok() {
-        return Ok(Some(QUIET.saturating_sub(age)));
+    let quiet = match plan.standing {
+        Standing::Building => BUILDING_QUIET,
+        _ => QUIET,
+    };
+    if plan.standing.is_passing() && !told && age < quiet && acted.is_ok() {
+        return Ok(Some(quiet.saturating_sub(age)));
     }
     let status = status::status(&server, &seen, &plan, Timestamp::now());
     report(&server, &manager, &status).await?;
