@@ -20,7 +20,7 @@ use crate::api::{Instance, Reason};
 use crate::drivers::hypervisor::{HostFacts, Hypervisor, Listed, State};
 use crate::drivers::storage::DirectoryMarks;
 use crate::kube_ext::report::apply_status;
-use crate::kube_ext::{ApiError, chain, lease};
+use crate::kube_ext::{ApiError, chain, find, is_unserved, lease};
 use crate::model::Owner;
 use crate::model::quantity::GIB;
 
@@ -92,23 +92,26 @@ pub async fn keep_images(agent: Arc<Agent>, stop: CancellationToken) {
 
 async fn look_and_report(agent: &Agent) -> Result<(), ApiError> {
     let name = &agent.config.host;
-    let host = match agent
-        .hosts
-        .get_opt(name)
+    let facts = agent.hypervisor.host().await;
+    // Before the Host, which may be lost itself: the metric tells of orphans all the same.
+    let orphans = match agent.hypervisor.domains().await {
+        Ok(domains) => orphans(agent, &domains).await,
+        Err(_) => None,
+    };
+    let host = match find(&agent.hosts, name)
         .await
         .map_err(ApiError::doing("read the Host"))?
     {
         Some(host) => host,
         None => register(agent).await?,
     };
-    let facts = agent.hypervisor.host().await;
-    let domains = agent.hypervisor.domains().await;
     let old = host.status.clone().unwrap_or_default();
-    let orphans = match &domains {
-        Ok(domains) => orphans(agent, domains)
-            .await
-            .unwrap_or_else(|| old.orphans.clone()),
-        Err(_) => old.orphans.clone(),
+    let told = old.capacity.is_some() || facts.is_err();
+    let Some(orphans) = orphans.or_else(|| told.then(|| old.orphans.clone())) else {
+        // A Host that was never told of may be one that was lost: until its orphans are known,
+        // nobody may take it, or another one, for free of a Server that runs here.
+        tracing::warn!("not reported before it is known which VMs are here");
+        return Ok(());
     };
     let status = status(agent, &host, &old, facts, orphans);
     if apply_status(&agent.hosts, AGENT, &host, &status).await? {
@@ -273,6 +276,19 @@ fn exclusive_control() -> Observation {
     }
 }
 
+/// Whether the kind Instance is really gone: an API server that has only just started serves
+/// none of ours either, and says by itself when it is ready.
+async fn is_lost(agent: &Agent) -> bool {
+    let Ok(request) = http::Request::get("/readyz").body(Vec::new()) else {
+        return false;
+    };
+    if agent.context.client.request_text(request).await.is_err() {
+        return false;
+    }
+    let again = agent.instances.list(&ListParams::default().limit(1)).await;
+    again.is_err_and(|error| is_unserved(&error))
+}
+
 /// Domains and directories with our marks that no Instance stands for. `None` when that
 /// cannot be told now.
 async fn orphans(agent: &Agent, domains: &[Listed]) -> Option<Vec<Orphan>> {
@@ -310,7 +326,7 @@ async fn orphans(agent: &Agent, domains: &[Listed]) -> Option<Vec<Orphan>> {
         owned = match agent.instances.list(&ListParams::default()).await {
             Ok(list) => known(&mut list.items.iter()),
             // The kind itself is gone, and every owner with it.
-            Err(kube::Error::Api(status)) if status.is_not_found() => HashSet::new(),
+            Err(error) if is_unserved(&error) && is_lost(agent).await => HashSet::new(),
             Err(_) => return None,
         };
     }

@@ -93,6 +93,23 @@ pub struct InstanceSpec {
     /// How long a guest may take to shut down, in seconds.
     #[serde(default)]
     pub shutdown_timeout_seconds: i32,
+    /// What its host does with the VM when this Instance is deleted.
+    #[serde(default)]
+    pub on_deletion: OnDeletion,
+}
+
+/// What a host does with the VM of an Instance that is deleted.
+///
+/// Kubernetes deletes every object of a kind with the kind's definition, and every object in
+/// a namespace with the namespace. Neither is a word about VMs, so a deletion alone removes
+/// none: the manager must have ordered it, because the Server itself was deleted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum OnDeletion {
+    /// VM and disks stay as they are, and the Host reports them as an orphan.
+    #[default]
+    Release,
+    /// VM and disks are removed.
+    Remove,
 }
 
 /// The Server behind an Instance.

@@ -8,6 +8,7 @@ pub mod flavor;
 pub mod host;
 pub mod image;
 pub mod key_pair;
+pub mod loss;
 pub mod network;
 pub mod network_stores;
 pub mod ovn_sync;
@@ -28,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::names::SYSTEM_NAMESPACE;
 use crate::kube_ext::lease::Leader;
-use crate::kube_ext::{ApiError, Context, chain};
+use crate::kube_ext::{ApiError, Context, chain, find};
 use crate::telemetry::Readiness;
 
 use network_stores::NetworkStores;
@@ -132,6 +133,7 @@ async fn lead(config: Config, context: Context, stop: CancellationToken) -> Resu
                 worker::run(&manager, wiring.hosts, 8, host::reconcile, "host", stop.clone()),
             )
         }
+        () = loss::let_go_meanwhile(&manager.context.client) => return Ok(()),
         () = stop.cancelled() => return Ok(()),
     };
     let network = ovn_sync::run_network(
@@ -164,7 +166,7 @@ fn network_config(config: &Config) -> ovn_sync::NetworkConfig {
 pub async fn ensure_namespace(client: &Client, name: &str) -> Result<(), ApiError> {
     let api: Api<Namespace> = Api::all(client.clone());
     let action = || ApiError::doing(format!("make the namespace {name}"));
-    if api.get_opt(name).await.map_err(action())?.is_some() {
+    if find(&api, name).await.map_err(action())?.is_some() {
         return Ok(());
     }
     let namespace = Namespace {

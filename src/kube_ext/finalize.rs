@@ -59,7 +59,7 @@ where
         .cloned()
         .collect();
     match write(api, object, &finalizers).await {
-        Err(error) if error.is_not_found() => Ok(false),
+        Err(error) if error.is_gone() => Ok(false),
         done => done.map(|()| true),
     }
 }

@@ -70,9 +70,7 @@ impl Leader {
         seen: &mut Option<(Option<String>, Instant)>,
     ) -> Result<bool, ApiError> {
         let doing = || format!("take the lease {}", self.name);
-        let Some(lease) = self
-            .api
-            .get_opt(&self.name)
+        let Some(lease) = super::find(&self.api, &self.name)
             .await
             .map_err(ApiError::doing(doing()))?
         else {

@@ -55,16 +55,51 @@ impl ApiError {
         matches!(&*self.source, kube::Error::Api(status) if status.is_conflict())
     }
 
-    /// Whether the object (or its kind) is not there.
+    /// Whether the object is not there; see [`is_gone`].
     #[must_use]
-    pub fn is_not_found(&self) -> bool {
-        matches!(&*self.source, kube::Error::Api(status) if status.is_not_found())
+    pub fn is_gone(&self) -> bool {
+        is_gone(&self.source)
     }
 
     /// Whether an object of that name is there already.
     #[must_use]
     pub fn is_already_exists(&self) -> bool {
         matches!(&*self.source, kube::Error::Api(status) if status.is_already_exists())
+    }
+}
+
+/// Whether the API server says that the object is not there.
+///
+/// Not every 404 says that: where a kind is not served, because its definition is gone or
+/// because the API server has only just started, it has no more than `404 page not found`
+/// for every object, which is no word about any of them. `Status::is_not_found` and
+/// `Api::get_opt` take both for absence; use this and [`find`].
+#[must_use]
+pub fn is_gone(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 404 && status.reason == NOT_FOUND)
+}
+
+/// Whether the API server does not serve the object's kind, now or at all.
+#[must_use]
+pub fn is_unserved(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 404 && status.reason != NOT_FOUND)
+}
+
+/// Reason in the API server's own answer about a missing object.
+const NOT_FOUND: &str = "NotFound";
+
+/// Reads an object; `None` when the API server says that there is none.
+///
+/// # Errors
+/// When the API server refuses, does not answer or does not serve the kind.
+pub async fn find<K>(api: &Api<K>, name: &str) -> Result<Option<K>, kube::Error>
+where
+    K: Clone + serde::de::DeserializeOwned + std::fmt::Debug,
+{
+    match api.get(name).await {
+        Ok(object) => Ok(Some(object)),
+        Err(error) if is_gone(&error) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
@@ -134,4 +169,25 @@ pub enum ConnectError {
     /// The cluster's identity is missing.
     #[error("the namespace kube-system has no uid")]
     NoUid,
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::core::Status;
+
+    use super::*;
+
+    #[test]
+    fn only_the_servers_own_word_says_that_an_object_is_gone() {
+        let missing = Status::failure("servers \"a\" not found", "NotFound").with_code(404);
+        let missing = kube::Error::Api(missing.boxed());
+        assert!(is_gone(&missing) && !is_unserved(&missing));
+        // What kube makes of an answer that is no Status.
+        let page = Status::failure("404 page not found", "Failed to parse error data");
+        let page = kube::Error::Api(page.with_code(404).boxed());
+        assert!(!is_gone(&page) && is_unserved(&page));
+        let conflict = Status::failure("changed", "Conflict").with_code(409);
+        let conflict = kube::Error::Api(conflict.boxed());
+        assert!(!is_gone(&conflict) && !is_unserved(&conflict));
+    }
 }

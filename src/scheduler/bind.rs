@@ -9,7 +9,7 @@ use super::state::{Outcome, Write};
 use crate::api::Server;
 use crate::api::names::SCHEDULER;
 use crate::kube_ext::report::apply_status_to_version;
-use crate::kube_ext::{ApiError, chain};
+use crate::kube_ext::{ApiError, chain, is_unserved};
 
 /// How long one try may take.
 const TRY: Duration = Duration::from_secs(5);
@@ -47,8 +47,12 @@ pub async fn write(client: Client, write: &Write) -> Outcome {
 
 /// The outcome, where the error tells that nothing was written.
 fn certain(error: &ApiError) -> Option<Outcome> {
-    if error.is_conflict() || error.is_not_found() {
+    if error.is_conflict() || error.is_gone() {
         return Some(Outcome::Conflict);
+    }
+    if is_unserved(&error.source) {
+        // The API server has just started and knows no kind of ours yet.
+        return None;
     }
     match &*error.source {
         kube::Error::Api(status) if (400..429).contains(&status.code) => Some(Outcome::Refused),

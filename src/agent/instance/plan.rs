@@ -9,7 +9,7 @@
 //! Every pass starts from what is there, so a crash at any point costs nothing but the
 //! step that it interrupted.
 
-use crate::api::instance::{ImportedImage, InstanceSpec};
+use crate::api::instance::{ImportedImage, InstanceSpec, OnDeletion};
 use crate::api::server::{OnGuestShutdown, RunState};
 
 /// How often a guest that keeps dying is started again before only slow retries are left.
@@ -211,6 +211,11 @@ impl Plan {
 /// Decides for one Instance. `own` is the mark that this Instance puts on what it makes.
 #[must_use]
 pub fn plan(spec: &InstanceSpec, own: &Mark, seen: &Seen) -> Plan {
+    if seen.deleting && spec.on_deletion == OnDeletion::Release {
+        // Nobody has deleted the Server: the Instance was lost, and what it stands for is
+        // adopted by the next one.
+        return Plan::new(vec![Step::DropFinalizer], Standing::Removing);
+    }
     if let Some(highest) = seen.highest_epoch
         && highest > own.epoch
     {

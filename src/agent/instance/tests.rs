@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::plan::{
     DomainState, Mark, Plan, Seen, SeenDomain, SeenImage, Shutdown, Standing, Step, plan,
 };
-use crate::api::instance::{ImportedImage, InstanceSpec};
+use crate::api::instance::{ImportedImage, InstanceSpec, OnDeletion};
 use crate::api::server::{OnGuestShutdown, RunState};
 
 fn own() -> Mark {
@@ -218,10 +218,9 @@ fn an_older_epoch_touches_nothing() {
         }
     );
     seen.deleting = true;
-    assert_eq!(
-        plan(&spec(RunState::Running), &own(), &seen).steps,
-        [Step::DropFinalizer]
-    );
+    let mut ordered = spec(RunState::Running);
+    ordered.on_deletion = OnDeletion::Remove;
+    assert_eq!(plan(&ordered, &own(), &seen).steps, [Step::DropFinalizer]);
 }
 
 #[test]
@@ -275,11 +274,23 @@ fn unconfirmed_and_wrong_bytes_make_no_disk() {
 }
 
 #[test]
-fn a_deleted_instance_leaves_nothing() {
+fn a_deletion_that_nobody_ordered_touches_nothing() {
     let mut seen = running(own());
     seen.deleting = true;
     assert_eq!(
         plan(&spec(RunState::Running), &own(), &seen).steps,
+        [Step::DropFinalizer]
+    );
+}
+
+#[test]
+fn a_deleted_instance_leaves_nothing() {
+    let mut seen = running(own());
+    seen.deleting = true;
+    let mut ordered = spec(RunState::Running);
+    ordered.on_deletion = OnDeletion::Remove;
+    assert_eq!(
+        plan(&ordered, &own(), &seen).steps,
         [
             Step::PowerOff,
             Step::Undefine,
@@ -349,7 +360,9 @@ proptest! {
             prop_assume!(domain.state != DomainState::ShuttingDown);
         }
         let run_state = if stopped { RunState::Stopped } else { RunState::Running };
-        settle(&spec(run_state), &own(), &mut seen);
+        let mut spec = spec(run_state);
+        spec.on_deletion = OnDeletion::Remove;
+        settle(&spec, &own(), &mut seen);
     }
 
     #[test]
@@ -357,7 +370,9 @@ proptest! {
         let foreign = if newer { Mark { epoch: 3, ..own() } } else { Mark { name: "other".into(), ..own() } };
         seen.domain = seen.domain.map(|d| SeenDomain { mark: Some(foreign.clone()), ..d });
         seen.directory = Some(foreign);
-        let steps = plan(&spec(RunState::Running), &own(), &seen).steps;
+        let mut ordered = spec(RunState::Running);
+        ordered.on_deletion = OnDeletion::Remove;
+        let steps = plan(&ordered, &own(), &seen).steps;
         prop_assert!(steps.is_empty() || steps == [Step::DropFinalizer], "{:?}", steps);
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use kube::{Api, ResourceExt};
 
-use super::{Manager, Outcome, name_some};
+use super::{Manager, Outcome, loss, name_some};
 use crate::api::names::MANAGER_FINALIZER;
 use crate::api::{Flavor, Reason, validation};
 use crate::kube_ext::finalize;
@@ -37,7 +37,7 @@ pub async fn reconcile(flavor: Arc<Flavor>, manager: Arc<Manager>) -> Outcome {
         .filter(|s| s.spec.flavor.as_ref() == Some(&name))
         .map(|s| format!("{}/{}", s.namespace().unwrap_or_default(), s.name_any()))
         .collect();
-    if users.is_empty() {
+    if users.is_empty() || loss::of_kind::<Flavor>(&manager.context.client).await? {
         finalize::remove(&api, &flavor, MANAGER_FINALIZER).await?;
     } else {
         let users = name_some(users);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use k8s_openapi::jiff::Timestamp;
 use kube::{Api, ResourceExt};
 
-use super::{Manager, Outcome};
+use super::{Manager, Outcome, loss};
 use crate::api::names::{MANAGER, MANAGER_FINALIZER};
 use crate::api::{Image, Instance};
 use crate::kube_ext::finalize;
@@ -52,11 +52,12 @@ pub async fn reconcile(image: Arc<Image>, manager: Arc<Manager>) -> Outcome {
         users,
     };
     let plan = plan::plan(&image, &seen, Timestamp::now());
-    if plan.release {
+    let is_deleting = finalize::is_deleting(&*image);
+    if plan.release || is_deleting && loss::of_kind::<Image>(&manager.context.client).await? {
         finalize::remove(&api, &image, MANAGER_FINALIZER).await?;
         return Ok(None);
     }
-    if finalize::is_deleting(&*image) && !finalize::has(&*image, MANAGER_FINALIZER) {
+    if is_deleting && !finalize::has(&*image, MANAGER_FINALIZER) {
         return Ok(None);
     }
     if apply_status(&api, MANAGER, &*image, &plan.status).await? {

@@ -8,7 +8,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::{Api, ResourceExt};
 use sha2::{Digest, Sha256};
 
-use super::{Manager, Outcome, name_some};
+use super::{Manager, Outcome, loss, name_some};
 use crate::api::conditions::{self, ConditionType, Observation};
 use crate::api::names::{MANAGER, MANAGER_FINALIZER};
 use crate::api::{KeyPair, KeyPairStatus, Reason};
@@ -37,7 +37,8 @@ pub async fn reconcile(pair: Arc<KeyPair>, manager: Arc<Manager>) -> Outcome {
         .filter(|s| s.spec.key_pairs.contains(&name))
         .map(|s| s.name_any())
         .collect();
-    if deleting && users.is_empty() {
+    let is_free = users.is_empty();
+    if deleting && (is_free || loss::of_kind::<KeyPair>(&manager.context.client).await?) {
         finalize::remove(&api, &pair, MANAGER_FINALIZER).await?;
         return Ok(None);
     }

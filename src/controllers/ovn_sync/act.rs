@@ -22,8 +22,8 @@ use crate::api::{
     IPAllocation, Network, NetworkStatus, Port, PortStatus, SecurityGroup, SecurityGroupRule,
     SecurityGroupRuleStatus, SecurityGroupStatus, Subnet, SubnetStatus,
 };
-use crate::kube_ext::ApiError;
 use crate::kube_ext::report::apply_status_to_version;
+use crate::kube_ext::{ApiError, find, is_gone};
 
 /// Requests on their way at once: enough to hide their latency, few enough for the API
 /// server's fairness.
@@ -128,7 +128,7 @@ pub async fn set_finalizer<K: Kind>(
         .await;
     match done {
         Ok(object) => Ok(Some(object)),
-        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(None),
+        Err(error) if is_gone(&error) => Ok(None),
         Err(error) => Err(ApiError::doing(format!(
             "set the finalizers of {} {name}",
             K::kind(&())
@@ -207,7 +207,8 @@ pub async fn give_up(client: &Client, allocation: Arc<IPAllocation>) -> Result<S
     match api(client, &*allocation).delete(&name, &params).await {
         Ok(_) => Ok(uid),
         // A conflict says that another object has the name now, so this one is gone.
-        Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => Ok(uid),
+        Err(kube::Error::Api(status)) if status.is_conflict() => Ok(uid),
+        Err(error) if is_gone(&error) => Ok(uid),
         Err(error) => Err(ApiError::doing(format!(
             "give up the address {}",
             allocation.spec.address
@@ -232,8 +233,7 @@ pub async fn give_up_stale(
         .unwrap_or_default();
     let name = spec.port.clone().unwrap_or_default();
     let ports: Api<Port> = Api::namespaced(client.clone(), &namespace);
-    let holder = ports
-        .get_opt(&name)
+    let holder = find(&ports, &name)
         .await
         .map_err(ApiError::doing(format!("look for Port {namespace}/{name}")))?;
     if holder.is_some_and(|port| port.uid() == spec.port_uid) {

@@ -13,9 +13,11 @@ use super::overlay::Overlay;
 use super::plan::{self, Plan, Snapshot};
 use super::{NetworkError, Outcome, hints};
 use crate::api::conditions::{Observation, is_true};
+use crate::api::names::MANAGER_FINALIZER;
 use crate::api::{
     ConditionType, IPAllocation, Network, Port, Reason, SecurityGroup, SecurityGroupRule, Subnet,
 };
+use crate::controllers::loss;
 use crate::controllers::network_stores::NetworkStores;
 use crate::controllers::port::plan::port_id;
 use crate::controllers::security_group::default_group;
@@ -23,7 +25,7 @@ use crate::controllers::subnet::ledger::{Holder, subnet_uid};
 use crate::drivers::ovn::token::Token;
 use crate::drivers::ovn::{ApplyError, Conflict, Diff, Northbound, NorthboundDb};
 use crate::drivers::ovsdb::ConnectionState;
-use crate::kube_ext::{ApiError, Context, chain};
+use crate::kube_ext::{ApiError, Context, chain, finalize};
 
 /// Name in metrics.
 const NAME: &str = "network";
@@ -94,6 +96,10 @@ impl Worker {
     pub(super) async fn pass(&mut self, stores: &NetworkStores) -> Result<Outcome, NetworkError> {
         let mut outcome = Outcome::default();
         let before = self.snapshot(stores);
+        if self.let_lost_go(&before, &mut outcome).await {
+            // What is known of the network is falling apart; OVN keeps what it has.
+            return Ok(outcome);
+        }
         self.prepare(&before, &mut outcome).await;
         let snapshot = self.snapshot(stores);
         let view = self.northbound.view();
@@ -114,6 +120,19 @@ impl Worker {
         }
         self.report(plan, &mut outcome).await;
         Ok(outcome)
+    }
+
+    /// Lets objects go that are deleted only because the definition of their kind is, without
+    /// taking anything from OVN. True if there are any, or if that cannot be told now.
+    async fn let_lost_go(&mut self, snapshot: &Snapshot, outcome: &mut Outcome) -> bool {
+        let client = &self.context.client;
+        let found = [
+            lost(client, &mut self.networks, &snapshot.networks, outcome).await,
+            lost(client, &mut self.subnets, &snapshot.subnets, outcome).await,
+            lost(client, &mut self.ports, &snapshot.ports, outcome).await,
+            lost(client, &mut self.groups, &snapshot.groups, outcome).await,
+        ];
+        found.contains(&true)
     }
 
     /// Finalizers, before anything is made for an object, and `default` groups.
@@ -324,7 +343,7 @@ fn wait_for_addresses(
 /// Errors of single requests: a conflict only says that the object has changed.
 fn note(errors: Vec<ApiError>, outcome: &mut Outcome) {
     for error in errors {
-        if error.is_conflict() || error.is_not_found() {
+        if error.is_conflict() || error.is_gone() {
             tracing::debug!(error = %chain(&error), "the object has changed");
             outcome.failed = true;
         } else {
@@ -352,6 +371,43 @@ async fn mark<K: Kind>(
     for object in done.into_iter().flatten() {
         overlay.changed(object);
     }
+}
+
+/// Takes our finalizer from objects that go with their kind. True if there are any, or if
+/// that cannot be told now.
+async fn lost<K: Kind>(
+    client: &kube::Client,
+    overlay: &mut Overlay<K>,
+    objects: &[Arc<K>],
+    outcome: &mut Outcome,
+) -> bool {
+    let going: Vec<_> = objects
+        .iter()
+        .filter(|o| finalize::is_deleting(&***o) && finalize::has(&***o, MANAGER_FINALIZER))
+        .collect();
+    if going.is_empty() {
+        return false;
+    }
+    match loss::of_kind::<K>(client).await {
+        Ok(false) => return false,
+        Ok(true) => {}
+        Err(error) => {
+            note(vec![error], outcome);
+            return true;
+        }
+    }
+    let kind = K::kind(&());
+    tracing::warn!(%kind, count = going.len(), "the kind's definition is being deleted: its objects are let go, and OVN keeps their rows");
+    let drops = going
+        .into_iter()
+        .map(|object| act::set_finalizer(client, &**object, false));
+    let (done, errors) = act::all(drops.collect()).await;
+    note(errors, outcome);
+    for object in done.into_iter().flatten() {
+        overlay.gone(&object.uid().unwrap_or_default());
+    }
+    outcome.failed = true;
+    true
 }
 
 async fn unmark<K: Kind>(

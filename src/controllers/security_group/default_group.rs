@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::api::names::{DEFAULT_GROUP, DEFAULT_GROUP_ANNOTATION};
 use crate::api::security_group::{Direction, EtherType, NamedRule, SecurityRule};
 use crate::api::{SecurityGroup, SecurityGroupSpec};
-use crate::kube_ext::ApiError;
+use crate::kube_ext::{ApiError, find};
 
 /// Everything out; in what comes from the group itself; as Neutron's.
 #[must_use]
@@ -43,8 +43,7 @@ pub fn spec() -> SecurityGroupSpec {
 pub async fn ensure(client: &Client, namespace: &str) -> Result<Option<SecurityGroup>, ApiError> {
     let namespaces: Api<Namespace> = Api::all(client.clone());
     let doing = || format!("make the security group {DEFAULT_GROUP} of namespace {namespace}");
-    let Some(object) = namespaces
-        .get_opt(namespace)
+    let Some(object) = find(&namespaces, namespace)
         .await
         .map_err(ApiError::doing(doing()))?
     else {

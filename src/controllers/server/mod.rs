@@ -16,13 +16,13 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, ResourceExt};
 
-use super::{Manager, Outcome, Stores};
+use super::{Manager, Outcome, Stores, loss};
 use crate::api::names::{
     GUEST_DATA_KEY, MANAGER, MANAGER_FINALIZER, SERVER_UID_LABEL, host_namespace,
 };
 use crate::api::{Instance, Port, Reason, Server};
 use crate::kube_ext::report::apply_status;
-use crate::kube_ext::{ApiError, finalize};
+use crate::kube_ext::{ApiError, finalize, find, is_gone, is_unserved};
 use plan::{Seen, Standing, Step, UserData};
 
 /// A Secret is not watched; one that is missing is looked for this often.
@@ -123,16 +123,11 @@ async fn observe(server: &Server, manager: &Manager) -> Result<Seen, ApiError> {
     let namespace = server.namespace().unwrap_or_default();
     let uid = server.uid().unwrap_or_default();
     let deleting = finalize::is_deleting(server);
+    let kind_lost = deleting && loss::of_kind::<Server>(&manager.context.client).await?;
     let instances = if deleting {
         // Before anything is let go, a direct read: a cache may have missed an Instance.
         let api: Api<Instance> = Api::all(manager.context.client.clone());
-        let params = ListParams::default().labels(&format!("{SERVER_UID_LABEL}={uid}"));
-        let list = api.list(&params).await;
-        list.map_err(ApiError::doing(format!(
-            "list the Instances of {}",
-            server.name_any()
-        )))?
-        .items
+        list_of(server, &api, kind_lost).await?
     } else {
         let placed = server.status.as_ref().and_then(|s| s.placement.as_ref());
         placed
@@ -145,13 +140,7 @@ async fn observe(server: &Server, manager: &Manager) -> Result<Seen, ApiError> {
     };
     let owned_ports = if deleting {
         let api: Api<Port> = Api::namespaced(manager.context.client.clone(), &namespace);
-        let params = ListParams::default().labels(&format!("{SERVER_UID_LABEL}={uid}"));
-        let list = api.list(&params).await;
-        list.map_err(ApiError::doing(format!(
-            "list the Ports of {}",
-            server.name_any()
-        )))?
-        .items
+        list_of(server, &api, kind_lost).await?
     } else {
         Vec::new()
     };
@@ -164,13 +153,28 @@ async fn observe(server: &Server, manager: &Manager) -> Result<Seen, ApiError> {
     } else {
         UserData::NotNeeded
     };
-    Ok(resolve::look(
-        server,
-        manager,
-        instances,
-        owned_ports,
-        user_data,
-    ))
+    let mut seen = resolve::look(server, manager, instances, owned_ports, user_data);
+    seen.kind_lost = kind_lost;
+    Ok(seen)
+}
+
+/// What was made for a Server, by a direct read. When its kind goes, the other may have gone
+/// before, and then there is nothing of it to wait for.
+async fn list_of<K>(server: &Server, api: &Api<K>, kind_lost: bool) -> Result<Vec<K>, ApiError>
+where
+    K: kube::Resource<DynamicType = ()> + Clone + serde::de::DeserializeOwned + std::fmt::Debug,
+{
+    let uid = server.uid().unwrap_or_default();
+    let params = ListParams::default().labels(&format!("{SERVER_UID_LABEL}={uid}"));
+    match api.list(&params).await {
+        Ok(list) => Ok(list.items),
+        Err(error) if kind_lost && is_unserved(&error) => Ok(Vec::new()),
+        Err(error) => Err(ApiError::doing(format!(
+            "list the {} of {}",
+            K::plural(&()),
+            server.name_any()
+        ))(error)),
+    }
 }
 
 async fn user_data(server: &Server, manager: &Manager) -> Result<UserData, ApiError> {
@@ -184,7 +188,7 @@ async fn user_data(server: &Server, manager: &Manager) -> Result<UserData, ApiEr
         manager.context.client.clone(),
         &server.namespace().unwrap_or_default(),
     );
-    let secret = api.get_opt(&from.name).await;
+    let secret = find(&api, &from.name).await;
     let secret = secret.map_err(ApiError::doing(format!("read the Secret {}", from.name)))?;
     Ok(match secret {
         None => UserData::NoSecret(from.name.clone()),
@@ -298,7 +302,7 @@ where
         ..DeleteParams::default()
     };
     match api.delete(name, &params).await {
-        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+        Err(error) if is_gone(&error) => Ok(()),
         done => done
             .map(drop)
             .map_err(ApiError::doing(format!("delete {} {name}", K::kind(&())))),

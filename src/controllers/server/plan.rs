@@ -14,7 +14,7 @@ use crate::api::common::Claim;
 use crate::api::conditions::{self, ConditionType};
 use crate::api::image::{DiskFormat, Source};
 use crate::api::instance::{
-    InstanceImage, InstanceSource, InstanceSpec, Nic, Role, ServerIdentity,
+    InstanceImage, InstanceSource, InstanceSpec, Nic, OnDeletion, Role, ServerIdentity,
 };
 use crate::api::names::{
     AGENT_FINALIZER, GUEST_DATA_KEY, MANAGER_FINALIZER, SERVER_UID_LABEL, host_namespace,
@@ -54,6 +54,8 @@ pub struct Seen {
     pub owned_ports: Vec<Port>,
     /// Why its host counts as lost, if so.
     pub host_lost: Option<String>,
+    /// It is being deleted only because the kind itself is: nobody has asked for that.
+    pub kind_lost: bool,
 }
 
 /// What was seen of an interface.
@@ -748,6 +750,7 @@ fn instance(
         run_state: server.spec.run_state,
         on_guest_shutdown: server.spec.on_guest_shutdown,
         shutdown_timeout_seconds: server.spec.shutdown_timeout_seconds,
+        on_deletion: OnDeletion::Release,
     };
     let metadata = ObjectMeta {
         name: Some(name),
@@ -873,6 +876,9 @@ fn outdated(
 }
 
 /// Host first, then what it needed: an Instance that is still there may still run.
+///
+/// A Server that goes only because the definition of its kind does is let go, and nothing
+/// that was made for it is removed.
 fn delete(server: &Server, seen: &Seen) -> (Vec<Step>, String) {
     if !finalize::has(server, MANAGER_FINALIZER) {
         return (vec![], String::new());
@@ -886,6 +892,11 @@ fn delete(server: &Server, seen: &Seen) -> (Vec<Step>, String) {
         .peekable();
     let first = instances.peek().copied();
     for instance in instances {
+        if !seen.kind_lost && instance.spec.on_deletion != OnDeletion::Remove {
+            let mut ordered = instance.clone();
+            ordered.spec.on_deletion = OnDeletion::Remove;
+            steps.push(Step::UpdateInstance(Box::new(ordered)));
+        }
         if !finalize::is_deleting(instance) {
             steps.push(Step::DeleteInstance {
                 namespace: instance.namespace().unwrap_or_default(),
@@ -895,7 +906,8 @@ fn delete(server: &Server, seen: &Seen) -> (Vec<Step>, String) {
         }
     }
     if let Some(instance) = first {
-        let waiting = format!("waiting for host {} to remove the VM", instance.spec.host);
+        let done = if seen.kind_lost { "release" } else { "remove" };
+        let waiting = format!("waiting for host {} to {done} the VM", instance.spec.host);
         return (steps, waiting);
     }
     if let Some(placement) = server.status.as_ref().and_then(|s| s.placement.as_ref()) {
@@ -903,6 +915,11 @@ fn delete(server: &Server, seen: &Seen) -> (Vec<Step>, String) {
             namespace: host_namespace(&placement.host),
             name: instance_name(&server.uid().unwrap_or_default(), placement.epoch),
         });
+    }
+    if seen.kind_lost {
+        // The VM runs on, and so does its network as long as its Ports are there.
+        steps.push(Step::RemoveFinalizer);
+        return (steps, String::new());
     }
     let owned: Vec<_> = seen
         .owned_ports

@@ -69,6 +69,7 @@ pub fn look(
     let placed = server.status.as_ref().and_then(|s| s.placement.as_ref());
     let host = placed.and_then(|p| Stores::find(&stores.hosts, "", &p.host));
     Seen {
+        kind_lost: false,
         cluster: manager.context.cluster.clone(),
         flavor: spec
             .flavor

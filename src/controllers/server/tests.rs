@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::plan::{NicSeen, Plan, Seen, Standing, Step, UserData, plan};
 use super::status::status;
+use crate::api::instance::OnDeletion;
 use crate::api::names::{AGENT_FINALIZER, MANAGER_FINALIZER, SERVER_UID_LABEL};
 use crate::api::{Image, Instance, Network, Port, Reason, Server};
 use crate::model::ClusterId;
@@ -300,9 +301,13 @@ fn deletion_goes_host_first_then_ports_then_the_server() {
     seen.owned_ports = vec![seen.nics[0].port.clone().unwrap()];
     assert_eq!(
         words(&plan(&server, &seen)),
-        [format!("delete instance {UID}-1")]
+        [
+            format!("update instance {UID}-1"),
+            format!("delete instance {UID}-1")
+        ]
     );
     settle(&mut server, &mut seen);
+    assert_eq!(seen.instances[0].spec.on_deletion, OnDeletion::Remove);
     seen.instances.clear();
     assert_eq!(
         words(&plan(&server, &seen)),
@@ -316,6 +321,28 @@ fn deletion_goes_host_first_then_ports_then_the_server() {
     assert!(matches!(last.steps.last(), Some(Step::RemoveFinalizer)));
     server.metadata.finalizers = None;
     assert!(plan(&server, &seen).steps.is_empty());
+}
+
+#[test]
+fn a_server_that_goes_with_its_kind_takes_nothing_with_it() {
+    let (mut server, mut seen) = built();
+    deleting(&mut server.metadata);
+    seen.kind_lost = true;
+    seen.owned_ports = vec![seen.nics[0].port.clone().unwrap()];
+    assert_eq!(
+        words(&plan(&server, &seen)),
+        [format!("delete instance {UID}-1")]
+    );
+    settle(&mut server, &mut seen);
+    assert_eq!(seen.instances[0].spec.on_deletion, OnDeletion::Release);
+    seen.instances.clear();
+    assert_eq!(
+        words(&plan(&server, &seen)),
+        [
+            format!("delete guest data {UID}-1"),
+            "remove finalizer".to_owned()
+        ]
+    );
 }
 
 #[test]
