@@ -16,6 +16,8 @@ use support::lab::{self, Lab, Project, devstack, in_host};
 
 const ROUNDS: u32 = 60;
 const SERVERS: u32 = 4;
+/// How long anything may take; no more than a few seconds are needed on a quiet machine.
+const PATIENCE: Duration = Duration::from_secs(240);
 
 /// A small generator that the seed decides (xorshift64*).
 struct Random(u64);
@@ -141,88 +143,112 @@ async fn whatever_dies_at_whatever_moment_the_end_is_as_specified() {
 /// Asks for a change; the API server may be down just now, and a user asks again.
 async fn change(project: &Project, name: &str, now: Option<bool>, next: Option<bool>) {
     let servers = project.servers();
-    lab::eventually(
-        &format!("the wish for {name} is taken"),
-        Duration::from_secs(60),
-        async || {
-            match (now, next) {
-                (None, None) => Ok(()),
-                (None, Some(_)) => {
-                    // One of the same name may still be on its way out.
-                    let object: pileus::api::Server =
-                        serde_saphyr::from_str(&server(name)).unwrap();
-                    match servers
-                        .create(&kube::api::PostParams::default(), &object)
-                        .await
-                    {
-                        Ok(_) => Ok(()),
-                        Err(kube::Error::Api(s)) if s.is_already_exists() => {
-                            let there = servers.get(name).await.map_err(|e| e.to_string())?;
-                            if there.metadata.deletion_timestamp.is_some() {
-                                Err("still being deleted".to_owned())
-                            } else {
-                                Ok(())
-                            }
+    let what = format!("the wish for {name} is taken");
+    lab::eventually(&what, PATIENCE, async || {
+        match (now, next) {
+            (None, None) => Ok(()),
+            (None, Some(_)) => {
+                // One of the same name may still be on its way out.
+                let object: pileus::api::Server = serde_saphyr::from_str(&server(name)).unwrap();
+                match servers
+                    .create(&kube::api::PostParams::default(), &object)
+                    .await
+                {
+                    Ok(_) => Ok(()),
+                    Err(kube::Error::Api(s)) if s.is_already_exists() => {
+                        let there = servers.get(name).await.map_err(|e| e.to_string())?;
+                        if there.metadata.deletion_timestamp.is_some() {
+                            Err("still being deleted".to_owned())
+                        } else {
+                            Ok(())
                         }
-                        Err(error) => Err(error.to_string()),
                     }
-                }
-                (Some(_), None) => match servers.delete(name, &DeleteParams::default()).await {
-                    Err(kube::Error::Api(s)) if s.is_not_found() => Ok(()),
-                    done => done.map(drop).map_err(|e| e.to_string()),
-                },
-                (Some(_), Some(running)) => {
-                    let state = if running { "Running" } else { "Stopped" };
-                    let patch = json!({"spec": {"runState": state}});
-                    servers
-                        .patch(name, &Default::default(), &kube::api::Patch::Merge(&patch))
-                        .await
-                        .map(drop)
-                        .map_err(|e| e.to_string())
+                    Err(error) => Err(error.to_string()),
                 }
             }
-        },
-    )
+            (Some(_), None) => match servers.delete(name, &DeleteParams::default()).await {
+                Err(kube::Error::Api(s)) if s.is_not_found() => Ok(()),
+                done => done.map(drop).map_err(|e| e.to_string()),
+            },
+            (Some(_), Some(running)) => {
+                let state = if running { "Running" } else { "Stopped" };
+                let patch = json!({"spec": {"runState": state}});
+                servers
+                    .patch(name, &Default::default(), &kube::api::Patch::Merge(&patch))
+                    .await
+                    .map(drop)
+                    .map_err(|e| e.to_string())
+            }
+        }
+    })
     .await;
 }
 
 /// Waits until every Server is as it should be, with exactly one domain each.
 async fn settled(project: &Project, wanted: &BTreeMap<String, Option<bool>>) {
-    let patience = Duration::from_secs(150);
     let mut domains = Vec::new();
     for (name, state) in wanted {
         match state {
             None => {
-                lab::eventually(&format!("{name} is gone"), patience, async || match project
-                    .servers()
-                    .get_opt(name)
-                    .await
-                {
+                let gone = async || match project.servers().get_opt(name).await {
                     Ok(None) => Ok(()),
                     Ok(Some(server)) => Err(format!("{:?}", server.status)),
                     Err(error) => Err(error.to_string()),
-                })
-                .await;
+                };
+                lab::eventually(&format!("{name} is gone"), PATIENCE, gone).await;
             }
             Some(running) => {
                 let phase = if *running { "Active" } else { "Stopped" };
-                let server = project.phase(name, phase, patience).await;
-                domains.push(format!(
-                    "pileus-{}",
-                    server.status.unwrap().instance_id.unwrap()
-                ));
+                let server = project.phase(name, phase, PATIENCE).await;
+                let id = server.status.unwrap().instance_id.unwrap();
+                domains.push((format!("pileus-{id}"), *running));
             }
         }
     }
     let mut found: Vec<_> = (1..=2)
         .flat_map(|host| {
-            let all = in_host(host, &["virsh", "list", "--all", "--name"]);
-            all.split_whitespace()
-                .map(str::to_owned)
-                .collect::<Vec<_>>()
+            let list = |which| {
+                let names = in_host(host, &["virsh", "list", which, "--name"]);
+                let names = names.split_whitespace().map(str::to_owned);
+                names.collect::<Vec<_>>()
+            };
+            let on = list("--state-running");
+            let all = list("--all");
+            all.into_iter().map(move |name| {
+                let running = on.contains(&name);
+                (name, running)
+            })
         })
         .collect();
     found.sort();
     domains.sort();
     assert_eq!(found, domains, "not exactly one domain for each Server");
+    let processes = processes();
+    let mut running: Vec<_> = domains.iter().filter(|(_, on)| *on).collect();
+    running.sort();
+    let running: Vec<_> = running.into_iter().map(|(name, _)| name).collect();
+    assert_eq!(
+        processes.iter().collect::<Vec<_>>(),
+        running,
+        "not exactly one QEMU for each Server that runs"
+    );
+}
+
+/// Names of the guests that QEMU runs on any host, with libvirt's knowledge or without it.
+fn processes() -> Vec<String> {
+    let mut names = Vec::new();
+    for host in 1..=2 {
+        let pids = lab::run("ip", &["netns", "pids", &format!("pileus-host{host}")]);
+        for pid in pids.split_whitespace() {
+            // Ended meanwhile: it was no guest of a Server that runs.
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).into_owned();
+            let name = line
+                .split_once("guest=")
+                .and_then(|(_, rest)| rest.split([',', '\0']).next());
+            names.extend(name.map(str::to_owned));
+        }
+    }
+    names.sort();
+    names
 }

@@ -91,6 +91,12 @@ pub fn in_host(host: usize, command: &[&str]) -> String {
     devstack(&arguments)
 }
 
+/// Asks OVN's Northbound database; gives bare values.
+pub fn northbound(arguments: &[&str]) -> String {
+    let database = format!("--db={NB}");
+    run("ovn-nbctl", &[&[&database, "--bare"], arguments].concat())
+}
+
 impl Lab {
     /// The lab that is up, or one of two hosts.
     pub async fn get() -> Self {
@@ -269,7 +275,7 @@ impl Project {
                 "namespace",
                 &self.name,
                 "--ignore-not-found",
-                "--timeout=90s",
+                "--timeout=180s",
             ],
             None,
         );
@@ -331,17 +337,7 @@ pub async fn leftovers(client: &Client, namespace: &str) -> Vec<String> {
         "Port_Group",
     ] {
         let condition = format!("external_ids:pileus.dev/namespace={namespace}");
-        let rows = run(
-            "ovn-nbctl",
-            &[
-                &format!("--db={NB}"),
-                "--bare",
-                "--columns=_uuid",
-                "find",
-                table,
-                &condition,
-            ],
-        );
+        let rows = northbound(&["--columns=_uuid", "find", table, &condition]);
         found.extend(rows.split_whitespace().map(|row| format!("{table} {row}")));
     }
     found
