@@ -326,10 +326,16 @@ pub async fn report_error(
     if busy_for < QUIET && !stalled {
         return Ok(());
     }
+    let message = match error {
+        Error::Storage(storage::Error::ImageTooLarge { .. }) => {
+            format!("image {}: {}", object.spec.image.name, chain(error))
+        }
+        _ => chain(error),
+    };
     let words = Words {
         ready,
         reason,
-        message: chain(error),
+        message,
         stalled,
     };
     let mut status = status(object, agent, None, restarts);

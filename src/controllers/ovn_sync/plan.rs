@@ -254,8 +254,8 @@ fn plan_networks(max_mtu: i32, snapshot: &Snapshot, ports: &[Arc<Port>], plan: &
         .collect();
 }
 
-/// Who uses which Port: Servers that name it or that it was made for, while they are not
-/// being deleted, and Instances that have it as an interface, as long as they are there.
+/// Who uses which Port: Servers that name it or, once built, that it was made for, while they
+/// are not being deleted, and Instances that have it as an interface, as long as they are there.
 fn port_users(cluster: &ClusterId, snapshot: &Snapshot) -> HashMap<Key, BTreeSet<String>> {
     let mut users: HashMap<Key, BTreeSet<String>> = HashMap::new();
     let mut owners: HashMap<String, &Arc<Server>> = HashMap::new();
@@ -285,6 +285,8 @@ fn port_users(cluster: &ClusterId, snapshot: &Snapshot) -> HashMap<Key, BTreeSet
             .iter()
             .filter(|owner| owner.kind == "Server")
             .filter_map(|owner| owners.get(&owner.uid))
+            // Until it was built, its Server may make the Port anew with another address.
+            .filter(|server| server.status.as_ref().is_some_and(|s| s.instance.is_some()))
             .map(|server| format!("Server {}", server.name_any()));
         let plugged = nics.get(ports::port_id(cluster, port).as_str()).cloned();
         let all: BTreeSet<String> = made_for.chain(plugged).collect();

@@ -253,6 +253,16 @@ pub fn plan(server: &Server, seen: &Seen) -> Plan {
         plan.outdated = outdated(server, seen, instance, claim.as_ref().ok());
         return plan;
     }
+    for nic in seen
+        .nics
+        .iter()
+        .filter(|nic| is_to_be_made_anew(server, nic))
+    {
+        steps.extend(nic.port.as_ref().map(|port| Step::DeletePort {
+            name: port.name_any(),
+            uid: port.uid().unwrap_or_default(),
+        }));
+    }
     let problems = problems(server, seen, &claim);
     if !problems.is_empty() {
         // Nothing is made for what cannot be built; what was made stays.
@@ -636,6 +646,22 @@ fn is_owned_by(port: &Port, server: &Server) -> bool {
     port.owner_references()
         .iter()
         .any(|o| Some(&o.uid) == server.uid().as_ref())
+}
+
+/// Whether a made Port could not be given what it asks for, and the Server, which was never
+/// built, asks for something else by now.
+fn is_to_be_made_anew(server: &Server, nic: &NicSeen) -> bool {
+    let Some(made) = nic.port.as_ref().filter(|_| nic.made) else {
+        return false;
+    };
+    let was_built = server.status.as_ref().is_some_and(|s| s.instance.is_some());
+    if was_built || is_port_ready(nic) || finalize::is_deleting(made) || !is_owned_by(made, server)
+    {
+        return false;
+    }
+    let (has, wanted) = (&made.spec, port(server, nic).spec);
+    (&has.network, &has.fixed_ips, &has.security_groups)
+        != (&wanted.network, &wanted.fixed_ips, &wanted.security_groups)
 }
 
 fn is_port_ready(nic: &NicSeen) -> bool {

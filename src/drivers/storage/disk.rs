@@ -158,9 +158,9 @@ impl Disks {
         for digest in std::iter::once(&image.digest).chain(&marks.uses) {
             let path = store.path(digest);
             if !path.is_file() {
-                return Err(Error::NotFound {
+                return Err(Error::DownloadFailed {
                     url: path.display().to_string(),
-                    status: "the image is no longer stored; it is fetched again".to_owned(),
+                    why: "the image is no longer stored; it is fetched again".to_owned(),
                 });
             }
             // Collection goes by the time of the last use. Best effort: it only keeps longer.

@@ -20,16 +20,18 @@ pub enum Error {
     },
     /// The URL leads to an address that may not be reached.
     #[error(
-        "{host} is {address}, which the fetch policy forbids; an administrator can allow it in the agent's configuration"
+        "{url} leads to the address {address}, which the fetch policy forbids; offer the file at a public address, or have an administrator allow this one (--allow-fetch of the hosts' agents)"
     )]
     ForbiddenAddress {
-        /// Host of the URL.
-        host: String,
-        /// Its address.
+        /// The URL without credentials and query; after a redirect, from where to where.
+        url: String,
+        /// The address.
         address: IpAddr,
     },
     /// The server says that there is nothing.
-    #[error("{url} answers {status}")]
+    #[error(
+        "{url} answers {status}; put the file there, or make a new Image with the right URL. It is tried again"
+    )]
     NotFound {
         /// The URL without credentials and query.
         url: String,
@@ -45,7 +47,9 @@ pub enum Error {
         why: String,
     },
     /// The server sent less than it said.
-    #[error("{url} ended after {got} of {expected} bytes")]
+    #[error(
+        "{url} ended after {got} of {expected} bytes; it is tried again, from there on where the server can"
+    )]
     Truncated {
         /// The URL without credentials and query.
         url: String,
@@ -56,7 +60,7 @@ pub enum Error {
     },
     /// The bytes are not the ones asked for.
     #[error(
-        "the checksum of {url} is {found}, but {expected} was asked for; correct the Image's checksum or its URL"
+        "the checksum of {url} is {found}, but {expected} was asked for; make a new Image with the right checksum, or the right URL"
     )]
     ChecksumMismatch {
         /// The URL without credentials and query.
@@ -79,14 +83,16 @@ pub enum Error {
         found: String,
     },
     /// The bytes are no disk image of the format said.
-    #[error("not a usable disk image: {0}")]
+    #[error("not a usable disk image: {0}; make a new Image that is one")]
     NotAnImage(String),
     /// The image would pull in other files of the host.
-    #[error("the image names the file `{0}` as its {1}; flatten it with `qemu-img convert`")]
+    #[error(
+        "the image names the file `{0}` as its {1}; flatten it with `qemu-img convert -O qcow2` and make a new Image"
+    )]
     HasBackingFile(String, &'static str),
     /// The format cannot be used yet.
     #[error(
-        "disk format {0} cannot be used yet; convert the image with `qemu-img convert -O qcow2`"
+        "disk format {0} cannot be used yet; convert the image with `qemu-img convert -O qcow2` and make a new Image"
     )]
     UnsupportedFormat(String),
     /// The image does not fit on the root disk.

@@ -342,8 +342,12 @@ async fn follow(
         url: start.clone(),
         why,
     };
-    for _ in 0..=REDIRECTS {
-        judge_addresses(policy, &url).await?;
+    for hop in 0..=REDIRECTS {
+        let judged = judge_addresses(policy, &url).await;
+        judged.map_err(|error| match hop {
+            0 => error,
+            _ => redirected(&start, error),
+        })?;
         let mut request = client.get(url.clone());
         if let Some((have, tag)) = resume {
             request = request
@@ -366,7 +370,8 @@ async fn follow(
                 why: format!("{start} redirects to it, away from https://"),
             });
         }
-        match policy.judge(target.as_str(), has_checksum)? {
+        let judged = policy.judge(target.as_str(), has_checksum);
+        match judged.map_err(|error| redirected(&start, error))? {
             Location::Web(next) => url = next,
             Location::File(_) => {
                 return Err(Error::ForbiddenUrl {
@@ -377,6 +382,22 @@ async fn follow(
         }
     }
     Err(failed(format!("more than {REDIRECTS} redirects")))
+}
+
+/// Names the URL that the user gave beside the one that it led to.
+fn redirected(start: &str, error: Error) -> Error {
+    let via = |url: String| format!("{start} redirects to {url}, which");
+    match error {
+        Error::ForbiddenAddress { url, address } => Error::ForbiddenAddress {
+            url: via(url),
+            address,
+        },
+        Error::ForbiddenUrl { url, why } => Error::ForbiddenUrl {
+            url,
+            why: format!("{start} redirects to it, and {why}"),
+        },
+        other => other,
+    }
 }
 
 /// The resolver's refusal would reach the user as "error sending request"; this names it.
@@ -394,7 +415,7 @@ async fn judge_addresses(policy: &FetchPolicy, url: &Url) -> Result<(), Error> {
     match found.first() {
         Some(&address) if !found.iter().any(|a| policy.allows(*a)) => {
             Err(Error::ForbiddenAddress {
-                host: host.to_owned(),
+                url: redact(url.as_str()),
                 address,
             })
         }

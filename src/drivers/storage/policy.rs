@@ -80,7 +80,7 @@ impl FetchPolicy {
             && !self.allows(address)
         {
             return Err(Error::ForbiddenAddress {
-                host: address.to_string(),
+                url: redact(url),
                 address,
             });
         }
