@@ -526,6 +526,63 @@ async fn a_disk_is_an_overlay_of_the_size_asked_for_and_made_once() {
     assert!(space.total >= space.available && space.available > 0);
 }
 
+#[tokio::test]
+async fn another_disk_in_its_place_is_told_and_kept() {
+    let (web, host) = (Web::start().await, host());
+    let (image, _) = with_image(&host, &web, 21).await;
+    let (other, _) = with_image(&host, &web, 22).await;
+    let size = 8 << 20;
+    let (id, ours) = (Uuid::from_u128(4), marks("web"));
+    let disk = host.disks.root_disk(id);
+    let create = async |image: &StoredImage, size| {
+        let host = &host;
+        host.disks.create(&host.store, id, &ours, image, size).await
+    };
+    let refused = async |says: &str| {
+        let before = std::fs::read(&disk).ok();
+        let error = create(&image, size).await.unwrap_err();
+        assert!(matches!(error, Error::WrongDisk { .. }) && error.is_terminal());
+        let text = error.to_string();
+        assert!(text.contains(says), "{text}");
+        assert!(text.contains(&disk.display().to_string()), "{text}");
+        assert_eq!(std::fs::read(&disk).ok(), before, "untouched");
+        assert_eq!(host.disks.look(id).marks, None, "not taken for our own");
+    };
+    std::fs::create_dir_all(host.disks.directory(id)).unwrap();
+    std::fs::write(&disk, b"").unwrap();
+    refused("no qcow2").await;
+    std::fs::write(&disk, b"QFI\xfb").unwrap();
+    refused("cut short").await;
+    std::fs::remove_file(&disk).unwrap();
+    std::os::unix::fs::symlink("/nowhere", &disk).unwrap();
+    refused("no regular file").await;
+    std::fs::remove_file(&disk).unwrap();
+    let qemu_img = |args: &[&str]| {
+        let made = Command::new("qemu-img")
+            .args(["create", "-q", "-f", "qcow2"])
+            .args(args)
+            .arg(&disk)
+            .arg("8M")
+            .status();
+        assert!(made.unwrap().success());
+    };
+    qemu_img(&[]);
+    refused("over no image").await;
+    let below = host.store.path(&other.digest).display().to_string();
+    qemu_img(&["-F", "raw", "-b", &below]);
+    refused(&below).await;
+    std::fs::remove_file(&disk).unwrap();
+
+    // Moved away, the right one is made; one of another size is none of it either.
+    create(&image, 4 << 20).await.unwrap();
+    let error = create(&image, size).await.unwrap_err().to_string();
+    assert!(
+        error.contains("4194304") && error.contains("8388608"),
+        "{error}"
+    );
+    create(&image, 4 << 20).await.unwrap();
+}
+
 // ---------------------------------------------------------------- collection
 
 #[tokio::test]

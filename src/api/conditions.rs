@@ -160,6 +160,8 @@ words! {
         GuestShutdown,
         /// The disk that the Instance had is gone.
         DiskMissing,
+        /// Another disk lies where the Instance's goes.
+        WrongDisk,
         /// The host is not heard from.
         HostUnreachable,
         /// The host has no room any more.

@@ -130,7 +130,7 @@ pub enum Step {
     Adopt,
     /// Fetch the image in the background.
     FetchImage,
-    /// Make the directory with its marks and the root disk.
+    /// Make the directory with its marks and the root disk, or check the disk that is there.
     MakeDisk,
     /// Write the config drive.
     WriteConfigDrive,
@@ -351,23 +351,23 @@ fn stays_off(spec: &InstanceSpec, seen: &Seen, state: DomainState) -> bool {
 }
 
 fn make(spec: &InstanceSpec, seen: &Seen, steps: &mut Vec<Step>) -> Standing {
-    if !seen.disk {
-        if seen.realized {
-            return Standing::DiskMissing;
+    if !seen.disk && seen.realized {
+        return Standing::DiskMissing;
+    }
+    // For a disk that is there too: it is of no use without the image below it, and what it
+    // is said to lie over must be known before a guest gets it.
+    match &seen.image {
+        SeenImage::Absent => {
+            steps.push(Step::FetchImage);
+            return Standing::Fetching;
         }
-        match &seen.image {
-            SeenImage::Absent => {
-                steps.push(Step::FetchImage);
-                return Standing::Fetching;
-            }
-            SeenImage::Fetching => return Standing::Fetching,
-            SeenImage::Failed => return Standing::ImageFailed,
-            SeenImage::Cached(image) => match confirmed(spec, image) {
-                Confirmed::Yes => steps.push(Step::MakeDisk),
-                Confirmed::NotYet => return Standing::AwaitingDigest,
-                Confirmed::No(found) => return Standing::WrongDigest(found),
-            },
-        }
+        SeenImage::Fetching => return Standing::Fetching,
+        SeenImage::Failed => return Standing::ImageFailed,
+        SeenImage::Cached(image) => match confirmed(spec, image) {
+            Confirmed::Yes => steps.push(Step::MakeDisk),
+            Confirmed::NotYet => return Standing::AwaitingDigest,
+            Confirmed::No(found) => return Standing::WrongDigest(found),
+        },
     }
     if !seen.config_drive {
         steps.push(Step::WriteConfigDrive);

@@ -186,6 +186,7 @@ fn reason_of(error: &storage::Error) -> Reason {
         E::HasBackingFile(..) => Reason::HasBackingFile,
         E::UnsupportedFormat(_) => Reason::UnsupportedFormat,
         E::ImageTooLarge { .. } => Reason::ImageTooLarge,
+        E::WrongDisk { .. } => Reason::WrongDisk,
         E::NoSpace(_) => Reason::NoSpace,
         E::DownloadFailed { .. } | E::Io { .. } | E::Program { .. } => Reason::DownloadFailed,
     }

@@ -123,10 +123,12 @@ impl Disks {
 
     /// Makes the directory and the root disk: an overlay over `image`, `size` bytes big, or
     /// as big as the image's disk when that is 0. Made under another name first, so that a
-    /// disk that is there is whole.
+    /// disk that is there is whole; one that is there is kept when it is such an overlay,
+    /// and refused otherwise: what an interrupted pass leaves never has that name.
     ///
     /// # Errors
-    /// When the image is gone or bigger than the disk, or the disk cannot be written.
+    /// When the image is gone or bigger than the disk, the disk cannot be written, or another
+    /// disk is in its place.
     pub async fn create(
         &self,
         store: &ImageStore,
@@ -150,9 +152,14 @@ impl Disks {
             .map_err(Error::io("make", &directory))?;
         // Held until marks and disk name what they need: until then nothing tells of it.
         let guard = store.in_use().await?;
-        self.mark(id, marks)?;
         let disk = self.root_disk(id);
-        if disk.is_file() {
+        // Not only a file: anything of that name, a dangling link too, is in the way.
+        let there = disk.symlink_metadata().is_ok();
+        if there {
+            check_overlay(&disk, &store.path(&image.digest), size)?;
+        }
+        self.mark(id, marks)?;
+        if there {
             return Ok(());
         }
         for digest in std::iter::once(&image.digest).chain(&marks.uses) {
@@ -263,6 +270,47 @@ impl Disks {
     pub fn space(&self) -> Result<Space, Error> {
         space_of(&self.dir)
     }
+}
+
+/// Whether the file at `disk` is what [`Disks::create`] makes. Backing files are compared by
+/// name, which is their digest: the state directory may have been known by another path.
+fn check_overlay(disk: &Path, backing: &Path, size: u64) -> Result<(), Error> {
+    let other = |why: String| Error::WrongDisk {
+        path: disk.to_owned(),
+        why,
+    };
+    let kind = disk
+        .symlink_metadata()
+        .map_err(Error::io("look at", disk))?;
+    if !kind.is_file() {
+        return Err(other("it is no regular file".to_owned()));
+    }
+    let header = match qcow2::read(disk) {
+        Err(Error::NotAnImage(why)) => return Err(other(why)),
+        header => header?.ok_or_else(|| other("it is no qcow2 image".to_owned()))?,
+    };
+    if header.data_file {
+        return Err(other("its data lies in another file".to_owned()));
+    }
+    if header.encrypted {
+        return Err(other("it is encrypted".to_owned()));
+    }
+    let wanted = backing.file_name().unwrap_or_default();
+    let found = header.backing_file.as_deref().map(Path::new);
+    if found.and_then(Path::file_name) != Some(wanted) {
+        let found = found.map_or("no image".into(), Path::to_string_lossy);
+        return Err(other(format!(
+            "it lies over {found}, not over {}",
+            backing.display()
+        )));
+    }
+    if header.virtual_size != size {
+        return Err(other(format!(
+            "it has {} bytes, not {size}",
+            header.virtual_size
+        )));
+    }
+    Ok(())
 }
 
 /// Room in the file system that `path` lies in.

@@ -105,6 +105,16 @@ pub enum Error {
         /// Size of the root disk.
         disk: u64,
     },
+    /// Another disk is where the root disk goes.
+    #[error(
+        "{path} is not the root disk that would be made here: {why}. Nothing is overwritten; move the file away to have the disk made, or put the right one in its place. Deleting the Server removes it"
+    )]
+    WrongDisk {
+        /// Path of the file.
+        path: PathBuf,
+        /// What differs.
+        why: String,
+    },
     /// The host's file system is full.
     #[error("no space left in {0}; free some on the host, it is tried again")]
     NoSpace(Shortage),
@@ -181,7 +191,8 @@ impl Error {
             | Self::NotAnImage(_)
             | Self::HasBackingFile(..)
             | Self::UnsupportedFormat(_)
-            | Self::ImageTooLarge { .. } => true,
+            | Self::ImageTooLarge { .. }
+            | Self::WrongDisk { .. } => true,
             Self::NotFound { .. }
             | Self::DownloadFailed { .. }
             | Self::Truncated { .. }
