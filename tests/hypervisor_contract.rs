@@ -42,15 +42,16 @@ struct Host {
     machine: String,
 }
 
-async fn connect(uri: &str) -> Libvirt {
-    let libvirt = Libvirt::connect(uri).unwrap();
+async fn connect(daemon: &Libvirtd) -> Libvirt {
+    let logs = daemon.path("log/qemu");
+    let libvirt = Libvirt::connect_with_logs(&daemon.uri(), &logs).unwrap();
     timeout(LONG, libvirt.connected()).await.expect("connected");
     libvirt
 }
 
 async fn host() -> Host {
     let daemon = Libvirtd::start();
-    let libvirt = connect(&daemon.uri()).await;
+    let libvirt = connect(&daemon).await;
     let machine = libvirt.host().await.unwrap().machines[0].clone();
     Host {
         libvirt,
@@ -94,6 +95,15 @@ impl Host {
             nics: Vec::new(),
             console_log: self.daemon.path(&format!("{id}.log")).display().to_string(),
         }
+    }
+
+    /// Kills the daemon and starts it anew.
+    async fn new_daemon(&mut self) {
+        let mut events = self.libvirt.events();
+        self.daemon.kill();
+        event(&mut events, &Event::Disconnected).await;
+        self.daemon.restart();
+        event(&mut events, &Event::Connected).await;
     }
 
     async fn running(&self, spec: &DomainSpec) {
@@ -319,7 +329,7 @@ async fn many_domains_and_many_calls_go_at_once() {
     .unwrap();
 
     // The same of one domain from many tasks, and from another client.
-    let other = connect(&host.daemon.uri()).await;
+    let other = connect(&host.daemon).await;
     let spec = &specs[0];
     let all_at_once = async |what: &str| {
         let calls = (0..6).map(|n| {
@@ -435,8 +445,8 @@ async fn a_daemon_that_is_stuck_counts_as_gone() {
 
 #[tokio::test]
 async fn a_guest_that_shuts_itself_down_is_told_from_one_that_was_cut_off() {
-    let host = host().await;
-    let libvirt = &host.libvirt;
+    let mut host = host().await;
+    let libvirt = host.libvirt.clone();
     let built = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/hack/guest-image"))
         .arg("tiny")
         .output()
@@ -482,10 +492,25 @@ async fn a_guest_that_shuts_itself_down_is_told_from_one_that_was_cut_off() {
     libvirt.power_off(spec.id).await.unwrap();
     libvirt.define(&spec).await.unwrap();
     assert_eq!(host.state(spec.id).await, Some(State::ShutDown));
+    // Nor does a daemon that has forgotten it.
+    host.new_daemon().await;
+    assert_eq!(host.state(spec.id).await, Some(State::ShutDown));
+    assert_eq!(libvirt.domains().await.unwrap()[0].state, State::ShutDown);
 
     libvirt.start_paused(spec.id).await.unwrap();
     libvirt.resume(spec.id).await.unwrap();
     libvirt.power_off(spec.id).await.unwrap();
+    assert_eq!(host.state(spec.id).await, Some(State::Off));
+    host.new_daemon().await;
+    assert_eq!(host.state(spec.id).await, Some(State::Off));
+
+    // Down with the daemon, so that nobody was there to write its end.
+    libvirt.start_paused(spec.id).await.unwrap();
+    host.daemon.kill();
+    host.daemon.kill_qemu(spec.id);
+    let mut events = libvirt.events();
+    host.daemon.restart();
+    event(&mut events, &Event::Connected).await;
     assert_eq!(host.state(spec.id).await, Some(State::Off));
 }
 

@@ -158,9 +158,11 @@ pub enum State {
     Paused,
     /// The guest is shutting down.
     ShuttingDown,
-    /// Off, because the guest shut itself down.
+    /// Off, because the guest shut itself down. Told so for as long as it can be known, over
+    /// restarts of the hypervisor's daemon too.
     ShutDown,
-    /// Off for another reason: crashed, killed, rebooted host, never started.
+    /// Off for another reason: crashed, killed, rebooted host, never started; or nobody can
+    /// tell why any more.
     Off,
     /// The guest crashed; QEMU is still there.
     Crashed,

@@ -5,6 +5,7 @@
 //! lock until it returns, so that nothing else touches the domain meanwhile.
 
 use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -18,9 +19,10 @@ use virt_sys as sys;
 
 use super::domain::{Domain, DomainSpec, Event, HostFacts, Listed, Marks, State};
 use super::xml::{
-    NAMESPACE, domain_xml, marks_xml, parse_capabilities, parse_domain, parse_marks_element,
+    NAMESPACE, domain_name, domain_xml, marks_xml, parse_capabilities, parse_domain,
+    parse_marks_element,
 };
-use super::{Error, Hypervisor, ffi};
+use super::{Error, Hypervisor, ending, ffi};
 
 /// Changes that may run at once: as many as libvirtd works on for one connection
 /// (`max_client_requests`). It does not even read the next.
@@ -39,6 +41,8 @@ pub struct Libvirt {
 
 struct Inner {
     uri: String,
+    /// Directory of QEMU's logs.
+    logs: PathBuf,
     connection: watch::Sender<Option<Arc<Sessions>>>,
     events: broadcast::Sender<Event>,
     changes: Arc<Semaphore>,
@@ -64,9 +68,18 @@ impl Libvirt {
     /// # Errors
     /// When libvirt's event loop cannot be started.
     pub fn connect(uri: &str) -> Result<Self, Error> {
+        Self::connect_with_logs(uri, Path::new(ending::LOGS))
+    }
+
+    /// The same for a libvirt that keeps QEMU's logs in a directory of its own.
+    ///
+    /// # Errors
+    /// When libvirt's event loop cannot be started.
+    pub fn connect_with_logs(uri: &str, logs: &Path) -> Result<Self, Error> {
         ffi::start_event_loop().map_err(Error::Unreachable)?;
         let inner = Arc::new(Inner {
             uri: uri.to_owned(),
+            logs: logs.to_owned(),
             connection: watch::Sender::new(None),
             events: broadcast::Sender::new(4096),
             changes: Arc::new(Semaphore::new(CHANGES)),
@@ -212,6 +225,16 @@ fn is_invalid_operation(error: &virt::error::Error) -> bool {
     matches!(error.code(), Enum::Known(ErrorNumber::OperationInvalid))
 }
 
+fn is_running(domain: &VirtDomain) -> Result<bool, virt::error::Error> {
+    use virt::domain::DomainState;
+    use virt::enumutil::Enum;
+    let (state, _) = domain.state()?;
+    Ok(matches!(
+        state,
+        Enum::Known(DomainState::Running | DomainState::Blocked)
+    ))
+}
+
 async fn keep_connected(inner: Weak<Inner>) {
     let mut wait = Duration::from_millis(200);
     loop {
@@ -277,7 +300,7 @@ fn open(
     })
 }
 
-fn state_of(domain: &VirtDomain) -> Result<State, virt::error::Error> {
+fn state_of(domain: &VirtDomain, logs: &Path) -> Result<State, virt::error::Error> {
     use virt::domain::{
         DomainShutoffReason, DomainState, DomainStateReason, DomainStateReasonEnum,
     };
@@ -292,16 +315,27 @@ fn state_of(domain: &VirtDomain) -> Result<State, virt::error::Error> {
             DomainStateReasonEnum::Known(DomainStateReason::Shutoff(Enum::Known(
                 DomainShutoffReason::Shutdown,
             ))) => State::ShutDown,
+            // A daemon that was restarted has forgotten the reason.
+            DomainStateReasonEnum::Known(DomainStateReason::Shutoff(Enum::Known(
+                DomainShutoffReason::Unknown,
+            ))) => {
+                let log = logs.join(format!("{}.log", domain_name(domain.uuid()?)));
+                if ending::was_shutdown(&log) {
+                    State::ShutDown
+                } else {
+                    State::Off
+                }
+            }
             _ => State::Off,
         },
     })
 }
 
-fn inspect(domain: &VirtDomain) -> Result<Domain, virt::error::Error> {
+fn inspect(domain: &VirtDomain, logs: &Path) -> Result<Domain, virt::error::Error> {
     let parsed = parse_domain(&domain.xml_desc(0)?);
     Ok(Domain {
         id: domain.uuid()?,
-        state: state_of(domain)?,
+        state: state_of(domain, logs)?,
         marks: parsed.marks,
         hardware: parsed.hardware,
         taps: parsed.taps,
@@ -310,7 +344,7 @@ fn inspect(domain: &VirtDomain) -> Result<Domain, virt::error::Error> {
 
 /// Asks for nothing that waits while another call on the domain is under way, as the XML does:
 /// a guest that hangs must not hide all the others.
-fn list(domain: &VirtDomain) -> Result<Listed, virt::error::Error> {
+fn list(domain: &VirtDomain, logs: &Path) -> Result<Listed, virt::error::Error> {
     use virt::enumutil::Enum;
     let element = domain.metadata(
         sys::VIR_DOMAIN_METADATA_ELEMENT.cast_signed(),
@@ -324,7 +358,7 @@ fn list(domain: &VirtDomain) -> Result<Listed, virt::error::Error> {
     };
     Ok(Listed {
         id: domain.uuid()?,
-        state: state_of(domain)?,
+        state: state_of(domain, logs)?,
         marks,
     })
 }
@@ -352,13 +386,14 @@ impl Hypervisor for Libvirt {
     }
 
     async fn domains(&self) -> Result<Vec<Listed>, Error> {
-        self.look("list the domains", None, |connect| {
+        let logs = self.inner.logs.clone();
+        self.look("list the domains", None, move |connect| {
             // One that vanishes while it is looked at is no failure of the list; any other
             // error is, or a running domain would count as absent.
             connect
                 .list_all_domains(0)?
                 .iter()
-                .map(list)
+                .map(|domain| list(domain, &logs))
                 .filter(|found| !found.as_ref().is_err_and(is_gone))
                 .collect()
         })
@@ -366,9 +401,10 @@ impl Hypervisor for Libvirt {
     }
 
     async fn domain(&self, id: Uuid) -> Result<Option<Domain>, Error> {
+        let logs = self.inner.logs.clone();
         let found = self
             .look("look at a domain", Some(id), move |connect| {
-                inspect(&connect.lookup_domain_by_uuid(id)?)
+                inspect(&connect.lookup_domain_by_uuid(id)?, &logs)
             })
             .await;
         match found {
@@ -424,9 +460,7 @@ impl Hypervisor for Libvirt {
 
     async fn resume(&self, id: Uuid) -> Result<(), Error> {
         self.on_domain("resume a domain", id, |domain| match domain.resume() {
-            Err(error) if is_invalid_operation(&error) && state_of(domain)? == State::Running => {
-                Ok(())
-            }
+            Err(error) if is_invalid_operation(&error) && is_running(domain)? => Ok(()),
             done => done,
         })
         .await

@@ -1,6 +1,7 @@
 //! The hypervisor of a host, behind a small trait, and libvirt as the one that there is.
 
 pub mod domain;
+pub mod ending;
 #[allow(
     unsafe_code,
     reason = "libvirt's calls that the `virt` crate does not wrap"
