@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::Agent;
+use super::room::Room;
 use crate::api::common::Claim;
 use crate::api::conditions::{self, ConditionType, Observation};
 use crate::api::host::{Capabilities, Host, HostSpec, HostStatus, NumaNode, Orphan};
@@ -114,6 +115,10 @@ async fn look_and_report(agent: &Agent) -> Result<(), ApiError> {
         return Ok(());
     };
     let status = status(agent, &host, &old, facts, orphans);
+    let room = status
+        .capacity
+        .map(|capacity| Room::new(&host.spec, capacity, OVERHEAD_MIB));
+    *agent.room.lock().unwrap_or_else(PoisonError::into_inner) = room;
     if apply_status(&agent.hosts, AGENT, &host, &status).await? {
         agent.context.metrics.status_written("host");
     }

@@ -5,6 +5,7 @@ pub mod epochs;
 pub mod host;
 pub mod instance;
 pub mod ports;
+pub mod room;
 
 use std::collections::HashMap;
 use std::io;
@@ -36,6 +37,7 @@ use crate::telemetry::Readiness;
 
 use epochs::Epochs;
 use ports::Ports;
+use room::Room;
 
 /// Instances that are worked on at once.
 const CONCURRENCY: u16 = 32;
@@ -105,6 +107,8 @@ pub struct Agent {
     disks: Disks,
     ports: Ports,
     epochs: Epochs,
+    /// What the host gives out, once it has been looked at.
+    room: Mutex<Option<Room>>,
     boot_id: String,
     instances: Api<Instance>,
     hosts: Api<Host>,
@@ -173,6 +177,7 @@ pub async fn run(
         store,
         ports: Ports::watch(&config.ovs_db).map_err(Error::Ovs)?,
         epochs,
+        room: Mutex::default(),
         boot_id,
         instances: instances.clone(),
         hosts: Api::all(context.client.clone()),

@@ -1,7 +1,7 @@
 //! Carries out steps. No decisions: those are in `plan`.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
@@ -87,6 +87,13 @@ pub async fn act(
                 }
             });
             agent.disks.remove(id)?;
+        }
+        Step::CloseEpoch => {
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+            agent
+                .epochs
+                .close(&own.uid, own.epoch, now.map_or(0, |now| now.as_secs()))
+                .map_err(Error::Epoch)?;
         }
         Step::DropFinalizer => {
             finalize::remove(&agent.instances, &**object, AGENT_FINALIZER).await?;

@@ -82,6 +82,8 @@ pub struct Runtime {
     pub fetch_failures: u32,
     /// Why the hypervisor refused the last start, and how often in a row.
     pub refused: Option<(String, u32)>,
+    /// Whether the guest's own shutdown stands, as last decided; the status may be behind.
+    pub guest_shutdown: Option<bool>,
     /// A domain or disk of it was seen here.
     pub realized: bool,
     /// The standing last logged and told by an event.
@@ -128,6 +130,11 @@ pub async fn reconcile(
             Err(error) => return fail(object, id, agent, error).await,
         };
         let decided = plan::plan(&object.spec, &own, &seen.plan);
+        agent.runtime(id, |runtime| match decided.standing {
+            Standing::GuestShutdown => runtime.guest_shutdown = Some(true),
+            Standing::AsAsked => runtime.guest_shutdown = Some(false),
+            _ => {}
+        });
         let mut waiting = false;
         for step in &decided.steps {
             tracing::debug!(instance = %object.name_any(), server = %object.spec.server.name, ?step, "step");

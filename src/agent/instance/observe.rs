@@ -1,15 +1,18 @@
 //! What there is of an Instance on this host: direct reads, no caches.
 
+use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
+use kube::ResourceExt;
 use uuid::Uuid;
 
 use super::plan::{DomainState, Mark, Seen, SeenDomain, SeenImage, Shutdown};
 use super::{Download, Error, mark_from};
 use crate::agent::Agent;
-use crate::api::Instance;
+use crate::api::conditions::{self, ConditionType};
 use crate::api::instance::{ImportedImage, InstanceSource};
 use crate::api::server::{PowerState, RunState};
+use crate::api::{Instance, Reason};
 use crate::drivers::hypervisor::{Domain, Hypervisor, State};
 use crate::drivers::storage::{Content, Request, StoredImage};
 use crate::kube_ext::finalize;
@@ -71,6 +74,12 @@ pub async fn observe(object: &Instance, id: Uuid, agent: &Agent) -> Result<Obser
             .unsigned_abs()
             .into(),
     );
+    let epoch = agent.epochs.get(&object.spec.server.uid);
+    let no_room = if domain.is_none() && !contents.disk {
+        no_room(object, agent)
+    } else {
+        None
+    };
     let port_patience = agent.config.port_patience;
     let plan = agent.runtime(id, |runtime| {
         if state == Some(State::Running) && object.spec.run_state == RunState::Running {
@@ -96,18 +105,10 @@ pub async fn observe(object: &Instance, id: Uuid, agent: &Agent) -> Result<Obser
         runtime.realized |= contents.disk;
         Seen {
             deleting: finalize::is_deleting(object),
-            highest_epoch: agent.epochs.highest(&object.spec.server.uid),
-            domain: domain.as_ref().map(|d| SeenDomain {
-                mark: d.marks.as_ref().map(|m| mark_from(&m.owner, m.epoch)),
-                state: match d.state {
-                    State::Running => DomainState::Running,
-                    State::Paused => DomainState::Paused,
-                    State::ShuttingDown => DomainState::ShuttingDown,
-                    State::ShutDown => DomainState::ShutDown,
-                    State::Off => DomainState::Off,
-                    State::Crashed => DomainState::Crashed,
-                },
-            }),
+            highest_epoch: epoch.map(|record| record.epoch),
+            epoch_closed: epoch.is_some_and(|record| record.closed.is_some()),
+            no_room,
+            domain: domain.as_ref().map(seen_domain),
             directory: match (&contents.marks, contents.directory) {
                 (Some(marks), _) => Some(mark_from(&marks.owner, marks.epoch)),
                 // Made, and not yet marked, by a pass that was interrupted: the id is ours.
@@ -121,9 +122,13 @@ pub async fn observe(object: &Instance, id: Uuid, agent: &Agent) -> Result<Obser
                 || object.spec.guest_data.is_none(),
             image: seen_image(imported.as_ref(), runtime.download.as_ref(), now),
             realized: status.and_then(|s| s.realized) == Some(true),
-            guest_shutdown: status.and_then(|s| s.guest_shutdown) == Some(true),
+            guest_shutdown: runtime
+                .guest_shutdown
+                .or_else(|| status?.guest_shutdown)
+                .unwrap_or(false),
             was_running: status.and_then(|s| s.power_state) == Some(PowerState::Running),
-            asked_to_stop: runtime.shutdown.is_some(),
+            asked_to_stop: runtime.shutdown.is_some()
+                || (runtime.started.is_none() && told_stopping(object)),
             rebooted,
             ports_installed: agent.ports.installed(&ports),
             ports_overdue: runtime.started.is_some_and(|at| now - at > port_patience),
@@ -145,6 +150,53 @@ pub async fn observe(object: &Instance, id: Uuid, agent: &Agent) -> Result<Obser
         image,
         imported,
     })
+}
+
+/// Why the host has no room for `object` beside what it has taken on already. Of those that
+/// it has not, the earlier comes first, so that two that do not fit together are not both
+/// turned away; one that was turned away takes no room.
+fn no_room(object: &Instance, agent: &Agent) -> Option<String> {
+    let room = (*agent.room.lock().unwrap_or_else(PoisonError::into_inner))?;
+    let rank = |i: &Instance| (i.metadata.creation_timestamp.clone(), i.name_any());
+    let own = rank(object);
+    let refused = |i: &Instance| {
+        let conditions = i.status.as_ref().map_or(&[][..], |s| &s.conditions);
+        conditions::find(conditions, ConditionType::Ready)
+            .is_some_and(|ready| ready.reason == Reason::HostRefused.as_str())
+    };
+    let taken = |i: &Instance| {
+        let id = i.spec.instance_id.parse();
+        i.status.as_ref().is_some_and(|s| s.realized == Some(true))
+            || id.is_ok_and(|id| agent.runtime(id, |runtime| runtime.realized))
+    };
+    let others = agent.known.state();
+    let others = others
+        .iter()
+        .filter(|i| i.metadata.uid != object.metadata.uid && !finalize::is_deleting(&***i))
+        .filter(|i| taken(i) || (rank(i) < own && !refused(i)))
+        .map(|i| i.spec.claim);
+    room.lacks(object.spec.claim, others)
+}
+
+fn seen_domain(domain: &Domain) -> SeenDomain {
+    SeenDomain {
+        mark: domain.marks.as_ref().map(|m| mark_from(&m.owner, m.epoch)),
+        state: match domain.state {
+            State::Running => DomainState::Running,
+            State::Paused => DomainState::Paused,
+            State::ShuttingDown => DomainState::ShuttingDown,
+            State::ShutDown => DomainState::ShutDown,
+            State::Off => DomainState::Off,
+            State::Crashed => DomainState::Crashed,
+        },
+    }
+}
+
+/// Whether the status says that the guest was asked to stop, by an agent before this one.
+fn told_stopping(object: &Instance) -> bool {
+    let conditions = object.status.as_ref().map_or(&[][..], |s| &s.conditions);
+    conditions::find(conditions, ConditionType::Ready)
+        .is_some_and(|ready| ready.reason == Reason::Stopping.as_str())
 }
 
 fn seen_image(

@@ -22,6 +22,10 @@ pub struct Seen {
     pub deleting: bool,
     /// Highest epoch this host has ever seen for the Server's uid.
     pub highest_epoch: Option<i64>,
+    /// That epoch's record was closed: nothing of it was left here once.
+    pub epoch_closed: bool,
+    /// Why the host has no room for it, with figures; `None` when it has, or nobody can tell.
+    pub no_room: Option<String>,
     /// The domain with the Instance's id.
     pub domain: Option<SeenDomain>,
     /// The marks on the Instance's directory, when it exists.
@@ -148,7 +152,9 @@ pub enum Step {
     Undefine,
     /// Remove the directory with its disks.
     RemoveFiles,
-    /// Nothing is left: let the Instance go.
+    /// Nothing is left: the epoch's record need not be kept for ever.
+    CloseEpoch,
+    /// Let the Instance go.
     DropFinalizer,
 }
 
@@ -183,6 +189,8 @@ pub enum Standing {
     Stale(i64),
     /// A domain or directory of that id belongs to somebody else.
     Foreign,
+    /// The host has no room for it, with the figures; nothing of it was made here.
+    NoRoom(String),
     /// It ran here before, and its disk is gone: nothing is made up in its place.
     DiskMissing,
     /// Being removed.
@@ -203,7 +211,7 @@ impl Plan {
         Self { steps, standing }
     }
 
-    fn nothing(standing: Standing) -> Self {
+    pub(super) fn nothing(standing: Standing) -> Self {
         Self::new(Vec::new(), standing)
     }
 }
@@ -230,14 +238,15 @@ pub fn plan(spec: &InstanceSpec, own: &Mark, seen: &Seen) -> Plan {
         };
     }
     match ownership(own, seen) {
-        Ownership::Foreign if seen.deleting => {
-            Plan::new(vec![Step::DropFinalizer], Standing::Removing)
-        }
+        Ownership::Foreign if seen.deleting => Plan::new(
+            vec![Step::CloseEpoch, Step::DropFinalizer],
+            Standing::Removing,
+        ),
         Ownership::Foreign => Plan::nothing(Standing::Foreign),
         _ if seen.deleting => remove(seen),
         ownership => {
             let mut steps = Vec::new();
-            if seen.highest_epoch != Some(own.epoch) {
+            if seen.highest_epoch != Some(own.epoch) || seen.epoch_closed {
                 steps.push(Step::RecordEpoch);
             }
             if ownership == Ownership::Earlier {
@@ -298,7 +307,7 @@ fn remove(seen: &Seen) -> Plan {
     if seen.directory.is_some() {
         steps.push(Step::RemoveFiles);
     }
-    steps.push(Step::DropFinalizer);
+    steps.extend([Step::CloseEpoch, Step::DropFinalizer]);
     Plan::new(steps, Standing::Removing)
 }
 
@@ -343,7 +352,9 @@ fn realise(spec: &InstanceSpec, seen: &Seen, steps: &mut Vec<Step>) -> Standing 
 }
 
 /// Whether the guest shut itself down, and the policy is to leave it so. A guest that went
-/// down with its host, or because we asked, did not.
+/// down with its host, or because we asked, did not. One that is off for a reason that nobody
+/// can tell is started: that it should run is what its owner said, and a crash that was taken
+/// for a shutdown would be an outage without end.
 fn stays_off(spec: &InstanceSpec, seen: &Seen, state: DomainState) -> bool {
     let by_itself =
         state == DomainState::ShutDown && seen.was_running && !seen.asked_to_stop && !seen.rebooted;
@@ -353,6 +364,12 @@ fn stays_off(spec: &InstanceSpec, seen: &Seen, state: DomainState) -> bool {
 fn make(spec: &InstanceSpec, seen: &Seen, steps: &mut Vec<Step>) -> Standing {
     if !seen.disk && seen.realized {
         return Standing::DiskMissing;
+    }
+    // What has a disk here has its room; only what is new is turned away.
+    if !seen.disk
+        && let Some(why) = &seen.no_room
+    {
+        return Standing::NoRoom(why.clone());
     }
     // For a disk that is there too: it is of no use without the image below it, and what it
     // is said to lie over must be known before a guest gets it.

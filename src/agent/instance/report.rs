@@ -129,6 +129,7 @@ fn words(
             "a domain or directory of this id belongs to another owner or a newer epoch; nothing is touched. Look at it with `virsh dumpxml` on the host".into(),
             true,
         ),
+        Standing::NoRoom(why) => no_room(&object.spec.host, why),
         Standing::DiskMissing => say(
             Some(false),
             Reason::DiskMissing,
@@ -161,6 +162,17 @@ fn image_failed(object: &Instance, download: Option<&DownloadWords>) -> Words {
         reason,
         message,
         stalled,
+    }
+}
+
+fn no_room(host: &str, why: &str) -> Words {
+    Words {
+        ready: Some(false),
+        reason: Reason::HostRefused,
+        message: format!(
+            "Host {host} has no room for it: {why}. Nothing of it was made. It is built when there is room: remove Servers from that Host, or change the Host's reserved and allocation ratios; or delete the Server and make it again, to have it placed anew"
+        ),
+        stalled: false,
     }
 }
 
@@ -272,6 +284,7 @@ pub async fn report(
         Standing::Fetching => Some(Duration::from_secs(1)),
         Standing::AwaitingPorts | Standing::Stopping => Some(Duration::from_millis(500)),
         Standing::PortsOverdue => Some(Duration::from_secs(5)),
+        Standing::NoRoom(_) => Some(Duration::from_secs(10)),
         Standing::Building | Standing::StartRefused | Standing::CrashLoop => Some(
             not_before
                 .map_or(Duration::from_secs(1), |at| {

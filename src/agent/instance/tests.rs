@@ -61,7 +61,11 @@ fn running(mark: Mark) -> Seen {
 /// What a step does to the host.
 fn apply(step: &Step, own: &Mark, seen: &mut Seen) {
     match step {
-        Step::RecordEpoch => seen.highest_epoch = Some(own.epoch),
+        Step::RecordEpoch => {
+            seen.highest_epoch = Some(own.epoch);
+            seen.epoch_closed = false;
+        }
+        Step::CloseEpoch => seen.epoch_closed = true,
         Step::Adopt => {
             if let Some(domain) = &mut seen.domain {
                 domain.mark = Some(own.clone());
@@ -149,6 +153,61 @@ fn a_new_instance_is_built_paused_and_resumed_when_its_ports_are_ready() {
         settle(&spec(RunState::Running), &own(), &mut seen).standing,
         Standing::AsAsked
     );
+}
+
+#[test]
+fn only_what_is_new_is_turned_away_for_want_of_room() {
+    let no_room = Some("it needs 2 vCPUs, 1 of 8 are left".to_owned());
+    let mut seen = Seen {
+        image: imported(),
+        no_room: no_room.clone(),
+        ..Seen::default()
+    };
+    for run_state in [RunState::Running, RunState::Stopped] {
+        let decided = plan(&spec(run_state), &own(), &seen);
+        assert_eq!(decided.steps, [Step::RecordEpoch], "nothing is made");
+        assert!(matches!(decided.standing, Standing::NoRoom(why) if why.contains("1 of 8")));
+    }
+    seen.no_room = None;
+    let made = settle(&spec(RunState::Stopped), &own(), &mut seen);
+    assert_eq!(made.standing, Standing::AsAsked);
+
+    let crowded = Seen {
+        no_room,
+        ..running(own())
+    };
+    for state in [DomainState::Running, DomainState::Paused, DomainState::Off] {
+        let mut seen = crowded.clone();
+        set(&mut seen, state);
+        let after = settle(&spec(RunState::Running), &own(), &mut seen);
+        assert_eq!(after.standing, Standing::AsAsked);
+    }
+    let undefined = Seen {
+        domain: None,
+        ..crowded
+    };
+    let again = plan(&spec(RunState::Running), &own(), &undefined);
+    assert!(again.steps.contains(&Step::Define));
+}
+
+#[test]
+fn an_epoch_that_came_back_is_recorded_anew() {
+    let mut seen = Seen {
+        epoch_closed: true,
+        ..running(own())
+    };
+    let mut spec = spec(RunState::Running);
+    assert_eq!(plan(&spec, &own(), &seen).steps, [Step::RecordEpoch]);
+    // Closed or not, it stands against an older one.
+    spec.epoch = 1;
+    let older = Mark { epoch: 1, ..own() };
+    assert_eq!(
+        plan(&spec, &older, &seen),
+        Plan::nothing(Standing::Stale(2))
+    );
+    seen.deleting = true;
+    let steps = plan(&spec, &older, &seen).steps;
+    assert_eq!(steps, [Step::DropFinalizer], "the newer one's record stays");
 }
 
 #[test]
@@ -295,6 +354,7 @@ fn a_deleted_instance_leaves_nothing() {
             Step::PowerOff,
             Step::Undefine,
             Step::RemoveFiles,
+            Step::CloseEpoch,
             Step::DropFinalizer
         ]
     );
@@ -373,7 +433,8 @@ proptest! {
         let mut ordered = spec(RunState::Running);
         ordered.on_deletion = OnDeletion::Remove;
         let steps = plan(&ordered, &own(), &seen).steps;
-        prop_assert!(steps.is_empty() || steps == [Step::DropFinalizer], "{:?}", steps);
+        let harmless = |s: &Step| matches!(s, Step::CloseEpoch | Step::DropFinalizer);
+        prop_assert!(steps.iter().all(harmless), "{:?}", steps);
     }
 }
 

@@ -1,0 +1,142 @@
+//! What a host still has room for: the last word on a placement is the host's, since the
+//! scheduler may have decided on figures that are no longer true. Pure.
+
+use crate::api::common::Claim;
+use crate::api::host::HostSpec;
+use crate::model::parse_milli;
+
+/// Nova's `cpu_allocation_ratio` and the others' 1, in thousandths, as [`HostSpec`] says.
+const USUAL_CPU: i64 = 4000;
+const USUAL: i64 = 1000;
+
+/// What a host gives out in all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Room {
+    total: Claim,
+    /// QEMU's own memory for each VM in MiB.
+    overhead_mib: i64,
+}
+
+impl Room {
+    /// By Placement's formula, which the scheduler uses too: (total − reserved) × allocation
+    /// ratio. A ratio that cannot be read counts as absent: the scheduler tells of it.
+    #[must_use]
+    pub fn new(spec: &HostSpec, capacity: Claim, overhead_mib: i64) -> Self {
+        let reserved = spec.reserved.unwrap_or_default();
+        let give = |total: i64, reserved: i64, ratio: &Option<String>, usual| {
+            let ratio = ratio.as_deref().and_then(|text| parse_milli(text).ok());
+            let base = i128::from(total.saturating_sub(reserved).max(0));
+            let given = base * i128::from(ratio.unwrap_or(usual).max(0)) / 1000;
+            i64::try_from(given).unwrap_or(i64::MAX)
+        };
+        let total = Claim {
+            vcpus: give(
+                capacity.vcpus,
+                reserved.vcpus,
+                &spec.cpu_allocation_ratio,
+                USUAL_CPU,
+            ),
+            memory_mib: give(
+                capacity.memory_mib,
+                reserved.memory_mib,
+                &spec.memory_allocation_ratio,
+                USUAL,
+            ),
+            disk_gib: give(
+                capacity.disk_gib,
+                reserved.disk_gib,
+                &spec.disk_allocation_ratio,
+                USUAL,
+            ),
+        };
+        Self {
+            total,
+            overhead_mib,
+        }
+    }
+
+    /// Why `claim` does not fit beside `others`, with the figures; `None` when it does.
+    #[must_use]
+    pub fn lacks(&self, claim: Claim, others: impl IntoIterator<Item = Claim>) -> Option<String> {
+        let mut left = self.total;
+        for other in others {
+            left.vcpus = left.vcpus.saturating_sub(other.vcpus);
+            left.memory_mib = left
+                .memory_mib
+                .saturating_sub(other.memory_mib)
+                .saturating_sub(self.overhead_mib);
+            left.disk_gib = left.disk_gib.saturating_sub(other.disk_gib);
+        }
+        let memory = claim.memory_mib.saturating_add(self.overhead_mib);
+        let lacking: Vec<_> = [
+            ("vCPUs", claim.vcpus, left.vcpus, self.total.vcpus),
+            (
+                "MiB of memory",
+                memory,
+                left.memory_mib,
+                self.total.memory_mib,
+            ),
+            (
+                "GiB of disk",
+                claim.disk_gib,
+                left.disk_gib,
+                self.total.disk_gib,
+            ),
+        ]
+        .into_iter()
+        // What asks for nothing takes nothing from anybody.
+        .filter(|(_, needs, left, _)| *needs > 0 && needs > left)
+        .map(|(what, needs, left, total)| {
+            format!(
+                "it needs {needs} {what}, {} of {total} are left",
+                left.max(0)
+            )
+        })
+        .collect();
+        (!lacking.is_empty()).then(|| lacking.join("; "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn claim(vcpus: i64, memory_mib: i64, disk_gib: i64) -> Claim {
+        Claim {
+            vcpus,
+            memory_mib,
+            disk_gib,
+        }
+    }
+
+    #[test]
+    fn what_lacks_is_named_with_its_figures() {
+        let spec = HostSpec {
+            reserved: Some(claim(0, 96, 10)),
+            cpu_allocation_ratio: Some("1.5".into()),
+            disk_allocation_ratio: Some("nonsense".into()),
+            ..HostSpec::default()
+        };
+        let room = Room::new(&spec, claim(2, 1120, 20), 100);
+        let one = claim(1, 412, 5);
+        assert_eq!(room.lacks(one, []), None);
+        assert_eq!(room.lacks(one, [one]), None, "exactly full");
+        assert_eq!(
+            room.lacks(one, [one, one]).unwrap(),
+            "it needs 512 MiB of memory, 0 of 1024 are left; it needs 5 GiB of disk, 0 of 10 are left"
+        );
+        assert_eq!(
+            room.lacks(claim(4, 1, 0), []).unwrap(),
+            "it needs 4 vCPUs, 3 of 3 are left"
+        );
+    }
+
+    #[test]
+    fn a_host_that_holds_too_much_already_has_nothing_left() {
+        let room = Room::new(&HostSpec::default(), claim(1, 1000, 10), 0);
+        let lacks = room.lacks(claim(1, 1, 0), [claim(9, 9000, 90), claim(0, i64::MAX, 0)]);
+        let lacks = lacks.unwrap();
+        assert!(lacks.contains("1 vCPUs, 0 of 4") && lacks.contains("0 of 1000"));
+        assert!(!lacks.contains("disk"), "it asks for none");
+    }
+}
