@@ -22,8 +22,8 @@ use futures::future::{join_all, try_join_all};
 use libvirtd::Libvirtd;
 use pileus::drivers::hypervisor::xml::domain_xml;
 use pileus::drivers::hypervisor::{
-    Boot, Disk, Domain, DomainSpec, Error, Event, Hypervisor, Libvirt, Listed, Marks, Nic, State,
-    VirtType,
+    Boot, Disk, Domain, DomainSpec, Error, Event, Fake, Hypervisor, Libvirt, Listed, Marks, Nic,
+    State, VirtType,
 };
 use pileus::model::{ClusterId, Owner};
 use tokio::sync::broadcast::Receiver;
@@ -73,28 +73,105 @@ fn marks(name: &str) -> Marks {
     }
 }
 
+/// What the parts of the contract that every hypervisor keeps are tried on.
+trait Subject {
+    fn hypervisor(&self) -> &dyn Hypervisor;
+    /// A domain that can be started.
+    fn spec(&self) -> DomainSpec;
+    /// What tells one run of a guest from the next, while it is on.
+    fn run(&self, id: Uuid) -> Option<u32>;
+    /// Ends a guest without warning.
+    fn kill(&self, id: Uuid);
+}
+
+impl Subject for Host {
+    fn hypervisor(&self) -> &dyn Hypervisor {
+        &self.libvirt
+    }
+
+    fn spec(&self) -> DomainSpec {
+        Self::spec(self)
+    }
+
+    fn run(&self, id: Uuid) -> Option<u32> {
+        self.daemon.qemu(id)
+    }
+
+    fn kill(&self, id: Uuid) {
+        self.daemon.kill_qemu(id);
+    }
+}
+
+/// The one in memory.
+struct InMemory {
+    fake: Fake,
+    dir: tempfile::TempDir,
+}
+
+fn in_memory() -> InMemory {
+    InMemory {
+        fake: Fake::default(),
+        dir: tempfile::tempdir().unwrap(),
+    }
+}
+
+impl Subject for InMemory {
+    fn hypervisor(&self) -> &dyn Hypervisor {
+        &self.fake
+    }
+
+    fn spec(&self) -> DomainSpec {
+        let path = |id: Uuid| self.dir.path().join(id.to_string()).display().to_string();
+        let spec = bare_spec("pc-q35-10.0", path);
+        std::fs::write(&spec.root.path, b"").unwrap();
+        spec
+    }
+
+    fn run(&self, id: Uuid) -> Option<u32> {
+        self.fake.run(id)
+    }
+
+    fn kill(&self, id: Uuid) {
+        self.fake.end_guest(id, false);
+    }
+}
+
+/// A domain that finds nothing to boot, with its disk at `path`.
+fn bare_spec(machine: &str, path: impl Fn(Uuid) -> String) -> DomainSpec {
+    let id = Uuid::new_v4();
+    let disk = path(id);
+    DomainSpec {
+        id,
+        marks: marks("web"),
+        vcpus: 1,
+        memory_mib: 64,
+        machine: machine.into(),
+        cpu_model: "Nehalem".into(),
+        virt_type: VirtType::Qemu,
+        boot: Boot::Disk,
+        console_log: format!("{disk}.log"),
+        root: Disk {
+            path: disk,
+            format: "qcow2".into(),
+            serial: id.simple().to_string(),
+        },
+        config_drive: None,
+        nics: Vec::new(),
+    }
+}
+
+async fn domain(subject: &dyn Subject, id: Uuid) -> Option<Domain> {
+    subject.hypervisor().domain(id).await.unwrap()
+}
+
+async fn state(subject: &dyn Subject, id: Uuid) -> Option<State> {
+    domain(subject, id).await.map(|domain| domain.state)
+}
+
 impl Host {
     /// A domain that finds nothing to boot.
     fn spec(&self) -> DomainSpec {
-        let id = Uuid::new_v4();
-        DomainSpec {
-            id,
-            marks: marks("web"),
-            vcpus: 1,
-            memory_mib: 64,
-            machine: self.machine.clone(),
-            cpu_model: "Nehalem".into(),
-            virt_type: VirtType::Qemu,
-            boot: Boot::Disk,
-            root: Disk {
-                path: self.daemon.disk(&format!("{id}.qcow2")),
-                format: "qcow2".into(),
-                serial: id.simple().to_string(),
-            },
-            config_drive: None,
-            nics: Vec::new(),
-            console_log: self.daemon.path(&format!("{id}.log")).display().to_string(),
-        }
+        bare_spec(&self.machine, |id| self.daemon.disk(&format!("{id}.qcow2")))
     }
 
     /// Kills the daemon and starts it anew.
@@ -166,58 +243,62 @@ async fn a_host_says_what_it_has() {
 
 #[tokio::test]
 async fn a_domain_goes_through_its_life_and_every_step_may_be_repeated() {
-    let host = host().await;
-    let libvirt = &host.libvirt;
+    life(&host().await).await;
+    life(&in_memory()).await;
+}
+
+async fn life(host: &dyn Subject) {
+    let libvirt = host.hypervisor();
     let spec = host.spec();
     let id = spec.id;
     let mut events = libvirt.events();
 
     for _ in 0..2 {
         libvirt.define(&spec).await.unwrap();
-        let domain = host.domain(id).await.unwrap();
-        assert_eq!(domain.state, State::Off);
-        assert_eq!(domain.marks.as_ref(), Some(&spec.marks));
-        assert_eq!(domain.hardware.machine, host.machine);
-        assert_eq!(domain.hardware.cpu_model, "Nehalem");
-        assert_eq!(domain.hardware.virt_type, "qemu");
+        let found = domain(host, id).await.unwrap();
+        assert_eq!(found.state, State::Off);
+        assert_eq!(found.marks.as_ref(), Some(&spec.marks));
+        assert_eq!(found.hardware.machine, spec.machine);
+        assert_eq!(found.hardware.cpu_model, "Nehalem");
+        assert_eq!(found.hardware.virt_type, "qemu");
         let listed = Listed {
             id: spec.id,
-            marks: domain.marks,
-            state: domain.state,
+            marks: found.marks,
+            state: found.state,
         };
         assert_eq!(libvirt.domains().await.unwrap(), [listed]);
         event(&mut events, &Event::Domain(id)).await;
     }
     for _ in 0..2 {
         libvirt.start_paused(id).await.unwrap();
-        assert_eq!(host.state(id).await, Some(State::Paused));
+        assert_eq!(state(host, id).await, Some(State::Paused));
     }
     event(&mut events, &Event::Domain(id)).await;
-    let qemu = host.daemon.qemu(id).expect("a QEMU");
+    let qemu = host.run(id).expect("a QEMU");
     for _ in 0..2 {
         libvirt.resume(id).await.unwrap();
-        assert_eq!(host.state(id).await, Some(State::Running));
+        assert_eq!(state(host, id).await, Some(State::Running));
     }
     // Neither a start nor a definition touches a guest that runs.
     libvirt.start_paused(id).await.unwrap();
     libvirt.define(&spec).await.unwrap();
-    assert_eq!(host.state(id).await, Some(State::Running));
-    assert_eq!(host.daemon.qemu(id), Some(qemu));
+    assert_eq!(state(host, id).await, Some(State::Running));
+    assert_eq!(host.run(id), Some(qemu));
 
     // A definition that is in use is not removed from under its guest.
     let refused = libvirt.undefine(id).await.unwrap_err();
     assert!(matches!(refused, Error::Failed { .. }), "{refused}");
-    assert_eq!(host.state(id).await, Some(State::Running));
+    assert_eq!(state(host, id).await, Some(State::Running));
 
     for _ in 0..2 {
         libvirt.power_off(id).await.unwrap();
-        assert_eq!(host.state(id).await, Some(State::Off));
-        assert_eq!(host.daemon.qemu(id), None);
+        assert_eq!(state(host, id).await, Some(State::Off));
+        assert_eq!(host.run(id), None);
     }
     libvirt.shut_down(id).await.unwrap();
     for _ in 0..2 {
         libvirt.undefine(id).await.unwrap();
-        assert_eq!(host.domain(id).await, None);
+        assert_eq!(domain(host, id).await, None);
     }
     assert!(
         Path::new(&spec.root.path).exists(),
@@ -227,10 +308,14 @@ async fn a_domain_goes_through_its_life_and_every_step_may_be_repeated() {
 
 #[tokio::test]
 async fn a_domain_that_is_not_there_is_told_from_a_failure() {
-    let host = host().await;
-    let libvirt = &host.libvirt;
+    failures(&host().await).await;
+    failures(&in_memory()).await;
+}
+
+async fn failures(host: &dyn Subject) {
+    let libvirt = host.hypervisor();
     let id = Uuid::new_v4();
-    assert_eq!(host.domain(id).await, None);
+    assert_eq!(domain(host, id).await, None);
     for missing in [
         libvirt.start_paused(id).await,
         libvirt.resume(id).await,
@@ -247,7 +332,7 @@ async fn a_domain_that_is_not_there_is_told_from_a_failure() {
     spec.machine = "pc-q35-0.1".into();
     let refused = libvirt.define(&spec).await.unwrap_err();
     assert!(refused.to_string().contains("pc-q35-0.1"), "{refused}");
-    assert_eq!(host.domain(spec.id).await, None);
+    assert_eq!(domain(host, spec.id).await, None);
 
     // A disk that is missing stops the start only; with the disk it goes on.
     let spec = host.spec();
@@ -256,7 +341,7 @@ async fn a_domain_that_is_not_there_is_told_from_a_failure() {
     libvirt.define(&spec).await.unwrap();
     let refused = libvirt.start_paused(spec.id).await.unwrap_err();
     assert!(refused.to_string().contains(&spec.root.path), "{refused}");
-    assert_eq!(host.state(spec.id).await, Some(State::Off));
+    assert_eq!(state(host, spec.id).await, Some(State::Off));
     std::fs::rename(&aside, &spec.root.path).unwrap();
     libvirt.start_paused(spec.id).await.unwrap();
 
@@ -264,26 +349,32 @@ async fn a_domain_that_is_not_there_is_told_from_a_failure() {
     let mut events = libvirt.events();
     libvirt.resume(spec.id).await.unwrap();
     event(&mut events, &Event::Domain(spec.id)).await;
-    host.daemon.kill_qemu(spec.id);
+    host.kill(spec.id);
     event(&mut events, &Event::Domain(spec.id)).await;
     eventually("the end", async || {
-        host.state(spec.id).await == Some(State::Off)
+        state(host, spec.id).await == Some(State::Off)
     })
     .await;
 }
 
 #[tokio::test]
 async fn marks_survive_any_name_and_change_under_a_running_guest() {
-    let host = host().await;
-    let libvirt = &host.libvirt;
+    marking(&host().await).await;
+    marking(&in_memory()).await;
+}
+
+async fn marking(host: &dyn Subject) {
+    let libvirt = host.hypervisor();
     let mut spec = host.spec();
     let hostile = "<&\"'>]]><!--é😀 {%s}\\";
     let pad = 253 - hostile.chars().count();
     spec.marks.owner.name = format!("{hostile}{}", "n".repeat(pad));
     spec.marks.owner.namespace = "n".repeat(63);
-    host.running(&spec).await;
-    let qemu = host.daemon.qemu(spec.id);
-    let seen = async || host.domain(spec.id).await.unwrap().marks;
+    libvirt.define(&spec).await.unwrap();
+    libvirt.start_paused(spec.id).await.unwrap();
+    libvirt.resume(spec.id).await.unwrap();
+    let qemu = host.run(spec.id);
+    let seen = async || domain(host, spec.id).await.unwrap().marks;
     assert_eq!(seen().await.as_ref(), Some(&spec.marks));
 
     let mut changed = spec.marks.clone();
@@ -293,8 +384,8 @@ async fn marks_survive_any_name_and_change_under_a_running_guest() {
     for _ in 0..2 {
         libvirt.mark(spec.id, &changed).await.unwrap();
         assert_eq!(seen().await.as_ref(), Some(&changed));
-        assert_eq!(host.state(spec.id).await, Some(State::Running));
-        assert_eq!(host.daemon.qemu(spec.id), qemu);
+        assert_eq!(state(host, spec.id).await, Some(State::Running));
+        assert_eq!(host.run(spec.id), qemu);
     }
     // The definition has them too, and a domain that is off can be marked.
     libvirt.power_off(spec.id).await.unwrap();

@@ -18,7 +18,7 @@ use crate::api::host::{Capabilities, Host, HostSpec, HostStatus, NumaNode, Orpha
 use crate::api::names::{AGENT, host_namespace};
 use crate::api::server::PowerState;
 use crate::api::{Instance, Reason};
-use crate::drivers::hypervisor::{HostFacts, Hypervisor, Listed, State};
+use crate::drivers::hypervisor::{HostFacts, Listed, State};
 use crate::drivers::storage::DirectoryMarks;
 use crate::kube_ext::report::apply_status;
 use crate::kube_ext::{ApiError, chain, find, is_unserved, lease};

@@ -102,7 +102,7 @@ pub enum Error {
 pub struct Agent {
     config: Config,
     context: Context,
-    hypervisor: Libvirt,
+    hypervisor: Arc<dyn Hypervisor>,
     store: ImageStore,
     disks: Disks,
     ports: Ports,
@@ -172,7 +172,7 @@ pub async fn run(
         registry.register("orphans", help, orphan_count.clone());
     });
     let agent = Arc::new(Agent {
-        hypervisor,
+        hypervisor: Arc::new(hypervisor),
         disks: Disks::new(&config.state_dir),
         store,
         ports: Ports::watch(&config.ovs_db).map_err(Error::Ovs)?,

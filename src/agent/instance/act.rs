@@ -15,7 +15,7 @@ use crate::agent::Agent;
 use crate::api::Instance;
 use crate::api::names::{AGENT_FINALIZER, GUEST_DATA_KEY, host_namespace};
 use crate::api::server::{ConfigDrive, Hardware};
-use crate::drivers::hypervisor::{self, Boot, Disk, DomainSpec, Hypervisor, Nic, VirtType};
+use crate::drivers::hypervisor::{self, Boot, Disk, DomainSpec, Nic, VirtType};
 use crate::drivers::storage::{DirectoryMarks, Progress};
 use crate::guest::{self, GuestData};
 use crate::kube_ext::{ApiError, chain, finalize};

@@ -13,7 +13,7 @@ use crate::api::conditions::{self, ConditionType};
 use crate::api::instance::{ImportedImage, InstanceSource};
 use crate::api::server::{PowerState, RunState};
 use crate::api::{Instance, Reason};
-use crate::drivers::hypervisor::{Domain, Hypervisor, State};
+use crate::drivers::hypervisor::{Domain, State};
 use crate::drivers::storage::{Content, Request, StoredImage};
 use crate::kube_ext::finalize;
 

@@ -2,6 +2,7 @@
 
 pub mod domain;
 pub mod ending;
+pub mod fake;
 #[allow(
     unsafe_code,
     reason = "libvirt's calls that the `virt` crate does not wrap"
@@ -17,6 +18,7 @@ use uuid::Uuid;
 pub use domain::{
     Boot, Cell, Disk, Domain, DomainSpec, Event, HostFacts, Listed, Marks, Nic, State, VirtType,
 };
+pub use fake::Fake;
 pub use libvirt::Libvirt;
 
 /// Why the hypervisor did not do what was asked.
