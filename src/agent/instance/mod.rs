@@ -5,6 +5,8 @@ pub mod observe;
 pub mod plan;
 pub mod report;
 #[cfg(test)]
+mod restart_tests;
+#[cfg(test)]
 mod tests;
 
 use std::sync::Arc;

@@ -1,0 +1,281 @@
+//! The agent's effects when it dies in the middle of any of them: real files and disks, a
+//! hypervisor in memory, a new agent on the same host each time.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures::FutureExt;
+use kube::api::ObjectMeta;
+use kube::{Api, Client, Config as KubeConfig};
+use tokio::sync::{Notify, mpsc};
+use uuid::Uuid;
+
+use super::plan::{Plan, Standing, Step, plan};
+use super::{act, observe};
+use crate::agent::epochs::Epochs;
+use crate::agent::ports::Ports;
+use crate::agent::{Agent, Config};
+use crate::api::Instance;
+use crate::api::image::DiskFormat;
+use crate::api::instance::{InstanceSpec, InstanceStatus, OnDeletion};
+use crate::api::server::{ConfigDrive, OnGuestShutdown, PowerState, RunState};
+use crate::drivers::hypervisor::{Fake, Hypervisor, State, VirtType};
+use crate::drivers::storage::{Disks, FetchPolicy, ImageStore, Progress};
+use crate::kube_ext::backoff::Backoff;
+use crate::kube_ext::events::Events;
+use crate::kube_ext::{Context, Metrics};
+use crate::model::ClusterId;
+
+const ID: Uuid = Uuid::from_u128(7);
+
+/// A host: what outlives an agent.
+struct Host {
+    dir: tempfile::TempDir,
+    fake: Fake,
+    object: Arc<Instance>,
+}
+
+/// An agent as it starts. Nobody answers at its API server, which no step here needs.
+fn agent(dir: &Path, fake: &Fake) -> Arc<Agent> {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let config = KubeConfig::new("http://127.0.0.1:9".parse().unwrap());
+    let client = Client::try_from(config).unwrap();
+    let policy = FetchPolicy {
+        allow: Vec::new(),
+        file_root: Some(dir.to_owned()),
+    };
+    let (known, _) = kube::runtime::reflector::store();
+    let ovs_db = format!("unix:{}", dir.join("no-ovs").display());
+    Arc::new(Agent {
+        hypervisor: Arc::new(fake.clone()),
+        store: ImageStore::open(dir, policy).unwrap(),
+        disks: Disks::new(dir),
+        ports: Ports::watch(&ovs_db).unwrap(),
+        epochs: Epochs::open(&dir.join("epochs.json")).unwrap(),
+        room: Mutex::default(),
+        boot_id: "boot-1".into(),
+        instances: Api::namespaced(client.clone(), "pileus-host-a"),
+        hosts: Api::all(client.clone()),
+        known,
+        trigger: mpsc::unbounded_channel().0,
+        runtime: Mutex::default(),
+        host_changed: Notify::new(),
+        orphan_count: prometheus_client::metrics::gauge::Gauge::default(),
+        backoff: Backoff::new(Duration::from_millis(1), Duration::from_millis(1)),
+        config: Config {
+            host: "a".into(),
+            state_dir: dir.to_owned(),
+            libvirt_uri: String::new(),
+            virt_type: VirtType::Qemu,
+            cpu_model: "Nehalem".into(),
+            image_file_dir: Some(dir.to_owned()),
+            allow_fetch: Vec::new(),
+            boot_id_file: dir.join("boot_id"),
+            ovs_db,
+            reserved_memory_mib: 0,
+            reserved_disk_gib: 0,
+            image_grace: Duration::from_hours(1),
+            port_patience: Duration::from_hours(1),
+        },
+        context: Context {
+            events: Events::new(client.clone(), "test"),
+            client,
+            cluster: ClusterId("c".into()),
+            metrics: Metrics::default(),
+        },
+    })
+}
+
+impl Host {
+    /// With the image fetched and confirmed, and nothing of the Instance.
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("image.raw");
+        std::fs::write(&image, vec![7; 1 << 20]).unwrap();
+        let mut spec = InstanceSpec {
+            epoch: 1,
+            instance_id: ID.to_string(),
+            config_drive: ConfigDrive::Disabled,
+            on_guest_shutdown: OnGuestShutdown::Stop,
+            shutdown_timeout_seconds: 3600,
+            ..InstanceSpec::default()
+        };
+        spec.server.name = "web".into();
+        spec.server.namespace = "default".into();
+        spec.server.uid = "u1".into();
+        spec.image.disk_format = DiskFormat::Raw;
+        spec.image.disk.url = format!("file://{}", image.display());
+        let mut object = Instance {
+            metadata: ObjectMeta {
+                name: Some("web-1".into()),
+                ..ObjectMeta::default()
+            },
+            spec,
+            status: None,
+        };
+        let fake = Fake::default();
+        let agent = agent(dir.path(), &fake);
+        let request = observe::requests(&object).remove(0);
+        let stored = agent.store.import(&request, &Progress::default()).await;
+        object.spec.image.disk.digest = Some(stored.unwrap().digest);
+        Self {
+            dir,
+            fake,
+            object: Arc::new(object),
+        }
+    }
+
+    fn change(&mut self, f: impl FnOnce(&mut Instance)) {
+        f(Arc::make_mut(&mut self.object));
+    }
+
+    /// As the status would be reported.
+    async fn report(&mut self, standing: &Standing) {
+        let domain = self.fake.domain(ID).await.unwrap();
+        let on = domain.is_some_and(|d| d.state == State::Running);
+        let status = InstanceStatus {
+            power_state: Some(if on {
+                PowerState::Running
+            } else {
+                PowerState::Stopped
+            }),
+            host_boot_id: Some("boot-1".into()),
+            guest_shutdown: Some(*standing == Standing::GuestShutdown),
+            realized: Some(true),
+            ..InstanceStatus::default()
+        };
+        self.change(|object| object.status = Some(status));
+    }
+
+    async fn look(&self, agent: &Arc<Agent>) -> (observe::Observed, Plan) {
+        let mut seen = observe::observe(&self.object, ID, agent).await.unwrap();
+        seen.plan.ports_installed = Some(true);
+        let own = observe::own_mark(&self.object, agent);
+        let decided = plan(&self.object.spec, &own, &seen.plan);
+        (seen, decided)
+    }
+
+    /// Works until nothing is left to do; the agent dies once, at step `fatal`: after the
+    /// step, or within it. Gives where it stands, and whether it came to die.
+    async fn settle(&self, fatal: usize, within: bool) -> (Standing, bool) {
+        let mut agent = agent(self.dir.path(), &self.fake);
+        let (mut done, mut died) = (0, false);
+        'passes: for _ in 0..12 {
+            let (seen, decided) = self.look(&agent).await;
+            let own = observe::own_mark(&self.object, &agent);
+            if decided.steps.is_empty() || decided.steps == [Step::DropFinalizer] {
+                return (decided.standing, died);
+            }
+            for step in &decided.steps {
+                if *step == Step::DropFinalizer {
+                    continue 'passes;
+                }
+                let mut effect = Box::pin(act::act(step, &self.object, ID, &own, &seen, &agent));
+                let dies = !died && done == fatal;
+                done += 1;
+                if dies && within {
+                    // Up to where it waits for the first time, and no further.
+                    let _ = (&mut effect).now_or_never();
+                } else {
+                    (&mut effect).await.unwrap();
+                }
+                drop(effect);
+                if dies {
+                    died = true;
+                    agent = self::agent(self.dir.path(), &self.fake);
+                    continue 'passes;
+                }
+            }
+        }
+        panic!("it does not come to rest: {:?}", self.fake.calls());
+    }
+}
+
+/// A whole life with a death at step `fatal` of one of its parts. Gives whether it came to
+/// that in any part.
+async fn live(fatal: usize, within: bool) -> bool {
+    let mut host = Host::new().await;
+    let mut any = false;
+    let mut part = async |host: &mut Host, wanted: Standing| {
+        let (standing, died) = host.settle(fatal, within).await;
+        assert_eq!(standing, wanted, "at {fatal}, {:?}", host.fake.calls());
+        any |= died;
+        host.report(&standing).await;
+    };
+
+    part(&mut host, Standing::AsAsked).await;
+    assert_eq!(host.fake.run(ID), Some(1), "started once");
+    let disk = Disks::new(host.dir.path()).root_disk(ID);
+    let made = std::fs::metadata(&disk).unwrap().modified().unwrap();
+
+    host.change(|object| object.spec.run_state = RunState::Stopped);
+    part(&mut host, Standing::AsAsked).await;
+    assert_eq!(host.fake.run(ID), None);
+    host.change(|object| object.spec.run_state = RunState::Running);
+    part(&mut host, Standing::AsAsked).await;
+    assert_eq!(host.fake.run(ID), Some(2), "started once");
+
+    host.fake.end_guest(ID, true);
+    part(&mut host, Standing::GuestShutdown).await;
+    part(&mut host, Standing::GuestShutdown).await;
+    host.change(|object| object.spec.on_guest_shutdown = OnGuestShutdown::Restart);
+    part(&mut host, Standing::AsAsked).await;
+    assert_eq!(host.fake.run(ID), Some(3), "started once");
+    assert!(!host.fake.calls().contains(&"power off"));
+    let after = std::fs::metadata(&disk).unwrap().modified().unwrap();
+    assert_eq!(made, after, "one disk for its life");
+
+    host.change(|object| {
+        let now = k8s_openapi::jiff::Timestamp::now();
+        object.metadata.deletion_timestamp =
+            Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now));
+        object.spec.on_deletion = OnDeletion::Remove;
+    });
+    let agent = agent(host.dir.path(), &host.fake);
+    for (step, stops) in [(fatal, true), (usize::MAX, false)] {
+        let (seen, decided) = host.look(&agent).await;
+        let own = observe::own_mark(&host.object, &agent);
+        for (n, step_) in decided.steps.iter().enumerate() {
+            if *step_ == Step::DropFinalizer || (stops && n > step) {
+                break;
+            }
+            let effect = act::act(step_, &host.object, ID, &own, &seen, &agent);
+            effect.await.unwrap();
+        }
+    }
+    assert_eq!(host.fake.domains().await.unwrap(), []);
+    assert!(!Disks::new(host.dir.path()).look(ID).directory);
+    assert!(agent.epochs.get("u1").unwrap().closed.is_some());
+    any
+}
+
+#[tokio::test]
+async fn an_agent_that_dies_at_any_step_is_followed_by_one_that_goes_on() {
+    for within in [false, true] {
+        let mut fatal = 0;
+        while live(fatal, within).await {
+            fatal += 1;
+        }
+        assert!(fatal >= 5, "a build has steps to die at, {fatal} were seen");
+    }
+}
+
+#[tokio::test]
+async fn a_hypervisor_that_goes_away_is_no_reason_to_touch_anything() {
+    let mut host = Host::new().await;
+    let (standing, _) = host.settle(usize::MAX, false).await;
+    host.report(&standing).await;
+    host.fake.set_down(true);
+    let agent = agent(host.dir.path(), &host.fake);
+    let seen = observe::observe(&host.object, ID, &agent).await;
+    assert!(matches!(
+        seen.err(),
+        Some(super::Error::Hypervisor(
+            crate::drivers::hypervisor::Error::Unreachable(_)
+        ))
+    ));
+    host.fake.set_down(false);
+    let (standing, _) = host.settle(usize::MAX, false).await;
+    assert_eq!((standing, host.fake.run(ID)), (Standing::AsAsked, Some(1)));
+}
