@@ -172,16 +172,16 @@ impl Host {
                     continue 'passes;
                 }
                 let mut effect = Box::pin(act::act(step, &self.object, ID, &own, &seen, &agent));
-                let dies = !died && done == fatal;
+                let last = !died && done == fatal;
                 done += 1;
-                if dies && within {
+                if last && within {
                     // Up to where it waits for the first time, and no further.
                     let _ = (&mut effect).now_or_never();
                 } else {
                     (&mut effect).await.unwrap();
                 }
                 drop(effect);
-                if dies {
+                if last {
                     died = true;
                     agent = self::agent(self.dir.path(), &self.fake);
                     continue 'passes;
