@@ -27,6 +27,8 @@ use crate::model::quantity::GIB;
 
 /// The Host's status is looked at this often without any event.
 const LOOK: Duration = Duration::from_secs(15);
+/// How long an agent that starts waits for what was told of its Host.
+const RECALL: Duration = Duration::from_secs(2);
 /// QEMU's own memory for each VM in MiB, beside the guest's; measured with this machine
 /// type and these devices, rounded up.
 const OVERHEAD_MIB: i64 = 160;
@@ -52,6 +54,18 @@ pub async fn keep_heartbeat(agent: Arc<Agent>, stop: CancellationToken) {
             Err(_) => tracing::warn!("the heartbeat takes too long"),
         }
     }
+}
+
+/// Learns what the Host gives out from what was told of it last, so that an agent that has
+/// just started turns away what does not fit too. Best effort: the first look follows.
+pub async fn recall_room(agent: &Agent) {
+    let read = agent.hosts.get_opt(&agent.config.host);
+    let Ok(Ok(Some(host))) = tokio::time::timeout(RECALL, read).await else {
+        return;
+    };
+    let capacity = host.status.and_then(|status| status.capacity);
+    let room = capacity.map(|capacity| Room::new(&host.spec, capacity, OVERHEAD_MIB));
+    *agent.room.lock().unwrap_or_else(PoisonError::into_inner) = room;
 }
 
 /// Keeps the Host's status true until `stop`.

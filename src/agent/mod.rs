@@ -192,6 +192,7 @@ pub async fn run(
     });
 
     tokio::spawn(forward_events(agent.clone(), events));
+    host::recall_room(&agent).await;
     tokio::spawn(host::keep_heartbeat(agent.clone(), stop.clone()));
     tokio::spawn(host::keep_status(agent.clone(), stop.clone()));
     tokio::spawn(host::keep_images(agent.clone(), stop.clone()));
