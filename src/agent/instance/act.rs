@@ -75,6 +75,11 @@ pub async fn act(
         Step::StartPaused => start(object, id, seen, agent).await?,
         Step::Resume => hypervisor.resume(id).await?,
         Step::ShutDown => {
+            // On disk first: who comes after this agent must not take the guest's answer for
+            // its own wish. A full disk is no reason not to ask.
+            if let Err(error) = agent.disks.note_shutdown(id) {
+                tracing::warn!(%id, error = %chain(&error), "shutdown not recorded");
+            }
             agent.runtime(id, |runtime| runtime.shutdown = Some(Instant::now()));
             hypervisor.shut_down(id).await?;
         }
@@ -104,6 +109,7 @@ pub async fn act(
 
 /// Starts the guest. A refusal is no crash: what counts as a crash has run.
 async fn start(object: &Instance, id: Uuid, seen: &Observed, agent: &Agent) -> Result<(), Error> {
+    agent.disks.forget_shutdown(id)?;
     let begun = Instant::now();
     let result = agent.hypervisor.start_paused(id).await;
     agent.runtime(id, |runtime| match &result {

@@ -19,6 +19,9 @@ use crate::kube_ext::finalize;
 
 /// A start that lasted this long was a success; what ends later is no crash loop.
 const SETTLED: Duration = Duration::from_secs(60);
+/// How long after its time a guest may still answer a request to shut down; what goes off
+/// later does so by itself.
+const ANSWER: Duration = Duration::from_secs(60);
 /// Longest pause between starts of a guest that crashes.
 pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(120);
 
@@ -81,6 +84,10 @@ pub async fn observe(object: &Instance, id: Uuid, agent: &Agent) -> Result<Obser
         None
     };
     let port_patience = agent.config.port_patience;
+    // A request cannot be withdrawn: the guest may answer it after it was asked to run again.
+    let asked_lately = contents
+        .shutdown_asked
+        .is_some_and(|at| at.elapsed().unwrap_or_default() < timeout + ANSWER);
     let plan = agent.runtime(id, |runtime| {
         if state == Some(State::Running) && object.spec.run_state == RunState::Running {
             runtime.shutdown = None;
@@ -127,8 +134,7 @@ pub async fn observe(object: &Instance, id: Uuid, agent: &Agent) -> Result<Obser
                 .or_else(|| status?.guest_shutdown)
                 .unwrap_or(false),
             was_running: status.and_then(|s| s.power_state) == Some(PowerState::Running),
-            asked_to_stop: runtime.shutdown.is_some()
-                || (runtime.started.is_none() && told_stopping(object)),
+            asked_to_stop: runtime.shutdown.is_some() || asked_lately,
             rebooted,
             ports_installed: agent.ports.installed(&ports),
             ports_overdue: runtime.started.is_some_and(|at| now - at > port_patience),
@@ -190,13 +196,6 @@ fn seen_domain(domain: &Domain) -> SeenDomain {
             State::Crashed => DomainState::Crashed,
         },
     }
-}
-
-/// Whether the status says that the guest was asked to stop, by an agent before this one.
-fn told_stopping(object: &Instance) -> bool {
-    let conditions = object.status.as_ref().map_or(&[][..], |s| &s.conditions);
-    conditions::find(conditions, ConditionType::Ready)
-        .is_some_and(|ready| ready.reason == Reason::Stopping.as_str())
 }
 
 fn seen_image(

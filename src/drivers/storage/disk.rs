@@ -28,6 +28,8 @@ use crate::model::Owner;
 
 /// Name of the file with the marks.
 const MARKS: &str = "marks.json";
+/// An empty file, made when the guest is asked to shut down.
+const SHUTDOWN_ASKED: &str = "shutdown-asked";
 
 /// Whose a directory is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +55,8 @@ pub struct Contents {
     pub disk: bool,
     /// The config drive exists.
     pub config_drive: bool,
+    /// When the guest was last asked to shut down, since it was last started.
+    pub shutdown_asked: Option<SystemTime>,
 }
 
 /// Room in the file system of the disks, in bytes.
@@ -106,6 +110,9 @@ impl Disks {
             marks: read_marks(&directory),
             disk: self.root_disk(id).is_file(),
             config_drive: self.config_drive(id).is_file(),
+            shutdown_asked: fs::metadata(directory.join(SHUTDOWN_ASKED))
+                .and_then(|file| file.modified())
+                .ok(),
         }
     }
 
@@ -261,6 +268,29 @@ impl Disks {
             done.map_err(Error::io("remove", &path))?;
         }
         fs::remove_dir_all(&directory).map_err(Error::io("remove", &directory))
+    }
+
+    /// Records that the guest is asked to shut down now.
+    ///
+    /// # Errors
+    /// When the record cannot be written.
+    pub fn note_shutdown(&self, id: Uuid) -> Result<(), Error> {
+        let path = self.directory(id).join(SHUTDOWN_ASKED);
+        fs::write(&path, b"").map_err(Error::io("write", &path))
+    }
+
+    /// Removes the record of [`Self::note_shutdown`]; none is fine.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn forget_shutdown(&self, id: Uuid) -> Result<(), Error> {
+        let path = self.directory(id).join(SHUTDOWN_ASKED);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(Error::io("remove", &path)(error))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Room in the file system.
