@@ -69,14 +69,7 @@ pub async fn observe(object: &Instance, id: Uuid, agent: &Agent) -> Result<Obser
         .collect();
     let state = domain.as_ref().map(|d| d.state);
     let now = Instant::now();
-    let timeout = Duration::from_secs(
-        object
-            .spec
-            .shutdown_timeout_seconds
-            .max(0)
-            .unsigned_abs()
-            .into(),
-    );
+    let timeout = shutdown_timeout(object);
     let epoch = agent.epochs.get(&object.spec.server.uid);
     let no_room = if domain.is_none() && !contents.disk {
         no_room(object, agent)
@@ -156,6 +149,11 @@ pub async fn observe(object: &Instance, id: Uuid, agent: &Agent) -> Result<Obser
         image,
         imported,
     })
+}
+
+fn shutdown_timeout(object: &Instance) -> Duration {
+    let seconds = object.spec.shutdown_timeout_seconds.max(0).unsigned_abs();
+    Duration::from_secs(seconds.into())
 }
 
 /// Why the host has no room for `object` beside what it has taken on already. Of those that
