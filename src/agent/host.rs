@@ -224,7 +224,8 @@ fn status(
             ConditionType::DiskAvailable,
             Reason::NoSpace,
             format!(
-                "less than 1 GiB is left in {}",
+                "fewer than {LOW_SPACE} bytes are left in {}; remove what is not needed, or give \
+                 it a bigger file system",
                 agent.config.state_dir.display()
             ),
         ),

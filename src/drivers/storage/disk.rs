@@ -28,6 +28,9 @@ use crate::model::Owner;
 
 /// Name of the file with the marks.
 const MARKS: &str = "marks.json";
+/// What an overlay takes before a guest has written anything, in bytes: header, reference
+/// counts and their table, first level, of one cluster of 64 KiB each.
+const EMPTY_OVERLAY: u64 = 4 * 64 * 1024;
 /// An empty file, made when the guest is asked to shut down.
 const SHUTDOWN_ASKED: &str = "shutdown-asked";
 
@@ -198,9 +201,10 @@ impl Disks {
             let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
             let _ = fs::remove_file(&temporary);
             return Err(if message.contains("No space left") {
+                let left = space_of(&directory).ok();
                 Error::NoSpace(Shortage {
                     path: directory,
-                    bytes: None,
+                    bytes: left.map(|left| (EMPTY_OVERLAY, left.available)),
                 })
             } else {
                 Error::Program {
