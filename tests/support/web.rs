@@ -1,5 +1,5 @@
-//! A web server on loopback with every habit that an image store must live with; the first
-//! part of a path says which.
+//! A web server with every habit that an image store must live with; the first part of a
+//! path says which.
 
 #![allow(
     clippy::unwrap_used,
@@ -7,8 +7,8 @@
 )]
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -29,6 +29,8 @@ pub struct Files {
     seen: Mutex<Vec<(String, Option<String>)>>,
     /// Bytes sent by the slow way.
     pub slow: AtomicUsize,
+    /// What was always cut short no longer is.
+    pub mended: AtomicBool,
 }
 
 pub struct Web {
@@ -37,12 +39,19 @@ pub struct Web {
 }
 
 impl Web {
+    /// On loopback.
+    #[allow(dead_code, reason = "each test crate uses its own part of this module")]
     pub async fn start() -> Self {
+        Self::start_at(Ipv4Addr::LOCALHOST.into()).await
+    }
+
+    /// At an address that others reach.
+    pub async fn start_at(address: IpAddr) -> Self {
         let files = Arc::new(Files::default());
         let app = Router::new()
             .route("/{how}/{name}", get(serve))
             .with_state(files.clone());
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = tokio::net::TcpListener::bind((address, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(async move { axum::serve(listener, app).await });
         Self { files, address }
@@ -130,7 +139,8 @@ async fn serve(
         .filter(|s| s.0 == format!("{how}/{name}"))
         .count()
         == 1;
-    let body = if breaks && first {
+    let cut = how == "cut" && !files.mended.load(Ordering::Relaxed);
+    let body = if cut || (breaks && first) {
         let half = rest.slice(..rest.len() / 2);
         // The pause lets the first half out before the connection is cut.
         let cut = stream::once(async {

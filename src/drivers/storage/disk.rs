@@ -297,12 +297,13 @@ impl Disks {
         }
     }
 
-    /// Room in the file system.
+    /// Room in the file system of the disks, which may be one of their own.
     ///
     /// # Errors
     /// When the file system cannot be asked.
     pub fn space(&self) -> Result<Space, Error> {
-        space_of(&self.dir)
+        let disks = self.dir.join("instances");
+        space_of(if disks.is_dir() { &disks } else { &self.dir })
     }
 }
 
