@@ -2,7 +2,7 @@
 //!
 //! | part | what it does |
 //! |---|---|
-//! | [`snapshot`], [`request`], [`filters`], [`weighers`], [`place`] | the core: pure, synchronous, free of Kubernetes |
+//! | [`facts`], [`snapshot`], [`request`], [`filters`], [`weighers`], [`policy`], [`place`] | the core: pure, synchronous, free of Kubernetes |
 //! | [`resolve`] | API objects in, the core's values out |
 //! | [`state`] | memory and queue: watch events in, writes out; no I/O |
 //! | [`bind`] | one write, until its outcome is certain |
@@ -13,11 +13,19 @@
 //! kinds have been listed, because a ledger with holes overbooks.
 
 pub mod bind;
+pub mod bits;
+pub mod facts;
 pub mod filters;
+pub mod intern;
 pub mod metrics;
+pub mod numa;
+pub mod operators;
 pub mod place;
+pub mod policy;
+pub mod query;
 pub mod request;
 pub mod resolve;
+pub mod score;
 pub mod snapshot;
 pub mod state;
 mod watch;

@@ -1,27 +1,47 @@
 //! The decision: which host, or why none.
+//!
+//! What many Servers have in common is answered once: for each of their kinds the set of
+//! hosts that fit is remembered, and for the next decision only hosts that have changed
+//! since are asked again. Scores are made anew each time, because Nova stretches figures
+//! over the hosts that fit, so that any change may move them all.
 
 use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
-use super::filters::{Filter, Miss};
-use super::request::{Request, hash, mix};
-use super::snapshot::{HostState, Snapshot};
-use super::weighers::Weigher;
+use super::bits::Bits;
+use super::filters::{Ask, Filter, Miss, Scope};
+use super::policy::Policy;
+use super::request::{Asks, Request, mix};
+use super::score::Scores;
+use super::snapshot::{Host, Snapshot};
+use super::weighers::Figures;
 
-/// Filters and weighers, with multipliers in thousandths.
-pub struct Policy {
-    filters: Vec<Box<dyn Filter>>,
-    weighers: Vec<(Box<dyn Weigher>, i64)>,
+/// How many kinds of Servers are remembered.
+const KINDS: usize = 256;
+
+/// Hosts that fit one kind of Servers.
+struct Kind {
+    fit: Bits,
+    /// Up to where the journal has been read.
+    seen: u64,
+    used: u64,
 }
 
-impl Default for Policy {
-    /// All filters and weighers.
-    fn default() -> Self {
-        Self {
-            filters: super::filters::all(),
-            weighers: super::weighers::all(),
-        }
-    }
+/// Hosts that fit, by kind of Server.
+#[derive(Default)]
+struct Memory {
+    kinds: HashMap<Asks, Kind>,
+    decisions: u64,
+}
+
+/// A policy, and what is remembered of earlier decisions. Always for the same snapshot.
+#[derive(Default)]
+pub struct Placer {
+    policy: Policy,
+    memory: Memory,
+    fit: Bits,
+    scores: Scores,
 }
 
 /// Why no host fits: what each filter says, whatever the others say.
@@ -79,94 +99,225 @@ impl fmt::Display for Explanation {
     }
 }
 
-impl Policy {
+impl Placer {
+    /// Decides by `policy`.
+    #[must_use]
+    pub fn new(policy: Policy) -> Self {
+        Self {
+            policy,
+            ..Self::default()
+        }
+    }
+
     /// The best host for `request`.
     ///
     /// The answer depends on the snapshot and the request alone: not on the order of
-    /// hosts or filters. Equally good hosts are told apart by the request's seed.
+    /// hosts or filters, nor on earlier decisions. Equally good hosts are told apart by
+    /// the request's seed.
     ///
     /// # Errors
     /// When no host fits; says why.
     pub fn place<'a>(
-        &self,
+        &mut self,
         snapshot: &'a Snapshot,
         request: &Request,
     ) -> Result<&'a str, Explanation> {
-        let fit: Vec<&HostState> = snapshot
-            .hosts()
-            .filter(|host| self.filters.iter().all(|f| f.passes(host, request)))
-            .collect();
-        let mut scores = vec![0_i128; fit.len()];
-        for (weigher, multiplier) in &self.weighers {
-            let figures: Vec<_> = fit.iter().map(|h| weigher.weigh(h, request)).collect();
-            add_scaled(&mut scores, &figures, *multiplier);
-        }
-        fit.iter()
-            .zip(scores)
-            .max_by_key(|(host, score)| {
-                let name = host.facts.name.as_str();
-                (*score, mix(request.seed, hash(name)), Reverse(name))
-            })
-            .map(|(host, _)| host.facts.name.as_str())
-            .ok_or_else(|| self.explain(snapshot, request))
-    }
-
-    fn explain(&self, snapshot: &Snapshot, request: &Request) -> Explanation {
-        // (filters that turn the host away, gap, host) of the nearest host, and the count.
-        type Nearest<'a> = (usize, i64, &'a str);
-        let mut table: Vec<(usize, Option<(Nearest<'_>, Miss)>)> =
-            self.filters.iter().map(|_| (0, None)).collect();
-        let mut hosts = 0;
-        for host in snapshot.hosts() {
-            hosts += 1;
-            let failed: Vec<usize> = (0..self.filters.len())
-                .filter(|&i| !self.filters[i].passes(host, request))
-                .collect();
-            for &i in &failed {
-                let miss = self.filters[i].miss(host, request);
-                let gap = match &miss {
-                    Miss::Short { needs, has, .. } => needs.saturating_sub(*has),
-                    Miss::Unfit(_) => 0,
-                };
-                let rank = (failed.len(), gap, host.facts.name.as_str());
-                let (count, nearest) = &mut table[i];
-                *count += 1;
-                if nearest.as_ref().is_none_or(|(best, _)| rank < *best) {
-                    *nearest = Some((rank, miss));
-                }
+        let Self {
+            policy,
+            memory,
+            fit,
+            scores,
+        } = self;
+        let ask = ask(snapshot, policy, request);
+        memory.recall(policy, &ask, fit);
+        let filters = &policy.filters;
+        for filter in filters.iter().filter(|f| f.scope() == Scope::Request) {
+            if filter.applies(&ask) {
+                fit.retain(|slot| filter.passes(snapshot.at(slot), &ask));
             }
         }
-        let mut refusals: Vec<Refusal> = self
-            .filters
-            .iter()
-            .zip(table)
-            .filter_map(|(filter, (hosts, nearest))| {
-                let ((_, _, name), miss) = nearest?;
-                Some(Refusal {
-                    filter: filter.name(),
-                    hosts,
-                    nearest: name.to_owned(),
-                    miss,
-                })
-            })
+        let weighers = policy.weighers.iter();
+        let figures: Vec<(Figures<'_>, i64)> = weighers
+            .filter(|(_, multiplier)| *multiplier != 0)
+            .map(|(weigher, multiplier)| (weigher.weigh(&ask), *multiplier))
             .collect();
-        refusals.sort_by_key(|r| (Reverse(r.hosts), r.filter));
-        Explanation { hosts, refusals }
+        scores.make(fit, &figures);
+        let mut best: Option<(i64, u64, usize)> = None;
+        for slot in fit.iter() {
+            let score = scores.of(slot);
+            if best.is_some_and(|(most, _, _)| score < most) {
+                continue;
+            }
+            let tie = mix(request.seed, snapshot.name_hash(slot));
+            let better = |(most, t, s): (i64, u64, usize)| {
+                let names = || Reverse(snapshot.at(slot).name()) > Reverse(snapshot.at(s).name());
+                (score, tie) > (most, t) || ((score, tie) == (most, t) && names())
+            };
+            if best.is_none_or(better) {
+                best = Some((score, tie, slot));
+            }
+        }
+        best.map(|(_, _, slot)| snapshot.at(slot).name())
+            .ok_or_else(|| explain(policy, &ask))
+    }
+
+    /// Bytes of what is remembered.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.memory.kinds.values().map(|k| k.fit.bytes()).sum()
     }
 }
 
-/// Adds `figures`, stretched to 0 ..= 1,000,000 and multiplied, to `scores`.
-fn add_scaled(scores: &mut [i128], figures: &[i64], multiplier: i64) {
-    let (Some(&low), Some(&high)) = (figures.iter().min(), figures.iter().max()) else {
-        return;
-    };
-    let span = i128::from(high) - i128::from(low);
-    if span == 0 {
-        return;
+impl Memory {
+    /// Makes `fit` the hosts that pass all filters but those of a Server's own.
+    fn recall(&mut self, policy: &Policy, ask: &Ask<'_>, fit: &mut Bits) {
+        self.decisions += 1;
+        let shared: Vec<&dyn Filter> = policy
+            .filters
+            .iter()
+            .filter(|f| f.scope() != Scope::Request && f.applies(ask))
+            .map(|f| &**f)
+            .collect();
+        let snapshot = ask.snapshot;
+        let asks = &ask.request.asks;
+        let (_, changed) = snapshot.since(self.kinds.get(asks).map_or(0, |k| k.seen));
+        let (end, _) = snapshot.since(0);
+        let kind = match (self.kinds.get_mut(asks), changed) {
+            (Some(kind), Some(changed)) => {
+                for &slot in changed {
+                    let slot = slot as usize;
+                    let host = snapshot.at(slot);
+                    let fits = snapshot.registered().has(slot)
+                        && shared.iter().all(|f| f.passes(host, ask));
+                    kind.fit.set(slot, fits);
+                }
+                kind
+            }
+            (known, _) => {
+                let all = fresh(&shared, ask);
+                if known.is_none() && self.kinds.len() >= KINDS {
+                    let oldest = self.kinds.iter().min_by_key(|(_, k)| k.used);
+                    if let Some(oldest) = oldest.map(|(asks, _)| asks.clone()) {
+                        self.kinds.remove(&oldest);
+                    }
+                }
+                let kind = self.kinds.entry(asks.clone()).or_insert(Kind {
+                    fit: Bits::default(),
+                    seen: 0,
+                    used: 0,
+                });
+                kind.fit = all;
+                kind
+            }
+        };
+        kind.seen = end;
+        kind.used = self.decisions;
+        fit.copy(&kind.fit);
     }
-    for (score, figure) in scores.iter_mut().zip(figures) {
-        let above = i128::from(*figure) - i128::from(low);
-        *score += above * 1_000_000 / span * i128::from(multiplier);
+}
+
+fn explain(policy: &Policy, ask: &Ask<'_>) -> Explanation {
+    // (filters that turn the host away, gap, host) of the nearest host, and the count.
+    type Nearest<'a> = (usize, i64, &'a str);
+    let filters: Vec<_> = policy.filters.iter().filter(|f| f.applies(ask)).collect();
+    let mut table: Vec<(usize, Option<(Nearest<'_>, Miss)>)> =
+        filters.iter().map(|_| (0, None)).collect();
+    let mut hosts = 0;
+    for host in ask.snapshot.hosts() {
+        hosts += 1;
+        let failed: Vec<usize> = (0..filters.len())
+            .filter(|&i| !filters[i].passes(host, ask))
+            .collect();
+        for &i in &failed {
+            let (count, nearest) = &mut table[i];
+            *count += 1;
+            if nearest
+                .as_ref()
+                .is_some_and(|((least, ..), _)| failed.len() > *least)
+            {
+                continue;
+            }
+            let miss = filters[i].miss(host, ask);
+            let gap = match &miss {
+                Miss::Short { needs, has, .. } => needs.saturating_sub(*has),
+                Miss::Unfit(_) => 0,
+            };
+            let rank = (failed.len(), gap, host.name());
+            if nearest.as_ref().is_none_or(|(best, _)| rank < *best) {
+                *nearest = Some((rank, miss));
+            }
+        }
+    }
+    let mut refusals: Vec<Refusal> = filters
+        .iter()
+        .zip(table)
+        .filter_map(|(filter, (hosts, nearest))| {
+            let ((_, _, name), miss) = nearest?;
+            Some(Refusal {
+                filter: filter.name(),
+                hosts,
+                nearest: name.to_owned(),
+                miss,
+            })
+        })
+        .collect();
+    refusals.sort_by_key(|r| (Reverse(r.hosts), r.filter));
+    Explanation { hosts, refusals }
+}
+
+/// The hosts that pass `filters`, from scratch. What hangs on a profile alone is asked
+/// once for each profile.
+fn fresh(filters: &[&dyn Filter], ask: &Ask<'_>) -> Bits {
+    let snapshot = ask.snapshot;
+    let mut verdicts: Vec<Option<bool>> = vec![None; snapshot.profile_span()];
+    let of_profile = |host: Host<'_>| {
+        let mut filters = filters.iter().filter(|f| f.scope() == Scope::Profile);
+        filters.all(|f| f.passes(host, ask))
+    };
+    let mut fit = snapshot.registered().clone();
+    fit.retain(|slot| {
+        let host = snapshot.at(slot);
+        let verdict = &mut verdicts[host.profile_id() as usize];
+        *verdict.get_or_insert_with(|| of_profile(host))
+    });
+    for filter in filters.iter().filter(|f| f.scope() == Scope::Host) {
+        fit.retain(|slot| filter.passes(snapshot.at(slot), ask));
+    }
+    fit
+}
+
+fn ask<'a>(snapshot: &'a Snapshot, policy: &'a Policy, request: &'a Request) -> Ask<'a> {
+    let labels = request.asks.host_selector.iter();
+    let slots = |servers: &[String]| servers.iter().filter_map(|s| snapshot.slot_of(s)).collect();
+    let set = request.spread_set.as_deref().unwrap_or_default();
+    let domains = request.spread.iter().map(|spread| {
+        let mut counts: BTreeMap<&str, u32> = BTreeMap::new();
+        for host in snapshot.hosts() {
+            if let Some(domain) = host.label(&spread.key) {
+                counts.entry(domain).or_default();
+            }
+        }
+        for (slot, n) in snapshot.members(set) {
+            let domain = snapshot.at(*slot as usize).label(&spread.key);
+            if let Some(count) = domain.and_then(|d| counts.get_mut(d)) {
+                *count += n;
+            }
+        }
+        let least = counts.values().min().copied().unwrap_or_default();
+        (counts, least)
+    });
+    Ask {
+        request,
+        settings: &policy.settings,
+        snapshot,
+        labels: labels.map(|(k, v)| snapshot.pair(k, v)).collect(),
+        members: request
+            .group
+            .as_ref()
+            .map_or(&[], |g| snapshot.members(&g.id)),
+        domains: domains.collect(),
+        same: slots(&request.same_host),
+        different: slots(&request.different_host),
     }
 }
 

@@ -4,7 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::api::common::Claim;
-use crate::scheduler::snapshot::{HostFacts, Ratios};
+use crate::scheduler::facts::{Holding, HostFacts, Profile, Ratios};
+use crate::scheduler::request::{Group, GroupPolicy, hash};
 
 fn claim(vcpus: i64, memory_mib: i64, disk_gib: i64) -> Claim {
     Claim {
@@ -20,8 +21,11 @@ fn host(name: &str, memory: i64) -> HostFacts {
         ready: true,
         schedulable: true,
         capacity: claim(16, memory, 100),
-        architecture: "x86_64".into(),
-        virt_type: "kvm".into(),
+        profile: Profile {
+            architecture: "x86_64".into(),
+            virt_type: "kvm".into(),
+            ..Profile::default()
+        },
         ..HostFacts::default()
     }
 }
@@ -35,15 +39,18 @@ fn with(hosts: impl IntoIterator<Item = HostFacts>) -> Snapshot {
 }
 
 fn wants(memory_mib: i64) -> Request {
-    Request {
-        claim: claim(1, memory_mib, 1),
-        ..Request::default()
-    }
+    asking(claim(1, memory_mib, 1))
+}
+
+fn asking(claim: Claim) -> Request {
+    let mut request = Request::default();
+    request.asks.shape.claim = claim;
+    request
 }
 
 #[test]
 fn the_emptier_host_is_better() {
-    let policy = Policy::default();
+    let mut policy = Placer::default();
     let snapshot = with([host("h1", 4096), host("h2", 8192)]);
     assert_eq!(policy.place(&snapshot, &wants(1024)), Ok("h2"));
 }
@@ -59,7 +66,7 @@ fn the_host_that_holds_the_image_is_better() {
             seed,
             ..wants(1)
         };
-        assert_eq!(Policy::default().place(&snapshot, &request), Ok("h2"));
+        assert_eq!(Placer::default().place(&snapshot, &request), Ok("h2"));
     }
 }
 
@@ -72,7 +79,7 @@ fn equal_hosts_share_by_seed() {
             seed: hash(&format!("uid-{i}")),
             ..wants(1)
         };
-        let name = Policy::default().place(&snapshot, &request).unwrap();
+        let name = Placer::default().place(&snapshot, &request).unwrap();
         *counts.entry(name.to_owned()).or_default() += 1;
     }
     assert_eq!(counts.len(), 4);
@@ -81,7 +88,7 @@ fn equal_hosts_share_by_seed() {
 
 #[test]
 fn who_fits_nowhere_hears_why_filter_by_filter() {
-    let policy = Policy::default();
+    let mut policy = Placer::default();
     let down = HostFacts {
         ready: false,
         ..host("h1", 65536)
@@ -104,7 +111,7 @@ fn the_nearest_host_is_one_that_lacks_nothing_else() {
         ready: false,
         ..host("h1", 4000)
     };
-    let why = Policy::default()
+    let why = Placer::default()
         .place(&with([down, host("h2", 1000)]), &wants(4096))
         .unwrap_err();
     let ram = why
@@ -117,9 +124,9 @@ fn the_nearest_host_is_one_that_lacks_nothing_else() {
 
 #[test]
 fn labels_architecture_and_switches_are_heeded() {
-    let policy = Policy::default();
+    let mut policy = Placer::default();
     let mut arm = host("arm", 4096);
-    arm.architecture = "aarch64".into();
+    arm.profile.architecture = "aarch64".into();
     arm.labels.insert("rack".into(), "r1".into());
     let busy = HostFacts {
         maintenance: true,
@@ -130,20 +137,30 @@ fn labels_architecture_and_switches_are_heeded() {
         ..host("closed", 4096)
     };
     let broken = HostFacts {
-        problem: Some("has spec.cpuAllocationRatio `x`".into()),
+        profile: Profile {
+            problem: Some("has spec.cpuAllocationRatio `x`".into()),
+            ..host("broken", 4096).profile
+        },
         ..host("broken", 4096)
     };
     let snapshot = with([arm, busy, closed, broken]);
     let mut request = wants(1);
     assert_eq!(policy.place(&snapshot, &request), Ok("arm"));
-    request.host_selector.insert("rack".into(), "r1".into());
+    request
+        .asks
+        .host_selector
+        .insert("rack".into(), "r1".into());
     assert_eq!(policy.place(&snapshot, &request), Ok("arm"));
-    request.host_selector.insert("rack".into(), "r2".into());
+    request
+        .asks
+        .host_selector
+        .insert("rack".into(), "r2".into());
     let why = policy.place(&snapshot, &request).unwrap_err().to_string();
     assert!(why.contains("HostSelector turned away 4"), "{why}");
     assert!(why.contains("not labelled rack=r2"), "{why}");
-    request.host_selector.clear();
+    request.asks.host_selector.clear();
     request
+        .asks
         .image_properties
         .insert("hw_architecture".into(), "x86_64".into());
     let why = policy.place(&snapshot, &request).unwrap_err().to_string();
@@ -158,8 +175,8 @@ fn no_server_is_overcommitted_against_itself() {
     // 16 processors given out four times take 64 one by one, but never 17 at once.
     let snapshot = with([host("h", 4096)]);
     let mut request = wants(1);
-    request.claim.vcpus = 17;
-    let why = Policy::default().place(&snapshot, &request).unwrap_err();
+    request.asks.shape.claim.vcpus = 17;
+    let why = Placer::default().place(&snapshot, &request).unwrap_err();
     assert!(
         why.to_string().contains("needs 17 vCPUs, h has 16"),
         "{why}"
@@ -208,21 +225,20 @@ fn some_request() -> impl Strategy<Value = Request> {
         any::<u64>(),
         prop::bool::ANY,
     )
-        .prop_map(|(vcpus, memory, disk, seed, picky)| Request {
-            claim: claim(vcpus, memory, disk),
-            seed,
-            host_selector: picky
-                .then(|| ("ssd".to_owned(), "yes".to_owned()))
-                .into_iter()
-                .collect(),
-            ..Request::default()
+        .prop_map(|(vcpus, memory, disk, seed, picky)| {
+            let mut request = asking(claim(vcpus, memory, disk));
+            request.seed = seed;
+            let label = picky.then(|| ("ssd".to_owned(), "yes".to_owned()));
+            request.asks.host_selector = label.into_iter().collect();
+            request
         })
 }
 
 /// Checked by Placement's formula, written out anew.
 fn holds(f: &HostFacts, on_it: &[&Request]) -> bool {
     let n = i64::try_from(on_it.len()).unwrap();
-    let sum = |part: fn(&Claim) -> i64| on_it.iter().map(|r| part(&r.claim)).sum::<i64>();
+    let sum =
+        |part: fn(&Claim) -> i64| on_it.iter().map(|r| part(&r.asks.shape.claim)).sum::<i64>();
     let room = |total: i64, kept: i64, ratio: i64| (total - kept).max(0) * ratio / 1000;
     sum(|c| c.vcpus) <= room(f.capacity.vcpus, f.reserved.vcpus, f.ratios.cpu)
         && sum(|c| c.memory_mib) + n * f.overhead_mib
@@ -240,24 +256,24 @@ proptest! {
         hosts in some_hosts(),
         requests in prop::collection::vec((some_request(), prop::bool::weighted(0.2)), 0..60),
     ) {
-        let policy = Policy::default();
+        let mut policy = Placer::default();
         let mut snapshot = with(hosts.clone());
         let mut placed: Vec<(usize, String)> = Vec::new();
         for (i, (request, then_delete)) in requests.iter().enumerate() {
             if let Ok(name) = policy.place(&snapshot, request) {
                 let name = name.to_owned();
-                let facts = &snapshot.host(&name).unwrap().facts;
+                let facts = hosts.iter().find(|h| h.name == name).unwrap();
                 prop_assert!(facts.ready);
-                prop_assert!(request.host_selector.is_empty() || !facts.labels.is_empty());
-                snapshot.claim(&format!("s{i}"), &name, request.claim);
+                prop_assert!(request.asks.host_selector.is_empty() || !facts.labels.is_empty());
+                snapshot.claim(&format!("s{i}"), &name, request.asks.shape.claim);
                 placed.push((i, name));
             } else {
                 // Truly nowhere: with it, no ready host would hold.
                 for f in hosts.iter().filter(|f| f.ready) {
-                    let labelled = request.host_selector.is_empty() || !f.labels.is_empty();
-                    let itself = request.claim.vcpus <= f.capacity.vcpus
-                        && request.claim.memory_mib <= f.capacity.memory_mib
-                        && request.claim.disk_gib <= f.capacity.disk_gib;
+                    let labelled = request.asks.host_selector.is_empty() || !f.labels.is_empty();
+                    let itself = request.asks.shape.claim.vcpus <= f.capacity.vcpus
+                        && request.asks.shape.claim.memory_mib <= f.capacity.memory_mib
+                        && request.asks.shape.claim.disk_gib <= f.capacity.disk_gib;
                     let mut on_it: Vec<&Request> = placed
                         .iter()
                         .filter(|(_, h)| *h == f.name)
@@ -288,14 +304,56 @@ proptest! {
         request in some_request(),
         turn in 0..6_usize,
     ) {
-        let policy = Policy::default();
+        let mut policy = Placer::default();
         let mut turned = Policy::default();
         turned.filters.rotate_left(turn);
         turned.weighers.reverse();
+        let mut turned = Placer::new(turned);
         let snapshot = with(hosts.clone());
         let mut backwards = hosts;
         backwards.reverse();
         let again = with(backwards);
         prop_assert_eq!(policy.place(&snapshot, &request), turned.place(&again, &request));
+    }
+
+    #[test]
+    fn what_is_remembered_changes_no_answer(
+        hosts in some_hosts(),
+        history in prop::collection::vec((some_request(), 0..6_usize, 0..4_u8), 0..40),
+    ) {
+        let mut snapshot = with(hosts.clone());
+        let mut remembers = Placer::default();
+        for (i, (mut request, which, event)) in history.into_iter().enumerate() {
+            request.group = (i % 3 > 0).then(|| Group {
+                id: "g".into(),
+                policy: [GroupPolicy::AntiAffinity, GroupPolicy::Affinity,
+                    GroupPolicy::SoftAntiAffinity, GroupPolicy::SoftAffinity][which % 4],
+                max_per_host: 1 + u32::from(event),
+            });
+            let answer = remembers.place(&snapshot, &request).map(str::to_owned);
+            let fresh = Placer::default().place(&snapshot, &request).map(str::to_owned);
+            prop_assert_eq!(&answer, &fresh);
+            if let Ok(host) = answer {
+                snapshot.hold(&format!("s{i}"), Holding {
+                    host,
+                    shape: request.asks.shape,
+                    group: request.group.map(|g| g.id),
+                    ..Holding::default()
+                });
+            }
+            match (event, hosts.get(which)) {
+                (0, Some(host)) => snapshot.remove_host(&host.name),
+                (1, Some(host)) => {
+                    snapshot.set_host(HostFacts { ready: !host.ready, ..host.clone() });
+                }
+                (2, _) => {
+                    snapshot.release(&format!("s{which}"));
+                }
+                (_, Some(host)) => {
+                    snapshot.set_host(host.clone());
+                }
+                _ => {}
+            }
+        }
     }
 }

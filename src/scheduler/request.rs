@@ -1,22 +1,110 @@
 //! What a Server asks of a host, with all references resolved.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::api::common::Claim;
+use ipnet::IpNet;
+
+use super::facts::Shape;
+use super::query::Query;
 
 /// What a Server asks of a host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Request {
-    /// What it takes.
-    pub claim: Claim,
-    /// Labels that the host must have.
-    pub host_selector: BTreeMap<String, String>,
-    /// Properties of its image.
-    pub image_properties: BTreeMap<String, String>,
+    /// What it has in common with others of its kind; decisions for equal ones share work.
+    pub asks: Asks,
     /// Digest of its image, if known.
     pub image_digest: Option<String>,
     /// Decides between hosts that are equally good.
     pub seed: u64,
+    /// Namespace that it is in: Nova's project.
+    pub namespace: String,
+    /// Its ServerGroup.
+    pub group: Option<Group>,
+    /// Nova's hint `same_host`: Servers of which each one's host will do.
+    pub same_host: Vec<String>,
+    /// Nova's hint `different_host`: Servers whose hosts will not do.
+    pub different_host: Vec<String>,
+    /// Hosts that refused it.
+    pub refused_by: BTreeSet<String>,
+    /// Kubernetes' topology spread.
+    pub spread: Vec<Spread>,
+    /// Which Servers `spread` counts, in the caller's name.
+    pub spread_set: Option<String>,
+}
+
+/// What a Server has in common with others.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Asks {
+    /// What it takes.
+    pub shape: Shape,
+    /// Labels that the host must have.
+    pub host_selector: BTreeMap<String, String>,
+    /// Properties of its image.
+    pub image_properties: BTreeMap<String, String>,
+    /// Name of its image, with the namespace: `ns/name`.
+    pub image: String,
+    /// Availability zone.
+    pub zone: Option<String>,
+    /// Name of its flavor.
+    pub flavor: Option<String>,
+    /// Extra specs of its flavor.
+    pub extra_specs: BTreeMap<String, String>,
+    /// Taints that it puts up with.
+    pub tolerations: Vec<Toleration>,
+    /// Nova's hints `build_near_host_ip` and `cidr`.
+    pub near: Option<IpNet>,
+    /// Nova's hint `query`.
+    pub query: Option<Query>,
+    /// Physical networks that its networks need.
+    pub physical_networks: BTreeSet<String>,
+    /// Hosts that its volumes bind it to, when they do.
+    pub volume_hosts: Option<BTreeSet<String>>,
+}
+
+/// A ServerGroup.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Group {
+    /// The caller's name for it.
+    pub id: String,
+    /// Its policy.
+    pub policy: GroupPolicy,
+    /// How many members one host may hold under AntiAffinity: Nova's
+    /// `max_server_per_host`.
+    pub max_per_host: u32,
+}
+
+/// Policies of a ServerGroup.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum GroupPolicy {
+    /// All on one host.
+    Affinity,
+    /// Each on another host.
+    #[default]
+    AntiAffinity,
+    /// On one host where possible.
+    SoftAffinity,
+    /// On different hosts where possible.
+    SoftAntiAffinity,
+}
+
+/// A toleration, as of a Kubernetes Pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Toleration {
+    /// Key; any when absent.
+    pub key: Option<String>,
+    /// Value; any when absent.
+    pub value: Option<String>,
+    /// Effect; any when absent.
+    pub effect: Option<String>,
+}
+
+/// One topology spread constraint that must hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Spread {
+    /// Label of Hosts whose values are the domains.
+    pub key: String,
+    /// How many more a domain may hold than the emptiest.
+    pub max_skew: u32,
 }
 
 /// A stable hash of `text` (FNV-1a): the same in every build, unlike the standard

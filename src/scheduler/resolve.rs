@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use kube::ResourceExt;
 
-use super::request::{Request, hash};
-use super::snapshot::{HostFacts, Ratios};
+use super::facts::{HostFacts, Profile, Ratios, Shape};
+use super::request::{Asks, Request, hash};
 use crate::api::common::Claim;
 use crate::api::{ConditionType, Flavor, Host, Image, Server, conditions};
 use crate::model::{Bytes, parse_milli};
@@ -47,15 +47,19 @@ pub fn host_facts(host: &Host) -> HostFacts {
         ready: conditions::is_true(&status.conditions, ConditionType::Ready),
         schedulable: spec.schedulable,
         maintenance: spec.maintenance,
-        problem,
         capacity: status.capacity.unwrap_or_default(),
         reserved: spec.reserved.unwrap_or_default(),
         ratios,
         overhead_mib: status.overhead_mib.unwrap_or_default(),
-        architecture: capabilities.architecture,
-        virt_type: capabilities.virt_type,
         labels: host.labels().clone(),
         images: status.images.into_iter().collect(),
+        profile: Profile {
+            problem,
+            architecture: capabilities.architecture,
+            virt_type: capabilities.virt_type,
+            ..Profile::default()
+        },
+        ..HostFacts::default()
     }
 }
 
@@ -115,16 +119,23 @@ pub fn request(server: &Server, catalogue: &Catalogue<'_>) -> Option<Request> {
     if too_small {
         return None;
     }
+    let wishes = spec.placement.as_ref();
     Some(Request {
-        claim,
-        host_selector: spec
-            .placement
-            .as_ref()
-            .map(|p| p.host_selector.clone())
-            .unwrap_or_default(),
-        image_properties: image.spec.properties.clone(),
+        asks: Asks {
+            shape: Shape {
+                claim,
+                ..Shape::default()
+            },
+            host_selector: wishes.map(|p| p.host_selector.clone()).unwrap_or_default(),
+            image_properties: image.spec.properties.clone(),
+            image: format!("{provider}/{}", spec.image.name),
+            flavor: spec.flavor.clone(),
+            ..Asks::default()
+        },
         image_digest: image.status.as_ref().and_then(|s| s.digest.clone()),
         seed: hash(&server.uid().unwrap_or_default()),
+        namespace,
+        ..Request::default()
     })
 }
 

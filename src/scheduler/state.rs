@@ -19,7 +19,7 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 use serde::Serialize;
 
-use super::place::Policy;
+use super::place::Placer;
 use super::resolve::{Catalogue, host_facts, image_key, request};
 use super::snapshot::Snapshot;
 use crate::api::conditions::{self, Observation};
@@ -95,7 +95,7 @@ struct Waiting {
 /// The scheduler's memory.
 #[derive(Default)]
 pub struct State {
-    policy: Policy,
+    placer: Placer,
     snapshot: Snapshot,
     servers: BTreeMap<Key, Arc<Server>>,
     flavors: BTreeMap<String, Flavor>,
@@ -220,7 +220,7 @@ impl State {
         let gone: Vec<String> = self
             .snapshot
             .hosts()
-            .map(|h| h.facts.name.clone())
+            .map(|h| h.name().to_owned())
             .filter(|n| !names.contains(n))
             .collect();
         for name in &gone {
@@ -355,7 +355,7 @@ impl State {
         let orphan = self.orphan(&key);
         let decision = match &orphan {
             Some((host, _)) => Ok(host.as_str()),
-            None => self.policy.place(&self.snapshot, &request),
+            None => self.placer.place(&self.snapshot, &request),
         };
         let observation = match &decision {
             Ok(host) => {
@@ -378,7 +378,7 @@ impl State {
         let placement = decision.ok().map(|host| Placement {
             host: host.to_owned(),
             epoch: epoch(&server, orphan.as_ref().map(|(_, epoch)| *epoch)),
-            claim: request.claim,
+            claim: request.asks.shape.claim,
             time: Some(Time(now)),
         });
         if let Some(placement) = &placement {

@@ -1,6 +1,6 @@
 //! The host is up and takes new Servers.
 
-use super::{Filter, HostState, Miss, Request};
+use super::{Ask, Filter, Host, Miss, Scope};
 
 /// Nova's `ComputeFilter`: service up, enabled, not in maintenance.
 pub struct ComputeFilter;
@@ -10,18 +10,21 @@ impl Filter for ComputeFilter {
         "ComputeFilter"
     }
 
-    fn passes(&self, host: &HostState, _: &Request) -> bool {
-        let f = &host.facts;
-        f.ready && f.schedulable && !f.maintenance && f.problem.is_none()
+    fn scope(&self) -> Scope {
+        Scope::Host
     }
 
-    fn miss(&self, host: &HostState, _: &Request) -> Miss {
-        let f = &host.facts;
-        Miss::Unfit(if let Some(problem) = &f.problem {
+    fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
+        let _ = ask; host.is_up()
+    }
+
+    fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
+        let _ = ask;
+        Miss::Unfit(if let Some(problem) = &host.profile().problem {
             problem.clone()
-        } else if !f.ready {
+        } else if !host.is_ready() {
             "is not Ready".to_owned()
-        } else if f.maintenance {
+        } else if host.in_maintenance() {
             "is in maintenance (spec.maintenance)".to_owned()
         } else {
             "is not schedulable (spec.schedulable is false)".to_owned()

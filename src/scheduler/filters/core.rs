@@ -1,25 +1,25 @@
 //! The host has processors left.
 
-use super::{Filter, HostState, Miss, Request, short};
+use super::{Ask, Filter, Host, Miss, Scope, fits, lacks};
 
 /// Nova's `CoreFilter`, with its rule that a Server cannot be overcommitted against
 /// itself: it never gets more processors than the host has.
 pub struct CoreFilter;
-
-fn available(host: &HostState) -> i64 {
-    host.free_vcpus().min(host.facts.capacity.vcpus)
-}
 
 impl Filter for CoreFilter {
     fn name(&self) -> &'static str {
         "CoreFilter"
     }
 
-    fn passes(&self, host: &HostState, request: &Request) -> bool {
-        request.claim.vcpus <= available(host)
+    fn scope(&self) -> Scope {
+        Scope::Host
     }
 
-    fn miss(&self, host: &HostState, request: &Request) -> Miss {
-        short(request.claim.vcpus, available(host), "vCPUs")
+    fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
+        fits(host, 0, ask.request.asks.shape.claim.vcpus)
+    }
+
+    fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
+        lacks(host, 0, ask.request.asks.shape.claim.vcpus, "vCPUs")
     }
 }

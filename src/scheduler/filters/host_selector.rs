@@ -1,6 +1,6 @@
 //! The host has the labels that the Server asks for.
 
-use super::{Filter, HostState, Miss, Request};
+use super::{Ask, Filter, Host, Miss, Scope};
 
 /// `spec.placement.hostSelector`: every label of it, as a Pod's nodeSelector.
 pub struct HostSelector;
@@ -10,20 +10,24 @@ impl Filter for HostSelector {
         "HostSelector"
     }
 
-    fn passes(&self, host: &HostState, request: &Request) -> bool {
-        let labels = &host.facts.labels;
-        request
-            .host_selector
-            .iter()
-            .all(|(k, v)| labels.get(k) == Some(v))
+    fn scope(&self) -> Scope {
+        Scope::Host
     }
 
-    fn miss(&self, host: &HostState, request: &Request) -> Miss {
-        let labels = &host.facts.labels;
-        let missing: Vec<_> = request
-            .host_selector
+    fn applies(&self, ask: &Ask<'_>) -> bool {
+        !ask.labels.is_empty()
+    }
+
+    fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
+        let has = host.label_ids();
+        ask.labels.iter().all(|l| l.is_some_and(|l| has.contains(&l)))
+    }
+
+    fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
+        let wanted = &ask.request.asks.host_selector;
+        let missing: Vec<_> = wanted
             .iter()
-            .filter(|(k, v)| labels.get(*k) != Some(v))
+            .filter(|(k, v)| host.label(k) != Some(v))
             .map(|(k, v)| format!("{k}={v}"))
             .collect();
         Miss::Unfit(format!("is not labelled {}", missing.join(", ")))

@@ -1,13 +1,14 @@
 //! The host can run the image.
 
-use super::{Filter, HostState, Miss, Request};
+use super::{Ask, Filter, Host, Miss, Scope};
+use crate::scheduler::request::Asks;
 
 /// Nova's `ImagePropertiesFilter`: `hw_architecture`, `img_hv_type` and `hw_vm_mode`, also
 /// by Glance's older names.
 pub struct ImagePropertiesFilter;
 
 /// (property, Glance's older name for it, whether a host offers a value)
-type Rule = (&'static str, &'static str, fn(&HostState, &str) -> bool);
+type Rule = (&'static str, &'static str, fn(Host<'_>, &str) -> bool);
 
 const RULES: [Rule; 3] = [
     ("hw_architecture", "architecture", offers_architecture),
@@ -17,8 +18,8 @@ const RULES: [Rule; 3] = [
     }),
 ];
 
-fn offers_architecture(host: &HostState, wanted: &str) -> bool {
-    let has = canonical(&host.facts.architecture);
+fn offers_architecture(host: Host<'_>, wanted: &str) -> bool {
+    let has = canonical(&host.profile().architecture);
     let wanted = canonical(wanted);
     // An x86_64 processor runs 32-bit guests.
     has == wanted || (has == "x86_64" && wanted == "i686")
@@ -35,13 +36,13 @@ fn canonical(architecture: &str) -> String {
     }
 }
 
-fn offers_hypervisor(host: &HostState, wanted: &str) -> bool {
+fn offers_hypervisor(host: Host<'_>, wanted: &str) -> bool {
     // QEMU is what runs the guest on a KVM host as well, and Nova says `qemu` for both.
-    wanted.eq_ignore_ascii_case("qemu") || wanted.eq_ignore_ascii_case(&host.facts.virt_type)
+    wanted.eq_ignore_ascii_case("qemu") || wanted.eq_ignore_ascii_case(&host.profile().virt_type)
 }
 
 /// The first rule that the host does not meet: (property, value).
-fn unmet<'a>(host: &HostState, request: &'a Request) -> Option<(&'static str, &'a str)> {
+fn unmet<'a>(host: Host<'_>, request: &'a Asks) -> Option<(&'static str, &'a str)> {
     RULES.iter().find_map(|(name, old, offers)| {
         let (name, value) = [*name, *old]
             .into_iter()
@@ -55,13 +56,21 @@ impl Filter for ImagePropertiesFilter {
         "ImagePropertiesFilter"
     }
 
-    fn passes(&self, host: &HostState, request: &Request) -> bool {
-        unmet(host, request).is_none()
+    fn scope(&self) -> Scope {
+        Scope::Profile
     }
 
-    fn miss(&self, host: &HostState, request: &Request) -> Miss {
-        let f = &host.facts;
-        let (name, value) = unmet(host, request).unwrap_or(("hw_architecture", "?"));
+    fn applies(&self, ask: &Ask<'_>) -> bool {
+        !ask.request.asks.image_properties.is_empty()
+    }
+
+    fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
+        unmet(host, &ask.request.asks).is_none()
+    }
+
+    fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
+        let f = host.profile();
+        let (name, value) = unmet(host, &ask.request.asks).unwrap_or(("hw_architecture", "?"));
         Miss::Unfit(format!(
             "cannot run an image with {name}={value}: it offers {} guests on {}, vm_mode hvm",
             f.architecture, f.virt_type
@@ -72,22 +81,25 @@ impl Filter for ImagePropertiesFilter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scheduler::snapshot::HostFacts;
+    use crate::scheduler::facts::{HostFacts, Profile};
+    use crate::scheduler::snapshot::Snapshot;
 
     fn check(architecture: &str, virt: &str, name: &str, value: &str) -> bool {
-        let host = HostState {
-            facts: HostFacts {
+        let mut snapshot = Snapshot::default();
+        snapshot.set_host(HostFacts {
+            name: "h".into(),
+            profile: Profile {
                 architecture: architecture.into(),
                 virt_type: virt.into(),
-                ..HostFacts::default()
+                ..Profile::default()
             },
-            ..HostState::default()
-        };
-        let request = Request {
+            ..HostFacts::default()
+        });
+        let asks = Asks {
             image_properties: [(name.to_owned(), value.to_owned())].into(),
-            ..Request::default()
+            ..Asks::default()
         };
-        ImagePropertiesFilter.passes(&host, &request)
+        unmet(snapshot.host("h").unwrap(), &asks).is_none()
     }
 
     #[test]

@@ -1,25 +1,25 @@
 //! The host has memory left, QEMU's own included.
 
-use super::{Filter, HostState, Miss, Request, short};
+use super::{Ask, Filter, Host, Miss, Scope, fits, lacks};
 
 /// Nova's `RamFilter`: a Server never gets more memory than the host has, whatever the
 /// ratio.
 pub struct RamFilter;
-
-fn available(host: &HostState) -> i64 {
-    host.free_memory_mib().min(host.facts.capacity.memory_mib)
-}
 
 impl Filter for RamFilter {
     fn name(&self) -> &'static str {
         "RamFilter"
     }
 
-    fn passes(&self, host: &HostState, request: &Request) -> bool {
-        request.claim.memory_mib <= available(host)
+    fn scope(&self) -> Scope {
+        Scope::Host
     }
 
-    fn miss(&self, host: &HostState, request: &Request) -> Miss {
-        short(request.claim.memory_mib, available(host), "MiB of memory")
+    fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
+        fits(host, 1, ask.request.asks.shape.claim.memory_mib)
+    }
+
+    fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
+        lacks(host, 1, ask.request.asks.shape.claim.memory_mib, "MiB of memory")
     }
 }

@@ -1,6 +1,6 @@
 //! Spreads by processors.
 
-use super::{HostState, Request, Weigher};
+use super::{Ask, Figures, Weigher};
 
 /// Nova's `CPUWeigher`: more free processors are better.
 pub struct CpuWeigher;
@@ -10,7 +10,7 @@ impl Weigher for CpuWeigher {
         "CpuWeigher"
     }
 
-    fn weigh(&self, host: &HostState, _: &Request) -> i64 {
-        host.free_vcpus()
+    fn weigh<'a>(&self, ask: &Ask<'a>) -> Figures<'a> {
+        Figures::Column(ask.snapshot.free_column(0))
     }
 }

@@ -1,6 +1,6 @@
 //! Spreads by disk.
 
-use super::{HostState, Request, Weigher};
+use super::{Ask, Figures, Weigher};
 
 /// Nova's `DiskWeigher`: more free disk is better.
 pub struct DiskWeigher;
@@ -10,7 +10,7 @@ impl Weigher for DiskWeigher {
         "DiskWeigher"
     }
 
-    fn weigh(&self, host: &HostState, _: &Request) -> i64 {
-        host.free_disk_gib()
+    fn weigh<'a>(&self, ask: &Ask<'a>) -> Figures<'a> {
+        Figures::Column(ask.snapshot.free_column(2))
     }
 }

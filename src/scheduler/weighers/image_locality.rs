@@ -1,6 +1,6 @@
 //! Prefers hosts that hold the image.
 
-use super::{HostState, Request, Weigher};
+use super::{Ask, Figures, Weigher};
 
 /// A host that holds the image already is better: nothing is to be fetched.
 pub struct ImageLocalityWeigher;
@@ -10,11 +10,9 @@ impl Weigher for ImageLocalityWeigher {
         "ImageLocalityWeigher"
     }
 
-    fn weigh(&self, host: &HostState, request: &Request) -> i64 {
-        let held = request
-            .image_digest
-            .as_ref()
-            .is_some_and(|d| host.facts.images.contains(d));
-        i64::from(held)
+    fn weigh<'a>(&self, ask: &Ask<'a>) -> Figures<'a> {
+        let digest = ask.request.image_digest.as_deref();
+        let held = digest.and_then(|d| ask.snapshot.image(d));
+        held.map_or(Figures::Same, Figures::Bits)
     }
 }

@@ -1,32 +1,56 @@
 //! Weighers say which of the hosts that fit is best. To add one, add its file and its
-//! line in [`all`].
+//! line in [`weighers`].
 //!
 //! As in Nova each weigher's figures are stretched over the hosts that fit, the lowest to
-//! 0 and the highest to 1, multiplied, and summed; here in millionths, without fractions.
+//! 0 and the highest to 1, multiplied, and summed; here in whole numbers.
 
-mod cpu;
-mod disk;
-mod image_locality;
-mod ram;
+use super::bits::Bits;
+use super::filters::Ask;
 
-use super::request::Request;
-use super::snapshot::HostState;
+/// What a weigher says of all hosts.
+pub enum Figures<'a> {
+    /// The same of each.
+    Same,
+    /// One for each slot, padded to whole rows.
+    Column(&'a [i32]),
+    /// 1 for those in it, 0 for the others.
+    Bits(&'a Bits),
+    /// Figures of some slots, in their order; 0 for the others.
+    Some(Vec<(u32, i32)>),
+}
 
 /// How good a host is in one respect.
 pub trait Weigher: Send + Sync {
     /// Nova's name.
     fn name(&self) -> &'static str;
-    /// A figure that is higher for a better host; compared only with other hosts'.
-    fn weigh(&self, host: &HostState, request: &Request) -> i64;
+    /// Nova's multiplier, in thousandths; a negative one prefers lower figures.
+    fn multiplier(&self) -> i64 {
+        1000
+    }
+    /// Figures that are compared only with other hosts'.
+    fn weigh<'a>(&self, ask: &Ask<'a>) -> Figures<'a>;
 }
 
-/// Every weigher with its multiplier in thousandths; a negative one turns it around.
-#[must_use]
-pub fn all() -> Vec<(Box<dyn Weigher>, i64)> {
-    vec![
-        (Box::new(ram::RamWeigher), 1000),
-        (Box::new(cpu::CpuWeigher), 1000),
-        (Box::new(disk::DiskWeigher), 1000),
-        (Box::new(image_locality::ImageLocalityWeigher), 1000),
-    ]
+macro_rules! weighers {
+    ($($module:ident::$name:ident,)*) => {
+        $(mod $module;)*
+        /// Every weigher.
+        #[must_use]
+        pub fn all() -> Vec<Box<dyn Weigher>> {
+            vec![$(Box::new($module::$name)),*]
+        }
+    };
+}
+
+weighers! {
+    build_failure::BuildFailureWeigher,
+    cpu::CpuWeigher,
+    disk::DiskWeigher,
+    image_locality::ImageLocalityWeigher,
+    io_ops::IoOpsWeigher,
+    metrics::MetricsWeigher,
+    pci::PciWeigher,
+    ram::RamWeigher,
+    soft_affinity::ServerGroupSoftAffinityWeigher,
+    soft_anti_affinity::ServerGroupSoftAntiAffinityWeigher,
 }

@@ -1,6 +1,6 @@
 //! Spreads by memory.
 
-use super::{HostState, Request, Weigher};
+use super::{Ask, Figures, Weigher};
 
 /// Nova's `RAMWeigher`: more free memory is better.
 pub struct RamWeigher;
@@ -10,7 +10,7 @@ impl Weigher for RamWeigher {
         "RamWeigher"
     }
 
-    fn weigh(&self, host: &HostState, _: &Request) -> i64 {
-        host.free_memory_mib()
+    fn weigh<'a>(&self, ask: &Ask<'a>) -> Figures<'a> {
+        Figures::Column(ask.snapshot.free_column(1))
     }
 }

@@ -1,0 +1,41 @@
+//! An aggregate of the host has what the flavor's extra specs ask for.
+
+use super::{Ask, Filter, Host, Miss, Scope};
+use crate::scheduler::operators::{holds, unscoped};
+
+fn unmet<'a>(host: Host<'_>, ask: &Ask<'a>) -> Option<(&'a str, &'a str)> {
+    let aggregates = &host.profile().aggregates;
+    ask.request.asks.extra_specs.iter().find_map(|(key, wanted)| {
+        let name = unscoped(key, "aggregate_instance_extra_specs")?;
+        let mut has = aggregates.iter().filter_map(|a| a.properties.get(name));
+        let met = has.any(|has| has.split(',').any(|has| holds(has.trim(), wanted)));
+        (!met).then_some((name, wanted.as_str()))
+    })
+}
+
+/// Nova's `AggregateInstanceExtraSpecsFilter`: keys in the scope
+/// `aggregate_instance_extra_specs` or in none.
+pub struct AggregateInstanceExtraSpecsFilter;
+
+impl Filter for AggregateInstanceExtraSpecsFilter {
+    fn name(&self) -> &'static str {
+        "AggregateInstanceExtraSpecsFilter"
+    }
+
+    fn scope(&self) -> Scope {
+        Scope::Profile
+    }
+
+    fn applies(&self, ask: &Ask<'_>) -> bool {
+        !ask.request.asks.extra_specs.is_empty()
+    }
+
+    fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
+        unmet(host, ask).is_none()
+    }
+
+    fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
+        let (key, value) = unmet(host, ask).unwrap_or_default();
+        Miss::Unfit(format!("is in no aggregate with {key}={value}"))
+    }
+}

@@ -1,0 +1,37 @@
+//! The host's aggregates allow the image.
+
+use super::{Ask, Filter, Host, Miss, Scope};
+
+fn unmet<'a>(host: Host<'_>, ask: &Ask<'a>) -> Option<(&'a str, &'a str)> {
+    let aggregates = &host.profile().aggregates;
+    let mut image = ask.request.asks.image_properties.iter();
+    image.find_map(|(name, value)| {
+        let allowed: Vec<_> = aggregates.iter().filter_map(|a| a.properties.get(name)).collect();
+        let met = allowed.is_empty()
+            || allowed.iter().any(|a| a.split(',').any(|a| a.trim() == value));
+        (!met).then_some((name.as_str(), value.as_str()))
+    })
+}
+
+/// Nova's `AggregateImagePropertiesIsolation`: where an aggregate names a property of the
+/// image, the image's value is among the aggregate's.
+pub struct AggregateImagePropertiesIsolation;
+
+impl Filter for AggregateImagePropertiesIsolation {
+    fn name(&self) -> &'static str {
+        "AggregateImagePropertiesIsolation"
+    }
+
+    fn scope(&self) -> Scope {
+        Scope::Profile
+    }
+
+    fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
+        unmet(host, ask).is_none()
+    }
+
+    fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
+        let (name, value) = unmet(host, ask).unwrap_or_default();
+        Miss::Unfit(format!("is kept for images with another {name} than {value}"))
+    }
+}

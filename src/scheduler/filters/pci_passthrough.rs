@@ -1,0 +1,37 @@
+//! The host has the PCI devices left.
+
+use super::{Ask, Filter, Host, Miss, Scope, short};
+
+fn left(host: Host<'_>, device: &str) -> i64 {
+    let total = host.profile().pci.get(device).copied().unwrap_or_default();
+    let used = host.extended().and_then(|e| e.pci.get(device)).copied();
+    total.saturating_sub(used.unwrap_or_default())
+}
+
+/// Nova's `PciPassthroughFilter`.
+pub struct PciPassthroughFilter;
+
+impl Filter for PciPassthroughFilter {
+    fn name(&self) -> &'static str {
+        "PciPassthroughFilter"
+    }
+
+    fn scope(&self) -> Scope {
+        Scope::Host
+    }
+
+    fn applies(&self, ask: &Ask<'_>) -> bool {
+        !ask.request.asks.shape.pci.is_empty()
+    }
+
+    fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
+        ask.request.asks.shape.pci.iter().all(|(d, n)| *n <= left(host, d))
+    }
+
+    fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
+        let short_of = |(d, n): &(&String, &i64)| **n > left(host, d);
+        let found = ask.request.asks.shape.pci.iter().find(short_of);
+        let (needs, has) = found.map_or((0, 0), |(d, n)| (*n, left(host, d)));
+        short(needs, has, "PCI devices")
+    }
+}

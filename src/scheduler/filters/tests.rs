@@ -1,0 +1,312 @@
+//! What each filter turns away.
+
+use super::*;
+use crate::api::common::Claim;
+use crate::scheduler::facts::{
+    Aggregate, Cell, Holding, HostFacts, NumaAsk, Profile, Shape, Taint,
+};
+use crate::scheduler::numa::fit;
+use crate::scheduler::place::Placer;
+use crate::scheduler::policy::Policy;
+use crate::scheduler::query::Query;
+use crate::scheduler::request::{Group, Spread};
+
+fn host(name: &str, memory_mib: i64) -> HostFacts {
+    HostFacts {
+        name: name.into(),
+        ready: true,
+        schedulable: true,
+        capacity: Claim {
+            vcpus: 16,
+            memory_mib,
+            disk_gib: 100,
+        },
+        ..HostFacts::default()
+    }
+}
+
+fn with(hosts: impl IntoIterator<Item = HostFacts>) -> Snapshot {
+    let mut snapshot = Snapshot::default();
+    for host in hosts {
+        snapshot.set_host(host);
+    }
+    snapshot
+}
+
+fn wants(memory_mib: i64) -> Request {
+    let mut request = Request::default();
+    request.asks.shape.claim = Claim {
+        vcpus: 1,
+        memory_mib,
+        disk_gib: 1,
+    };
+    request
+}
+
+/// Whether each of Nova's filters that needs more than figures says what Nova's does.
+#[allow(clippy::too_many_lines, reason = "a table")]
+#[test]
+fn filters_turn_away_whom_nova_turns_away() {
+    let verdict = |profile: Profile, ask: &dyn Fn(&mut Request)| {
+        let facts = HostFacts {
+            profile,
+            address: "192.0.2.7".parse().ok(),
+            labels: [("zone".to_owned(), "a".to_owned())].into(),
+            ..host("h", 4096)
+        };
+        let mut snapshot = with([facts]);
+        let holding = Holding {
+            host: "h".into(),
+            group: Some("g".into()),
+            spread: Some("s".into()),
+            ..Holding::default()
+        };
+        snapshot.hold("there", holding);
+        snapshot.set_host(HostFacts {
+            ready: false,
+            labels: [("zone".to_owned(), "b".to_owned())].into(),
+            ..host("other", 1)
+        });
+        let mut request = wants(1);
+        ask(&mut request);
+        let policy = Policy {
+            filters: all(),
+            ..Policy::default()
+        };
+        let why = Placer::new(policy).place(&snapshot, &request).map(drop);
+        why.err().map(|e| {
+            let of_h = e
+                .refusals
+                .iter()
+                .filter(|r| r.nearest == "h")
+                .map(|r| r.filter);
+            of_h.collect::<Vec<_>>().join(" ")
+        })
+    };
+    let plain = Profile::default;
+    let aggregate = |key: &str, value: &str| Profile {
+        aggregates: vec![Aggregate {
+            name: "a".into(),
+            properties: [(key.to_owned(), value.to_owned())].into(),
+            ..Default::default()
+        }],
+        ..Profile::default()
+    };
+    let spec = |key: &'static str, value: &'static str| {
+        move |r: &mut Request| drop(r.asks.extra_specs.insert(key.into(), value.into()))
+    };
+    let says = |name: &str| Some(name.to_owned());
+    assert_eq!(verdict(plain(), &|_| ()), None);
+    assert_eq!(
+        verdict(plain(), &|r| r.asks.zone = Some("nova".into())),
+        None
+    );
+    assert_eq!(
+        verdict(plain(), &|r| r.asks.zone = Some("z".into())),
+        says("AvailabilityZoneFilter")
+    );
+    let fast = "aggregate_instance_extra_specs:disk";
+    assert_eq!(
+        verdict(plain(), &spec(fast, "ssd")),
+        says("AggregateInstanceExtraSpecsFilter")
+    );
+    assert_eq!(
+        verdict(aggregate("disk", "hdd,ssd"), &spec(fast, "ssd")),
+        None
+    );
+    assert_eq!(verdict(plain(), &spec("hw:cpu_policy", "shared")), None);
+    assert_eq!(
+        verdict(plain(), &spec("capabilities:x", "1")),
+        says("ComputeCapabilitiesFilter")
+    );
+    assert_eq!(
+        verdict(plain(), &spec("trait:T", "required")),
+        says("TraitFilter")
+    );
+    assert_eq!(verdict(plain(), &spec("trait:T", "forbidden")), None);
+    let property = |r: &mut Request| {
+        drop(
+            r.asks
+                .image_properties
+                .insert("os_type".into(), "linux".into()),
+        );
+    };
+    assert_eq!(
+        verdict(aggregate("os_type", "windows"), &property),
+        says("AggregateImagePropertiesIsolation")
+    );
+    assert_eq!(verdict(aggregate("os_type", "windows"), &|_| ()), None);
+    assert_eq!(
+        verdict(aggregate("instance_type", "big"), &|_| ()),
+        says("AggregateTypeAffinityFilter")
+    );
+    let mut kept = aggregate("x", "y");
+    kept.aggregates[0].namespaces.insert("mine".into());
+    assert_eq!(
+        verdict(kept.clone(), &|_| ()),
+        says("AggregateMultiTenancyIsolation")
+    );
+    assert_eq!(verdict(kept, &|r| r.namespace = "mine".into()), None);
+    assert_eq!(
+        verdict(plain(), &|r| r.same_host = vec!["nobody".into()]),
+        says("SameHostFilter")
+    );
+    assert_eq!(
+        verdict(plain(), &|r| r.same_host = vec!["there".into()]),
+        None
+    );
+    assert_eq!(
+        verdict(plain(), &|r| r.different_host = vec!["there".into()]),
+        says("DifferentHostFilter")
+    );
+    let group = |policy, max_per_host| {
+        move |r: &mut Request| {
+            r.group = Some(Group {
+                id: "g".into(),
+                policy,
+                max_per_host,
+            });
+        }
+    };
+    assert_eq!(
+        verdict(plain(), &group(GroupPolicy::AntiAffinity, 1)),
+        says("ServerGroupAntiAffinityFilter")
+    );
+    assert_eq!(verdict(plain(), &group(GroupPolicy::AntiAffinity, 2)), None);
+    assert_eq!(verdict(plain(), &group(GroupPolicy::Affinity, 1)), None);
+    let net = |net: &'static str| move |r: &mut Request| r.asks.near = net.parse().ok();
+    assert_eq!(verdict(plain(), &net("192.0.2.0/24")), None);
+    assert_eq!(
+        verdict(plain(), &net("198.51.100.0/24")),
+        says("SimpleCIDRAffinityFilter")
+    );
+    let query = |text: &'static str| {
+        move |r: &mut Request| {
+            r.asks.query = Some(Query::parse(text).unwrap());
+        }
+    };
+    assert_eq!(
+        verdict(plain(), &query(r#"[">=", "$free_ram_mb", 1024]"#)),
+        None
+    );
+    assert_eq!(
+        verdict(plain(), &query(r#"["not", ["=", "$host", "h"]]"#)),
+        says("JsonFilter")
+    );
+    let spread = |r: &mut Request| {
+        r.spread = vec![Spread {
+            key: "zone".into(),
+            max_skew: 1,
+        }];
+        r.spread_set = Some("s".into());
+    };
+    assert_eq!(verdict(plain(), &spread), says("TopologySpread"));
+    let device = |r: &mut Request| assert!(r.asks.shape.pci.insert("gpu".into(), 1).is_none());
+    assert_eq!(verdict(plain(), &device), says("PciPassthroughFilter"));
+    assert_eq!(
+        verdict(
+            Profile {
+                pci: [("gpu".into(), 1)].into(),
+                ..plain()
+            },
+            &device
+        ),
+        None
+    );
+    let numa = |r: &mut Request| {
+        r.asks.shape.numa = Some(NumaAsk {
+            cells: vec![(2, 512)],
+            pinned: true,
+            page_kib: None,
+        });
+    };
+    assert_eq!(verdict(plain(), &numa), says("NUMATopologyFilter"));
+    let cell = Cell {
+        cpus: 2,
+        memory_mib: 512,
+        ..Default::default()
+    };
+    assert_eq!(
+        verdict(
+            Profile {
+                cells: vec![cell],
+                ..plain()
+            },
+            &numa
+        ),
+        None
+    );
+    let taint = Taint {
+        key: "k".into(),
+        effect: "NoSchedule".into(),
+        ..Default::default()
+    };
+    let tainted = Profile {
+        taints: vec![taint],
+        ..plain()
+    };
+    assert_eq!(verdict(tainted.clone(), &|_| ()), says("TaintToleration"));
+    assert_eq!(
+        verdict(tainted, &|r| r.asks.tolerations.push(Default::default())),
+        None
+    );
+    assert_eq!(
+        verdict(plain(), &|r| assert!(r.refused_by.insert("h".into()))),
+        says("RefusedFilter")
+    );
+    let class = |r: &mut Request| {
+        assert!(
+            r.asks
+                .shape
+                .resources
+                .insert("CUSTOM_X".into(), 1)
+                .is_none()
+        );
+    };
+    assert_eq!(verdict(plain(), &class), says("ResourceClassFilter"));
+}
+
+#[test]
+fn shape_of_a_pinned_guest_is_counted_where_it_was_put() {
+    let cell = |cpus| Cell {
+        cpus,
+        memory_mib: 1024,
+        ..Default::default()
+    };
+    let facts = HostFacts {
+        profile: Profile {
+            cells: vec![cell(2), cell(4)],
+            ..Profile::default()
+        },
+        ..host("h", 8192)
+    };
+    let mut snapshot = with([facts]);
+    let numa = NumaAsk {
+        cells: vec![(2, 100)],
+        pinned: true,
+        page_kib: None,
+    };
+    let mut placed = 0;
+    for i in 0..5 {
+        let Some(cells) = fit(snapshot.host("h").unwrap(), &numa) else {
+            break;
+        };
+        let shape = Shape {
+            numa: Some(numa.clone()),
+            ..Shape::default()
+        };
+        snapshot.hold(
+            &format!("s{i}"),
+            Holding {
+                host: "h".into(),
+                shape,
+                cells,
+                ..Holding::default()
+            },
+        );
+        placed += 1;
+    }
+    assert_eq!(placed, 3);
+    snapshot.release("s0");
+    assert!(fit(snapshot.host("h").unwrap(), &numa).is_some());
+}

@@ -1,0 +1,181 @@
+//! Which filters and weighers decide, and how much each counts.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use super::filters::{self, Filter, Settings};
+use super::weighers::{self, Weigher};
+use crate::model::parse_milli;
+
+/// Left out unless a policy names them: with Nova's own figures they would surprise, and
+/// Nova leaves them out too.
+const OPTIONAL: [&str; 3] = [
+    "AggregateInstanceExtraSpecsFilter",
+    "IoOpsFilter",
+    "NumInstancesFilter",
+];
+/// Largest multiplier, in thousandths: what keeps the sum of all within 64 bits.
+const MOST: i64 = 1_000_000_000;
+
+/// Filters and weighers, with multipliers in thousandths.
+pub struct Policy {
+    pub(super) filters: Vec<Box<dyn Filter>>,
+    pub(super) weighers: Vec<(Box<dyn Weigher>, i64)>,
+    pub(super) settings: Settings,
+}
+
+/// A policy as an administrator writes it; what is absent is as by default.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct PolicyConfig {
+    /// Names of the filters.
+    pub filters: Option<Vec<String>>,
+    /// Multipliers by the weighers' names, such as `1.5` or `-1`.
+    pub weighers: BTreeMap<String, String>,
+    /// Whether free room attracts (Spread) or repels (Pack).
+    pub strategy: Strategy,
+    /// Nova's `max_io_ops_per_host`.
+    pub max_io_ops_per_host: Option<i64>,
+    /// Nova's `max_instances_per_host`.
+    pub max_instances_per_host: Option<i64>,
+}
+
+/// What free room does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub enum Strategy {
+    /// The emptiest host is best.
+    #[default]
+    Spread,
+    /// The fullest host is best.
+    Pack,
+}
+
+/// Why a policy cannot be used.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PolicyError {
+    /// No such filter.
+    #[error("filters names `{0}`, which is none; known are {1}")]
+    UnknownFilter(String, String),
+    /// No such weigher.
+    #[error("weighers names `{0}`, which is none; known are {1}")]
+    UnknownWeigher(String, String),
+    /// Not a multiplier.
+    #[error("weighers gives {0} the multiplier `{1}`, which is no number within ±1000000")]
+    Multiplier(String, String),
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        let with = |w: Box<dyn Weigher>| {
+            let multiplier = w.multiplier();
+            (w, multiplier)
+        };
+        let mut filters = filters::all();
+        filters.retain(|f| !OPTIONAL.contains(&f.name()));
+        Self {
+            filters,
+            weighers: weighers::all().into_iter().map(with).collect(),
+            settings: Settings::default(),
+        }
+    }
+}
+
+impl Policy {
+    /// The policy that `config` describes.
+    ///
+    /// # Errors
+    /// When it names what does not exist, or a multiplier is none.
+    pub fn new(config: &PolicyConfig) -> Result<Self, PolicyError> {
+        let mut policy = Self::default();
+        if let Some(names) = &config.filters {
+            let all = filters::all();
+            let known = |n: &&String| !all.iter().any(|f| f.name() == n.as_str());
+            if let Some(unknown) = names.iter().find(known) {
+                let known: Vec<_> = all.iter().map(|f| f.name()).collect();
+                return Err(PolicyError::UnknownFilter(
+                    unknown.clone(),
+                    known.join(", "),
+                ));
+            }
+            policy.filters = all;
+            policy
+                .filters
+                .retain(|f| names.iter().any(|n| n == f.name()));
+        }
+        for (name, text) in &config.weighers {
+            let known: Vec<_> = policy.weighers.iter().map(|(w, _)| w.name()).collect();
+            let Some((_, multiplier)) = policy.weighers.iter_mut().find(|(w, _)| w.name() == name)
+            else {
+                return Err(PolicyError::UnknownWeigher(name.clone(), known.join(", ")));
+            };
+            let (sign, figure) = text
+                .strip_prefix('-')
+                .map_or((1, text.as_str()), |t| (-1, t));
+            let wrong = || PolicyError::Multiplier(name.clone(), text.clone());
+            let figure = parse_milli(figure).map_err(|_| wrong())?;
+            if figure > MOST {
+                return Err(wrong());
+            }
+            *multiplier = sign * figure;
+        }
+        if config.strategy == Strategy::Pack {
+            for (weigher, multiplier) in &mut policy.weighers {
+                if ["RamWeigher", "CpuWeigher", "DiskWeigher"].contains(&weigher.name()) {
+                    *multiplier = -*multiplier;
+                }
+            }
+        }
+        let settings = &mut policy.settings;
+        if let Some(most) = config.max_io_ops_per_host {
+            settings.max_io_ops_per_host = most;
+        }
+        if let Some(most) = config.max_instances_per_host {
+            settings.max_instances_per_host = most;
+        }
+        Ok(policy)
+    }
+
+    /// One filter alone and no weigher, to see what it costs.
+    #[must_use]
+    pub fn only(filter: Box<dyn Filter>) -> Self {
+        Self {
+            filters: vec![filter],
+            weighers: Vec::new(),
+            settings: Settings::default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policy_that_is_wrong_is_refused_with_what_is_known() {
+        let read = |text: &str| serde_json::from_str::<PolicyConfig>(text).unwrap();
+        let policy = Policy::new(&read(
+            r#"{"filters": ["RamFilter", "ComputeFilter"], "weighers": {"CpuWeigher": "-1.5"},
+                "strategy": "Pack"}"#,
+        ))
+        .unwrap();
+        assert_eq!(policy.filters.len(), 2);
+        let multiplier = |name: &str| {
+            let mut weighers = policy.weighers.iter();
+            weighers.find(|(w, _)| w.name() == name).unwrap().1
+        };
+        assert_eq!(
+            (multiplier("CpuWeigher"), multiplier("RamWeigher")),
+            (1500, -1000)
+        );
+        let error = Policy::new(&read(r#"{"filters": ["RamFliter"]}"#))
+            .err()
+            .unwrap();
+        assert!(error.to_string().contains("`RamFliter`"), "{error}");
+        assert!(error.to_string().contains("RamFilter"), "{error}");
+        let error = Policy::new(&read(r#"{"weighers": {"RamWeigher": "much"}}"#));
+        assert!(matches!(error, Err(PolicyError::Multiplier(..))));
+        let error = Policy::new(&read(r#"{"weighers": {"Ram": "1"}}"#));
+        assert!(matches!(error, Err(PolicyError::UnknownWeigher(..))));
+    }
+}

@@ -1,0 +1,19 @@
+//! Avoids hosts where builds failed lately.
+
+use super::{Ask, Figures, Weigher};
+
+/// Nova's `BuildFailureWeigher`, whose multiplier outweighs everything else.
+pub struct BuildFailureWeigher;
+
+impl Weigher for BuildFailureWeigher {
+    fn name(&self) -> &'static str {
+        "BuildFailureWeigher"
+    }
+
+    fn multiplier(&self) -> i64 {
+        -1_000_000_000
+    }
+    fn weigh<'a>(&self, ask: &Ask<'a>) -> Figures<'a> {
+        Figures::Column(ask.snapshot.failed_column())
+    }
+}

@@ -1,0 +1,21 @@
+//! Prefers hosts that hold more of the group.
+
+use super::{Ask, Figures, Weigher};
+use crate::scheduler::request::GroupPolicy;
+
+/// Nova's `ServerGroupSoftAffinityWeigher`.
+pub struct ServerGroupSoftAffinityWeigher;
+
+impl Weigher for ServerGroupSoftAffinityWeigher {
+    fn name(&self) -> &'static str {
+        "ServerGroupSoftAffinityWeigher"
+    }
+
+    fn weigh<'a>(&self, ask: &Ask<'a>) -> Figures<'a> {
+        if !ask.has_policy(GroupPolicy::SoftAffinity) {
+            return Figures::Same;
+        }
+        let figure = |(slot, n): &(u32, u32)| (*slot, i32::try_from(*n).unwrap_or(i32::MAX));
+        Figures::Some(ask.members.iter().map(figure).collect())
+    }
+}

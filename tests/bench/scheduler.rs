@@ -1,0 +1,259 @@
+//! How fast the scheduler's core decides, and how much memory it takes: one thread, no
+//! API server. `cargo bench --bench scheduler [hosts…]`.
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a bench"
+)]
+
+use std::time::{Duration, Instant};
+
+use pileus::api::common::Claim;
+use pileus::scheduler::facts::{Holding, HostFacts, Profile, Shape};
+use pileus::scheduler::filters;
+use pileus::scheduler::place::Placer;
+use pileus::scheduler::policy::Policy;
+use pileus::scheduler::request::{Group, GroupPolicy, Request, Spread, mix};
+use pileus::scheduler::snapshot::Snapshot;
+
+const ZONES: u64 = 20;
+/// vCPUs, MiB, GiB, as m1.tiny to m1.xlarge and some that are long in one thing.
+const FLAVORS: [(i64, i64, i64); 8] = [
+    (1, 512, 1),
+    (1, 2048, 20),
+    (2, 4096, 40),
+    (4, 8192, 80),
+    (8, 16384, 160),
+    (2, 16384, 20),
+    (8, 8192, 20),
+    (1, 1024, 200),
+];
+
+/// Numbers that are the same in every run.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 += 1;
+        mix(self.0, 77) % n
+    }
+}
+
+fn host(i: u64, dice: &mut Dice) -> HostFacts {
+    let size = 1 + dice.below(3).cast_signed();
+    HostFacts {
+        name: format!("host-{i:05}"),
+        ready: dice.below(100) > 0,
+        schedulable: true,
+        capacity: Claim {
+            vcpus: 32 * size,
+            memory_mib: 131_072 * size,
+            disk_gib: 2000 * size,
+        },
+        overhead_mib: 100,
+        labels: [
+            ("kubernetes.io/hostname".to_owned(), format!("host-{i:05}")),
+            ("rack".to_owned(), format!("rack-{}", i / 20)),
+        ]
+        .into(),
+        images: (0..10)
+            .filter(|_| dice.below(4) == 0)
+            .map(|n| format!("sha256:{n}"))
+            .collect(),
+        profile: Profile {
+            architecture: "x86_64".into(),
+            virt_type: "kvm".into(),
+            zone: Some(format!("zone-{}", i % ZONES)),
+            ..Profile::default()
+        },
+        ..HostFacts::default()
+    }
+}
+
+/// A Server that any host may take (`zoned` false), or that every other time names a zone.
+fn request(n: u64, zoned: bool, dice: &mut Dice) -> Request {
+    let (vcpus, memory_mib, disk_gib) = FLAVORS[dice.below(FLAVORS.len() as u64) as usize];
+    let mut request = Request {
+        seed: mix(n, 1),
+        image_digest: Some(format!("sha256:{}", dice.below(10))),
+        namespace: format!("tenant-{}", dice.below(100)),
+        ..Request::default()
+    };
+    request.asks.shape.claim = Claim {
+        vcpus,
+        memory_mib,
+        disk_gib,
+    };
+    request.asks.image_properties = [("hw_architecture".to_owned(), "x86_64".to_owned())].into();
+    if zoned && dice.below(2) == 0 {
+        request.asks.zone = Some(format!("zone-{}", dice.below(ZONES)));
+    }
+    request
+}
+
+fn uid(n: u64) -> String {
+    uuid::Uuid::from_u64_pair(mix(n, 3), mix(n, 4)).to_string()
+}
+
+fn cloud(hosts: u64, servers: u64, dice: &mut Dice) -> Snapshot {
+    let mut snapshot = Snapshot::default();
+    for i in 0..hosts {
+        let facts = host(i, dice);
+        snapshot.set_host(facts);
+    }
+    for n in 0..servers {
+        let asks = request(n, false, dice).asks;
+        let holding = Holding {
+            host: format!("host-{:05}", dice.below(hosts)),
+            shape: asks.shape,
+            ..Holding::default()
+        };
+        snapshot.hold(&uid(n), holding);
+    }
+    snapshot
+}
+
+struct Case<'a> {
+    name: &'a str,
+    hosts: u64,
+    servers: u64,
+    group: Option<(GroupPolicy, u64)>,
+    zoned: bool,
+    spread: bool,
+    only: Option<&'a str>,
+}
+
+/// Decides, enters each decision, and takes an old Server out for each, so that the cloud
+/// stays as full as it was; only the decision itself is timed.
+fn run(case: &Case<'_>) {
+    let mut dice = Dice(1);
+    let mut snapshot = cloud(case.hosts, case.servers, &mut dice);
+    let policy = match case.only {
+        None => Policy::default(),
+        Some(name) => {
+            let mut all = filters::all();
+            all.retain(|f| f.name() == name);
+            Policy::only(all.remove(0))
+        }
+    };
+    let mut placer = Placer::new(policy);
+    let mut took: Vec<Duration> = Vec::new();
+    let (mut n, mut nowhere) = (case.servers, 0);
+    let start = Instant::now();
+    // The first decisions are counted as well: they are what a restart costs.
+    while took.len() < 2000 || (start.elapsed() < Duration::from_secs(2) && took.len() < 100_000) {
+        let mut ask = request(n, case.zoned, &mut dice);
+        if let Some((policy, size)) = case.group {
+            let id = format!("group-{}", n / size);
+            ask.group = Some(Group {
+                id,
+                policy,
+                max_per_host: 1,
+            });
+        }
+        if case.spread {
+            ask.spread = vec![Spread {
+                key: "rack".into(),
+                max_skew: 1,
+            }];
+            ask.spread_set = Some(format!("spread-{}", n / 50));
+        }
+        let began = Instant::now();
+        let decided = placer.place(&snapshot, &ask);
+        took.push(began.elapsed());
+        if let Ok(host) = decided {
+            let holding = Holding {
+                host: host.to_owned(),
+                shape: Shape {
+                    claim: ask.asks.shape.claim,
+                    ..Shape::default()
+                },
+                group: ask.group.map(|g| g.id),
+                spread: ask.spread_set,
+                ..Holding::default()
+            };
+            snapshot.hold(&uid(n), holding);
+            if case.servers > 0 {
+                snapshot.release(&uid(n - case.servers));
+            }
+        } else {
+            nowhere += 1;
+        }
+        n += 1;
+    }
+    let total: Duration = took.iter().sum();
+    let per_second = took.len() as f64 / total.as_secs_f64();
+    took.sort_unstable();
+    let at = |share: usize| took[took.len() * share / 100].as_secs_f64() * 1e6;
+    let (hosts, servers) = (case.hosts, case.servers);
+    println!(
+        "bench scheduler case={} hosts={hosts} servers={servers} decisions_per_s={per_second:.0} \
+         p50_us={:.0} p99_us={:.0} nowhere={nowhere}",
+        case.name,
+        at(50),
+        at(99),
+    );
+    if case.name == "default" {
+        let (host_bytes, server_bytes) = snapshot.bytes();
+        let host_bytes = host_bytes + placer.bytes();
+        println!(
+            "bench scheduler case=memory hosts={hosts} servers={servers} bytes_per_host={} \
+             bytes_per_server={}",
+            host_bytes as u64 / hosts,
+            server_bytes as u64 / servers.max(1),
+        );
+    }
+}
+
+fn main() {
+    let arguments = std::env::args().skip(1);
+    let mut sizes: Vec<u64> = arguments.filter_map(|a| a.parse().ok()).collect();
+    if sizes.is_empty() {
+        sizes = vec![100, 1000, 10_000];
+    }
+    let case = |name, hosts| Case {
+        name,
+        hosts,
+        servers: hosts * 10,
+        group: None,
+        zoned: true,
+        spread: false,
+        only: None,
+    };
+    for &hosts in &sizes {
+        run(&case("default", hosts));
+        run(&Case {
+            zoned: false,
+            ..case("any-zone", hosts)
+        });
+        for (name, policy) in [
+            ("anti-affinity-50", GroupPolicy::AntiAffinity),
+            ("soft-anti-affinity-50", GroupPolicy::SoftAntiAffinity),
+            ("affinity-5", GroupPolicy::Affinity),
+        ] {
+            let size = if policy == GroupPolicy::Affinity {
+                5
+            } else {
+                50
+            };
+            run(&Case {
+                group: Some((policy, size)),
+                ..case(name, hosts)
+            });
+        }
+        run(&Case {
+            spread: true,
+            ..case("topology-spread-50", hosts)
+        });
+    }
+    let most = sizes.iter().max().copied().unwrap_or(1);
+    for filter in filters::all() {
+        let name = filter.name();
+        run(&Case {
+            only: Some(name),
+            ..case(name, most)
+        });
+    }
+}
