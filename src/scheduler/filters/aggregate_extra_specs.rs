@@ -5,12 +5,16 @@ use crate::scheduler::operators::{holds, unscoped};
 
 fn unmet<'a>(host: Host<'_>, ask: &Ask<'a>) -> Option<(&'a str, &'a str)> {
     let aggregates = &host.profile().aggregates;
-    ask.request.asks.extra_specs.iter().find_map(|(key, wanted)| {
-        let name = unscoped(key, "aggregate_instance_extra_specs")?;
-        let mut has = aggregates.iter().filter_map(|a| a.properties.get(name));
-        let met = has.any(|has| has.split(',').any(|has| holds(has.trim(), wanted)));
-        (!met).then_some((name, wanted.as_str()))
-    })
+    ask.request
+        .asks
+        .extra_specs
+        .iter()
+        .find_map(|(key, wanted)| {
+            let name = unscoped(key, "aggregate_instance_extra_specs")?;
+            let mut has = aggregates.iter().filter_map(|a| a.properties.get(name));
+            let met = has.any(|has| has.split(',').any(|has| holds(has.trim(), wanted)));
+            (!met).then_some((name, wanted.as_str()))
+        })
 }
 
 /// Nova's `AggregateInstanceExtraSpecsFilter`: keys in the scope

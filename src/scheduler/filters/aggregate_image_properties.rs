@@ -6,9 +6,14 @@ fn unmet<'a>(host: Host<'_>, ask: &Ask<'a>) -> Option<(&'a str, &'a str)> {
     let aggregates = &host.profile().aggregates;
     let mut image = ask.request.asks.image_properties.iter();
     image.find_map(|(name, value)| {
-        let allowed: Vec<_> = aggregates.iter().filter_map(|a| a.properties.get(name)).collect();
+        let allowed: Vec<_> = aggregates
+            .iter()
+            .filter_map(|a| a.properties.get(name))
+            .collect();
         let met = allowed.is_empty()
-            || allowed.iter().any(|a| a.split(',').any(|a| a.trim() == value));
+            || allowed
+                .iter()
+                .any(|a| a.split(',').any(|a| a.trim() == value));
         (!met).then_some((name.as_str(), value.as_str()))
     })
 }
@@ -32,6 +37,8 @@ impl Filter for AggregateImagePropertiesIsolation {
 
     fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
         let (name, value) = unmet(host, ask).unwrap_or_default();
-        Miss::Unfit(format!("is kept for images with another {name} than {value}"))
+        Miss::Unfit(format!(
+            "is kept for images with another {name} than {value}"
+        ))
     }
 }

@@ -21,7 +21,10 @@ impl Filter for AggregateMultiTenancyIsolation {
 
     fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
         let aggregates = &host.profile().aggregates;
-        let mut kept = aggregates.iter().filter(|a| !a.namespaces.is_empty()).peekable();
+        let mut kept = aggregates
+            .iter()
+            .filter(|a| !a.namespaces.is_empty())
+            .peekable();
         kept.peek().is_none() || kept.any(|a| a.namespaces.contains(&ask.request.namespace))
     }
 

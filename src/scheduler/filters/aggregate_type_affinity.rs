@@ -16,7 +16,9 @@ impl Filter for AggregateTypeAffinityFilter {
 
     fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
         let aggregates = &host.profile().aggregates;
-        let types = aggregates.iter().filter_map(|a| a.properties.get("instance_type"));
+        let types = aggregates
+            .iter()
+            .filter_map(|a| a.properties.get("instance_type"));
         let mut types = types.flat_map(|t| t.split(',')).map(str::trim).peekable();
         let flavor = ask.request.asks.flavor.as_deref();
         types.peek().is_none() || types.any(|t| Some(t) == flavor)

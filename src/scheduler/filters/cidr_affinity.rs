@@ -24,8 +24,15 @@ impl Filter for SimpleCidrAffinityFilter {
     }
 
     fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
-        let address = host.address().map_or("no known address".to_owned(), |a| a.to_string());
-        let near = ask.request.asks.near.map(|n| n.to_string()).unwrap_or_default();
+        let address = host
+            .address()
+            .map_or("no known address".to_owned(), |a| a.to_string());
+        let near = ask
+            .request
+            .asks
+            .near
+            .map(|n| n.to_string())
+            .unwrap_or_default();
         Miss::Unfit(format!("has {address}, outside of {near}"))
     }
 }

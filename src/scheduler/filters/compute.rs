@@ -15,7 +15,8 @@ impl Filter for ComputeFilter {
     }
 
     fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
-        let _ = ask; host.is_up()
+        let _ = ask;
+        host.is_up()
     }
 
     fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {

@@ -5,11 +5,15 @@ use crate::scheduler::operators::holds;
 
 fn unmet<'a>(host: Host<'_>, ask: &Ask<'a>) -> Option<(&'a str, &'a str)> {
     let has = &host.profile().capabilities;
-    ask.request.asks.extra_specs.iter().find_map(|(key, wanted)| {
-        let key = key.strip_prefix("capabilities:")?;
-        let met = has.get(key).is_some_and(|has| holds(has, wanted));
-        (!met).then_some((key, wanted.as_str()))
-    })
+    ask.request
+        .asks
+        .extra_specs
+        .iter()
+        .find_map(|(key, wanted)| {
+            let key = key.strip_prefix("capabilities:")?;
+            let met = has.get(key).is_some_and(|has| holds(has, wanted));
+            (!met).then_some((key, wanted.as_str()))
+        })
 }
 
 /// Nova's `ComputeCapabilitiesFilter`: keys in the scope `capabilities`.

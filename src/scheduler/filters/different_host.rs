@@ -24,6 +24,9 @@ impl Filter for DifferentHostFilter {
 
     fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
         let _ = host;
-        Miss::Unfit(format!("holds one of {}", ask.request.different_host.join(", ")))
+        Miss::Unfit(format!(
+            "holds one of {}",
+            ask.request.different_host.join(", ")
+        ))
     }
 }

@@ -20,6 +20,11 @@ impl Filter for DiskFilter {
     }
 
     fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
-        lacks(host, 2, ask.request.asks.shape.claim.disk_gib, "GiB of disk")
+        lacks(
+            host,
+            2,
+            ask.request.asks.shape.claim.disk_gib,
+            "GiB of disk",
+        )
     }
 }

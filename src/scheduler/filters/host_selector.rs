@@ -20,7 +20,9 @@ impl Filter for HostSelector {
 
     fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
         let has = host.label_ids();
-        ask.labels.iter().all(|l| l.is_some_and(|l| has.contains(&l)))
+        ask.labels
+            .iter()
+            .all(|l| l.is_some_and(|l| has.contains(&l)))
     }
 
     fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {

@@ -21,6 +21,9 @@ impl Filter for IoOpsFilter {
 
     fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
         let most = ask.settings.max_io_ops_per_host;
-        Miss::Unfit(format!("is busy with {} Servers of at most {most}", host.busy()))
+        Miss::Unfit(format!(
+            "is busy with {} Servers of at most {most}",
+            host.busy()
+        ))
     }
 }

@@ -21,7 +21,10 @@ impl Filter for IsolatedHostsFilter {
 
     fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
         let host_is = ask.settings.isolated_hosts.contains(host.name());
-        let image_is = ask.settings.isolated_images.contains(&ask.request.asks.image);
+        let image_is = ask
+            .settings
+            .isolated_images
+            .contains(&ask.request.asks.image);
         if ask.settings.restrict_isolated_hosts {
             host_is == image_is
         } else {
@@ -32,9 +35,15 @@ impl Filter for IsolatedHostsFilter {
     fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
         let host_is = ask.settings.isolated_hosts.contains(host.name());
         Miss::Unfit(if host_is {
-            format!("is kept for isolated images, and {} is none", ask.request.asks.image)
+            format!(
+                "is kept for isolated images, and {} is none",
+                ask.request.asks.image
+            )
         } else {
-            format!("is not isolated, and the image {} is", ask.request.asks.image)
+            format!(
+                "is not isolated, and the image {} is",
+                ask.request.asks.image
+            )
         })
     }
 }

@@ -19,7 +19,11 @@ impl Filter for JsonFilter {
     }
 
     fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
-        ask.request.asks.query.as_ref().is_none_or(|q| q.holds(host))
+        ask.request
+            .asks
+            .query
+            .as_ref()
+            .is_none_or(|q| q.holds(host))
     }
 
     fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {

@@ -20,6 +20,9 @@ impl Filter for NumInstancesFilter {
 
     fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
         let most = ask.settings.max_instances_per_host;
-        Miss::Unfit(format!("holds {} Servers of at most {most}", host.servers()))
+        Miss::Unfit(format!(
+            "holds {} Servers of at most {most}",
+            host.servers()
+        ))
     }
 }

@@ -28,6 +28,8 @@ impl Filter for NumaTopologyFilter {
         let _ = host;
         let numa = ask.request.asks.shape.numa.as_ref();
         let nodes = numa.map_or(0, |n| n.cells.len());
-        Miss::Unfit(format!("has no room on its NUMA nodes for the guest's {nodes}"))
+        Miss::Unfit(format!(
+            "has no room on its NUMA nodes for the guest's {nodes}"
+        ))
     }
 }

@@ -25,7 +25,12 @@ impl Filter for PciPassthroughFilter {
     }
 
     fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
-        ask.request.asks.shape.pci.iter().all(|(d, n)| *n <= left(host, d))
+        ask.request
+            .asks
+            .shape
+            .pci
+            .iter()
+            .all(|(d, n)| *n <= left(host, d))
     }
 
     fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {

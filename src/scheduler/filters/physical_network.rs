@@ -19,16 +19,22 @@ impl Filter for PhysicalNetworkFilter {
     }
 
     fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
-        host.profile().physical_networks.as_ref().is_none_or(|has| {
-            ask.request.asks.physical_networks.is_subset(has)
-        })
+        host.profile()
+            .physical_networks
+            .as_ref()
+            .is_none_or(|has| ask.request.asks.physical_networks.is_subset(has))
     }
 
     fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
         let wanted = &ask.request.asks.physical_networks;
         let has = host.profile().physical_networks.as_ref();
-        let missing = wanted.iter().filter(|n| has.is_some_and(|has| !has.contains(*n)));
+        let missing = wanted
+            .iter()
+            .filter(|n| has.is_some_and(|has| !has.contains(*n)));
         let missing: Vec<_> = missing.map(String::as_str).collect();
-        Miss::Unfit(format!("does not reach physical network {}", missing.join(", ")))
+        Miss::Unfit(format!(
+            "does not reach physical network {}",
+            missing.join(", ")
+        ))
     }
 }

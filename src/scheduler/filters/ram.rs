@@ -20,6 +20,11 @@ impl Filter for RamFilter {
     }
 
     fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
-        lacks(host, 1, ask.request.asks.shape.claim.memory_mib, "MiB of memory")
+        lacks(
+            host,
+            1,
+            ask.request.asks.shape.claim.memory_mib,
+            "MiB of memory",
+        )
     }
 }

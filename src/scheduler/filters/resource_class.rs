@@ -11,7 +11,10 @@ fn left(host: Host<'_>, class: &str, amount: i64) -> i64 {
     if !all.units.allow(amount) {
         return 0;
     }
-    let used = host.extended().and_then(|e| e.resources.get(class)).copied();
+    let used = host
+        .extended()
+        .and_then(|e| e.resources.get(class))
+        .copied();
     given_out(all.total, all.reserved, all.ratio)
         .saturating_sub(used.unwrap_or_default())
         .min(all.total)
@@ -40,7 +43,9 @@ impl Filter for ResourceClassFilter {
 
     fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
         let wanted = &ask.request.asks.shape.resources;
-        let lacking = wanted.iter().find(|(class, n)| **n > left(host, class, **n));
+        let lacking = wanted
+            .iter()
+            .find(|(class, n)| **n > left(host, class, **n));
         let (class, needs) = lacking.map_or(("", 0), |(c, n)| (c.as_str(), *n));
         let has = left(host, class, needs).max(0);
         Miss::Unfit(format!("has {has} of {class} for it, which needs {needs}"))

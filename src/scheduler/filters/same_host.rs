@@ -24,6 +24,9 @@ impl Filter for SameHostFilter {
 
     fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
         let _ = host;
-        Miss::Unfit(format!("holds none of {}", ask.request.same_host.join(", ")))
+        Miss::Unfit(format!(
+            "holds none of {}",
+            ask.request.same_host.join(", ")
+        ))
     }
 }

@@ -4,11 +4,13 @@ use super::{Ask, Filter, Host, Miss, Scope};
 
 fn uneven<'a>(host: Host<'_>, ask: &Ask<'a>) -> Option<&'a str> {
     let constraints = ask.request.spread.iter().zip(&ask.domains);
-    constraints.into_iter().find_map(|(spread, (counts, least))| {
-        let here = host.label(&spread.key).and_then(|d| counts.get(d));
-        let met = here.is_some_and(|n| *n < least + spread.max_skew.max(1));
-        (!met).then_some(spread.key.as_str())
-    })
+    constraints
+        .into_iter()
+        .find_map(|(spread, (counts, least))| {
+            let here = host.label(&spread.key).and_then(|d| counts.get(d));
+            let met = here.is_some_and(|n| *n < least + spread.max_skew.max(1));
+            (!met).then_some(spread.key.as_str())
+        })
 }
 
 /// Kubernetes' `PodTopologySpread` with `DoNotSchedule`: a domain holds at most

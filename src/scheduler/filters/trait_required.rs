@@ -35,7 +35,11 @@ impl Filter for TraitFilter {
 
     fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
         let (name, wanted) = unmet(host, ask).unwrap_or_default();
-        let has = if wanted == "required" { "has not" } else { "has" };
+        let has = if wanted == "required" {
+            "has not"
+        } else {
+            "has"
+        };
         Miss::Unfit(format!("{has} the trait {name}, which is {wanted}"))
     }
 }

@@ -20,7 +20,12 @@ impl Weigher for PciWeigher {
             .map(|slot| {
                 let host = ask.snapshot.at(slot);
                 let used = host.extended().map_or(0, |e| e.pci.values().sum());
-                let left = host.profile().pci.values().sum::<i64>().saturating_sub(used);
+                let left = host
+                    .profile()
+                    .pci
+                    .values()
+                    .sum::<i64>()
+                    .saturating_sub(used);
                 let left = i32::try_from(left).unwrap_or(i32::MAX).max(0);
                 let slot = u32::try_from(slot).unwrap_or(u32::MAX);
                 (slot, if wants { left } else { -left })
