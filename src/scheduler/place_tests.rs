@@ -71,6 +71,39 @@ fn the_host_that_holds_the_image_is_better() {
 }
 
 #[test]
+fn weighers_prefer_what_nova_prefers() {
+    let best = |hosts: [HostFacts; 2], request: &Request| {
+        let snapshot = with(hosts);
+        Placer::default()
+            .place(&snapshot, request)
+            .unwrap()
+            .to_owned()
+    };
+    // A failed build outweighs free room, however much.
+    let failed = HostFacts {
+        failed_builds: 1,
+        ..host("h2", 8192)
+    };
+    assert_eq!(best([host("h1", 2048), failed], &wants(1)), "h1");
+    // Devices are kept for those who want many.
+    let with_devices = |name: &str, n| {
+        let mut it = host(name, 4096);
+        it.profile.pci.insert("gpu".into(), n);
+        it
+    };
+    let mut one = wants(1);
+    for seed in 0..20 {
+        one.seed = seed;
+        let hosts = || [with_devices("h1", 1), host("h2", 4096)];
+        assert_eq!(best(hosts(), &one), "h2");
+        let hosts = || [with_devices("h1", 1), with_devices("h2", 8)];
+        let mut device = one.clone();
+        device.asks.shape.pci.insert("gpu".into(), 1);
+        assert_eq!(best(hosts(), &device), "h1");
+    }
+}
+
+#[test]
 fn equal_hosts_share_by_seed() {
     let snapshot = with((0..4).map(|i| host(&format!("h{i}"), 4096)));
     let mut counts = std::collections::BTreeMap::<String, i32>::new();

@@ -121,7 +121,7 @@ impl Policy {
         }
         if config.strategy == Strategy::Pack {
             for (weigher, multiplier) in &mut policy.weighers {
-                if ["RamWeigher", "CpuWeigher", "DiskWeigher"].contains(&weigher.name()) {
+                if ["RAMWeigher", "CPUWeigher", "DiskWeigher"].contains(&weigher.name()) {
                     *multiplier = -*multiplier;
                 }
             }
@@ -155,7 +155,7 @@ mod tests {
     fn a_policy_that_is_wrong_is_refused_with_what_is_known() {
         let read = |text: &str| serde_json::from_str::<PolicyConfig>(text).unwrap();
         let policy = Policy::new(&read(
-            r#"{"filters": ["RamFilter", "ComputeFilter"], "weighers": {"CpuWeigher": "-1.5"},
+            r#"{"filters": ["RamFilter", "ComputeFilter"], "weighers": {"CPUWeigher": "-1.5"},
                 "strategy": "Pack"}"#,
         ))
         .unwrap();
@@ -165,7 +165,7 @@ mod tests {
             weighers.find(|(w, _)| w.name() == name).unwrap().1
         };
         assert_eq!(
-            (multiplier("CpuWeigher"), multiplier("RamWeigher")),
+            (multiplier("CPUWeigher"), multiplier("RAMWeigher")),
             (1500, -1000)
         );
         let error = Policy::new(&read(r#"{"filters": ["RamFliter"]}"#))
@@ -173,7 +173,7 @@ mod tests {
             .unwrap();
         assert!(error.to_string().contains("`RamFliter`"), "{error}");
         assert!(error.to_string().contains("RamFilter"), "{error}");
-        let error = Policy::new(&read(r#"{"weighers": {"RamWeigher": "much"}}"#));
+        let error = Policy::new(&read(r#"{"weighers": {"RAMWeigher": "much"}}"#));
         assert!(matches!(error, Err(PolicyError::Multiplier(..))));
         let error = Policy::new(&read(r#"{"weighers": {"Ram": "1"}}"#));
         assert!(matches!(error, Err(PolicyError::UnknownWeigher(..))));

@@ -334,7 +334,8 @@ impl Snapshot {
         self.columns.profile[slot] = self.profiles.hold(facts.profile);
         let c = &mut self.columns;
         c.facts[slot] = digest;
-        c.failed[slot] = facts.failed_builds;
+        // Below zero, so that a multiplier of BuildFailureWeigher means what it does in Nova.
+        c.failed[slot] = facts.failed_builds.saturating_neg();
         let (total, kept) = (parts(facts.capacity), parts(facts.reserved));
         let ratios = [facts.ratios.cpu, facts.ratios.memory, facts.ratios.disk];
         c.capacity[slot] = total.map(clamp);

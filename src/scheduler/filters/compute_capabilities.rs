@@ -10,13 +10,18 @@ fn unmet<'a>(host: Host<'_>, ask: &Ask<'a>) -> Option<(&'a str, &'a str)> {
         .extra_specs
         .iter()
         .find_map(|(key, wanted)| {
-            let key = key.strip_prefix("capabilities:")?;
+            let key = match key.strip_prefix("capabilities:") {
+                Some(key) => key,
+                None if has.contains_key(key) => key,
+                None => return None,
+            };
             let met = has.get(key).is_some_and(|has| holds(has, wanted));
             (!met).then_some((key, wanted.as_str()))
         })
 }
 
-/// Nova's `ComputeCapabilitiesFilter`: keys in the scope `capabilities`.
+/// Nova's `ComputeCapabilitiesFilter`: keys in the scope `capabilities`, and
+/// keys without one that name a capability of the host.
 pub struct ComputeCapabilitiesFilter;
 
 impl Filter for ComputeCapabilitiesFilter {

@@ -7,7 +7,7 @@ pub struct CpuWeigher;
 
 impl Weigher for CpuWeigher {
     fn name(&self) -> &'static str {
-        "CpuWeigher"
+        "CPUWeigher"
     }
 
     fn weigh<'a>(&self, ask: &Ask<'a>) -> Figures<'a> {

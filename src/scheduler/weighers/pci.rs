@@ -2,17 +2,20 @@
 
 use super::{Ask, Figures, Weigher};
 
-/// Nova's `PCIWeigher`: more devices are better for a Server that wants some, fewer for
-/// one that wants none.
+/// More devices than this make no difference: there is no scarcity then.
+const MOST: i64 = 99;
+
+/// Nova's `PCIWeigher`: fewer free devices are better. A Server that wants none stays off
+/// the hosts that have some; one that wants some fills a host before the next, and leaves
+/// those with many to Servers that want many.
 pub struct PciWeigher;
 
 impl Weigher for PciWeigher {
     fn name(&self) -> &'static str {
-        "PciWeigher"
+        "PCIWeigher"
     }
 
     fn weigh<'a>(&self, ask: &Ask<'a>) -> Figures<'a> {
-        let wants = !ask.request.asks.shape.pci.is_empty();
         let figures: Vec<_> = ask
             .snapshot
             .with_pci()
@@ -20,15 +23,10 @@ impl Weigher for PciWeigher {
             .map(|slot| {
                 let host = ask.snapshot.at(slot);
                 let used = host.extended().map_or(0, |e| e.pci.values().sum());
-                let left = host
-                    .profile()
-                    .pci
-                    .values()
-                    .sum::<i64>()
-                    .saturating_sub(used);
-                let left = i32::try_from(left).unwrap_or(i32::MAX).max(0);
+                let left = host.profile().pci.values().sum::<i64>();
+                let left = left.saturating_sub(used).clamp(0, MOST);
                 let slot = u32::try_from(slot).unwrap_or(u32::MAX);
-                (slot, if wants { left } else { -left })
+                (slot, -i32::try_from(left).unwrap_or_default())
             })
             .collect();
         if figures.is_empty() {

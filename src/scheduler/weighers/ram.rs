@@ -7,7 +7,7 @@ pub struct RamWeigher;
 
 impl Weigher for RamWeigher {
     fn name(&self) -> &'static str {
-        "RamWeigher"
+        "RAMWeigher"
     }
 
     fn weigh<'a>(&self, ask: &Ask<'a>) -> Figures<'a> {

@@ -11,14 +11,11 @@ impl Weigher for ServerGroupSoftAntiAffinityWeigher {
         "ServerGroupSoftAntiAffinityWeigher"
     }
 
-    fn multiplier(&self) -> i64 {
-        -1000
-    }
     fn weigh<'a>(&self, ask: &Ask<'a>) -> Figures<'a> {
         if !ask.has_policy(GroupPolicy::SoftAntiAffinity) {
             return Figures::Same;
         }
-        let figure = |(slot, n): &(u32, u32)| (*slot, i32::try_from(*n).unwrap_or(i32::MAX));
+        let figure = |(slot, n): &(u32, u32)| (*slot, -i32::try_from(*n).unwrap_or(i32::MAX));
         Figures::Some(ask.members.iter().map(figure).collect())
     }
 }
