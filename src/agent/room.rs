@@ -1,13 +1,11 @@
 //! What a host still has room for: the last word on a placement is the host's, since the
 //! scheduler may have decided on figures that are no longer true. Pure.
 
-use crate::api::common::Claim;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use crate::api::common::{Claim, Ratios};
 use crate::api::host::HostSpec;
 use crate::model::parse_milli;
-
-/// Nova's `cpu_allocation_ratio` and the others' 1, in thousandths, as [`HostSpec`] says.
-const USUAL_CPU: i64 = 4000;
-const USUAL: i64 = 1000;
 
 /// What a host gives out in all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -17,42 +15,54 @@ pub struct Room {
     overhead_mib: i64,
 }
 
+/// An Instance that has its room on the host, or wants it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Candidate {
+    /// When it was made, and its name.
+    pub rank: (Option<Time>, String),
+    /// What it takes.
+    pub claim: Claim,
+    /// A disk of it was made here.
+    pub taken: bool,
+    /// It was turned away.
+    pub refused: bool,
+}
+
 impl Room {
-    /// By Placement's formula, which the scheduler uses too: (total − reserved) × allocation
-    /// ratio. A ratio that cannot be read counts as absent: the scheduler tells of it.
+    /// As the scheduler counts. A ratio that cannot be read counts as absent: the scheduler
+    /// tells of it.
     #[must_use]
     pub fn new(spec: &HostSpec, capacity: Claim, overhead_mib: i64) -> Self {
-        let reserved = spec.reserved.unwrap_or_default();
-        let give = |total: i64, reserved: i64, ratio: &Option<String>, usual| {
+        let usual = Ratios::default();
+        let read = |ratio: &Option<String>, usual| {
             let ratio = ratio.as_deref().and_then(|text| parse_milli(text).ok());
-            let base = i128::from(total.saturating_sub(reserved).max(0));
-            let given = base * i128::from(ratio.unwrap_or(usual).max(0)) / 1000;
-            i64::try_from(given).unwrap_or(i64::MAX)
+            ratio.unwrap_or(usual)
         };
-        let total = Claim {
-            vcpus: give(
-                capacity.vcpus,
-                reserved.vcpus,
-                &spec.cpu_allocation_ratio,
-                USUAL_CPU,
-            ),
-            memory_mib: give(
-                capacity.memory_mib,
-                reserved.memory_mib,
-                &spec.memory_allocation_ratio,
-                USUAL,
-            ),
-            disk_gib: give(
-                capacity.disk_gib,
-                reserved.disk_gib,
-                &spec.disk_allocation_ratio,
-                USUAL,
-            ),
+        let ratios = Ratios {
+            cpu: read(&spec.cpu_allocation_ratio, usual.cpu),
+            memory: read(&spec.memory_allocation_ratio, usual.memory),
+            disk: read(&spec.disk_allocation_ratio, usual.disk),
         };
         Self {
-            total,
+            total: capacity.given(spec.reserved.unwrap_or_default(), ratios),
             overhead_mib,
         }
+    }
+
+    /// Why `own` does not fit beside what the host has taken on already. Of those that it has
+    /// not, the earlier comes first, so that two that do not fit together are not both turned
+    /// away; one that was turned away takes no room.
+    #[must_use]
+    pub fn refuses(
+        &self,
+        own: &Candidate,
+        others: impl IntoIterator<Item = Candidate>,
+    ) -> Option<String> {
+        let others = others
+            .into_iter()
+            .filter(|other| other.taken || (other.rank < own.rank && !other.refused))
+            .map(|other| other.claim);
+        self.lacks(own.claim, others)
     }
 
     /// Why `claim` does not fit beside `others`, with the figures; `None` when it does.
@@ -138,5 +148,28 @@ mod tests {
         let lacks = lacks.unwrap();
         assert!(lacks.contains("1 vCPUs, 0 of 4") && lacks.contains("0 of 1000"));
         assert!(!lacks.contains("disk"), "it asks for none");
+    }
+
+    #[test]
+    fn the_earlier_comes_first_and_what_was_turned_away_takes_nothing() {
+        let room = Room::new(&HostSpec::default(), claim(1, 1000, 10), 0);
+        let one = |name: &str| Candidate {
+            rank: (None, name.into()),
+            claim: claim(1, 600, 1),
+            ..Candidate::default()
+        };
+        assert_eq!(room.refuses(&one("a"), [one("b")]), None);
+        assert!(room.refuses(&one("b"), [one("a")]).is_some());
+        let refused = Candidate {
+            refused: true,
+            ..one("a")
+        };
+        assert_eq!(room.refuses(&one("b"), [refused]), None);
+        let taken = Candidate {
+            taken: true,
+            refused: true,
+            ..one("b")
+        };
+        assert!(room.refuses(&one("a"), [taken]).is_some());
     }
 }

@@ -82,6 +82,49 @@ pub struct Claim {
     pub disk_gib: i64,
 }
 
+impl Claim {
+    /// What a host that has this in all gives out.
+    #[must_use]
+    pub fn given(self, reserved: Self, ratios: Ratios) -> Self {
+        Self {
+            vcpus: given_out(self.vcpus, reserved.vcpus, ratios.cpu),
+            memory_mib: given_out(self.memory_mib, reserved.memory_mib, ratios.memory),
+            disk_gib: given_out(self.disk_gib, reserved.disk_gib, ratios.disk),
+        }
+    }
+}
+
+/// How much of a resource is given out, by Placement's formula: (total − reserved) ×
+/// allocation ratio, which is in thousandths.
+#[must_use]
+pub fn given_out(total: i64, reserved: i64, ratio: i64) -> i64 {
+    let base = i128::from(total.saturating_sub(reserved).max(0));
+    let given = base * i128::from(ratio.max(0)) / 1000;
+    i64::try_from(given).unwrap_or(i64::MAX)
+}
+
+/// How often resources may be given out, in thousandths.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Ratios {
+    /// Processors.
+    pub cpu: i64,
+    /// Memory.
+    pub memory: i64,
+    /// Disk.
+    pub disk: i64,
+}
+
+impl Default for Ratios {
+    /// Nova's `cpu_allocation_ratio` of four, everything else once.
+    fn default() -> Self {
+        Self {
+            cpu: 4000,
+            memory: 1000,
+            disk: 1000,
+        }
+    }
+}
+
 /// Free-form properties.
 pub type Properties = BTreeMap<String, String>;
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use crate::api::common::Claim;
+use crate::api::common::{Claim, Ratios};
 
 /// What a host is, whatever it holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -67,28 +67,6 @@ pub struct Profile {
     pub cells: Vec<Cell>,
     /// Physical networks that it reaches; every one when absent.
     pub physical_networks: Option<BTreeSet<String>>,
-}
-
-/// How often resources may be given out, in thousandths.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Ratios {
-    /// Processors.
-    pub cpu: i64,
-    /// Memory.
-    pub memory: i64,
-    /// Disk.
-    pub disk: i64,
-}
-
-impl Default for Ratios {
-    /// Four times the processors, everything else once.
-    fn default() -> Self {
-        Self {
-            cpu: 4000,
-            memory: 1000,
-            disk: 1000,
-        }
-    }
 }
 
 /// Placement's `min_unit`, `max_unit` and `step_size`.

@@ -3,8 +3,8 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::api::common::Claim;
-use crate::scheduler::facts::{Holding, HostFacts, Profile, Ratios};
+use crate::api::common::{Claim, Ratios};
+use crate::scheduler::facts::{Holding, HostFacts, Profile};
 use crate::scheduler::request::{Group, GroupPolicy, hash};
 
 fn claim(vcpus: i64, memory_mib: i64, disk_gib: i64) -> Claim {

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use kube::ResourceExt;
 
-use super::facts::{HostFacts, Profile, Ratios, Shape};
+use super::facts::{HostFacts, Profile, Shape};
 use super::request::{Asks, Request, hash};
-use crate::api::common::Claim;
+use crate::api::common::{Claim, Ratios};
 use crate::api::{ConditionType, Flavor, Host, Image, Server, conditions};
 use crate::model::{Bytes, parse_milli};
 

@@ -143,13 +143,6 @@ fn parts(claim: Claim) -> [i64; 3] {
     [claim.vcpus, claim.memory_mib, claim.disk_gib]
 }
 
-/// Placement's formula: (total − reserved) × allocation ratio.
-#[must_use]
-pub fn given_out(total: i64, reserved: i64, ratio: i64) -> i64 {
-    let base = i128::from(total.saturating_sub(reserved).max(0));
-    i64::try_from(base * i128::from(ratio.max(0)) / 1000).unwrap_or(i64::MAX)
-}
-
 fn digest(facts: &HostFacts) -> u64 {
     // Without a key of its own this hasher is the same in every run.
     let mut hasher = DefaultHasher::new();
@@ -336,12 +329,9 @@ impl Snapshot {
         c.facts[slot] = digest;
         // Below zero, so that a multiplier of BuildFailureWeigher means what it does in Nova.
         c.failed[slot] = facts.failed_builds.saturating_neg();
-        let (total, kept) = (parts(facts.capacity), parts(facts.reserved));
-        let ratios = [facts.ratios.cpu, facts.ratios.memory, facts.ratios.disk];
-        c.capacity[slot] = total.map(clamp);
-        for part in 0..3 {
-            c.limit[slot][part] = clamp(given_out(total[part], kept[part], ratios[part]));
-        }
+        let given = facts.capacity.given(facts.reserved, facts.ratios);
+        c.capacity[slot] = parts(facts.capacity).map(clamp);
+        c.limit[slot] = parts(given).map(clamp);
         c.overhead[slot] = clamp(facts.overhead_mib);
         self.refresh(slot);
         true

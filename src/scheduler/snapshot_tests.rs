@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::scheduler::facts::Ratios;
+use crate::api::common::Ratios;
 
 #[derive(Clone, Debug)]
 enum Step {

@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::plan::{DomainState, Mark, Seen, SeenDomain, SeenImage, Shutdown};
 use super::{Download, Error, mark_from};
 use crate::agent::Agent;
+use crate::agent::room::Candidate;
 use crate::api::conditions::{self, ConditionType};
 use crate::api::instance::{ImportedImage, InstanceSource};
 use crate::api::server::{PowerState, RunState};
@@ -156,30 +157,31 @@ fn shutdown_timeout(object: &Instance) -> Duration {
     Duration::from_secs(seconds.into())
 }
 
-/// Why the host has no room for `object` beside what it has taken on already. Of those that
-/// it has not, the earlier comes first, so that two that do not fit together are not both
-/// turned away; one that was turned away takes no room.
+/// Why the host has no room for `object`; `None` when it has, or nobody can tell yet.
 fn no_room(object: &Instance, agent: &Agent) -> Option<String> {
     let room = (*agent.room.lock().unwrap_or_else(PoisonError::into_inner))?;
-    let rank = |i: &Instance| (i.metadata.creation_timestamp.clone(), i.name_any());
-    let own = rank(object);
-    let refused = |i: &Instance| {
-        let conditions = i.status.as_ref().map_or(&[][..], |s| &s.conditions);
-        conditions::find(conditions, ConditionType::Ready)
-            .is_some_and(|ready| ready.reason == Reason::HostRefused.as_str())
-    };
-    let taken = |i: &Instance| {
-        let id = i.spec.instance_id.parse();
-        i.status.as_ref().is_some_and(|s| s.realized == Some(true))
-            || id.is_ok_and(|id| agent.runtime(id, |runtime| runtime.realized))
-    };
     let others = agent.known.state();
     let others = others
         .iter()
         .filter(|i| i.metadata.uid != object.metadata.uid && !finalize::is_deleting(&***i))
-        .filter(|i| taken(i) || (rank(i) < own && !refused(i)))
-        .map(|i| i.spec.claim);
-    room.lacks(object.spec.claim, others)
+        .map(|i| candidate(i, agent));
+    room.refuses(&candidate(object, agent), others)
+}
+
+fn candidate(object: &Instance, agent: &Agent) -> Candidate {
+    let status = object.status.as_ref();
+    let ready = conditions::find(status.map_or(&[], |s| &s.conditions), ConditionType::Ready);
+    let id = object.spec.instance_id.parse();
+    Candidate {
+        rank: (
+            object.metadata.creation_timestamp.clone(),
+            object.name_any(),
+        ),
+        claim: object.spec.claim,
+        taken: status.is_some_and(|s| s.realized == Some(true))
+            || id.is_ok_and(|id| agent.runtime(id, |runtime| runtime.realized)),
+        refused: ready.is_some_and(|ready| ready.reason == Reason::HostRefused.as_str()),
+    }
 }
 
 fn seen_domain(domain: &Domain) -> SeenDomain {
