@@ -9,9 +9,8 @@
 use std::time::Duration;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams};
+use kube::api::{ApiResource, DynamicObject, ListParams};
 use kube::{Api, Client, Resource, ResourceExt};
-use serde_json::json;
 
 use crate::api::names::MANAGER_FINALIZER;
 use crate::api::{Flavor, Image, KeyPair, Network, Port, SecurityGroup, Server, Subnet};
@@ -85,21 +84,9 @@ async fn let_go<K: Resource<DynamicType = ()>>(client: &Client) -> Result<(), Ap
         };
         let name = object.name_any();
         tracing::warn!(kind = %kind.kind, %name, "let go: the kind's definition is being deleted");
-        let mut finalizers = object.finalizers().to_vec();
-        finalizers.retain(|f| f != MANAGER_FINALIZER);
-        let patch = json!({"metadata": {
-            "uid": object.uid(),
-            "resourceVersion": object.resource_version(),
-            "finalizers": finalizers,
-        }});
-        match api
-            .patch(&name, &PatchParams::default(), &Patch::Merge(&patch))
-            .await
-        {
-            Err(error) if is_gone(&error) || is_unserved(&error) => {}
-            done => {
-                done.map_err(ApiError::doing(format!("let {} {name} go", kind.kind)))?;
-            }
+        match finalize::remove_of(&api, &object, &kind.kind, MANAGER_FINALIZER).await {
+            Err(error) if is_unserved(&error.source) => {}
+            done => drop(done?),
         }
     }
     Ok(())

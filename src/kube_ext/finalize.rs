@@ -37,7 +37,7 @@ where
     }
     let mut finalizers = object.finalizers().to_vec();
     finalizers.push(finalizer.to_owned());
-    write(api, object, &finalizers).await?;
+    write(api, object, &K::kind(&()), &finalizers).await?;
     Ok(true)
 }
 
@@ -49,6 +49,22 @@ pub async fn remove<K>(api: &Api<K>, object: &K, finalizer: &str) -> Result<bool
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
 {
+    remove_of(api, object, &K::kind(&()), finalizer).await
+}
+
+/// [`remove`] for an object whose kind is known only at run time.
+///
+/// # Errors
+/// As for [`add`].
+pub async fn remove_of<K>(
+    api: &Api<K>,
+    object: &K,
+    kind: &str,
+    finalizer: &str,
+) -> Result<bool, ApiError>
+where
+    K: Resource + Clone + DeserializeOwned + Debug,
+{
     if !has(object, finalizer) {
         return Ok(false);
     }
@@ -58,15 +74,20 @@ where
         .filter(|f| *f != finalizer)
         .cloned()
         .collect();
-    match write(api, object, &finalizers).await {
+    match write(api, object, kind, &finalizers).await {
         Err(error) if error.is_gone() => Ok(false),
         done => done.map(|()| true),
     }
 }
 
-async fn write<K>(api: &Api<K>, object: &K, finalizers: &[String]) -> Result<(), ApiError>
+async fn write<K>(
+    api: &Api<K>,
+    object: &K,
+    kind: &str,
+    finalizers: &[String],
+) -> Result<(), ApiError>
 where
-    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
+    K: Resource + Clone + DeserializeOwned + Debug,
 {
     // The version makes the patch conditional: somebody else's finalizer is never lost.
     let patch = json!({"metadata": {
@@ -79,7 +100,6 @@ where
         .await
         .map(drop)
         .map_err(ApiError::doing(format!(
-            "set the finalizers of {} {name}",
-            K::kind(&())
+            "set the finalizers of {kind} {name}"
         )))
 }

@@ -47,13 +47,14 @@ pub async fn reconcile(image: Arc<Image>, manager: Arc<Manager>) -> Outcome {
         })
         .map(|s| s.name_any())
         .collect();
+    let is_deleting = finalize::is_deleting(&*image);
     let seen = plan::Seen {
         instances: instances.iter().map(AsRef::as_ref).collect(),
         users,
+        kind_lost: is_deleting && loss::of_kind::<Image>(&manager.context.client).await?,
     };
     let plan = plan::plan(&image, &seen, Timestamp::now());
-    let is_deleting = finalize::is_deleting(&*image);
-    if plan.release || is_deleting && loss::of_kind::<Image>(&manager.context.client).await? {
+    if plan.release {
         finalize::remove(&api, &image, MANAGER_FINALIZER).await?;
         return Ok(None);
     }

@@ -14,6 +14,8 @@ pub struct Seen<'a> {
     pub instances: Vec<&'a Instance>,
     /// Servers of its namespace that name it.
     pub users: Vec<String>,
+    /// It is being deleted only because the kind itself is.
+    pub kind_lost: bool,
 }
 
 /// What to do and say.
@@ -69,7 +71,7 @@ pub fn plan(image: &Image, seen: &Seen<'_>, now: Timestamp) -> Plan {
     };
     let deleting = finalize::is_deleting(image);
     Plan {
-        release: deleting && seen.users.is_empty(),
+        release: deleting && (seen.users.is_empty() || seen.kind_lost),
         status: ImageStatus {
             observed_generation: image.metadata.generation,
             digest,

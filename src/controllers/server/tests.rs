@@ -473,3 +473,27 @@ proptest! {
         prop_assert!(gone || again.steps.is_empty(), "{:?}", words(&again));
     }
 }
+
+#[test]
+fn a_made_port_follows_its_server_until_it_has_its_addresses() {
+    let (mut server, mut seen) = (placed(server()), seen());
+    settle(&mut server, &mut seen);
+    let anew = |server: &Server, seen: &Seen| {
+        let steps = plan(server, seen).steps;
+        steps
+            .iter()
+            .any(|s| matches!(s, Step::DeletePort { uid, .. } if uid == "port"))
+    };
+    assert!(!anew(&server, &seen), "as asked");
+    server.spec.networks[0].fixed_ip = Some("10.0.0.9".into());
+    assert!(anew(&server, &seen), "it asks for another address by now");
+    let mut ready = seen.clone();
+    address(ready.nics[0].port.as_mut().unwrap());
+    assert!(!anew(&server, &ready), "it has its addresses for life");
+    let mut foreign = seen.clone();
+    let port = foreign.nics[0].port.as_mut().unwrap();
+    port.metadata.owner_references = None;
+    assert!(!anew(&server, &foreign), "somebody else's");
+    server.status.as_mut().unwrap().instance = Some("web-1".into());
+    assert!(!anew(&server, &seen), "it was built");
+}
