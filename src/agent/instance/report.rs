@@ -258,19 +258,17 @@ pub async fn report(
         let download = download_words(object, runtime.download.as_ref());
         let refused = runtime.refused.as_ref().map(|(why, _)| why.as_str());
         let words = words(object, standing, download.as_ref(), refused);
-        let busy_for = if is_passing(standing) {
-            now - *runtime.busy_since.get_or_insert(now)
-        } else {
+        let quiet = is_passing(standing) && now - *runtime.busy_since.get_or_insert(now) < patience;
+        if !is_passing(standing) {
             runtime.busy_since = None;
-            FIRST_QUIET
-        };
+        }
         let retry = match &runtime.download {
             Some(Download::Failed { again, .. }) => Some(again.saturating_duration_since(now)),
             _ => None,
         };
         (
             words,
-            busy_for < patience,
+            quiet,
             runtime.reported,
             runtime.restarts,
             runtime.not_before,

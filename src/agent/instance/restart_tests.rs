@@ -279,3 +279,27 @@ async fn a_hypervisor_that_goes_away_is_no_reason_to_touch_anything() {
     let (standing, _) = host.settle(usize::MAX, false).await;
     assert_eq!((standing, host.fake.run(ID)), (Standing::AsAsked, Some(1)));
 }
+
+#[tokio::test]
+async fn a_shutdown_that_was_asked_for_is_not_taken_for_the_guests_own() {
+    let mut host = Host::new().await;
+    let (standing, _) = host.settle(usize::MAX, false).await;
+    host.report(&standing).await;
+    host.change(|object| object.spec.run_state = RunState::Stopped);
+    // The agent asks and dies; before the next one looks, the guest is to run again.
+    let agent = agent(host.dir.path(), &host.fake);
+    let (seen, decided) = host.look(&agent).await;
+    assert_eq!(decided.steps, [Step::ShutDown]);
+    let own = observe::own_mark(&host.object, &agent);
+    let asked = act::act(&Step::ShutDown, &host.object, ID, &own, &seen, &agent);
+    asked.await.unwrap();
+    drop(agent);
+    host.change(|object| object.spec.run_state = RunState::Running);
+    let (standing, _) = host.settle(usize::MAX, false).await;
+    assert_eq!((standing, host.fake.run(ID)), (Standing::AsAsked, Some(2)));
+    // The request does not outlive the start: what the guest does now it does by itself.
+    host.report(&Standing::AsAsked).await;
+    host.fake.end_guest(ID, true);
+    let (standing, _) = host.settle(usize::MAX, false).await;
+    assert_eq!(standing, Standing::GuestShutdown);
+}

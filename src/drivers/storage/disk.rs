@@ -5,6 +5,7 @@
 //! DIR/instances/ID/disk.qcow2   overlay over the image
 //! DIR/instances/ID/config.img   config drive, mode 0600
 //! DIR/instances/ID/console.log  written by virtlogd
+//! DIR/instances/ID/shutdown-asked  when the guest was asked to shut down
 //! ```
 
 use std::collections::BTreeSet;
