@@ -419,7 +419,6 @@ async fn a_missing_secret_is_named_and_waited_for() {
         !s.finalizers().is_empty()
     })
     .await;
-    cloud.place("web", 1).await;
     let says = async |reason: &'static str| {
         until(&servers, "web", reason, |s| is(s, "False", reason)).await
     };
@@ -432,6 +431,17 @@ async fn a_missing_secret_is_named_and_waited_for() {
     )
     .await;
     says("SecretKeyNotFound").await;
+    let large = "x".repeat(64 * 1024 + 1);
+    let patch = Patch::Merge(json!({"stringData": {"userData": large}}));
+    secrets
+        .patch("cloud-init", &PatchParams::default(), &patch)
+        .await
+        .unwrap();
+    let seen = says("UserDataTooLarge").await;
+    let (_, _, message) = ready(&seen).unwrap();
+    assert!(message.contains("`cloud-init`"), "{message}");
+    // All of this was told before the scheduler had its turn.
+    cloud.place("web", 1).await;
     let secret_words = "#!/bin/sh\necho hunter2";
     let patch = Patch::Merge(json!({"stringData": {"userData": secret_words}}));
     secrets
@@ -445,6 +455,40 @@ async fn a_missing_secret_is_named_and_waited_for() {
     let events = events.list(&ListParams::default()).await.unwrap();
     let told = serde_json::to_string(&events.items).unwrap();
     assert!(!told.contains("hunter2"));
+    cloud.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_invalid_server_is_told_why_and_nothing_is_made_of_it() {
+    let cloud = Cloud::start().await;
+    cloud.flavor("small").await;
+    cloud.image("tiny", https()).await;
+    let servers = cloud.api::<Server>();
+    let mut spec = plain();
+    spec["networks"] = json!([{"name": "a", "network": {"name": "net"}, "fixedIP": "10.0.0"}]);
+    cloud.server("web", spec).await;
+    let seen = until(&servers, "web", "is refused", |s| {
+        is(s, "False", "InvalidSpec")
+    })
+    .await;
+    let (_, _, message) = ready(&seen).unwrap();
+    assert!(
+        message.contains("spec.networks[a].fixedIP: `10.0.0`"),
+        "{message}"
+    );
+    assert_eq!(seen.status.unwrap().phase.as_deref(), Some("Error"));
+    let ports = cloud.api::<Port>().list(&ListParams::default()).await;
+    assert!(ports.unwrap().items.is_empty());
+    // A spec that is right again is all it takes.
+    let patch = Patch::Merge(json!({"spec": {"networks": []}}));
+    servers
+        .patch("web", &PatchParams::default(), &patch)
+        .await
+        .unwrap();
+    until(&servers, "web", "waits for the scheduler", |s| {
+        is(s, "False", "Pending")
+    })
+    .await;
     cloud.stop().await;
 }
 

@@ -12,7 +12,7 @@ use serde_json::json;
 use super::{Manager, Outcome, Stores, ensure_namespace};
 use crate::api::conditions::{self, ConditionType, Observation};
 use crate::api::names::{MANAGER, host_namespace};
-use crate::api::{Host, Reason};
+use crate::api::{Host, Reason, validation};
 use crate::kube_ext::lease::{HEARTBEAT, HEARTBEAT_SECONDS};
 use crate::kube_ext::report::apply_status;
 
@@ -51,7 +51,14 @@ pub async fn reconcile(host: Arc<Host>, manager: Arc<Manager>) -> Outcome {
         .as_ref()
         .map(|s| s.conditions.as_slice())
         .unwrap_or_default();
-    let ready = ready(&name, beat.is_some(), left.is_some(), said);
+    let mut ready = ready(&name, beat.is_some(), left.is_some(), said);
+    // Old API servers do not hold to the rules of the definition. A host that is silent is
+    // worse than one that is set up wrongly, and nothing may hide that.
+    if ready.status == Some(true)
+        && let Err(message) = validation::host(&host.spec)
+    {
+        ready = Observation::no(ConditionType::Ready, Reason::InvalidSpec, message);
+    }
     let status = json!({
         "conditions": conditions::merge(said, [ready.clone()], host.metadata.generation, Timestamp::now()),
     });

@@ -13,6 +13,7 @@ use super::addresses;
 use crate::api::conditions::Observation;
 use crate::api::network::PortSecurity;
 use crate::api::port::AllocatedIp;
+use crate::api::validation;
 use crate::api::{ConditionType, IPAllocation, Network, Port, PortStatus, Reason, names};
 use crate::controllers::ovn_sync::decision::{Fate, Verdict, in_use};
 use crate::controllers::subnet::ledger::{Holder, Ledger};
@@ -141,6 +142,11 @@ impl Planner<'_, '_> {
             return self.deleting(port, &key, &network_key, status);
         }
         let has_addresses = status.mac_address.is_some();
+        // Old API servers do not hold to the rules of the definition. A Port that has its
+        // addresses keeps them, and is told below.
+        if !has_addresses && let Err(message) = validation::port(&port.spec) {
+            return refuse(status, (Reason::InvalidSpec, message));
+        }
         let networks = self.input.networks;
         let network = match find_network(networks, &network_key, &key.0, has_addresses) {
             Ok(network) => network,
@@ -271,21 +277,8 @@ impl Planner<'_, '_> {
         let spec = &port.spec;
         let security = spec.port_security.unwrap_or(network.spec.port_security);
         let invalid = |message: String| Err((Reason::InvalidSpec, message));
-        for pair in &spec.allowed_address_pairs {
-            let is_range = pair.address.parse::<ipnet::IpNet>().is_ok()
-                || pair.address.parse::<std::net::IpAddr>().is_ok();
-            if !is_range {
-                return invalid(format!(
-                    "allowedAddressPairs[{}].address `{}` is neither an IP address nor a range",
-                    pair.name, pair.address
-                ));
-            }
-            if let Some(Err(error)) = pair.mac_address.as_ref().map(|m| m.parse::<Mac>()) {
-                return invalid(format!(
-                    "allowedAddressPairs[{}].macAddress: {error}",
-                    pair.name
-                ));
-            }
+        if let Err(message) = validation::port(spec) {
+            return invalid(message);
         }
         if let Some(asked) = addresses::changed(port, status) {
             return invalid(asked);

@@ -1,5 +1,6 @@
 //! What the Server's guest is told, from what was resolved. Pure.
 
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::plan::{NicSeen, Seen, UserData};
@@ -89,17 +90,57 @@ fn link_network(
     })
 }
 
-/// A fingerprint of the parts of a spec that only reach a guest when it is built: tells
-/// later whether they were changed.
-#[must_use]
-pub fn fingerprint(server: &Server) -> String {
-    let spec = &server.spec;
-    let parts = serde_json::json!([
-        spec.user_data,
-        spec.user_data_from,
-        spec.key_pairs,
-        spec.metadata,
-        spec.config_drive
-    ]);
-    hex::encode(&Sha256::digest(parts.to_string().as_bytes())[..16])
+/// The parts of a spec that only reach a guest at its first boot, as they were then: tells
+/// later which of them were changed. Holds no user data and no metadata, only their hashes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BuiltFrom {
+    user_data: String,
+    key_pairs: Vec<String>,
+    metadata: String,
+}
+
+impl BuiltFrom {
+    /// What a guest that is built now is built from.
+    #[must_use]
+    pub fn of(server: &Server) -> Self {
+        let spec = &server.spec;
+        Self {
+            user_data: hash(&serde_json::json!([spec.user_data, spec.user_data_from])),
+            key_pairs: spec.key_pairs.clone(),
+            metadata: hash(&serde_json::json!(spec.metadata)),
+        }
+    }
+
+    /// The fields that differ `now`; user data and metadata without their values.
+    #[must_use]
+    pub fn changes(&self, now: &Self) -> Vec<String> {
+        let mut found = Vec::new();
+        if self.user_data != now.user_data {
+            found.push("userData (changed, but fixed at first boot)".to_owned());
+        }
+        if self.key_pairs != now.key_pairs {
+            found.push(format!(
+                "keyPairs ({} asked for; {} given, fixed at first boot)",
+                names(&now.key_pairs),
+                names(&self.key_pairs)
+            ));
+        }
+        if self.metadata != now.metadata {
+            found.push("metadata (changed, but fixed at first boot)".to_owned());
+        }
+        found
+    }
+}
+
+fn names(names: &[String]) -> String {
+    if names.is_empty() {
+        "none".to_owned()
+    } else {
+        names.join(", ")
+    }
+}
+
+fn hash(value: &serde_json::Value) -> String {
+    hex::encode(&Sha256::digest(value.to_string().as_bytes())[..16])
 }

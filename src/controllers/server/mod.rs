@@ -144,11 +144,8 @@ async fn observe(server: &Server, manager: &Manager) -> Result<Seen, ApiError> {
     } else {
         Vec::new()
     };
-    let placed = server
-        .status
-        .as_ref()
-        .is_some_and(|s| s.placement.is_some());
-    let user_data = if placed && instances.is_empty() && !deleting {
+    // Also before it is placed, so that a Secret that is missing is told at once.
+    let user_data = if instances.is_empty() && !deleting {
         user_data(server, manager).await?
     } else {
         UserData::NotNeeded

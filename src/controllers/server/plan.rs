@@ -22,6 +22,7 @@ use crate::api::names::{
 };
 use crate::api::port::{FixedIp, PortSpec};
 use crate::api::server::Placement;
+use crate::api::validation;
 use crate::api::{
     Flavor, Image, Instance, KeyPair, Network, ObjectName, Port, Reason, Server, Subnet,
 };
@@ -197,15 +198,17 @@ impl Standing {
         )
     }
 
-    /// Whether a Secret may appear, which nothing tells.
+    /// Whether a Secret may appear or change, which nothing tells.
     #[must_use]
     pub fn waits_for_secret(&self) -> bool {
         let Self::Problems(problems) = self else {
             return false;
         };
-        problems
-            .iter()
-            .any(|p| matches!(p.reason, Reason::SecretNotFound | Reason::SecretKeyNotFound))
+        problems.iter().any(|p| match p.reason {
+            Reason::SecretNotFound | Reason::SecretKeyNotFound => true,
+            Reason::UserDataTooLarge => !p.terminal,
+            _ => false,
+        })
     }
 }
 
@@ -374,6 +377,12 @@ fn problems(server: &Server, seen: &Seen, claim: &Result<Claim, Problem>) -> Vec
     };
     let namespace = server.namespace().unwrap_or_default();
     let spec = &server.spec;
+    // Old API servers do not hold to the rules of the definition. What is missing besides
+    // means little as long as the spec contradicts itself.
+    if let Err(message) = validation::server(spec) {
+        add(Reason::InvalidSpec, true, message);
+        return found;
+    }
     if let Err(problem) = claim {
         add(problem.reason, problem.terminal, problem.message.clone());
     }
@@ -400,13 +409,6 @@ fn problems(server: &Server, seen: &Seen, claim: &Result<Claim, Problem>) -> Vec
             );
         }
     }
-    if spec.user_data.is_some() && spec.user_data_from.is_some() {
-        add(
-            Reason::InvalidSpec,
-            true,
-            "give either spec.userData or spec.userDataFrom".into(),
-        );
-    }
     if let Some(data) = &spec.user_data
         && data.len() > MAX_USER_DATA
     {
@@ -432,9 +434,10 @@ fn problems(server: &Server, seen: &Seen, claim: &Result<Claim, Problem>) -> Vec
         ),
         UserData::Is(bytes) if spec.user_data.is_none() && bytes.len() > MAX_USER_DATA => add(
             Reason::UserDataTooLarge,
-            true,
+            false,
             format!(
-                "spec.userDataFrom: {} bytes; the most is {MAX_USER_DATA}",
+                "spec.userDataFrom: {} has {} bytes; the most is {MAX_USER_DATA}. Let it fetch the rest by itself",
+                secret_key(server),
                 bytes.len()
             ),
         ),
@@ -454,6 +457,14 @@ fn problems(server: &Server, seen: &Seen, claim: &Result<Claim, Problem>) -> Vec
         }
     }
     found
+}
+
+/// Which key of which Secret the user data are in.
+fn secret_key(server: &Server) -> String {
+    match &server.spec.user_data_from {
+        Some(from) => format!("key `{}` of Secret `{}`", from.key, from.name),
+        None => "the Secret".to_owned(),
+    }
 }
 
 fn image_problems(
@@ -795,13 +806,18 @@ fn instance(
     let instance = Instance {
         metadata: ObjectMeta {
             finalizers: Some(vec![AGENT_FINALIZER.to_owned()]),
-            annotations: Some([(BUILT_FROM.to_owned(), guest::fingerprint(server))].into()),
+            annotations: Some([(BUILT_FROM.to_owned(), built_from(server))].into()),
             ..metadata
         },
         spec,
         status: None,
     };
     (secret, instance)
+}
+
+fn built_from(server: &Server) -> String {
+    // Strings always serialise.
+    serde_json::to_string(&guest::BuiltFrom::of(server)).unwrap_or_default()
 }
 
 fn nic(seen: &NicSeen) -> Option<Nic> {
@@ -863,6 +879,9 @@ fn outdated(
 ) -> Vec<String> {
     let mut found = Vec::new();
     let built = &instance.spec;
+    if let Err(message) = validation::server(&server.spec) {
+        found.push(format!("the spec is not valid ({message})"));
+    }
     if let Some(claim) = claim
         && *claim != built.claim
     {
@@ -889,16 +908,60 @@ fn outdated(
             built.image.name
         ));
     }
+    let pairs = |nics: &[(&String, &String)]| {
+        let words: Vec<_> = nics
+            .iter()
+            .map(|(n, p)| format!("{n} on Port {p}"))
+            .collect();
+        if words.is_empty() {
+            "none".to_owned()
+        } else {
+            words.join(", ")
+        }
+    };
     let wanted: Vec<_> = seen.nics.iter().map(|n| (&n.name, &n.port_name)).collect();
     let have: Vec<_> = built.nics.iter().map(|n| (&n.name, &n.port)).collect();
     if wanted != have {
-        found.push("networks".to_owned());
+        found.push(format!(
+            "networks ({} asked for; {} built)",
+            pairs(&wanted),
+            pairs(&have)
+        ));
     }
-    let from = instance.annotations().get(BUILT_FROM);
-    if from.is_some_and(|from| *from != guest::fingerprint(server)) {
-        found.push("userData, keyPairs, metadata or configDrive".to_owned());
+    found.extend(seen.nics.iter().filter_map(|nic| moved(server, nic)));
+    let (drive, has) = (server.spec.config_drive, built.config_drive);
+    if drive != has {
+        found.push(format!("configDrive ({drive:?} asked for, {has:?} built)"));
+    }
+    // A record that is not there or cannot be read says nothing.
+    if let Some(record) = instance.annotations().get(BUILT_FROM)
+        && let Ok(record) = serde_json::from_str::<guest::BuiltFrom>(record)
+    {
+        found.extend(record.changes(&guest::BuiltFrom::of(server)));
     }
     found
+}
+
+/// How an inline network asks for something else than the Port that was made for it has.
+fn moved(server: &Server, nic: &NicSeen) -> Option<String> {
+    let made = nic.port.as_ref().filter(|_| nic.made)?;
+    let wanted = port(server, nic).spec;
+    let words = |spec: &PortSpec| {
+        let ips = spec.fixed_ips.iter().filter_map(|ip| ip.address.as_deref());
+        let network = &spec.network;
+        let namespace = network
+            .namespace
+            .as_deref()
+            .or(made.metadata.namespace.as_deref());
+        let at = format!("{}/{}", namespace.unwrap_or_default(), network.name);
+        [at.as_str()]
+            .into_iter()
+            .chain(ips)
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+    let (asked, has) = (words(&wanted), words(&made.spec));
+    (asked != has).then(|| format!("networks[{}] ({asked} asked for, {has} built)", nic.name))
 }
 
 /// Host first, then what it needed: an Instance that is still there may still run.

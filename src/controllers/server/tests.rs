@@ -201,7 +201,7 @@ fn each_missing_thing_has_its_reason_and_its_culprit() {
         );
         problems(&server, &seen)
     };
-    let cases: [(Change<'_>, Reason, &str); 13] = [
+    let cases: [(Change<'_>, Reason, &str); 17] = [
         (&|_, s| s.flavor = None, Reason::FlavorNotFound, "`small`"),
         (&|_, s| s.image = None, Reason::ImageNotFound, "`tiny`"),
         (
@@ -265,6 +265,26 @@ fn each_missing_thing_has_its_reason_and_its_culprit() {
             &|_, s| s.user_data = UserData::NoKey("init".into(), "k".into()),
             Reason::SecretKeyNotFound,
             "`k`",
+        ),
+        (
+            &|_, s| s.user_data = UserData::Is(vec![0; 64 * 1024 + 1]),
+            Reason::UserDataTooLarge,
+            "65537 bytes",
+        ),
+        (
+            &|s, _| s.spec.networks[0].fixed_ip = Some("10.0.0".into()),
+            Reason::InvalidSpec,
+            "spec.networks[a].fixedIP: `10.0.0`",
+        ),
+        (
+            &|s, _| s.spec.networks[0].port = Some("kept".into()),
+            Reason::InvalidSpec,
+            "spec.networks[a]: give either network or port",
+        ),
+        (
+            &|s, _| s.spec.flavor = None,
+            Reason::InvalidSpec,
+            "either flavor or resources",
         ),
     ];
     for (change, reason, culprit) in cases {
@@ -383,6 +403,84 @@ fn a_missing_reference_never_disturbs_what_runs() {
     let plan = plan(&server, &seen);
     assert!(plan.steps.is_empty(), "{:?}", words(&plan));
     assert!(!matches!(plan.standing, Standing::Problems(_)));
+}
+
+#[test]
+fn a_secret_that_is_too_large_is_looked_at_again_and_a_literal_is_not() {
+    let (mut server, mut seen) = (server(), seen());
+    seen.user_data = UserData::Is(vec![0; 64 * 1024 + 1]);
+    assert!(plan(&server, &seen).standing.waits_for_secret());
+    server.spec.user_data = Some("x".repeat(64 * 1024 + 1));
+    assert!(!plan(&server, &seen).standing.waits_for_secret());
+}
+
+#[test]
+fn what_cannot_be_changed_in_place_is_named_with_both_values() {
+    let cases: [(Change<'_>, &str); 8] = [
+        (
+            &|s, _| s.spec.user_data = Some("hunter2".into()),
+            "userData (changed, but fixed at first boot)",
+        ),
+        (
+            &|s, _| s.spec.key_pairs = vec!["alice".into()],
+            "keyPairs (alice asked for; none given, fixed at first boot)",
+        ),
+        (
+            &|s, _| {
+                s.spec.metadata.insert("role".into(), "hunter2".into());
+            },
+            "metadata (changed, but fixed at first boot)",
+        ),
+        (
+            &|s, _| s.spec.config_drive = crate::api::server::ConfigDrive::Disabled,
+            "configDrive (Disabled asked for, Enabled built)",
+        ),
+        (
+            &|s, _| s.spec.image.name = "other".into(),
+            "image (demo/other asked for, demo/tiny built)",
+        ),
+        (
+            &|s, seen| {
+                s.spec.networks.clear();
+                seen.nics.clear();
+            },
+            "networks (none asked for; a on Port web-a built)",
+        ),
+        (
+            &|s, _| s.spec.networks[0].network.as_mut().unwrap().name = "m".into(),
+            "networks[a] (demo/m asked for, demo/n built)",
+        ),
+        (
+            &|s, _| s.spec.networks[0].fixed_ip = Some("10.0.0.9".into()),
+            "networks[a] (demo/n 10.0.0.9 asked for, demo/n built)",
+        ),
+    ];
+    assert!(
+        plan(&built().0, &built().1).outdated.is_empty(),
+        "as it was built"
+    );
+    for (change, told) in cases {
+        let (mut server, mut seen) = built();
+        change(&mut server, &mut seen);
+        let plan = plan(&server, &seen);
+        assert_eq!(plan.outdated, [told]);
+        assert!(plan.steps.is_empty(), "{told}: {:?}", words(&plan));
+        assert!(!plan.outdated.concat().contains("hunter2"));
+    }
+}
+
+#[test]
+fn a_spec_that_has_become_invalid_is_told_and_the_guest_goes_on() {
+    let (mut server, seen) = built();
+    server.spec.networks[0].fixed_ip = Some("10.0.0".into());
+    let plan = plan(&server, &seen);
+    assert!(plan.steps.is_empty(), "{:?}", words(&plan));
+    assert!(!matches!(plan.standing, Standing::Problems(_)));
+    assert!(
+        plan.outdated[0].contains("fixedIP: `10.0.0`"),
+        "{:?}",
+        plan.outdated
+    );
 }
 
 #[test]
