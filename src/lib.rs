@@ -15,7 +15,7 @@
 //! | [`agent`] | one host: makes its Instances real | `api`, `model`, `guest`, `network`, `kube_ext`, `telemetry`, `drivers` |
 //! | [`telemetry`] | logs, health and metrics endpoints | nothing of ours |
 //!
-//! `controllers`, `scheduler` and `agent` never import each other; any `plan.rs`
+//! `controllers`, `scheduler` and `agent` never import each other; any `plan`
 //! is free of clients, clocks, randomness, files and tokio. The table is kept
 //! true by `tests/architecture.rs`.
 
