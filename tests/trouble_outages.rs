@@ -7,6 +7,8 @@ mod support;
 #[path = "support/trouble.rs"]
 mod trouble;
 
+use std::process::Command;
+
 use kube::ResourceExt;
 use kube::api::Api;
 use pileus::model::{ClusterId, stable_id};
@@ -47,20 +49,31 @@ async fn beside(arguments: &'static [&'static str]) {
         .unwrap();
 }
 
-/// Undoes a fault whatever becomes of the test: the lab is everybody's.
-struct Undo(&'static [&'static [&'static str]]);
+/// Undoes a fault when the test fails before it does: the lab is everybody's.
+struct Undo<F: Fn()>(F);
 
-impl Drop for Undo {
+impl<F: Fn()> Drop for Undo<F> {
     fn drop(&mut self) {
-        for arguments in self.0 {
-            if std::thread::panicking() {
-                let _ = std::process::Command::new("hack/devstack")
-                    .args(*arguments)
-                    .current_dir(env!("CARGO_MANIFEST_DIR"))
-                    .status();
-            }
+        if std::thread::panicking() {
+            (self.0)();
         }
     }
+}
+
+/// `hack/devstack` with each of the arguments, whatever it says.
+fn undo(arguments: &'static [&'static [&'static str]]) -> Undo<impl Fn()> {
+    Undo(move || {
+        for arguments in arguments {
+            try_devstack(arguments);
+        }
+    })
+}
+
+fn try_devstack(arguments: &[&str]) {
+    let _ = Command::new("hack/devstack")
+        .args(arguments)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .status();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -79,7 +92,7 @@ async fn libvirt_and_ovn_controller_come_back_and_so_does_what_waited_for_them()
     let next_door = Neighbour::of(&project, "beside", 2).await;
     project.phase("asleep", "Stopped", PATIENCE).await;
 
-    let _undo = Undo(&[
+    let _undo = undo(&[
         &["daemon", "libvirtd", "1", "start"],
         &["daemon", "ovn-controller", "2", "start"],
     ]);
@@ -133,7 +146,7 @@ async fn while_ovn_is_down_ports_wait_and_say_so() {
     let neighbour = Neighbour::of(&project, "neighbour", 1).await;
     project.phase("leaving", "Stopped", PATIENCE).await;
 
-    let _undo = Undo(&[&["daemon", "ovn-nb", "start"]]);
+    let _undo = undo(&[&["daemon", "ovn-nb", "start"]]);
     beside(&["daemon", "ovn-nb", "stop"]).await;
     project.apply(&server("late", 2, STOPPED));
     seen.delete("Server", "leaving").await;
@@ -173,6 +186,18 @@ async fn a_full_disk_is_named_with_what_is_needed_and_room_is_all_it_takes() {
     let cluster = ClusterId(system.get("kube-system").await.unwrap().uid().unwrap());
     let id = stable_id(&cluster, "Server", "e2e-full", "cramped");
     let directory = format!("/var/lib/pileus/instances/{id}");
+    // In the order in which they can go: the last that is mounted hides the first.
+    let mounts = [
+        "/var/lib/pileus/instances".to_owned(),
+        "/var/lib/pileus/partial".to_owned(),
+        directory.clone(),
+    ];
+    let at = mounts.clone();
+    let _undo = Undo(move || {
+        for at in &at {
+            try_devstack(&["exec", "2", "--", "umount", at]);
+        }
+    });
     in_host(2, &["mkdir", "-m", "711", &directory]);
     let tmpfs = |size: &str, at: &str| {
         in_host(
@@ -222,11 +247,7 @@ async fn a_full_disk_is_named_with_what_is_needed_and_room_is_all_it_takes() {
         .await;
     neighbour.noticed_nothing(&project).await;
 
-    for at in [
-        "/var/lib/pileus/instances",
-        "/var/lib/pileus/partial",
-        &directory,
-    ] {
+    for at in &mounts {
         in_host(2, &["umount", at]);
     }
     for name in ["cramped", "fetching", "late"] {
@@ -258,7 +279,7 @@ async fn a_host_that_is_cut_off_is_unknown_and_nobody_takes_its_servers_away() {
     let there = Neighbour::of(&project, "there", 1).await;
     let here = Neighbour::of(&project, "here", 2).await;
 
-    let _undo = Undo(&[&["host", "1", "heal"]]);
+    let _undo = undo(&[&["host", "1", "heal"]]);
     beside(&["host", "1", "cut"]).await;
     let lost = ["Ready", "Unknown", "HeartbeatLost"];
     seen.says(("Host", "host1"), lost, &["host1", "not been heard from"])

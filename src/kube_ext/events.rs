@@ -1,14 +1,28 @@
 //! Kubernetes events, published in the background: an event that cannot be written never
 //! holds a reconcile back.
 
+use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::api::events::v1::Event as Written;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Api, ObjectMeta, PostParams};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Client, Resource};
 
 use crate::api::Reason;
 
+/// Where events of objects without a namespace go, as Kubernetes' own of its nodes do.
+const CLUSTER_SCOPED: &str = "default";
+
+/// Longest name of an object for which the recorder still makes a name of an event that the
+/// API server takes: it adds a dot and the time in hexadecimal to it.
+const MAX_RECORDED_NAME: usize = 253 - 17;
+
 /// One recorder for a role, shared, because it aggregates repeats.
 #[derive(Clone)]
 pub struct Events {
+    client: Client,
+    reporter: Reporter,
     recorder: Recorder,
 }
 
@@ -16,15 +30,17 @@ impl Events {
     /// Events reported by `manager`.
     #[must_use]
     pub fn new(client: Client, manager: &str) -> Self {
-        let instance = std::env::var("HOSTNAME").ok();
+        let reporter = Reporter {
+            controller: manager.to_owned(),
+            // The API server refuses longer ones.
+            instance: std::env::var("HOSTNAME")
+                .ok()
+                .map(|name| name.chars().take(128).collect()),
+        };
         Self {
-            recorder: Recorder::new(
-                client,
-                Reporter {
-                    controller: manager.to_owned(),
-                    instance,
-                },
-            ),
+            recorder: Recorder::new(client.clone(), reporter.clone()),
+            client,
+            reporter,
         }
     }
 
@@ -48,7 +64,12 @@ impl Events {
     where
         K: Resource<DynamicType = ()>,
     {
-        let reference = object.object_ref(&());
+        let mut reference = object.object_ref(&());
+        // API servers below 1.25 hold every custom resource to be in a namespace, and refuse
+        // an event that names none.
+        reference
+            .namespace
+            .get_or_insert_with(|| CLUSTER_SCOPED.to_owned());
         let event = Event {
             type_,
             reason: reason.as_str().to_owned(),
@@ -57,11 +78,60 @@ impl Events {
             action: action.to_owned(),
             secondary: None,
         };
-        let recorder = self.recorder.clone();
+        let events = self.clone();
         tokio::spawn(async move {
-            if let Err(error) = recorder.publish(&event, &reference).await {
-                tracing::debug!(error = %super::chain(&error), "event not published");
+            let long = reference.name.as_ref().map_or(0, String::len) > MAX_RECORDED_NAME;
+            let done = if long {
+                events.write_generated(&event, reference).await
+            } else {
+                events.recorder.publish(&event, &reference).await
+            };
+            if let Err(error) = done {
+                let error = super::chain(&error);
+                // A namespace that is going takes no events; nobody misses them.
+                if error.contains("being terminated") {
+                    tracing::debug!(%error, "event not published");
+                } else {
+                    tracing::warn!(%error, "event not published");
+                }
             }
         });
+    }
+
+    /// For an object whose name leaves no room for the recorder's: the API server makes one.
+    async fn write_generated(
+        &self,
+        event: &Event,
+        regarding: ObjectReference,
+    ) -> Result<(), kube::Error> {
+        let namespace = regarding.namespace.clone().unwrap_or_default();
+        let name = regarding.name.as_deref().unwrap_or_default();
+        let cut: String = name.chars().take(200).collect();
+        let controller = self.reporter.controller.clone();
+        let written = Written {
+            metadata: ObjectMeta {
+                namespace: Some(namespace.clone()),
+                generate_name: Some(format!("{}.", cut.trim_end_matches(['-', '.']))),
+                ..ObjectMeta::default()
+            },
+            action: Some(event.action.clone()),
+            reason: Some(event.reason.clone()),
+            note: event.note.clone(),
+            type_: Some(format!("{:?}", event.type_)),
+            event_time: Some(MicroTime(Timestamp::now())),
+            regarding: Some(regarding),
+            reporting_instance: Some(
+                self.reporter
+                    .instance
+                    .clone()
+                    .unwrap_or_else(|| controller.clone()),
+            ),
+            reporting_controller: Some(controller),
+            ..Written::default()
+        };
+        Api::<Written>::namespaced(self.client.clone(), &namespace)
+            .create(&PostParams::default(), &written)
+            .await
+            .map(drop)
     }
 }

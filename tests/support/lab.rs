@@ -299,6 +299,21 @@ impl Project {
     }
 }
 
+impl Drop for Project {
+    /// A test that failed leaves the lab's room to the others, if it can.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let config = format!("{STATE}/kubeconfig/admin");
+            let arguments = ["--kubeconfig", &config, "delete", "namespace", &self.name];
+            let _ = try_run(
+                "kubectl",
+                &[&arguments[..], &["--timeout=120s"]].concat(),
+                None,
+            );
+        }
+    }
+}
+
 fn kubectl_apply(yaml: &str, namespace: &str) {
     let config = format!("{STATE}/kubeconfig/admin");
     let mut arguments = vec!["--kubeconfig", &config, "apply", "-f", "-"];
