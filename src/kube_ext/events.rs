@@ -106,12 +106,13 @@ impl Events {
     ) -> Result<(), kube::Error> {
         let namespace = regarding.namespace.clone().unwrap_or_default();
         let name = regarding.name.as_deref().unwrap_or_default();
+        // The API server cuts it further.
         let cut: String = name.chars().take(200).collect();
         let controller = self.reporter.controller.clone();
         let written = Written {
             metadata: ObjectMeta {
                 namespace: Some(namespace.clone()),
-                generate_name: Some(format!("{}.", cut.trim_end_matches(['-', '.']))),
+                generate_name: Some(format!("{}-", cut.trim_end_matches(['-', '.']))),
                 ..ObjectMeta::default()
             },
             action: Some(event.action.clone()),
