@@ -115,6 +115,9 @@ struct AgentArguments {
         default_value = "unix:/run/openvswitch/db.sock"
     )]
     ovs_db: String,
+    /// Runtime directory of the host's OVN, with ovn-controller's control socket.
+    #[arg(long, env = "PILEUS_OVN_RUN_DIR", default_value = "/run/ovn")]
+    ovn_run_dir: PathBuf,
     /// Memory kept back for the host when it registers, in MiB.
     #[arg(long, env = "PILEUS_RESERVED_MEMORY_MIB", default_value_t = 2048)]
     reserved_memory_mib: i64,
@@ -236,6 +239,7 @@ fn agent_config(arguments: AgentArguments) -> agent::Config {
         allow_fetch: arguments.allow_fetch,
         boot_id_file: arguments.boot_id_file,
         ovs_db: arguments.ovs_db,
+        ovn_run_dir: arguments.ovn_run_dir,
         reserved_memory_mib: arguments.reserved_memory_mib,
         reserved_disk_gib: arguments.reserved_disk_gib,
         image_grace: Duration::from_secs(arguments.image_grace_seconds),

@@ -6,11 +6,11 @@
 mod support;
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pileus::api::security_group::{Direction, EtherType, SecurityRule};
 use pileus::drivers::ovn::token::Token;
-use pileus::drivers::ovn::{ApplyError, Conflict, Desired, NorthboundDb};
+use pileus::drivers::ovn::{ApplyError, Conflict, Desired, NorthboundDb, controller};
 use pileus::drivers::ovsdb::{Error, Options, View};
 use pileus::model::{ClusterId, Mac, Owner};
 use pileus::network::{
@@ -590,4 +590,27 @@ async fn whatever_the_rows_were_one_transaction_is_enough() {
         );
     }
     assert_eq!(ovn.northd_complaints(), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ovn_controller_that_cannot_work_is_told_with_its_reason() {
+    let ovn = Ovn::start();
+    let run_dir = ovn.path("");
+    let says = async |part: &str| {
+        let until = Instant::now() + Duration::from_secs(30);
+        loop {
+            let said = controller::trouble(&run_dir).await;
+            if said.as_deref().unwrap_or_default().contains(part) {
+                break;
+            }
+            assert!(Instant::now() < until, "wanted {part}, was told {said:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    says("ovn-controller.pid: No such file").await;
+    let running = ovn.start_controller();
+    says("southbound database: not connected").await;
+    drop(running);
+    // Killed, it leaves its files.
+    says("Connection refused").await;
 }

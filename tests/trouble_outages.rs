@@ -90,7 +90,10 @@ async fn libvirt_and_ovn_controller_come_back_and_so_does_what_waited_for_them()
     project.apply(&server("asleep", 1, STOPPED));
     let above = Neighbour::of(&project, "above", 1).await;
     let next_door = Neighbour::of(&project, "beside", 2).await;
-    project.phase("asleep", "Stopped", PATIENCE).await;
+    project.apply(&server("flowless", 2, STOPPED));
+    for name in ["asleep", "flowless"] {
+        project.phase(name, "Stopped", PATIENCE).await;
+    }
 
     let _undo = undo(&[
         &["daemon", "libvirtd", "1", "start"],
@@ -98,23 +101,31 @@ async fn libvirt_and_ovn_controller_come_back_and_so_does_what_waited_for_them()
     ]);
     beside(&["daemon", "libvirtd", "1", "stop"]).await;
     beside(&["daemon", "ovn-controller", "2", "kill"]).await;
-    project.apply(&server("flowless", 2, ""));
-    project
-        .patch_server("asleep", json!({"runState": "Running"}))
-        .await;
+    for name in ["asleep", "flowless"] {
+        project
+            .patch_server(name, json!({"runState": "Running"}))
+            .await;
+    }
     let host = ("Host", "host1");
     let down = ["HypervisorAvailable", "False", "HypervisorUnavailable"];
     seen.says(host, down, &["libvirt", "running VMs go on"])
         .await;
     seen.refused(host, "HypervisorUnavailable", &["libvirt"])
         .await;
+    let host = ("Host", "host2");
+    let down = ["NetworkAvailable", "False", "NetworkUnavailable"];
+    let words = ["ovn-controller", "running VMs keep their flows"];
+    seen.says(host, down, &words).await;
+    seen.refused(host, "NetworkUnavailable", &words).await;
     project.apply(&server("late", 1, ""));
+    project.apply(&server("later", 2, STOPPED));
     let unknown = ["Ready", "Unknown", "HypervisorUnavailable"];
     seen.says(("Server", "asleep"), unknown, &["libvirt"]).await;
     let nowhere = ["Scheduled", "False", "NoHostFits"];
     seen.says(("Server", "late"), nowhere, &["host1"]).await;
-    seen.refused(("Server", "late"), "NoHostFits", &["host1"])
-        .await;
+    for (name, host) in [("late", "host1"), ("later", "host2")] {
+        seen.refused(("Server", name), "NoHostFits", &[host]).await;
+    }
     let flows = ["OVN has not installed", "ovn-controller"];
     seen.refused(("Server", "flowless"), "NetworkNotReady", &flows)
         .await;
@@ -126,9 +137,11 @@ async fn libvirt_and_ovn_controller_come_back_and_so_does_what_waited_for_them()
     for name in ["asleep", "late", "flowless"] {
         project.phase(name, "Active", PATIENCE).await;
     }
+    project.phase("later", "Stopped", PATIENCE).await;
     above.is_back(&project).await;
     next_door.noticed_nothing(&project).await;
     lab.host_ready(1).await;
+    lab.host_ready(2).await;
     project.leaves_nothing().await;
 }
 

@@ -128,7 +128,8 @@ async fn look_and_report(agent: &Agent) -> Result<(), ApiError> {
         tracing::warn!("not reported before it is known which VMs are here");
         return Ok(());
     };
-    let status = status(agent, &host, &old, facts, orphans);
+    let network = agent.ports.trouble().await;
+    let status = status(agent, &host, &old, facts, network, orphans);
     let room = status
         .capacity
         .map(|capacity| Room::new(&host.spec, capacity, OVERHEAD_MIB));
@@ -167,6 +168,7 @@ fn status(
     host: &Host,
     old: &HostStatus,
     facts: Result<HostFacts, crate::drivers::hypervisor::Error>,
+    network_trouble: Option<String>,
     orphans: Vec<Orphan>,
 ) -> HostStatus {
     let mut seen = Vec::new();
@@ -202,11 +204,11 @@ fn status(
             ),
         )),
     }
-    seen.push(match agent.ports.trouble() {
+    seen.push(match network_trouble {
         None => Observation::yes(
             ConditionType::NetworkAvailable,
             Reason::Ok,
-            "Open vSwitch answers and has its integration bridge",
+            "Open vSwitch and ovn-controller answer",
         ),
         Some(trouble) => Observation::no(
             ConditionType::NetworkAvailable,

@@ -65,6 +65,8 @@ pub struct Config {
     pub boot_id_file: PathBuf,
     /// Where the host's Open vSwitch is.
     pub ovs_db: String,
+    /// Where ovn-controller has its control socket.
+    pub ovn_run_dir: PathBuf,
     /// Memory kept back for the host when it registers, in MiB.
     pub reserved_memory_mib: i64,
     /// Disk kept back for the host when it registers, in GiB.
@@ -175,7 +177,7 @@ pub async fn run(
         hypervisor: Arc::new(hypervisor),
         disks: Disks::new(&config.state_dir),
         store,
-        ports: Ports::watch(&config.ovs_db).map_err(Error::Ovs)?,
+        ports: Ports::watch(&config.ovs_db, config.ovn_run_dir.clone()).map_err(Error::Ovs)?,
         epochs,
         room: Mutex::default(),
         boot_id,

@@ -2,22 +2,26 @@
 //! port's interface in the host's Open vSwitch.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::drivers::ovn::controller;
 use crate::drivers::ovsdb::{Client, EndpointError, Monitor, Options, Row, View, parse_endpoints};
 
-/// The host's Open vSwitch, watched.
+/// The host's Open vSwitch, watched, and its ovn-controller.
 #[derive(Clone)]
 pub struct Ports {
     client: Client,
+    ovn_run_dir: PathBuf,
 }
 
 impl Ports {
-    /// Watches the database at `endpoint`, such as `unix:/run/openvswitch/db.sock`.
+    /// Watches the database at `endpoint`, such as `unix:/run/openvswitch/db.sock`;
+    /// ovn-controller has its control socket in `ovn_run_dir`.
     ///
     /// # Errors
     /// When the endpoint is malformed.
-    pub fn watch(endpoint: &str) -> Result<Self, EndpointError> {
+    pub fn watch(endpoint: &str, ovn_run_dir: PathBuf) -> Result<Self, EndpointError> {
         let tables: BTreeMap<&'static str, &'static [&'static str]> = [
             ("Interface", &["name", "external_ids"] as &[_]),
             ("Bridge", &["name", "datapath_type"] as &[_]),
@@ -28,7 +32,10 @@ impl Ports {
             tables,
         };
         let client = Client::start(parse_endpoints(endpoint)?, monitor, Options::default());
-        Ok(Self { client })
+        Ok(Self {
+            client,
+            ovn_run_dir,
+        })
     }
 
     /// Whether all of `ports` have their flows; `None` when Open vSwitch does not answer.
@@ -58,8 +65,7 @@ impl Ports {
     }
 
     /// Why the host's network cannot be used, if so.
-    #[must_use]
-    pub fn trouble(&self) -> Option<String> {
+    pub async fn trouble(&self) -> Option<String> {
         let view = self.client.view();
         if !view.is_connected() {
             return Some(format!(
@@ -67,8 +73,11 @@ impl Ports {
                 self.client.endpoint()
             ));
         }
+        if let Some(trouble) = controller::trouble(&self.ovn_run_dir).await {
+            return Some(trouble);
+        }
         integration(&view).is_none().then(|| {
-            "Open vSwitch has no bridge br-int; ovn-controller makes it: is it running?".to_owned()
+            "Open vSwitch has no bridge br-int, which ovn-controller makes; see its log".to_owned()
         })
     }
 }

@@ -79,6 +79,36 @@ impl Ovn {
             .expect("ovsdb-server")
     }
 
+    /// Starts an Open vSwitch database and an `ovn-controller` on it, which is told nothing of
+    /// where the Southbound database is.
+    pub fn start_controller(&self) -> Controller {
+        let database = self.path("vs.db");
+        let created = Command::new("ovsdb-tool")
+            .arg("create")
+            .arg(&database)
+            .arg("/usr/share/openvswitch/vswitch.ovsschema")
+            .status();
+        assert!(created.expect("ovsdb-tool").success());
+        let server = self.server("vs");
+        self.wait_for_socket("vs.sock");
+        // Without a name of its own it crashes.
+        let named = self
+            .command("ovs-vsctl")
+            .arg(format!("--db={}", self.remote("vs")))
+            .args(["--no-wait", "init", "--", "set", "Open_vSwitch", "."])
+            .arg("external-ids:system-id=test")
+            .status();
+        assert!(named.expect("ovs-vsctl").success());
+        let pid_file = self.path("ovn-controller.pid");
+        let controller = self
+            .command("ovn-controller")
+            .arg(format!("--pidfile={}", pid_file.display()))
+            .arg(self.remote("vs"))
+            .spawn()
+            .expect("ovn-controller");
+        Controller(vec![controller, server])
+    }
+
     fn wait_for_socket(&self, name: &str) {
         let path = self.path(name);
         let until = Instant::now() + Duration::from_secs(20);
@@ -177,6 +207,17 @@ impl Ovn {
     /// What northd complained of.
     pub fn northd_complaints(&self) -> Vec<String> {
         complaints(&self.path("northd.log"))
+    }
+}
+
+/// An `ovn-controller` and its database; killed when dropped.
+pub struct Controller(Vec<Child>);
+
+impl Drop for Controller {
+    fn drop(&mut self) {
+        for child in self.0.drain(..) {
+            end(&mut Some(child));
+        }
     }
 }
 

@@ -1,9 +1,11 @@
-//! OVN's Northbound database: the rows we want, the steps to them, and who may take them.
+//! OVN's Northbound database: the rows we want, the steps to them, and who may take them;
+//! and how a host's part of OVN is.
 //!
 //! | file | what it holds |
 //! |---|---|
 //! | [`rows`] | values of desired rows, and which columns are ours |
 //! | [`diff`](fn@diff) | current rows and desired rows in, one transaction out (pure) |
+//! | [`controller`] | whether a host's ovn-controller works |
 //! | [`token`] | the leader's token, which fences transactions |
 //! | [`NorthboundDb`] | the database behind a trait, and the real one |
 //!
@@ -11,6 +13,7 @@
 //! has none but bears a name that only we derive. Everything else in the database is left
 //! alone, also as a member of what is ours.
 
+pub mod controller;
 mod database;
 mod diff;
 pub mod rows;
