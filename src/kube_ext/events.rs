@@ -1,6 +1,8 @@
 //! Kubernetes events, published in the background: an event that cannot be written never
 //! holds a reconcile back.
 
+use std::time::Duration;
+
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::Event as Written;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
@@ -8,6 +10,8 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, ObjectMeta, PostParams};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Client, Resource};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use crate::api::Reason;
 
@@ -18,16 +22,21 @@ const CLUSTER_SCOPED: &str = "default";
 /// API server takes: it adds a dot and the time in hexadecimal to it.
 const MAX_RECORDED_NAME: usize = 253 - 17;
 
-/// One recorder for a role, shared, because it aggregates repeats.
+/// How many events may wait to be written; more than a burst of this is not told.
+const WAITING: usize = 4096;
+/// How long the API server may take for one.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Where a role's events go. They are written one after another: in their order, and without
+/// taking the API server's time from what has to be done.
 #[derive(Clone)]
 pub struct Events {
-    client: Client,
-    reporter: Reporter,
-    recorder: Recorder,
+    waiting: mpsc::Sender<(Event, ObjectReference)>,
 }
 
 impl Events {
-    /// Events reported by `manager`.
+    /// Events reported by `manager`; must be called within a tokio runtime, whose end they do
+    /// not outlive.
     #[must_use]
     pub fn new(client: Client, manager: &str) -> Self {
         let reporter = Reporter {
@@ -37,11 +46,14 @@ impl Events {
                 .ok()
                 .map(|name| name.chars().take(128).collect()),
         };
-        Self {
+        let writer = Writer {
             recorder: Recorder::new(client.clone(), reporter.clone()),
             client,
             reporter,
-        }
+        };
+        let (waiting, taken) = mpsc::channel(WAITING);
+        tokio::spawn(writer.run(taken));
+        Self { waiting }
     }
 
     /// Something went as it should.
@@ -78,24 +90,42 @@ impl Events {
             action: action.to_owned(),
             secondary: None,
         };
-        let events = self.clone();
-        tokio::spawn(async move {
-            let long = reference.name.as_ref().map_or(0, String::len) > MAX_RECORDED_NAME;
-            let done = if long {
-                events.write_generated(&event, reference).await
-            } else {
-                events.recorder.publish(&event, &reference).await
+        if self.waiting.try_send((event, reference)).is_err() {
+            tracing::debug!(reason = reason.as_str(), "too many events wait; not told");
+        }
+    }
+}
+
+struct Writer {
+    client: Client,
+    reporter: Reporter,
+    /// One for all, because it aggregates repeats.
+    recorder: Recorder,
+}
+
+impl Writer {
+    async fn run(self, mut taken: mpsc::Receiver<(Event, ObjectReference)>) {
+        while let Some((event, reference)) = taken.recv().await {
+            let error = match timeout(PATIENCE, self.write(&event, reference)).await {
+                Ok(Ok(())) => continue,
+                Ok(Err(error)) => super::chain(&error),
+                Err(_) => "the API server takes too long".to_owned(),
             };
-            if let Err(error) = done {
-                let error = super::chain(&error);
-                // A namespace that is going takes no events; nobody misses them.
-                if error.contains("being terminated") {
-                    tracing::debug!(%error, "event not published");
-                } else {
-                    tracing::warn!(%error, "event not published");
-                }
+            // A namespace that is going takes no events; nobody misses them.
+            if error.contains("being terminated") {
+                tracing::debug!(%error, "event not published");
+            } else {
+                tracing::warn!(%error, "event not published");
             }
-        });
+        }
+    }
+
+    async fn write(&self, event: &Event, reference: ObjectReference) -> Result<(), kube::Error> {
+        if reference.name.as_ref().map_or(0, String::len) > MAX_RECORDED_NAME {
+            self.write_generated(event, reference).await
+        } else {
+            self.recorder.publish(event, &reference).await
+        }
     }
 
     /// For an object whose name leaves no room for the recorder's: the API server makes one.
