@@ -255,7 +255,10 @@ async fn a_server_becomes_active_in_five_writes_and_goes_in_order() {
 
     // Each write of either object is an event of a watch.
     let writes = watch_writes(&cloud);
+    let begun = Instant::now();
     let (server, instance) = cloud.active("web", plain()).await;
+    // What takes half a minute on a busy machine is told of in between.
+    let told_between = usize::from(begun.elapsed() > Duration::from_secs(25));
     let status = server.status.clone().unwrap();
     assert_eq!(status.phase.as_deref(), Some("Active"));
     assert_eq!(status.instance.as_deref(), Some(instance.as_str()));
@@ -284,7 +287,10 @@ async fn a_server_becomes_active_in_five_writes_and_goes_in_order() {
     let seen = writes.lock().unwrap().clone();
     let without_creation = seen.len() - 1;
     let first_import = 1;
-    assert!(without_creation - first_import <= 5, "{seen:#?}");
+    assert!(
+        without_creation - first_import <= 5 + told_between,
+        "{seen:#?}"
+    );
 
     delete(&servers, "web").await;
     until(&cloud.instances(), &instance, "is being deleted", |i| {
@@ -315,8 +321,8 @@ fn watch_writes(cloud: &Cloud) -> Writes {
                     .and_then(|m| m.last())
                     .map(|m| m["manager"].to_string());
                 format!(
-                    "{kind} {} by {last:?}",
-                    object["metadata"]["resourceVersion"]
+                    "{kind} {} by {last:?}: {}",
+                    object["metadata"]["resourceVersion"], object["status"]
                 )
             }
         };
