@@ -398,3 +398,96 @@ async fn the_stand_by_takes_over_when_the_leader_ends() {
     println!("the stand-by placed it {took:?} after the leader had ended");
     second.stop().await;
 }
+
+#[tokio::test]
+async fn aggregates_groups_and_a_policy_decide_and_say_what_is_wrong_with_them() {
+    let server = start().await;
+    let client = server.client();
+    add_host(&client, "h1", 65536).await;
+    add_host(&client, "h2", 65536).await;
+    let scheduler = Running::start(server.client(), None).await;
+    let create = async |value: Value| {
+        let kind = value["kind"].as_str().unwrap().to_owned();
+        let resource = kube::api::ApiResource::from_gvk_with_plural(
+            &kube::api::GroupVersionKind::gvk("pileus.dev", "v1alpha1", &kind),
+            &match kind.as_str() {
+                "SchedulerPolicy" => "schedulerpolicies".to_owned(),
+                other => format!("{}s", other.to_lowercase()),
+            },
+        );
+        let api: Api<kube::api::DynamicObject> = match value["metadata"]["namespace"].as_str() {
+            Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
+            None => Api::all_with(client.clone(), &resource),
+        };
+        let object = serde_json::from_value(value).unwrap();
+        api.create(&PostParams::default(), &object).await.unwrap();
+        api
+    };
+    let version = "pileus.dev/v1alpha1";
+    create(
+        json!({"apiVersion": version, "kind": "HostAggregate", "metadata": {"name": "east"},
+        "spec": {"hostSelector": {"rack": "h2"}, "availabilityZone": "east"}}),
+    )
+    .await;
+    create(json!({"apiVersion": version, "kind": "ServerGroup",
+        "metadata": {"name": "apart", "namespace": NAMESPACE}, "spec": {"policy": "AntiAffinity"}}))
+    .await;
+    for (name, placement) in [
+        (
+            "zoned",
+            json!({"availabilityZone": "east", "serverGroup": "apart"}),
+        ),
+        ("other", json!({"serverGroup": "apart"})),
+        ("third", json!({"serverGroup": "apart"})),
+    ] {
+        create(json!({"apiVersion": version, "kind": "Server",
+            "metadata": {"name": name, "namespace": NAMESPACE, "finalizers": [MANAGER_FINALIZER]},
+            "spec": {"resources": {"vcpus": 1, "memory": "64Mi", "disk": "1Gi"},
+                "image": {"name": "tiny"}, "placement": placement}}))
+        .await;
+        let decided = |servers: &[Server]| {
+            let it = servers.iter().find(|s| s.name_any() == name)?;
+            scheduled(it).map(|said| (host_of(it).map(str::to_owned), said.1))
+        };
+        let limit = Duration::from_secs(20);
+        let ((host, said), _) = within(limit, &client, name, decided).await;
+        let expected = match name {
+            "zoned" => Some("h2"),
+            "other" => Some("h1"),
+            _ => None,
+        };
+        assert_eq!(host.as_deref(), expected, "{name}: {said}");
+        let turned_away = said.contains("ServerGroupAntiAffinityFilter turned away 2");
+        assert_eq!(turned_away, host.is_none(), "{said}");
+    }
+    let policies = create(json!({"apiVersion": version, "kind": "SchedulerPolicy",
+        "metadata": {"name": "default"}, "spec": {"filters": ["NoSuchFilter"]}}))
+    .await;
+    let ready = async |what: &str, reason: &str| {
+        let start = Instant::now();
+        loop {
+            let it = policies.get("default").await.unwrap();
+            let said = &it.data["status"]["conditions"][0];
+            if said["reason"] == reason {
+                return said["message"].as_str().unwrap().to_owned();
+            }
+            assert!(start.elapsed() < Duration::from_secs(20), "{what}: {said}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let said = ready("a wrong policy", "InvalidSpec").await;
+    assert!(said.contains("spec.filters names `NoSuchFilter`"), "{said}");
+    // Without the filter the third goes beside one of its group.
+    let filters = json!({"spec": {"filters": ["ComputeFilter", "RamFilter"]}});
+    policies
+        .patch("default", &PatchParams::default(), &Patch::Merge(filters))
+        .await
+        .unwrap();
+    ready("a policy put right", "Ready").await;
+    within(Duration::from_secs(20), &client, "third", |servers| {
+        let third = servers.iter().find(|s| s.name_any() == "third")?;
+        host_of(third).map(drop)
+    })
+    .await;
+    scheduler.stop().await;
+}

@@ -187,6 +187,12 @@ fn every_kind_that_people_write_has_a_sample_that_is_valid() {
             "Flavor" => valid!(Flavor, validation::flavor),
             "Image" => valid!(Image, validation::image),
             "Host" => valid!(Host, validation::host),
+            "HostAggregate" => valid!(HostAggregate, validation::host_aggregate),
+            "ServerGroup" => valid!(ServerGroup, validation::server_group),
+            "SchedulerPolicy" => valid!(SchedulerPolicy, |spec| {
+                let policy = pileus::scheduler::policy::Policy::new(spec);
+                policy.map(drop).map_err(|e| e.to_string())
+            }),
             "Port" => valid!(Port, validation::port),
             "Subnet" => valid!(Subnet, validation::subnet),
             "KeyPair" => valid!(KeyPair, |_| Ok(())),

@@ -172,6 +172,16 @@ words! {
         Scheduled,
         /// No host fits.
         NoHostFits,
+        /// A server group does not exist.
+        ServerGroupNotFound,
+        /// A priority class does not exist.
+        PriorityClassNotFound,
+        /// A server group is placed all or nothing, and cannot be yet.
+        GroupIncomplete,
+        /// A host is in two availability zones.
+        ZoneConflict,
+        /// There is another object that counts instead.
+        NotUsed,
         /// Event: a host was looked for and none fits; Kubernetes' own word for it.
         FailedScheduling,
         /// What runs is what the spec says.

@@ -1,5 +1,7 @@
 //! `Host`: a hypervisor.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::KubeSchema;
 use schemars::JsonSchema;
@@ -83,10 +85,80 @@ pub struct HostSpec {
     /// How often disk may be given out; 1 when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_allocation_ratio: Option<String>,
+    /// Keeps Servers away that do not tolerate them, as on a Kubernetes Node.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    #[schemars(length(max = 64))]
+    pub taints: Vec<Taint>,
+    /// Traits of the host, such as `CUSTOM_SSD`, as in Placement; for flavors and images
+    /// that require or forbid them.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub traits: BTreeSet<String>,
+    /// Further resources by Placement's class, such as `CUSTOM_LICENSE`; for flavors that
+    /// ask with `resources:CLASS`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub resources: BTreeMap<String, Inventory>,
+    /// Address of the host, as `placement.hostCIDR` of a Server compares it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
 }
 
 fn yes() -> bool {
     true
+}
+
+/// What keeps Servers away from a Host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Taint {
+    /// Key, which a toleration names.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// Value, which a toleration may name.
+    #[serde(default)]
+    #[schemars(length(max = 253))]
+    pub value: String,
+    /// What it does.
+    #[serde(default)]
+    pub effect: TaintEffect,
+}
+
+/// What a taint does. There is no `NoExecute`: a Server that runs is never moved by a taint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum TaintEffect {
+    /// Servers without a toleration are not placed here.
+    #[default]
+    NoSchedule,
+    /// Servers without a toleration are placed elsewhere where possible.
+    PreferNoSchedule,
+}
+
+/// Placement's inventory of one class of resources.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Inventory {
+    /// All there is.
+    #[schemars(range(min = 0))]
+    pub total: i64,
+    /// What is kept back.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub reserved: i64,
+    /// How often it may be given out, such as `1.5`; once when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allocation_ratio: Option<String>,
+    /// Least that one Server may take; 1 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub min_unit: Option<i64>,
+    /// Most that one Server may take; all when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub max_unit: Option<i64>,
+    /// What one Server takes is a multiple of this; 1 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub step_size: Option<i64>,
 }
 
 /// What the agent found; the Ready condition is the manager's, made from the Lease.

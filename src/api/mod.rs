@@ -13,6 +13,7 @@ pub mod conditions;
 pub mod crd;
 pub mod flavor;
 pub mod host;
+pub mod host_aggregate;
 pub mod image;
 pub mod instance;
 pub mod ip_allocation;
@@ -20,8 +21,10 @@ pub mod key_pair;
 pub mod names;
 pub mod network;
 pub mod port;
+pub mod scheduler_policy;
 pub mod security_group;
 pub mod server;
+pub mod server_group;
 pub mod subnet;
 pub mod validation;
 
@@ -29,17 +32,20 @@ pub use common::{ObjectName, Resources, SecretKey, Sharing};
 pub use conditions::{ConditionType, Reason};
 pub use flavor::{Flavor, FlavorSpec};
 pub use host::{Host, HostSpec, HostStatus};
+pub use host_aggregate::{HostAggregate, HostAggregateSpec, HostAggregateStatus};
 pub use image::{Image, ImageSpec, ImageStatus};
 pub use instance::{Instance, InstanceSpec, InstanceStatus};
 pub use ip_allocation::{IPAllocation, IPAllocationSpec};
 pub use key_pair::{KeyPair, KeyPairSpec, KeyPairStatus};
 pub use network::{Network, NetworkSpec, NetworkStatus};
 pub use port::{Port, PortSpec, PortStatus};
+pub use scheduler_policy::{SchedulerPolicy, SchedulerPolicySpec, SchedulerPolicyStatus};
 pub use security_group::{
     SecurityGroup, SecurityGroupRule, SecurityGroupRuleSpec, SecurityGroupRuleStatus,
     SecurityGroupSpec, SecurityGroupStatus,
 };
 pub use server::{Server, ServerSpec, ServerStatus};
+pub use server_group::{ServerGroup, ServerGroupSpec, ServerGroupStatus};
 pub use subnet::{Subnet, SubnetSpec, SubnetStatus};
 
 /// The API group of every kind.

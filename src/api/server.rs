@@ -180,12 +180,95 @@ pub enum OnGuestShutdown {
 }
 
 /// Wishes about the host.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PlacementWishes {
     /// Labels that the Host must have.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub host_selector: BTreeMap<String, String>,
+    /// Availability zone; any when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 255))]
+    pub availability_zone: Option<String>,
+    /// ServerGroup of the same namespace that it is a member of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub server_group: Option<String>,
+    /// Servers of the same namespace, beside any of which it is placed; Nova's hint
+    /// `same_host`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub same_host: Vec<String>,
+    /// Servers of the same namespace, beside none of which it is placed; Nova's hint
+    /// `different_host`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub different_host: Vec<String>,
+    /// Range that the Host's `spec.address` lies in, such as `10.1.0.0/16`; Nova's hints
+    /// `build_near_host_ip` and `cidr`.
+    #[serde(default, rename = "hostCIDR", skip_serializing_if = "Option::is_none")]
+    pub host_cidr: Option<String>,
+    /// A question that the Host's figures must answer with yes, in JSON, such as
+    /// `[">=", "$free_ram_mb", 1024]`; Nova's hint `query`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 4096))]
+    pub query: Option<String>,
+    /// Taints of Hosts that it puts up with.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    #[schemars(length(max = 64))]
+    pub tolerations: Vec<Toleration>,
+    /// Keeps Servers evenly spread over racks, rooms or whatever Hosts' labels name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spread: Option<SpreadWishes>,
+    /// Kubernetes' PriorityClass: of Servers that wait for room the highest comes first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub priority_class: Option<String>,
+}
+
+/// A taint that a Server puts up with.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Toleration {
+    /// The taint's name, or `*` for every taint.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// The taint's value; any when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub value: Option<String>,
+}
+
+/// Servers that are spread together.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SpreadWishes {
+    /// Servers of the same namespace with the same word here are counted together.
+    #[schemars(length(min = 1, max = 253))]
+    pub set: String,
+    /// What they are spread over.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    #[schemars(length(max = 8))]
+    pub over: Vec<SpreadOver>,
+}
+
+/// Something that Servers are spread over.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SpreadOver {
+    /// Label of Hosts, whose values are the domains.
+    #[schemars(length(min = 1, max = 317))]
+    pub name: String,
+    /// How many more a domain may hold than the emptiest; Kubernetes' `maxSkew`.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 10_000))]
+    pub max_skew: i32,
+}
+
+fn one() -> i32 {
+    1
 }
 
 /// What Pileus found and did.
@@ -201,6 +284,10 @@ pub struct ServerStatus {
     /// Where it is placed. Written by the scheduler alone; the one binding decision.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub placement: Option<Placement>,
+    /// Hosts that refused it, which it is not placed on again. Written by the scheduler.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub refusals: Vec<Refusal>,
     /// The Instance that realises it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance: Option<String>,
@@ -247,9 +334,25 @@ pub struct Placement {
     pub epoch: i64,
     /// What it takes of the host; the scheduler's ledger is the sum of these.
     pub claim: Claim,
+    /// The Host's NUMA node for each of the guest's, when it has NUMA nodes of its own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub numa_nodes: Vec<i32>,
     /// When it was decided.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time: Option<Time>,
+}
+
+/// A Host that refused a Server.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Refusal {
+    /// Name of the Host.
+    pub name: String,
+    /// Number of the placement that it refused.
+    pub epoch: i64,
+    /// Why, in the Host's words.
+    #[serde(default)]
+    pub message: String,
 }
 
 /// What a machine does, as its host says.

@@ -12,8 +12,12 @@ use ipnet::IpNet;
 use super::image::Source;
 use super::network::PortSecurity;
 use super::server::ServerNetwork;
+use super::server_group::GroupPolicy;
 use super::subnet::{AllocationPool, HostRoute};
-use super::{FlavorSpec, HostSpec, ImageSpec, PortSpec, Resources, ServerSpec, SubnetSpec};
+use super::{
+    FlavorSpec, HostAggregateSpec, HostSpec, ImageSpec, PortSpec, Resources, ServerGroupSpec,
+    ServerSpec, SubnetSpec,
+};
 use crate::model::range::to_number;
 use crate::model::{AddressRange, Bytes, Mac, parse_milli};
 
@@ -52,6 +56,17 @@ impl Faults {
             .parse()
             .map_err(|_| format!("`{text}` is not an IP address; write it as 10.0.0.5 or fd00::5"));
         self.read(field, parsed)
+    }
+
+    /// A ratio that gives out something.
+    fn ratio(&mut self, field: &str, ratio: Option<&String>) {
+        if let Some(text) = ratio
+            && self.read(field, parse_milli(text)) == Some(0)
+        {
+            self.add(format!(
+                "spec.{field}: `{text}` must be above 0, such as 4 or 1.5"
+            ));
+        }
     }
 
     fn done(self) -> Result<(), String> {
@@ -94,6 +109,12 @@ pub fn server(spec: &ServerSpec) -> Result<(), String> {
                 nic.name
             ));
         }
+    }
+    if let Some(text) = spec.placement.as_ref().and_then(|p| p.host_cidr.as_ref()) {
+        let range = text
+            .parse::<IpNet>()
+            .map_err(|_| format!("`{text}` is not a CIDR; write it as 10.1.0.0/16 or fd00::/64"));
+        faults.read("placement.hostCIDR", range);
     }
     if spec.metadata.len() > MOST_METADATA {
         faults.add(format!(
@@ -220,13 +241,14 @@ pub fn host(spec: &HostSpec) -> Result<(), String> {
         ("memoryAllocationRatio", &spec.memory_allocation_ratio),
         ("diskAllocationRatio", &spec.disk_allocation_ratio),
     ] {
-        if let Some(text) = ratio
-            && faults.read(field, parse_milli(text)) == Some(0)
-        {
-            faults.add(format!(
-                "spec.{field}: `{text}` must be above 0, such as 4 or 1.5"
-            ));
-        }
+        faults.ratio(field, ratio.as_ref());
+    }
+    for (class, inventory) in &spec.resources {
+        let field = format!("resources.{class}.allocationRatio");
+        faults.ratio(&field, inventory.allocation_ratio.as_ref());
+    }
+    if let Some(address) = &spec.address {
+        faults.address("address", address);
     }
     if let Some(reserved) = spec.reserved {
         for (field, value) in [
@@ -239,6 +261,35 @@ pub fn host(spec: &HostSpec) -> Result<(), String> {
             }
         }
     }
+    faults.done()
+}
+
+/// Checks a HostAggregate's spec.
+///
+/// # Errors
+/// Every fault with its field, value and way out.
+pub fn host_aggregate(spec: &HostAggregateSpec) -> Result<(), String> {
+    let mut faults = Faults::default();
+    for (field, ratio) in [
+        ("cpuAllocationRatio", &spec.cpu_allocation_ratio),
+        ("memoryAllocationRatio", &spec.memory_allocation_ratio),
+        ("diskAllocationRatio", &spec.disk_allocation_ratio),
+    ] {
+        faults.ratio(field, ratio.as_ref());
+    }
+    faults.done()
+}
+
+/// Checks a ServerGroup's spec.
+///
+/// # Errors
+/// Every fault with its field, value and way out.
+pub fn server_group(spec: &ServerGroupSpec) -> Result<(), String> {
+    let mut faults = Faults::default();
+    faults.when(
+        spec.max_servers_per_host.is_some() && spec.policy != GroupPolicy::AntiAffinity,
+        "maxServersPerHost belongs to policy AntiAffinity",
+    );
     faults.done()
 }
 

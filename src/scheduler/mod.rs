@@ -5,17 +5,23 @@
 //! | [`facts`], [`snapshot`], [`request`], [`filters`], [`weighers`], [`policy`], [`place`] | the core: pure, synchronous, free of Kubernetes |
 //! | [`resolve`] | API objects in, the core's values out |
 //! | [`state`] | memory and queue: watch events in, writes out; no I/O |
+//! | [`intake`], [`queue`], [`reports`] | parts of it: the kinds that decide, who waits, what is said of them |
 //! | [`bind`] | one write, until its outcome is certain |
 //! | this file | watches, leadership, and the one task that decides |
 //!
-//! All four watches feed one task, which takes in whatever has arrived, decides at once,
+//! All watches feed one task, which takes in whatever has arrived, decides at once,
 //! and lets up to [`WRITES`] status writes run beside it. Nothing is decided before all
 //! kinds have been listed, because a ledger with holes overbooks.
 
 pub mod bind;
 pub mod bits;
+pub mod catalogue;
+pub mod extra_specs;
 pub mod facts;
 pub mod filters;
+#[cfg(test)]
+mod fixtures;
+pub mod intake;
 pub mod intern;
 pub mod metrics;
 pub mod numa;
@@ -23,6 +29,9 @@ pub mod operators;
 pub mod place;
 pub mod policy;
 pub mod query;
+pub mod queue;
+mod report;
+pub mod reports;
 pub mod request;
 pub mod resolve;
 pub mod score;
@@ -113,9 +122,11 @@ async fn schedule(
     let mut events = watch::all(&context.client).ready_chunks(BATCH);
     let mut on_ready = Some(on_ready);
     let mut intake = watch::Intake::default();
-    let mut state = State::default();
+    let (mut state, mut again) = (State::default(), false);
     let mut queued: VecDeque<Write> = VecDeque::new();
     let mut writes: JoinSet<(Write, Outcome)> = JoinSet::new();
+    // Reports run one batch after another; whether all went well comes back.
+    let mut telling: JoinSet<bool> = JoinSet::new();
     let mut clock = tokio::time::interval(Duration::from_secs(1));
     clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -129,7 +140,16 @@ async fn schedule(
                     state.written(&write, outcome, Timestamp::now());
                 }
             }
-            _ = clock.tick() => state.tick(Timestamp::now()),
+            Some(told) = telling.join_next(), if !telling.is_empty() => {
+                if !told.unwrap_or(false) {
+                    again = true;
+                }
+            }
+            _ = clock.tick() => {
+                if std::mem::take(&mut again) {
+                    state.report_again();
+                }
+            }
             batch = events.next() => {
                 let Some(batch) = batch else { return Err(Error::WatchEnded) };
                 for event in batch {
@@ -145,6 +165,12 @@ async fn schedule(
             let decided = state.decide(Timestamp::now());
             metrics.decided(decided.len(), start.elapsed());
             queued.extend(decided);
+            if telling.is_empty() {
+                let reports = state.reports(Timestamp::now());
+                if !reports.is_empty() {
+                    telling.spawn(report::all(context.clone(), reports));
+                }
+            }
         }
         while writes.len() < WRITES
             && let Some(write) = queued.pop_front()

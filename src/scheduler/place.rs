@@ -12,7 +12,7 @@ use std::fmt;
 use super::bits::Bits;
 use super::filters::{Ask, Filter, Miss, Scope};
 use super::policy::Policy;
-use super::request::{Asks, Request, mix};
+use super::request::{Asks, Peer, Request, mix};
 use super::score::Scores;
 use super::snapshot::{Host, Snapshot};
 use super::weighers::Figures;
@@ -130,12 +130,7 @@ impl Placer {
         } = self;
         let ask = ask(snapshot, policy, request);
         memory.recall(policy, &ask, fit);
-        let filters = &policy.filters;
-        for filter in filters.iter().filter(|f| f.scope() == Scope::Request) {
-            if filter.applies(&ask) {
-                fit.retain(|slot| filter.passes(snapshot.at(slot), &ask));
-            }
-        }
+        own(policy, &ask, fit);
         let weighers = policy.weighers.iter();
         let figures: Vec<(Figures<'_>, i64)> = weighers
             .filter(|(_, multiplier)| *multiplier != 0)
@@ -159,6 +154,15 @@ impl Placer {
         }
         best.map(|(_, _, slot)| snapshot.at(slot).name())
             .ok_or_else(|| explain(policy, &ask))
+    }
+
+    /// Whether any host fits `request`: what [`Self::place`] would say, without the cost of
+    /// saying why not.
+    pub fn fits(&mut self, snapshot: &Snapshot, request: &Request) -> bool {
+        let ask = ask(snapshot, &self.policy, request);
+        self.memory.recall(&self.policy, &ask, &mut self.fit);
+        own(&self.policy, &ask, &mut self.fit);
+        !self.fit.is_empty()
     }
 
     /// Bytes of what is remembered.
@@ -213,6 +217,14 @@ impl Memory {
         kind.seen = end;
         kind.used = self.decisions;
         fit.copy(&kind.fit);
+    }
+}
+
+/// Keeps of `fit` what passes the filters of a Server's own.
+fn own(policy: &Policy, ask: &Ask<'_>, fit: &mut Bits) {
+    let filters = policy.filters.iter();
+    for filter in filters.filter(|f| f.scope() == Scope::Request && f.applies(ask)) {
+        fit.retain(|slot| filter.passes(ask.snapshot.at(slot), ask));
     }
 }
 
@@ -288,7 +300,10 @@ fn fresh(filters: &[&dyn Filter], ask: &Ask<'_>) -> Bits {
 
 fn ask<'a>(snapshot: &'a Snapshot, policy: &'a Policy, request: &'a Request) -> Ask<'a> {
     let labels = request.asks.host_selector.iter();
-    let slots = |servers: &[String]| servers.iter().filter_map(|s| snapshot.slot_of(s)).collect();
+    let slots = |peers: &[Peer]| {
+        let uids = peers.iter().filter_map(|p| p.uid.as_deref());
+        uids.filter_map(|uid| snapshot.slot_of(uid)).collect()
+    };
     let set = request.spread_set.as_deref().unwrap_or_default();
     let domains = request.spread.iter().map(|spread| {
         let mut counts: BTreeMap<&str, u32> = BTreeMap::new();

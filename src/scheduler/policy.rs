@@ -1,11 +1,8 @@
 //! Which filters and weighers decide, and how much each counts.
 
-use std::collections::BTreeMap;
-
-use serde::Deserialize;
-
 use super::filters::{self, Filter, Settings};
 use super::weighers::{self, Weigher};
+use crate::api::scheduler_policy::{IsolatedHostsAccess, SchedulerPolicySpec, Strategy};
 use crate::model::parse_milli;
 
 /// Left out unless a policy names them: with Nova's own figures they would surprise, and
@@ -25,43 +22,17 @@ pub struct Policy {
     pub(super) settings: Settings,
 }
 
-/// A policy as an administrator writes it; what is absent is as by default.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct PolicyConfig {
-    /// Names of the filters.
-    pub filters: Option<Vec<String>>,
-    /// Multipliers by the weighers' names, such as `1.5` or `-1`.
-    pub weighers: BTreeMap<String, String>,
-    /// Whether free room attracts (Spread) or repels (Pack).
-    pub strategy: Strategy,
-    /// Nova's `max_io_ops_per_host`.
-    pub max_io_ops_per_host: Option<i64>,
-    /// Nova's `max_instances_per_host`.
-    pub max_instances_per_host: Option<i64>,
-}
-
-/// What free room does.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-pub enum Strategy {
-    /// The emptiest host is best.
-    #[default]
-    Spread,
-    /// The fullest host is best.
-    Pack,
-}
-
 /// Why a policy cannot be used.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PolicyError {
     /// No such filter.
-    #[error("filters names `{0}`, which is none; known are {1}")]
+    #[error("spec.filters names `{0}`, which is none; known are {1}")]
     UnknownFilter(String, String),
     /// No such weigher.
-    #[error("weighers names `{0}`, which is none; known are {1}")]
+    #[error("spec.weighers names `{0}`, which is none; known are {1}")]
     UnknownWeigher(String, String),
     /// Not a multiplier.
-    #[error("weighers gives {0} the multiplier `{1}`, which is no number within ±1000000")]
+    #[error("spec.weighers gives {0} the multiplier `{1}`, which is no number within ±1000000")]
     Multiplier(String, String),
 }
 
@@ -86,7 +57,7 @@ impl Policy {
     ///
     /// # Errors
     /// When it names what does not exist, or a multiplier is none.
-    pub fn new(config: &PolicyConfig) -> Result<Self, PolicyError> {
+    pub fn new(config: &SchedulerPolicySpec) -> Result<Self, PolicyError> {
         let mut policy = Self::default();
         if let Some(names) = &config.filters {
             let all = filters::all();
@@ -133,6 +104,13 @@ impl Policy {
         if let Some(most) = config.max_instances_per_host {
             settings.max_instances_per_host = most;
         }
+        settings.isolated_hosts.clone_from(&config.isolated_hosts);
+        settings.isolated_images.clone_from(&config.isolated_images);
+        settings.restrict_isolated_hosts =
+            config.isolated_hosts_access == IsolatedHostsAccess::IsolatedImages;
+        if let Some(zone) = &config.default_availability_zone {
+            settings.default_zone.clone_from(zone);
+        }
         Ok(policy)
     }
 
@@ -153,7 +131,7 @@ mod tests {
 
     #[test]
     fn a_policy_that_is_wrong_is_refused_with_what_is_known() {
-        let read = |text: &str| serde_json::from_str::<PolicyConfig>(text).unwrap();
+        let read = |text: &str| serde_json::from_str::<SchedulerPolicySpec>(text).unwrap();
         let policy = Policy::new(&read(
             r#"{"filters": ["RamFilter", "ComputeFilter"], "weighers": {"CPUWeigher": "-1.5"},
                 "strategy": "Pack"}"#,

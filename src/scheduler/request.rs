@@ -6,6 +6,7 @@ use ipnet::IpNet;
 
 use super::facts::Shape;
 use super::query::Query;
+pub use crate::api::server_group::GroupPolicy;
 
 /// What a Server asks of a host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,15 +22,17 @@ pub struct Request {
     /// Its ServerGroup.
     pub group: Option<Group>,
     /// Nova's hint `same_host`: Servers of which each one's host will do.
-    pub same_host: Vec<String>,
+    pub same_host: Vec<Peer>,
     /// Nova's hint `different_host`: Servers whose hosts will not do.
-    pub different_host: Vec<String>,
+    pub different_host: Vec<Peer>,
     /// Hosts that refused it.
     pub refused_by: BTreeSet<String>,
     /// Kubernetes' topology spread.
     pub spread: Vec<Spread>,
     /// Which Servers `spread` counts, in the caller's name.
     pub spread_set: Option<String>,
+    /// Of Servers that wait the highest comes first.
+    pub priority: i32,
 }
 
 /// What a Server has in common with others.
@@ -73,18 +76,13 @@ pub struct Group {
     pub max_per_host: u32,
 }
 
-/// Policies of a ServerGroup.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum GroupPolicy {
-    /// All on one host.
-    Affinity,
-    /// Each on another host.
-    #[default]
-    AntiAffinity,
-    /// On one host where possible.
-    SoftAffinity,
-    /// On different hosts where possible.
-    SoftAntiAffinity,
+/// A Server named by another.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Peer {
+    /// Its name.
+    pub name: String,
+    /// Its uid, when it exists.
+    pub uid: Option<String>,
 }
 
 /// A toleration, as of a Kubernetes Pod.

@@ -4,10 +4,15 @@ use std::collections::BTreeMap;
 
 use kube::ResourceExt;
 
-use super::facts::{HostFacts, Profile, Shape};
-use super::request::{Asks, Request, hash};
+use super::catalogue::{Catalogue, Key};
+use super::extra_specs;
+use super::facts::{Cell, Holding, HostFacts, Inventory, Profile, Shape, Taint, Units};
+use super::query::Query;
+use super::request::{Asks, Group, Peer, Request, Spread, Toleration, hash};
 use crate::api::common::{Claim, Ratios};
-use crate::api::{ConditionType, Flavor, Host, Image, Server, conditions};
+use crate::api::host::{self, TaintEffect};
+use crate::api::server::{Placement, PlacementWishes};
+use crate::api::{ConditionType, Host, Image, Reason, Server, conditions};
 use crate::model::{Bytes, parse_milli};
 
 /// What the core knows of a Host.
@@ -42,6 +47,24 @@ pub fn host_facts(host: &Host) -> HostFacts {
             usual.disk,
         ),
     };
+    let mut resources = BTreeMap::new();
+    for (class, inventory) in &spec.resources {
+        let field = format!("resources.{class}.allocationRatio");
+        let ratio = ratio(&field, &inventory.allocation_ratio, 1000);
+        resources.insert(class.clone(), stock(inventory, ratio));
+    }
+    let address = spec.address.as_ref().and_then(|text| {
+        let read = text.parse().map_err(|_| {
+            problem = Some(format!("has a spec.address that is none: `{text}`"));
+        });
+        read.ok()
+    });
+    let hypervisor = [
+        ("cpu_info:arch", &capabilities.architecture),
+        ("hypervisor_type", &capabilities.virt_type),
+        ("hypervisor_version", &capabilities.qemu_version),
+    ];
+    let hypervisor = hypervisor.into_iter().filter(|(_, v)| !v.is_empty());
     HostFacts {
         name: host.name_any(),
         ready: conditions::is_true(&status.conditions, ConditionType::Ready),
@@ -53,8 +76,14 @@ pub fn host_facts(host: &Host) -> HostFacts {
         overhead_mib: status.overhead_mib.unwrap_or_default(),
         labels: host.labels().clone(),
         images: status.images.into_iter().collect(),
+        address,
         profile: Profile {
             problem,
+            traits: spec.traits.clone(),
+            capabilities: hypervisor.map(|(k, v)| (k.to_owned(), v.clone())).collect(),
+            taints: spec.taints.iter().map(taint).collect(),
+            resources,
+            cells: status.numa_nodes.iter().map(cell).collect(),
             architecture: capabilities.architecture,
             virt_type: capabilities.virt_type,
             ..Profile::default()
@@ -63,17 +92,51 @@ pub fn host_facts(host: &Host) -> HostFacts {
     }
 }
 
-/// What a Server refers to, by name.
-pub struct Catalogue<'a> {
-    /// Flavors by name.
-    pub flavors: &'a BTreeMap<String, Flavor>,
-    /// Images by namespace and name.
-    pub images: &'a BTreeMap<(String, String), Image>,
+fn stock(inventory: &host::Inventory, ratio: i64) -> Inventory {
+    Inventory {
+        total: inventory.total,
+        reserved: inventory.reserved,
+        ratio,
+        units: Units {
+            min: inventory.min_unit.unwrap_or(1),
+            max: inventory.max_unit.unwrap_or(i64::MAX),
+            step: inventory.step_size.unwrap_or(1),
+        },
+    }
+}
+
+fn taint(taint: &host::Taint) -> Taint {
+    Taint {
+        key: taint.name.clone(),
+        value: taint.value.clone(),
+        effect: match taint.effect {
+            TaintEffect::NoSchedule => "NoSchedule".to_owned(),
+            TaintEffect::PreferNoSchedule => "PreferNoSchedule".to_owned(),
+        },
+    }
+}
+
+/// Huge pages are not reported by agents yet.
+fn cell(node: &host::NumaNode) -> Cell {
+    Cell {
+        cpus: i64::try_from(node.cpus.len()).unwrap_or(i64::MAX),
+        memory_mib: node.memory_mib,
+        pages: BTreeMap::new(),
+    }
+}
+
+/// Why a Server cannot be asked for yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unresolved {
+    /// Something that the manager reports on the Server.
+    ByManager,
+    /// Something that nobody else looks at.
+    Told(Reason, String),
 }
 
 /// Namespace and name of a Server's image.
 #[must_use]
-pub fn image_key(server: &Server) -> (String, String) {
+pub fn image_key(server: &Server) -> Key {
     let image = &server.spec.image;
     let own = || server.namespace().unwrap_or_default();
     (
@@ -82,61 +145,205 @@ pub fn image_key(server: &Server) -> (String, String) {
     )
 }
 
-/// What a Server asks for; `None` while something that it refers to is missing, not
-/// shared with it or malformed, which the manager reports on the Server.
+/// Namespace and name of a Server's ServerGroup.
 #[must_use]
-pub fn request(server: &Server, catalogue: &Catalogue<'_>) -> Option<Request> {
+pub fn group_key(server: &Server) -> Option<Key> {
+    let group = server.spec.placement.as_ref()?.server_group.clone()?;
+    Some((server.namespace().unwrap_or_default(), group))
+}
+
+/// The core's name for what is named so in a namespace.
+fn within(namespace: &str, name: &str) -> String {
+    format!("{namespace}/{name}")
+}
+
+/// What a Server asks for. `uid` is the uid of another Server, if there is one.
+///
+/// # Errors
+/// While something that it refers to is missing, not shared with it or malformed.
+pub fn request(
+    server: &Server,
+    catalogue: &Catalogue,
+    uid: &dyn Fn(&Key) -> Option<String>,
+) -> Result<Request, Unresolved> {
     let namespace = server.namespace().unwrap_or_default();
     let spec = &server.spec;
-    let claim = if let Some(name) = &spec.flavor {
-        let flavor = &catalogue.flavors.get(name)?.spec;
-        if !flavor.access.as_ref().is_none_or(|a| a.allows(&namespace)) {
-            return None;
-        }
-        claim(flavor.vcpus, &flavor.memory, &flavor.disk)?
-    } else {
-        let resources = spec.resources.as_ref()?;
-        claim(resources.vcpus, &resources.memory, &resources.disk)?
-    };
+    let (claim, extra_specs) = size(server, catalogue).ok_or(Unresolved::ByManager)?;
     let (provider, name) = image_key(server);
-    let image = catalogue.images.get(&(provider.clone(), name))?;
-    let shared = provider == namespace
-        || image
-            .spec
-            .shared_with
-            .as_ref()
-            .is_some_and(|s| s.allows(&namespace));
-    if !shared {
-        return None;
-    }
-    let least = |text: &Option<String>| match text {
-        Some(text) => Bytes::parse(text).ok(),
-        None => Some(Bytes(0)),
-    };
-    let too_small = claim.memory_mib < least(&image.spec.min_memory)?.mib()
-        // A disk of 0 has the image's own size.
-        || (claim.disk_gib > 0 && claim.disk_gib < least(&image.spec.min_disk)?.gib());
-    if too_small {
-        return None;
-    }
-    let wishes = spec.placement.as_ref();
-    Some(Request {
+    let image = catalogue.images.get(&(provider.clone(), name));
+    let image = image.filter(|i| usable(i, claim, &provider, &namespace));
+    let image = image.ok_or(Unresolved::ByManager)?;
+    let properties = &image.spec.properties;
+    let shape = extra_specs::shape(claim, &extra_specs, properties).map_err(|wrong| {
+        let of = spec.flavor.as_deref().unwrap_or("none");
+        let message = format!("the extra specs of flavor {of}, or the image's properties: {wrong}");
+        Unresolved::Told(Reason::InvalidSpec, message)
+    })?;
+    let mut request = Request {
         asks: Asks {
-            shape: Shape {
-                claim,
-                ..Shape::default()
-            },
-            host_selector: wishes.map(|p| p.host_selector.clone()).unwrap_or_default(),
-            image_properties: image.spec.properties.clone(),
-            image: format!("{provider}/{}", spec.image.name),
+            shape,
+            image_properties: properties.clone(),
+            image: within(&provider, &spec.image.name),
             flavor: spec.flavor.clone(),
+            extra_specs,
             ..Asks::default()
         },
         image_digest: image.status.as_ref().and_then(|s| s.digest.clone()),
         seed: hash(&server.uid().unwrap_or_default()),
         namespace,
         ..Request::default()
-    })
+    };
+    let refusals = server.status.iter().flat_map(|s| &s.refusals);
+    request.refused_by = refusals.map(|r| r.name.clone()).collect();
+    if let Some(wishes) = &spec.placement {
+        wish(&mut request, wishes, catalogue, uid)?;
+    }
+    Ok(request)
+}
+
+fn wish(
+    request: &mut Request,
+    wishes: &PlacementWishes,
+    catalogue: &Catalogue,
+    uid: &dyn Fn(&Key) -> Option<String>,
+) -> Result<(), Unresolved> {
+    let invalid = |message| Unresolved::Told(Reason::InvalidSpec, message);
+    let namespace = request.namespace.clone();
+    let peers = |names: &[String]| {
+        let peer = |name: &String| Peer {
+            name: name.clone(),
+            uid: uid(&(namespace.clone(), name.clone())),
+        };
+        names.iter().map(peer).collect()
+    };
+    request.same_host = peers(&wishes.same_host);
+    request.different_host = peers(&wishes.different_host);
+    let asks = &mut request.asks;
+    asks.host_selector.clone_from(&wishes.host_selector);
+    asks.zone.clone_from(&wishes.availability_zone);
+    if let Some(text) = &wishes.host_cidr {
+        let net = text.parse().map_err(|_| {
+            invalid(format!(
+                "spec.placement.hostCIDR: `{text}` is no range such as 10.1.0.0/16"
+            ))
+        })?;
+        asks.near = Some(net);
+    }
+    if let Some(text) = &wishes.query {
+        let query = Query::parse(text);
+        asks.query = Some(query.map_err(|e| invalid(format!("spec.placement.query {e}")))?);
+    }
+    let toleration = |t: &crate::api::server::Toleration| Toleration {
+        key: (t.name != "*").then(|| t.name.clone()),
+        value: t.value.clone(),
+        effect: None,
+    };
+    asks.tolerations = wishes.tolerations.iter().map(toleration).collect();
+    if let Some(spread) = &wishes.spread {
+        request.spread_set = Some(within(&namespace, &spread.set));
+        let over = spread.over.iter().map(|over| Spread {
+            key: over.name.clone(),
+            max_skew: over.max_skew.unsigned_abs(),
+        });
+        request.spread = over.collect();
+    }
+    if let Some(name) = &wishes.server_group {
+        let Some(group) = catalogue.groups.get(&(namespace.clone(), name.clone())) else {
+            let message = format!(
+                "spec.placement.serverGroup: there is no ServerGroup `{name}` in namespace \
+                 {namespace}; it is placed once there is"
+            );
+            return Err(Unresolved::Told(Reason::ServerGroupNotFound, message));
+        };
+        let most = group.spec.max_servers_per_host;
+        request.group = Some(Group {
+            id: within(&namespace, name),
+            policy: group.spec.policy,
+            max_per_host: most.unwrap_or(1).unsigned_abs(),
+        });
+    }
+    if let Some(name) = &wishes.priority_class {
+        let Some(priority) = catalogue.priorities.get(name) else {
+            let known: Vec<_> = catalogue.priority_names().into_iter().take(20).collect();
+            let message = format!(
+                "spec.placement.priorityClass: there is no PriorityClass `{name}`; there are {}",
+                known.join(", ")
+            );
+            return Err(Unresolved::Told(Reason::PriorityClassNotFound, message));
+        };
+        request.priority = *priority;
+    }
+    Ok(())
+}
+
+/// What a placed Server holds.
+#[must_use]
+pub fn holding(server: &Server, placement: &Placement, catalogue: &Catalogue) -> Holding {
+    let namespace = server.namespace().unwrap_or_default();
+    let wishes = server.spec.placement.as_ref();
+    let extra_specs = size(server, catalogue).map(|(_, e)| e).unwrap_or_default();
+    let image = catalogue.images.get(&image_key(server));
+    let properties = image.map(|i| i.spec.properties.clone()).unwrap_or_default();
+    let plain = || Shape {
+        claim: placement.claim,
+        ..Shape::default()
+    };
+    let shape = extra_specs::shape(placement.claim, &extra_specs, &properties);
+    let mut shape = shape.unwrap_or_else(|_| plain());
+    let mut cells = [0; 4];
+    for (cell, node) in cells.iter_mut().zip(&placement.numa_nodes) {
+        *cell = u8::try_from(*node).unwrap_or(u8::MAX);
+    }
+    // Placed before it was known which nodes: nothing is counted on any.
+    shape.numa = shape
+        .numa
+        .filter(|n| n.cells.len() == placement.numa_nodes.len());
+    Holding {
+        host: placement.host.clone(),
+        shape,
+        group: wishes
+            .and_then(|w| w.server_group.as_ref())
+            .map(|g| within(&namespace, g)),
+        spread: wishes
+            .and_then(|w| w.spread.as_ref())
+            .map(|s| within(&namespace, &s.set)),
+        cells,
+        ..Holding::default()
+    }
+}
+
+/// Size and extra specs, if its flavor is there for it.
+fn size(server: &Server, catalogue: &Catalogue) -> Option<(Claim, BTreeMap<String, String>)> {
+    let Some(name) = &server.spec.flavor else {
+        let resources = server.spec.resources.as_ref()?;
+        let claim = claim(resources.vcpus, &resources.memory, &resources.disk)?;
+        return Some((claim, BTreeMap::new()));
+    };
+    let flavor = &catalogue.flavors.get(name)?.spec;
+    let namespace = server.namespace().unwrap_or_default();
+    if !flavor.access.as_ref().is_none_or(|a| a.allows(&namespace)) {
+        return None;
+    }
+    let claim = claim(flavor.vcpus, &flavor.memory, &flavor.disk)?;
+    Some((claim, flavor.extra_specs.clone()))
+}
+
+/// Whether an image may be used from `namespace` and fits the size.
+fn usable(image: &Image, claim: Claim, provider: &str, namespace: &str) -> bool {
+    let sharing = image.spec.shared_with.as_ref();
+    let shared = provider == namespace || sharing.is_some_and(|s| s.allows(namespace));
+    let least = |text: &Option<String>| match text {
+        Some(text) => Bytes::parse(text).ok(),
+        None => Some(Bytes(0)),
+    };
+    let (Some(memory), Some(disk)) = (least(&image.spec.min_memory), least(&image.spec.min_disk))
+    else {
+        return false;
+    };
+    // A disk of 0 has the image's own size.
+    let too_small =
+        claim.memory_mib < memory.mib() || (claim.disk_gib > 0 && claim.disk_gib < disk.gib());
+    shared && !too_small
 }
 
 fn claim(vcpus: i32, memory: &str, disk: &str) -> Option<Claim> {

@@ -100,6 +100,8 @@ pub struct Snapshot {
     ready: Bits,
     maintenance: Bits,
     with_pci: Bits,
+    /// With a taint PreferNoSchedule.
+    discouraging: Bits,
     profiles: Interner<Profile>,
     pairs: Interner<(String, String)>,
     shapes: Interner<Shape>,
@@ -183,6 +185,10 @@ impl Snapshot {
 
     pub(super) fn with_pci(&self) -> &Bits {
         &self.with_pci
+    }
+
+    pub(super) fn discouraging(&self) -> &Bits {
+        &self.discouraging
     }
 
     pub(super) fn isolates(&self) -> bool {
@@ -310,6 +316,9 @@ impl Snapshot {
         self.ready.set(slot, facts.ready);
         self.maintenance.set(slot, facts.maintenance);
         self.with_pci.set(slot, !facts.profile.pci.is_empty());
+        let mut taints = facts.profile.taints.iter();
+        let discourages = taints.any(|t| t.effect == "PreferNoSchedule");
+        self.discouraging.set(slot, discourages);
         for image in facts.images {
             self.images.entry(image).or_default().set(slot, true);
         }
@@ -349,6 +358,7 @@ impl Snapshot {
             &mut self.ready,
             &mut self.maintenance,
             &mut self.with_pci,
+            &mut self.discouraging,
         ] {
             bits.set(slot, false);
         }

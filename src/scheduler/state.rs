@@ -11,29 +11,29 @@
 //! there until the API server has said for certain that it was not taken. One write for
 //! a Server at a time.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use serde::Serialize;
 
+use super::catalogue::Catalogue;
+pub use super::catalogue::Key;
+use super::facts::NumaAsk;
+use super::numa;
 use super::place::Placer;
-use super::resolve::{Catalogue, host_facts, image_key, request};
+use super::queue::{Queue, Why};
+use super::reports::{self, Report};
+use super::request::Request;
+use super::resolve::{Unresolved, holding, request};
 use super::snapshot::Snapshot;
 use crate::api::conditions::{self, Observation};
 use crate::api::names::{MANAGER_FINALIZER, instance_name};
-use crate::api::server::Placement;
-use crate::api::{ConditionType, Flavor, Host, Image, Reason, Server};
-
-/// When a Server that fits nowhere is looked at again though nothing has happened.
-const RETRY: SignedDuration = SignedDuration::from_secs(60);
-/// How often at most only the figures in a Server's message are brought up to date.
-const REFRESH: SignedDuration = SignedDuration::from_secs(10);
-
-/// Namespace and name.
-pub type Key = (String, String);
+use crate::api::server::{Placement, Refusal};
+use crate::api::{ConditionType, Host, Reason, SchedulerPolicy, Server};
 
 /// The scheduler's part of a Server's status.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -41,6 +41,9 @@ pub struct SchedulerStatus {
     /// The decision.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub placement: Option<Placement>,
+    /// Hosts that refused it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub refusals: Vec<Refusal>,
     /// Condition Scheduled.
     pub conditions: Vec<Condition>,
 }
@@ -79,34 +82,23 @@ struct Writing {
     conflict: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Why {
-    NoHostFits,
-    Unresolved,
-    Refused,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Waiting {
-    why: Why,
-    until: Timestamp,
-}
-
 /// The scheduler's memory.
 #[derive(Default)]
 pub struct State {
-    placer: Placer,
-    snapshot: Snapshot,
-    servers: BTreeMap<Key, Arc<Server>>,
-    flavors: BTreeMap<String, Flavor>,
-    images: BTreeMap<Key, Image>,
+    pub(super) placer: Placer,
+    pub(super) snapshot: Snapshot,
+    pub(super) servers: BTreeMap<Key, Arc<Server>>,
+    pub(super) catalogue: Catalogue,
+    pub(super) hosts: BTreeMap<String, Host>,
+    pub(super) policies: BTreeMap<String, SchedulerPolicy>,
+    /// What is said of objects may have to be said anew.
+    pub(super) unreported: bool,
     /// Host and epoch of what waits for its Server to come back, by host.
-    orphans: BTreeMap<String, BTreeMap<Key, i64>>,
-    /// To be decided: oldest first.
-    pending: BTreeSet<(Option<Time>, Key)>,
-    waiting: BTreeMap<Key, Waiting>,
+    pub(super) orphans: BTreeMap<String, BTreeMap<Key, i64>>,
+    pub(super) queue: Queue,
+    /// A host or a Server has changed so that one that waits may fit now.
+    pub(super) eased: bool,
     writing: BTreeMap<Key, Writing>,
-    explained: BTreeMap<Key, Timestamp>,
     /// Servers known by a write's answer, which the watch has yet to catch up with.
     answered: BTreeSet<Key>,
 }
@@ -136,26 +128,37 @@ impl State {
     /// Number of Servers that wait for a decision or for room.
     #[must_use]
     pub fn queue_length(&self) -> usize {
-        self.pending.len() + self.waiting.len()
+        self.queue.len()
     }
 
     /// A Server was made or has changed. A version older than the known one is passed
     /// over: it was on its way when a write's answer overtook it.
     pub fn server_seen(&mut self, server: Server) {
         let key = key(&server);
+        let mut wishes_changed = true;
         if let Some(known) = self.servers.get(&key) {
             if known.uid() != server.uid() {
                 self.server_gone(&key);
             } else if self.answered.contains(&key) && older(&server, known) {
                 return;
+            } else {
+                wishes_changed = known.spec != server.spec;
             }
         }
         self.answered.remove(&key);
         self.servers.insert(key.clone(), Arc::new(server));
-        if self.writing.get(&key).is_some_and(|w| w.conflict) {
+        let conflict = self.writing.get(&key).is_some_and(|w| w.conflict);
+        if conflict {
             self.writing.remove(&key);
         }
-        self.settle(&key);
+        if wishes_changed {
+            self.queue.renew(&key);
+        }
+        self.enter(&key);
+        // Whoever waits need not be asked again because of what others write to it.
+        if wishes_changed || conflict || !self.queue.waits(&key) || !self.is_wanting(&key) {
+            self.want(&key);
+        }
     }
 
     /// A Server is gone.
@@ -164,13 +167,10 @@ impl State {
             return;
         };
         self.writing.remove(key);
-        self.waiting.remove(key);
-        self.explained.remove(key);
+        self.queue.leave(key);
         self.answered.remove(key);
-        self.pending
-            .remove(&(server.metadata.creation_timestamp.clone(), key.clone()));
         if self.snapshot.release(&server.uid().unwrap_or_default()) {
-            self.wake(|why| why == Why::NoHostFits);
+            self.eased = true;
         }
     }
 
@@ -188,106 +188,6 @@ impl State {
         }
         for server in listed {
             self.server_seen(server);
-        }
-    }
-
-    /// A Host was made or has changed.
-    pub fn host_seen(&mut self, host: &Host) {
-        let name = host.name_any();
-        let orphans: BTreeMap<Key, i64> = host
-            .status
-            .iter()
-            .flat_map(|s| &s.orphans)
-            .map(|o| ((o.server_namespace.clone(), o.server_name.clone()), o.epoch))
-            .collect();
-        let adopts = !orphans.is_empty() && self.orphans.get(&name) != Some(&orphans);
-        self.orphans.insert(name, orphans);
-        if self.snapshot.set_host(host_facts(host)) || adopts {
-            self.wake(|why| why == Why::NoHostFits);
-        }
-    }
-
-    /// A Host is gone.
-    pub fn host_gone(&mut self, name: &str) {
-        self.orphans.remove(name);
-        self.snapshot.remove_host(name);
-    }
-
-    /// A full list of Hosts.
-    pub fn hosts_listed(&mut self, listed: &[Host], broken: &BTreeSet<Key>) {
-        let mut names: BTreeSet<String> = listed.iter().map(ResourceExt::name_any).collect();
-        names.extend(broken.iter().map(|(_, name)| name.clone()));
-        let gone: Vec<String> = self
-            .snapshot
-            .hosts()
-            .map(|h| h.name().to_owned())
-            .filter(|n| !names.contains(n))
-            .collect();
-        for name in &gone {
-            self.host_gone(name);
-        }
-        for host in listed {
-            self.host_seen(host);
-        }
-    }
-
-    /// A Flavor was made or has changed.
-    pub fn flavor_seen(&mut self, flavor: Flavor) {
-        let name = flavor.name_any();
-        if self.flavors.get(&name).map(|f| &f.spec) != Some(&flavor.spec) {
-            self.wake_servers(|s| s.spec.flavor.as_ref() == Some(&name));
-        }
-        self.flavors.insert(name, flavor);
-    }
-
-    /// A full list of Flavors.
-    pub fn flavors_listed(&mut self, listed: Vec<Flavor>) {
-        let names: BTreeSet<String> = listed.iter().map(ResourceExt::name_any).collect();
-        self.flavors.retain(|name, _| names.contains(name));
-        for flavor in listed {
-            self.flavor_seen(flavor);
-        }
-    }
-
-    /// A Flavor is gone.
-    pub fn flavor_gone(&mut self, name: &str) {
-        self.flavors.remove(name);
-    }
-
-    /// An Image was made or has changed.
-    pub fn image_seen(&mut self, image: Image) {
-        let key = (image.namespace().unwrap_or_default(), image.name_any());
-        if self.images.get(&key).map(|i| &i.spec) != Some(&image.spec) {
-            self.wake_servers(|s| image_key(s) == key);
-        }
-        self.images.insert(key, image);
-    }
-
-    /// A full list of Images.
-    pub fn images_listed(&mut self, listed: Vec<Image>) {
-        let name = |i: &Image| (i.namespace().unwrap_or_default(), i.name_any());
-        let names: BTreeSet<Key> = listed.iter().map(name).collect();
-        self.images.retain(|key, _| names.contains(key));
-        for image in listed {
-            self.image_seen(image);
-        }
-    }
-
-    /// An Image is gone.
-    pub fn image_gone(&mut self, key: &Key) {
-        self.images.remove(key);
-    }
-
-    /// Time has passed: Servers that have waited long enough are looked at again.
-    pub fn tick(&mut self, now: Timestamp) {
-        let due: Vec<Key> = self
-            .waiting
-            .iter()
-            .filter(|(_, w)| w.until <= now)
-            .map(|(key, _)| key.clone())
-            .collect();
-        for key in &due {
-            self.settle(key);
         }
     }
 
@@ -311,44 +211,111 @@ impl State {
                     self.servers.insert(key.clone(), server);
                     self.answered.insert(key.clone());
                 }
-                if write.status.placement.is_none() {
-                    self.explained.insert(key.clone(), now);
+                self.enter(key);
+                if write.status.placement.is_some() {
+                    // Whoever wants to be beside it can be now.
+                    self.eased = true;
+                    self.want(key);
+                } else {
+                    self.queue.told(key, now);
+                    if !self.queue.waits(key) {
+                        self.want(key);
+                    }
                 }
-                self.settle(key);
             }
             // Somebody wrote before us. If that was an earlier try of our own, its claim
             // must stay, so nothing is rolled back before the newer version is here.
             Outcome::Conflict if unchanged => writing.conflict = true,
             Outcome::Conflict => {
                 self.writing.remove(key);
-                self.settle(key);
+                self.enter(key);
+                self.want(key);
             }
             Outcome::Refused => {
                 self.writing.remove(key);
-                self.settle(key);
-                self.wait(key.clone(), Why::Refused, now + REFRESH);
+                self.enter(key);
+                if self.is_wanting(key) {
+                    self.queue.wait(key.clone(), Why::Refused, now);
+                }
             }
         }
     }
 
     /// Decides all that is pending; the writes must then be carried out.
+    ///
+    /// Of all that is pending the highest priority comes first, and among equals the
+    /// oldest: what frees room is tried with those that have waited longest.
     pub fn decide(&mut self, now: Timestamp) -> Vec<Write> {
-        let pending = std::mem::take(&mut self.pending);
-        pending
+        if std::mem::take(&mut self.eased) {
+            self.ease();
+        }
+        // Those that have waited long enough are looked at again.
+        for key in self.queue.due(now) {
+            self.want(&key);
+        }
+        let mut asked: Vec<_> = self
+            .queue
+            .take()
             .into_iter()
-            .filter_map(|(_, key)| self.decide_one(key, now))
-            .collect()
+            .filter_map(|key| {
+                let server = self.servers.get(&key)?.clone();
+                let request = self.request(&server);
+                Some((key, server, request))
+            })
+            .collect();
+        asked.sort_by_key(|(_, _, r)| Reverse(r.as_ref().map_or(0, |r| r.priority)));
+        let decide = |(key, server, request)| self.decide_one(key, server, request, now);
+        asked.into_iter().filter_map(decide).collect()
     }
 
-    fn decide_one(&mut self, key: Key, now: Timestamp) -> Option<Write> {
-        let server = self.servers.get(&key)?.clone();
-        let catalogue = Catalogue {
-            flavors: &self.flavors,
-            images: &self.images,
+    /// What is to be said of the objects that decide, when that may have changed.
+    pub fn reports(&mut self, now: Timestamp) -> Vec<Report> {
+        if !std::mem::take(&mut self.unreported) {
+            return Vec::new();
+        }
+        let hosts: Vec<&Host> = self.hosts.values().collect();
+        let policies: Vec<_> = self.policies.values().cloned().collect();
+        reports::all(&self.catalogue, &hosts, &policies, now)
+    }
+
+    /// Saying it has failed, and is tried again.
+    pub fn report_again(&mut self) {
+        self.unreported = true;
+    }
+
+    fn request(&self, server: &Server) -> Result<Request, Unresolved> {
+        let uid = |key: &Key| self.servers.get(key)?.uid();
+        request(server, &self.catalogue, &uid)
+    }
+
+    /// Whether a decision on a Server would be another than before.
+    pub(super) fn would_fit(&mut self, key: &Key) -> bool {
+        let Some(server) = self.servers.get(key).cloned() else {
+            return false;
         };
-        let Some(request) = request(&server, &catalogue) else {
-            self.wait(key, Why::Unresolved, now + RETRY);
-            return None;
+        let Ok(request) = self.request(&server) else {
+            return true;
+        };
+        self.orphan(key).is_some() || self.placer.fits(&self.snapshot, &request)
+    }
+
+    fn decide_one(
+        &mut self,
+        key: Key,
+        server: Arc<Server>,
+        request: Result<Request, Unresolved>,
+        now: Timestamp,
+    ) -> Option<Write> {
+        let no = |reason, message| Observation::no(ConditionType::Scheduled, reason, message);
+        let request = match request {
+            Ok(request) => request,
+            Err(Unresolved::ByManager) => {
+                self.queue.wait(key, Why::Unresolved, now);
+                return None;
+            }
+            Err(Unresolved::Told(reason, message)) => {
+                return self.tell(key, server, no(reason, message), Why::Unresolved, now);
+            }
         };
         // A running VM that the Server's objects came back for: it stays where it is,
         // whatever the filters say of its host.
@@ -357,45 +324,61 @@ impl State {
             Some((host, _)) => Ok(host.as_str()),
             None => self.placer.place(&self.snapshot, &request),
         };
-        let observation = match &decision {
-            Ok(host) => {
-                let message = format!("placed on {host}");
-                Observation::yes(ConditionType::Scheduled, Reason::Scheduled, message)
-            }
+        let host = match decision {
+            Ok(host) => host.to_owned(),
             Err(why) => {
-                let message = why.to_string();
-                Observation::no(ConditionType::Scheduled, Reason::NoHostFits, message)
+                let seen = no(Reason::NoHostFits, why.to_string());
+                return self.tell(key, server, seen, Why::NoHostFits, now);
             }
         };
-        let status = server.status.as_ref();
-        let old = status.map(|s| s.conditions.as_slice()).unwrap_or_default();
-        let generation = server.metadata.generation;
-        let conditions = conditions::merge(old, [observation], generation, now);
-        let before = conditions::find(old, ConditionType::Scheduled);
-        let same =
-            |c: &Condition| before.is_some_and(|b| b.status == c.status && b.reason == c.reason);
-        let transition = !conditions.iter().all(same);
-        let placement = decision.ok().map(|host| Placement {
-            host: host.to_owned(),
+        let numa = request.asks.shape.numa.as_ref();
+        let placement = Placement {
             epoch: epoch(&server, orphan.as_ref().map(|(_, epoch)| *epoch)),
             claim: request.asks.shape.claim,
+            numa_nodes: numa.map_or(vec![], |ask| self.nodes(&host, ask)),
             time: Some(Time(now)),
-        });
-        if let Some(placement) = &placement {
-            let uid = server.uid().unwrap_or_default();
-            self.snapshot.claim(&uid, &placement.host, placement.claim);
-        } else {
-            if conditions.first() == before {
-                self.wait(key, Why::NoHostFits, now + RETRY);
-                return None;
-            }
-            let refreshed = self.explained.get(&key).map(|t| *t + REFRESH);
-            if let Some(next) = refreshed.filter(|next| !transition && *next > now) {
-                self.wait(key, Why::NoHostFits, next);
-                return None;
-            }
-            self.wait(key.clone(), Why::NoHostFits, now + RETRY);
+            host,
+        };
+        let held = holding(&server, &placement, &self.catalogue);
+        self.snapshot.hold(&server.uid().unwrap_or_default(), held);
+        let message = format!("placed on {}", placement.host);
+        let seen = Observation::yes(ConditionType::Scheduled, Reason::Scheduled, message);
+        let (conditions, transition) = conditions(&server, seen, now);
+        Some(self.write(key, server, Some(placement), conditions, transition))
+    }
+
+    /// Says why a Server is not placed, unless it says so already or was told lately.
+    fn tell(
+        &mut self,
+        key: Key,
+        server: Arc<Server>,
+        seen: Observation,
+        why: Why,
+        now: Timestamp,
+    ) -> Option<Write> {
+        let (conditions, transition) = conditions(&server, seen, now);
+        let before = scheduled(&server);
+        if conditions.first() == before {
+            self.queue.wait(key, why, now);
+            return None;
         }
+        let refresh = self.queue.refresh(&key);
+        if let Some(next) = refresh.filter(|next| !transition && *next > now) {
+            self.queue.wait_until(key, why, now, next);
+            return None;
+        }
+        self.queue.wait(key.clone(), why, now);
+        Some(self.write(key, server, None, conditions, transition))
+    }
+
+    fn write(
+        &mut self,
+        key: Key,
+        server: Arc<Server>,
+        placement: Option<Placement>,
+        conditions: Vec<Condition>,
+        transition: bool,
+    ) -> Write {
         let writing = Writing {
             uid: server.uid().unwrap_or_default(),
             version: server.resource_version().unwrap_or_default(),
@@ -403,15 +386,23 @@ impl State {
             conflict: false,
         };
         self.writing.insert(key.clone(), writing);
-        Some(Write {
+        let refusals = server.status.as_ref().map(|s| s.refusals.clone());
+        Write {
             key,
-            server,
             status: SchedulerStatus {
                 placement,
+                refusals: refusals.unwrap_or_default(),
                 conditions,
             },
+            server,
             transition,
-        })
+        }
+    }
+
+    fn nodes(&self, host: &str, ask: &NumaAsk) -> Vec<i32> {
+        let found = self.snapshot.host(host).and_then(|h| numa::fit(h, ask));
+        let nodes = found.iter().flatten().take(ask.cells.len());
+        nodes.map(|n| i32::from(*n)).collect()
     }
 
     fn orphan(&self, key: &Key) -> Option<(String, i64)> {
@@ -422,62 +413,60 @@ impl State {
             .max_by_key(|(_, epoch)| *epoch)
     }
 
-    /// Brings ledger and queue in line with what is known of a Server.
-    fn settle(&mut self, key: &Key) {
+    /// Brings the ledger in line with what is known of a Server.
+    pub(super) fn enter(&mut self, key: &Key) {
         let Some(server) = self.servers.get(key) else {
             return;
         };
         let uid = server.uid().unwrap_or_default();
-        let writing = self.writing.get(key);
         let freed = match placement(server) {
-            Some(placement) => self.snapshot.claim(&uid, &placement.host, placement.claim),
-            None if writing.is_some_and(|w| w.bound) => false,
+            Some(placement) => {
+                let held = holding(server, placement, &self.catalogue);
+                self.snapshot.hold(&uid, held)
+            }
+            None if self.writing.get(key).is_some_and(|w| w.bound) => false,
             None => self.snapshot.release(&uid),
         };
-        let wanting = placement(server).is_none()
-            && server.metadata.deletion_timestamp.is_none()
-            && server.finalizers().iter().any(|f| f == MANAGER_FINALIZER);
-        let entry = (server.metadata.creation_timestamp.clone(), key.clone());
-        if !wanting {
-            self.pending.remove(&entry);
-            self.waiting.remove(key);
-            self.explained.remove(key);
-        } else if writing.is_none() {
-            self.waiting.remove(key);
-            self.pending.insert(entry);
-        }
-        if freed {
-            self.wake(|why| why == Why::NoHostFits);
-        }
+        self.eased |= freed;
     }
 
-    fn wait(&mut self, key: Key, why: Why, until: Timestamp) {
-        if let Some(server) = self.servers.get(&key) {
-            let entry = (server.metadata.creation_timestamp.clone(), key.clone());
-            self.pending.remove(&entry);
-            self.waiting.insert(key, Waiting { why, until });
-        }
+    /// Whether a Server wants to be placed.
+    fn is_wanting(&self, key: &Key) -> bool {
+        self.servers.get(key).is_some_and(|server| {
+            placement(server).is_none()
+                && server.metadata.deletion_timestamp.is_none()
+                && server.finalizers().iter().any(|f| f == MANAGER_FINALIZER)
+        })
     }
 
-    fn wake(&mut self, which: impl Fn(Why) -> bool) {
-        let keys: Vec<Key> = self
-            .waiting
-            .iter()
-            .filter(|(_, w)| which(w.why))
-            .map(|(key, _)| key.clone())
-            .collect();
-        for key in &keys {
-            self.settle(key);
+    /// Brings the queue in line with what is known of a Server: it is decided next if it
+    /// wants to be placed.
+    pub(super) fn want(&mut self, key: &Key) {
+        if !self.is_wanting(key) {
+            self.queue.leave(key);
+        } else if !self.writing.contains_key(key) {
+            let created = self.servers.get(key);
+            let created = created.and_then(|s| s.metadata.creation_timestamp.clone());
+            self.queue.push(key.clone(), created);
         }
     }
+}
 
-    fn wake_servers(&mut self, which: impl Fn(&Server) -> bool) {
-        let named = |key: &&Key| self.servers.get(*key).is_some_and(|s| which(s));
-        let keys: Vec<Key> = self.waiting.keys().filter(named).cloned().collect();
-        for key in &keys {
-            self.settle(key);
-        }
-    }
+/// The condition Scheduled, as it is.
+fn scheduled(server: &Server) -> Option<&Condition> {
+    let status = server.status.as_ref()?;
+    conditions::find(&status.conditions, ConditionType::Scheduled)
+}
+
+/// The condition to be, and whether it is another.
+fn conditions(server: &Server, seen: Observation, now: Timestamp) -> (Vec<Condition>, bool) {
+    let status = server.status.as_ref();
+    let old = status.map(|s| s.conditions.as_slice()).unwrap_or_default();
+    let new = conditions::merge(old, [seen], server.metadata.generation, now);
+    let before = scheduled(server);
+    let same = |c: &Condition| before.is_some_and(|b| b.status == c.status && b.reason == c.reason);
+    let transition = !new.iter().all(same);
+    (new, transition)
 }
 
 /// Higher than any epoch that the Server is known to have had: by its last Instance's

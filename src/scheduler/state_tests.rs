@@ -1,97 +1,10 @@
 //! The queue, driven without an API server.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-
 use super::*;
-use crate::api::common::{Claim, ObjectName, Resources};
+use crate::api::ServerStatus;
+use crate::api::common::Claim;
 use crate::api::host::Orphan;
-use crate::api::{HostSpec, HostStatus, ImageSpec, ServerSpec, ServerStatus};
-
-fn now(second: i64) -> Timestamp {
-    Timestamp::from_second(second).unwrap()
-}
-
-fn server(name: &str, version: u64, memory: &str) -> Server {
-    let mut server = Server::new(
-        name,
-        ServerSpec {
-            resources: Some(Resources {
-                vcpus: 1,
-                memory: memory.into(),
-                disk: "1Gi".into(),
-            }),
-            image: ObjectName {
-                name: "image".into(),
-                namespace: None,
-            },
-            ..ServerSpec::default()
-        },
-    );
-    server.metadata.namespace = Some("ns".into());
-    server.metadata.uid = Some(format!("uid-{name}"));
-    server.metadata.resource_version = Some(version.to_string());
-    server.metadata.finalizers = Some(vec![MANAGER_FINALIZER.into()]);
-    server
-}
-
-fn host(name: &str, memory_mib: i64) -> Host {
-    let mut host = Host::new(
-        name,
-        HostSpec {
-            schedulable: true,
-            ..HostSpec::default()
-        },
-    );
-    host.status = Some(HostStatus {
-        capacity: Some(Claim {
-            vcpus: 8,
-            memory_mib,
-            disk_gib: 100,
-        }),
-        conditions: vec![Condition {
-            type_: "Ready".into(),
-            status: "True".into(),
-            reason: "Heartbeat".into(),
-            message: String::new(),
-            observed_generation: None,
-            last_transition_time: Time(now(0)),
-        }],
-        ..HostStatus::default()
-    });
-    host
-}
-
-fn image() -> Image {
-    let mut image = Image::new("image", ImageSpec::default());
-    image.metadata.namespace = Some("ns".into());
-    image
-}
-
-fn state(hosts: &[Host]) -> State {
-    let mut state = State::default();
-    state.image_seen(image());
-    for host in hosts {
-        state.host_seen(host);
-    }
-    state
-}
-
-/// The Server as the API server has it after `write`.
-fn after(write: &Write, version: u64) -> Server {
-    let mut server = (*write.server).clone();
-    server.metadata.resource_version = Some(version.to_string());
-    server.status = Some(ServerStatus {
-        placement: write.status.placement.clone(),
-        conditions: write.status.conditions.clone(),
-        ..ServerStatus::default()
-    });
-    server
-}
-
-fn bound(write: &Write) -> (&str, i64) {
-    let placement = write.status.placement.as_ref().unwrap();
-    (&placement.host, placement.epoch)
-}
+use crate::scheduler::fixtures::{after, bound, host, image, now, server, state};
 
 #[test]
 fn a_claim_is_assumed_from_the_decision_on_and_rolled_back_when_it_was_not_taken() {
@@ -168,7 +81,6 @@ fn who_waits_wakes_by_what_can_help_and_repeats_nothing() {
     assert!(state.decide(now(1)).is_empty());
     state.server_seen(answer);
     assert!(state.decide(now(1)).is_empty());
-    state.tick(now(70));
     assert!(state.decide(now(70)).is_empty(), "the message is the same");
     // Too small a host: a new message, no transition.
     state.host_seen(&host("h", 100));
@@ -176,14 +88,14 @@ fn who_waits_wakes_by_what_can_help_and_repeats_nothing() {
     assert!(!why.transition && why.status.placement.is_none());
     let answer = after(&why, 3);
     state.written(&why, Outcome::Written(Arc::new(answer)), now(80));
-    // Figures alone are brought up to date at most every ten seconds.
+    // Figures alone are brought up to date after ten seconds, then twenty, and so on.
     state.host_seen(&host("h", 101));
     assert!(state.decide(now(81)).is_empty());
-    state.tick(now(91));
-    assert_eq!(state.decide(now(91)).len(), 1);
+    assert!(state.decide(now(99)).is_empty());
+    assert_eq!(state.decide(now(100)).len(), 1);
     state.host_seen(&host("h2", 1000));
     // A write is under way: one at a time.
-    assert!(state.decide(now(92)).is_empty());
+    assert!(state.decide(now(102)).is_empty());
 }
 
 #[test]
@@ -240,7 +152,7 @@ fn a_server_without_finalizer_or_with_a_placement_is_left_alone() {
                 memory_mib: 900,
                 disk_gib: 1,
             },
-            time: None,
+            ..Placement::default()
         }),
         ..ServerStatus::default()
     });

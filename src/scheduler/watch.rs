@@ -5,6 +5,7 @@ use std::fmt::Debug;
 use std::pin::Pin;
 
 use futures::stream::{Stream, StreamExt, select_all};
+use k8s_openapi::api::scheduling::v1::PriorityClass;
 use kube::core::DeserializeGuard;
 use kube::core::error_boundary::InvalidObject;
 use kube::runtime::WatchStreamExt;
@@ -13,7 +14,7 @@ use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 
 use super::state::{Key, State};
-use crate::api::{Flavor, Host, Image, Server};
+use crate::api::{Flavor, Host, HostAggregate, Image, SchedulerPolicy, Server, ServerGroup};
 
 type Guarded<K> = Event<DeserializeGuard<K>>;
 
@@ -27,6 +28,10 @@ pub(super) enum Seen {
     Host(Guarded<Host>),
     Flavor(Guarded<Flavor>),
     Image(Guarded<Image>),
+    Aggregate(Guarded<HostAggregate>),
+    Group(Guarded<ServerGroup>),
+    Policy(Guarded<SchedulerPolicy>),
+    Priority(Guarded<PriorityClass>),
 }
 
 /// All watches in one stream, which does not end. Errors are logged and waited out.
@@ -36,6 +41,10 @@ pub(super) fn all(client: &Client) -> impl Stream<Item = Seen> + Unpin + Send + 
         one(client, Seen::Host),
         one(client, Seen::Flavor),
         one(client, Seen::Image),
+        one(client, Seen::Aggregate),
+        one(client, Seen::Group),
+        one(client, Seen::Policy),
+        one(client, Seen::Priority),
     ])
 }
 
@@ -137,6 +146,10 @@ pub(super) struct Intake {
     hosts: Listing<Host>,
     flavors: Listing<Flavor>,
     images: Listing<Image>,
+    aggregates: Listing<HostAggregate>,
+    groups: Listing<ServerGroup>,
+    policies: Listing<SchedulerPolicy>,
+    priorities: Listing<PriorityClass>,
 }
 
 impl Intake {
@@ -146,6 +159,10 @@ impl Intake {
             && self.hosts.complete
             && self.flavors.complete
             && self.images.complete
+            && self.aggregates.complete
+            && self.groups.complete
+            && self.policies.complete
+            && self.priorities.complete
     }
 
     /// Takes one event in.
@@ -173,6 +190,30 @@ impl Intake {
                 Some(Change::Apply(image)) => state.image_seen(image),
                 Some(Change::Delete(key)) => state.image_gone(&key),
                 Some(Change::List(items, _)) => state.images_listed(items),
+                None => {}
+            },
+            Seen::Aggregate(event) => match self.aggregates.take(event) {
+                Some(Change::Apply(aggregate)) => state.aggregate_seen(aggregate),
+                Some(Change::Delete((_, name))) => state.aggregate_gone(&name),
+                Some(Change::List(items, broken)) => state.aggregates_listed(items, &broken),
+                None => {}
+            },
+            Seen::Group(event) => match self.groups.take(event) {
+                Some(Change::Apply(group)) => state.group_seen(group),
+                Some(Change::Delete(key)) => state.group_gone(&key),
+                Some(Change::List(items, _)) => state.groups_listed(items),
+                None => {}
+            },
+            Seen::Policy(event) => match self.policies.take(event) {
+                Some(Change::Apply(policy)) => state.policy_seen(policy),
+                Some(Change::Delete((_, name))) => state.policy_gone(&name),
+                Some(Change::List(items, broken)) => state.policies_listed(items, &broken),
+                None => {}
+            },
+            Seen::Priority(event) => match self.priorities.take(event) {
+                Some(Change::Apply(class)) => state.priority_seen(&class),
+                Some(Change::Delete((_, name))) => state.priority_gone(&name),
+                Some(Change::List(items, _)) => state.priorities_listed(&items),
                 None => {}
             },
         }

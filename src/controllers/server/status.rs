@@ -67,7 +67,9 @@ pub fn status(server: &Server, seen: &Seen, plan: &Plan, now: Timestamp) -> Serv
     ServerStatus {
         observed_generation: server.metadata.generation,
         phase: Some(phase.to_owned()),
+        // The scheduler's.
         placement: None,
+        refusals: Vec::new(),
         instance: instance.map(ResourceExt::name_any),
         power_state: if seen.host_lost.is_some() {
             Some(PowerState::Unknown)

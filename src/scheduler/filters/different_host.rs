@@ -1,6 +1,6 @@
 //! The host holds none of the Servers named.
 
-use super::{Ask, Filter, Host, Miss, Scope};
+use super::{Ask, Filter, Host, Miss, Scope, names};
 
 /// Nova's `DifferentHostFilter`.
 pub struct DifferentHostFilter;
@@ -26,7 +26,7 @@ impl Filter for DifferentHostFilter {
         let _ = host;
         Miss::Unfit(format!(
             "holds one of {}",
-            ask.request.different_host.join(", ")
+            names(&ask.request.different_host)
         ))
     }
 }

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use super::request::{GroupPolicy, Request};
+use super::request::{GroupPolicy, Peer, Request};
 use super::snapshot::{Host, Snapshot};
 
 /// Why a filter turns a host away.
@@ -169,6 +169,14 @@ filters! {
     trait_required::TraitFilter,
     volume_locality::VolumeLocalityFilter,
 }
+
+/// Names of Servers, for people.
+fn names(peers: &[Peer]) -> String {
+    let names: Vec<_> = peers.iter().map(|p| p.name.as_str()).collect();
+    names.join(", ")
+}
+
+pub use taint_toleration::tolerates;
 
 fn short(needs: i64, has: i64, unit: &'static str) -> Miss {
     let has = has.max(0);

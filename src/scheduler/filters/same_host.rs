@@ -1,6 +1,6 @@
 //! The host holds one of the Servers named.
 
-use super::{Ask, Filter, Host, Miss, Scope};
+use super::{Ask, Filter, Host, Miss, Scope, names};
 
 /// Nova's `SameHostFilter`.
 pub struct SameHostFilter;
@@ -24,9 +24,6 @@ impl Filter for SameHostFilter {
 
     fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
         let _ = host;
-        Miss::Unfit(format!(
-            "holds none of {}",
-            ask.request.same_host.join(", ")
-        ))
+        Miss::Unfit(format!("holds none of {}", names(&ask.request.same_host)))
     }
 }

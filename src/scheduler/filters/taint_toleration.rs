@@ -2,18 +2,20 @@
 
 use super::{Ask, Filter, Host, Miss, Scope};
 use crate::scheduler::facts::Taint;
+use crate::scheduler::request::Asks;
+
+/// Whether a Server puts up with a taint.
+#[must_use]
+pub fn tolerates(asks: &Asks, taint: &Taint) -> bool {
+    let same = |wanted: &Option<String>, is: &str| wanted.as_deref().is_none_or(|w| w == is);
+    asks.tolerations.iter().any(|t| {
+        same(&t.key, &taint.key) && same(&t.value, &taint.value) && same(&t.effect, &taint.effect)
+    })
+}
 
 fn untolerated<'a>(host: Host<'a>, ask: &Ask<'_>) -> Option<&'a Taint> {
-    let same = |wanted: &Option<String>, is: &str| wanted.as_deref().is_none_or(|w| w == is);
-    host.profile().taints.iter().find(|taint| {
-        let mut tolerations = ask.request.asks.tolerations.iter();
-        taint.effect != "PreferNoSchedule"
-            && !tolerations.any(|t| {
-                same(&t.key, &taint.key)
-                    && same(&t.value, &taint.value)
-                    && same(&t.effect, &taint.effect)
-            })
-    })
+    let mut taints = host.profile().taints.iter();
+    taints.find(|t| t.effect != "PreferNoSchedule" && !tolerates(&ask.request.asks, t))
 }
 
 /// Kubernetes' `TaintToleration`: NoSchedule and NoExecute taints need a toleration.

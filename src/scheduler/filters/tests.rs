@@ -9,7 +9,7 @@ use crate::scheduler::numa::fit;
 use crate::scheduler::place::Placer;
 use crate::scheduler::policy::Policy;
 use crate::scheduler::query::Query;
-use crate::scheduler::request::{Group, Spread};
+use crate::scheduler::request::{Group, Peer, Spread};
 
 fn host(name: &str, memory_mib: i64) -> HostFacts {
     HostFacts {
@@ -31,6 +31,13 @@ fn with(hosts: impl IntoIterator<Item = HostFacts>) -> Snapshot {
         snapshot.set_host(host);
     }
     snapshot
+}
+
+fn peer(name: &str) -> Peer {
+    Peer {
+        name: name.into(),
+        uid: Some(name.into()),
+    }
 }
 
 fn wants(memory_mib: i64) -> Request {
@@ -148,15 +155,15 @@ fn filters_turn_away_whom_nova_turns_away() {
     );
     assert_eq!(verdict(kept, &|r| r.namespace = "mine".into()), None);
     assert_eq!(
-        verdict(plain(), &|r| r.same_host = vec!["nobody".into()]),
+        verdict(plain(), &|r| r.same_host = vec![peer("nobody")]),
         says("SameHostFilter")
     );
     assert_eq!(
-        verdict(plain(), &|r| r.same_host = vec!["there".into()]),
+        verdict(plain(), &|r| r.same_host = vec![peer("there")]),
         None
     );
     assert_eq!(
-        verdict(plain(), &|r| r.different_host = vec!["there".into()]),
+        verdict(plain(), &|r| r.different_host = vec![peer("there")]),
         says("DifferentHostFilter")
     );
     let group = |policy, max_per_host| {

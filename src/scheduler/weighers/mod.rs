@@ -53,4 +53,5 @@ weighers! {
     ram::RamWeigher,
     soft_affinity::ServerGroupSoftAffinityWeigher,
     soft_anti_affinity::ServerGroupSoftAntiAffinityWeigher,
+    taints::TaintTolerationWeigher,
 }

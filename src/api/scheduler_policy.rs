@@ -1,0 +1,117 @@
+//! `SchedulerPolicy`: what the scheduler decides by.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Name of the one SchedulerPolicy that counts.
+pub const SCHEDULER_POLICY: &str = "default";
+
+/// What the scheduler decides by: filters, weighers and their figures. Cluster-scoped; the
+/// one named `default` counts, from the moment that it changes. Without it Nova's own
+/// figures hold.
+#[derive(
+    kube::CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema,
+)]
+#[kube(
+    group = "pileus.dev",
+    version = "v1alpha1",
+    kind = "SchedulerPolicy",
+    plural = "schedulerpolicies",
+    category = "pileus",
+    status = "SchedulerPolicyStatus",
+    derive = "PartialEq",
+    derive = "Default",
+    printcolumn(name = "Strategy", type_ = "string", json_path = ".spec.strategy"),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].status"
+    ),
+    printcolumn(
+        name = "Message",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].message"
+    ),
+    printcolumn(
+        name = "Age",
+        type_ = "date",
+        json_path = ".metadata.creationTimestamp"
+    )
+)]
+#[serde(rename_all = "camelCase")]
+pub struct SchedulerPolicySpec {
+    /// Names of the filters, in any order; Nova's `enabled_filters`. When absent all but
+    /// AggregateInstanceExtraSpecsFilter, IoOpsFilter and NumInstancesFilter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub filters: Option<Vec<String>>,
+    /// Multipliers by the weighers' names, such as `RAMWeigher: "-1.5"`; Nova's own for
+    /// those that are not named.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub weighers: BTreeMap<String, String>,
+    /// Whether free room attracts (Spread) or repels (Pack): Pack turns the multipliers of
+    /// RAMWeigher, CPUWeigher and DiskWeigher around.
+    #[serde(default)]
+    pub strategy: Strategy,
+    /// How many Servers a Host may be building or moving before IoOpsFilter turns it away;
+    /// Nova's `max_io_ops_per_host`, 8 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub max_io_ops_per_host: Option<i64>,
+    /// How many Servers a Host may hold before NumInstancesFilter turns it away; Nova's
+    /// `max_instances_per_host`, 50 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub max_instances_per_host: Option<i64>,
+    /// Hosts for isolated images, see IsolatedHostsFilter.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub isolated_hosts: BTreeSet<String>,
+    /// Images that go to isolated Hosts alone, as `namespace/name`.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub isolated_images: BTreeSet<String>,
+    /// Who may use isolated Hosts beside the isolated images.
+    #[serde(default)]
+    pub isolated_hosts_access: IsolatedHostsAccess,
+    /// Availability zone of Hosts that are in none; Nova's
+    /// `default_availability_zone`, `nova` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 255))]
+    pub default_availability_zone: Option<String>,
+}
+
+/// What free room does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Strategy {
+    /// The emptiest Host is best.
+    #[default]
+    Spread,
+    /// The fullest Host is best.
+    Pack,
+}
+
+/// Who may use isolated Hosts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum IsolatedHostsAccess {
+    /// Isolated images alone: Nova's `restrict_isolated_hosts_to_isolated_images`.
+    #[default]
+    IsolatedImages,
+    /// Every image.
+    AnyImage,
+}
+
+/// What the scheduler found.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SchedulerPolicyStatus {
+    /// Generation of the spec that the status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Conditions: Ready, by the scheduler; False when the policy cannot be used.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+}

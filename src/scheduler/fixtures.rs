@@ -1,0 +1,122 @@
+//! Objects for tests of the scheduler's memory.
+
+use std::sync::Arc;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::jiff::Timestamp;
+
+use super::state::{Outcome, State, Write};
+use crate::api::common::{Claim, ObjectName, Resources};
+use crate::api::names::MANAGER_FINALIZER;
+use crate::api::{Host, HostSpec, HostStatus, Image, ImageSpec, Server, ServerSpec, ServerStatus};
+
+/// A time.
+pub fn now(second: i64) -> Timestamp {
+    Timestamp::from_second(second).unwrap()
+}
+
+/// A Server of one vCPU.
+pub fn server(name: &str, version: u64, memory: &str) -> Server {
+    let mut server = Server::new(
+        name,
+        ServerSpec {
+            resources: Some(Resources {
+                vcpus: 1,
+                memory: memory.into(),
+                disk: "1Gi".into(),
+            }),
+            image: ObjectName {
+                name: "image".into(),
+                namespace: None,
+            },
+            ..ServerSpec::default()
+        },
+    );
+    server.metadata.namespace = Some("ns".into());
+    server.metadata.uid = Some(format!("uid-{name}"));
+    server.metadata.resource_version = Some(version.to_string());
+    server.metadata.finalizers = Some(vec![MANAGER_FINALIZER.into()]);
+    server
+}
+
+/// A Host that is up.
+pub fn host(name: &str, memory_mib: i64) -> Host {
+    let mut host = Host::new(
+        name,
+        HostSpec {
+            schedulable: true,
+            ..HostSpec::default()
+        },
+    );
+    host.status = Some(HostStatus {
+        capacity: Some(Claim {
+            vcpus: 8,
+            memory_mib,
+            disk_gib: 100,
+        }),
+        conditions: vec![Condition {
+            type_: "Ready".into(),
+            status: "True".into(),
+            reason: "Heartbeat".into(),
+            message: String::new(),
+            observed_generation: None,
+            last_transition_time: Time(now(0)),
+        }],
+        ..HostStatus::default()
+    });
+    host
+}
+
+/// The image of all Servers here.
+pub fn image() -> Image {
+    let mut image = Image::new("image", ImageSpec::default());
+    image.metadata.namespace = Some("ns".into());
+    image
+}
+
+/// A state that knows these Hosts.
+pub fn state(hosts: &[Host]) -> State {
+    let mut state = State::default();
+    state.image_seen(image());
+    for host in hosts {
+        state.host_seen(host);
+    }
+    state
+}
+
+/// The Server as the API server has it after `write`.
+pub fn after(write: &Write, version: u64) -> Server {
+    let mut server = (*write.server).clone();
+    server.metadata.resource_version = Some(version.to_string());
+    server.status = Some(ServerStatus {
+        placement: write.status.placement.clone(),
+        conditions: write.status.conditions.clone(),
+        ..ServerStatus::default()
+    });
+    server
+}
+
+/// Host and epoch of a binding.
+pub fn bound(write: &Write) -> (&str, i64) {
+    let placement = write.status.placement.as_ref().unwrap();
+    (&placement.host, placement.epoch)
+}
+
+/// Decides, and plays the API server that takes every write. Says where each Server went.
+pub fn settle(state: &mut State, second: i64) -> Vec<(String, Option<String>)> {
+    let mut decided = Vec::new();
+    for round in 0..10 {
+        let writes = state.decide(now(second));
+        if writes.is_empty() {
+            break;
+        }
+        for (i, write) in writes.into_iter().enumerate() {
+            let version = 1_000_000 + second.unsigned_abs() * 1000 + round * 100 + i as u64;
+            let answer = Arc::new(after(&write, version));
+            state.written(&write, Outcome::Written(answer), now(second));
+            let host = write.status.placement.map(|p| p.host);
+            decided.push((write.key.1, host));
+        }
+    }
+    decided
+}

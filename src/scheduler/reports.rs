@@ -1,0 +1,120 @@
+//! What the scheduler says of the objects that it decides by. Pure.
+
+use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt;
+
+use super::catalogue::Catalogue;
+use super::policy::Policy;
+use crate::api::conditions::{self, ConditionType, Observation};
+use crate::api::host_aggregate::HostAggregateStatus;
+use crate::api::scheduler_policy::{SCHEDULER_POLICY, SchedulerPolicyStatus};
+use crate::api::server_group::ServerGroupStatus;
+use crate::api::{Host, HostAggregate, Reason, SchedulerPolicy, ServerGroup, validation};
+
+/// How many culprits a message names.
+const NAMED: usize = 3;
+
+/// A status to be written where it differs.
+#[derive(Clone, Debug)]
+pub enum Report {
+    /// Of an aggregate.
+    Aggregate(Box<HostAggregate>, HostAggregateStatus),
+    /// Of a group.
+    Group(Box<ServerGroup>, ServerGroupStatus),
+    /// Of a policy.
+    Policy(Box<SchedulerPolicy>, SchedulerPolicyStatus),
+}
+
+/// What is to be said now of all of them.
+#[must_use]
+pub fn all(
+    catalogue: &Catalogue,
+    hosts: &[&Host],
+    policies: &[SchedulerPolicy],
+    now: Timestamp,
+) -> Vec<Report> {
+    let aggregates = catalogue.aggregates.values().map(|a| {
+        let status = aggregate(a, catalogue, hosts, now);
+        Report::Aggregate(Box::new(a.clone()), status)
+    });
+    let groups = catalogue.groups.values().map(|g| {
+        let old = g.status.as_ref().map(|s| s.conditions.as_slice());
+        let seen = match validation::server_group(&g.spec) {
+            Ok(()) => Observation::yes(ConditionType::Ready, Reason::Ready, ""),
+            Err(wrong) => Observation::no(ConditionType::Ready, Reason::InvalidSpec, wrong),
+        };
+        let generation = g.metadata.generation;
+        let status = ServerGroupStatus {
+            observed_generation: generation,
+            conditions: conditions::merge(old.unwrap_or_default(), [seen], generation, now),
+        };
+        Report::Group(Box::new(g.clone()), status)
+    });
+    let policies = policies.iter().map(|p| {
+        let old = p.status.as_ref().map(|s| s.conditions.as_slice());
+        let generation = p.metadata.generation;
+        let seen = policy(p);
+        let status = SchedulerPolicyStatus {
+            observed_generation: generation,
+            conditions: conditions::merge(old.unwrap_or_default(), [seen], generation, now),
+        };
+        Report::Policy(Box::new(p.clone()), status)
+    });
+    aggregates.chain(groups).chain(policies).collect()
+}
+
+fn aggregate(
+    aggregate: &HostAggregate,
+    catalogue: &Catalogue,
+    hosts: &[&Host],
+    now: Timestamp,
+) -> HostAggregateStatus {
+    let (count, conflicts) = catalogue.standing(aggregate, hosts.iter().copied());
+    let seen = if let Err(wrong) = validation::host_aggregate(&aggregate.spec) {
+        Observation::no(ConditionType::Ready, Reason::InvalidSpec, wrong)
+    } else if conflicts.is_empty() {
+        Observation::yes(ConditionType::Ready, Reason::Ready, "")
+    } else {
+        let named = conflicts.iter().take(NAMED).map(|(host, by, zone)| {
+            format!("Host {host} is in zone {zone} by the older HostAggregate {by}")
+        });
+        let mut message = named.collect::<Vec<_>>().join("; ");
+        if conflicts.len() > NAMED {
+            message = format!("{message}; and {} more", conflicts.len() - NAMED);
+        }
+        let own = aggregate.spec.availability_zone.as_deref();
+        let message = format!(
+            "{message}. A Host is in one zone: take it out of either, or give both the same \
+             availabilityZone; until then it is not in {}",
+            own.unwrap_or_default()
+        );
+        Observation::no(ConditionType::Ready, Reason::ZoneConflict, message)
+    };
+    let old = aggregate.status.as_ref().map(|s| s.conditions.as_slice());
+    let generation = aggregate.metadata.generation;
+    HostAggregateStatus {
+        observed_generation: generation,
+        hosts: Some(count),
+        conditions: conditions::merge(old.unwrap_or_default(), [seen], generation, now),
+    }
+}
+
+fn policy(policy: &SchedulerPolicy) -> Observation {
+    if policy.name_any() != SCHEDULER_POLICY {
+        let message = format!(
+            "only the SchedulerPolicy named `{SCHEDULER_POLICY}` counts; rename this one or \
+             delete it"
+        );
+        return Observation::no(ConditionType::Ready, Reason::NotUsed, message);
+    }
+    match Policy::new(&policy.spec) {
+        Ok(_) => Observation::yes(ConditionType::Ready, Reason::Ready, "decides from now on"),
+        Err(wrong) => {
+            let message = format!(
+                "{wrong}. Until that is put right the last policy that could be used decides, \
+                 or after a restart of the scheduler Nova's own figures"
+            );
+            Observation::no(ConditionType::Ready, Reason::InvalidSpec, message)
+        }
+    }
+}
