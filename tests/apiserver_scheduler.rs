@@ -12,7 +12,7 @@ use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{Config as WatchConfig, watcher};
 use kube::{Client, ResourceExt};
 use pileus::api::names::{MANAGER_FINALIZER, SCHEDULER};
-use pileus::api::{ConditionType, Host, Image, Server, conditions};
+use pileus::api::{ConditionType, Host, Image, Instance, Server, conditions};
 use pileus::kube_ext::{Context, Metrics};
 use pileus::scheduler::{self, Config};
 use serde_json::{Value, json};
@@ -490,4 +490,166 @@ async fn aggregates_groups_and_a_policy_decide_and_say_what_is_wrong_with_them()
     })
     .await;
     scheduler.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_host_refuses_goes_elsewhere_once_its_instance_is_gone() {
+    let server = start().await;
+    let client = server.client();
+    add_host(&client, "h1", 65536).await;
+    let scheduler = Running::start(server.client(), None).await;
+    add_server(&client, "s", "100Mi").await;
+    let limit = Duration::from_secs(20);
+    let on = |name: &'static str| {
+        move |servers: &[Server]| (host_of(&servers[0]) == Some(name)).then_some(())
+    };
+    within(limit, &client, "placed", on("h1")).await;
+    let placed = list(&client).await.remove(0);
+    let placement = placed.status.clone().unwrap().placement.unwrap();
+    let uid = placed.uid().unwrap();
+    let name = format!("{uid}-{}", placement.epoch);
+    server.namespace("pileus-host-h1").await;
+    let instances: Api<Instance> = Api::namespaced(client.clone(), "pileus-host-h1");
+    let instance = json!({
+        "apiVersion": "pileus.dev/v1alpha1", "kind": "Instance",
+        "metadata": {"name": name, "finalizers": ["pileus.dev/agent"]},
+        "spec": {"server": {"namespace": NAMESPACE, "name": "s", "uid": uid}, "host": "h1",
+            "epoch": placement.epoch, "instanceID": uid, "claim": placement.claim,
+            "image": {"name": "tiny", "uid": "i", "diskFormat": "raw",
+                "disk": {"url": "https://images.example/tiny"}}},
+    });
+    let instance: Instance = serde_json::from_value(instance).unwrap();
+    let made = instances.create(&PostParams::default(), &instance).await;
+    made.unwrap();
+    let refused = json!({"status": {"conditions": [{"type": "Ready", "status": "False",
+        "reason": "HostRefused", "message": "no room",
+        "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
+    instances
+        .patch_status(&name, &PatchParams::default(), &Patch::Merge(refused))
+        .await
+        .unwrap();
+    // Nowhere else to go: the placement stays.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(host_of(&list(&client).await[0]), Some("h1"));
+    add_host(&client, "h2", 65536).await;
+    let taken_back = |servers: &[Server]| {
+        let refusals = &servers[0].status.as_ref()?.refusals;
+        let refused = refusals.iter().any(|r| r.name == "h1" && r.epoch == 1);
+        (refused && host_of(&servers[0]).is_none()).then_some(())
+    };
+    within(limit, &client, "taken back", taken_back).await;
+    // While its Instance is being removed, nothing starts elsewhere.
+    instances
+        .delete(&name, &DeleteParams::default())
+        .await
+        .unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(host_of(&list(&client).await[0]), None);
+    let let_go = Patch::Merge(json!({"metadata": {"finalizers": null}}));
+    instances
+        .patch(&name, &PatchParams::default(), &let_go)
+        .await
+        .unwrap();
+    within(limit, &client, "placed again", on("h2")).await;
+    let again = list(&client).await.remove(0).status.unwrap();
+    assert_eq!(again.placement.unwrap().epoch, 2);
+    scheduler.stop().await;
+}
+
+/// Plays the manager and the agents of all hosts: makes an Instance of each placement,
+/// takes on what fits, refuses what does not, and clears away what was taken back. Ends
+/// the test when a Server is taken on twice.
+async fn play_manager_and_agents(client: Client, room: usize) {
+    let instances = |host: &str| -> Api<Instance> {
+        Api::namespaced(client.clone(), &format!("pileus-host-{host}"))
+    };
+    let mut there: BTreeMap<String, (String, String)> = BTreeMap::new();
+    let mut taken: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    loop {
+        for server in list(&client).await {
+            let (name, uid) = (server.name_any(), server.uid().unwrap());
+            let status = server.status.unwrap_or_default();
+            for refusal in &status.refusals {
+                let refused = format!("{uid}-{}", refusal.epoch);
+                if there.remove(&refused).is_some() {
+                    let api = instances(&refusal.name);
+                    api.delete(&refused, &DeleteParams::default())
+                        .await
+                        .unwrap();
+                }
+            }
+            let Some(placement) = status.placement else {
+                continue;
+            };
+            let made = format!("{uid}-{}", placement.epoch);
+            if there.contains_key(&made) {
+                continue;
+            }
+            let twice = taken.iter().find(|(_, t)| t.contains(&name));
+            assert!(twice.is_none(), "{name} is on {twice:?} already");
+            let instance = json!({
+                "apiVersion": "pileus.dev/v1alpha1", "kind": "Instance",
+                "metadata": {"name": made},
+                "spec": {"server": {"namespace": NAMESPACE, "name": name, "uid": uid},
+                    "host": placement.host, "epoch": placement.epoch, "instanceID": uid,
+                    "claim": placement.claim,
+                    "image": {"name": "tiny", "uid": "i", "diskFormat": "raw",
+                        "disk": {"url": "https://images.example/tiny"}}},
+            });
+            let api = instances(&placement.host);
+            let instance: Instance = serde_json::from_value(instance).unwrap();
+            api.create(&PostParams::default(), &instance).await.unwrap();
+            let on_it = taken.entry(placement.host.clone()).or_default();
+            let fits = on_it.len() < room;
+            if fits {
+                on_it.push(name.clone());
+            }
+            let reason = if fits { "Active" } else { "HostRefused" };
+            let status = json!({"status": {"realized": fits, "conditions": [{"type": "Ready",
+                "status": if fits { "True" } else { "False" }, "reason": reason,
+                "message": "so it is", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
+            api.patch_status(&made, &PatchParams::default(), &Patch::Merge(status))
+                .await
+                .unwrap();
+            there.insert(made, (placement.host, name));
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Two that decide at once know nothing of each other's decisions until they are written,
+/// so both may give away the last place of a host. Its agent refuses one of them, which
+/// goes elsewhere: in the end every place is used once and nobody is anywhere twice.
+#[tokio::test]
+async fn two_schedulers_at_once_use_every_place_once() {
+    let server = start().await;
+    let client = server.client();
+    for host in ["h0", "h1", "h2"] {
+        // Ten Servers of 100 + 28 MiB fit on each.
+        add_host(&client, host, 10 * 128 + 28).await;
+        server.namespace(&format!("pileus-host-{host}")).await;
+    }
+    let first = Running::start(server.client(), None).await;
+    let second = Running::start(server.client(), None).await;
+    let played = tokio::spawn(play_manager_and_agents(server.client(), 10));
+    for i in 0..33 {
+        add_server(&client, &format!("s{i}"), "100Mi").await;
+    }
+    let full = |servers: &[Server]| {
+        let counts = by_host(servers);
+        let unplaced = servers.iter().filter(|s| host_of(s).is_none());
+        let told = unplaced.filter(|s| scheduled(s).is_some()).count();
+        (counts.values().all(|n| *n == 10) && counts.len() == 3 && told == 3).then_some(())
+    };
+    within(Duration::from_secs(60), &client, "every place used", full).await;
+    assert!(!played.is_finished(), "{:?}", played.await);
+    played.abort();
+    let all = list(&client).await;
+    let again = all.iter().filter(|s| {
+        let status = s.status.as_ref();
+        status.is_some_and(|s| !s.refusals.is_empty())
+    });
+    println!("{} were refused and placed again", again.count());
+    first.stop().await;
+    second.stop().await;
 }

@@ -63,8 +63,9 @@ pub async fn recall_room(agent: &Agent) {
     let Ok(Ok(Some(host))) = tokio::time::timeout(RECALL, read).await else {
         return;
     };
+    let spec = host.spec_in_force();
     let capacity = host.status.and_then(|status| status.capacity);
-    let room = capacity.map(|capacity| Room::new(&host.spec, capacity, OVERHEAD_MIB));
+    let room = capacity.map(|capacity| Room::new(&spec, capacity, OVERHEAD_MIB));
     *agent.room.lock().unwrap_or_else(PoisonError::into_inner) = room;
 }
 
@@ -132,7 +133,7 @@ async fn look_and_report(agent: &Agent) -> Result<(), ApiError> {
     let status = status(agent, &host, &old, facts, network, orphans);
     let room = status
         .capacity
-        .map(|capacity| Room::new(&host.spec, capacity, OVERHEAD_MIB));
+        .map(|capacity| Room::new(&host.spec_in_force(), capacity, OVERHEAD_MIB));
     *agent.room.lock().unwrap_or_else(PoisonError::into_inner) = room;
     if apply_status(&agent.hosts, AGENT, &host, &status).await? {
         agent.context.metrics.status_written("host");
@@ -179,6 +180,8 @@ fn status(
         orphans,
         // What libvirt cannot tell now stays as it was told last.
         capacity: old.capacity,
+        // The scheduler's.
+        allocation_ratios: None,
         numa_nodes: old.numa_nodes.clone(),
         capabilities: old.capabilities.clone(),
         conditions: Vec::new(),

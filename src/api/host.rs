@@ -178,6 +178,10 @@ pub struct HostStatus {
         skip_serializing_if = "Option::is_none"
     )]
     pub overhead_mib: Option<i64>,
+    /// How often resources are given out by the Host's aggregates, where its spec does not
+    /// say. Written by the scheduler.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allocation_ratios: Option<AllocationRatios>,
     /// NUMA nodes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
@@ -198,6 +202,39 @@ pub struct HostStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
+}
+
+/// How often resources are given out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AllocationRatios {
+    /// Processors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<String>,
+    /// Memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<String>,
+    /// Disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<String>,
+}
+
+impl Host {
+    /// The spec with the ratios of the Host's aggregates where it says none.
+    #[must_use]
+    pub fn spec_in_force(&self) -> HostSpec {
+        let mut spec = self.spec.clone();
+        if let Some(given) = self
+            .status
+            .as_ref()
+            .and_then(|s| s.allocation_ratios.clone())
+        {
+            spec.cpu_allocation_ratio = spec.cpu_allocation_ratio.or(given.cpu);
+            spec.memory_allocation_ratio = spec.memory_allocation_ratio.or(given.memory);
+            spec.disk_allocation_ratio = spec.disk_allocation_ratio.or(given.disk);
+        }
+        spec
+    }
 }
 
 /// A NUMA node of a host.

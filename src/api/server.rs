@@ -353,6 +353,9 @@ pub struct Refusal {
     /// Why, in the Host's words.
     #[serde(default)]
     pub message: String,
+    /// When the placement was taken back; the Host may be asked again some time after.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time: Option<Time>,
 }
 
 /// What a machine does, as its host says.

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use kube::{Api, Client};
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Client, ResourceExt};
+use serde_json::json;
 
 use super::state::{Outcome, Write};
 use crate::api::Server;
@@ -25,7 +27,13 @@ pub async fn write(client: Client, write: &Write) -> Outcome {
     let api: Api<Server> = Api::namespaced(client, &write.key.0);
     let mut wait = Duration::from_millis(100);
     loop {
-        let call = apply_status_to_version(&api, SCHEDULER, &write.server, &write.status);
+        let call = async {
+            if takes_back(write) {
+                take_back(&api, write).await
+            } else {
+                apply_status_to_version(&api, SCHEDULER, &write.server, &write.status).await
+            }
+        };
         match tokio::time::timeout(TRY, call).await {
             Ok(Ok(server)) => return Outcome::Written(Arc::new(server)),
             Ok(Err(error)) => {
@@ -43,6 +51,40 @@ pub async fn write(client: Client, write: &Write) -> Outcome {
         tokio::time::sleep(wait).await;
         wait = (wait * 2).min(MOST);
     }
+}
+
+/// Whether a placement that stands is to go.
+fn takes_back(write: &Write) -> bool {
+    let status = write.server.status.as_ref();
+    write.status.placement.is_none() && status.is_some_and(|s| s.placement.is_some())
+}
+
+/// Takes a placement back. By a merge patch: where an apply drops an object with objects in
+/// it, an API server of 1.20 leaves their empty shells behind, and refuses them itself.
+async fn take_back(api: &Api<Server>, write: &Write) -> Result<Server, ApiError> {
+    let server = &write.server;
+    let mut conditions = write.status.conditions.clone();
+    let others = server.status.iter().flat_map(|s| &s.conditions);
+    let ours: Vec<String> = conditions.iter().map(|c| c.type_.clone()).collect();
+    conditions.extend(others.filter(|c| !ours.contains(&c.type_)).cloned());
+    let patch = json!({
+        "metadata": {"uid": server.uid(), "resourceVersion": server.resource_version()},
+        "status": {
+            "placement": null,
+            "refusals": write.status.refusals,
+            "conditions": conditions,
+        },
+    });
+    let params = PatchParams {
+        field_manager: Some(SCHEDULER.to_owned()),
+        ..PatchParams::default()
+    };
+    let name = server.name_any();
+    api.patch_status(&name, &params, &Patch::Merge(&patch))
+        .await
+        .map_err(ApiError::doing(format!(
+            "take back the placement of Server {name}"
+        )))
 }
 
 /// The outcome, where the error tells that nothing was written.

@@ -6,6 +6,7 @@ use kube::ResourceExt;
 
 use super::facts::{Aggregate, HostFacts};
 use super::resolve::host_facts;
+use crate::api::host::AllocationRatios;
 use crate::api::{Flavor, Host, HostAggregate, Image, ServerGroup};
 use crate::model::parse_milli;
 
@@ -67,7 +68,6 @@ impl Catalogue {
     #[must_use]
     pub fn facts(&self, host: &Host) -> HostFacts {
         let mut facts = host_facts(host);
-        let mut lowest = [None; 3];
         for aggregate in self.aggregates_of(host) {
             let spec = &aggregate.spec;
             facts.profile.aggregates.push(Aggregate {
@@ -78,17 +78,8 @@ impl Catalogue {
             if facts.profile.zone.is_none() {
                 facts.profile.zone.clone_from(&spec.availability_zone);
             }
-            let ratios = [
-                &spec.cpu_allocation_ratio,
-                &spec.memory_allocation_ratio,
-                &spec.disk_allocation_ratio,
-            ];
-            for (lowest, text) in lowest.iter_mut().zip(ratios) {
-                // One that cannot be read is told on the aggregate, and gives out nothing.
-                let ratio = text.as_deref().map(|t| parse_milli(t).unwrap_or_default());
-                *lowest = [*lowest, ratio].into_iter().flatten().min();
-            }
         }
+        let lowest = self.ratios(host).map(|r| r.map(|(ratio, _)| ratio));
         let spec = &host.spec;
         for (ratio, said, lowest) in [
             (&mut facts.ratios.cpu, &spec.cpu_allocation_ratio, lowest[0]),
@@ -108,6 +99,40 @@ impl Catalogue {
             }
         }
         facts
+    }
+
+    /// The lowest ratios of a Host's aggregates, in thousandths and as they are written:
+    /// of processors, memory and disk.
+    fn ratios(&self, host: &Host) -> [Option<(i64, String)>; 3] {
+        let mut lowest = [None, None, None];
+        for aggregate in self.aggregates_of(host) {
+            let spec = &aggregate.spec;
+            let said = [
+                &spec.cpu_allocation_ratio,
+                &spec.memory_allocation_ratio,
+                &spec.disk_allocation_ratio,
+            ];
+            for (lowest, text) in lowest.iter_mut().zip(said) {
+                // One that cannot be read is told on the aggregate, and gives out nothing.
+                let ratio = |t: &String| match parse_milli(t) {
+                    Ok(ratio) => (ratio, t.clone()),
+                    Err(_) => (0, "0".to_owned()),
+                };
+                *lowest = [lowest.take(), text.as_ref().map(ratio)]
+                    .into_iter()
+                    .flatten()
+                    .min();
+            }
+        }
+        lowest
+    }
+
+    /// What a Host's agent is told of its aggregates' ratios.
+    #[must_use]
+    pub fn ratios_in_force(&self, host: &Host) -> Option<AllocationRatios> {
+        let [cpu, memory, disk] = self.ratios(host).map(|r| r.map(|(_, text)| text));
+        let ratios = AllocationRatios { cpu, memory, disk };
+        (ratios != AllocationRatios::default()).then_some(ratios)
     }
 
     /// Hosts of an aggregate, and those whose zone an older aggregate decides against its

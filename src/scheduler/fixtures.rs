@@ -7,8 +7,12 @@ use k8s_openapi::jiff::Timestamp;
 
 use super::state::{Outcome, State, Write};
 use crate::api::common::{Claim, ObjectName, Resources};
-use crate::api::names::MANAGER_FINALIZER;
-use crate::api::{Host, HostSpec, HostStatus, Image, ImageSpec, Server, ServerSpec, ServerStatus};
+use crate::api::instance::ServerIdentity;
+use crate::api::names::{MANAGER_FINALIZER, host_namespace, instance_name};
+use crate::api::{
+    Host, HostSpec, HostStatus, Image, ImageSpec, Instance, InstanceSpec, InstanceStatus, Reason,
+    Server, ServerSpec, ServerStatus,
+};
 
 /// A time.
 pub fn now(second: i64) -> Timestamp {
@@ -90,6 +94,7 @@ pub fn after(write: &Write, version: u64) -> Server {
     server.metadata.resource_version = Some(version.to_string());
     server.status = Some(ServerStatus {
         placement: write.status.placement.clone(),
+        refusals: write.status.refusals.clone(),
         conditions: write.status.conditions.clone(),
         ..ServerStatus::default()
     });
@@ -100,6 +105,46 @@ pub fn after(write: &Write, version: u64) -> Server {
 pub fn bound(write: &Write) -> (&str, i64) {
     let placement = write.status.placement.as_ref().unwrap();
     (&placement.host, placement.epoch)
+}
+
+/// The Instance of a placed Server.
+pub fn instance(server: &Server, version: u64) -> Instance {
+    let placement = server.status.as_ref().unwrap().placement.clone().unwrap();
+    let uid = server.metadata.uid.clone().unwrap();
+    let spec = InstanceSpec {
+        server: ServerIdentity {
+            namespace: "ns".into(),
+            name: server.metadata.name.clone().unwrap(),
+            uid: uid.clone(),
+        },
+        host: placement.host.clone(),
+        epoch: placement.epoch,
+        claim: placement.claim,
+        ..InstanceSpec::default()
+    };
+    let name = instance_name(&uid, placement.epoch);
+    let mut instance = Instance::new(&name, spec);
+    instance.metadata.uid = Some(format!("uid-{name}"));
+    instance.metadata.namespace = Some(host_namespace(&placement.host));
+    instance.metadata.resource_version = Some(version.to_string());
+    instance
+}
+
+/// The same once its host has refused it, or taken it on.
+pub fn said(mut instance: Instance, realized: bool, reason: Reason) -> Instance {
+    instance.status = Some(InstanceStatus {
+        realized: Some(realized),
+        conditions: vec![Condition {
+            type_: "Ready".into(),
+            status: "False".into(),
+            reason: reason.as_str().into(),
+            message: "no room for it".into(),
+            observed_generation: None,
+            last_transition_time: Time(now(0)),
+        }],
+        ..InstanceStatus::default()
+    });
+    instance
 }
 
 /// Decides, and plays the API server that takes every write. Says where each Server went.

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::scheduling::v1::PriorityClass;
+use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
 use super::catalogue::Key;
@@ -38,10 +39,23 @@ impl State {
         self.orphans.insert(name.clone(), orphans);
         let labels = self.hosts.get(&name).map(ResourceExt::labels);
         self.unreported |= labels != Some(host.labels());
-        if self.snapshot.set_host(self.catalogue.facts(host)) {
-            self.eased = true;
-        }
-        self.hosts.insert(name, host.clone());
+        self.hosts.insert(name.clone(), host.clone());
+        self.enter_host(&name);
+    }
+
+    /// Brings the core in line with what is known of a Host.
+    fn enter_host(&mut self, name: &str) {
+        let Some(host) = self.hosts.get(name) else {
+            return;
+        };
+        let mut facts = self.catalogue.facts(host);
+        facts.failed_builds = self.instances.failures(name);
+        self.eased |= self.snapshot.set_host(facts);
+    }
+
+    /// Builds that failed on a host have become more or fewer.
+    pub(super) fn host_failures(&mut self, name: &str) {
+        self.enter_host(name);
     }
 
     /// A Host is gone.
@@ -68,8 +82,8 @@ impl State {
 
     /// Aggregates have changed: so may have all Hosts.
     fn hosts_changed(&mut self) {
-        for host in self.hosts.values() {
-            self.eased |= self.snapshot.set_host(self.catalogue.facts(host));
+        for name in self.hosts.keys().cloned().collect::<Vec<_>>() {
+            self.enter_host(&name);
         }
         self.unreported = true;
     }
@@ -275,9 +289,9 @@ impl State {
 
     /// Servers that wait for room, and fit now, are decided anew; the others are told
     /// the new figures in time.
-    pub(super) fn ease(&mut self) {
+    pub(super) fn ease(&mut self, now: Timestamp) {
         for key in self.queue.waiting_for(Why::NoHostFits) {
-            if self.would_fit(&key) {
+            if self.would_fit(&key, now) {
                 self.want(&key);
             } else {
                 self.queue.hasten(&key);

@@ -5,7 +5,7 @@
 //! | [`facts`], [`snapshot`], [`request`], [`filters`], [`weighers`], [`policy`], [`place`] | the core: pure, synchronous, free of Kubernetes |
 //! | [`resolve`] | API objects in, the core's values out |
 //! | [`state`] | memory and queue: watch events in, writes out; no I/O |
-//! | [`intake`], [`queue`], [`reports`] | parts of it: the kinds that decide, who waits, what is said of them |
+//! | [`intake`], [`instances`], [`queue`], [`reports`] | parts of it: the kinds that decide, who waits, what is said of them |
 //! | [`bind`] | one write, until its outcome is certain |
 //! | this file | watches, leadership, and the one task that decides |
 //!
@@ -21,6 +21,8 @@ pub mod facts;
 pub mod filters;
 #[cfg(test)]
 mod fixtures;
+mod gang;
+pub mod instances;
 pub mod intake;
 pub mod intern;
 pub mod metrics;
@@ -39,6 +41,7 @@ pub mod snapshot;
 pub mod state;
 mod watch;
 pub mod weighers;
+pub mod why;
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};

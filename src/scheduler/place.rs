@@ -38,7 +38,7 @@ struct Memory {
 /// A policy, and what is remembered of earlier decisions. Always for the same snapshot.
 #[derive(Default)]
 pub struct Placer {
-    policy: Policy,
+    policy: std::sync::Arc<Policy>,
     memory: Memory,
     fit: Bits,
     scores: Scores,
@@ -60,6 +60,8 @@ pub struct Refusal {
     pub filter: &'static str,
     /// How many hosts it turned away.
     pub hosts: usize,
+    /// How many of them no other filter turned away.
+    pub alone: usize,
     /// The host that comes nearest: turned away by the fewest filters, and lacking least.
     pub nearest: String,
     /// What that host lacks.
@@ -76,26 +78,29 @@ impl fmt::Display for Explanation {
         write!(f, "0 of {} hosts fit", self.hosts)?;
         for (i, refusal) in self.refusals.iter().enumerate() {
             let separator = if i == 0 { ":" } else { ";" };
-            write!(
-                f,
-                "{separator} {} turned away {}",
-                refusal.filter, refusal.hosts
-            )?;
-            let nearest = &refusal.nearest;
-            match &refusal.miss {
-                Miss::Short { needs, has, unit } if refusal.hosts > 1 => {
-                    write!(f, " (needs {needs} {unit}, best host {nearest} has {has})")?;
-                }
-                Miss::Short { needs, has, unit } => {
-                    write!(f, " (needs {needs} {unit}, {nearest} has {has})")?;
-                }
-                Miss::Unfit(why) if refusal.hosts > 1 => {
-                    write!(f, " (such as {nearest}, which {why})")?;
-                }
-                Miss::Unfit(why) => write!(f, " ({nearest} {why})")?,
-            }
+            let (filter, hosts) = (refusal.filter, refusal.hosts);
+            let miss = refusal.nearest_miss();
+            write!(f, "{separator} {filter} turned away {hosts} ({miss})")?;
         }
         Ok(())
+    }
+}
+
+impl Refusal {
+    /// What the nearest host lacks, in words.
+    #[must_use]
+    pub fn nearest_miss(&self) -> String {
+        let nearest = &self.nearest;
+        match &self.miss {
+            Miss::Short { needs, has, unit } if self.hosts > 1 => {
+                format!("needs {needs} {unit}, best host {nearest} has {has}")
+            }
+            Miss::Short { needs, has, unit } => {
+                format!("needs {needs} {unit}, {nearest} has {has}")
+            }
+            Miss::Unfit(why) if self.hosts > 1 => format!("such as {nearest}, which {why}"),
+            Miss::Unfit(why) => format!("{nearest} {why}"),
+        }
     }
 }
 
@@ -103,10 +108,22 @@ impl Placer {
     /// Decides by `policy`.
     #[must_use]
     pub fn new(policy: Policy) -> Self {
+        Self::by(std::sync::Arc::new(policy))
+    }
+
+    /// Decides by a policy that others decide by as well.
+    #[must_use]
+    pub fn by(policy: std::sync::Arc<Policy>) -> Self {
         Self {
             policy,
             ..Self::default()
         }
+    }
+
+    /// The policy that it decides by.
+    #[must_use]
+    pub fn policy(&self) -> std::sync::Arc<Policy> {
+        self.policy.clone()
     }
 
     /// The best host for `request`.
@@ -232,8 +249,8 @@ fn explain(policy: &Policy, ask: &Ask<'_>) -> Explanation {
     // (filters that turn the host away, gap, host) of the nearest host, and the count.
     type Nearest<'a> = (usize, i64, &'a str);
     let filters: Vec<_> = policy.filters.iter().filter(|f| f.applies(ask)).collect();
-    let mut table: Vec<(usize, Option<(Nearest<'_>, Miss)>)> =
-        filters.iter().map(|_| (0, None)).collect();
+    type Row<'a> = (usize, usize, Option<(Nearest<'a>, Miss)>);
+    let mut table: Vec<Row<'_>> = filters.iter().map(|_| (0, 0, None)).collect();
     let mut hosts = 0;
     for host in ask.snapshot.hosts() {
         hosts += 1;
@@ -241,8 +258,9 @@ fn explain(policy: &Policy, ask: &Ask<'_>) -> Explanation {
             .filter(|&i| !filters[i].passes(host, ask))
             .collect();
         for &i in &failed {
-            let (count, nearest) = &mut table[i];
+            let (count, alone, nearest) = &mut table[i];
             *count += 1;
+            *alone += usize::from(failed.len() == 1);
             if nearest
                 .as_ref()
                 .is_some_and(|((least, ..), _)| failed.len() > *least)
@@ -263,11 +281,12 @@ fn explain(policy: &Policy, ask: &Ask<'_>) -> Explanation {
     let mut refusals: Vec<Refusal> = filters
         .iter()
         .zip(table)
-        .filter_map(|(filter, (hosts, nearest))| {
+        .filter_map(|(filter, (hosts, alone, nearest))| {
             let ((_, _, name), miss) = nearest?;
             Some(Refusal {
                 filter: filter.name(),
                 hosts,
+                alone,
                 nearest: name.to_owned(),
                 miss,
             })

@@ -358,6 +358,7 @@ proptest! {
         let mut remembers = Placer::default();
         for (i, (mut request, which, event)) in history.into_iter().enumerate() {
             request.group = (i % 3 > 0).then(|| Group {
+                min_members: 0,
                 id: "g".into(),
                 policy: [GroupPolicy::AntiAffinity, GroupPolicy::Affinity,
                     GroupPolicy::SoftAntiAffinity, GroupPolicy::SoftAffinity][which % 4],

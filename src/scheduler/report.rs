@@ -34,6 +34,9 @@ async fn one(context: &Context, report: Report) -> Result<bool, ApiError> {
             let api = Api::namespaced(client, &object.namespace().unwrap_or_default());
             apply_status(&api, SCHEDULER, &*object, &status).await
         }
+        Report::Host(object, status) => {
+            apply_status(&Api::all(client), SCHEDULER, &*object, &status).await
+        }
         Report::Policy(object, status) => {
             apply_status(&Api::all(client), SCHEDULER, &*object, &status).await
         }

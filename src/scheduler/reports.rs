@@ -2,10 +2,12 @@
 
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
+use serde::Serialize;
 
 use super::catalogue::Catalogue;
 use super::policy::Policy;
 use crate::api::conditions::{self, ConditionType, Observation};
+use crate::api::host::AllocationRatios;
 use crate::api::host_aggregate::HostAggregateStatus;
 use crate::api::scheduler_policy::{SCHEDULER_POLICY, SchedulerPolicyStatus};
 use crate::api::server_group::ServerGroupStatus;
@@ -21,8 +23,19 @@ pub enum Report {
     Aggregate(Box<HostAggregate>, HostAggregateStatus),
     /// Of a group.
     Group(Box<ServerGroup>, ServerGroupStatus),
+    /// Of a Host: the ratios of its aggregates.
+    Host(Box<Host>, HostReport),
     /// Of a policy.
     Policy(Box<SchedulerPolicy>, SchedulerPolicyStatus),
+}
+
+/// The scheduler's part of a Host's status.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HostReport {
+    /// Ratios of its aggregates.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allocation_ratios: Option<AllocationRatios>,
 }
 
 /// What is to be said now of all of them.
@@ -60,7 +73,18 @@ pub fn all(
         };
         Report::Policy(Box::new(p.clone()), status)
     });
-    aggregates.chain(groups).chain(policies).collect()
+    let hosts = hosts.iter().filter_map(|h| {
+        let allocation_ratios = catalogue.ratios_in_force(h);
+        let said = h.status.as_ref().and_then(|s| s.allocation_ratios.as_ref());
+        let report = HostReport { allocation_ratios };
+        (said != report.allocation_ratios.as_ref())
+            .then(|| Report::Host(Box::new((*h).clone()), report))
+    });
+    aggregates
+        .chain(groups)
+        .chain(hosts)
+        .chain(policies)
+        .collect()
 }
 
 fn aggregate(

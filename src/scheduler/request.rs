@@ -74,6 +74,8 @@ pub struct Group {
     /// How many members one host may hold under AntiAffinity: Nova's
     /// `max_server_per_host`.
     pub max_per_host: u32,
+    /// All or nothing: how many members are placed together at least; 0 for any.
+    pub min_members: u32,
 }
 
 /// A Server named by another.

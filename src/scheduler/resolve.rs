@@ -193,8 +193,6 @@ pub fn request(
         namespace,
         ..Request::default()
     };
-    let refusals = server.status.iter().flat_map(|s| &s.refusals);
-    request.refused_by = refusals.map(|r| r.name.clone()).collect();
     if let Some(wishes) = &spec.placement {
         wish(&mut request, wishes, catalogue, uid)?;
     }
@@ -260,6 +258,7 @@ fn wish(
             id: within(&namespace, name),
             policy: group.spec.policy,
             max_per_host: most.unwrap_or(1).unsigned_abs(),
+            min_members: group.spec.min_members.unwrap_or(0).unsigned_abs(),
         });
     }
     if let Some(name) = &wishes.priority_class {
@@ -344,6 +343,12 @@ fn usable(image: &Image, claim: Claim, provider: &str, namespace: &str) -> bool 
     let too_small =
         claim.memory_mib < memory.mib() || (claim.disk_gib > 0 && claim.disk_gib < disk.gib());
     shared && !too_small
+}
+
+/// The size of a flavor.
+#[must_use]
+pub fn claim_of(flavor: &crate::api::FlavorSpec) -> Option<Claim> {
+    claim(flavor.vcpus, &flavor.memory, &flavor.disk)
 }
 
 fn claim(vcpus: i32, memory: &str, disk: &str) -> Option<Claim> {

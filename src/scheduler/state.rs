@@ -16,13 +16,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 use serde::Serialize;
 
 use super::catalogue::Catalogue;
 pub use super::catalogue::Key;
 use super::facts::NumaAsk;
+use super::gang::Gangs;
+use super::instances::Instances;
 use super::numa;
 use super::place::Placer;
 use super::queue::{Queue, Why};
@@ -34,6 +36,11 @@ use crate::api::conditions::{self, Observation};
 use crate::api::names::{MANAGER_FINALIZER, instance_name};
 use crate::api::server::{Placement, Refusal};
 use crate::api::{ConditionType, Host, Reason, SchedulerPolicy, Server};
+
+/// How long a host that refused a Server is not asked again.
+const REMEMBERED: SignedDuration = SignedDuration::from_secs(600);
+/// How many refusals a Server's status holds at most.
+const MOST_REFUSALS: usize = 16;
 
 /// The scheduler's part of a Server's status.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -96,6 +103,9 @@ pub struct State {
     /// Host and epoch of what waits for its Server to come back, by host.
     pub(super) orphans: BTreeMap<String, BTreeMap<Key, i64>>,
     pub(super) queue: Queue,
+    pub(super) instances: Instances,
+    /// Servers by uid.
+    pub(super) uids: BTreeMap<String, Key>,
     /// A host or a Server has changed so that one that waits may fit now.
     pub(super) eased: bool,
     writing: BTreeMap<Key, Writing>,
@@ -146,6 +156,8 @@ impl State {
             }
         }
         self.answered.remove(&key);
+        self.uids
+            .insert(server.uid().unwrap_or_default(), key.clone());
         self.servers.insert(key.clone(), Arc::new(server));
         let conflict = self.writing.get(&key).is_some_and(|w| w.conflict);
         if conflict {
@@ -169,9 +181,11 @@ impl State {
         self.writing.remove(key);
         self.queue.leave(key);
         self.answered.remove(key);
-        if self.snapshot.release(&server.uid().unwrap_or_default()) {
-            self.eased = true;
-        }
+        let uid = server.uid().unwrap_or_default();
+        self.uids.remove(&uid);
+        self.eased |= self.snapshot.release(&uid);
+        // What is still there of it counts until it is gone too.
+        self.enter_instances(&uid);
     }
 
     /// A full list of Servers: what it lacks is gone.
@@ -247,7 +261,7 @@ impl State {
     /// oldest: what frees room is tried with those that have waited longest.
     pub fn decide(&mut self, now: Timestamp) -> Vec<Write> {
         if std::mem::take(&mut self.eased) {
-            self.ease();
+            self.ease(now);
         }
         // Those that have waited long enough are looked at again.
         for key in self.queue.due(now) {
@@ -259,13 +273,26 @@ impl State {
             .into_iter()
             .filter_map(|key| {
                 let server = self.servers.get(&key)?.clone();
-                let request = self.request(&server);
+                let request = self.request(&server, now);
                 Some((key, server, request))
             })
             .collect();
         asked.sort_by_key(|(_, _, r)| Reverse(r.as_ref().map_or(0, |r| r.priority)));
-        let decide = |(key, server, request)| self.decide_one(key, server, request, now);
-        asked.into_iter().filter_map(decide).collect()
+        let mut gangs = Gangs::default();
+        let mut writes = Vec::new();
+        for (key, server, request) in asked {
+            // A gang places all of its members when it comes to the first.
+            if self.writing.contains_key(&key) {
+                continue;
+            }
+            match request {
+                Ok(request) if self.is_free(&key, &server) && self.is_of_gang(&request) => {
+                    self.decide_gang(&key, &server, &request, &mut gangs, &mut writes, now);
+                }
+                request => writes.extend(self.decide_one(key, server, request, now)),
+            }
+        }
+        writes
     }
 
     /// What is to be said of the objects that decide, when that may have changed.
@@ -283,17 +310,49 @@ impl State {
         self.unreported = true;
     }
 
-    fn request(&self, server: &Server) -> Result<Request, Unresolved> {
+    pub(super) fn request(&self, server: &Server, now: Timestamp) -> Result<Request, Unresolved> {
         let uid = |key: &Key| self.servers.get(key)?.uid();
-        request(server, &self.catalogue, &uid)
+        let mut request = request(server, &self.catalogue, &uid)?;
+        let refusals = server.status.iter().flat_map(|s| &s.refusals);
+        let lasting = refusals.filter(|r| {
+            let since = r.time.as_ref().map(|t| t.0);
+            since.is_some_and(|t| now.duration_since(t) < REMEMBERED)
+        });
+        request.refused_by = lasting.map(|r| r.name.clone()).collect();
+        if let Some(refused) = self.refused(server) {
+            request.refused_by.insert(refused.name);
+        }
+        Ok(request)
+    }
+
+    /// The refusal of a Server's host, while it is placed there.
+    fn refused(&self, server: &Server) -> Option<Refusal> {
+        let placement = placement(server)?;
+        let uid = server.uid()?;
+        let mut known = self.instances.of(&uid).filter(|i| i.is_of(placement));
+        let message = known.find_map(|i| i.refusal())?.to_owned();
+        Some(Refusal {
+            name: placement.host.clone(),
+            epoch: placement.epoch,
+            message,
+            time: None,
+        })
+    }
+
+    /// Host and epoch of an Instance that a Server without placement belongs to.
+    fn bound_by(&self, server: &Server) -> Option<(String, i64)> {
+        let uid = server.uid()?;
+        let bound = self.instances.of(&uid).filter(|i| i.binds());
+        let latest = bound.max_by_key(|i| i.epoch)?;
+        Some((latest.host.clone(), latest.epoch))
     }
 
     /// Whether a decision on a Server would be another than before.
-    pub(super) fn would_fit(&mut self, key: &Key) -> bool {
+    pub(super) fn would_fit(&mut self, key: &Key, now: Timestamp) -> bool {
         let Some(server) = self.servers.get(key).cloned() else {
             return false;
         };
-        let Ok(request) = self.request(&server) else {
+        let Ok(request) = self.request(&server, now) else {
             return true;
         };
         self.orphan(key).is_some() || self.placer.fits(&self.snapshot, &request)
@@ -317,10 +376,14 @@ impl State {
                 return self.tell(key, server, no(reason, message), Why::Unresolved, now);
             }
         };
-        // A running VM that the Server's objects came back for: it stays where it is,
-        // whatever the filters say of its host.
+        if let Some(refusal) = self.refused(&server) {
+            return self.take_back(key, server, refusal, &request, now);
+        }
+        // A running VM that the Server's objects came back for, or that the Server has lost
+        // its placement on: it stays where it is, whatever the filters say of its host.
         let orphan = self.orphan(&key);
-        let decision = match &orphan {
+        let bound = self.bound_by(&server);
+        let decision = match bound.as_ref().or(orphan.as_ref()) {
             Some((host, _)) => Ok(host.as_str()),
             None => self.placer.place(&self.snapshot, &request),
         };
@@ -331,9 +394,26 @@ impl State {
                 return self.tell(key, server, seen, Why::NoHostFits, now);
             }
         };
+        let epoch = match bound {
+            Some((_, epoch)) => epoch,
+            None => self.epoch(&server, orphan.as_ref().map(|(_, epoch)| *epoch)),
+        };
+        Some(self.bind(key, server, &request, host, epoch, now))
+    }
+
+    /// Binds a Server, in memory first.
+    pub(super) fn bind(
+        &mut self,
+        key: Key,
+        server: Arc<Server>,
+        request: &Request,
+        host: String,
+        epoch: i64,
+        now: Timestamp,
+    ) -> Write {
         let numa = request.asks.shape.numa.as_ref();
         let placement = Placement {
-            epoch: epoch(&server, orphan.as_ref().map(|(_, epoch)| *epoch)),
+            epoch,
             claim: request.asks.shape.claim,
             numa_nodes: numa.map_or(vec![], |ask| self.nodes(&host, ask)),
             time: Some(Time(now)),
@@ -344,11 +424,48 @@ impl State {
         let message = format!("placed on {}", placement.host);
         let seen = Observation::yes(ConditionType::Scheduled, Reason::Scheduled, message);
         let (conditions, transition) = conditions(&server, seen, now);
-        Some(self.write(key, server, Some(placement), conditions, transition))
+        let refusals = refusals(&server);
+        self.write(
+            key,
+            server,
+            (Some(placement), refusals),
+            conditions,
+            transition,
+        )
+    }
+
+    /// Takes a placement back that the host has refused, if another host would do. Where
+    /// none would, the Server stays where it may be built once there is room.
+    fn take_back(
+        &mut self,
+        key: Key,
+        server: Arc<Server>,
+        refusal: Refusal,
+        request: &Request,
+        now: Timestamp,
+    ) -> Option<Write> {
+        if !self.placer.fits(&self.snapshot, request) {
+            self.queue.wait(key, Why::NoHostFits, now);
+            return None;
+        }
+        let message = format!(
+            "Host {} refused it; it is placed elsewhere once its Instance there is gone",
+            refusal.name
+        );
+        let seen = Observation::no(ConditionType::Scheduled, Reason::HostRefused, message);
+        let (conditions, transition) = conditions(&server, seen, now);
+        let mut refusals = refusals(&server);
+        refusals.retain(|r| r.name != refusal.name);
+        if refusals.len() >= MOST_REFUSALS {
+            refusals.remove(0);
+        }
+        let time = Some(Time(now));
+        refusals.push(Refusal { time, ..refusal });
+        Some(self.write(key, server, (None, refusals), conditions, transition))
     }
 
     /// Says why a Server is not placed, unless it says so already or was told lately.
-    fn tell(
+    pub(super) fn tell(
         &mut self,
         key: Key,
         server: Arc<Server>,
@@ -368,14 +485,15 @@ impl State {
             return None;
         }
         self.queue.wait(key.clone(), why, now);
-        Some(self.write(key, server, None, conditions, transition))
+        let refusals = refusals(&server);
+        Some(self.write(key, server, (None, refusals), conditions, transition))
     }
 
     fn write(
         &mut self,
         key: Key,
         server: Arc<Server>,
-        placement: Option<Placement>,
+        (placement, refusals): (Option<Placement>, Vec<Refusal>),
         conditions: Vec<Condition>,
         transition: bool,
     ) -> Write {
@@ -386,12 +504,11 @@ impl State {
             conflict: false,
         };
         self.writing.insert(key.clone(), writing);
-        let refusals = server.status.as_ref().map(|s| s.refusals.clone());
         Write {
             key,
             status: SchedulerStatus {
                 placement,
-                refusals: refusals.unwrap_or_default(),
+                refusals,
                 conditions,
             },
             server,
@@ -421,22 +538,60 @@ impl State {
         let uid = server.uid().unwrap_or_default();
         let freed = match placement(server) {
             Some(placement) => {
-                let held = holding(server, placement, &self.catalogue);
+                let mut held = holding(server, placement, &self.catalogue);
+                let mut own = self.instances.of(&uid).filter(|i| i.is_of(placement));
+                held.busy = own.next().is_none_or(|i| i.busy);
                 self.snapshot.hold(&uid, held)
             }
             None if self.writing.get(key).is_some_and(|w| w.bound) => false,
             None => self.snapshot.release(&uid),
         };
         self.eased |= freed;
+        self.enter_instances(&uid);
     }
 
-    /// Whether a Server wants to be placed.
-    fn is_wanting(&self, key: &Key) -> bool {
+    /// Whether nothing of a Server is on any host.
+    pub(super) fn is_free(&self, key: &Key, server: &Server) -> bool {
+        let there = server
+            .uid()
+            .is_some_and(|uid| self.instances.of(&uid).next().is_some());
+        placement(server).is_none() && !there && self.orphan(key).is_none()
+    }
+
+    /// Whether a Server wants to be placed, or placed elsewhere. Not before what there is
+    /// of it is gone.
+    pub(super) fn is_wanting(&self, key: &Key) -> bool {
         self.servers.get(key).is_some_and(|server| {
-            placement(server).is_none()
+            let uid = server.uid().unwrap_or_default();
+            let wanting = match placement(server) {
+                Some(_) => self.refused(server).is_some(),
+                None => self.bound_by(server).is_some() || self.instances.of(&uid).next().is_none(),
+            };
+            wanting
                 && server.metadata.deletion_timestamp.is_none()
                 && server.finalizers().iter().any(|f| f == MANAGER_FINALIZER)
         })
+    }
+
+    /// Higher than any epoch that the Server is known to have had: by its last Instance's
+    /// name, its Instances, its refusals, or what a host holds of it.
+    pub(super) fn epoch(&self, server: &Server, orphan: Option<i64>) -> i64 {
+        let uid = server.uid().unwrap_or_default();
+        let status = server.status.as_ref();
+        let named = status.and_then(|s| s.instance.as_deref()).and_then(|name| {
+            let (_, epoch) = name.rsplit_once('-')?;
+            let epoch: i64 = epoch.parse().ok()?;
+            (name == instance_name(&uid, epoch)).then_some(epoch)
+        });
+        let refused = status.iter().flat_map(|s| &s.refusals).map(|r| r.epoch);
+        let there = self.instances.of(&uid).map(|i| i.epoch);
+        let all = refused.chain(there).chain(named).chain(orphan);
+        all.max().unwrap_or(0).max(0).saturating_add(1)
+    }
+
+    /// Whether a status of it is being written.
+    pub(super) fn is_writing(&self, key: &Key) -> bool {
+        self.writing.contains_key(key)
     }
 
     /// Brings the queue in line with what is known of a Server: it is decided next if it
@@ -452,8 +607,13 @@ impl State {
     }
 }
 
+fn refusals(server: &Server) -> Vec<Refusal> {
+    let status = server.status.as_ref();
+    status.map(|s| s.refusals.clone()).unwrap_or_default()
+}
+
 /// The condition Scheduled, as it is.
-fn scheduled(server: &Server) -> Option<&Condition> {
+pub(super) fn scheduled(server: &Server) -> Option<&Condition> {
     let status = server.status.as_ref()?;
     conditions::find(&status.conditions, ConditionType::Scheduled)
 }
@@ -467,18 +627,6 @@ fn conditions(server: &Server, seen: Observation, now: Timestamp) -> (Vec<Condit
     let same = |c: &Condition| before.is_some_and(|b| b.status == c.status && b.reason == c.reason);
     let transition = !new.iter().all(same);
     (new, transition)
-}
-
-/// Higher than any epoch that the Server is known to have had: by its last Instance's
-/// name, or by what a host holds of it.
-fn epoch(server: &Server, orphan: Option<i64>) -> i64 {
-    let status = server.status.as_ref();
-    let instance = status.and_then(|s| s.instance.as_deref()).and_then(|name| {
-        let (_, epoch) = name.rsplit_once('-')?;
-        let epoch: i64 = epoch.parse().ok()?;
-        (name == instance_name(&server.uid()?, epoch)).then_some(epoch)
-    });
-    instance.max(orphan).unwrap_or(0).max(0).saturating_add(1)
 }
 
 #[cfg(test)]

@@ -129,10 +129,11 @@ fn an_epoch_is_higher_than_that_of_the_last_instance() {
     let mut server = server("a", 1, "1Mi");
     let status = server.status.get_or_insert_default();
     status.instance = Some("uid-a-7".into());
-    assert_eq!(epoch(&server, None), 8);
-    assert_eq!(epoch(&server, Some(9)), 10);
+    let state = State::default();
+    assert_eq!(state.epoch(&server, None), 8);
+    assert_eq!(state.epoch(&server, Some(9)), 10);
     server.status.get_or_insert_default().instance = Some("uid-b-7".into());
-    assert_eq!(epoch(&server, None), 1);
+    assert_eq!(state.epoch(&server, None), 1);
 }
 
 #[test]

@@ -14,7 +14,9 @@ use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 
 use super::state::{Key, State};
-use crate::api::{Flavor, Host, HostAggregate, Image, SchedulerPolicy, Server, ServerGroup};
+use crate::api::{
+    Flavor, Host, HostAggregate, Image, Instance, SchedulerPolicy, Server, ServerGroup,
+};
 
 type Guarded<K> = Event<DeserializeGuard<K>>;
 
@@ -28,6 +30,7 @@ pub(super) enum Seen {
     Host(Guarded<Host>),
     Flavor(Guarded<Flavor>),
     Image(Guarded<Image>),
+    Instance(Guarded<Instance>),
     Aggregate(Guarded<HostAggregate>),
     Group(Guarded<ServerGroup>),
     Policy(Guarded<SchedulerPolicy>),
@@ -41,6 +44,7 @@ pub(super) fn all(client: &Client) -> impl Stream<Item = Seen> + Unpin + Send + 
         one(client, Seen::Host),
         one(client, Seen::Flavor),
         one(client, Seen::Image),
+        one(client, Seen::Instance),
         one(client, Seen::Aggregate),
         one(client, Seen::Group),
         one(client, Seen::Policy),
@@ -146,6 +150,7 @@ pub(super) struct Intake {
     hosts: Listing<Host>,
     flavors: Listing<Flavor>,
     images: Listing<Image>,
+    instances: Listing<Instance>,
     aggregates: Listing<HostAggregate>,
     groups: Listing<ServerGroup>,
     policies: Listing<SchedulerPolicy>,
@@ -159,6 +164,7 @@ impl Intake {
             && self.hosts.complete
             && self.flavors.complete
             && self.images.complete
+            && self.instances.complete
             && self.aggregates.complete
             && self.groups.complete
             && self.policies.complete
@@ -190,6 +196,12 @@ impl Intake {
                 Some(Change::Apply(image)) => state.image_seen(image),
                 Some(Change::Delete(key)) => state.image_gone(&key),
                 Some(Change::List(items, _)) => state.images_listed(items),
+                None => {}
+            },
+            Seen::Instance(event) => match self.instances.take(event) {
+                Some(Change::Apply(instance)) => state.instance_seen(&instance),
+                Some(Change::Delete(key)) => state.instance_gone(&key),
+                Some(Change::List(items, broken)) => state.instances_listed(&items, &broken),
                 None => {}
             },
             Seen::Aggregate(event) => match self.aggregates.take(event) {

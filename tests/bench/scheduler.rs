@@ -151,6 +151,7 @@ fn run(case: &Case<'_>) {
                 id,
                 policy,
                 max_per_host: 1,
+                min_members: 0,
             });
         }
         if case.spread {

@@ -170,7 +170,7 @@ fn no_room(host: &str, why: &str) -> Words {
         ready: Some(false),
         reason: Reason::HostRefused,
         message: format!(
-            "Host {host} has no room for it: {why}. Nothing of it was made. It is built when there is room: remove Servers from that Host, or change the Host's reserved and allocation ratios; or delete the Server and make it again, to have it placed anew"
+            "Host {host} has no room for it: {why}. Nothing of it was made. It is placed elsewhere as soon as another Host fits, or built here when there is room: remove Servers from that Host, or change its reserved and allocation ratios"
         ),
         stalled: false,
     }

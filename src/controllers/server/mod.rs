@@ -3,6 +3,7 @@
 
 pub mod guest;
 pub mod plan;
+pub mod refused;
 pub mod resolve;
 pub mod status;
 #[cfg(test)]
@@ -38,6 +39,9 @@ const BUILDING_QUIET: Duration = Duration::from_secs(30);
 /// When the API server refused or did not answer; nothing is lost by it.
 pub async fn reconcile(server: Arc<Server>, manager: Arc<Manager>) -> Outcome {
     let seen = observe(&server, &manager).await?;
+    if !finalize::is_deleting(&*server) {
+        clear_refused(&server, &manager).await?;
+    }
     let plan = plan::plan(&server, &seen);
     let mut acted = Ok(());
     for step in &plan.steps {
@@ -75,6 +79,17 @@ pub async fn reconcile(server: Arc<Server>, manager: Arc<Manager>) -> Outcome {
     report(&server, &manager, &status).await?;
     acted?;
     Ok(plan.standing.waits_for_secret().then_some(SECRET_RETRY))
+}
+
+/// Deletes what hosts have refused and the scheduler has taken back.
+async fn clear_refused(server: &Server, manager: &Manager) -> Result<(), ApiError> {
+    for (namespace, name) in refused::taken_back(server) {
+        let instance = Stores::find(&manager.stores.instances, &namespace, &name);
+        if let Some(instance) = instance.filter(|i| refused::is_refused(server, i)) {
+            refused::clear(&manager.context.client, &instance).await?;
+        }
+    }
+    Ok(())
 }
 
 async fn report(

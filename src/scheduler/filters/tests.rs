@@ -169,6 +169,7 @@ fn filters_turn_away_whom_nova_turns_away() {
     let group = |policy, max_per_host| {
         move |r: &mut Request| {
             r.group = Some(Group {
+                min_members: 0,
                 id: "g".into(),
                 policy,
                 max_per_host,

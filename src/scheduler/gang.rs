@@ -1,0 +1,168 @@
+//! All or nothing: ServerGroups whose members are placed together or not at all.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt;
+
+use super::catalogue::Key;
+use super::queue::Why;
+use super::request::Request;
+use super::resolve::{group_key, holding};
+use super::state::{State, Write, scheduled};
+use crate::api::conditions::{ConditionType, Observation};
+use crate::api::server::Placement;
+use crate::api::{Reason, Server};
+
+/// Why groups could not be placed, of those that were tried: asked once in each pass.
+pub(super) type Gangs = BTreeMap<Key, (Reason, String)>;
+
+impl State {
+    /// Whether the Server's group is placed all or nothing, and not enough of it is yet.
+    pub(super) fn is_of_gang(&self, request: &Request) -> bool {
+        let Some(group) = &request.group else {
+            return false;
+        };
+        let placed: u32 = self
+            .snapshot
+            .members(&group.id)
+            .iter()
+            .map(|(_, n)| n)
+            .sum();
+        placed < group.min_members
+    }
+
+    /// Decides for a Server whose group is placed all or nothing: for all of the group.
+    pub(super) fn decide_gang(
+        &mut self,
+        key: &Key,
+        server: &Arc<Server>,
+        request: &Request,
+        gangs: &mut Gangs,
+        writes: &mut Vec<Write>,
+        now: Timestamp,
+    ) {
+        let Some(group) = group_key(server) else {
+            return;
+        };
+        if !gangs.contains_key(&group) {
+            match self.place_gang(&group, request, now) {
+                Ok(placed) => {
+                    writes.extend(placed);
+                    return;
+                }
+                Err(why) => {
+                    if why.0 == Reason::NoHostFits {
+                        self.tell_gang(&group);
+                    }
+                    gangs.insert(group.clone(), why);
+                }
+            }
+        }
+        let Some((reason, message)) = gangs.get(&group).cloned() else {
+            return;
+        };
+        let seen = Observation::no(ConditionType::Scheduled, reason, message);
+        let wait = if reason == Reason::GroupIncomplete {
+            Why::Unresolved
+        } else {
+            Why::NoHostFits
+        };
+        writes.extend(self.tell(key.clone(), server.clone(), seen, wait, now));
+    }
+
+    /// Members that were told of others to come are told what there is in the way now.
+    fn tell_gang(&mut self, group: &Key) {
+        let outdated = |server: &Server| {
+            let said = scheduled(server).map(|c| c.reason.as_str());
+            said == Some(Reason::GroupIncomplete.as_str())
+        };
+        let all = self.servers.iter();
+        let some = all.filter(|(_, s)| group_key(s).as_ref() == Some(group) && outdated(s));
+        for key in some.map(|(key, _)| key.clone()).collect::<Vec<_>>() {
+            if self.queue.waits(&key) {
+                self.want(&key);
+            }
+        }
+    }
+
+    fn place_gang(
+        &mut self,
+        group: &Key,
+        request: &Request,
+        now: Timestamp,
+    ) -> Result<Vec<Write>, (Reason, String)> {
+        let asked = request.group.as_ref();
+        let (id, least) = asked.map_or(("", 0), |g| (g.id.as_str(), g.min_members));
+        let placed: u32 = self.snapshot.members(id).iter().map(|(_, n)| n).sum();
+        let candidates = self.servers.iter().filter(|(key, server)| {
+            group_key(server).as_ref() == Some(group)
+                && self.is_wanting(key)
+                && self.is_free(key, server)
+                && !self.is_writing(key)
+        });
+        let mut members = Vec::new();
+        for (key, server) in candidates {
+            if let Ok(request) = self.request(server, now) {
+                members.push((key.clone(), server.clone(), request));
+            }
+        }
+        let there = placed.saturating_add(u32::try_from(members.len()).unwrap_or(u32::MAX));
+        if there < least {
+            let message = format!(
+                "ServerGroup {} is placed all or nothing: {there} of {least} members are there \
+                 and could be placed",
+                group.1
+            );
+            return Err((Reason::GroupIncomplete, message));
+        }
+        // The biggest first: whatever is small fits beside them more easily.
+        members.sort_by_key(|(key, _, r)| {
+            let claim = r.asks.shape.claim;
+            (Reverse((claim.memory_mib, claim.vcpus)), key.clone())
+        });
+        let mut hosts = Vec::new();
+        let mut why = None;
+        for (key, server, request) in &members {
+            match self.placer.place(&self.snapshot, request) {
+                Ok(host) => {
+                    let host = host.to_owned();
+                    let placement = Placement {
+                        host: host.clone(),
+                        claim: request.asks.shape.claim,
+                        ..Placement::default()
+                    };
+                    let held = holding(server, &placement, &self.catalogue);
+                    self.snapshot.hold(&server.uid().unwrap_or_default(), held);
+                    hosts.push(host);
+                }
+                Err(explanation) => {
+                    why = Some(format!(
+                        "ServerGroup {} is placed all or nothing, and beside {} of its members \
+                         {} does not fit: {explanation}",
+                        group.1,
+                        hosts.len(),
+                        key.1
+                    ));
+                    break;
+                }
+            }
+        }
+        // What was tried is entered again by the binding itself.
+        for (_, server, _) in members.iter().take(hosts.len()) {
+            self.snapshot.release(&server.uid().unwrap_or_default());
+        }
+        if let Some(why) = why {
+            return Err((Reason::NoHostFits, why));
+        }
+        let mut writes = Vec::new();
+        for ((key, server, request), host) in members.into_iter().zip(hosts) {
+            let epoch = self.epoch(&server, None);
+            self.queue.leave(&key);
+            writes.push(self.bind(key, server, &request, host, epoch, now));
+        }
+        Ok(writes)
+    }
+}

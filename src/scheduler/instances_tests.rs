@@ -1,0 +1,227 @@
+//! What Instances do to the ledger and to decisions.
+
+use super::*;
+use crate::api::host::Orphan;
+use crate::api::server::PlacementWishes;
+use crate::api::server_group::GroupPolicy;
+use crate::api::{Server, ServerGroup, ServerGroupSpec};
+use crate::scheduler::fixtures::{after, bound, host, instance, now, said, server, settle, state};
+use crate::scheduler::state::Outcome;
+
+fn free(state: &State, name: &str) -> i64 {
+    state.snapshot().host(name).unwrap().free(1)
+}
+
+/// A Server that is placed on the only host, and its Instance.
+fn placed(state: &mut State, name: &str, memory: &str) -> (Server, Instance) {
+    state.server_seen(server(name, 1, memory));
+    let write = state.decide(now(1)).remove(0);
+    let placed = after(&write, 2);
+    let outcome = Outcome::Written(std::sync::Arc::new(placed.clone()));
+    state.written(&write, outcome, now(1));
+    let instance = instance(&placed, 3);
+    state.instance_seen(&instance);
+    (placed, instance)
+}
+
+#[test]
+fn a_host_is_used_by_what_is_on_it_whatever_servers_say() {
+    let mut state = state(&[host("h1", 1000)]);
+    let (server, mut there) = placed(&mut state, "a", "600Mi");
+    assert_eq!(free(&state, "h1"), 400, "counted once");
+    state.instance_seen(&said(there.clone(), true, Reason::Active));
+    // The Server is gone; what it had is still there.
+    state.server_gone(&("ns".into(), "a".into()));
+    assert_eq!(free(&state, "h1"), 400);
+    state.server_seen(crate::scheduler::fixtures::server("b", 9, "600Mi"));
+    assert_eq!(settle(&mut state, 2), [("b".to_owned(), None)]);
+    let key = (there.namespace().unwrap(), there.name_any());
+    state.instance_gone(&key);
+    assert_eq!(
+        settle(&mut state, 3),
+        [("b".to_owned(), Some("h1".to_owned()))]
+    );
+    // A move holds both sides.
+    state.host_seen(&host("h2", 1000));
+    there.spec.host = "h2".into();
+    there.spec.role = Role::Incoming;
+    there.metadata.name = Some("uid-b-2".into());
+    there.spec.server.uid = "uid-b".into();
+    state.instance_seen(&said(there, true, Reason::Building));
+    assert_eq!((free(&state, "h1"), free(&state, "h2")), (400, 400));
+    drop(server);
+}
+
+#[test]
+fn what_a_host_refuses_is_placed_elsewhere_once_its_instance_is_gone() {
+    let mut state = state(&[host("h1", 1000)]);
+    let (_, there) = placed(&mut state, "a", "600Mi");
+    let refused = said(there.clone(), false, Reason::HostRefused);
+    state.instance_seen(&refused);
+    // With nowhere else to go it stays where it may be built one day.
+    assert!(settle(&mut state, 2).is_empty());
+    state.host_seen(&host("h2", 1000));
+    let write = state.decide(now(3)).remove(0);
+    assert_eq!(write.status.placement, None);
+    assert_eq!(write.status.conditions[0].reason, "HostRefused");
+    let refusal = &write.status.refusals[0];
+    assert_eq!((refusal.name.as_str(), refusal.epoch), ("h1", 1));
+    assert_eq!(refusal.message, "no room for it");
+    let taken_back = after(&write, 10);
+    let outcome = Outcome::Written(std::sync::Arc::new(taken_back));
+    state.written(&write, outcome, now(3));
+    assert!(
+        state.decide(now(3)).is_empty(),
+        "its Instance is still there"
+    );
+    let mut going = refused.clone();
+    going.metadata.deletion_timestamp =
+        Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now(4)));
+    state.instance_seen(&going);
+    assert!(state.decide(now(4)).is_empty());
+    state.instance_gone(&(going.namespace().unwrap(), going.name_any()));
+    let write = state.decide(now(5)).remove(0);
+    assert_eq!(
+        bound(&write),
+        ("h2", 2),
+        "not where it was refused, with the next epoch"
+    );
+    assert_eq!(write.status.refusals.len(), 1, "remembered");
+}
+
+#[test]
+fn a_refusal_is_forgotten_in_time() {
+    let mut state = state(&[host("h1", 1000)]);
+    let mut refused = server("a", 1, "600Mi");
+    refused.status.get_or_insert_default().refusals = vec![crate::api::server::Refusal {
+        name: "h1".into(),
+        epoch: 4,
+        time: Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now(0))),
+        ..Default::default()
+    }];
+    state.server_seen(refused);
+    assert_eq!(settle(&mut state, 10), [("a".to_owned(), None)]);
+    let decided = state.decide(now(700));
+    assert_eq!(bound(&decided[0]), ("h1", 5));
+}
+
+#[test]
+fn a_host_that_has_taken_it_on_after_all_keeps_it() {
+    let mut state = state(&[host("h1", 1000), host("h2", 1000)]);
+    let (mut server, there) = placed(&mut state, "a", "600Mi");
+    let at = there.spec.host.clone();
+    // The placement was taken back, and the host built it in the same moment.
+    server.status.as_mut().unwrap().placement = None;
+    server.metadata.resource_version = Some("9".into());
+    state.server_seen(server);
+    state.instance_seen(&said(there, true, Reason::Building));
+    let write = state.decide(now(2)).remove(0);
+    assert_eq!(bound(&write), (at.as_str(), 1), "the same placement");
+}
+
+#[test]
+fn builds_that_fail_keep_others_away() {
+    let mut big = host("h1", 8000);
+    let capacity = big.status.as_mut().unwrap().capacity.as_mut().unwrap();
+    (capacity.vcpus, capacity.disk_gib) = (64, 1000);
+    let mut state = state(&[big]);
+    let (_, there) = placed(&mut state, "a", "600Mi");
+    state.host_seen(&host("h2", 2000));
+    state.instance_seen(&said(there.clone(), true, Reason::HypervisorFailed));
+    let mut next = |name: &str, at| {
+        state.server_seen(server(name, 20, "1Mi"));
+        if name == "c" {
+            state.instance_gone(&(there.namespace().unwrap(), there.name_any()));
+        }
+        settle(&mut state, at)[0].1.clone()
+    };
+    assert_eq!(next("b", 2).as_deref(), Some("h2"));
+    assert_eq!(next("c", 3).as_deref(), Some("h1"));
+}
+
+fn gang(state: &mut State, least: i32) {
+    let spec = ServerGroupSpec {
+        policy: GroupPolicy::AntiAffinity,
+        min_members: Some(least),
+        ..ServerGroupSpec::default()
+    };
+    let mut group = ServerGroup::new("g", spec);
+    group.metadata.namespace = Some("ns".into());
+    state.group_seen(group);
+}
+
+fn member(name: &str) -> Server {
+    let mut member = server(name, 1, "600Mi");
+    member.spec.placement = Some(PlacementWishes {
+        server_group: Some("g".into()),
+        ..PlacementWishes::default()
+    });
+    member
+}
+
+#[test]
+fn a_group_that_asks_for_all_or_nothing_gets_that() {
+    let mut state = state(&[host("h1", 1000), host("h2", 1000)]);
+    gang(&mut state, 3);
+    state.server_seen(member("a"));
+    let write = state.decide(now(1)).remove(0);
+    assert_eq!(write.status.conditions[0].reason, "GroupIncomplete");
+    let message = &write.status.conditions[0].message;
+    assert!(message.contains("1 of 3 members"), "{message}");
+    state.written(
+        &write,
+        Outcome::Written(std::sync::Arc::new(after(&write, 2))),
+        now(1),
+    );
+    state.server_seen(member("b"));
+    state.server_seen(member("c"));
+    let decided = settle(&mut state, 20);
+    assert!(
+        !decided.is_empty() && decided.iter().all(|(_, h)| h.is_none()),
+        "{decided:?}"
+    );
+    assert_eq!(
+        (free(&state, "h1"), free(&state, "h2")),
+        (1000, 1000),
+        "nothing is held"
+    );
+    let a = ("ns".to_owned(), "a".to_owned());
+    let said = state.servers[&a].status.as_ref().unwrap().conditions[0]
+        .message
+        .clone();
+    assert!(said.contains("beside 2 of its members"), "{said}");
+    assert!(
+        said.contains("ServerGroupAntiAffinityFilter turned away 2"),
+        "{said}"
+    );
+    // Small ones in between do not get in the way of what comes.
+    state.host_seen(&host("h3", 1000));
+    let decided = settle(&mut state, 40);
+    let hosts: BTreeSet<_> = decided.iter().filter_map(|(_, h)| h.clone()).collect();
+    assert_eq!((decided.len(), hosts.len()), (3, 3), "{decided:?}");
+    // Whoever joins later is placed alone.
+    state.host_seen(&host("h4", 1000));
+    state.server_seen(member("d"));
+    assert_eq!(
+        settle(&mut state, 50),
+        [("d".to_owned(), Some("h4".to_owned()))]
+    );
+}
+
+#[test]
+fn a_member_of_a_gang_whose_vm_runs_somewhere_is_not_placed_elsewhere() {
+    let mut holder = host("h1", 10);
+    holder.status.as_mut().unwrap().orphans = vec![Orphan {
+        name: "dom".into(),
+        server_namespace: "ns".into(),
+        server_name: "a".into(),
+        epoch: 4,
+        ..Orphan::default()
+    }];
+    let mut state = state(&[holder, host("h2", 1000), host("h3", 1000)]);
+    gang(&mut state, 2);
+    state.server_seen(member("a"));
+    state.server_seen(member("b"));
+    let decided: BTreeMap<_, _> = settle(&mut state, 1).into_iter().collect();
+    assert_eq!(decided["a"].as_deref(), Some("h1"));
+}
