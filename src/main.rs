@@ -7,11 +7,13 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
+use k8s_openapi::jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 use pileus::api::names;
 use pileus::drivers::hypervisor::VirtType;
 use pileus::kube_ext::{Context, Metrics, chain};
+use pileus::scheduler::simulate;
 use pileus::telemetry::{self, LogFormat, Readiness};
 use pileus::{agent, controllers, scheduler};
 
@@ -31,12 +33,55 @@ enum Role {
     Scheduler(Common),
     /// Makes the Instances of one host real.
     Agent(Box<AgentArguments>),
+    /// Says why a Server is where it is, or nowhere, and the smallest change that would help.
+    Why {
+        /// Name of the Server.
+        server: String,
+        /// Its namespace.
+        #[arg(short, long, default_value = "default")]
+        namespace: String,
+    },
+    /// Advises which Servers to move, by the filters and weighers that place them.
+    Advise {
+        /// What the moves are for.
+        #[arg(value_enum, default_value = "spread")]
+        aim: Aim,
+    },
+    /// Says where Servers would go, offline: by the scheduler's own code and files alone.
+    Simulate {
+        /// Hosts, Servers and what they refer to, as `kubectl get … -o yaml` prints them.
+        #[arg(short, long = "file", required = true)]
+        files: Vec<PathBuf>,
+        /// Host to be emptied: would everything on it fit elsewhere?
+        #[arg(long)]
+        drain: Vec<String>,
+        /// Advice of which Servers to move.
+        #[arg(long, value_enum)]
+        advise: Option<Aim>,
+    },
     /// Prints the CustomResourceDefinitions as YAML.
     Crds {
         /// Leaves out CEL rules, which API servers below 1.25 refuse.
         #[arg(long)]
         without_cel: bool,
     },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Aim {
+    /// Hosts that are evenly full.
+    Spread,
+    /// Hosts that are empty.
+    Empty,
+}
+
+impl Aim {
+    fn of(self) -> scheduler::advice::Aim {
+        match self {
+            Self::Spread => scheduler::advice::Aim::Spread,
+            Self::Empty => scheduler::advice::Aim::Empty,
+        }
+    }
 }
 
 #[derive(Args)]
@@ -137,6 +182,15 @@ fn main() -> ExitCode {
     if let Role::Crds { without_cel } = role {
         return ended(print_crds(!without_cel));
     }
+    if let Role::Simulate {
+        files,
+        drain,
+        advise,
+    } = role
+    {
+        let advise = advise.map(Aim::of);
+        return answered(simulate(&files, &simulate::Question { drain, advise }));
+    }
     // Two threads do for any role: the work is waiting.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -144,7 +198,13 @@ fn main() -> ExitCode {
         .build();
     match runtime {
         Ok(runtime) => {
-            let result = runtime.block_on(run(role));
+            let result = runtime.block_on(async {
+                match role {
+                    Role::Why { server, namespace } => why(namespace, server).await,
+                    Role::Advise { aim } => advise(aim).await,
+                    role => run(role).await,
+                }
+            });
             // A call of libvirt or a look-up that hangs must not hold the process back.
             runtime.shutdown_timeout(Duration::from_secs(2));
             ended(result)
@@ -165,12 +225,52 @@ fn ended(result: Result<()>) -> ExitCode {
     }
 }
 
+/// An answer goes to the output; whether all is well is the exit code.
+fn answered(answer: Result<simulate::Answer>) -> ExitCode {
+    match answer {
+        Ok(answer) => {
+            print!("{}", answer.text);
+            if answer.all_fit {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            }
+        }
+        Err(error) => ended(Err(error)),
+    }
+}
+
+fn simulate(files: &[PathBuf], question: &simulate::Question) -> Result<simulate::Answer> {
+    let mut texts = Vec::new();
+    for file in files {
+        let text = std::fs::read_to_string(file);
+        texts.push(text.map_err(|e| format!("cannot read {}: {e}", file.display()))?);
+    }
+    Ok(simulate::simulate(&texts, question, Timestamp::now())?)
+}
+
+async fn why(namespace: String, server: String) -> Result<()> {
+    let client = pileus::kube_ext::client().await?;
+    let mut state = scheduler::live::read(&client).await?;
+    let answer = state.why(&(namespace, server), Timestamp::now());
+    println!("{answer}");
+    Ok(())
+}
+
+async fn advise(aim: Aim) -> Result<()> {
+    let client = pileus::kube_ext::client().await?;
+    let state = scheduler::live::read(&client).await?;
+    let advice = scheduler::advice::advise(&state, aim.of(), Timestamp::now());
+    print!("{advice}");
+    Ok(())
+}
+
 async fn run(role: Role) -> Result<()> {
     let common = match &role {
         Role::Manager(arguments) => &arguments.common,
         Role::Scheduler(common) => common,
         Role::Agent(arguments) => &arguments.common,
-        Role::Crds { .. } => return Ok(()),
+        _ => return Ok(()),
     };
     telemetry::init(common.log_format);
     let (stop, ready, metrics) = (
@@ -220,7 +320,8 @@ async fn start(
             let context = connect(names::AGENT, metrics, &stop).await?;
             agent::run(agent_config(*arguments), context, ready, stop).await?;
         }
-        Role::Crds { .. } => {}
+        // Questions, answered without a role.
+        _ => {}
     }
     Ok(())
 }

@@ -116,6 +116,17 @@ pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     text
 }
 
+/// A client by the configuration that `kubectl` would use, or the pod's own.
+///
+/// # Errors
+/// When there is no usable configuration.
+pub async fn client() -> Result<Client, ConnectError> {
+    // Installed once per process; a second call finds the first one's and is harmless.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let config = kube::Config::infer().await.map_err(ConnectError::Config)?;
+    Client::try_from(config).map_err(ConnectError::Client)
+}
+
 impl Context {
     /// Connects by the environment (`KUBECONFIG`, or the pod's service account) and learns
     /// which cluster this is.
@@ -123,11 +134,7 @@ impl Context {
     /// # Errors
     /// When there is no usable configuration or the API server does not answer.
     pub async fn connect(manager: &'static str, metrics: Metrics) -> Result<Self, ConnectError> {
-        // Installed once per process; a second call finds the first one's and is harmless.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let config = kube::Config::infer().await.map_err(ConnectError::Config)?;
-        let client = Client::try_from(config).map_err(ConnectError::Client)?;
-        Self::with_client(client, manager, metrics).await
+        Self::with_client(client().await?, manager, metrics).await
     }
 
     /// Like [`Context::connect`] with a client made elsewhere.

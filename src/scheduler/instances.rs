@@ -97,6 +97,13 @@ impl Instances {
         keys.filter_map(|key| self.all.get(key))
     }
 
+    /// Those on a host.
+    #[must_use]
+    pub fn on(&self, host: &str) -> Vec<Key> {
+        let some = self.all.iter().filter(|(_, known)| known.host == host);
+        some.map(|(key, _)| key.clone()).collect()
+    }
+
     /// How many Instances of a host failed for reasons of the host's.
     #[must_use]
     pub fn failures(&self, host: &str) -> i32 {

@@ -6,6 +6,8 @@
 //! | [`resolve`] | API objects in, the core's values out |
 //! | [`state`] | memory and queue: watch events in, writes out; no I/O |
 //! | [`intake`], [`instances`], [`queue`], [`reports`] | parts of it: the kinds that decide, who waits, what is said of them |
+//! | [`why`], [`simulate`], [`advice`] | questions that people ask, of the same core |
+//! | [`live`] | all that decides, read once for such a question |
 //! | [`bind`] | one write, until its outcome is certain |
 //! | this file | watches, leadership, and the one task that decides |
 //!
@@ -13,6 +15,7 @@
 //! and lets up to [`WRITES`] status writes run beside it. Nothing is decided before all
 //! kinds have been listed, because a ledger with holes overbooks.
 
+pub mod advice;
 pub mod bind;
 pub mod bits;
 pub mod catalogue;
@@ -25,6 +28,7 @@ mod gang;
 pub mod instances;
 pub mod intake;
 pub mod intern;
+pub mod live;
 pub mod metrics;
 pub mod numa;
 pub mod operators;
@@ -37,6 +41,7 @@ pub mod reports;
 pub mod request;
 pub mod resolve;
 pub mod score;
+pub mod simulate;
 pub mod snapshot;
 pub mod state;
 mod watch;

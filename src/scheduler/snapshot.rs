@@ -635,6 +635,12 @@ impl<'a> Host<'a> {
         i64::from(self.snapshot.columns.capacity[self.slot][part])
     }
 
+    /// Processors, memory or disk that are given out at most.
+    #[must_use]
+    pub fn limit(self, part: usize) -> i64 {
+        i64::from(self.snapshot.columns.limit[self.slot][part])
+    }
+
     /// Number of Servers on it.
     #[must_use]
     pub fn servers(self) -> i64 {
