@@ -187,6 +187,9 @@ pub enum Standing {
     CrashLoop,
     /// Another placement has been seen here since; nothing is touched.
     Stale(i64),
+    /// This very placement has ended here, and all of it is removed: who made the Instance
+    /// again acts on what was.
+    Ended,
     /// A domain or directory of that id belongs to somebody else.
     Foreign,
     /// The host has no room for it, with the figures; nothing of it was made here.
@@ -244,6 +247,7 @@ pub fn plan(spec: &InstanceSpec, own: &Mark, seen: &Seen) -> Plan {
         ),
         Ownership::Foreign => Plan::nothing(Standing::Foreign),
         _ if seen.deleting => remove(seen),
+        Ownership::Own if is_ended(own, seen) => Plan::nothing(Standing::Ended),
         ownership => {
             let mut steps = Vec::new();
             if seen.highest_epoch != Some(own.epoch) || seen.epoch_closed {
@@ -288,6 +292,13 @@ fn ownership(own: &Mark, seen: &Seen) -> Ownership {
         }
     }
     answer
+}
+
+fn is_ended(own: &Mark, seen: &Seen) -> bool {
+    seen.highest_epoch == Some(own.epoch)
+        && seen.epoch_closed
+        && seen.domain.is_none()
+        && seen.directory.is_none()
 }
 
 fn holds_own(own: &Mark, seen: &Seen) -> bool {

@@ -129,6 +129,7 @@ fn words(
             "a domain or directory of this id belongs to another owner or a newer epoch; nothing is touched. Look at it with `virsh dumpxml` on the host".into(),
             true,
         ),
+        Standing::Ended => ended(&object.spec.host, object.spec.epoch),
         Standing::NoRoom(why) => no_room(&object.spec.host, why),
         Standing::DiskMissing => say(
             Some(false),
@@ -171,6 +172,18 @@ fn no_room(host: &str, why: &str) -> Words {
         reason: Reason::HostRefused,
         message: format!(
             "Host {host} has no room for it: {why}. Nothing of it was made. It is placed elsewhere as soon as another Host fits, or built here when there is room: remove Servers from that Host, or change its reserved and allocation ratios"
+        ),
+        stalled: false,
+    }
+}
+
+/// A refusal as well, so that the Server is placed anew.
+fn ended(host: &str, epoch: i64) -> Words {
+    Words {
+        ready: Some(false),
+        reason: Reason::HostRefused,
+        message: format!(
+            "Host {host} has removed what epoch {epoch} of the Server was, and makes nothing of it again; it waits for a new placement"
         ),
         stalled: false,
     }

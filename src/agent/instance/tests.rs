@@ -460,3 +460,27 @@ fn a_refused_start_is_told_as_such_and_tried_again_after_its_pause() {
     let stopped = plan(&spec(RunState::Stopped), &own(), &seen);
     assert_eq!(stopped.standing, Standing::AsAsked);
 }
+
+#[test]
+fn what_has_ended_here_is_not_made_again() {
+    let seen = Seen {
+        highest_epoch: Some(own().epoch),
+        epoch_closed: true,
+        ..Seen::default()
+    };
+    let ended = plan(&spec(RunState::Running), &own(), &seen);
+    assert_eq!(ended, Plan::nothing(Standing::Ended));
+    // A new placement is made as ever, and the old one can go.
+    let newer = Mark {
+        epoch: own().epoch + 1,
+        ..own()
+    };
+    let next = plan(&spec(RunState::Running), &newer, &seen);
+    assert_eq!(next.steps.first(), Some(&Step::RecordEpoch));
+    let going = Seen {
+        deleting: true,
+        ..seen
+    };
+    let gone = plan(&spec(RunState::Running), &own(), &going);
+    assert!(gone.steps.contains(&Step::DropFinalizer));
+}

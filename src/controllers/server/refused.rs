@@ -2,10 +2,12 @@
 //! nothing of it was made there, and the Server is placed anew when it is gone.
 
 use k8s_openapi::api::core::v1::Secret;
-use kube::api::{DeleteParams, Preconditions};
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, ResourceExt};
+use serde_json::json;
 
 use crate::api::conditions::{self, ConditionType};
+use crate::api::instance::OnDeletion;
 use crate::api::names::{host_namespace, instance_name};
 use crate::api::{Instance, Reason, Server};
 use crate::kube_ext::{ApiError, finalize, is_gone};
@@ -38,29 +40,22 @@ pub fn is_refused(server: &Server, instance: &Instance) -> bool {
 }
 
 /// Deletes a refused Instance and what its guest would have been told. Only in the very
-/// version that was looked at: a host that has taken it on meanwhile keeps it.
+/// version that was looked at: a host that has told meanwhile that it took it on keeps it.
+/// One that took it on and has not told yet is ordered to remove that, for the Server is
+/// placed elsewhere once the Instance is gone.
 ///
 /// # Errors
 /// When the API server refused or did not answer.
 pub async fn clear(client: &kube::Client, instance: &Instance) -> Result<(), ApiError> {
     let namespace = instance.namespace().unwrap_or_default();
     let name = instance.name_any();
-    let params = DeleteParams {
-        preconditions: Some(Preconditions {
-            uid: instance.uid(),
-            resource_version: instance.resource_version(),
-        }),
-        ..DeleteParams::default()
-    };
     if !finalize::is_deleting(instance) {
         let api: Api<Instance> = Api::namespaced(client.clone(), &namespace);
-        match api.delete(&name, &params).await {
+        match delete(&api, &name, instance).await {
             // It has changed: looked at again with its next event.
             Err(kube::Error::Api(status)) if status.is_conflict() => return Ok(()),
             Err(error) if is_gone(&error) => {}
-            done => {
-                done.map_err(ApiError::doing(format!("delete Instance {name}")))?;
-            }
+            done => done.map_err(ApiError::doing(format!("delete Instance {name}")))?,
         }
     }
     // Also of one that goes already, should the last pass have ended between the two.
@@ -73,10 +68,27 @@ pub async fn clear(client: &kube::Client, instance: &Instance) -> Result<(), Api
     }
 }
 
+async fn delete(api: &Api<Instance>, name: &str, seen: &Instance) -> Result<(), kube::Error> {
+    let ordered = json!({
+        "metadata": {"uid": seen.uid(), "resourceVersion": seen.resource_version()},
+        "spec": {"onDeletion": OnDeletion::Remove},
+    });
+    let ordered = api
+        .patch(name, &PatchParams::default(), &Patch::Merge(&ordered))
+        .await?;
+    let params = DeleteParams {
+        preconditions: Some(Preconditions {
+            uid: ordered.uid(),
+            resource_version: ordered.resource_version(),
+        }),
+        ..DeleteParams::default()
+    };
+    api.delete(name, &params).await.map(drop)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn only_what_was_refused_and_taken_back_goes() {

@@ -7,6 +7,7 @@ use super::build::BUILT_FROM;
 use super::ports::port;
 use super::{NicSeen, Seen};
 use crate::api::common::Claim;
+use crate::api::instance::OnDeletion;
 use crate::api::port::PortSpec;
 use crate::api::{Instance, Server, validation};
 use crate::kube_ext::finalize;
@@ -26,6 +27,8 @@ pub(super) fn changed_instance(
     spec.run_state = server.spec.run_state;
     spec.on_guest_shutdown = server.spec.on_guest_shutdown;
     spec.shutdown_timeout_seconds = server.spec.shutdown_timeout_seconds;
+    // It stays, also if it was to go as refused and its host took it on after all.
+    spec.on_deletion = OnDeletion::Release;
     let imported = instance.status.as_ref().and_then(|s| s.image.as_ref());
     if spec.image.disk.digest.is_none() {
         let of_image = seen
