@@ -9,6 +9,8 @@
 //! | [`drivers`] | the systems we drive, behind small traits; nothing of Kubernetes | `model` |
 //! | [`guest`] | what a guest is told: config drive, metadata (pure) | `api`, `model` |
 //! | [`network`] | API objects in, desired OVN rows out (pure) | `api`, `model`, values of `drivers::ovn` |
+//! | [`stack`] | the orchestration engine: templates, functions, graph, plan (pure) | nothing of ours |
+//! | [`stack_cli`] | `pileus stack`: the engine offline, on files | `stack` |
 //! | [`kube_ext`] | what reconcilers share: reports, finalizers, backoff, leases, metrics | `api`, `model` |
 //! | [`controllers`] | one directory per kind: observe, plan (pure), act, report | `api`, `model`, `guest`, `network`, `kube_ext`, `telemetry`, `drivers::ovn`, `drivers::ovsdb` |
 //! | [`scheduler`] | binds Servers to Hosts by filters and weighers | `api`, `model`, `kube_ext`, `telemetry` |
@@ -28,4 +30,6 @@ pub mod kube_ext;
 pub mod model;
 pub mod network;
 pub mod scheduler;
+pub mod stack;
+pub mod stack_cli;
 pub mod telemetry;

@@ -59,6 +59,9 @@ enum Role {
         #[arg(long, value_enum)]
         advise: Option<Aim>,
     },
+    /// Checks and renders Heat templates offline, without a cluster.
+    #[command(subcommand)]
+    Stack(pileus::stack_cli::Command),
     /// Prints the CustomResourceDefinitions as YAML.
     Crds {
         /// Leaves out CEL rules, which API servers below 1.25 refuse.
@@ -190,6 +193,9 @@ fn main() -> ExitCode {
     {
         let advise = advise.map(Aim::of);
         return answered(simulate(&files, &simulate::Question { drain, advise }));
+    }
+    if let Role::Stack(command) = &role {
+        return pileus::stack_cli::run(command).unwrap_or_else(|error| ended(Err(error.into())));
     }
     // Two threads do for any role: the work is waiting.
     let runtime = tokio::runtime::Builder::new_multi_thread()

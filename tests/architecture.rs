@@ -12,8 +12,10 @@ use std::path::{Path, PathBuf};
 
 /// What each module may import of ours; the table of `src/lib.rs`, written out.
 /// `drivers::x` alone stands for that one driver.
-const TABLE: [(&str, &[&str]); 10] = [
+const TABLE: [(&str, &[&str]); 12] = [
     ("model", &[]),
+    ("stack", &[]),
+    ("stack_cli", &["stack"]),
     ("telemetry", &[]),
     ("api", &["model"]),
     ("drivers", &["model"]),

@@ -1,0 +1,214 @@
+//! Cases as JSON, one result each: how the engine is compared with Heat's.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+
+use super::environment::Environment;
+use super::functions::{Known, Scope};
+use super::parameters::Identity;
+use super::render::{self, Input};
+use super::version::Version;
+use super::{Error, Result};
+
+/// The stack's id where a case gives none.
+pub const STACK_ID: &str = "11111111-2222-3333-4444-555555555555";
+
+/// Who a stack is when nobody says so: what the reference cases were made with.
+#[must_use]
+pub fn identity(name: &str) -> Identity {
+    Identity {
+        name: name.to_owned(),
+        id: STACK_ID.to_owned(),
+        project: "t".to_owned(),
+        region: "ap-southeast-1".to_owned(),
+    }
+}
+
+/// The result of one case, `{"case": …}` or what is in it: as `expected`, or
+/// `{"error": …}`.
+#[must_use]
+pub fn render(case: &Value) -> Value {
+    let case = case.get("case").unwrap_or(case);
+    match input(case) {
+        Ok(input) => match render::stack(&input) {
+            Ok(stack) => stack.to_json(),
+            Err(stop) => stop.to_json(),
+        },
+        Err(error) => json!({"error": render::error_json("case", &error)}),
+    }
+}
+
+/// What a case renders.
+///
+/// # Errors
+/// When its environment is none.
+pub fn input(case: &Value) -> Result<Input> {
+    let text = |key: &str| case.get(key).and_then(Value::as_str);
+    let mut identity = identity(text("stack_name").unwrap_or("stack"));
+    if let Some(id) = text("stack_id") {
+        id.clone_into(&mut identity.id);
+    }
+    let mut environment = Environment::default();
+    if let Some(value) = case.get("environment") {
+        environment
+            .merge(value)
+            .map_err(|error| error.below("environment"))?;
+    }
+    Ok(Input {
+        template: case.get("template").cloned().unwrap_or_default(),
+        files: texts(case.get("files")),
+        environment,
+        identity,
+        resources: known(case.get("resources")),
+        facade: Map::new(),
+    })
+}
+
+/// Files by name; what is not text is written as JSON.
+#[must_use]
+pub fn texts(value: Option<&Value>) -> BTreeMap<String, String> {
+    let entries = value.and_then(Value::as_object).into_iter().flatten();
+    entries
+        .map(|(name, text)| {
+            let text = text
+                .as_str()
+                .map_or_else(|| text.to_string(), str::to_owned);
+            (name.clone(), text)
+        })
+        .collect()
+}
+
+/// Reference ids and attributes by resource: `{name: {"refid", "attrs"}}`.
+#[must_use]
+pub fn known(value: Option<&Value>) -> BTreeMap<String, Known> {
+    let entries = value.and_then(Value::as_object).into_iter().flatten();
+    entries
+        .map(|(name, entry)| {
+            let known = Known {
+                refid: entry
+                    .get("refid")
+                    .cloned()
+                    .unwrap_or_else(|| Value::from(name.clone())),
+                attributes: map(entry.get("attrs")),
+                open: false,
+            };
+            (name.clone(), known)
+        })
+        .collect()
+}
+
+/// The result of one function's case: `{"result": …}` or `{"error": …}`.
+#[must_use]
+pub fn function(case: &Value) -> Value {
+    match evaluate(case) {
+        Ok(value) => json!({"result": value}),
+        Err(error) => json!({"error": {"path": error.path, "message": error.message}}),
+    }
+}
+
+fn evaluate(case: &Value) -> Result<Value> {
+    let text = |key: &str| case.get(key).and_then(Value::as_str);
+    let version = Version::parse(
+        text("version_key").unwrap_or("heat_template_version"),
+        text("version").unwrap_or_default(),
+    )?;
+    let resources = lookups(case.get("lookups"));
+    let scope = Scope {
+        version,
+        parameters: &map(case.get("parameters")),
+        resources: &resources,
+        files: &texts(case.get("files")),
+        mappings: &map(case.get("Mappings")),
+        conditions: &map(case.get("conditions")),
+        facade: &map(case.get("facade")),
+    };
+    let snippet = case
+        .get("snippet")
+        .ok_or_else(|| Error::new("a case needs a `snippet`"))?;
+    if text("kind") == Some("condition") {
+        scope.condition_value(snippet)
+    } else {
+        scope.references(snippet)?;
+        scope.evaluate(snippet)
+    }
+}
+
+/// What `[method, resource, arguments, result]` tells of each resource.
+fn lookups(value: Option<&Value>) -> BTreeMap<String, Known> {
+    let mut resources: BTreeMap<String, Known> = BTreeMap::new();
+    for lookup in value.and_then(Value::as_array).into_iter().flatten() {
+        let part = |at: usize| lookup.get(at).cloned().unwrap_or_default();
+        let name = part(1).as_str().unwrap_or_default().to_owned();
+        let known = resources.entry(name).or_default();
+        let (method, arguments, result) = (part(0), part(2), part(3));
+        if result.get("error").is_some() {
+            continue;
+        }
+        let arguments = arguments.as_array().cloned().unwrap_or_default();
+        match (method.as_str(), &arguments[..]) {
+            (Some("FnGetRefId"), _) => known.refid = result,
+            (Some("FnGetAtts"), _) => known.attributes = map(Some(&result)),
+            (_, [Value::String(name), path @ ..]) => {
+                let value = path.iter().rev().fold(result, around);
+                known.attributes.insert(name.clone(), value);
+            }
+            _ => {}
+        }
+    }
+    resources
+}
+
+/// What a path leads to is known; what it passes is made up.
+fn around(inner: Value, key: &Value) -> Value {
+    match key {
+        Value::Number(at) => {
+            let at = at.as_u64().map_or(0, |at| at.min(1000));
+            let mut list: Vec<Value> = (0..at).map(|_| Value::Null).collect();
+            list.push(inner);
+            Value::Array(list)
+        }
+        key => {
+            let key = key.as_str().unwrap_or_default().to_owned();
+            Value::Object(Map::from_iter([(key, inner)]))
+        }
+    }
+}
+
+fn map(value: Option<&Value>) -> Map<String, Value> {
+    value
+        .and_then(Value::as_object)
+        .cloned()
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_case_is_rendered() {
+        let case = json!({"case": {"stack_name": "s", "template": {
+            "heat_template_version": "newton",
+            "resources": {"v": {"type": "OS::Heat::Value", "properties": {"value": {"get_param": "OS::stack_name"}}}},
+            "outputs": {"o": {"value": {"get_attr": ["v", "value"]}}}},
+            "resources": {"v": {"refid": "v-id", "attrs": {"value": "x"}}}}});
+        let result = render(&case);
+        assert_eq!(result["resources"]["v"]["properties"]["value"], "s");
+        assert_eq!(result["outputs"]["o"]["value"], "x");
+        assert_eq!(result["order"], json!(["v"]));
+    }
+
+    #[test]
+    fn what_is_no_case_gives_an_error() {
+        for case in [
+            json!(null),
+            json!([]),
+            json!({"case": 3}),
+            json!({"template": "x"}),
+        ] {
+            assert!(render(&case).get("error").is_some(), "{case}");
+            assert!(function(&case).get("error").is_some(), "{case}");
+        }
+    }
+}

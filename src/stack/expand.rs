@@ -1,0 +1,294 @@
+//! A stack with the stacks inside of it: templates used as types, groups,
+//! chains. Members have the names `0`, `1`, … .
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+
+use super::environment::Environment;
+use super::render::{self, Input, Rendered, Stack, Stop};
+use super::template::MAX_RESOURCES;
+use super::{Error, Result, yaml};
+
+/// How deep stacks may nest; Heat's `max_nested_stack_depth`.
+pub const MAX_NESTING: usize = 5;
+
+/// The version of templates that are made for groups.
+const MADE: &str = "2015-04-30";
+
+/// A stack and the stacks of its resources.
+#[derive(Debug, Clone)]
+pub struct Tree {
+    /// The stack itself.
+    pub stack: Stack,
+    /// By resource: the stack it holds.
+    pub nested: BTreeMap<String, Tree>,
+}
+
+impl Tree {
+    /// The resources of this stack and of all inside, in an order of creation:
+    /// path from the outermost stack, and type. What holds a stack comes after
+    /// what is in it.
+    #[must_use]
+    pub fn resources(&self) -> Vec<(Vec<String>, String)> {
+        let mut found = Vec::new();
+        self.walk(&mut Vec::new(), &mut found);
+        found
+    }
+
+    fn walk(&self, path: &mut Vec<String>, found: &mut Vec<(Vec<String>, String)>) {
+        for name in self.stack.order.iter().flatten() {
+            path.push(name.clone());
+            if let Some(inner) = self.nested.get(name) {
+                inner.walk(path, found);
+            }
+            let kind = self.stack.resources[name].resolved.clone();
+            found.push((path.clone(), kind));
+            path.pop();
+        }
+    }
+}
+
+/// Renders `input` and everything inside, and checks that a stack could be
+/// made of it.
+///
+/// # Errors
+/// For the first thing that stands in the way.
+pub fn expand(input: &Input) -> std::result::Result<Tree, Stop> {
+    let mut left = MAX_RESOURCES;
+    at_depth(input, 0, &mut left)
+}
+
+fn at_depth(input: &Input, depth: usize, left: &mut usize) -> std::result::Result<Tree, Stop> {
+    let stop = |error| Stop {
+        stage: "resources",
+        error,
+    };
+    if depth > MAX_NESTING {
+        return Err(stop(Error::new(format!(
+            "stacks nest deeper than {MAX_NESTING} levels"
+        ))));
+    }
+    let stack = render::stack(input)?;
+    super::validate::stack(&stack)?;
+    *left = left.checked_sub(stack.resources.len()).ok_or_else(|| {
+        stop(Error::new(format!(
+            "more than {MAX_RESOURCES} resources in all"
+        )))
+    })?;
+    let mut nested = BTreeMap::new();
+    for (name, resource) in &stack.resources {
+        let place = |error: Error| stop(error.below(&format!("resources.{name}")));
+        if let Some(inner) = inner(input, &stack, name, resource).map_err(place)? {
+            let tree = at_depth(&inner, depth + 1, left).map_err(|inner| Stop {
+                stage: inner.stage,
+                error: inner.error.below(&format!("resources.{name}")),
+            })?;
+            nested.insert(name.clone(), tree);
+        }
+    }
+    Ok(Tree { stack, nested })
+}
+
+/// What the stack inside of a resource is rendered from, if it holds one.
+fn inner(input: &Input, stack: &Stack, name: &str, resource: &Rendered) -> Result<Option<Input>> {
+    let properties = resource.typed.clone()?;
+    let get = |key: &str| properties.get(key);
+    let child = |template: Value, parameters: Map<String, Value>| {
+        let mut identity = input.identity.clone();
+        identity.name = format!("{}-{name}", identity.name);
+        Input {
+            template,
+            files: input.files.clone(),
+            environment: Environment {
+                parameters,
+                ..input.environment.clone()
+            },
+            identity,
+            resources: BTreeMap::new(),
+            facade: facade(resource),
+        }
+    };
+    if render::is_template_name(&resource.resolved) {
+        let template = file(input, &resource.resolved)?;
+        return Ok(Some(child(template, properties)));
+    }
+    let made = match resource.resolved.as_str() {
+        "OS::Heat::ResourceGroup" => group(&properties)?,
+        "OS::Heat::AutoScalingGroup" => {
+            let size = get("desired_capacity").or_else(|| get("min_size"));
+            let member = get("resource").cloned().unwrap_or_default();
+            members((0..count(size)?).map(|at| (at.to_string(), member.clone())))
+        }
+        "OS::Heat::InstanceGroup" | "AWS::AutoScaling::AutoScalingGroup" => {
+            let size = get("Size")
+                .or_else(|| get("DesiredCapacity"))
+                .or_else(|| get("MinSize"));
+            let member = json!({"type": "OS::Heat::ScaledResource", "properties": launched(stack, get("LaunchConfigurationName"))});
+            members((0..count(size)?).map(|at| (at.to_string(), member.clone())))
+        }
+        "OS::Heat::ResourceChain" => chain(&properties),
+        "OS::Heat::SoftwareDeploymentGroup" | "OS::Heat::StructuredDeploymentGroup" => {
+            deployments(&resource.resolved, &properties)
+        }
+        "OS::Heat::Stack" => {
+            let text = get("template").and_then(Value::as_str).unwrap_or_default();
+            let template = yaml::parse(text).map_err(|error| error.below("template"))?;
+            let parameters = get("parameters").and_then(Value::as_object);
+            return Ok(Some(child(
+                template,
+                parameters.cloned().unwrap_or_default(),
+            )));
+        }
+        "AWS::CloudFormation::Stack" => {
+            let url = get("TemplateURL")
+                .and_then(Value::as_str)
+                .unwrap_or_default();
+            let template = file(input, url).map_err(|error| error.below("TemplateURL"))?;
+            let parameters = get("Parameters").and_then(Value::as_object);
+            return Ok(Some(child(
+                template,
+                parameters.cloned().unwrap_or_default(),
+            )));
+        }
+        _ => return Ok(None),
+    };
+    Ok(Some(child(made, Map::new())))
+}
+
+fn facade(resource: &Rendered) -> Map<String, Value> {
+    let mut facade = Map::new();
+    let value = |value: &Result<Value>| value.clone().unwrap_or_default();
+    facade.insert("metadata".into(), value(&resource.metadata));
+    facade.insert("update_policy".into(), value(&resource.update_policy));
+    facade.insert(
+        "deletion_policy".into(),
+        Value::from(resource.deletion_policy.clone()),
+    );
+    facade
+}
+
+fn file(input: &Input, name: &str) -> Result<Value> {
+    let text = input
+        .files
+        .get(name)
+        .ok_or_else(|| Error::new(format!("the template `{name}` is not among the files")))?;
+    yaml::parse(text).map_err(|error| error.below(name))
+}
+
+fn count(value: Option<&Value>) -> Result<usize> {
+    let count = value.and_then(Value::as_u64).unwrap_or(0);
+    usize::try_from(count)
+        .ok()
+        .filter(|count| *count <= MAX_RESOURCES)
+        .ok_or_else(|| Error::new(format!("a group may have {MAX_RESOURCES} members")))
+}
+
+fn members(members: impl Iterator<Item = (String, Value)>) -> Value {
+    let resources: Map<String, Value> = members.collect();
+    json!({"heat_template_version": MADE, "resources": resources})
+}
+
+/// A group's members: `%index%` stands for the name, at any depth.
+fn group(properties: &Map<String, Value>) -> Result<Value> {
+    let definition = properties.get("resource_def").and_then(Value::as_object);
+    let definition: Map<String, Value> =
+        super::registry::without_nulls(definition.cloned().unwrap_or_default());
+    let index = properties.get("index_var").and_then(Value::as_str);
+    let index = index.filter(|text| !text.is_empty()).unwrap_or("%index%");
+    let removed = removed(properties.get("removal_policies"));
+    let total = count(properties.get("count"))?;
+    let names = (0..).map(|at: usize| at.to_string());
+    let names = names.filter(|name| !removed.contains(name)).take(total);
+    Ok(members(names.map(|name| {
+        let mut member = definition.clone();
+        for key in ["properties", "type"] {
+            if let Some(value) = member.get_mut(key) {
+                *value = indexed(value, index, &name);
+            }
+        }
+        (name, Value::Object(member))
+    })))
+}
+
+/// Names that a group must not use any more.
+fn removed(policies: Option<&Value>) -> Vec<String> {
+    let lists = policies.and_then(Value::as_array).into_iter().flatten();
+    let names = lists.filter_map(|policy| policy.get("resource_list")?.as_array());
+    names
+        .flatten()
+        .filter_map(|name| name.as_str().map(str::to_owned))
+        .collect()
+}
+
+fn indexed(value: &Value, index: &str, name: &str) -> Value {
+    match value {
+        Value::String(text) => Value::from(text.replace(index, name)),
+        Value::Array(items) => items
+            .iter()
+            .map(|item| indexed(item, index, name))
+            .collect(),
+        Value::Object(map) => map
+            .iter()
+            .map(|(key, item)| (key.replace(index, name), indexed(item, index, name)))
+            .collect(),
+        plain => plain.clone(),
+    }
+}
+
+/// One resource of each type, one after the other unless told otherwise.
+fn chain(properties: &Map<String, Value>) -> Value {
+    let kinds = properties.get("resources").and_then(Value::as_array);
+    let kinds = kinds.cloned().unwrap_or_default();
+    let concurrent = properties.get("concurrent") == Some(&Value::Bool(true));
+    let shared = properties.get("resource_properties").cloned();
+    let shared = shared.filter(Value::is_object).unwrap_or_else(|| json!({}));
+    members(kinds.into_iter().enumerate().map(|(at, kind)| {
+        let mut member = json!({"type": kind, "properties": shared});
+        if at > 0 && !concurrent {
+            member["depends_on"] = json!([(at - 1).to_string()]);
+        }
+        (at.to_string(), member)
+    }))
+}
+
+/// One deployment for each server.
+fn deployments(kind: &str, properties: &Map<String, Value>) -> Value {
+    let kind = kind.strip_suffix("Group").unwrap_or(kind);
+    let servers = properties.get("servers").and_then(Value::as_object);
+    let shared: Map<String, Value> = properties
+        .iter()
+        .filter(|(key, _)| *key != "servers")
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect();
+    members(servers.into_iter().flatten().map(|(name, server)| {
+        let mut own = shared.clone();
+        own.insert("server".into(), server.clone());
+        (name.clone(), json!({"type": kind, "properties": own}))
+    }))
+}
+
+/// What a launch configuration of the same stack says of its instances.
+fn launched(stack: &Stack, name: Option<&Value>) -> Value {
+    let name = name.and_then(Value::as_str).unwrap_or_default();
+    let Some(configuration) = stack.resources.get(name) else {
+        return json!({});
+    };
+    let Ok(properties) = &configuration.typed else {
+        return json!({});
+    };
+    let known = [
+        "ImageId",
+        "InstanceType",
+        "KeyName",
+        "SecurityGroups",
+        "UserData",
+    ];
+    let kept = properties
+        .iter()
+        .filter(|(key, _)| known.contains(&key.as_str()));
+    Value::Object(
+        kept.map(|(key, value)| (key.clone(), value.clone()))
+            .collect(),
+    )
+}

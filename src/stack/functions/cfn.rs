@@ -1,0 +1,133 @@
+//! CloudFormation's functions.
+
+use serde_json::{Map, Value};
+
+use super::{Scope, expect_list, strings};
+use crate::stack::{Error, Result};
+
+/// `Ref`: a parameter or a resource.
+pub(super) fn reference(scope: &Scope<'_>, argument: &Value) -> Result<Value> {
+    let Value::String(name) = argument else {
+        return Err(Error::new("takes a name"));
+    };
+    match scope.parameters.get(name) {
+        Some(value) => Ok(value.clone()),
+        None => scope
+            .reference(argument)
+            .map_err(|_| Error::new(format!("there is no parameter or resource `{name}`"))),
+    }
+}
+
+pub(super) fn attribute(scope: &Scope<'_>, argument: &Value) -> Result<Value> {
+    let argument = match argument {
+        Value::String(text) => text.splitn(2, '.').map(Value::from).collect(),
+        other => other.clone(),
+    };
+    let items = expect_list(&argument, "takes [resource, attribute]")?;
+    match &items[..] {
+        [Value::String(name), Value::String(key)] => scope.known(name)?.attribute(name, key),
+        _ => Err(Error::new("takes [resource, attribute]")),
+    }
+}
+
+pub(super) fn call(scope: &Scope<'_>, name: &str, argument: &Value) -> Result<Value> {
+    match name {
+        "Fn::Base64" => match argument {
+            // Heat leaves the encoding to whoever hands out user data.
+            Value::String(_) => Ok(argument.clone()),
+            _ => Err(Error::new("takes text")),
+        },
+        "Fn::GetAZs" => Ok(Value::from(vec!["nova"])),
+        "Fn::Split" => match expect_list(argument, "takes [delimiter, text]")?.as_slice() {
+            [Value::String(delimiter), Value::String(text)] if !delimiter.is_empty() => {
+                Ok(text.split(delimiter.as_str()).collect())
+            }
+            _ => Err(Error::new("takes [delimiter, text]")),
+        },
+        "Fn::Replace" => match expect_list(argument, "takes [map, text]")?.as_slice() {
+            [Value::Object(params), text] => strings::substitute(text, params, false, 0),
+            _ => Err(Error::new("takes [map, text]")),
+        },
+        "Fn::Select" => select(argument),
+        "Fn::FindInMap" => match expect_list(argument, "takes [mapping, key, key]")?.as_slice() {
+            [
+                Value::String(map),
+                Value::String(first),
+                Value::String(second),
+            ] => scope
+                .mappings
+                .get(map)
+                .and_then(|value| value.get(first)?.get(second))
+                .cloned()
+                .ok_or_else(|| {
+                    Error::new(format!("no `{first}`, `{second}` in the mapping `{map}`"))
+                }),
+            _ => Err(Error::new("takes [mapping, key, key]")),
+        },
+        "Fn::MemberListToMap" => member_list(argument),
+        other => Err(Error::new(format!("no function `{other}`"))),
+    }
+}
+
+fn select(argument: &Value) -> Result<Value> {
+    let usage = "takes [index, list or map]";
+    let items = expect_list(argument, usage)?;
+    let [key, collection] = &items[..] else {
+        return Err(Error::new(usage));
+    };
+    let parsed;
+    let collection = match collection {
+        Value::String(text) if text.is_empty() => return Ok(Value::from("")),
+        Value::String(text) => {
+            parsed = serde_json::from_str(text).map_err(|_| Error::new("the text is not JSON"))?;
+            &parsed
+        }
+        other => other,
+    };
+    match (collection, key) {
+        (Value::Null, _) => Ok(Value::from("")),
+        (Value::Array(list), key) => super::index(key, list.len().max(1))
+            .ok_or_else(|| Error::new("the index into a list must be an integer"))
+            .map(|at| list.get(at).cloned().unwrap_or_else(|| Value::from(""))),
+        (Value::Object(map), Value::String(key)) => {
+            Ok(map.get(key).cloned().unwrap_or_else(|| Value::from("")))
+        }
+        (Value::Object(_), _) => Err(Error::new("the key into a map must be a string")),
+        _ => Err(Error::new(usage)),
+    }
+}
+
+/// `[".member.0.Name=a", ".member.0.Value=b"]` becomes `{a: b}`.
+fn member_list(argument: &Value) -> Result<Value> {
+    let usage = "takes [name of names, name of values, list]";
+    let [
+        Value::String(name),
+        Value::String(value),
+        Value::Array(list),
+    ] = expect_list(argument, usage)?.as_slice()
+    else {
+        return Err(Error::new(usage));
+    };
+    let mut names = Map::new();
+    let mut values = Map::new();
+    for item in list.iter().filter_map(Value::as_str) {
+        let Some((left, right)) = item.split_once('=') else {
+            continue;
+        };
+        let mut parts = left.rsplitn(2, '.');
+        let (Some(field), Some(member)) = (parts.next(), parts.next()) else {
+            continue;
+        };
+        if field == name {
+            names.insert(member.to_owned(), Value::from(right));
+        } else if field == value {
+            values.insert(member.to_owned(), Value::from(right));
+        }
+    }
+    Ok(names
+        .into_iter()
+        .filter_map(|(member, name)| {
+            Some((name.as_str()?.to_owned(), values.get(&member)?.clone()))
+        })
+        .collect())
+}

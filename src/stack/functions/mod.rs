@@ -1,0 +1,393 @@
+//! The intrinsic functions: a value with functions in, a plain value out.
+
+mod cfn;
+mod collections;
+mod conditions;
+mod references;
+mod strings;
+mod yaql;
+
+pub use references::References;
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value};
+
+use super::parameters;
+use super::version::Version;
+use super::{Error, Result, kind_of};
+
+/// How deep functions may stand in functions.
+const MAX_DEPTH: usize = 200;
+
+/// What is known of a resource while values that name it are evaluated.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Known {
+    /// Its reference id.
+    pub refid: Value,
+    /// Its attributes.
+    pub attributes: Map<String, Value>,
+    /// Attributes that are not listed are not known yet, and are null.
+    pub open: bool,
+}
+
+/// Everything a value may refer to.
+#[derive(Debug, Clone)]
+pub struct Scope<'a> {
+    /// Which functions there are.
+    pub version: Version,
+    /// Parameters by name.
+    pub parameters: &'a Map<String, Value>,
+    /// Resources that exist; one with a false condition is not here.
+    pub resources: &'a BTreeMap<String, Known>,
+    /// Files for `get_file`.
+    pub files: &'a BTreeMap<String, String>,
+    /// CloudFormation's `Mappings`.
+    pub mappings: &'a Map<String, Value>,
+    /// Condition definitions.
+    pub conditions: &'a Map<String, Value>,
+    /// The outer resource of a nested stack: metadata, deletion_policy, update_policy.
+    pub facade: &'a Map<String, Value>,
+}
+
+/// A value that `if` without an else leaves out.
+enum Evaluated {
+    Value(Value),
+    Nothing,
+}
+
+impl Known {
+    fn attribute(&self, name: &str, attribute: &str) -> Result<Value> {
+        match self.attributes.get(attribute) {
+            Some(value) => Ok(value.clone()),
+            None if self.open => Ok(Value::Null),
+            None => Err(Error::new(format!(
+                "the resource `{name}` has no attribute `{attribute}`"
+            ))),
+        }
+    }
+}
+
+impl Scope<'_> {
+    /// The value with every function evaluated.
+    ///
+    /// # Errors
+    /// When a function has the wrong arguments or refers to what is not there.
+    pub fn evaluate(&self, value: &Value) -> Result<Value> {
+        match self.inner(value, 0)? {
+            Evaluated::Value(value) => Ok(value),
+            Evaluated::Nothing => Ok(Value::Null),
+        }
+    }
+
+    /// Whether a condition holds: a boolean, a condition's name or a function.
+    ///
+    /// # Errors
+    /// When there is no such condition, it is circular, or gives no boolean.
+    pub fn condition(&self, value: &Value) -> Result<bool> {
+        conditions::holds(self, value, &mut Vec::new())
+    }
+
+    /// What a condition gives, which may be no boolean.
+    ///
+    /// # Errors
+    /// As [`Self::condition`], but for the last.
+    pub fn condition_value(&self, value: &Value) -> Result<Value> {
+        conditions::value(self, value)
+    }
+
+    fn inner(&self, value: &Value, depth: usize) -> Result<Evaluated> {
+        if depth > MAX_DEPTH {
+            return Err(Error::new(format!("nested deeper than {MAX_DEPTH} levels")));
+        }
+        Ok(Evaluated::Value(match value {
+            Value::Array(items) => {
+                let mut list = Vec::with_capacity(items.len());
+                for (index, item) in items.iter().enumerate() {
+                    match self
+                        .inner(item, depth + 1)
+                        .map_err(|e| e.below(&format!("[{index}]")))?
+                    {
+                        Evaluated::Value(value) => list.push(value),
+                        Evaluated::Nothing => {}
+                    }
+                }
+                Value::Array(list)
+            }
+            Value::Object(map) => {
+                if let Some((name, argument)) = function(self.version, map)? {
+                    return self.call(name, argument, depth).map_err(|e| e.below(name));
+                }
+                let mut result = Map::new();
+                for (key, item) in map {
+                    match self.inner(item, depth + 1).map_err(|e| e.below(key))? {
+                        Evaluated::Value(value) => {
+                            result.insert(key.clone(), value);
+                        }
+                        Evaluated::Nothing => {}
+                    }
+                }
+                Value::Object(result)
+            }
+            plain => plain.clone(),
+        }))
+    }
+
+    fn call(&self, name: &str, argument: &Value, depth: usize) -> Result<Evaluated> {
+        if matches!(name, "if" | "Fn::If") {
+            return self.choose(argument, depth);
+        }
+        if name == "repeat" {
+            return collections::repeat(self, argument).map(Evaluated::Value);
+        }
+        let argument = match self.inner(argument, depth + 1)? {
+            Evaluated::Value(value) => value,
+            Evaluated::Nothing => Value::Null,
+        };
+        let legacy = self.version < Version::Liberty;
+        let value = match name {
+            "get_param" => self.parameter(&argument),
+            "get_resource" => self.reference(&argument),
+            "Ref" => cfn::reference(self, &argument),
+            "get_attr" => self.attribute(&argument),
+            "Fn::GetAtt" => cfn::attribute(self, &argument),
+            "get_file" => self.file(&argument),
+            "resource_facade" | "Fn::ResourceFacade" => self.facade(&argument),
+            "str_replace" => strings::replace(&argument, !legacy, 0),
+            "str_replace_strict" => strings::replace(&argument, true, 1),
+            "str_replace_vstrict" => strings::replace(&argument, true, 2),
+            "list_join" => strings::join(&argument, !legacy),
+            "Fn::Join" => strings::join(&argument, false),
+            "str_split" => strings::split(&argument),
+            "digest" => strings::digest(&argument),
+            "make_url" => strings::make_url(&argument),
+            "map_merge" => collections::map_merge(&argument),
+            "map_replace" => collections::map_replace(&argument),
+            "list_concat" => collections::list_concat(&argument, false),
+            "list_concat_unique" => collections::list_concat(&argument, true),
+            "contains" => collections::contains(&argument),
+            "filter" => collections::filter(&argument),
+            "yaql" => yaql::call(&argument),
+            _ => cfn::call(self, name, &argument),
+        }?;
+        Ok(Evaluated::Value(value))
+    }
+
+    /// Whether `map` is a function's call.
+    #[must_use]
+    pub fn is_call(&self, map: &Map<String, Value>) -> bool {
+        function(self.version, map).is_ok_and(|found| found.is_some())
+    }
+
+    /// Whether `value` is an `if` that gives nothing.
+    #[must_use]
+    pub fn is_nothing(&self, value: &Value) -> bool {
+        matches!(self.inner(value, 0), Ok(Evaluated::Nothing))
+    }
+
+    /// What `value` refers to, and whether its functions have a possible shape.
+    ///
+    /// # Errors
+    /// When a function has arguments that no values could make right.
+    pub fn references(&self, value: &Value) -> Result<References> {
+        let mut found = References::default();
+        references::collect(self, value, &mut found, 0)?;
+        Ok(found)
+    }
+
+    fn choose(&self, argument: &Value, depth: usize) -> Result<Evaluated> {
+        match self.branch(argument)? {
+            Some(chosen) => self.inner(chosen, depth + 1),
+            None => Ok(Evaluated::Nothing),
+        }
+    }
+
+    /// The value that an `if` takes; nothing when it is false and has no else.
+    fn branch<'v>(&self, argument: &'v Value) -> Result<Option<&'v Value>> {
+        let usage = "takes [condition, value if true, value if false]";
+        let Value::Array(items) = argument else {
+            return Err(Error::new(usage));
+        };
+        let (condition, yes, no) = match &items[..] {
+            [condition, yes, no] => (condition, yes, Some(no)),
+            [condition, yes] if self.version >= Version::Wallaby => (condition, yes, None),
+            _ => return Err(Error::new(usage)),
+        };
+        Ok(if self.condition(condition)? {
+            Some(yes)
+        } else {
+            no
+        })
+    }
+
+    fn parameter(&self, argument: &Value) -> Result<Value> {
+        let (name, path) = match argument {
+            Value::String(name) => (name, &[][..]),
+            Value::Array(items) => match &items[..] {
+                [Value::String(name), path @ ..] => (name, path),
+                _ => return Err(Error::new("takes a parameter's name, or [name, key, …]")),
+            },
+            _ => return Err(Error::new("takes a parameter's name, or [name, key, …]")),
+        };
+        let value = self
+            .parameters
+            .get(name)
+            .ok_or_else(|| Error::new(format!("the parameter `{name}` {}", parameters::MISSING)))?;
+        Ok(select(value, path).unwrap_or_else(|| Value::from("")))
+    }
+
+    fn reference(&self, argument: &Value) -> Result<Value> {
+        let Value::String(name) = argument else {
+            return Err(Error::new("takes a resource's name"));
+        };
+        Ok(self.known(name)?.refid.clone())
+    }
+
+    fn known(&self, name: &str) -> Result<&Known> {
+        self.resources.get(name).ok_or_else(|| {
+            Error::new(format!(
+                "there is no resource `{name}`, or its condition is false"
+            ))
+        })
+    }
+
+    fn attribute(&self, argument: &Value) -> Result<Value> {
+        let items = match argument {
+            Value::Array(items) => &items[..],
+            _ => return Err(Error::new("takes a list: [resource, attribute, key, …]")),
+        };
+        match items {
+            [Value::String(name)] if self.version >= Version::Liberty => {
+                let mut all = self.known(name)?.attributes.clone();
+                all.remove("show");
+                Ok(Value::Object(all))
+            }
+            [Value::String(name), Value::String(attribute), path @ ..] => {
+                let value = self.known(name)?.attribute(name, attribute)?;
+                Ok(select(&value, path).unwrap_or_default())
+            }
+            _ => Err(Error::new("takes [resource, attribute, key, …]")),
+        }
+    }
+
+    fn file(&self, argument: &Value) -> Result<Value> {
+        let Value::String(name) = argument else {
+            return Err(Error::new("takes a file's name"));
+        };
+        self.files
+            .get(name)
+            .map(|text| Value::from(text.clone()))
+            .ok_or_else(|| Error::new(format!("`{name}` is not among the stack's files")))
+    }
+
+    fn facade(&self, argument: &Value) -> Result<Value> {
+        let key = match argument.as_str() {
+            Some("metadata" | "Metadata") => "metadata",
+            Some("deletion_policy" | "DeletionPolicy") => "deletion_policy",
+            Some("update_policy" | "UpdatePolicy") => "update_policy",
+            _ => {
+                return Err(Error::new(
+                    "takes metadata, deletion_policy or update_policy",
+                ));
+            }
+        };
+        let none = (key == "deletion_policy").then(|| Value::from("Delete"));
+        self.facade
+            .get(key)
+            .cloned()
+            .or(none)
+            .ok_or_else(|| Error::new("only a nested stack has an outer resource"))
+    }
+}
+
+/// The function that `map` is a call of, if it is one.
+fn function(version: Version, map: &Map<String, Value>) -> Result<Option<(&str, &Value)>> {
+    let mut entries = map.iter();
+    let (Some((name, argument)), None) = (entries.next(), entries.next()) else {
+        return Ok(None);
+    };
+    if version.has_removed(name) {
+        return Err(Error::at(
+            name,
+            "not a function in this template version any more",
+        ));
+    }
+    Ok(version
+        .has_function(name)
+        .then_some((name.as_str(), argument)))
+}
+
+/// What `path` leads to; nothing when a step leads nowhere.
+fn select(value: &Value, path: &[Value]) -> Option<Value> {
+    let mut current = value.clone();
+    for key in path {
+        current = match (&current, key) {
+            (Value::Object(map), Value::String(key)) => map.get(key)?.clone(),
+            (Value::Object(map), Value::Number(key)) => map.get(&key.to_string())?.clone(),
+            (Value::Array(items), key) => items.get(index(key, items.len())?)?.clone(),
+            (Value::String(text), Value::Number(_)) => {
+                let characters: Vec<char> = text.chars().collect();
+                Value::from(characters.get(index(key, characters.len())?)?.to_string())
+            }
+            _ => return None,
+        };
+    }
+    Some(current)
+}
+
+/// A list index, from the end when negative.
+fn index(key: &Value, length: usize) -> Option<usize> {
+    let number = match key {
+        Value::String(text) => text.parse::<i64>().ok()?,
+        other => other.as_i64()?,
+    };
+    if number < 0 {
+        length.checked_sub(usize::try_from(number.unsigned_abs()).ok()?)
+    } else {
+        usize::try_from(number).ok()
+    }
+}
+
+/// JSON as Python writes it, which is what ends up in user data.
+pub(super) fn python_json(value: &Value) -> String {
+    match value {
+        Value::Array(items) => {
+            let items: Vec<_> = items.iter().map(python_json).collect();
+            format!("[{}]", items.join(", "))
+        }
+        Value::Object(map) => {
+            let entries: Vec<_> = map
+                .iter()
+                .map(|(key, value)| format!("{}: {}", ascii(key), python_json(value)))
+                .collect();
+            format!("{{{}}}", entries.join(", "))
+        }
+        Value::String(text) => ascii(text),
+        other => other.to_string(),
+    }
+}
+
+fn ascii(text: &str) -> String {
+    use std::fmt::Write as _;
+    let mut result = String::new();
+    for character in Value::from(text).to_string().chars() {
+        if character.is_ascii() {
+            result.push(character);
+        } else {
+            for unit in character.encode_utf16(&mut [0; 2]) {
+                let _ = write!(result, "\\u{unit:04x}");
+            }
+        }
+    }
+    result
+}
+
+fn expect_list<'v>(value: &'v Value, usage: &str) -> Result<&'v Vec<Value>> {
+    match value {
+        Value::Array(items) => Ok(items),
+        other => Err(Error::new(format!("{usage}; this is {}", kind_of(other)))),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,439 @@
+//! Trees into values.
+
+use std::borrow::Cow;
+use std::cell::Cell;
+
+use serde_json::{Map, Number, Value};
+
+use super::library;
+use super::parse::{Ast, Call};
+use super::regexes;
+use crate::stack::{Error, Result, kind_of};
+
+/// Values an expression may touch.
+const BUDGET: usize = 2_000_000;
+/// How deep lambdas may stand in lambdas.
+const MAX_DEPTH: usize = 100;
+
+/// The names an expression sees.
+pub(super) struct Env<'e> {
+    outer: Option<&'e Env<'e>>,
+    names: Vec<(String, Value)>,
+    budget: &'e Cell<usize>,
+    depth: usize,
+}
+
+/// Evaluates `ast` where `$` is `root`.
+pub(super) fn run(ast: &Ast, root: Value) -> Result<Value> {
+    let budget = Cell::new(BUDGET);
+    let env = Env {
+        outer: None,
+        names: vec![(String::new(), root)],
+        budget: &budget,
+        depth: 0,
+    };
+    env.eval(ast)
+}
+
+fn size(value: &Value) -> usize {
+    1 + match value {
+        Value::Array(items) => items.iter().map(size).sum(),
+        Value::Object(map) => map.values().map(size).sum(),
+        Value::String(text) => text.len() / 64,
+        _ => 0,
+    }
+}
+
+impl<'e> Env<'e> {
+    /// Pays for `cost` values.
+    pub(super) fn pay(&self, cost: usize) -> Result<()> {
+        let left = self.budget.get().checked_sub(cost);
+        self.budget.set(left.unwrap_or(0));
+        left.map(drop)
+            .ok_or_else(|| Error::new("the expression costs too much"))
+    }
+
+    fn with(&'e self, names: Vec<(String, Value)>) -> Result<Self> {
+        if self.depth > MAX_DEPTH {
+            return Err(Error::new("lambdas nest too deep"));
+        }
+        Ok(Self {
+            outer: Some(self),
+            names,
+            budget: self.budget,
+            depth: self.depth + 1,
+        })
+    }
+
+    /// Calls a lambda with `arguments`: `$` and `$1` are the first.
+    pub(super) fn apply(&self, lambda: &Ast, arguments: &[&Value]) -> Result<Value> {
+        self.pay(1 + arguments.iter().map(|value| size(value)).sum::<usize>())?;
+        let mut names = Vec::with_capacity(arguments.len() + 1);
+        if let Some(first) = arguments.first() {
+            names.push((String::new(), (*first).clone()));
+        }
+        for (index, value) in arguments.iter().enumerate() {
+            names.push(((index + 1).to_string(), (*value).clone()));
+        }
+        self.with(names)?.eval(lambda)
+    }
+
+    fn lookup(&self, name: &str) -> Option<&Value> {
+        let name = if name == "1" && !self.names.iter().any(|(n, _)| n == "1") {
+            ""
+        } else {
+            name
+        };
+        let own = self.names.iter().rev().find(|(n, _)| n == name);
+        match (own, self.outer) {
+            (Some((_, value)), _) => Some(value),
+            (None, Some(outer)) => outer.lookup(name),
+            (None, None) => None,
+        }
+    }
+
+    /// The value without copying it, where it is a part of what is there.
+    fn borrow<'s>(&'s self, ast: &Ast) -> Result<Cow<'s, Value>> {
+        match ast {
+            Ast::Variable(name) => Ok(self
+                .lookup(name)
+                .map_or(Cow::Owned(Value::Null), Cow::Borrowed)),
+            Ast::Member(receiver, name, safe) => match self.borrow(receiver)? {
+                Cow::Borrowed(Value::Object(map)) => match map.get(name) {
+                    Some(value) => Ok(Cow::Borrowed(value)),
+                    None => Err(no_key(name)),
+                },
+                value => member(&value, name, *safe).map(Cow::Owned),
+            },
+            other => self.eval(other).map(Cow::Owned),
+        }
+    }
+
+    /// The value of `ast`.
+    pub(super) fn eval(&self, ast: &Ast) -> Result<Value> {
+        self.pay(1)?;
+        match ast {
+            Ast::Constant(value) => Ok(value.clone()),
+            Ast::Variable(_) | Ast::Member(..) => {
+                let value = self.borrow(ast)?;
+                self.pay(size(&value))?;
+                Ok(value.into_owned())
+            }
+            Ast::List(items) => items.iter().map(|item| self.eval(item)).collect(),
+            Ast::Map(entries) => {
+                let mut map = Map::new();
+                for (key, value) in entries {
+                    map.insert(key_text(&self.eval(key)?)?, self.eval(value)?);
+                }
+                Ok(Value::Object(map))
+            }
+            Ast::Unary("not", operand) => Ok(Value::Bool(!truthy(&self.eval(operand)?))),
+            Ast::Unary(sign, operand) => {
+                let value = self.eval(operand)?;
+                if value.is_number() {
+                    arithmetic(sign, &Value::from(0), &value)
+                } else {
+                    Err(wrong("a sign", &value))
+                }
+            }
+            Ast::Binary(operator, left, right) => self.binary(operator, left, right),
+            Ast::Index(receiver, indexes) => {
+                let value = self.borrow(receiver)?;
+                let indexes = indexes
+                    .iter()
+                    .map(|index| self.eval(index))
+                    .collect::<Result<Vec<_>>>()?;
+                let found = index(&value, &indexes)?;
+                self.pay(size(&found))?;
+                Ok(found)
+            }
+            Ast::Call(call) => self.call(call),
+        }
+    }
+
+    fn call(&self, call: &Call) -> Result<Value> {
+        let receiver = match &call.receiver {
+            // An order's further keys are read with its first.
+            Some(inner) if call.name.starts_with("thenBy") => {
+                return library::order(self, call, inner);
+            }
+            Some(receiver) => Some(self.eval(receiver)?),
+            None => None,
+        };
+        if call.safe && receiver == Some(Value::Null) {
+            return Ok(Value::Null);
+        }
+        let value = library::call(self, receiver, call)
+            .map_err(|error| error.below(&format!("{}()", call.name)))?;
+        self.pay(size(&value))?;
+        Ok(value)
+    }
+
+    fn binary(&self, operator: &str, left: &Ast, right: &Ast) -> Result<Value> {
+        match operator {
+            "and" => {
+                let value = self.eval(left)?;
+                return if truthy(&value) {
+                    self.eval(right)
+                } else {
+                    Ok(value)
+                };
+            }
+            "or" => {
+                let value = self.eval(left)?;
+                return if truthy(&value) {
+                    Ok(value)
+                } else {
+                    self.eval(right)
+                };
+            }
+            "->" => return self.send(left, right),
+            _ => {}
+        }
+        let (left, right) = (self.eval(left)?, self.eval(right)?);
+        let value = operate(operator, &left, &right)?;
+        self.pay(size(&value))?;
+        Ok(value)
+    }
+
+    /// `let(a => 1) -> $a`, `with(1, 2) -> $1 + $2`.
+    fn send(&self, left: &Ast, right: &Ast) -> Result<Value> {
+        let Ast::Call(call) = left else {
+            return Err(Error::new("`->` comes after `let()` or `with()`"));
+        };
+        let mut names = Vec::new();
+        match call.name.as_str() {
+            "let" | "with" if call.receiver.is_none() => {
+                for (index, argument) in call.arguments.iter().enumerate() {
+                    let value = self.eval(argument)?;
+                    if index == 0 && call.name == "with" {
+                        names.push((String::new(), value.clone()));
+                    }
+                    names.push(((index + 1).to_string(), value));
+                }
+            }
+            "unpack" => {
+                let Some(receiver) = &call.receiver else {
+                    return Err(Error::new("`unpack` takes a list"));
+                };
+                let list = self.eval(receiver)?;
+                let list = list.as_array().cloned().unwrap_or_default();
+                for (index, value) in list.into_iter().enumerate() {
+                    let name = match call.arguments.get(index).map(|name| self.eval(name)) {
+                        Some(name) => key_text(&name?)?,
+                        None => (index + 1).to_string(),
+                    };
+                    names.push((name, value));
+                }
+            }
+            _ => return Err(Error::new("`->` comes after `let()` or `with()`")),
+        }
+        for (name, argument) in &call.named {
+            names.push((name.clone(), self.eval(argument)?));
+        }
+        self.with(names)?.eval(right)
+    }
+}
+
+fn no_key(name: &str) -> Error {
+    Error::new(format!("there is no key `{name}`"))
+}
+
+pub(super) fn wrong(what: &str, value: &Value) -> Error {
+    Error::new(format!("{what} does not take {}", kind_of(value)))
+}
+
+/// `value.name`: of a map, or of every item of a list.
+fn member(value: &Value, name: &str, safe: bool) -> Result<Value> {
+    match value {
+        Value::Object(map) => map.get(name).cloned().ok_or_else(|| no_key(name)),
+        Value::Array(items) => items.iter().map(|item| member(item, name, safe)).collect(),
+        Value::Null if safe => Ok(Value::Null),
+        other => Err(wrong(&format!("`.{name}`"), other)),
+    }
+}
+
+fn index(value: &Value, indexes: &[Value]) -> Result<Value> {
+    match (value, indexes) {
+        (Value::Array(items), [at]) => {
+            let at = at
+                .as_i64()
+                .ok_or_else(|| Error::new("a list's index must be a number"))?;
+            let found = if at < 0 {
+                let back = usize::try_from(at.unsigned_abs()).unwrap_or(usize::MAX);
+                items.len().checked_sub(back)
+            } else {
+                usize::try_from(at).ok()
+            };
+            found
+                .and_then(|at| items.get(at).cloned())
+                .ok_or_else(|| Error::new(format!("there is no item {at} of {}", items.len())))
+        }
+        (Value::Object(map), [key]) => {
+            let key = key_text(key)?;
+            map.get(&key).cloned().ok_or_else(|| no_key(&key))
+        }
+        (Value::Object(map), [key, default]) => {
+            Ok(map.get(&key_text(key)?).unwrap_or(default).clone())
+        }
+        (other, _) => Err(wrong("an index", other)),
+    }
+}
+
+/// Python's idea of true.
+pub(super) fn truthy(value: &Value) -> bool {
+    match value {
+        Value::Null => false,
+        Value::Bool(flag) => *flag,
+        Value::Number(number) => number.as_f64() != Some(0.0),
+        Value::String(text) => !text.is_empty(),
+        Value::Array(items) => !items.is_empty(),
+        Value::Object(map) => !map.is_empty(),
+    }
+}
+
+/// A map's key; JSON has only text.
+pub(super) fn key_text(value: &Value) -> Result<String> {
+    match value {
+        Value::String(text) => Ok(text.clone()),
+        Value::Array(_) | Value::Object(_) => Err(wrong("a key", value)),
+        other => Ok(other.to_string()),
+    }
+}
+
+/// Numbers are equal by value, everything else as it is.
+pub(super) fn equal(left: &Value, right: &Value) -> bool {
+    match (left, right) {
+        (Value::Number(a), Value::Number(b)) => a == b || a.as_f64() == b.as_f64(),
+        (Value::Array(a), Value::Array(b)) => {
+            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| equal(a, b))
+        }
+        _ => left == right,
+    }
+}
+
+/// The order of two values: numbers, texts, lists of those; null is least.
+pub(super) fn compare(left: &Value, right: &Value) -> Result<std::cmp::Ordering> {
+    use std::cmp::Ordering;
+    match (left, right) {
+        (Value::Null, Value::Null) => Ok(Ordering::Equal),
+        (Value::Null, _) => Ok(Ordering::Less),
+        (_, Value::Null) => Ok(Ordering::Greater),
+        (Value::Number(a), Value::Number(b)) => match (a.as_i64(), b.as_i64()) {
+            (Some(a), Some(b)) => Ok(a.cmp(&b)),
+            _ => (a.as_f64().partial_cmp(&b.as_f64()))
+                .ok_or_else(|| Error::new("numbers that do not compare")),
+        },
+        (Value::String(a), Value::String(b)) => Ok(a.cmp(b)),
+        (Value::Bool(a), Value::Bool(b)) => Ok(a.cmp(b)),
+        (Value::Array(a), Value::Array(b)) => {
+            for (a, b) in a.iter().zip(b) {
+                let order = compare(a, b)?;
+                if order != Ordering::Equal {
+                    return Ok(order);
+                }
+            }
+            Ok(a.len().cmp(&b.len()))
+        }
+        _ => Err(Error::new(format!(
+            "{} and {} do not compare",
+            kind_of(left),
+            kind_of(right)
+        ))),
+    }
+}
+
+/// A binary operator on two values.
+pub(super) fn operate(operator: &str, left: &Value, right: &Value) -> Result<Value> {
+    use std::cmp::Ordering;
+    let order = || compare(left, right);
+    Ok(Value::Bool(match operator {
+        "=" => equal(left, right),
+        "!=" => !equal(left, right),
+        ">" => order()? == Ordering::Greater,
+        "<" => order()? == Ordering::Less,
+        ">=" => order()? != Ordering::Less,
+        "<=" => order()? != Ordering::Greater,
+        "in" => match (left, right) {
+            (Value::String(part), Value::String(text)) => text.contains(part.as_str()),
+            (item, Value::Array(items)) => items.iter().any(|other| equal(item, other)),
+            (key, Value::Object(map)) => map.contains_key(&key_text(key)?),
+            (_, other) => return Err(wrong("`in`", other)),
+        },
+        "=~" => regexes::matches(right, left)?,
+        "!~" => !regexes::matches(right, left)?,
+        _ => return arithmetic(operator, left, right),
+    }))
+}
+
+fn arithmetic(operator: &str, left: &Value, right: &Value) -> Result<Value> {
+    match (operator, left, right) {
+        ("+", Value::String(a), Value::String(b)) => Ok(Value::from(format!("{a}{b}"))),
+        ("+", Value::Array(a), Value::Array(b)) => Ok(a.iter().chain(b).cloned().collect()),
+        ("+", Value::Object(a), Value::Object(b)) => {
+            let mut all = a.clone();
+            all.extend(b.clone());
+            Ok(Value::Object(all))
+        }
+        ("*", Value::String(text), Value::Number(n))
+        | ("*", Value::Number(n), Value::String(text)) => {
+            let times = times(n, text.len())?;
+            Ok(Value::from(text.repeat(times)))
+        }
+        ("*", Value::Array(items), Value::Number(n))
+        | ("*", Value::Number(n), Value::Array(items)) => {
+            let times = times(n, items.len())?;
+            Ok((0..times).flat_map(|_| items.iter().cloned()).collect())
+        }
+        (_, Value::Number(a), Value::Number(b)) => numbers(operator, a, b).map(Value::Number),
+        _ => Err(Error::new(format!(
+            "`{operator}` does not take {} and {}",
+            kind_of(left),
+            kind_of(right)
+        ))),
+    }
+}
+
+fn times(number: &Number, length: usize) -> Result<usize> {
+    let times = number.as_i64().unwrap_or(0).max(0);
+    usize::try_from(times)
+        .ok()
+        .filter(|times| times.saturating_mul(length) <= 1_000_000)
+        .ok_or_else(|| Error::new("repeated too often"))
+}
+
+fn numbers(operator: &str, a: &Number, b: &Number) -> Result<Number> {
+    let zero = || Error::new("a division by zero");
+    if let (Some(a), Some(b)) = (a.as_i64(), b.as_i64()) {
+        let whole = match operator {
+            "+" => a.checked_add(b),
+            "-" => a.checked_sub(b),
+            "*" => a.checked_mul(b),
+            _ if b == 0 => return Err(zero()),
+            // Python rounds down, also below zero.
+            "/" => a
+                .checked_div(b)
+                .map(|q| q - i64::from(a % b != 0 && (a < 0) != (b < 0))),
+            _ => a.checked_rem(b).map(|r| {
+                if r != 0 && (r < 0) != (b < 0) {
+                    r + b
+                } else {
+                    r
+                }
+            }),
+        };
+        return whole
+            .map(Number::from)
+            .ok_or_else(|| Error::new("a number too large"));
+    }
+    let (a, b) = (a.as_f64().unwrap_or(0.0), b.as_f64().unwrap_or(0.0));
+    let value = match operator {
+        "+" => a + b,
+        "-" => a - b,
+        "*" => a * b,
+        _ if b == 0.0 => return Err(zero()),
+        "/" => a / b,
+        _ => a - b * (a / b).floor(),
+    };
+    Number::from_f64(value).ok_or_else(|| Error::new("a number too large"))
+}

@@ -1,0 +1,525 @@
+//! Functions by name: first those that take lambdas, then those of values.
+
+use std::cmp::Ordering;
+
+use serde_json::{Map, Value};
+
+use super::eval::{Env, compare, equal, key_text, operate, truthy};
+use super::parse::{Ast, Call};
+use super::{sequences, texts};
+use crate::stack::{Error, Result};
+
+/// Items a function may make out of nothing.
+const MAX_ITEMS: usize = 10_000;
+
+/// Calls a function.
+pub(super) fn call(env: &Env<'_>, receiver: Option<Value>, call: &Call) -> Result<Value> {
+    let arguments: Vec<&Ast> = call.arguments.iter().collect();
+    if let Some(result) = special(env, receiver.as_ref(), call) {
+        return result;
+    }
+    // As a function the collection is the first argument.
+    let (subject, rest) = match (receiver, arguments.split_first()) {
+        (Some(value), _) => (Some(value), &arguments[..]),
+        (None, Some((first, rest))) => (Some(env.eval(first)?), rest),
+        (None, None) => (None, &[][..]),
+    };
+    let Some(subject) = subject else {
+        return match call.name.as_str() {
+            "list" | "set" => Ok(Value::Array(Vec::new())),
+            "dict" => Ok(Value::Object(Map::new())),
+            _ => Err(lacking(&call.name)),
+        };
+    };
+    if let Some(result) = with_lambdas(env, &subject, call, rest) {
+        return result;
+    }
+    let mut values = Vec::with_capacity(rest.len());
+    for argument in rest {
+        values.push(env.eval(argument)?);
+    }
+    for (_, argument) in &call.named {
+        values.push(env.eval(argument)?);
+    }
+    plain(env, &call.name, subject, values)
+}
+
+fn lacking(name: &str) -> Error {
+    Error::new(format!("yaql has no function `{name}` for this here"))
+}
+
+/// Functions whose arguments are not evaluated one after the other.
+fn special(env: &Env<'_>, receiver: Option<&Value>, call: &Call) -> Option<Result<Value>> {
+    let cases = |many: bool| -> Result<Value> {
+        let mut found = Vec::new();
+        for (index, argument) in call.arguments.iter().enumerate() {
+            if truthy(&env.eval(argument)?) {
+                if !many {
+                    return Ok(Value::from(index));
+                }
+                found.push(Value::from(index));
+            }
+        }
+        Ok(if many {
+            Value::Array(found)
+        } else {
+            Value::from(call.arguments.len())
+        })
+    };
+    match (call.name.as_str(), receiver) {
+        ("coalesce", None) => Some((|| {
+            for argument in &call.arguments {
+                let value = env.eval(argument)?;
+                if !value.is_null() {
+                    return Ok(value);
+                }
+            }
+            Ok(Value::Null)
+        })()),
+        ("switch", None) => Some((|| {
+            for case in &call.arguments {
+                let Ast::Map(entries) = case else {
+                    return Err(Error::new("takes condition => value"));
+                };
+                for (condition, value) in entries {
+                    if truthy(&env.eval(condition)?) {
+                        return env.eval(value);
+                    }
+                }
+            }
+            Ok(Value::Null)
+        })()),
+        ("selectCase", None) => Some(cases(false)),
+        ("selectAllCases", None) => Some(cases(true)),
+        ("switchCase", Some(case)) => {
+            let last = call.arguments.len().checked_sub(1)?;
+            let at = case.as_u64().and_then(|at| usize::try_from(at).ok());
+            let chosen = call.arguments.get(at.unwrap_or(last).min(last))?;
+            Some(env.eval(chosen))
+        }
+        ("random" | "now" | "def" | "lambda" | "call", _) => Some(Err(Error::new(format!(
+            "yaql's `{}` is not available: the same template must give the same values",
+            call.name
+        )))),
+        _ => None,
+    }
+}
+
+fn lambda<'c>(call: &'c Call, rest: &[&'c Ast], at: usize, name: &str) -> Option<&'c Ast> {
+    let named = call.named.iter().find(|(key, _)| key == name);
+    named
+        .map(|(_, ast)| ast)
+        .or_else(|| rest.get(at).copied())
+        .filter(|ast| **ast != Ast::Constant(Value::Null))
+}
+
+/// Functions that take a lambda.
+fn with_lambdas(
+    env: &Env<'_>,
+    subject: &Value,
+    call: &Call,
+    rest: &[&Ast],
+) -> Option<Result<Value>> {
+    let name = call.name.as_str();
+    if name == "mergeWith" {
+        return Some(merge_with(env, subject, call, rest));
+    }
+    if name == "assert" {
+        let test = *rest.first()?;
+        return Some(env.apply(test, &[subject]).and_then(|held| {
+            if truthy(&held) {
+                Ok(subject.clone())
+            } else {
+                Err(Error::new("the assertion does not hold"))
+            }
+        }));
+    }
+    if !matches!(subject, Value::Array(_) | Value::Object(_)) || super::regexes::is(subject) {
+        return None;
+    }
+    let first = lambda(call, rest, 0, "predicate");
+    let apply = |ast: &Ast, item: &Value| env.apply(ast, &[item]);
+    let list = sequences::items(subject).ok()?;
+    let result = match (name, first) {
+        ("where" | "filter", Some(test)) => keep(&list, |item| apply(test, item)),
+        ("select" | "map", Some(each)) => list.iter().map(|item| apply(each, item)).collect(),
+        ("selectMany", Some(each)) => (|| {
+            let mut all = Vec::new();
+            for item in &list {
+                match apply(each, item)? {
+                    Value::Array(items) => all.extend(items),
+                    other => all.push(other),
+                }
+            }
+            Ok(Value::Array(all))
+        })(),
+        ("any", None) => Ok(Value::Bool(!list.is_empty())),
+        ("all", None) => Ok(Value::Bool(list.iter().all(truthy))),
+        ("any" | "all", Some(test)) => (|| {
+            for item in &list {
+                if truthy(&apply(test, item)?) == (name == "any") {
+                    return Ok(Value::Bool(name == "any"));
+                }
+            }
+            Ok(Value::Bool(name == "all"))
+        })(),
+        ("takeWhile" | "skipWhile", Some(test)) => (|| {
+            let mut at = 0;
+            while at < list.len() && truthy(&apply(test, &list[at])?) {
+                at += 1;
+            }
+            let (taken, left) = list.split_at(at);
+            Ok(Value::from(
+                if name == "takeWhile" { taken } else { left }.to_vec(),
+            ))
+        })(),
+        ("indexWhere" | "lastIndexWhere", Some(test)) => (|| {
+            let mut found = -1;
+            for (at, item) in (0i64..).zip(&list) {
+                if (found < 0 || name != "indexWhere") && truthy(&apply(test, item)?) {
+                    found = at;
+                }
+            }
+            Ok(Value::from(found))
+        })(),
+        ("splitWhere" | "sliceWhere", Some(test)) => split_where(env, &list, test, name),
+        ("distinct", key) => distinct(env, &list, key),
+        ("orderBy" | "orderByDescending", Some(key)) => {
+            sorted(env, list, &[(key, name.ends_with("Descending"))])
+        }
+        ("groupBy", Some(_)) => group_by(env, &list, call, rest),
+        ("toDict" | "dict", Some(key)) if !subject.is_object() => (|| {
+            let value = lambda(call, rest, 1, "valueSelector");
+            let mut map = Map::new();
+            for item in &list {
+                let key = key_text(&apply(key, item)?)?;
+                let value = value.map_or(Ok(item.clone()), |value| apply(value, item))?;
+                map.insert(key, value);
+            }
+            Ok(Value::Object(map))
+        })(),
+        ("aggregate" | "reduce" | "accumulate", Some(step)) => fold(env, &list, step, rest, name),
+        ("join", Some(_)) if rest.len() == 3 => join(env, &list, rest),
+        _ => return None,
+    };
+    Some(result)
+}
+
+fn keep(list: &[Value], test: impl Fn(&Value) -> Result<Value>) -> Result<Value> {
+    let mut kept = Vec::new();
+    for item in list {
+        if truthy(&test(item)?) {
+            kept.push(item.clone());
+        }
+    }
+    Ok(Value::Array(kept))
+}
+
+fn split_where(env: &Env<'_>, list: &[Value], test: &Ast, name: &str) -> Result<Value> {
+    let mut parts: Vec<Vec<Value>> = vec![Vec::new()];
+    for item in list {
+        let cuts = truthy(&env.apply(test, &[item])?);
+        if cuts {
+            parts.push(Vec::new());
+        }
+        if (!cuts || name == "sliceWhere")
+            && let Some(part) = parts.last_mut()
+        {
+            part.push(item.clone());
+        }
+    }
+    Ok(parts.into_iter().map(Value::Array).collect())
+}
+
+fn distinct(env: &Env<'_>, list: &[Value], key: Option<&Ast>) -> Result<Value> {
+    env.pay(list.len().saturating_mul(list.len()) / 8)?;
+    let Some(key) = key else {
+        return Ok(Value::Array(sequences::distinct(list.to_vec())));
+    };
+    let mut seen: Vec<Value> = Vec::new();
+    let mut kept = Vec::new();
+    for item in list {
+        let key = env.apply(key, &[item])?;
+        if !seen.iter().any(|before| equal(before, &key)) {
+            seen.push(key);
+            kept.push(item.clone());
+        }
+    }
+    Ok(Value::Array(kept))
+}
+
+/// `orderBy(…).thenBy(…)`: the keys from the inside out.
+pub(super) fn order(env: &Env<'_>, call: &Call, receiver: &Ast) -> Result<Value> {
+    let mut keys = Vec::new();
+    let mut at = Some((call, receiver));
+    while let Some((step, inner)) = at {
+        let key = step
+            .arguments
+            .first()
+            .ok_or_else(|| Error::new("takes a key"))?;
+        keys.push((key, step.name.ends_with("Descending")));
+        at = match inner {
+            Ast::Call(next) if next.name.starts_with("thenBy") => {
+                next.receiver.as_deref().map(|receiver| (next, receiver))
+            }
+            Ast::Call(next) if next.name.starts_with("orderBy") => {
+                let key = next
+                    .arguments
+                    .first()
+                    .ok_or_else(|| Error::new("takes a key"))?;
+                keys.push((key, next.name.ends_with("Descending")));
+                keys.reverse();
+                let list = next.receiver.as_deref().map(|receiver| env.eval(receiver));
+                let list = list.unwrap_or(Ok(Value::Null))?;
+                return sorted(env, sequences::items(&list)?, &keys);
+            }
+            _ => None,
+        };
+    }
+    Err(Error::new("`thenBy` comes after `orderBy`"))
+}
+
+fn sorted(env: &Env<'_>, list: Vec<Value>, keys: &[(&Ast, bool)]) -> Result<Value> {
+    let mut rows = Vec::with_capacity(list.len());
+    for item in list {
+        let key = keys
+            .iter()
+            .map(|(key, _)| env.apply(key, &[&item]))
+            .collect::<Result<Vec<_>>>()?;
+        rows.push((key, item));
+    }
+    env.pay(rows.len().saturating_mul(8))?;
+    let mut failed = None;
+    rows.sort_by(|(a, _), (b, _)| {
+        for ((a, b), (_, descending)) in a.iter().zip(b).zip(keys) {
+            match compare(a, b) {
+                Ok(Ordering::Equal) => {}
+                Ok(order) if *descending => return order.reverse(),
+                Ok(order) => return order,
+                Err(error) => failed = Some(error),
+            }
+        }
+        Ordering::Equal
+    });
+    match failed {
+        Some(error) => Err(error),
+        None => Ok(rows.into_iter().map(|(_, item)| item).collect()),
+    }
+}
+
+fn group_by(env: &Env<'_>, list: &[Value], call: &Call, rest: &[&Ast]) -> Result<Value> {
+    let key = lambda(call, rest, 0, "keySelector").ok_or_else(|| Error::new("takes a key"))?;
+    let value = lambda(call, rest, 1, "valueSelector");
+    let aggregate = lambda(call, rest, 2, "aggregator");
+    let mut groups: Vec<(Value, Vec<Value>)> = Vec::new();
+    for item in list {
+        let key = env.apply(key, &[item])?;
+        let value = value.map_or(Ok(item.clone()), |value| env.apply(value, &[item]))?;
+        env.pay(groups.len() / 8)?;
+        match groups.iter_mut().find(|(known, _)| equal(known, &key)) {
+            Some((_, values)) => values.push(value),
+            None => groups.push((key, vec![value])),
+        }
+    }
+    let rows = groups.into_iter().map(|(key, values)| {
+        let values = Value::Array(values);
+        let value = match aggregate {
+            None => values,
+            Some(ast) => match env.apply(ast, &[&values]) {
+                Ok(value) => value,
+                // An older way of writing it: the lambda takes key and values.
+                Err(error) => {
+                    let pair = Value::from(vec![key, values]);
+                    return match env.apply(ast, &[&pair]) {
+                        Ok(Value::Array(row)) if row.len() == 2 => Ok(Value::Array(row)),
+                        _ => Err(error),
+                    };
+                }
+            },
+        };
+        Ok(Value::from(vec![key, value]))
+    });
+    rows.collect()
+}
+
+fn fold(env: &Env<'_>, list: &[Value], step: &Ast, rest: &[&Ast], name: &str) -> Result<Value> {
+    let mut items = list.iter();
+    let seed = rest.get(1).map(|seed| env.eval(seed)).transpose()?;
+    let Some(mut total) = seed.or_else(|| items.next().cloned()) else {
+        return Err(Error::new("the list is empty"));
+    };
+    let mut steps = vec![total.clone()];
+    for item in items {
+        total = env.apply(step, &[&total, item])?;
+        if name == "accumulate" {
+            steps.push(total.clone());
+        }
+    }
+    Ok(if name == "accumulate" {
+        Value::Array(steps)
+    } else {
+        total
+    })
+}
+
+fn join(env: &Env<'_>, list: &[Value], rest: &[&Ast]) -> Result<Value> {
+    let other = sequences::items(&env.eval(rest[0])?)?;
+    let mut rows = Vec::new();
+    for left in list {
+        for right in &other {
+            if truthy(&env.apply(rest[1], &[left, right])?) {
+                rows.push(env.apply(rest[2], &[left, right])?);
+            }
+        }
+    }
+    Ok(Value::Array(rows))
+}
+
+/// How two maps become one.
+struct Merge<'a> {
+    lists: Option<&'a Ast>,
+    items: Option<&'a Ast>,
+}
+
+fn merge_with(env: &Env<'_>, subject: &Value, call: &Call, rest: &[&Ast]) -> Result<Value> {
+    let other = rest.first().map_or(Ok(Value::Null), |ast| env.eval(ast))?;
+    let (Value::Object(left), Value::Object(right)) = (subject, &other) else {
+        return Err(Error::new("merges two maps"));
+    };
+    let levels = lambda(call, rest, 3, "maxLevels")
+        .map(|ast| env.eval(ast))
+        .transpose()?;
+    let levels = levels.and_then(|levels| levels.as_u64()).unwrap_or(0);
+    let merge = Merge {
+        lists: lambda(call, rest, 1, "listMerger"),
+        items: lambda(call, rest, 2, "itemMerger"),
+    };
+    merge.maps(env, left, right, levels).map(Value::Object)
+}
+
+impl Merge<'_> {
+    fn maps(
+        &self,
+        env: &Env<'_>,
+        left: &Map<String, Value>,
+        right: &Map<String, Value>,
+        levels: u64,
+    ) -> Result<Map<String, Value>> {
+        env.pay(1 + left.len() + right.len())?;
+        let mut result = left.clone();
+        for (key, new) in right {
+            let merged = match (left.get(key), new) {
+                (None, _) => new.clone(),
+                (Some(Value::Object(a)), Value::Object(b)) if levels != 1 => {
+                    Value::Object(self.maps(env, a, b, levels.saturating_sub(1))?)
+                }
+                (Some(Value::Array(a)), Value::Array(b)) if levels != 1 => {
+                    if let Some(ast) = self.lists {
+                        env.apply(ast, &[&Value::from(a.clone()), new])?
+                    } else {
+                        let all = a.iter().chain(b).cloned();
+                        Value::Array(sequences::distinct(all))
+                    }
+                }
+                (Some(old), Value::Object(_) | Value::Array(_)) if levels != 1 => {
+                    return Err(super::eval::wrong("a merge of maps or lists", old));
+                }
+                (Some(old), _) => match self.items {
+                    Some(ast) => env.apply(ast, &[old, new])?,
+                    None => new.clone(),
+                },
+            };
+            result.insert(key.clone(), merged);
+        }
+        Ok(result)
+    }
+}
+
+/// Functions of values alone.
+fn plain(env: &Env<'_>, name: &str, subject: Value, rest: Vec<Value>) -> Result<Value> {
+    let found = match &subject {
+        Value::String(text) => match (name, &rest[..]) {
+            ("join", [list @ Value::Array(_)]) => {
+                let list = sequences::items(list)?;
+                sequences::of_list("join", &list, std::slice::from_ref(&subject))
+            }
+            ("concat", _) => {
+                let parts: Vec<_> = rest.iter().map(texts::str_of).collect();
+                Some(Ok(Value::from(format!("{text}{}", parts.concat()))))
+            }
+            _ => texts::of_text(name, text, &rest),
+        },
+        Value::Array(list) if name != "range" => sequences::of_list(name, list, &rest),
+        Value::Object(map) if !super::regexes::is(&subject) => {
+            match sequences::of_map(name, map, &rest) {
+                Some(found) => Some(found),
+                None if matches!(name, "toList" | "list" | "first" | "last") => {
+                    sequences::of_list(name, &sequences::items(&subject)?, &rest)
+                }
+                None => None,
+            }
+        }
+        _ => None,
+    };
+    if let Some(result) = found {
+        return result;
+    }
+    match name {
+        "range" | "sequence" => range(env, &subject, &rest),
+        "repeat" => {
+            let times = rest.first().and_then(Value::as_u64).unwrap_or(u64::MAX);
+            let times = usize::try_from(times).unwrap_or(usize::MAX);
+            if times > MAX_ITEMS {
+                return Err(Error::new(format!("more than {MAX_ITEMS} items")));
+            }
+            Ok(std::iter::repeat_n(subject, times).collect())
+        }
+        "list" | "set" => {
+            let mut items = vec![subject];
+            items.extend(rest);
+            Ok(Value::Array(items))
+        }
+        "dict" => {
+            let mut map = Map::new();
+            for part in std::iter::once(subject).chain(rest) {
+                match part {
+                    Value::Object(part) => map.extend(part),
+                    _ => return Err(lacking(name)),
+                }
+            }
+            Ok(Value::Object(map))
+        }
+        "max" | "min" | "sum" if rest.len() > 1 => {
+            let mut values = vec![subject];
+            values.extend(rest);
+            sequences::of_list(name, &values, &[]).unwrap_or_else(|| Err(lacking(name)))
+        }
+        _ => {
+            let mut values = vec![subject];
+            values.extend(rest);
+            texts::of_values(name, &values).unwrap_or_else(|| Err(lacking(name)))
+        }
+    }
+}
+
+fn range(env: &Env<'_>, subject: &Value, rest: &[Value]) -> Result<Value> {
+    let step = rest.get(1).cloned().unwrap_or_else(|| Value::from(1));
+    let (mut at, end) = match rest.first() {
+        Some(last) => (subject.clone(), last.clone()),
+        None => (Value::from(0), subject.clone()),
+    };
+    let forward = compare(&step, &Value::from(0))?;
+    if forward == Ordering::Equal {
+        return Err(Error::new("a step of 0"));
+    }
+    let mut items = Vec::new();
+    while compare(&at, &end)? == forward.reverse() {
+        env.pay(1)?;
+        if items.len() >= MAX_ITEMS {
+            return Err(Error::new(format!("more than {MAX_ITEMS} items")));
+        }
+        let next = operate("+", &at, &step)?;
+        items.push(std::mem::replace(&mut at, next));
+    }
+    Ok(Value::Array(items))
+}

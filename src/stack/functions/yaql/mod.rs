@@ -1,0 +1,50 @@
+//! `yaql`: the query language, as far as templates use it.
+//!
+//! What an expression may cost is bounded, and what is lacking is refused by
+//! its name.
+
+mod eval;
+mod library;
+mod parse;
+mod regexes;
+mod sequences;
+mod texts;
+
+use serde_json::{Map, Value};
+
+use crate::stack::{Error, Result};
+
+/// `yaql`: evaluates `expression` over `data`.
+pub(super) fn call(argument: &Value) -> Result<Value> {
+    let usage = "takes a map with `expression`, text, and `data`";
+    let Value::Object(map) = argument else {
+        return Err(Error::new(usage));
+    };
+    if map.keys().any(|key| key != "expression" && key != "data") {
+        return Err(Error::new(usage));
+    }
+    let Some(Value::String(expression)) = map.get("expression") else {
+        return Err(Error::new(usage));
+    };
+    let data = map
+        .get("data")
+        .cloned()
+        .unwrap_or_else(|| Value::Object(Map::new()));
+    evaluate(expression, data)
+}
+
+/// The value of `expression` where `$.data` is `data`.
+///
+/// # Errors
+/// When the expression is none, costs too much, or does what the values do not
+/// allow.
+pub fn evaluate(expression: &str, data: Value) -> Result<Value> {
+    let ast = parse::parse(expression)?;
+    let mut root = Map::new();
+    root.insert("data".to_owned(), data);
+    let value = eval::run(&ast, Value::Object(root))?;
+    Ok(regexes::plain(value))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,278 @@
+//! Functions of lists and maps that need no lambda.
+
+use serde_json::{Map, Value};
+
+use super::eval::{compare, equal, key_text, operate, wrong};
+use crate::stack::{Error, Result};
+
+/// The items that `value` is walked by: a list's, or a map's keys.
+pub(super) fn items(value: &Value) -> Result<Vec<Value>> {
+    match value {
+        Value::Array(items) => Ok(items.clone()),
+        Value::Object(map) => Ok(map.keys().cloned().map(Value::from).collect()),
+        other => Err(wrong("this function", other)),
+    }
+}
+
+fn count(value: Option<&Value>) -> Result<usize> {
+    let number = value.and_then(Value::as_i64);
+    number
+        .and_then(|n| usize::try_from(n).ok())
+        .ok_or_else(|| Error::new("takes a number that is not negative"))
+}
+
+/// The items without those that were there before.
+pub(super) fn distinct(items: impl IntoIterator<Item = Value>) -> Vec<Value> {
+    let mut seen: Vec<Value> = Vec::new();
+    for item in items {
+        if !seen.iter().any(|before| equal(before, &item)) {
+            seen.push(item);
+        }
+    }
+    seen
+}
+
+fn flatten(value: &Value, into: &mut Vec<Value>) {
+    match value {
+        Value::Array(items) => items.iter().for_each(|item| flatten(item, into)),
+        other => into.push(other.clone()),
+    }
+}
+
+fn fold(
+    items: &[Value],
+    initial: Option<&Value>,
+    step: &dyn Fn(&Value, &Value) -> Result<Value>,
+) -> Result<Value> {
+    let mut items = items.iter();
+    let mut total = match initial.or_else(|| items.next()) {
+        Some(value) => value.clone(),
+        None => return Err(Error::new("of nothing there is no such value")),
+    };
+    for item in items {
+        total = step(&total, item)?;
+    }
+    Ok(total)
+}
+
+fn extreme(list: &[Value], initial: Option<&Value>, least: bool) -> Result<Value> {
+    fold(list, initial, &|best, item| {
+        let order = compare(item, best)?;
+        let better = if least { order.is_lt() } else { order.is_gt() };
+        Ok(if better { item } else { best }.clone())
+    })
+}
+
+/// Functions of a list; nothing when `name` is none of them.
+pub(super) fn of_list(name: &str, list: &[Value], rest: &[Value]) -> Option<Result<Value>> {
+    let some = |items: Vec<Value>| Ok(Value::Array(items));
+    let result = match name {
+        "len" | "count" => Ok(Value::from(list.len())),
+        "toList" | "list" | "memorize" => some(list.to_vec()),
+        "skip" => count(rest.first()).map(|n| list.iter().skip(n).cloned().collect()),
+        "limit" | "take" => count(rest.first()).map(|n| list.iter().take(n).cloned().collect()),
+        "append" => some(list.iter().chain(rest).cloned().collect()),
+        "concat" => {
+            let others = rest.iter().map(items).collect::<Result<Vec<_>>>();
+            others.map(|others| {
+                list.iter()
+                    .cloned()
+                    .chain(others.into_iter().flatten())
+                    .collect()
+            })
+        }
+        "flatten" => {
+            let mut flat = Vec::new();
+            for item in list {
+                flatten(item, &mut flat);
+            }
+            some(flat)
+        }
+        "reverse" => some(list.iter().rev().cloned().collect()),
+        "sum" => fold(list, rest.first(), &|a, b| operate("+", a, b)),
+        "max" => extreme(list, rest.first(), false),
+        "min" => extreme(list, rest.first(), true),
+        "first" => at_end(list.first(), rest),
+        "last" => at_end(list.last(), rest),
+        "single" if list.len() == 1 => Ok(list[0].clone()),
+        "single" => Err(Error::new(format!(
+            "there are {} items, not one",
+            list.len()
+        ))),
+        "contains" => {
+            Ok(Value::Bool(rest.first().is_some_and(|item| {
+                list.iter().any(|other| equal(item, other))
+            })))
+        }
+        "indexOf" | "lastIndexOf" => {
+            let item = rest.first()?;
+            let found = if name == "indexOf" {
+                list.iter().position(|other| equal(item, other))
+            } else {
+                list.iter().rposition(|other| equal(item, other))
+            };
+            Ok(found.map_or(Value::from(-1), Value::from))
+        }
+        "enumerate" => {
+            let start = rest.first().and_then(Value::as_i64).unwrap_or(0);
+            let pairs = (start..).zip(list);
+            some(
+                pairs
+                    .map(|(at, item)| Value::from(vec![Value::from(at), item.clone()]))
+                    .collect(),
+            )
+        }
+        "zip" => zip(list, rest),
+        "join" => match rest {
+            [Value::String(separator)] => {
+                let parts: Vec<_> = list.iter().map(super::texts::str_of).collect();
+                Ok(Value::from(parts.join(separator)))
+            }
+            [other] => Err(wrong("a separator", other)),
+            _ => return None,
+        },
+        "defaultIfEmpty" if list.is_empty() => rest.first().map(items)?.map(Value::Array),
+        "defaultIfEmpty" => some(list.to_vec()),
+        "toSet" => some(distinct(list.to_vec())),
+        "union" | "intersect" | "difference" | "symmetricDifference" => sets(name, list, rest),
+        "slice" | "splitAt" => count(rest.first()).and_then(|n| cut(name, list, n)),
+        "insert" | "insertMany" | "delete" => edit(name, list, rest),
+        "toDict" | "dict" if rest.is_empty() => pairs(list),
+        _ => return None,
+    };
+    Some(result)
+}
+
+fn at_end(item: Option<&Value>, rest: &[Value]) -> Result<Value> {
+    item.or(rest.first())
+        .cloned()
+        .ok_or_else(|| Error::new("the list is empty"))
+}
+
+fn zip(list: &[Value], rest: &[Value]) -> Result<Value> {
+    let others = rest.iter().map(items).collect::<Result<Vec<_>>>()?;
+    let length = others.iter().map(Vec::len).chain([list.len()]).min();
+    Ok((0..length.unwrap_or(0))
+        .map(|at| {
+            let mut row = vec![list[at].clone()];
+            row.extend(others.iter().map(|other| other[at].clone()));
+            Value::Array(row)
+        })
+        .collect())
+}
+
+fn sets(name: &str, list: &[Value], rest: &[Value]) -> Result<Value> {
+    let other = items(rest.first().unwrap_or(&Value::Null))?;
+    let within = |list: &[Value], item: &Value| list.iter().any(|o| equal(o, item));
+    let only = |a: &[Value], b: &[Value]| -> Vec<Value> {
+        a.iter().filter(|item| !within(b, item)).cloned().collect()
+    };
+    Ok(Value::Array(distinct(match name {
+        "union" => list.iter().chain(&other).cloned().collect(),
+        "intersect" => list
+            .iter()
+            .filter(|item| within(&other, item))
+            .cloned()
+            .collect(),
+        "difference" => only(list, &other),
+        _ => [only(list, &other), only(&other, list)].concat(),
+    })))
+}
+
+fn cut(name: &str, list: &[Value], at: usize) -> Result<Value> {
+    if name == "splitAt" {
+        let (left, right) = list.split_at(at.min(list.len()));
+        return Ok(Value::from(vec![
+            Value::from(left.to_vec()),
+            Value::from(right.to_vec()),
+        ]));
+    }
+    if at == 0 {
+        return Err(Error::new("a slice of 0 items"));
+    }
+    Ok(list
+        .chunks(at)
+        .map(|part| Value::from(part.to_vec()))
+        .collect())
+}
+
+fn edit(name: &str, list: &[Value], rest: &[Value]) -> Result<Value> {
+    let at = count(rest.first())?.min(list.len());
+    let mut result = list.to_vec();
+    match (name, rest.get(1)) {
+        ("insert", Some(value)) => result.insert(at, value.clone()),
+        ("insertMany", Some(values)) => {
+            result.splice(at..at, items(values)?);
+        }
+        ("delete", number) => {
+            let number = number.map_or(Ok(1), |n| count(Some(n)))?;
+            result.drain(at..at.saturating_add(number).min(list.len()));
+        }
+        _ => return Err(Error::new("takes a place and a value")),
+    }
+    Ok(Value::Array(result))
+}
+
+/// A map of `[key, value]` pairs.
+pub(super) fn pairs(list: &[Value]) -> Result<Value> {
+    let mut map = Map::new();
+    for pair in list {
+        match pair.as_array().map(Vec::as_slice) {
+            Some([key, value]) => map.insert(key_text(key)?, value.clone()),
+            _ => return Err(Error::new("takes a list of [key, value]")),
+        };
+    }
+    Ok(Value::Object(map))
+}
+
+/// Functions of a map; nothing when `name` is none of them.
+pub(super) fn of_map(
+    name: &str,
+    map: &Map<String, Value>,
+    rest: &[Value],
+) -> Option<Result<Value>> {
+    let key = || key_text(rest.first().unwrap_or(&Value::Null));
+    let result = match name {
+        "len" => Ok(Value::from(map.len())),
+        "keys" => Ok(map.keys().cloned().collect()),
+        "values" => Ok(map.values().cloned().collect()),
+        "items" => Ok(map
+            .iter()
+            .map(|(key, value)| Value::from(vec![Value::from(key.clone()), value.clone()]))
+            .collect()),
+        "get" => key().map(|key| map.get(&key).or(rest.get(1)).cloned().unwrap_or_default()),
+        "containsKey" => key().map(|key| Value::Bool(map.contains_key(&key))),
+        "containsValue" => {
+            Ok(Value::Bool(rest.first().is_some_and(|value| {
+                map.values().any(|other| equal(other, value))
+            })))
+        }
+        "set" => set(map, rest),
+        "delete" | "deleteAll" => {
+            let keys = match rest {
+                [Value::Array(keys)] => &keys[..],
+                keys => keys,
+            };
+            let mut result = map.clone();
+            for key in keys.iter().filter_map(|key| key_text(key).ok()) {
+                result.remove(&key);
+            }
+            Ok(Value::Object(result))
+        }
+        "dict" | "toDict" if rest.is_empty() => Ok(Value::Object(map.clone())),
+        _ => return None,
+    };
+    Some(result)
+}
+
+fn set(map: &Map<String, Value>, rest: &[Value]) -> Result<Value> {
+    let mut result = map.clone();
+    match rest {
+        [Value::Object(more)] => result.extend(more.clone()),
+        [key, value] => {
+            result.insert(key_text(key)?, value.clone());
+        }
+        _ => return Err(Error::new("takes a key and a value, or a map")),
+    }
+    Ok(Value::Object(result))
+}

@@ -1,0 +1,138 @@
+#![allow(clippy::unwrap_used, reason = "tests")]
+use serde_json::{Value, json};
+
+use super::evaluate;
+
+/// Expressions as their language's manual has them, and what they give.
+#[test]
+fn expressions_give_what_they_should() {
+    let data = json!({
+        "nums": [3, 1, 2], "words": ["b", "a"], "name": "web",
+        "servers": [
+            {"name": "a", "az": "x", "ram": 4, "nets": ["n1"]},
+            {"name": "b", "az": "y", "ram": 2, "nets": ["n1", "n2"]},
+            {"name": "c", "az": "x", "ram": 1, "nets": []}],
+        "map": {"k1": {"a": 1, "l": [1]}, "k2": {"b": 2, "l": [2]}}, "none": null});
+    let cases = [
+        ("$.data.nums.sum()", json!(6)),
+        ("$.data.nums.max()", json!(3)),
+        ("$.data.nums.select($ * 2)", json!([6, 2, 4])),
+        ("$.data.nums.where($ > 1).len()", json!(2)),
+        ("$.data.nums.orderBy($)", json!([1, 2, 3])),
+        ("$.data.nums.orderByDescending($).first()", json!(3)),
+        (
+            "$.data.servers.orderBy($.az).thenByDescending($.name).select($.name)",
+            json!(["c", "a", "b"]),
+        ),
+        ("$.data.servers.name", json!(["a", "b", "c"])),
+        (
+            "$.data.servers.where($.az = x and $.ram > 1).name",
+            json!(["a"]),
+        ),
+        (
+            "$.data.servers.where(not $.nets.any()).select($.name)",
+            json!(["c"]),
+        ),
+        (
+            "$.data.servers.selectMany($.nets).distinct()",
+            json!(["n1", "n2"]),
+        ),
+        (
+            "$.data.servers.groupBy($.az, $.ram)",
+            json!([["x", [4, 1]], ["y", [2]]]),
+        ),
+        (
+            "$.data.servers.groupBy($.az, $.ram, $.sum())",
+            json!([["x", 5], ["y", 2]]),
+        ),
+        (
+            "$.data.servers.toDict($.name, $.ram)",
+            json!({"a": 4, "b": 2, "c": 1}),
+        ),
+        (
+            "dict($.data.servers.select([$.name, $.ram])).get(b)",
+            json!(2),
+        ),
+        ("$.data.map.items().select($[0])", json!(["k1", "k2"])),
+        (
+            "$.data.map.values().reduce($1.mergeWith($2))",
+            json!({"a": 1, "b": 2, "l": [1, 2]}),
+        ),
+        ("$.data.map.get(k3, {}).get(a, 7)", json!(7)),
+        ("$.data.words.join(', ')", json!("b, a")),
+        ("','.join($.data.words)", json!("b,a")),
+        ("$.data.name.toUpper() + '-' + str(1)", json!("WEB-1")),
+        ("'a-b'.split('-').last()", json!("b")),
+        ("switch($.data.name = db => 1, true => 2)", json!(2)),
+        ("coalesce($.data.none, default)", json!("default")),
+        ("$.data.none?.x", Value::Null),
+        (
+            "let(x => 2) -> $.data.nums.select($ + $x)",
+            json!([5, 3, 4]),
+        ),
+        (
+            "range(0, 3).select({$ => $ * $})",
+            json!([{"0": 0}, {"1": 1}, {"2": 4}]),
+        ),
+        ("$.data.nums.aggregate($1 + $2, 10)", json!(16)),
+        ("[1, [2, [3]]].flatten()", json!([1, 2, 3])),
+        ("7 / 2 + 7 mod 4 - -1", json!(7)),
+        ("-7 / 2", json!(-4)),
+        ("'web1' =~ 'web[0-9]'", json!(true)),
+        ("regex('(\\\\w+)@x').replace('me@x', '\\\\1')", json!("me")),
+        ("2 in $.data.nums", json!(true)),
+        ("$.data.nums.indexOf(2)", json!(2)),
+        ("$.data.nums.skip(1).limit(1)", json!([1])),
+        ("$.data.nums.zip($.data.words)", json!([[3, "b"], [1, "a"]])),
+        ("{a => 1}.containsKey(a)", json!(true)),
+        ("isString($.data.name)", json!(true)),
+        ("int('4') + float('0.5')", json!(4.5)),
+        ("min(3, 2)", json!(2)),
+        ("$.data.nums[0]", json!(3)),
+        ("$.data.nums[-1]", json!(2)),
+    ];
+    for (expression, wanted) in cases {
+        let got = evaluate(expression, data.clone());
+        assert_eq!(got.as_ref().ok(), Some(&wanted), "{expression}: {got:?}");
+    }
+}
+
+#[test]
+fn what_is_lacking_is_refused_by_name() {
+    let error = evaluate("$.data.frobnicate()", json!([])).unwrap_err();
+    assert!(error.to_string().contains("frobnicate"), "{error}");
+    assert!(evaluate("random()", json!([])).is_err());
+    for bad in [
+        "invalid(", "$.data +", "'open", "$..x", ")", "", "$[", "{a}",
+    ] {
+        assert!(evaluate(bad, json!({})).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn what_costs_too_much_is_refused() {
+    for costly in [
+        "range(0, 1000000)",
+        "range(0, 5000).select(range(0, 5000).sum()).sum()",
+        "'x' * 100000000",
+        "repeat(1)",
+    ] {
+        assert!(evaluate(costly, json!({})).is_err(), "{costly}");
+    }
+    assert!(evaluate(&"(".repeat(5000), json!({})).is_err());
+    assert!(evaluate(&"-".repeat(5000), json!({})).is_err());
+    assert!(evaluate(&"not ".repeat(5000), json!({})).is_err());
+    assert!(evaluate(&format!("$.data{}", ".a()".repeat(5000)), json!({})).is_err());
+}
+
+proptest::proptest! {
+    #[test]
+    fn any_text_is_evaluated_or_refused(text in "[$.a-c0-2(){}\\[\\],=> '+*/<-]{0,40}") {
+        let _ = evaluate(&text, json!({"a": [1, {"b": "c"}]}));
+    }
+
+    #[test]
+    fn any_characters_are_evaluated_or_refused(text in "\\PC{0,40}") {
+        let _ = evaluate(&text, json!(1));
+    }
+}

@@ -1,0 +1,283 @@
+//! What depends on what: named by the template, or known of the types.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+
+use super::render::Rendered;
+use super::{Error, Result};
+
+/// Resources and what each one waits for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Graph {
+    /// By name: the names it requires.
+    pub requires: BTreeMap<String, BTreeSet<String>>,
+}
+
+impl Graph {
+    /// One order in which everything comes after what it requires.
+    ///
+    /// # Errors
+    /// When there is a cycle; the message is its path.
+    pub fn order(&self) -> Result<Vec<String>> {
+        let mut waits: BTreeMap<&str, usize> = BTreeMap::new();
+        let mut dependents: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for (name, requires) in &self.requires {
+            waits.insert(
+                name,
+                requires
+                    .iter()
+                    .filter(|r| self.requires.contains_key(*r))
+                    .count(),
+            );
+            for required in requires {
+                dependents.entry(required).or_default().push(name);
+            }
+        }
+        let mut ready: BTreeSet<&str> = waits
+            .iter()
+            .filter(|(_, n)| **n == 0)
+            .map(|(name, _)| *name)
+            .collect();
+        let mut order = Vec::with_capacity(self.requires.len());
+        while let Some(name) = ready.pop_first() {
+            order.push(name.to_owned());
+            for dependent in dependents.get(name).into_iter().flatten() {
+                if let Some(count) = waits.get_mut(dependent) {
+                    *count -= 1;
+                    if *count == 0 {
+                        ready.insert(dependent);
+                    }
+                }
+            }
+        }
+        if order.len() == self.requires.len() {
+            return Ok(order);
+        }
+        Err(Error::at(
+            "resources",
+            format!("circular dependency: {}", self.cycle(&waits).join(" → ")),
+        ))
+    }
+
+    /// Walks along unmet requirements until a name comes again.
+    fn cycle(&self, waits: &BTreeMap<&str, usize>) -> Vec<String> {
+        let stuck = |name: &str| waits.get(name).is_some_and(|count| *count > 0);
+        let mut path: Vec<String> = Vec::new();
+        let mut current = waits
+            .keys()
+            .find(|name| stuck(name))
+            .map(|name| (*name).to_owned());
+        while let Some(name) = current {
+            if let Some(start) = path.iter().position(|before| *before == name) {
+                path.drain(..start);
+                path.push(name);
+                return path;
+            }
+            current = self.requires[&name]
+                .iter()
+                .find(|next| stuck(next))
+                .cloned();
+            path.push(name);
+        }
+        path
+    }
+}
+
+/// Adds what Heat's types know of each other without being told: an address
+/// comes only from a subnet that is there, a floating address only through a
+/// router that leads to it. (`add_dependencies` of Heat's plugins.)
+pub(super) fn hidden(graph: &mut Graph, resources: &BTreeMap<String, Rendered>) {
+    let of = |kinds: &[&str]| -> Vec<(&String, &Rendered)> {
+        resources
+            .iter()
+            .filter(|(_, other)| kinds.iter().any(|kind| is(other, kind)))
+            .collect()
+    };
+    let subnets = of(&["OS::Neutron::Subnet"]);
+    let interfaces = of(&["OS::Neutron::RouterInterface"]);
+    let gateways = of(&["OS::Neutron::RouterGateway"]);
+    let routers = of(&["OS::Neutron::Router"]);
+    let mut found: Vec<(String, String)> = Vec::new();
+    for (name, resource) in resources {
+        let mut wait = |others: &[(&String, &Rendered)], test: &dyn Fn(&Rendered) -> bool| {
+            for (other, rendered) in others {
+                if *other != name && test(rendered) {
+                    found.push((name.clone(), (*other).clone()));
+                }
+            }
+        };
+        match plain_kind(resource) {
+            "OS::Neutron::Port" => {
+                let network = property(resource, &["network"]);
+                wait(&subnets, &|other| {
+                    known_equal(property(other, &["network"]), network)
+                });
+            }
+            "OS::Nova::Server" => {
+                let networks = property(resource, &["networks"]).and_then(Value::as_array);
+                let Some(networks) = networks.filter(|list| !list.is_empty()) else {
+                    continue;
+                };
+                wait(&subnets, &|other| {
+                    let Some(own) = property(other, &["network"]).filter(|v| given(v)) else {
+                        return other.typed.is_ok();
+                    };
+                    // A network that is not known could be this subnet's.
+                    networks.iter().any(|item| {
+                        item.get("network")
+                            .is_none_or(|net| !given(net) || net == own)
+                    })
+                });
+            }
+            "OS::Neutron::FloatingIP" => {
+                let network = property(resource, &["floating_network"]);
+                wait(&gateways, &|other| {
+                    known_equal(property(other, &["network"]), network)
+                });
+                wait(&routers, &|other| {
+                    let own = property(other, &["external_gateway_info"]);
+                    own.is_some_and(|own| known_equal(own.get("network"), network))
+                });
+            }
+            "OS::Neutron::Router" => {
+                let network = property(resource, &["external_gateway_info"]);
+                if let Some(network) = network.and_then(|info| info.get("network")) {
+                    let network = Some(network);
+                    wait(&subnets, &|other| {
+                        known_equal(property(other, &["network"]), network)
+                    });
+                }
+            }
+            "OS::Neutron::RouterGateway" => {
+                let router = property(resource, &["router_id"]);
+                let network = property(resource, &["network"]);
+                wait(&interfaces, &|other| {
+                    known_equal(property(other, &["router"]), router)
+                });
+                wait(&subnets, &|other| {
+                    known_equal(property(other, &["network"]), network)
+                });
+            }
+            "OS::Neutron::ExtraRoute" => {
+                let router = property(resource, &["router_id"]);
+                wait(&interfaces, &|other| {
+                    known_equal(property(other, &["router"]), router)
+                });
+                wait(&gateways, &|other| {
+                    known_equal(property(other, &["router_id"]), router)
+                });
+            }
+            "OS::Neutron::ExtraRouteSet" => {
+                let router = property(resource, &["router"]);
+                wait(&interfaces, &|other| {
+                    known_equal(property(other, &["router"]), router)
+                });
+            }
+            _ => {}
+        }
+    }
+    found.extend(through_interfaces(graph, resources, &interfaces));
+    for (name, other) in found {
+        graph.requires.entry(name).or_default().insert(other);
+    }
+}
+
+/// A floating address of a port waits for the router on the port's subnet.
+fn through_interfaces(
+    graph: &Graph,
+    resources: &BTreeMap<String, Rendered>,
+    interfaces: &[(&String, &Rendered)],
+) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    for (name, requires) in &graph.requires {
+        let kind = resources.get(name).map_or("", plain_kind);
+        if !matches!(
+            kind,
+            "OS::Neutron::FloatingIP"
+                | "OS::Neutron::FloatingIPAssociation"
+                | "OS::Neutron::FloatingIPPortForward"
+        ) {
+            continue;
+        }
+        for (interface, rendered) in interfaces {
+            let subnet = property(rendered, &["subnet"]);
+            let on_subnet = |port: &Rendered| {
+                let fixed = property(port, &["fixed_ips"]).and_then(Value::as_array);
+                let first = fixed.and_then(|list| list.first());
+                is(port, "OS::Neutron::Port")
+                    && first.is_some_and(|first| known_equal(first.get("subnet"), subnet))
+            };
+            if requires
+                .iter()
+                .any(|r| resources.get(r).is_some_and(on_subnet))
+            {
+                found.push((name.clone(), (*interface).clone()));
+            }
+        }
+    }
+    found
+}
+
+fn plain_kind(resource: &Rendered) -> &str {
+    match resource.resolved.as_str() {
+        "OS::Quantum::Port" => "OS::Neutron::Port",
+        "OS::Quantum::FloatingIP" => "OS::Neutron::FloatingIP",
+        "OS::Quantum::FloatingIPAssociation" => "OS::Neutron::FloatingIPAssociation",
+        "OS::Quantum::RouterGateway" => "OS::Neutron::RouterGateway",
+        other => other,
+    }
+}
+
+fn is(resource: &Rendered, kind: &str) -> bool {
+    resource.resolved == kind
+        || (resource.resolved.strip_prefix("OS::Quantum"))
+            .is_some_and(|rest| kind.strip_prefix("OS::Neutron") == Some(rest))
+}
+
+fn property<'a>(resource: &'a Rendered, names: &[&str]) -> Option<&'a Value> {
+    let typed = resource.typed.as_ref().ok()?;
+    names.iter().find_map(|name| typed.get(*name))
+}
+
+fn given(value: &Value) -> bool {
+    !value.is_null() && value.as_str() != Some("")
+}
+
+fn known_equal(a: Option<&Value>, b: Option<&Value>) -> bool {
+    a.is_some() && a == b
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    fn build(text: &str) -> Result<Graph> {
+        let input = super::super::render::Input {
+            template: super::super::yaml::parse(text).unwrap(),
+            ..Default::default()
+        };
+        let stack = super::super::render::stack(&input).map_err(|stop| stop.error)?;
+        stack.order.map(|_| stack.graph)
+    }
+
+    #[test]
+    fn a_port_waits_for_the_subnets_of_its_network() {
+        let graph = build("heat_template_version: newton\nresources:\n  net: {type: 'OS::Neutron::Net'}\n  sub: {type: 'OS::Neutron::Subnet', properties: {network: {get_resource: net}, cidr: 10.0.0.0/24}}\n  port: {type: 'OS::Neutron::Port', properties: {network: {get_resource: net}}}\n").unwrap();
+        assert!(graph.requires["port"].contains("sub"));
+        assert_eq!(graph.order().unwrap(), ["net", "sub", "port"]);
+    }
+
+    #[test]
+    fn a_cycle_is_reported_with_its_path() {
+        let error = build("heat_template_version: newton\nresources:\n  a: {type: X, depends_on: b}\n  b: {type: X, depends_on: c}\n  c: {type: X, depends_on: b}\n").unwrap_err();
+        assert_eq!(error.message, "circular dependency: b → c → b");
+    }
+
+    #[test]
+    fn a_dangling_reference_is_named() {
+        let error = build("heat_template_version: newton\nresources:\n  a: {type: X, properties: {p: [{get_resource: nope}]}}\n").unwrap_err();
+        assert!(error.message.contains("nope"));
+    }
+}

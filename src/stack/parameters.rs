@@ -1,0 +1,627 @@
+//! Parameters: their schemas, constraints and values.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use fancy_regex::{Regex, RegexBuilder};
+use serde_json::{Map, Number, Value};
+
+use super::version::Version;
+use super::{Error, Result, kind_of};
+
+/// What a parameter's value may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Type {
+    /// Text.
+    String,
+    /// An integer or a float.
+    Number,
+    /// A list, or text with commas.
+    List,
+    /// Any JSON map or list, or its text.
+    Json,
+    /// True or false, in many spellings.
+    Boolean,
+}
+
+/// A rule for a value, with the message its author gave.
+#[derive(Debug, Clone)]
+pub struct Constraint {
+    rule: Rule,
+    description: String,
+}
+
+/// What a value must fulfil.
+#[derive(Debug, Clone)]
+pub enum Rule {
+    /// Least and greatest length of text, list or map.
+    Length(Option<f64>, Option<f64>),
+    /// Least and greatest number.
+    Range(Option<f64>, Option<f64>),
+    /// What a division by `step` leaves.
+    Modulo {
+        /// The divisor.
+        step: f64,
+        /// What it leaves.
+        offset: f64,
+    },
+    /// One of these; every item of a list.
+    Allowed(Vec<Value>),
+    /// The whole text matches; kept as written, too.
+    Pattern(Regex, String),
+    /// Needs a cloud to check: names are taken as they are.
+    Custom(String),
+}
+
+/// One parameter's schema.
+#[derive(Debug, Clone)]
+pub struct Schema {
+    /// The value's type.
+    pub kind: Type,
+    /// The default as written.
+    pub default: Option<Value>,
+    /// Never shown in status, outputs or logs.
+    pub hidden: bool,
+    /// A change is refused at update.
+    pub immutable: bool,
+    /// Every rule holds.
+    pub constraints: Vec<Constraint>,
+}
+
+/// Values of a stack's parameters, pseudo parameters among them.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Parameters {
+    /// Value by name, after its type.
+    pub values: Map<String, Value>,
+    /// Names whose values are never shown.
+    pub hidden: BTreeSet<String>,
+    /// Names that have neither a value nor a default.
+    pub missing: BTreeSet<String>,
+}
+
+/// What is said of a parameter that is used and has no value.
+pub(super) const MISSING: &str = "has no value and no default";
+
+/// Who the stack is; what pseudo parameters say.
+#[derive(Debug, Clone, Default)]
+pub struct Identity {
+    /// The stack's name.
+    pub name: String,
+    /// The stack's id.
+    pub id: String,
+    /// The tenant: the namespace.
+    pub project: String,
+    /// The region.
+    pub region: String,
+}
+
+impl Identity {
+    /// The pseudo parameters of `version`.
+    #[must_use]
+    pub fn pseudo(&self, version: Version) -> Map<String, Value> {
+        let mut values = Map::new();
+        if version.is_hot() {
+            values.insert("OS::stack_name".into(), Value::from(self.name.clone()));
+            values.insert("OS::stack_id".into(), Value::from(self.id.clone()));
+            values.insert("OS::project_id".into(), Value::from(self.project.clone()));
+        } else {
+            let arn = format!(
+                "arn:openstack:heat::{}:stacks/{}/{}",
+                self.project, self.name, self.id
+            );
+            values.insert("AWS::StackName".into(), Value::from(self.name.clone()));
+            values.insert("AWS::StackId".into(), Value::from(arn));
+            values.insert("AWS::Region".into(), Value::from(self.region.clone()));
+        }
+        values
+    }
+}
+
+impl Schema {
+    /// What values must fulfil.
+    pub(super) fn rules(&self) -> impl Iterator<Item = &Rule> {
+        self.constraints.iter().map(|constraint| &constraint.rule)
+    }
+
+    /// Reads a schema in the language of `version`.
+    ///
+    /// # Errors
+    /// When a key, the type or a constraint is not one there is.
+    pub fn parse(value: &Value, version: Version) -> Result<Self> {
+        let Value::Object(map) = value else {
+            return Err(Error::new(format!(
+                "a parameter is a map, this is {}",
+                kind_of(value)
+            )));
+        };
+        if version.is_hot() {
+            Self::parse_hot(map)
+        } else {
+            Self::parse_cfn(map)
+        }
+    }
+
+    fn parse_hot(map: &Map<String, Value>) -> Result<Self> {
+        const KEYS: [&str; 9] = [
+            "type",
+            "description",
+            "default",
+            "constraints",
+            "hidden",
+            "label",
+            "immutable",
+            "tags",
+            "schema",
+        ];
+        for key in map.keys() {
+            if !KEYS.contains(&key.as_str()) {
+                return Err(Error::at(
+                    key,
+                    format!("no key of a parameter; there are {}", KEYS.join(", ")),
+                ));
+            }
+        }
+        let kind = match map.get("type").and_then(Value::as_str) {
+            Some("string") => Type::String,
+            Some("number") => Type::Number,
+            Some("comma_delimited_list") => Type::List,
+            Some("json") => Type::Json,
+            Some("boolean") => Type::Boolean,
+            Some(other) => {
+                return Err(Error::at(
+                    "type",
+                    format!(
+                        "invalid type ({other}); use string, number, comma_delimited_list, json or boolean"
+                    ),
+                ));
+            }
+            None => return Err(Error::new("a parameter must have a type")),
+        };
+        let constraints = match map.get("constraints") {
+            None | Some(Value::Null) => Vec::new(),
+            Some(Value::Array(items)) => items
+                .iter()
+                .map(|item| hot_constraint(item, kind))
+                .collect::<Result<_>>()
+                .map_err(|error| error.below("constraints"))?,
+            Some(_) => return Err(Error::at("constraints", "must be a list")),
+        };
+        Self {
+            kind,
+            default: map.get("default").filter(|value| !value.is_null()).cloned(),
+            hidden: map
+                .get("hidden")
+                .is_some_and(|v| boolean(v).unwrap_or(false)),
+            immutable: map
+                .get("immutable")
+                .is_some_and(|v| boolean(v).unwrap_or(false)),
+            constraints,
+        }
+        .checked()
+    }
+
+    fn parse_cfn(map: &Map<String, Value>) -> Result<Self> {
+        const KEYS: [&str; 13] = [
+            "Type",
+            "Description",
+            "Default",
+            "NoEcho",
+            "Label",
+            "AllowedValues",
+            "AllowedPattern",
+            "MinLength",
+            "MaxLength",
+            "MinValue",
+            "MaxValue",
+            "ConstraintDescription",
+            "CustomConstraint",
+        ];
+        for key in map.keys() {
+            if !KEYS.contains(&key.as_str()) {
+                return Err(Error::at(
+                    key,
+                    format!("no key of a parameter; there are {}", KEYS.join(", ")),
+                ));
+            }
+        }
+        let kind = match map.get("Type").and_then(Value::as_str) {
+            Some("String") => Type::String,
+            Some("Number") => Type::Number,
+            Some("CommaDelimitedList") => Type::List,
+            Some("Json") => Type::Json,
+            Some("Boolean") => Type::Boolean,
+            _ => {
+                return Err(Error::at(
+                    "Type",
+                    "invalid type; use String, Number, CommaDelimitedList, Json or Boolean",
+                ));
+            }
+        };
+        let description = map
+            .get("ConstraintDescription")
+            .and_then(Value::as_str)
+            .unwrap_or("");
+        let bound = |key: &str| {
+            map.get(key)
+                .map(|value| numeric(value).ok_or_else(|| Error::at(key, "must be a number")))
+                .transpose()
+        };
+        let mut rules = Vec::new();
+        let length = (bound("MinLength")?, bound("MaxLength")?);
+        if length != (None, None) {
+            rules.push(Rule::Length(length.0, length.1));
+        }
+        let range = (bound("MinValue")?, bound("MaxValue")?);
+        if range != (None, None) {
+            rules.push(Rule::Range(range.0, range.1));
+        }
+        match map.get("AllowedValues") {
+            None => {}
+            Some(Value::Array(values)) => rules.push(Rule::Allowed(values.clone())),
+            Some(_) => return Err(Error::at("AllowedValues", "must be a list")),
+        }
+        match map.get("AllowedPattern") {
+            None => {}
+            Some(Value::String(text)) => rules.push(pattern(text)?),
+            Some(_) => return Err(Error::at("AllowedPattern", "must be a string")),
+        }
+        if let Some(name) = map.get("CustomConstraint").and_then(Value::as_str) {
+            rules.push(Rule::Custom(name.to_owned()));
+        }
+        Self {
+            kind,
+            default: map.get("Default").filter(|value| !value.is_null()).cloned(),
+            hidden: map
+                .get("NoEcho")
+                .is_some_and(|v| boolean(v).unwrap_or(false)),
+            immutable: false,
+            constraints: rules
+                .into_iter()
+                .map(|rule| Constraint {
+                    rule,
+                    description: description.to_owned(),
+                })
+                .collect(),
+        }
+        .checked()
+    }
+
+    /// Which constraints fit which types.
+    fn checked(self) -> Result<Self> {
+        for constraint in &self.constraints {
+            let fits = match &constraint.rule {
+                Rule::Length(..) => matches!(self.kind, Type::String | Type::List | Type::Json),
+                Rule::Range(..) | Rule::Modulo { .. } => self.kind == Type::Number,
+                Rule::Allowed(_) => self.kind != Type::Json,
+                Rule::Pattern(..) => self.kind == Type::String,
+                Rule::Custom(_) => true,
+            };
+            if !fits {
+                return Err(Error::at(
+                    "constraints",
+                    "this constraint does not fit the type",
+                ));
+            }
+        }
+        if let Some(default) = &self.default {
+            self.check(default)
+                .map_err(|error| error.below("default"))?;
+        }
+        Ok(self)
+    }
+
+    /// The value after its type.
+    ///
+    /// # Errors
+    /// When it is not of the type.
+    pub fn coerce(&self, value: &Value) -> Result<Value> {
+        match (self.kind, value) {
+            (Type::String, Value::String(_)) => Ok(value.clone()),
+            (Type::String, Value::Bool(flag)) => {
+                Ok(Value::from(if *flag { "True" } else { "False" }))
+            }
+            (Type::String, Value::Number(number)) => Ok(Value::from(number.to_string())),
+            (Type::Number, Value::Number(_)) => Ok(value.clone()),
+            (Type::Number, Value::String(text)) => number(text)
+                .map(Value::Number)
+                .ok_or_else(|| Error::new(format!("`{text}` is no number"))),
+            (Type::Boolean, _) => boolean(value).map(Value::Bool).ok_or_else(|| {
+                Error::new("must be a boolean: true, false, yes, no, on, off, 1, 0")
+            }),
+            (Type::List, Value::Array(items)) => Ok(items
+                .iter()
+                .map(|item| match item {
+                    Value::Number(number) => Value::from(number.to_string()),
+                    other => other.clone(),
+                })
+                .collect()),
+            (Type::List, Value::String(text)) if text.is_empty() => Ok(Value::Array(Vec::new())),
+            (Type::List, Value::String(text)) => {
+                Ok(text.split(',').map(|part| part.trim().to_owned()).collect())
+            }
+            (Type::Json, Value::Object(_) | Value::Array(_)) => Ok(value.clone()),
+            (Type::Json, Value::String(text)) if text.is_empty() => Ok(Value::Object(Map::new())),
+            (Type::Json, Value::String(text)) => match serde_json::from_str(text) {
+                Ok(value @ (Value::Object(_) | Value::Array(_))) => Ok(value),
+                _ => Err(Error::new("must be a JSON map or list")),
+            },
+            (_, other) => Err(Error::new(format!("does not take {}", kind_of(other)))),
+        }
+    }
+
+    /// The value after its type, every constraint kept.
+    ///
+    /// # Errors
+    /// When it is not of the type or breaks a constraint.
+    pub fn check(&self, value: &Value) -> Result<Value> {
+        let value = self.coerce(value)?;
+        for constraint in &self.constraints {
+            if !constraint.rule.holds(&value) {
+                // The value itself is left out: it may be hidden.
+                return Err(Error::new(if constraint.description.is_empty() {
+                    constraint.rule.explain()
+                } else {
+                    constraint.description.clone()
+                }));
+            }
+        }
+        Ok(value)
+    }
+}
+
+impl Rule {
+    pub(super) fn holds(&self, value: &Value) -> bool {
+        let within = |size: f64, min: Option<f64>, max: Option<f64>| {
+            min.is_none_or(|min| size >= min) && max.is_none_or(|max| size <= max)
+        };
+        match self {
+            Self::Length(min, max) => {
+                let length = match value {
+                    Value::String(text) => text.chars().count(),
+                    Value::Array(items) => items.len(),
+                    Value::Object(map) => map.len(),
+                    _ => return true,
+                };
+                #[allow(clippy::cast_precision_loss, reason = "lengths are small")]
+                within(length as f64, *min, *max)
+            }
+            Self::Range(min, max) => value.as_f64().is_some_and(|n| within(n, *min, *max)),
+            Self::Modulo { step, offset } => value.as_f64().is_some_and(|n| {
+                (n.rem_euclid(*step) - offset.rem_euclid(*step)).abs() < f64::EPSILON
+            }),
+            Self::Allowed(allowed) => match value {
+                Value::Array(items) => items
+                    .iter()
+                    .all(|item| allowed.iter().any(|a| loosely(a, item))),
+                one => allowed.iter().any(|a| loosely(a, one)),
+            },
+            Self::Pattern(regex, _) => value
+                .as_str()
+                .is_none_or(|text| regex.is_match(text).unwrap_or(false)),
+            Self::Custom(_) => true,
+        }
+    }
+
+    pub(super) fn explain(&self) -> String {
+        let bounds = |min: &Option<f64>, max: &Option<f64>| match (min, max) {
+            (Some(min), Some(max)) => format!("between {min} and {max}"),
+            (Some(min), None) => format!("at least {min}"),
+            (None, Some(max)) => format!("at most {max}"),
+            (None, None) => "any".into(),
+        };
+        match self {
+            Self::Length(min, max) => format!("its length must be {}", bounds(min, max)),
+            Self::Range(min, max) => format!("must be {}", bounds(min, max)),
+            Self::Modulo { step, offset } => format!("must leave {offset} when divided by {step}"),
+            Self::Allowed(values) => format!("must be one of {}", Value::from(values.clone())),
+            Self::Pattern(_, text) => format!("must match `{text}`"),
+            Self::Custom(name) => format!("must be a {name}"),
+        }
+    }
+}
+
+/// `1` and `"1"` are the same to whoever writes allowed values.
+fn loosely(a: &Value, b: &Value) -> bool {
+    let text = |value: &Value| match value {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    a == b
+        || (boolean_like(a) && boolean(a) == boolean(b))
+        || text(a) == text(b)
+        || (a.is_number() || b.is_number()) && numeric(a).is_some() && numeric(a) == numeric(b)
+}
+
+fn boolean_like(value: &Value) -> bool {
+    value.is_boolean()
+}
+
+pub(super) fn pattern(text: &str) -> Result<Rule> {
+    RegexBuilder::new(&format!("^(?:{text})$"))
+        // Patterns of templates look ahead; what one may cost is bounded.
+        .backtrack_limit(100_000)
+        .build()
+        .map(|regex| Rule::Pattern(regex, text.to_owned()))
+        .map_err(|_| Error::new(format!("`{text}` is no pattern that is understood here")))
+}
+
+fn hot_constraint(value: &Value, _kind: Type) -> Result<Constraint> {
+    let Value::Object(map) = value else {
+        return Err(Error::new("a constraint is a map"));
+    };
+    let description = map
+        .get("description")
+        .and_then(Value::as_str)
+        .unwrap_or("")
+        .to_owned();
+    let mut rules = map.iter().filter(|(key, _)| *key != "description");
+    let Some((name, value)) = rules.next() else {
+        return Err(Error::new("no constraint expressed"));
+    };
+    if rules.next().is_some() {
+        return Err(Error::new("one constraint in each map of the list"));
+    }
+    let fields = |allowed: [&str; 2]| -> Result<(Option<f64>, Option<f64>)> {
+        let Value::Object(map) = value else {
+            return Err(Error::at(name, "must be a map"));
+        };
+        if let Some(key) = map.keys().find(|key| !allowed.contains(&key.as_str())) {
+            return Err(Error::at(
+                name,
+                format!(
+                    "no key `{key}`; there are {} and {}",
+                    allowed[0], allowed[1]
+                ),
+            ));
+        }
+        if map.is_empty() {
+            return Err(Error::at(
+                name,
+                format!("needs {} or {}", allowed[0], allowed[1]),
+            ));
+        }
+        let get = |key: &str| {
+            map.get(key)
+                .map(|v| numeric(v).ok_or_else(|| Error::at(name, "must be numbers")))
+                .transpose()
+        };
+        Ok((get(allowed[0])?, get(allowed[1])?))
+    };
+    let rule = match name.as_str() {
+        "length" => fields(["min", "max"]).map(|(min, max)| Rule::Length(min, max))?,
+        "range" => fields(["min", "max"]).map(|(min, max)| Rule::Range(min, max))?,
+        "modulo" => {
+            let (step, offset) = fields(["step", "offset"])?;
+            let (Some(step), Some(offset)) = (step, offset) else {
+                return Err(Error::at("modulo", "needs step and offset"));
+            };
+            if step == 0.0
+                || offset.abs() >= step.abs()
+                || (offset != 0.0 && (step < 0.0) != (offset < 0.0))
+            {
+                return Err(Error::at(
+                    "modulo",
+                    "step must not be 0, and offset be smaller, of the same sign",
+                ));
+            }
+            Rule::Modulo { step, offset }
+        }
+        "allowed_values" => match value {
+            Value::Array(values) => Rule::Allowed(values.clone()),
+            _ => return Err(Error::at("allowed_values", "must be a list")),
+        },
+        "allowed_pattern" => match value {
+            Value::String(text) => pattern(text)?,
+            _ => return Err(Error::at("allowed_pattern", "must be a string")),
+        },
+        "custom_constraint" => Rule::Custom(value.as_str().unwrap_or_default().to_owned()),
+        other => {
+            return Err(Error::new(format!(
+                "no constraint `{other}`; there are length, range, modulo, allowed_values, allowed_pattern and custom_constraint"
+            )));
+        }
+    };
+    Ok(Constraint { rule, description })
+}
+
+pub(super) fn number(text: &str) -> Option<Number> {
+    let text = text.trim();
+    text.parse::<i64>()
+        .map(Number::from)
+        .ok()
+        .or_else(|| text.parse::<f64>().ok().and_then(Number::from_f64))
+}
+
+fn numeric(value: &Value) -> Option<f64> {
+    match value {
+        Value::String(text) => number(text)?.as_f64(),
+        other => other.as_f64(),
+    }
+}
+
+/// Heat's strict reading of a boolean.
+pub(crate) fn boolean(value: &Value) -> Option<bool> {
+    let text = match value {
+        Value::Bool(flag) => return Some(*flag),
+        Value::String(text) => text.trim().to_lowercase(),
+        Value::Number(number) => number.to_string(),
+        _ => return None,
+    };
+    match text.as_str() {
+        "1" | "t" | "true" | "on" | "y" | "yes" => Some(true),
+        "0" | "f" | "false" | "off" | "n" | "no" => Some(false),
+        _ => None,
+    }
+}
+
+impl Parameters {
+    /// Every parameter's value: what the user gave, else `defaults` of the
+    /// environment, else the template's default.
+    ///
+    /// # Errors
+    /// For the first schema or value that is wrong, or a value that the template
+    /// does not know. What is missing is told by name, and refused where it is used.
+    pub fn resolve(
+        schemas: &Map<String, Value>,
+        version: Version,
+        given: &Map<String, Value>,
+        defaults: &Map<String, Value>,
+        identity: &Identity,
+    ) -> Result<Self> {
+        let mut result = Self {
+            values: identity.pseudo(version),
+            hidden: BTreeSet::new(),
+            missing: BTreeSet::new(),
+        };
+        let mut parsed = BTreeMap::new();
+        for (name, schema) in schemas {
+            let schema = Schema::parse(schema, version)
+                .map_err(|error| error.below(&format!("parameters.{name}")))?;
+            parsed.insert(name, schema);
+        }
+        if let Some(name) = given.keys().find(|name| !schemas.contains_key(*name)) {
+            return Err(Error::at(
+                "parameters",
+                format!("the template has no parameter `{name}`"),
+            ));
+        }
+        for (name, schema) in parsed {
+            let value = given
+                .get(name)
+                .filter(|value| !value.is_null())
+                .or_else(|| defaults.get(name))
+                .or(schema.default.as_ref());
+            let Some(value) = value else {
+                result.missing.insert(name.clone());
+                continue;
+            };
+            let value = schema
+                .check(value)
+                .map_err(|error| error.below(&format!("parameters.{name}")))?;
+            if schema.hidden {
+                result.hidden.insert(name.clone());
+            }
+            result.values.insert(name.clone(), value);
+        }
+        Ok(result)
+    }
+
+    /// The values as they may be shown.
+    #[must_use]
+    pub fn masked(&self) -> Map<String, Value> {
+        let shown = |name: &String, value: &Value| {
+            if self.hidden.contains(name) {
+                Value::from("******")
+            } else {
+                value.clone()
+            }
+        };
+        self.values
+            .iter()
+            .map(|(name, value)| (name.clone(), shown(name, value)))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+#[path = "parameters_tests.rs"]
+mod tests;

@@ -1,0 +1,270 @@
+//! What to do, as steps with dependencies: all decisions, no effects.
+//!
+//! Create, update, delete and rollback are one plan: from what exists to what
+//! is wanted (nothing, for a deletion; the last good template, for a
+//! rollback). A replacement creates first and deletes after. What an
+//! interrupted plan left behind is just something that exists.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Map, Value};
+
+use super::graph::Graph;
+use super::{Error, Result};
+
+/// How a type takes a change of a property.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// Where it is.
+    InPlace,
+    /// By a new one.
+    Replace,
+    /// Not at all.
+    Refuse,
+}
+
+/// A resource as the template wants it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Wanted {
+    /// Its type.
+    pub kind: String,
+    /// Properties, references to other resources not yet filled in.
+    pub properties: Map<String, Value>,
+    /// By property: the resources it refers to.
+    pub references: BTreeMap<String, BTreeSet<String>>,
+}
+
+/// One incarnation of a resource; a replacement has the next number.
+pub type Key = (String, u32);
+
+/// An incarnation as it exists.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Existing {
+    /// Its type.
+    pub kind: String,
+    /// Properties it was made or last updated with, as in [`Wanted`].
+    pub properties: Map<String, Value>,
+    /// Which incarnation of each required resource it was made with.
+    pub requires: BTreeMap<String, u32>,
+    /// Made or updated to the end.
+    pub complete: bool,
+    /// Kept when the stack lets go of it.
+    pub retain: bool,
+}
+
+/// What one step does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Action {
+    /// Makes the incarnation.
+    Create,
+    /// Changes it where it is.
+    Update,
+    /// Removes it.
+    Delete,
+    /// Lets go of it without removing it.
+    Release,
+}
+
+/// One step of a plan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// What to do.
+    pub action: Action,
+    /// To which incarnation.
+    pub key: Key,
+    /// Which incarnation of each required resource it works with.
+    pub requires: BTreeMap<String, u32>,
+    /// Properties that changed; empty but for updates.
+    pub changed: BTreeSet<String>,
+    /// Indexes of the steps that come first.
+    pub after: BTreeSet<usize>,
+}
+
+/// Steps from what exists to what is wanted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// The steps; each comes after those in its `after`, which come before it
+    /// in the list.
+    pub steps: Vec<Step>,
+    /// Names that stay as they are.
+    pub unchanged: BTreeSet<String>,
+}
+
+/// The plan from `existing` to `wanted`.
+///
+/// # Errors
+/// When a property changes that its type does not let change, or the graph
+/// has a cycle.
+pub fn plan(
+    wanted: &BTreeMap<String, Wanted>,
+    graph: &Graph,
+    existing: &BTreeMap<Key, Existing>,
+    change: impl Fn(&str, &str) -> Change,
+) -> Result<Plan> {
+    let mut plan = Plan::default();
+    // By name: the incarnation that will be, and the step that brings it.
+    let mut target: BTreeMap<String, u32> = BTreeMap::new();
+    let mut brought: BTreeMap<String, usize> = BTreeMap::new();
+    for name in graph.order()? {
+        let Some(want) = wanted.get(&name) else {
+            continue;
+        };
+        let requires: BTreeMap<String, u32> = graph.requires[&name]
+            .iter()
+            .filter_map(|required| Some((required.clone(), *target.get(required)?)))
+            .collect();
+        let after = requires
+            .keys()
+            .filter_map(|required| brought.get(required).copied())
+            .collect();
+        let latest = newest(existing, &name);
+        let decision = match latest {
+            None => Decision::Create(1),
+            Some((number, have)) => decide(&name, want, have, number, &requires, &change)?,
+        };
+        let (action, number, changed) = match decision {
+            Decision::Keep(number) => {
+                plan.unchanged.insert(name.clone());
+                target.insert(name, number);
+                continue;
+            }
+            Decision::Update(number, changed) => (Action::Update, number, changed),
+            Decision::Create(number) => (Action::Create, number, BTreeSet::new()),
+        };
+        target.insert(name.clone(), number);
+        brought.insert(name.clone(), plan.steps.len());
+        plan.steps.push(Step {
+            action,
+            key: (name, number),
+            requires,
+            changed,
+            after,
+        });
+    }
+    remove(&mut plan, &target, &brought, existing)?;
+    Ok(plan)
+}
+
+enum Decision {
+    Keep(u32),
+    Update(u32, BTreeSet<String>),
+    Create(u32),
+}
+
+fn newest<'a>(existing: &'a BTreeMap<Key, Existing>, name: &str) -> Option<(u32, &'a Existing)> {
+    existing
+        .range((name.to_owned(), 0)..=(name.to_owned(), u32::MAX))
+        .next_back()
+        .map(|((_, number), have)| (*number, have))
+}
+
+fn decide(
+    name: &str,
+    want: &Wanted,
+    have: &Existing,
+    number: u32,
+    requires: &BTreeMap<String, u32>,
+    change: &impl Fn(&str, &str) -> Change,
+) -> Result<Decision> {
+    if have.kind != want.kind || !have.complete {
+        return Ok(Decision::Create(number.saturating_add(1)));
+    }
+    let mut changed: BTreeSet<String> = want
+        .properties
+        .keys()
+        .chain(have.properties.keys())
+        .filter(|key| want.properties.get(*key) != have.properties.get(*key))
+        .cloned()
+        .collect();
+    // A reference to what was replaced has another id now.
+    for (property, names) in &want.references {
+        if names
+            .iter()
+            .any(|name| requires.get(name) != have.requires.get(name))
+        {
+            changed.insert(property.clone());
+        }
+    }
+    let mut replace = false;
+    for property in &changed {
+        match change(&want.kind, property) {
+            Change::InPlace => {}
+            Change::Replace => replace = true,
+            Change::Refuse => {
+                return Err(Error::at(
+                    format!("resources.{name}.properties.{property}"),
+                    "may not change once made; use another resource name",
+                ));
+            }
+        }
+    }
+    Ok(match (changed.is_empty(), replace) {
+        (true, _) => Decision::Keep(number),
+        (false, true) => Decision::Create(number.saturating_add(1)),
+        (false, false) => Decision::Update(number, changed),
+    })
+}
+
+/// Removals: after everything new, dependents before what they depend on.
+fn remove(
+    plan: &mut Plan,
+    target: &BTreeMap<String, u32>,
+    brought: &BTreeMap<String, usize>,
+    existing: &BTreeMap<Key, Existing>,
+) -> Result<()> {
+    let label = |(name, number): &Key| format!("{name}#{number}");
+    let gone: BTreeMap<String, &Key> = existing
+        .keys()
+        .filter(|(name, number)| target.get(name) != Some(number))
+        .map(|key| (label(key), key))
+        .collect();
+    // Turned round: what is required waits for those that require it.
+    let mut reversed = Graph::default();
+    for name in gone.keys() {
+        reversed.requires.insert(name.clone(), BTreeSet::new());
+    }
+    let mut users: BTreeMap<Key, BTreeSet<usize>> = BTreeMap::new();
+    for (key, have) in existing {
+        for (name, number) in &have.requires {
+            let required = (name.clone(), *number);
+            if gone.contains_key(&label(key))
+                && let Some(waits) = reversed.requires.get_mut(&label(&required))
+            {
+                waits.insert(label(key));
+            }
+            users
+                .entry(required)
+                .or_default()
+                .extend(brought.get(&key.0));
+        }
+    }
+    let mut steps: BTreeMap<String, usize> = BTreeMap::new();
+    for name in reversed.order()? {
+        let key = gone[&name];
+        let mut after: BTreeSet<usize> = brought.get(&key.0).copied().into_iter().collect();
+        after.extend(users.get(key).into_iter().flatten());
+        after.extend(
+            reversed.requires[&name]
+                .iter()
+                .filter_map(|user| steps.get(user)),
+        );
+        steps.insert(name, plan.steps.len());
+        let action = if existing[key].retain {
+            Action::Release
+        } else {
+            Action::Delete
+        };
+        plan.steps.push(Step {
+            action,
+            key: key.clone(),
+            requires: BTreeMap::new(),
+            changed: BTreeSet::new(),
+            after,
+        });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;

@@ -1,0 +1,192 @@
+#![allow(clippy::unwrap_used, reason = "tests")]
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+
+type Stack = BTreeMap<String, Wanted>;
+
+fn change(_: &str, property: &str) -> Change {
+    match property {
+        "in_place" => Change::InPlace,
+        _ => Change::Replace,
+    }
+}
+
+/// Up to eight resources; each may refer to any before it.
+fn stacks() -> impl Strategy<Value = Stack> {
+    prop::collection::vec(
+        (any::<bool>(), 0..3u8, 0..3u8, any::<u8>(), any::<bool>()),
+        0..8,
+    )
+    .prop_map(|rows| {
+        let mut stack = Stack::new();
+        for (at, (there, in_place, other, links, by_replacement)) in rows.into_iter().enumerate() {
+            if !there {
+                continue;
+            }
+            let names = (0..at)
+                .filter(|b| links >> b & 1 == 1)
+                .map(|b| format!("r{b}"));
+            let names: BTreeSet<String> = names.filter(|name| stack.contains_key(name)).collect();
+            let property = if by_replacement { "link" } else { "in_place" };
+            let properties = json!({"in_place": [in_place, names], "other": other});
+            let references = BTreeMap::from([(property.to_owned(), names)]);
+            let wanted = Wanted {
+                kind: "T".into(),
+                properties: properties.as_object().unwrap().clone(),
+                references,
+            };
+            stack.insert(format!("r{at}"), wanted);
+        }
+        stack
+    })
+}
+
+fn graph(stack: &Stack) -> Graph {
+    let requires = |wanted: &Wanted| wanted.references.values().flatten().cloned().collect();
+    Graph {
+        requires: stack
+            .iter()
+            .map(|(name, wanted)| (name.clone(), requires(wanted)))
+            .collect(),
+    }
+}
+
+fn planned(stack: &Stack, existing: &BTreeMap<Key, Existing>) -> Plan {
+    plan(stack, &graph(stack), existing, change).unwrap()
+}
+
+/// Acts the first `count` steps; `failed` leaves the last one half done.
+fn act(
+    stack: &Stack,
+    existing: &mut BTreeMap<Key, Existing>,
+    plan: &Plan,
+    count: usize,
+    failed: bool,
+) {
+    for (at, step) in plan.steps.iter().take(count).enumerate() {
+        assert!(step.after.iter().all(|before| *before < at));
+        let complete = !(failed && at + 1 == count);
+        match step.action {
+            Action::Delete | Action::Release => {
+                if complete {
+                    existing.remove(&step.key);
+                }
+            }
+            Action::Create | Action::Update => {
+                for (name, number) in &step.requires {
+                    assert!(
+                        existing.contains_key(&(name.clone(), *number)),
+                        "a requirement is missing"
+                    );
+                }
+                let want = &stack[&step.key.0];
+                let made = Existing {
+                    kind: want.kind.clone(),
+                    properties: want.properties.clone(),
+                    requires: step.requires.clone(),
+                    complete,
+                    retain: false,
+                };
+                existing.insert(step.key.clone(), made);
+            }
+        }
+    }
+}
+
+fn finish(stack: &Stack, existing: &mut BTreeMap<Key, Existing>) {
+    let plan = planned(stack, existing);
+    act(stack, existing, &plan, usize::MAX, false);
+}
+
+fn end(existing: &BTreeMap<Key, Existing>) -> Vec<(&String, &Map<String, Value>, Vec<&String>)> {
+    existing
+        .iter()
+        .map(|((name, _), have)| (name, &have.properties, have.requires.keys().collect()))
+        .collect()
+}
+
+proptest! {
+    #[test]
+    fn planning_again_after_acting_yields_no_steps(first in stacks(), second in stacks()) {
+        let mut existing = BTreeMap::new();
+        finish(&first, &mut existing);
+        prop_assert!(planned(&first, &existing).steps.is_empty());
+        finish(&second, &mut existing);
+        prop_assert!(planned(&second, &existing).steps.is_empty());
+        prop_assert_eq!(existing.len(), second.len());
+    }
+
+    #[test]
+    fn delete_is_create_in_reverse(stack in stacks()) {
+        let mut existing = BTreeMap::new();
+        finish(&stack, &mut existing);
+        let delete = planned(&Stack::new(), &existing);
+        let at: BTreeMap<_, _> = delete.steps.iter().enumerate().map(|(at, step)| (step.key.0.clone(), at)).collect();
+        prop_assert_eq!(at.len(), stack.len());
+        for (name, requires) in graph(&stack).requires {
+            for required in requires {
+                prop_assert!(delete.steps[at[&required]].after.contains(&at[&name]));
+            }
+        }
+    }
+
+    #[test]
+    fn an_update_never_touches_what_is_unchanged(first in stacks(), second in stacks()) {
+        let mut existing = BTreeMap::new();
+        finish(&first, &mut existing);
+        let update = planned(&second, &existing);
+        for step in &update.steps {
+            prop_assert!(!update.unchanged.contains(&step.key.0));
+        }
+    }
+
+    #[test]
+    fn an_interrupted_update_reaches_the_same_end(
+        first in stacks(), second in stacks(), count in 0..20usize, failed: bool,
+    ) {
+        let mut straight = BTreeMap::new();
+        finish(&first, &mut straight);
+        let mut broken = straight.clone();
+        finish(&second, &mut straight);
+        let plan = planned(&second, &broken);
+        act(&second, &mut broken, &plan, count, failed);
+        finish(&second, &mut broken);
+        prop_assert_eq!(end(&straight), end(&broken));
+    }
+
+    #[test]
+    fn a_rollback_from_anywhere_restores_the_old_stack(
+        first in stacks(), second in stacks(), count in 0..20usize, failed: bool,
+    ) {
+        let mut existing = BTreeMap::new();
+        finish(&first, &mut existing);
+        let before = existing.clone();
+        let plan = planned(&second, &existing);
+        act(&second, &mut existing, &plan, count, failed);
+        finish(&first, &mut existing);
+        prop_assert_eq!(end(&before), end(&existing));
+    }
+}
+
+#[test]
+fn a_replacement_is_made_before_the_old_one_goes() {
+    let wanted = |value: u8| {
+        let properties = json!({"other": value}).as_object().unwrap().clone();
+        Stack::from([(
+            "a".into(),
+            Wanted {
+                kind: "T".into(),
+                properties,
+                references: BTreeMap::new(),
+            },
+        )])
+    };
+    let mut existing = BTreeMap::new();
+    finish(&wanted(1), &mut existing);
+    let update = planned(&wanted(2), &existing);
+    assert_eq!(update.steps[0].action, Action::Create);
+    assert_eq!(update.steps[1].action, Action::Delete);
+    assert_eq!(update.steps[1].after, BTreeSet::from([0]));
+}

@@ -1,0 +1,345 @@
+//! Heat's resource types: properties, defaults, constraints, attributes.
+//!
+//! The tables are `types/*.types`, one line a thing, columns apart by tabs,
+//! nesting by spaces. A line without indentation is a type (`stack`: it holds
+//! a stack of its own; `hidden`, `deprecated`, `unsupported`; `mapped X`: it
+//! is another type or template by default). A line below is a property: name,
+//! type and flags (`required`, `update`: changed in place, `immutable`,
+//! `unimplemented`, `hidden`), then columns: `default JSON`, `one-of JSON`,
+//! `range JSON`, `length JSON`, `matches JSON`, `is NAME` (needs a cloud to
+//! check), `from NAME` (the older spelling beside it), `joins NAME JSON` (an
+//! older property that adds an item to a list). `*` is a list's item.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+
+use serde_json::{Map, Value};
+
+use super::parameters::Rule;
+
+/// What a property's value is made into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Text.
+    String,
+    /// A whole number.
+    Integer,
+    /// Any number.
+    Number,
+    /// True or false.
+    Boolean,
+    /// A list.
+    List,
+    /// A map.
+    Map,
+    /// As it is.
+    Any,
+}
+
+/// One property of a type, or of a map inside of one.
+#[derive(Debug, Clone)]
+pub struct Property {
+    /// What the value is made into.
+    pub kind: Kind,
+    /// Must be given.
+    pub required: bool,
+    /// A change is done in place; otherwise it needs a replacement.
+    pub update: bool,
+    /// A change is refused.
+    pub immutable: bool,
+    /// Heat knows the name and refuses the property.
+    pub unimplemented: bool,
+    /// Value when none is given.
+    pub default: Option<Value>,
+    /// Every rule holds.
+    pub rules: Vec<Rule>,
+    /// The older spelling at the same level, which gives the value as well.
+    pub from: Option<String>,
+    /// The list that this older property adds to, and the item it adds with
+    /// `$` for its value.
+    pub joins: Option<(String, Value)>,
+    /// Takes text where a list or map is wanted, as parameters do.
+    pub converts: bool,
+    /// Properties inside: by name, or `*` alone for a list's items.
+    pub inner: BTreeMap<String, Property>,
+}
+
+/// One resource type.
+#[derive(Debug, Clone, Default)]
+pub struct ResourceType {
+    /// Properties by name.
+    pub properties: BTreeMap<String, Property>,
+    /// Update policy by name.
+    pub update_policy: BTreeMap<String, Property>,
+    /// Attributes by name.
+    pub attributes: BTreeMap<String, String>,
+    /// It holds a stack of its own.
+    pub stack: bool,
+    /// Not for new templates.
+    pub retired: bool,
+    /// What it is by default.
+    pub mapped: Option<String>,
+}
+
+/// Every table, in the order of families.
+const TABLES: [&str; 8] = [
+    include_str!("types/nova.types"),
+    include_str!("types/neutron.types"),
+    include_str!("types/octavia.types"),
+    include_str!("types/cinder.types"),
+    include_str!("types/glance.types"),
+    include_str!("types/heat.types"),
+    include_str!("types/aws.types"),
+    include_str!("types/other.types"),
+];
+
+/// The type called `name`; old names of families are followed.
+#[must_use]
+pub fn find(name: &str) -> Option<&'static Arc<ResourceType>> {
+    let types = all();
+    let mut name = name.to_owned();
+    if let Some(rest) = name.strip_prefix("OS::Quantum") {
+        name = format!("OS::Neutron{rest}");
+    }
+    let found = types.get(name.as_str())?;
+    match &found.mapped {
+        Some(target) => types.get(target.as_str()).or(Some(found)),
+        None => Some(found),
+    }
+}
+
+/// Every type by name.
+#[must_use]
+pub fn all() -> &'static BTreeMap<&'static str, Arc<ResourceType>> {
+    static ALL: OnceLock<BTreeMap<&'static str, Arc<ResourceType>>> = OnceLock::new();
+    ALL.get_or_init(|| {
+        let mut types = BTreeMap::new();
+        for table in TABLES {
+            read(table, &mut types);
+        }
+        types
+    })
+}
+
+fn depth(line: &str) -> usize {
+    line.len() - line.trim_start_matches(' ').len()
+}
+
+fn read(table: &'static str, types: &mut BTreeMap<&'static str, Arc<ResourceType>>) {
+    let lines: Vec<&'static str> = table
+        .lines()
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .collect();
+    let mut at = 0;
+    while at < lines.len() {
+        let mut columns = lines[at].split('\t');
+        let name = columns.next().unwrap_or_default();
+        let mut kind = ResourceType::default();
+        for column in columns {
+            match column.split_once(' ') {
+                Some(("mapped", target)) => kind.mapped = Some(target.to_owned()),
+                _ if column == "stack" => kind.stack = true,
+                _ => kind.retired = true,
+            }
+        }
+        at += 1;
+        while at < lines.len() && depth(lines[at]) > 0 {
+            let line = lines[at].trim_start();
+            if let Some(list) = line.strip_prefix("@attributes\t") {
+                let pairs = list.split(' ').filter_map(|pair| pair.rsplit_once(':'));
+                kind.attributes = pairs.map(|(a, k)| (a.to_owned(), k.to_owned())).collect();
+                at += 1;
+            } else if line == "@update_policy" {
+                at += 1;
+                kind.update_policy = properties(&lines, &mut at, 2);
+            } else {
+                kind.properties.append(&mut properties(&lines, &mut at, 1));
+            }
+        }
+        types.insert(name, Arc::new(kind));
+    }
+}
+
+/// The properties at `level` from the line `at` on.
+fn properties(lines: &[&str], at: &mut usize, level: usize) -> BTreeMap<String, Property> {
+    let mut found = BTreeMap::new();
+    while let Some(line) = lines.get(*at) {
+        if depth(line) != level || line.trim_start().starts_with('@') {
+            break;
+        }
+        let (name, mut property) = property(line.trim_start());
+        *at += 1;
+        property.inner = properties(lines, at, level + 1);
+        found.insert(name, property);
+    }
+    found
+}
+
+fn property(line: &str) -> (String, Property) {
+    let mut columns = line.split('\t');
+    let name = columns.next().unwrap_or_default().to_owned();
+    let mut flags = columns.next().unwrap_or_default().split(' ');
+    let kind = match flags.next().unwrap_or_default() {
+        "String" => Kind::String,
+        "Integer" => Kind::Integer,
+        "Number" => Kind::Number,
+        "Boolean" => Kind::Boolean,
+        "List" => Kind::List,
+        "Map" => Kind::Map,
+        _ => Kind::Any,
+    };
+    let flags: Vec<&str> = flags.collect();
+    let mut property = Property {
+        kind,
+        required: flags.contains(&"required"),
+        update: flags.contains(&"update"),
+        immutable: flags.contains(&"immutable"),
+        unimplemented: flags.contains(&"unimplemented"),
+        default: None,
+        rules: Vec::new(),
+        from: None,
+        joins: None,
+        converts: false,
+        inner: BTreeMap::new(),
+    };
+    for column in columns {
+        let (word, rest) = column.split_once(' ').unwrap_or((column, ""));
+        // What does not parse is caught by the test that reads every table.
+        let json = || serde_json::from_str::<Value>(rest).unwrap_or_default();
+        match word {
+            "default" => property.default = Some(json()),
+            "is" => property.rules.push(Rule::Custom(rest.to_owned())),
+            "joins" => {
+                if let Some((target, item)) = rest.split_once(' ') {
+                    let item = serde_json::from_str(item).unwrap_or_default();
+                    property.joins = Some((target.to_owned(), item));
+                }
+            }
+            "from" => property.from = Some(rest.to_owned()),
+            "one-of" => {
+                let values = json().as_array().cloned().unwrap_or_default();
+                property.rules.push(Rule::Allowed(values));
+            }
+            "range" | "length" => {
+                let bounds = json();
+                let bound = |key: &str| bounds.get(key).and_then(Value::as_f64);
+                property.rules.push(if word == "range" {
+                    Rule::Range(bound("min"), bound("max"))
+                } else {
+                    Rule::Length(bound("min"), bound("max"))
+                });
+            }
+            _ => {
+                let text = json();
+                property.rules.extend(super::parameters::pattern(
+                    text.as_str().unwrap_or_default(),
+                ));
+            }
+        }
+    }
+    (name, property)
+}
+
+/// The properties of a template used as a type: its parameters.
+#[must_use]
+pub fn of_template(parameters: &BTreeMap<String, super::parameters::Schema>) -> ResourceType {
+    use super::parameters::Type;
+    let properties = parameters.iter().map(|(name, schema)| {
+        let kind = match schema.kind {
+            Type::String => Kind::String,
+            Type::Number => Kind::Number,
+            Type::List => Kind::List,
+            Type::Json => Kind::Map,
+            Type::Boolean => Kind::Boolean,
+        };
+        let property = Property {
+            kind,
+            required: schema.default.is_none(),
+            // The template inside decides what a change does.
+            update: true,
+            immutable: false,
+            unimplemented: false,
+            default: None,
+            rules: schema.rules().cloned().collect(),
+            from: None,
+            joins: None,
+            converts: matches!(kind, Kind::List | Kind::Map),
+            inner: BTreeMap::new(),
+        };
+        (name.clone(), property)
+    });
+    ResourceType {
+        properties: properties.collect(),
+        stack: true,
+        ..ResourceType::default()
+    }
+}
+
+/// The map without entries that are null.
+pub(super) fn without_nulls(map: Map<String, Value>) -> Map<String, Value> {
+    map.into_iter().filter(|(_, v)| !v.is_null()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn every_line_of_the_tables_is_understood() {
+        let lines = TABLES.iter().flat_map(|table| table.lines());
+        for line in lines.filter(|line| line.starts_with(' ')) {
+            for column in line.split('\t').skip(2) {
+                let (word, rest) = column.split_once(' ').unwrap();
+                match word {
+                    "is" | "from" | "joins" => {}
+                    "default" | "one-of" | "range" | "length" => {
+                        assert!(serde_json::from_str::<Value>(rest).is_ok(), "{line}");
+                    }
+                    "matches" => {
+                        let text: String = serde_json::from_str(rest).unwrap();
+                        assert!(super::super::parameters::pattern(&text).is_ok(), "{line}");
+                    }
+                    other => panic!("{other}: {line}"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_server_has_what_a_server_has() {
+        let server = find("OS::Nova::Server").unwrap();
+        assert!(server.properties["flavor"].required);
+        assert!(server.properties["flavor"].update);
+        assert!(!server.properties["key_name"].update);
+        let network = &server.properties["networks"].inner["*"].inner["network"];
+        assert_eq!(network.from.as_deref(), Some("uuid"));
+        assert!(server.attributes.contains_key("first_address"));
+    }
+
+    #[test]
+    fn old_names_lead_to_the_type() {
+        assert!(find("OS::Quantum::Net").is_some());
+        assert!(!find("OS::Ceilometer::Alarm").unwrap().properties.is_empty());
+        assert!(find("OS::Nova::Sever").is_none());
+    }
+
+    #[test]
+    fn the_families_that_are_promised_are_there() {
+        for family in [
+            "OS::Nova",
+            "OS::Neutron",
+            "OS::Octavia",
+            "OS::Cinder",
+            "OS::Glance",
+            "OS::Heat",
+            "AWS",
+        ] {
+            assert!(
+                all().keys().any(|name| name.starts_with(family)),
+                "{family}"
+            );
+        }
+        assert!(all().len() > 190);
+    }
+}

@@ -1,0 +1,484 @@
+//! A template with everything evaluated: what `pileus stack render` shows and
+//! what a plan is made from.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Map, Value, json};
+
+use super::environment::Environment;
+use super::functions::{Known, References, Scope};
+use super::graph::{self, Graph};
+use super::parameters::{Identity, Parameters, Schema};
+use super::registry::{self, ResourceType};
+use super::template::{Resource, Template, deletion_policy};
+use super::{Error, Result, typed};
+
+/// Everything a stack is rendered from.
+#[derive(Debug, Clone, Default)]
+pub struct Input {
+    /// The template as a value.
+    pub template: Value,
+    /// For `get_file` and nested templates.
+    pub files: BTreeMap<String, String>,
+    /// Parameters, defaults and the registry.
+    pub environment: Environment,
+    /// Who the stack is.
+    pub identity: Identity,
+    /// Reference ids and attributes of resources, as far as they are known.
+    pub resources: BTreeMap<String, Known>,
+    /// Of the resource outside, for a nested stack.
+    pub facade: Map<String, Value>,
+}
+
+/// One resource, evaluated.
+#[derive(Debug, Clone)]
+pub struct Rendered {
+    /// The type as the template has it.
+    pub kind: String,
+    /// The type after the environment's registry.
+    pub resolved: String,
+    /// What the type's properties are, when the type is known.
+    pub schema: Option<std::sync::Arc<ResourceType>>,
+    /// Properties, or why there are none.
+    pub properties: Result<Option<Map<String, Value>>>,
+    /// Properties after the type's schema.
+    pub typed: Result<Map<String, Value>>,
+    /// Metadata, or null.
+    pub metadata: Result<Value>,
+    /// Update policy, or null.
+    pub update_policy: Result<Value>,
+    /// `Delete`, `Retain` or `Snapshot`.
+    pub deletion_policy: String,
+    /// The name of the condition it has, true for a function, or null.
+    pub condition: Value,
+    /// The id of something that exists, or null.
+    pub external_id: Value,
+    /// What it refers to, by property.
+    pub references: BTreeMap<String, BTreeSet<String>>,
+}
+
+/// A stack, evaluated.
+#[derive(Debug, Clone)]
+pub struct Stack {
+    /// The template it came from.
+    pub template: Template,
+    /// Parameters' values.
+    pub parameters: Parameters,
+    /// Resources that exist, by name.
+    pub resources: BTreeMap<String, Rendered>,
+    /// What depends on what, Heat's own dependencies among it.
+    pub graph: Graph,
+    /// What the template itself says depends on what.
+    pub requires: BTreeMap<String, BTreeSet<String>>,
+    /// One order of creation, or why there is none.
+    pub order: Result<Vec<String>>,
+    /// Outputs: description, and the value or why there is none.
+    pub outputs: BTreeMap<String, (String, Result<Value>)>,
+}
+
+/// Where rendering stopped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stop {
+    /// `template`, `parameters`, `resources` or `outputs`.
+    pub stage: &'static str,
+    /// What is wrong.
+    pub error: Error,
+}
+
+/// Evaluates `input`. What is wrong in one property or output is told there;
+/// what makes the template no template stops it.
+///
+/// # Errors
+/// When the template, its parameters or its references are wrong.
+pub fn stack(input: &Input) -> std::result::Result<Stack, Stop> {
+    let stop = |stage| move |error| Stop { stage, error };
+    let template = Template::from_value(&input.template).map_err(stop("template"))?;
+    let parameters = Parameters::resolve(
+        &template.parameters,
+        template.version,
+        &input.environment.parameters,
+        &input.environment.parameter_defaults,
+        &input.identity,
+    )
+    .map_err(stop("parameters"))?;
+    let mut scope = Scope {
+        version: template.version,
+        parameters: &parameters.values,
+        resources: &BTreeMap::new(),
+        files: &input.files,
+        mappings: &template.mappings,
+        conditions: &template.conditions,
+        facade: &input.facade,
+    };
+    let existing = existing(&template, &scope).map_err(stop("resources"))?;
+    let known = known(&existing, &input.resources);
+    scope.resources = &known;
+    let mut references = BTreeMap::new();
+    for (name, resource) in &template.resources {
+        if existing.contains(name) {
+            let found = Needs::of(&scope, resource, &existing)
+                .map_err(|error| error.below(&format!("resources.{name}")))
+                .map_err(stop("resources"))?;
+            references.insert(name.clone(), found);
+        }
+    }
+    for (name, output) in &template.outputs {
+        scope
+            .references(&output.value)
+            .map_err(|error| error.below(&format!("outputs.{name}.value")))
+            .map_err(stop("outputs"))?;
+    }
+    let mut resources = BTreeMap::new();
+    for (name, resource) in &template.resources {
+        if let Some(needs) = references.get(name) {
+            let rendered = one(input, &scope, &template, name, resource, needs)
+                .map_err(|error| error.below(&format!("resources.{name}")))
+                .map_err(stop("resources"))?;
+            resources.insert(name.clone(), rendered);
+        }
+    }
+    let mut graph = Graph::default();
+    for (name, needs) in references {
+        graph.requires.insert(name, needs.all());
+    }
+    let requires = graph.requires.clone();
+    graph::hidden(&mut graph, &resources);
+    let order = order(&template, &existing, &graph);
+    let outputs = outputs(&template, &scope);
+    Ok(Stack {
+        template,
+        parameters,
+        resources,
+        graph,
+        requires,
+        order,
+        outputs,
+    })
+}
+
+/// The resources whose condition holds.
+fn existing(template: &Template, scope: &Scope<'_>) -> Result<BTreeSet<String>> {
+    let mut existing = BTreeSet::new();
+    for (name, resource) in &template.resources {
+        let exists = resource.condition.is_null()
+            || scope
+                .condition(&resource.condition)
+                .map_err(|error| error.below(&format!("resources.{name}.condition")))?;
+        if exists {
+            existing.insert(name.clone());
+        }
+    }
+    Ok(existing)
+}
+
+/// What is known of each resource; its name stands for the id of one that is
+/// not there yet.
+fn known(existing: &BTreeSet<String>, given: &BTreeMap<String, Known>) -> BTreeMap<String, Known> {
+    let open = |name: &String| Known {
+        refid: Value::from(name.clone()),
+        attributes: Map::new(),
+        open: true,
+    };
+    existing
+        .iter()
+        .map(|name| {
+            let known = given.get(name).cloned().unwrap_or_else(|| open(name));
+            (name.clone(), known)
+        })
+        .collect()
+}
+
+/// What a resource waits for, as its template says.
+struct Needs {
+    explicit: BTreeSet<String>,
+    by_property: BTreeMap<String, BTreeSet<String>>,
+    metadata: BTreeSet<String>,
+}
+
+impl Needs {
+    fn of(scope: &Scope<'_>, resource: &Resource, existing: &BTreeSet<String>) -> Result<Self> {
+        let mut by_property = BTreeMap::new();
+        match &resource.properties {
+            Value::Object(map) if scope.is_call(map) => {
+                let found = scope.references(&resource.properties);
+                let found = found.and_then(|f| resolve(f, existing));
+                by_property.insert("*".to_owned(), found.map_err(|e| e.below("properties"))?);
+            }
+            Value::Object(map) => {
+                for (property, value) in map {
+                    let found = scope.references(value).and_then(|f| resolve(f, existing));
+                    let path = format!("properties.{property}");
+                    by_property.insert(property.clone(), found.map_err(|e| e.below(&path))?);
+                }
+            }
+            _ => {}
+        }
+        let metadata = scope.references(&resource.metadata);
+        let metadata = metadata.and_then(|found| resolve(found, existing));
+        Ok(Self {
+            explicit: resource.depends_on.iter().cloned().collect(),
+            by_property,
+            metadata: metadata.map_err(|error| error.below("metadata"))?,
+        })
+    }
+
+    fn all(&self) -> BTreeSet<String> {
+        let inner = self.by_property.values().flatten();
+        inner
+            .chain(&self.explicit)
+            .chain(&self.metadata)
+            .cloned()
+            .collect()
+    }
+}
+
+fn resolve(found: References, existing: &BTreeSet<String>) -> Result<BTreeSet<String>> {
+    if let Some(name) = found
+        .resources
+        .iter()
+        .find(|name| !existing.contains(*name))
+    {
+        return Err(Error::new(format!(
+            "refers to the resource `{name}`, which is not in the template or whose condition is false"
+        )));
+    }
+    let mut all = found.resources;
+    all.extend(
+        found
+            .names
+            .into_iter()
+            .filter(|name| existing.contains(name)),
+    );
+    Ok(all)
+}
+
+fn one(
+    input: &Input,
+    scope: &Scope<'_>,
+    template: &Template,
+    name: &str,
+    resource: &Resource,
+    needs: &Needs,
+) -> Result<Rendered> {
+    let resolved = input.environment.resolve_type(name, &resource.kind);
+    let schema = find_type(&input.files, &resolved);
+    let properties = match &resource.properties {
+        Value::Null => Ok(None),
+        value => scope.evaluate(value).and_then(|value| match value {
+            Value::Object(map) => Ok(Some(map)),
+            Value::Null => Ok(None),
+            _ => Err(Error::new("properties must be a map")),
+        }),
+    };
+    let typed = match (&properties, &schema) {
+        (Err(error), _) => Err(error.clone()),
+        (Ok(map), schema) => {
+            let mut map = map.clone().unwrap_or_default();
+            drop_nothing(resource, scope, &mut map);
+            match schema {
+                None if is_template_name(&resolved) => Ok(Map::new()),
+                Some(schema) => typed::coerce(&schema.properties, &map),
+                None => Ok(registry::without_nulls(map)),
+            }
+        }
+    };
+    let policy = scope.evaluate(&resource.deletion_policy)?;
+    let policy = match &policy {
+        Value::Null => "Delete",
+        other => deletion_policy(other.as_str().unwrap_or_default(), template.version)
+            .map_err(|error| error.below("deletion_policy"))?,
+    };
+    Ok(Rendered {
+        kind: resource.kind.clone(),
+        resolved,
+        schema,
+        properties,
+        typed,
+        metadata: scope.evaluate(&resource.metadata),
+        update_policy: scope.evaluate(&resource.update_policy),
+        deletion_policy: policy.to_owned(),
+        condition: match &resource.condition {
+            Value::Object(_) => Value::Bool(true),
+            named => named.clone(),
+        },
+        external_id: scope.evaluate(&resource.external_id)?,
+        references: needs.by_property.clone(),
+    })
+}
+
+/// A property whose function gives nothing counts as not given.
+fn drop_nothing(resource: &Resource, scope: &Scope<'_>, map: &mut Map<String, Value>) {
+    if let Value::Object(raw) = &resource.properties {
+        map.retain(|name, value| {
+            !value.is_null() || raw.get(name).is_none_or(|raw| !scope.is_nothing(raw))
+        });
+    }
+}
+
+/// The schema of a type, of a template among the files, or nothing.
+#[must_use]
+pub fn find_type(
+    files: &BTreeMap<String, String>,
+    name: &str,
+) -> Option<std::sync::Arc<ResourceType>> {
+    if let Some(kind) = registry::find(name) {
+        return Some(kind.clone());
+    }
+    if !is_template_name(name) {
+        return None;
+    }
+    let text = files.get(name)?;
+    let template = Template::parse(text).ok()?;
+    let mut schemas = BTreeMap::new();
+    for (name, schema) in &template.parameters {
+        schemas.insert(name.clone(), Schema::parse(schema, template.version).ok()?);
+    }
+    Some(std::sync::Arc::new(registry::of_template(&schemas)))
+}
+
+/// Whether a type's name is that of a template.
+#[must_use]
+pub fn is_template_name(name: &str) -> bool {
+    [".yaml", ".yml", ".template", ".json"]
+        .iter()
+        .any(|suffix| name.ends_with(suffix))
+        || name.starts_with("http://")
+        || name.starts_with("https://")
+        || name.starts_with("file://")
+}
+
+fn order(template: &Template, existing: &BTreeSet<String>, graph: &Graph) -> Result<Vec<String>> {
+    for name in existing {
+        for dependency in &template.resources[name].depends_on {
+            if !template.resources.contains_key(dependency) {
+                return Err(Error::at(
+                    format!("resources.{name}.depends_on"),
+                    format!("there is no resource `{dependency}`"),
+                ));
+            }
+        }
+    }
+    graph.order()
+}
+
+fn outputs(template: &Template, scope: &Scope<'_>) -> BTreeMap<String, (String, Result<Value>)> {
+    let one = |output: &super::template::Output| {
+        if !output.condition.is_null() && !scope.condition(&output.condition)? {
+            return Ok(Value::Null);
+        }
+        scope.evaluate(&output.value)
+    };
+    template
+        .outputs
+        .iter()
+        .map(|(name, output)| (name.clone(), (output.description.clone(), one(output))))
+        .collect()
+}
+
+/// An error as JSON.
+#[must_use]
+pub fn error_json(stage: &str, error: &Error) -> Value {
+    json!({"stage": stage, "path": error.path, "message": error.message})
+}
+
+impl Stop {
+    /// The error as JSON.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        json!({"error": error_json(self.stage, &self.error)})
+    }
+}
+
+impl Stack {
+    /// The stack as JSON: parameters, resources, outputs, order.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        let resources: Map<String, Value> = self
+            .resources
+            .iter()
+            .map(|(name, resource)| {
+                (
+                    name.clone(),
+                    resource.to_json(&self.requires[name], &self.graph.requires[name]),
+                )
+            })
+            .collect();
+        let outputs: Map<String, Value> = self
+            .outputs
+            .iter()
+            .map(|(name, (description, value))| {
+                let mut entry = Map::new();
+                entry.insert("description".into(), description.clone().into());
+                match value {
+                    Ok(value) => entry.insert("value".into(), value.clone()),
+                    Err(error) => entry.insert("error".into(), error_json("output", error)),
+                };
+                (name.clone(), Value::Object(entry))
+            })
+            .collect();
+        let mut result = json!({
+            "parameters": self.parameters.values,
+            "resources": resources,
+            "outputs": outputs,
+        });
+        match &self.order {
+            Ok(order) => result["order"] = json!(order),
+            Err(error) => result["order_error"] = error_json("dependencies", error),
+        }
+        let unknown = self
+            .resources
+            .values()
+            .find(|resource| resource.schema.is_none() && !is_template_name(&resource.resolved));
+        if let Some(resource) = unknown {
+            let error = Error::new(format!(
+                "the resource type `{}` is not known",
+                resource.kind
+            ));
+            result["order_error"] = error_json("dependencies", &error);
+        }
+        result
+    }
+}
+
+impl Rendered {
+    fn to_json(&self, requires: &BTreeSet<String>, waits: &BTreeSet<String>) -> Value {
+        let mut result = Map::new();
+        let mut put = |key: &str, value: Value| {
+            if !value.is_null() {
+                result.insert(key.to_owned(), value);
+            }
+        };
+        put("type", Value::from(self.kind.clone()));
+        put("requires", json!(requires));
+        let hidden: Vec<&String> = waits.difference(requires).collect();
+        if !hidden.is_empty() {
+            put("waits_for", json!(hidden));
+        }
+        put("deletion_policy", Value::from(self.deletion_policy.clone()));
+        put("condition", self.condition.clone());
+        put("external_id", self.external_id.clone());
+        match &self.properties {
+            Ok(Some(map)) if map.is_empty() => {}
+            Ok(Some(map)) => put("properties", Value::Object(map.clone())),
+            Ok(None) => {}
+            Err(error) => put("properties_error", error_json("properties", error)),
+        }
+        match &self.typed {
+            Ok(map) => put("typed_properties", Value::Object(map.clone())),
+            Err(error) => put(
+                "typed_properties_error",
+                error_json("typed_properties", error),
+            ),
+        }
+        for (key, value) in [
+            ("metadata", &self.metadata),
+            ("update_policy", &self.update_policy),
+        ] {
+            match value {
+                Ok(value) => put(key, value.clone()),
+                Err(error) => put(&format!("{key}_error"), error_json(key, error)),
+            }
+        }
+        Value::Object(result)
+    }
+}

@@ -1,0 +1,436 @@
+//! Templates: HOT and CloudFormation, brought into one shape.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value};
+
+use super::version::Version;
+use super::{Error, Result, kind_of, yaml};
+
+/// Resources one stack may hold; Heat's `max_resources_per_stack`.
+pub const MAX_RESOURCES: usize = 1000;
+
+/// A template's sections, functions in them not yet evaluated.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Template {
+    /// Which functions and sections it may use.
+    pub version: Version,
+    /// What it says of itself.
+    pub description: String,
+    /// Parameter schemas as written.
+    pub parameters: Map<String, Value>,
+    /// Condition definitions as written.
+    pub conditions: Map<String, Value>,
+    /// CloudFormation's `Mappings`.
+    pub mappings: Map<String, Value>,
+    /// Resources by logical name.
+    pub resources: BTreeMap<String, Resource>,
+    /// Outputs by name.
+    pub outputs: BTreeMap<String, Output>,
+    /// Sections that mean nothing in this version; a stack is not made of it.
+    pub unknown: Vec<String>,
+}
+
+/// One resource as the template has it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Resource {
+    /// Such as `OS::Nova::Server`, or a template's file name.
+    pub kind: String,
+    /// Properties as written, or null.
+    pub properties: Value,
+    /// Metadata as written, or null.
+    pub metadata: Value,
+    /// Explicit dependencies.
+    pub depends_on: Vec<String>,
+    /// `Delete`, `Retain` or `Snapshot`, or a function that gives one.
+    pub deletion_policy: Value,
+    /// Update policy as written, or null.
+    pub update_policy: Value,
+    /// The condition under which it exists, or null.
+    pub condition: Value,
+    /// The id of something that exists already, or null.
+    pub external_id: Value,
+    /// What it says of itself.
+    pub description: String,
+}
+
+/// One output as the template has it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Output {
+    /// What it says of itself.
+    pub description: String,
+    /// Its value as written.
+    pub value: Value,
+    /// The condition under which it is shown, or null.
+    pub condition: Value,
+}
+
+/// The names of sections and keys in one language.
+struct Words {
+    sections: [&'static str; 5],
+    keys: [&'static str; 8],
+    output: [&'static str; 3],
+}
+
+const HOT: Words = Words {
+    sections: [
+        "description",
+        "parameters",
+        "conditions",
+        "resources",
+        "outputs",
+    ],
+    keys: [
+        "type",
+        "properties",
+        "metadata",
+        "depends_on",
+        "deletion_policy",
+        "update_policy",
+        "condition",
+        "external_id",
+    ],
+    output: ["description", "value", "condition"],
+};
+
+const CFN: Words = Words {
+    sections: [
+        "Description",
+        "Parameters",
+        "Conditions",
+        "Resources",
+        "Outputs",
+    ],
+    keys: [
+        "Type",
+        "Properties",
+        "Metadata",
+        "DependsOn",
+        "DeletionPolicy",
+        "UpdatePolicy",
+        "Condition",
+        "",
+    ],
+    output: ["Description", "Value", "Condition"],
+};
+
+impl Template {
+    /// Reads a template's text, YAML or JSON.
+    ///
+    /// # Errors
+    /// When it is not YAML, has no known version, or a section has the wrong
+    /// shape; with the path.
+    pub fn parse(text: &str) -> Result<Self> {
+        Self::from_value(&yaml::parse(text)?)
+    }
+
+    /// Reads a template that is a value already.
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    pub fn from_value(value: &Value) -> Result<Self> {
+        let Value::Object(map) = value else {
+            return Err(Error::new(format!(
+                "a template is a map of sections, this is {}",
+                kind_of(value)
+            )));
+        };
+        let version = version_of(map)?;
+        let words = if version.is_hot() { &HOT } else { &CFN };
+        let [description, parameters, conditions, resources, outputs] = words.sections;
+        let mut template = Self {
+            version,
+            description: text_of(map.get(description)),
+            parameters: section(map, parameters)?,
+            conditions: Map::new(),
+            mappings: Map::new(),
+            resources: BTreeMap::new(),
+            outputs: BTreeMap::new(),
+            unknown: unknown_sections(map, version, words),
+        };
+        if version.has_conditions() {
+            template.conditions = match map.get(conditions) {
+                Some(Value::Null) => {
+                    return Err(Error::at(
+                        conditions,
+                        "must be a map of conditions, is empty",
+                    ));
+                }
+                _ => section(map, conditions)?,
+            };
+        }
+        if !version.is_hot() {
+            template.mappings = section(map, "Mappings")?;
+        }
+        for (name, definition) in section(map, resources)? {
+            let path = format!("{resources}.{name}");
+            let resource = read_resource(&name, &definition, version, words)
+                .map_err(|error| error.below(&path))?;
+            template.resources.insert(name, resource);
+        }
+        if template.resources.len() > MAX_RESOURCES {
+            return Err(Error::at(
+                resources,
+                format!(
+                    "{} resources, a stack may have {MAX_RESOURCES}; split it by nested templates",
+                    template.resources.len()
+                ),
+            ));
+        }
+        for (name, definition) in section(map, outputs)? {
+            let path = format!("{outputs}.{name}");
+            let output = read_output(&definition, words).map_err(|error| error.below(&path))?;
+            template.outputs.insert(name, output);
+        }
+        Ok(template)
+    }
+}
+
+fn version_of(map: &Map<String, Value>) -> Result<Version> {
+    let keys: Vec<&str> = [
+        "heat_template_version",
+        "HeatTemplateFormatVersion",
+        "AWSTemplateFormatVersion",
+    ]
+    .into_iter()
+    .filter(|key| map.contains_key(*key))
+    .collect();
+    match keys[..] {
+        [] => Err(Error::new(
+            "no template version; begin with `heat_template_version: 2021-04-16`",
+        )),
+        [key] => match &map[key] {
+            Value::String(text) => Version::parse(key, text),
+            other => Err(Error::at(
+                key,
+                format!("must be a string, is {}", kind_of(other)),
+            )),
+        },
+        _ => Err(Error::new(format!(
+            "ambiguous versions ({}); keep one",
+            keys.join(", ")
+        ))),
+    }
+}
+
+fn unknown_sections(map: &Map<String, Value>, version: Version, words: &Words) -> Vec<String> {
+    let extra: &[&str] = if version.is_hot() {
+        &["heat_template_version", "parameter_groups"]
+    } else {
+        &[
+            "HeatTemplateFormatVersion",
+            "AWSTemplateFormatVersion",
+            "Mappings",
+            "ParameterGroups",
+        ]
+    };
+    let known = |name: &str| {
+        let early = name == words.sections[2] && !version.has_conditions();
+        !early && (words.sections.contains(&name) || extra.contains(&name))
+    };
+    map.keys().filter(|name| !known(name)).cloned().collect()
+}
+
+fn section(map: &Map<String, Value>, name: &str) -> Result<Map<String, Value>> {
+    match map.get(name) {
+        None | Some(Value::Null) => Ok(Map::new()),
+        Some(Value::Object(section)) => Ok(section.clone()),
+        Some(other) => Err(Error::at(
+            name,
+            format!("must be a map, is {}", kind_of(other)),
+        )),
+    }
+}
+
+fn text_of(value: Option<&Value>) -> String {
+    match value {
+        Some(Value::String(text)) => text.clone(),
+        None | Some(Value::Null) => String::new(),
+        Some(other) => other.to_string(),
+    }
+}
+
+fn read_resource(
+    name: &str,
+    definition: &Value,
+    version: Version,
+    words: &Words,
+) -> Result<Resource> {
+    if name.is_empty() || name.contains('/') {
+        return Err(Error::new(
+            "a resource's name may not be empty or contain `/`",
+        ));
+    }
+    let Value::Object(map) = definition else {
+        return Err(Error::new(format!(
+            "a resource is a map, this is {}",
+            kind_of(definition)
+        )));
+    };
+    for key in map.keys() {
+        // CloudFormation's templates are not looked at that closely.
+        let free = key == "description" || !version.is_hot();
+        let early = (key == words.keys[6] || key == words.keys[7]) && !version.has_conditions();
+        if !free && (early || !words.keys.contains(&key.as_str())) {
+            return Err(Error::at(
+                key,
+                format!(
+                    "invalid keyword in a resource; there are {}",
+                    words.keys.join(", ")
+                ),
+            ));
+        }
+    }
+    let field = |index: usize| map.get(words.keys[index]).cloned().unwrap_or_default();
+    let kind = match field(0) {
+        Value::String(kind) if !kind.is_empty() => kind,
+        Value::Null => return Err(Error::new(format!("`{}` is missing", words.keys[0]))),
+        Value::String(_) => return Err(Error::at(words.keys[0], "must not be empty")),
+        other => {
+            return Err(Error::at(
+                words.keys[0],
+                format!("must be a string, is {}", kind_of(&other)),
+            ));
+        }
+    };
+    for index in [3, 4] {
+        if map.get(words.keys[index]).is_some_and(Value::is_null) {
+            return Err(Error::at(words.keys[index], "must not be empty"));
+        }
+    }
+    for index in [1, 2, 5] {
+        let value = field(index);
+        if map.contains_key(words.keys[index]) && !value.is_object() {
+            return Err(Error::at(
+                words.keys[index],
+                format!("must be a map, is {}", kind_of(&value)),
+            ));
+        }
+    }
+    let external_id = field(7);
+    let deletion_policy = match field(4) {
+        Value::Null if external_id.is_null() => Value::from("Delete"),
+        Value::Null => Value::from("Retain"),
+        Value::String(policy) => Value::from(deletion_policy(&policy, version)?),
+        function @ Value::Object(_) => function,
+        other => {
+            return Err(Error::at(
+                words.keys[4],
+                format!("must be a string, is {}", kind_of(&other)),
+            ));
+        }
+    };
+    Ok(Resource {
+        kind,
+        properties: field(1),
+        metadata: field(2),
+        depends_on: names(&field(3)).map_err(|error| error.below(words.keys[3]))?,
+        deletion_policy,
+        update_policy: field(5),
+        condition: field(6),
+        external_id,
+        description: text_of(map.get(if version.is_hot() {
+            "description"
+        } else {
+            "Description"
+        })),
+    })
+}
+
+/// The policy's one spelling; lower case is allowed since Newton.
+///
+/// # Errors
+/// When there is no such policy.
+pub fn deletion_policy(text: &str, version: Version) -> Result<&'static str> {
+    match text {
+        "Delete" => Ok("Delete"),
+        "Retain" => Ok("Retain"),
+        "Snapshot" => Ok("Snapshot"),
+        "delete" if version >= Version::Newton => Ok("Delete"),
+        "retain" if version >= Version::Newton => Ok("Retain"),
+        "snapshot" if version >= Version::Newton => Ok("Snapshot"),
+        other => Err(Error::new(format!(
+            "invalid deletion policy `{other}`; use Delete, Retain or Snapshot"
+        ))),
+    }
+}
+
+fn names(value: &Value) -> Result<Vec<String>> {
+    match value {
+        Value::Null => Ok(Vec::new()),
+        Value::String(name) => Ok(vec![name.clone()]),
+        Value::Array(items) => items
+            .iter()
+            .map(|item| match item {
+                Value::String(name) => Ok(name.clone()),
+                other => Err(Error::new(format!(
+                    "must name resources, has {}",
+                    kind_of(other)
+                ))),
+            })
+            .collect(),
+        other => Err(Error::new(format!(
+            "must be a resource's name or a list of names, is {}",
+            kind_of(other)
+        ))),
+    }
+}
+
+fn read_output(definition: &Value, words: &Words) -> Result<Output> {
+    let Value::Object(map) = definition else {
+        return Err(Error::new(format!(
+            "an output is a map with the key `{}`, this is {}",
+            words.output[1],
+            kind_of(definition)
+        )));
+    };
+    let Some(value) = map.get(words.output[1]) else {
+        return Err(Error::new(format!(
+            "an output must have the key `{}`",
+            words.output[1]
+        )));
+    };
+    Ok(Output {
+        description: text_of(map.get(words.output[0])),
+        value: value.clone(),
+        condition: map.get(words.output[2]).cloned().unwrap_or_default(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn hot_and_cfn_come_out_alike() {
+        let hot = Template::parse(
+            "heat_template_version: 2013-05-23\nresources:\n  a:\n    type: OS::Heat::None\n    depends_on: b\n  b: {type: OS::Heat::None}\n",
+        )
+        .unwrap();
+        let cfn = Template::parse(
+            "{\"AWSTemplateFormatVersion\": \"2010-09-09\", \"Resources\": {\"a\": {\"Type\": \"OS::Heat::None\", \"DependsOn\": [\"b\"]}, \"b\": {\"Type\": \"OS::Heat::None\"}}}",
+        )
+        .unwrap();
+        assert_eq!(hot.resources, cfn.resources);
+    }
+
+    #[test]
+    fn errors_name_their_path() {
+        let error = Template::parse(
+            "heat_template_version: 2013-05-23\nresources:\n  a: {type: X, Properties: {}}\n",
+        )
+        .unwrap_err();
+        assert_eq!(error.path, "resources.a.Properties");
+        let error =
+            Template::parse("heat_template_version: 2013-05-23\noutputs: {o: {}}\n").unwrap_err();
+        assert_eq!(error.path, "outputs.o");
+    }
+
+    #[test]
+    fn conditions_need_a_version_that_has_them() {
+        let early = Template::parse("heat_template_version: 2013-05-23\nconditions: {}\n").unwrap();
+        assert_eq!(early.unknown, ["conditions"]);
+        assert!(Template::parse("heat_template_version: newton\nconditions: {a: true}\n").is_ok());
+    }
+}

@@ -1,0 +1,340 @@
+//! Properties after their type's schema: coerced, defaults filled, older
+//! spellings turned into the newer; and checked against constraints.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Number, Value};
+
+use super::registry::{Kind, Property};
+use super::{Error, Result, kind_of};
+
+/// The properties as a plugin sees them.
+///
+/// # Errors
+/// When one that is required is missing, or a value is not of its type.
+pub fn coerce(
+    schema: &BTreeMap<String, Property>,
+    given: &Map<String, Value>,
+) -> Result<Map<String, Value>> {
+    let mut result = all(schema, given)?;
+    result.retain(|_, value| !value.is_null());
+    Ok(result)
+}
+
+/// Every problem that stands in the way of using `given`: names that are
+/// unknown or not implemented, values out of bounds. A property whose name is
+/// in `unknown_yet` refers to what is not there yet: only its shape is looked at.
+///
+/// # Errors
+/// For the first problem, with its path.
+pub fn check(
+    schema: &BTreeMap<String, Property>,
+    given: &Map<String, Value>,
+    unknown_yet: &dyn Fn(&str) -> bool,
+) -> Result<()> {
+    if let Some(name) = given.keys().find(|name| !schema.contains_key(*name)) {
+        return Err(Error::at(name, unknown(schema, name)));
+    }
+    for (name, property) in schema {
+        if property.unimplemented && given.contains_key(name) {
+            return Err(Error::at(
+                name,
+                "Heat knows this property and does not implement it",
+            ));
+        }
+        let value = one(schema, name, property, given).map_err(|error| error.below(name))?;
+        if unknown_yet(name) || value.is_null() {
+            continue;
+        }
+        inside(property, given.get(name), &value).map_err(|error| error.below(name))?;
+    }
+    Ok(())
+}
+
+/// Constraints of a value and of what is in it.
+fn inside(property: &Property, raw: Option<&Value>, value: &Value) -> Result<()> {
+    for rule in &property.rules {
+        if !rule.holds(value) {
+            return Err(Error::new(rule.explain()));
+        }
+    }
+    match (value, raw) {
+        (Value::Array(_), Some(Value::Array(items))) => {
+            let Some(item) = property.inner.get("*") else {
+                return Ok(());
+            };
+            for (index, raw) in items.iter().enumerate() {
+                let value = convert(item, Some(raw))?;
+                inside(item, Some(raw), &value).map_err(|e| e.below(&format!("[{index}]")))?;
+            }
+            Ok(())
+        }
+        (Value::Object(_), Some(Value::Object(map))) if !property.inner.is_empty() => {
+            check(&property.inner, map, &|_| false)
+        }
+        _ => Ok(()),
+    }
+}
+
+fn unknown(schema: &BTreeMap<String, Property>, name: &str) -> String {
+    let near = schema.keys().find(|known| {
+        known.eq_ignore_ascii_case(name) || known.replace('_', "") == name.replace(['_', '-'], "")
+    });
+    match near {
+        Some(near) => format!("unknown property; is `{near}` meant?"),
+        None => "unknown property".into(),
+    }
+}
+
+fn all(
+    schema: &BTreeMap<String, Property>,
+    given: &Map<String, Value>,
+) -> Result<Map<String, Value>> {
+    // Older spellings are gone once they have been read.
+    let replaced: Vec<&str> = schema.values().filter_map(|p| p.from.as_deref()).collect();
+    let mut result = Map::new();
+    let mut joined = Vec::new();
+    for (name, property) in schema {
+        let value = if replaced.contains(&name.as_str()) {
+            Value::Null
+        } else {
+            one(schema, name, property, given).map_err(|error| error.below(name))?
+        };
+        match &property.joins {
+            Some(join) => {
+                if given.get(name).is_some_and(truthy) {
+                    joined.push((join, value));
+                }
+            }
+            None => {
+                result.insert(name.clone(), value);
+            }
+        }
+    }
+    for ((target, item), value) in joined {
+        let own = given.get(target).filter(|own| own.is_array());
+        let mut list = own.and_then(Value::as_array).cloned().unwrap_or_default();
+        list.push(fill(item, &value));
+        let list = Value::Array(list);
+        let value = convert(&schema[target], Some(&list)).map_err(|e| e.below(target))?;
+        result.insert(target.clone(), value);
+    }
+    Ok(result)
+}
+
+/// The item with `$` for the value.
+fn fill(item: &Value, value: &Value) -> Value {
+    match item {
+        Value::String(text) if text == "$" => value.clone(),
+        Value::Object(map) => map
+            .iter()
+            .map(|(key, item)| (key.clone(), fill(item, value)))
+            .collect(),
+        other => other.clone(),
+    }
+}
+
+fn one(
+    schema: &BTreeMap<String, Property>,
+    name: &str,
+    property: &Property,
+    given: &Map<String, Value>,
+) -> Result<Value> {
+    let _ = schema;
+    let own = given.get(name);
+    let old = property.from.as_ref().and_then(|from| given.get(from));
+    let old = old.filter(|value| !value.is_null());
+    if let (Some(old), Some(from)) = (old, &property.from) {
+        if own.is_some_and(truthy) && truthy(old) {
+            return Err(Error::new(format!("give either `{name}` or `{from}`")));
+        }
+        return convert(property, Some(old));
+    }
+    match own {
+        Some(value) => convert(property, Some(value)),
+        None if property.default.is_some() => convert(property, None),
+        None if property.required => Err(Error::new("is required and not given")),
+        None => Ok(Value::Null),
+    }
+}
+
+fn truthy(value: &Value) -> bool {
+    match value {
+        Value::Null => false,
+        Value::Bool(flag) => *flag,
+        Value::Number(number) => number.as_f64() != Some(0.0),
+        Value::String(text) => !text.is_empty(),
+        Value::Array(items) => !items.is_empty(),
+        Value::Object(map) => !map.is_empty(),
+    }
+}
+
+/// The value as its type; nothing gives the default or the type's empty value.
+fn convert(property: &Property, value: Option<&Value>) -> Result<Value> {
+    let value = value.filter(|value| !value.is_null());
+    let value = value.or(property.default.as_ref());
+    let wrong = |wanted: &str| {
+        let kind = value.map_or("nothing", kind_of);
+        Err(Error::new(format!("must be {wanted}, is {kind}")))
+    };
+    match (property.kind, value) {
+        (Kind::Any, value) => Ok(value.cloned().unwrap_or_default()),
+        (Kind::String, None) => Ok(Value::from("")),
+        (Kind::String, Some(Value::String(_))) => Ok(value.cloned().unwrap_or_default()),
+        (Kind::String, Some(Value::Bool(true))) => Ok(Value::from("True")),
+        (Kind::String, Some(Value::Bool(false))) => Ok(Value::from("False")),
+        (Kind::String, Some(Value::Number(number))) if !number.is_f64() => {
+            Ok(Value::from(number.to_string()))
+        }
+        (Kind::String, _) => wrong("a string"),
+        (Kind::Integer | Kind::Number, None) => Ok(Value::from(0)),
+        (Kind::Integer, Some(value)) => match integer(value) {
+            Some(number) => Ok(Value::Number(number)),
+            None => wrong("a whole number"),
+        },
+        (Kind::Number, Some(Value::Number(number))) => Ok(Value::Number(number.clone())),
+        (Kind::Number, Some(Value::String(text))) => super::parameters::number(text)
+            .map_or_else(|| wrong("a number"), |n| Ok(Value::Number(n))),
+        (Kind::Number, _) => wrong("a number"),
+        (Kind::Boolean, None) => Ok(Value::Bool(false)),
+        (Kind::Boolean, Some(Value::Bool(flag))) => Ok(Value::Bool(*flag)),
+        (Kind::Boolean, Some(Value::String(text))) => match text.to_lowercase().as_str() {
+            "true" => Ok(Value::Bool(true)),
+            "false" => Ok(Value::Bool(false)),
+            _ => wrong("true or false"),
+        },
+        (Kind::Boolean, _) => wrong("true or false"),
+        (Kind::List, value) => list(property, value),
+        (Kind::Map, value) => map(property, value),
+    }
+}
+
+fn list(property: &Property, value: Option<&Value>) -> Result<Value> {
+    let split;
+    let items = match value {
+        None => return Ok(Value::Array(Vec::new())),
+        Some(Value::Array(items)) => items,
+        Some(Value::String(text)) if property.converts => {
+            split = comma_list(text);
+            &split
+        }
+        Some(other) => {
+            return Err(Error::new(format!("must be a list, is {}", kind_of(other))));
+        }
+    };
+    let Some(item) = property.inner.get("*") else {
+        return Ok(Value::Array(items.clone()));
+    };
+    let items = items.iter().enumerate().map(|(index, value)| {
+        convert(item, Some(value)).map_err(|error| error.below(&format!("[{index}]")))
+    });
+    items.collect()
+}
+
+/// The items of text with commas; empty text has none.
+pub(super) fn comma_list(text: &str) -> Vec<Value> {
+    if text.is_empty() {
+        return Vec::new();
+    }
+    text.split(',')
+        .map(|part| Value::from(part.trim()))
+        .collect()
+}
+
+fn map(property: &Property, value: Option<&Value>) -> Result<Value> {
+    let empty = Map::new();
+    let map = match value {
+        None => &empty,
+        Some(Value::Object(map)) => map,
+        Some(text @ Value::String(_)) if property.converts => return Ok(text.clone()),
+        Some(items @ Value::Array(_)) if property.converts => {
+            return Ok(Value::from(super::functions::python_json(items)));
+        }
+        Some(other) => {
+            return Err(Error::new(format!("must be a map, is {}", kind_of(other))));
+        }
+    };
+    if property.inner.is_empty() {
+        return Ok(Value::Object(map.clone()));
+    }
+    all(&property.inner, map).map(Value::Object)
+}
+
+/// Python's `int()`: text is parsed, a fraction is cut off.
+pub(super) fn integer(value: &Value) -> Option<Number> {
+    match value {
+        Value::Number(number) if number.is_f64() => {
+            let whole = number.as_f64()?.trunc();
+            // What is beyond 64 bits is no number of this kind.
+            #[allow(clippy::cast_possible_truncation, reason = "bounds are checked")]
+            (whole.abs() < 9e18).then(|| Number::from(whole as i64))
+        }
+        Value::Number(number) => Some(number.clone()),
+        Value::Bool(flag) => Some(Number::from(i32::from(*flag))),
+        Value::String(text) => {
+            let text = text.trim().replace('_', "");
+            let digits = text.strip_prefix('+').unwrap_or(&text);
+            digits.parse::<i64>().ok().map(Number::from)
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use serde_json::json;
+
+    use super::super::registry::find;
+    use super::*;
+
+    fn typed(kind: &str, given: &Value) -> Result<Map<String, Value>> {
+        coerce(&find(kind).unwrap().properties, given.as_object().unwrap())
+    }
+
+    #[test]
+    fn values_become_their_type_and_defaults_are_filled() {
+        let volume = typed("OS::Cinder::Volume", &json!({"size": "3", "imageRef": "i"})).unwrap();
+        assert_eq!(volume["size"], 3);
+        assert_eq!(volume["image"], "i");
+        assert!(!volume.contains_key("imageRef"));
+    }
+
+    #[test]
+    fn what_is_missing_or_wrong_is_named() {
+        let error = typed("OS::Nova::Server", &json!({})).unwrap_err();
+        assert_eq!(error.path, "flavor");
+        let error = typed("OS::Nova::Server", &json!({"flavor": "f", "networks": "n"}));
+        assert_eq!(error.unwrap_err().path, "networks");
+    }
+
+    #[test]
+    fn constraints_are_checked_at_any_depth() {
+        let schema = &find("OS::Neutron::Port").unwrap().properties;
+        let given = json!({"network": "n", "fixed_ips": [{"subnet": "s", "adress": "x"}]});
+        let error = check(schema, given.as_object().unwrap(), &|_| false).unwrap_err();
+        assert_eq!(error.path, "fixed_ips.[0].adress");
+        let given = json!({"network": "n", "binding:vnic_type": "fast"});
+        assert!(check(schema, given.as_object().unwrap(), &|_| false).is_err());
+        assert!(check(schema, given.as_object().unwrap(), &|_| true).is_ok());
+    }
+
+    #[test]
+    fn two_spellings_of_one_property_do_not_go_together() {
+        let given = json!({"network": "a", "network_id": "b"});
+        assert!(typed("OS::Neutron::Port", &given).is_err());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_fits_or_is_refused(text in "\\PC{0,40}") {
+            for kind in super::super::registry::all().keys() {
+                let schema = &find(kind).unwrap().properties;
+                let given: Map<String, Value> =
+                    schema.keys().map(|name| (name.clone(), Value::from(text.clone()))).collect();
+                let _ = coerce(schema, &given);
+                let _ = check(schema, &given, &|_| false);
+            }
+        }
+    }
+}

@@ -1,0 +1,308 @@
+//! YAML as Heat reads it: version 1.1 scalars, timestamps and dates as
+//! strings, within limits. JSON is a subset and comes the same way.
+
+use std::collections::HashMap;
+
+use granit_parser::{Event, Parser, ScalarStyle};
+use serde_json::{Map, Number, Value};
+
+use super::{Error, Result};
+
+/// Bytes a document may have; Heat's `max_template_size`.
+pub const MAX_BYTES: usize = 524_288;
+/// How deep maps and lists may nest.
+pub const MAX_DEPTH: usize = 100;
+/// Values a document may have once its aliases are written out.
+pub const MAX_NODES: usize = 200_000;
+
+/// Reads the one document of `text`.
+///
+/// # Errors
+/// When the text is too large, nests too deep, grows too much through
+/// aliases, holds several documents, or is not YAML; with line and column.
+pub fn parse(text: &str) -> Result<Value> {
+    if text.len() > MAX_BYTES {
+        return Err(Error::new(format!(
+            "the document has {} bytes, the limit is {MAX_BYTES}",
+            text.len()
+        )));
+    }
+    let mut builder = Builder::default();
+    let mut parser = Parser::new_from_str(text);
+    while let Some(next) = parser.next_event() {
+        let (event, span) = next.map_err(|error| Error::new(format!("not YAML: {error}")))?;
+        builder.take(event).map_err(|message| {
+            Error::new(format!(
+                "line {}, column {}: {message}",
+                span.start.line(),
+                span.start.col() + 1
+            ))
+        })?;
+    }
+    Ok(builder.root.unwrap_or(Value::Null))
+}
+
+enum Open {
+    List(Vec<Value>),
+    Map(Map<String, Value>, Option<String>, Vec<Value>),
+}
+
+#[derive(Default)]
+struct Builder {
+    open: Vec<(Open, usize)>,
+    anchors: HashMap<usize, (Value, usize)>,
+    nodes: usize,
+    root: Option<Value>,
+}
+
+impl Builder {
+    fn take(&mut self, event: Event<'_>) -> std::result::Result<(), String> {
+        match event {
+            Event::DocumentStart(..) if self.root.is_some() => {
+                return Err("a second document starts here; a template is one document".into());
+            }
+            Event::Scalar(text, style, anchor, tag) => {
+                let tag = tag.map(|tag| tag.suffix().to_owned());
+                let value = match tag.as_deref() {
+                    Some("str" | "!") => Value::String(text.into_owned()),
+                    Some("int" | "float" | "bool" | "null") => scalar(&text),
+                    Some(other) => return Err(format!("the tag `{other}` is not allowed")),
+                    None if matches!(style, ScalarStyle::Plain) => scalar(&text),
+                    None => Value::String(text.into_owned()),
+                };
+                self.count(1)?;
+                self.place(value, anchor)?;
+            }
+            Event::SequenceStart(_, anchor, _) => self.push(Open::List(Vec::new()), anchor)?,
+            Event::MappingStart(_, anchor, _) => {
+                self.push(Open::Map(Map::new(), None, Vec::new()), anchor)?;
+            }
+            Event::SequenceEnd | Event::MappingEnd => self.close()?,
+            Event::Alias(anchor) => {
+                let Some((value, size)) = self.anchors.get(&anchor) else {
+                    return Err("an alias inside what it names".into());
+                };
+                let (value, size) = (value.clone(), *size);
+                self.count(size)?;
+                self.place(value, 0)?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn count(&mut self, more: usize) -> std::result::Result<(), String> {
+        self.nodes += more;
+        if self.nodes > MAX_NODES {
+            return Err(format!(
+                "more than {MAX_NODES} values once aliases are written out"
+            ));
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, open: Open, anchor: usize) -> std::result::Result<(), String> {
+        if self.open.len() >= MAX_DEPTH {
+            return Err(format!("nested deeper than {MAX_DEPTH} levels"));
+        }
+        self.count(1)?;
+        self.open.push((open, anchor));
+        Ok(())
+    }
+
+    fn close(&mut self) -> std::result::Result<(), String> {
+        let Some((open, anchor)) = self.open.pop() else {
+            return Err("an end without a start".into());
+        };
+        let value = match open {
+            Open::List(items) => Value::Array(items),
+            Open::Map(mut map, _, merges) => {
+                // `<<`: what the map says itself wins, then the first merged.
+                for base in merges {
+                    let Value::Object(base) = base else {
+                        return Err("`<<` takes a map or a list of maps".into());
+                    };
+                    for (key, value) in base {
+                        map.entry(key).or_insert(value);
+                    }
+                }
+                Value::Object(map)
+            }
+        };
+        self.place(value, anchor)
+    }
+
+    fn place(&mut self, value: Value, anchor: usize) -> std::result::Result<(), String> {
+        if anchor != 0 {
+            let size = size(&value);
+            self.anchors.insert(anchor, (value.clone(), size));
+        }
+        match self.open.last_mut() {
+            None => self.root = Some(value),
+            Some((Open::List(items), _)) => items.push(value),
+            Some((Open::Map(map, key, merges), _)) => match key.take() {
+                None => *key = Some(key_text(&value)?),
+                Some(name) if name == "<<" => match value {
+                    Value::Array(items) => merges.extend(items),
+                    one => merges.push(one),
+                },
+                Some(name) => {
+                    map.insert(name, value);
+                }
+            },
+        }
+        Ok(())
+    }
+}
+
+fn size(value: &Value) -> usize {
+    1 + match value {
+        Value::Array(items) => items.iter().map(size).sum(),
+        Value::Object(map) => map.values().map(size).sum(),
+        _ => 0,
+    }
+}
+
+/// A key as JSON has it; Heat's own engine sees keys after JSON, too.
+fn key_text(value: &Value) -> std::result::Result<String, String> {
+    match value {
+        Value::String(text) => Ok(text.clone()),
+        Value::Number(number) => Ok(number.to_string()),
+        Value::Bool(flag) => Ok(flag.to_string()),
+        Value::Null => Ok("null".into()),
+        _ => Err("a map's key must be a string, a number or a boolean".into()),
+    }
+}
+
+/// A plain scalar by the rules of YAML 1.1; what looks like a time stays text.
+fn scalar(text: &str) -> Value {
+    match text {
+        "" | "~" | "null" | "Null" | "NULL" => return Value::Null,
+        "yes" | "Yes" | "YES" | "true" | "True" | "TRUE" | "on" | "On" | "ON" => {
+            return Value::Bool(true);
+        }
+        "no" | "No" | "NO" | "false" | "False" | "FALSE" | "off" | "Off" | "OFF" => {
+            return Value::Bool(false);
+        }
+        _ => {}
+    }
+    if let Some(number) = integer(text).or_else(|| float(text)) {
+        return Value::Number(number);
+    }
+    Value::String(text.to_owned())
+}
+
+fn integer(text: &str) -> Option<Number> {
+    let (negative, digits) = match text.as_bytes().first()? {
+        b'-' => (true, &text[1..]),
+        b'+' => (false, &text[1..]),
+        _ => (false, text),
+    };
+    if !digits.starts_with(|c: char| c.is_ascii_digit()) {
+        return None;
+    }
+    let plain = digits.replace('_', "");
+    let value = if let Some(binary) = plain.strip_prefix("0b") {
+        i128::from_str_radix(binary, 2).ok()?
+    } else if let Some(hex) = plain.strip_prefix("0x") {
+        i128::from_str_radix(hex, 16).ok()?
+    } else if plain.len() > 1 && plain.starts_with('0') && !plain.contains(':') {
+        i128::from_str_radix(&plain, 8).ok()?
+    } else if plain.contains(':') {
+        sexagesimal(&plain)?
+    } else {
+        plain.parse().ok()?
+    };
+    Number::from_i128(if negative { -value } else { value })
+}
+
+/// `1:30` is 90 in YAML 1.1, as long as every later part is below 60.
+fn sexagesimal(text: &str) -> Option<i128> {
+    let mut parts = text.split(':');
+    let first = parts.next()?;
+    if first.starts_with('0') {
+        return None;
+    }
+    let mut total: i128 = first.parse().ok()?;
+    for part in parts {
+        let value: i128 = part.parse().ok()?;
+        if part.len() > 2 || value > 59 {
+            return None;
+        }
+        total = total.checked_mul(60)?.checked_add(value)?;
+    }
+    Some(total)
+}
+
+fn float(text: &str) -> Option<Number> {
+    let body = text.trim_start_matches(['-', '+']);
+    // YAML 1.1 wants a dot, and a sign in the exponent: `1e5` is text.
+    let exponent_signed = body
+        .find(['e', 'E'])
+        .is_none_or(|at| body[at + 1..].starts_with(['-', '+']));
+    let shaped = body.contains('.')
+        && body.len() > 1
+        && body.starts_with(|c: char| c.is_ascii_digit() || c == '.')
+        && exponent_signed
+        && body
+            .chars()
+            .all(|c| c.is_ascii_digit() || matches!(c, '.' | '_' | 'e' | 'E' | '+' | '-'));
+    if !shaped {
+        return None;
+    }
+    Number::from_f64(text.replace('_', "").parse().ok()?)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn scalars_are_read_by_yaml_1_1() {
+        let value = parse("a: yes\nb: 0755\nc: 2013-05-23\nd: 1:30\ne: '1'\nf: 1e5\ng: 1.5\nh: off\ni: 0x1F\nj:\n").unwrap();
+        assert_eq!(
+            value,
+            json!({"a": true, "b": 493, "c": "2013-05-23", "d": 90, "e": "1", "f": "1e5",
+                   "g": 1.5, "h": false, "i": 31, "j": null})
+        );
+    }
+
+    #[test]
+    fn merges_and_aliases_are_written_out() {
+        let value = parse("base: &b {x: 1, y: 2}\nall:\n  <<: *b\n  y: 3\n").unwrap();
+        assert_eq!(value["all"], json!({"x": 1, "y": 3}));
+    }
+
+    #[test]
+    fn a_billion_laughs_are_refused() {
+        let mut text = String::from("a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n");
+        for level in 1..10 {
+            let before = format!("*a{}", level - 1);
+            let items = vec![before; 10].join(",");
+            text.extend([format!("a{level}: &a{level} [{items}]\n")]);
+        }
+        assert!(parse(&text).unwrap_err().message.contains("aliases"));
+    }
+
+    #[test]
+    fn depth_and_size_have_limits() {
+        assert!(parse(&"[".repeat(5000)).is_err());
+        assert!(parse(&" ".repeat(MAX_BYTES + 1)).is_err());
+    }
+
+    #[test]
+    fn an_error_names_its_line() {
+        let error = parse("a: 1\nb: [1, 2\nc: 3\n").unwrap_err();
+        assert!(error.message.contains("line"), "{error}");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_read_or_refused(text in "\\PC{0,200}") {
+            let _ = parse(&text);
+        }
+    }
+}

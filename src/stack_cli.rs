@@ -1,0 +1,250 @@
+//! `pileus stack`: templates read, checked and rendered offline, without a
+//! cluster. The engine is [`crate::stack`]; here are files and flags.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand, ValueEnum};
+use serde_json::{Map, Value, json};
+
+use crate::stack::environment::Environment;
+use crate::stack::parameters::Identity;
+use crate::stack::render::{self, Input};
+use crate::stack::{Error, cases, expand, validate, yaml};
+
+/// What to do with a template.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Says whether a template could become a stack, nested templates included.
+    Validate(Source),
+    /// Prints a template with everything evaluated.
+    Render {
+        /// The template.
+        #[command(flatten)]
+        source: Source,
+        /// Reference ids and attributes of resources: a JSON or YAML map of name to refid and attrs.
+        #[arg(long)]
+        resources: Option<PathBuf>,
+        /// Renders each line of a file of cases instead, one JSON result a line; - is standard input.
+        #[arg(long, conflicts_with = "template")]
+        cases: Option<PathBuf>,
+    },
+    /// Evaluates functions: each line of a file of cases, one JSON result a line.
+    Functions {
+        /// The cases; - is standard input.
+        #[arg(long)]
+        cases: PathBuf,
+    },
+}
+
+/// A template and what goes with it.
+#[derive(Args)]
+pub struct Source {
+    /// The template, YAML or JSON; - is standard input.
+    template: Option<PathBuf>,
+    /// A parameter's value, as name=value; may be given often.
+    #[arg(short = 'P', long = "parameter", value_name = "NAME=VALUE")]
+    parameters: Vec<String>,
+    /// An environment; a later one wins.
+    #[arg(short, long = "environment", value_name = "FILE")]
+    environments: Vec<PathBuf>,
+    /// Where get_file and nested templates are looked for [default: beside the template].
+    #[arg(long)]
+    files: Option<PathBuf>,
+    /// The stack's name.
+    #[arg(long, default_value = "stack")]
+    stack_name: String,
+    /// How the result is written.
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
+}
+
+#[derive(Clone, Copy, Default, ValueEnum)]
+enum Format {
+    /// JSON.
+    #[default]
+    Json,
+    /// YAML.
+    Yaml,
+}
+
+/// Runs `command`; a template that is wrong is told on standard output as the
+/// result would be, with exit code 1.
+///
+/// # Errors
+/// When standard output is gone.
+pub fn run(command: &Command) -> std::io::Result<ExitCode> {
+    match command {
+        Command::Validate(source) => {
+            let result = match source.input() {
+                Ok(input) => validate::report(&input),
+                Err(error) => failed(&error),
+            };
+            print(&result, source.output)
+        }
+        Command::Render {
+            source,
+            resources,
+            cases,
+        } => {
+            if let Some(path) = cases {
+                return each_line(path, cases::render);
+            }
+            let input = source.input().and_then(|mut input| {
+                if let Some(path) = resources {
+                    input.resources = cases::known(Some(&yaml::parse(&read(path)?)?));
+                }
+                Ok(input)
+            });
+            let result = match input.map(|input| render::stack(&input)) {
+                Ok(Ok(stack)) => stack.to_json(),
+                Ok(Err(stop)) => stop.to_json(),
+                Err(error) => failed(&error),
+            };
+            print(&result, source.output)
+        }
+        Command::Functions { cases } => each_line(cases, cases::function),
+    }
+}
+
+fn failed(error: &Error) -> Value {
+    json!({"error": render::error_json("input", error)})
+}
+
+fn print(result: &Value, format: Format) -> std::io::Result<ExitCode> {
+    let text = match format {
+        Format::Json => serde_json::to_string_pretty(result)? + "\n",
+        Format::Yaml => serde_saphyr::to_string(result).map_err(std::io::Error::other)?,
+    };
+    std::io::stdout().lock().write_all(text.as_bytes())?;
+    Ok(if result.get("error").is_some() {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+/// One result for each line; a line that is no JSON gives an error in its place.
+fn each_line(path: &Path, run: fn(&Value) -> Value) -> std::io::Result<ExitCode> {
+    let reader: Box<dyn BufRead> = if path == Path::new("-") {
+        Box::new(std::io::stdin().lock())
+    } else {
+        Box::new(std::io::BufReader::new(std::fs::File::open(path)?))
+    };
+    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    for line in reader.lines() {
+        let result = match serde_json::from_str(&line?) {
+            Ok(case) => run(&case),
+            Err(error) => failed(&Error::new(format!("not JSON: {error}"))),
+        };
+        writeln!(out, "{result}")?;
+    }
+    out.flush()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The text of a file within the limit of a document.
+fn read(path: &Path) -> crate::stack::Result<String> {
+    let place = path.display().to_string();
+    let result = if path == Path::new("-") {
+        std::io::read_to_string(std::io::stdin().lock())
+    } else {
+        std::fs::read_to_string(path)
+    };
+    result.map_err(|error| Error::at(place, format!("cannot be read: {error}")))
+}
+
+impl Source {
+    fn input(&self) -> crate::stack::Result<Input> {
+        let Some(path) = &self.template else {
+            return Err(Error::new("name a template"));
+        };
+        let place = path.display().to_string();
+        let template = yaml::parse(&read(path)?).map_err(|error| error.below(&place))?;
+        let mut environment = Environment::default();
+        for path in &self.environments {
+            let place = path.display().to_string();
+            let value = yaml::parse(&read(path)?).map_err(|error| error.below(&place))?;
+            environment
+                .merge(&value)
+                .map_err(|error| error.below(&place))?;
+        }
+        for parameter in &self.parameters {
+            let Some((name, value)) = parameter.split_once('=') else {
+                return Err(Error::new(format!("`{parameter}` is not name=value")));
+            };
+            environment
+                .parameters
+                .insert(name.to_owned(), Value::from(value));
+        }
+        let folder = match &self.files {
+            Some(folder) => folder.clone(),
+            None => path.parent().map(Path::to_path_buf).unwrap_or_default(),
+        };
+        let mut files = BTreeMap::new();
+        let registry = Value::Object(environment.registry.clone());
+        gather(&folder, &template, &mut files, 0);
+        gather(&folder, &registry, &mut files, 0);
+        Ok(Input {
+            template,
+            files,
+            environment,
+            identity: Identity {
+                name: self.stack_name.clone(),
+                ..cases::identity("")
+            },
+            resources: BTreeMap::new(),
+            facade: Map::new(),
+        })
+    }
+}
+
+/// Reads what a template names: `get_file` and templates used as types, and
+/// what those name in turn. What is not there is told where it is used.
+fn gather(folder: &Path, value: &Value, files: &mut BTreeMap<String, String>, depth: usize) {
+    let mut names = Vec::new();
+    named(value, &mut names);
+    for (name, template) in names {
+        if files.contains_key(&name) || depth > expand::MAX_NESTING {
+            continue;
+        }
+        // Only what is below the folder: a template must not read the machine.
+        let path = Path::new(&name);
+        let outside = path.components().any(|part| {
+            !matches!(
+                part,
+                std::path::Component::Normal(_) | std::path::Component::CurDir
+            )
+        });
+        if outside {
+            continue;
+        }
+        if let Ok(text) = std::fs::read_to_string(folder.join(path)) {
+            let inner = template.then(|| yaml::parse(&text).unwrap_or_default());
+            files.insert(name, text);
+            if let Some(inner) = inner {
+                gather(folder, &inner, files, depth + 1);
+            }
+        }
+    }
+}
+
+fn named(value: &Value, names: &mut Vec<(String, bool)>) {
+    match value {
+        Value::Array(items) => items.iter().for_each(|item| named(item, names)),
+        Value::Object(map) => {
+            for (key, item) in map {
+                match item {
+                    Value::String(name) if key == "get_file" => names.push((name.clone(), false)),
+                    Value::String(name) if render::is_template_name(name) => {
+                        names.push((name.clone(), true));
+                    }
+                    other => named(other, names),
+                }
+            }
+        }
+        _ => {}
+    }
+}
