@@ -9,11 +9,13 @@
     reason = "tests"
 )]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use pileus::stack::cases;
+use pileus::stack::expand::{self, Tree};
 use pileus::stack::parameters::Schema;
+use pileus::stack::plan::{self, Action, Existing, Key};
 use pileus::stack::version::Version;
 use serde_json::{Map, Value};
 
@@ -274,4 +276,176 @@ fn templates_render_as_heat_renders_them() {
     }
     typed.judge("typed properties", 95);
     figures.judge("templates", 95);
+}
+
+/// Types that Heat's engine makes by itself, without asking a cloud.
+fn is_inner(kind: &str) -> bool {
+    const INNER: [&str; 13] = [
+        "OS::Heat::SoftwareConfig",
+        "OS::Heat::StructuredConfig",
+        "OS::Heat::SoftwareComponent",
+        "OS::Heat::CloudConfig",
+        "OS::Heat::MultipartMime",
+        "OS::Heat::RandomString",
+        "OS::Heat::TestResource",
+        "OS::Heat::ScalingPolicy",
+        "AWS::AutoScaling::ScalingPolicy",
+        "OS::Heat::Value",
+        "OS::Heat::None",
+        "OS::Heat::ResourceGroup",
+        "OS::Heat::ResourceChain",
+    ];
+    INNER.contains(&kind)
+}
+
+/// Members of scaling groups have random names.
+fn plain_name(name: &str) -> &str {
+    let random = name.len() == 12 && name.chars().all(|c| matches!(c, 'a'..='z' | '2'..='7'));
+    let member = !name.is_empty() && name.chars().all(|c| c.is_ascii_digit());
+    if random || member { "*" } else { name }
+}
+
+/// Runs the plans of a tree, first to make it, then to remove it; what is done
+/// to leaves, in order, with the path of each.
+fn simulate(tree: &Tree, path: &str, made: &mut Vec<(String, String)>, gone: &mut Vec<String>) {
+    let wanted = plan::wanted(&tree.stack);
+    let mut existing: BTreeMap<Key, Existing> = BTreeMap::new();
+    let create = plan::plan(&wanted, &tree.stack.graph, &existing, plan::change).unwrap();
+    let mut done = BTreeSet::new();
+    for (index, step) in create.steps.iter().enumerate() {
+        assert!(step.action == Action::Create && step.after.iter().all(|a| done.contains(a)));
+        done.insert(index);
+        let name = &step.key.0;
+        let want = &wanted[name];
+        let inner = format!("{path}/{name}");
+        match tree.nested.get(name) {
+            Some(nested) => simulate(nested, &inner, made, &mut Vec::new()),
+            None => made.push((inner, want.kind.clone())),
+        }
+        existing.insert(
+            step.key.clone(),
+            Existing {
+                kind: want.kind.clone(),
+                properties: want.properties.clone(),
+                requires: step.requires.clone(),
+                complete: true,
+                retain: tree.stack.resources[name].deletion_policy == "Retain",
+            },
+        );
+    }
+    // A second plan finds nothing to do.
+    let again = plan::plan(&wanted, &tree.stack.graph, &existing, plan::change).unwrap();
+    assert!(again.steps.is_empty(), "{path}: {:?}", again.steps);
+    let delete = plan::plan(
+        &BTreeMap::new(),
+        &Default::default(),
+        &existing,
+        plan::change,
+    );
+    for step in delete.unwrap().steps {
+        if step.action != Action::Delete {
+            continue;
+        }
+        let inner = format!("{path}/{}", step.key.0);
+        match tree.nested.get(&step.key.0) {
+            Some(nested) => simulate(nested, &inner, &mut Vec::new(), gone),
+            None => gone.push(inner),
+        }
+    }
+}
+
+fn counted<'a>(names: impl Iterator<Item = &'a str>) -> BTreeMap<&'a str, usize> {
+    let mut counts = BTreeMap::new();
+    for name in names {
+        *counts.entry(name).or_default() += 1;
+    }
+    counts
+}
+
+/// The names of what `action` was done to, as Heat did it.
+fn calls<'a>(step: &'a Value, action: &str) -> Vec<&'a str> {
+    let calls = step["calls"].as_array().into_iter().flatten();
+    calls
+        .filter(|call| call[0] == action)
+        .map(|call| plain_name(call[2].as_str().unwrap()))
+        .collect()
+}
+
+fn last(path: &str) -> &str {
+    plain_name(path.rsplit('/').next().unwrap())
+}
+
+fn lifecycle_differs(case: &Value) -> Option<String> {
+    let step = &case["case"]["steps"][0];
+    let (create, delete) = (&case["expected"][0], &case["expected"][1]);
+    let mut input = step.clone();
+    input["stack_name"] = case["case"]["stack_name"].clone();
+    let tree = cases::input(&input)
+        .map_err(|error| error.to_string())
+        .and_then(|input| expand::expand(&input).map_err(|stop| stop.error.to_string()));
+    let refused = create.get("error").is_some();
+    let tree = match (tree, refused) {
+        (Ok(tree), false) => tree,
+        (Err(_), true) => return None,
+        (Ok(_), true) => return Some(format!("not refused: {}", short(&create["error"]))),
+        (Err(error), false) => return Some(format!("refused: {error}")),
+    };
+    let (mut made, mut gone) = (Vec::new(), Vec::new());
+    simulate(&tree, "", &mut made, &mut gone);
+    // What runs without a cloud is not among the calls, unless Heat called it.
+    let called: BTreeSet<&str> = calls(create, "CREATE").into_iter().collect();
+    let inner: BTreeSet<&str> = made
+        .iter()
+        .filter(|(path, kind)| is_inner(kind) && !called.contains(last(path)))
+        .map(|(path, _)| path.as_str())
+        .collect();
+    let outer = |path: &&str| !inner.contains(path);
+    let ours = counted(made.iter().map(|(p, _)| p.as_str()).filter(outer).map(last));
+    let heats = counted(calls(create, "CREATE").into_iter());
+    if create["stack"]["status"] == "FAILED" {
+        // What had been made when it failed is a part of what would be made.
+        return heats
+            .iter()
+            .any(|(name, count)| ours.get(name).is_none_or(|own| own < count))
+            .then(|| format!("made {heats:?}, not among {ours:?}"));
+    }
+    if ours != heats {
+        return Some(format!("makes {ours:?}, Heat made {heats:?}"));
+    }
+    let removed = counted(gone.iter().map(String::as_str).filter(outer).map(last));
+    let snapshots = calls(delete, "SNAPSHOT_DELETE");
+    let heats = counted(calls(delete, "DELETE").into_iter().chain(snapshots));
+    if removed != heats {
+        return Some(format!("removes {removed:?}, Heat removed {heats:?}"));
+    }
+    let at = |name: &str| {
+        made.iter()
+            .position(|(path, _)| path == &format!("/{name}"))
+    };
+    for resource in create["resources"].as_array().into_iter().flatten() {
+        let name = resource["name"].as_str().unwrap();
+        for user in resource["required_by"].as_array().into_iter().flatten() {
+            let (Some(first), Some(then)) = (at(name), at(user.as_str().unwrap())) else {
+                continue;
+            };
+            if first > then && resource["stack"] == case["case"]["stack_name"] {
+                return Some(format!("{user} before {name}"));
+            }
+        }
+    }
+    None
+}
+
+#[test]
+fn stacks_live_as_heats_do() {
+    let Some(cases) = cases_of("lifecycle.jsonl") else {
+        return;
+    };
+    let mut figures = Figures::default();
+    for case in &cases {
+        let name = case["case"]["name"].as_str().unwrap();
+        let group = name.split(['/', '#']).next().unwrap();
+        figures.count(group, name, lifecycle_differs(case));
+    }
+    figures.judge("lifecycle", 85);
 }

@@ -92,6 +92,10 @@ fn at_depth(input: &Input, depth: usize, left: &mut usize) -> std::result::Resul
 
 /// What the stack inside of a resource is rendered from, if it holds one.
 fn inner(input: &Input, stack: &Stack, name: &str, resource: &Rendered) -> Result<Option<Input>> {
+    // What exists already is not made, nor what is inside of it.
+    if !resource.external_id.is_null() {
+        return Ok(None);
+    }
     let properties = resource.typed.clone()?;
     let get = |key: &str| properties.get(key);
     let child = |template: Value, parameters: Map<String, Value>| {
@@ -112,6 +116,9 @@ fn inner(input: &Input, stack: &Stack, name: &str, resource: &Rendered) -> Resul
     if render::is_template_name(&resource.resolved) {
         let template = file(input, &resource.resolved)?;
         return Ok(Some(child(template, properties)));
+    }
+    if let Some(text) = super::builtin::template(&resource.resolved) {
+        return Ok(Some(child(yaml::parse(text)?, Map::new())));
     }
     let made = match resource.resolved.as_str() {
         "OS::Heat::ResourceGroup" => group(&properties)?,

@@ -16,9 +16,11 @@
 //! | [`render`] | a template with everything evaluated |
 //! | [`validate`] | whether a template could become a stack, nested ones included |
 //! | [`cases`] | cases as JSON, to compare with Heat's engine |
+//! | [`builtin`] | what Heat makes of three of CloudFormation's types |
 //! | [`expand`] | a stack with the stacks inside of it |
 //! | [`plan`] | create, update and delete as steps with dependencies |
 
+pub mod builtin;
 pub mod cases;
 pub mod environment;
 pub mod expand;

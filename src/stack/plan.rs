@@ -10,6 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Map, Value};
 
 use super::graph::Graph;
+use super::registry;
+use super::render::{Rendered, Stack, is_template_name};
 use super::{Error, Result};
 
 /// How a type takes a change of a property.
@@ -88,6 +90,45 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// Names that stay as they are.
     pub unchanged: BTreeSet<String>,
+}
+
+/// What a rendered stack wants, as a plan takes it.
+#[must_use]
+pub fn wanted(stack: &Stack) -> BTreeMap<String, Wanted> {
+    let one = |(name, resource): (&String, &Rendered)| {
+        let raw = &stack.template.resources[name].properties;
+        let wanted = Wanted {
+            kind: resource.resolved.clone(),
+            properties: resource
+                .properties
+                .clone()
+                .ok()
+                .flatten()
+                .or_else(|| raw.as_object().cloned())
+                .unwrap_or_default(),
+            references: resource.references.clone(),
+        };
+        (name.clone(), wanted)
+    };
+    stack.resources.iter().map(one).collect()
+}
+
+/// How a type of Heat's takes a change; what holds a stack lets that decide.
+#[must_use]
+pub fn change(kind: &str, property: &str) -> Change {
+    let Some(found) = registry::find(kind) else {
+        return if is_template_name(kind) {
+            Change::InPlace
+        } else {
+            Change::Replace
+        };
+    };
+    match found.properties.get(property) {
+        Some(property) if property.immutable => Change::Refuse,
+        Some(property) if property.update => Change::InPlace,
+        None if found.mapped.is_some() => Change::InPlace,
+        _ => Change::Replace,
+    }
 }
 
 /// The plan from `existing` to `wanted`.

@@ -275,6 +275,12 @@ pub fn of_template(parameters: &BTreeMap<String, super::parameters::Schema>) -> 
     }
 }
 
+/// Whether a type takes whatever it is given: it does nothing, or is kept only
+/// so that old templates are understood.
+pub(super) fn takes_anything(name: &str, found: &ResourceType) -> bool {
+    name == "OS::Heat::None" || (found.retired && found.properties.is_empty())
+}
+
 /// The map without entries that are null.
 pub(super) fn without_nulls(map: Map<String, Value>) -> Map<String, Value> {
     map.into_iter().filter(|(_, v)| !v.is_null()).collect()

@@ -3,10 +3,10 @@
 
 use serde_json::{Map, Value, json};
 
-use super::expand;
 use super::render::{self, Input, Rendered, Stack, Stop};
 use super::template::Template;
 use super::{Error, Result, typed};
+use super::{expand, registry};
 
 /// What `pileus stack validate` prints: the resources of the stack and of those
 /// inside, in an order of creation, or `{"error": …}`.
@@ -85,6 +85,10 @@ fn properties(resource: &Rendered) -> Result<()> {
         Ok(map) => map.as_ref().unwrap_or(&empty),
         Err(error) => return Err(error.clone().below("properties")),
     };
+    // What exists already needs no properties.
+    if !resource.external_id.is_null() {
+        return Ok(());
+    }
     if let Err(error) = &resource.typed {
         return Err(error.clone().below("properties"));
     }
@@ -93,7 +97,7 @@ fn properties(resource: &Rendered) -> Result<()> {
         found(name) || found("*")
     };
     // A type that stands for a template of Heat's own takes what that takes.
-    if schema.mapped.is_some() {
+    if schema.mapped.is_some() || registry::takes_anything(&resource.resolved, schema) {
         return Ok(());
     }
     typed::check(&schema.properties, given, &unknown_yet).map_err(|error| error.below("properties"))

@@ -1,0 +1,90 @@
+//! What Heat makes of three of CloudFormation's types, which it builds from
+//! others: their stacks, with as little in them as they need.
+
+/// `AWS::CloudWatch::Alarm` is one alarm.
+const ALARM: &str = "
+HeatTemplateFormatVersion: '2012-12-12'
+Resources:
+  __alarm__:
+    Type: OS::Aodh::Alarm
+    Properties: {meter_name: meter, threshold: 0}
+";
+
+/// `AWS::RDS::DBInstance` is an instance that says when its database is there.
+const DATABASE: &str = "
+HeatTemplateFormatVersion: '2012-12-12'
+Resources:
+  ServerSecurityGroup:
+    Type: AWS::EC2::SecurityGroup
+    Properties: {GroupDescription: database}
+  DatabaseInstance:
+    Type: AWS::EC2::Instance
+    Properties:
+      ImageId: database
+      InstanceType: m1.small
+      SecurityGroups: [{Ref: ServerSecurityGroup}]
+      UserData: {Ref: WaitHandle}
+  WaitHandle:
+    Type: AWS::CloudFormation::WaitConditionHandle
+  WaitCondition:
+    Type: AWS::CloudFormation::WaitCondition
+    DependsOn: DatabaseInstance
+    Properties: {Handle: {Ref: WaitHandle}, Timeout: '600'}
+";
+
+/// `AWS::ElasticLoadBalancing::LoadBalancer` is an instance that balances.
+const BALANCER: &str = "
+HeatTemplateFormatVersion: '2012-12-12'
+Resources:
+  latency_watcher:
+    Type: AWS::CloudWatch::Alarm
+  CfnLBUser:
+    Type: AWS::IAM::User
+  CfnLBAccessKey:
+    Type: AWS::IAM::AccessKey
+    Properties: {UserName: {Ref: CfnLBUser}}
+  LB_instance:
+    Type: AWS::EC2::Instance
+    Properties:
+      ImageId: balancer
+      InstanceType: m1.small
+      UserData: {'Fn::Join': ['', [{Ref: CfnLBAccessKey}, {Ref: WaitHandle}]]}
+  WaitHandle:
+    Type: AWS::CloudFormation::WaitConditionHandle
+  WaitCondition:
+    Type: AWS::CloudFormation::WaitCondition
+    DependsOn: LB_instance
+    Properties: {Handle: {Ref: WaitHandle}, Timeout: '600'}
+";
+
+/// The template that stands for a type, if one does.
+#[must_use]
+pub fn template(kind: &str) -> Option<&'static str> {
+    match kind {
+        "AWS::CloudWatch::Alarm" => Some(ALARM),
+        "AWS::RDS::DBInstance" => Some(DATABASE),
+        "AWS::ElasticLoadBalancing::LoadBalancer" => Some(BALANCER),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::super::{expand, render, yaml};
+    use super::*;
+
+    #[test]
+    fn each_could_become_a_stack() {
+        for kind in [
+            "AWS::RDS::DBInstance",
+            "AWS::ElasticLoadBalancing::LoadBalancer",
+        ] {
+            let input = render::Input {
+                template: yaml::parse(template(kind).unwrap()).unwrap(),
+                ..render::Input::default()
+            };
+            assert!(expand::expand(&input).unwrap().resources().len() >= 4);
+        }
+    }
+}
