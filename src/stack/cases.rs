@@ -122,6 +122,7 @@ fn evaluate(case: &Value) -> Result<Value> {
         mappings: &map(case.get("Mappings")),
         conditions: &map(case.get("conditions")),
         facade: &map(case.get("facade")),
+        left: super::functions::BUDGET.into(),
     };
     let snippet = case
         .get("snippet")

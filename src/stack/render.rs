@@ -109,6 +109,7 @@ pub fn stack(input: &Input) -> std::result::Result<Stack, Stop> {
         mappings: &template.mappings,
         conditions: &template.conditions,
         facade: &input.facade,
+        left: super::functions::BUDGET.into(),
     };
     let existing = existing(&template, &scope).map_err(stop("resources"))?;
     let known = known(&existing, &input.resources);

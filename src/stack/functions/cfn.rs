@@ -45,7 +45,7 @@ pub(super) fn call(scope: &Scope<'_>, name: &str, argument: &Value) -> Result<Va
             _ => Err(Error::new("takes [delimiter, text]")),
         },
         "Fn::Replace" => match expect_list(argument, "takes [map, text]")?.as_slice() {
-            [Value::Object(params), text] => strings::substitute(text, params, false, 0),
+            [Value::Object(params), text] => strings::substitute(scope, text, params, false, 0),
             _ => Err(Error::new("takes [map, text]")),
         },
         "Fn::Select" => select(argument),

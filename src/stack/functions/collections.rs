@@ -148,7 +148,9 @@ pub(super) fn repeat(scope: &Scope<'_>, argument: &Value) -> Result<Value> {
     };
     let rows = rows.into_iter().map(|row| {
         let pairs: Vec<_> = names.iter().map(String::as_str).zip(row).collect();
-        scope.evaluate(&fill(template, &pairs))
+        let row = fill(template, &pairs);
+        scope.pay(super::weight(&row))?;
+        scope.evaluate(&row)
     });
     rows.collect()
 }

@@ -17,6 +17,10 @@ use super::parameters;
 use super::version::Version;
 use super::{Error, Result, kind_of};
 
+/// What the functions of one stack may make in all, in bytes or so: functions in
+/// functions can double what they are given at every level.
+pub const BUDGET: usize = 64 << 20;
+
 /// How deep functions may stand in functions.
 const MAX_DEPTH: usize = 200;
 
@@ -48,6 +52,8 @@ pub struct Scope<'a> {
     pub conditions: &'a Map<String, Value>,
     /// The outer resource of a nested stack: metadata, deletion_policy, update_policy.
     pub facade: &'a Map<String, Value>,
+    /// What functions may still make; begins as [`BUDGET`].
+    pub left: std::cell::Cell<usize>,
 }
 
 /// A value that `if` without an else leaves out.
@@ -153,11 +159,11 @@ impl Scope<'_> {
             "Fn::GetAtt" => cfn::attribute(self, &argument),
             "get_file" => self.file(&argument),
             "resource_facade" | "Fn::ResourceFacade" => self.facade(&argument),
-            "str_replace" => strings::replace(&argument, !legacy, 0),
-            "str_replace_strict" => strings::replace(&argument, true, 1),
-            "str_replace_vstrict" => strings::replace(&argument, true, 2),
-            "list_join" => strings::join(&argument, !legacy),
-            "Fn::Join" => strings::join(&argument, false),
+            "str_replace" => strings::replace(self, &argument, !legacy, 0),
+            "str_replace_strict" => strings::replace(self, &argument, true, 1),
+            "str_replace_vstrict" => strings::replace(self, &argument, true, 2),
+            "list_join" => strings::join(self, &argument, !legacy),
+            "Fn::Join" => strings::join(self, &argument, false),
             "str_split" => strings::split(&argument),
             "digest" => strings::digest(&argument),
             "make_url" => strings::make_url(&argument),
@@ -170,7 +176,16 @@ impl Scope<'_> {
             "yaql" => yaql::call(&argument),
             _ => cfn::call(self, name, &argument),
         }?;
+        self.pay(weight(&value))?;
         Ok(Evaluated::Value(value))
+    }
+
+    /// Takes `cost` from what functions may still make.
+    fn pay(&self, cost: usize) -> Result<()> {
+        let left = self.left.get().checked_sub(cost);
+        self.left.set(left.unwrap_or(0));
+        left.map(drop)
+            .ok_or_else(|| Error::new("the template's functions make too much"))
     }
 
     /// Whether `map` is a function's call.
@@ -297,6 +312,16 @@ impl Scope<'_> {
             .cloned()
             .or(none)
             .ok_or_else(|| Error::new("only a nested stack has an outer resource"))
+    }
+}
+
+/// About how many bytes a value takes.
+fn weight(value: &Value) -> usize {
+    16 + match value {
+        Value::Array(items) => items.iter().map(weight).sum(),
+        Value::Object(map) => map.iter().map(|(key, v)| key.len() + weight(v)).sum(),
+        Value::String(text) => text.len(),
+        _ => 0,
     }
 }
 

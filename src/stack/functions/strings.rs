@@ -3,12 +3,17 @@
 use serde_json::{Map, Value};
 use sha2::Digest as _;
 
-use super::{expect_list, index, python_json};
+use super::{Scope, expect_list, index, python_json};
 use crate::stack::{Error, Result, kind_of};
 
 /// `str_replace` and its strict kin: `strict` 1 wants every key to occur, 2
 /// wants every value to be there, too.
-pub(super) fn replace(argument: &Value, json: bool, strict: u8) -> Result<Value> {
+pub(super) fn replace(
+    scope: &Scope<'_>,
+    argument: &Value,
+    json: bool,
+    strict: u8,
+) -> Result<Value> {
     let usage = "takes a map with `template` and `params`";
     let Value::Object(map) = argument else {
         return Err(Error::new(usage));
@@ -21,11 +26,12 @@ pub(super) fn replace(argument: &Value, json: bool, strict: u8) -> Result<Value>
         Value::Null => Map::new(),
         _ => return Err(Error::new("`params` must be a map")),
     };
-    substitute(template, &params, json, strict)
+    substitute(scope, template, &params, json, strict)
 }
 
 /// Replaces the longest keys first; what was put in is not looked at again.
 pub(super) fn substitute(
+    scope: &Scope<'_>,
     template: &Value,
     params: &Map<String, Value>,
     json: bool,
@@ -72,7 +78,7 @@ pub(super) fn substitute(
         values.push((key.as_str(), text, false));
     }
     values.sort_by_key(|(key, ..)| std::cmp::Reverse(key.len()));
-    let result = put(&template, &mut values);
+    let result = put(scope, &template, &mut values)?;
     if strict >= 1
         && let Some((key, ..)) = values.iter().find(|(.., used)| !used)
     {
@@ -83,17 +89,19 @@ pub(super) fn substitute(
     Ok(Value::from(result))
 }
 
-fn put(text: &str, values: &mut [(&str, String, bool)]) -> String {
+fn put(scope: &Scope<'_>, text: &str, values: &mut [(&str, String, bool)]) -> Result<String> {
     let Some(((key, value, used), rest)) = values.split_first_mut() else {
-        return text.to_owned();
+        return Ok(text.to_owned());
     };
-    let parts: Vec<String> = text.split(*key).map(|part| put(part, rest)).collect();
+    let parts = text.split(*key).map(|part| put(scope, part, rest));
+    let parts: Vec<String> = parts.collect::<Result<_>>()?;
     *used |= parts.len() > 1;
-    parts.join(value)
+    scope.pay((parts.len() - 1).saturating_mul(value.len()))?;
+    Ok(parts.join(value))
 }
 
 /// `list_join`, of one list or of several.
-pub(super) fn join(argument: &Value, several: bool) -> Result<Value> {
+pub(super) fn join(scope: &Scope<'_>, argument: &Value, several: bool) -> Result<Value> {
     let usage = "takes [delimiter, list]";
     let (delimiter, lists) = match argument {
         Value::Array(items) => match &items[..] {
@@ -129,6 +137,7 @@ pub(super) fn join(argument: &Value, several: bool) -> Result<Value> {
             });
         }
     }
+    scope.pay(parts.len().saturating_mul(delimiter.len()))?;
     Ok(Value::from(parts.join(delimiter)))
 }
 

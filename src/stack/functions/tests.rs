@@ -24,6 +24,7 @@ fn evaluate(version: Version, value: &Value) -> Result<Value> {
         mappings: &Map::new(),
         conditions: conditions.as_object().unwrap(),
         facade: &Map::new(),
+        left: BUDGET.into(),
     }
     .evaluate(value)
 }
@@ -107,4 +108,18 @@ fn yaql_is_a_function_and_a_condition() {
     let value = json!({"yaql": {"expression": "$.data.frob()", "data": {}}});
     let error = evaluate(Version::Rocky, &value).unwrap_err();
     assert!(error.to_string().contains("frob"), "{error}");
+}
+
+#[test]
+fn functions_that_double_at_every_level_are_refused() {
+    let mut value = json!("aaaaaaaa");
+    for _ in 0..40 {
+        value = json!({"str_replace": {"template": "xx", "params": {"x": value}}});
+    }
+    assert!(evaluate(Version::Rocky, &value).is_err());
+    let mut value = json!(["a"]);
+    for _ in 0..40 {
+        value = json!({"repeat": {"template": ["%i%", "%i%"], "for_each": {"%i%": value}}});
+    }
+    assert!(evaluate(Version::Rocky, &value).is_err());
 }
