@@ -1,6 +1,6 @@
 //! What depends on what: named by the template, or known of the types.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde_json::Value;
 
@@ -20,40 +20,38 @@ impl Graph {
     /// # Errors
     /// When there is a cycle; the message is its path.
     pub fn order(&self) -> Result<Vec<String>> {
-        let mut waits: BTreeMap<&str, usize> = BTreeMap::new();
-        let mut dependents: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-        for (name, requires) in &self.requires {
-            waits.insert(
-                name,
-                requires
-                    .iter()
-                    .filter(|r| self.requires.contains_key(*r))
-                    .count(),
-            );
-            for required in requires {
-                dependents.entry(required).or_default().push(name);
-            }
-        }
-        let mut ready: BTreeSet<&str> = waits
-            .iter()
-            .filter(|(_, n)| **n == 0)
-            .map(|(name, _)| *name)
+        // By number, which is the order of names: large stacks ask often.
+        let names: Vec<&String> = self.requires.keys().collect();
+        let number: HashMap<&str, usize> = (names.iter().enumerate())
+            .map(|(at, name)| (name.as_str(), at))
             .collect();
-        let mut order = Vec::with_capacity(self.requires.len());
-        while let Some(name) = ready.pop_first() {
-            order.push(name.to_owned());
-            for dependent in dependents.get(name).into_iter().flatten() {
-                if let Some(count) = waits.get_mut(dependent) {
-                    *count -= 1;
-                    if *count == 0 {
-                        ready.insert(dependent);
-                    }
+        let mut waits = vec![0usize; names.len()];
+        let mut dependents: Vec<Vec<usize>> = vec![Vec::new(); names.len()];
+        for (at, requires) in self.requires.values().enumerate() {
+            for required in requires {
+                if let Some(&required) = number.get(required.as_str()) {
+                    waits[at] += 1;
+                    dependents[required].push(at);
                 }
             }
         }
-        if order.len() == self.requires.len() {
+        let mut ready: BTreeSet<usize> = (0..names.len()).filter(|at| waits[*at] == 0).collect();
+        let mut order = Vec::with_capacity(names.len());
+        while let Some(at) = ready.pop_first() {
+            order.push(names[at].clone());
+            for &dependent in &dependents[at] {
+                waits[dependent] -= 1;
+                if waits[dependent] == 0 {
+                    ready.insert(dependent);
+                }
+            }
+        }
+        if order.len() == names.len() {
             return Ok(order);
         }
+        let waits: BTreeMap<&str, usize> = (names.iter().zip(waits))
+            .map(|(name, count)| (name.as_str(), count))
+            .collect();
         Err(Error::at(
             "resources",
             format!("circular dependency: {}", self.cycle(&waits).join(" → ")),
@@ -86,8 +84,12 @@ impl Graph {
 
 /// Adds what Heat's types know of each other without being told: an address
 /// comes only from a subnet that is there, a floating address only through a
-/// router that leads to it. (`add_dependencies` of Heat's plugins.)
-pub(super) fn hidden(graph: &mut Graph, resources: &BTreeMap<String, Rendered>) {
+/// router that leads to it. (`add_dependencies` of Heat's plugins.) Gives what it
+/// added.
+pub(super) fn hidden(
+    graph: &mut Graph,
+    resources: &BTreeMap<String, Rendered>,
+) -> BTreeMap<String, BTreeSet<String>> {
     let of = |kinds: &[&str]| -> Vec<(&String, &Rendered)> {
         resources
             .iter()
@@ -178,9 +180,14 @@ pub(super) fn hidden(graph: &mut Graph, resources: &BTreeMap<String, Rendered>) 
         }
     }
     found.extend(through_interfaces(graph, resources, &interfaces));
+    let mut added: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for (name, other) in found {
-        graph.requires.entry(name).or_default().insert(other);
+        let requires = graph.requires.entry(name.clone()).or_default();
+        if requires.insert(other.clone()) {
+            added.entry(name).or_default().insert(other);
+        }
     }
+    added
 }
 
 /// A floating address of a port waits for the router on the port's subnet.

@@ -1,6 +1,7 @@
 //! A template with everything evaluated: what `pileus stack render` shows and
 //! what a plan is made from.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
@@ -68,8 +69,8 @@ pub struct Stack {
     pub resources: BTreeMap<String, Rendered>,
     /// What depends on what, Heat's own dependencies among it.
     pub graph: Graph,
-    /// What the template itself says depends on what.
-    pub requires: BTreeMap<String, BTreeSet<String>>,
+    /// The part of the graph that the template does not say.
+    pub hidden: BTreeMap<String, BTreeSet<String>>,
     /// One order of creation, or why there is none.
     pub order: Result<Vec<String>>,
     /// Outputs: description, and the value or why there is none.
@@ -129,21 +130,17 @@ pub fn stack(input: &Input) -> std::result::Result<Stack, Stop> {
             .map_err(|error| error.below(&format!("outputs.{name}.value")))
             .map_err(stop("outputs"))?;
     }
-    let mut resources = BTreeMap::new();
-    for (name, resource) in &template.resources {
-        if let Some(needs) = references.get(name) {
-            let rendered = one(input, &scope, &template, name, resource, needs)
-                .map_err(|error| error.below(&format!("resources.{name}")))
-                .map_err(stop("resources"))?;
-            resources.insert(name.clone(), rendered);
-        }
-    }
     let mut graph = Graph::default();
+    let mut resources = BTreeMap::new();
     for (name, needs) in references {
-        graph.requires.insert(name, needs.all());
+        graph.requires.insert(name.clone(), needs.all());
+        let resource = &template.resources[&name];
+        let rendered = one(input, &scope, &template, &name, resource, needs)
+            .map_err(|error| error.below(&format!("resources.{name}")))
+            .map_err(stop("resources"))?;
+        resources.insert(name, rendered);
     }
-    let requires = graph.requires.clone();
-    graph::hidden(&mut graph, &resources);
+    let hidden = graph::hidden(&mut graph, &resources);
     let order = order(&template, &existing, &graph);
     let outputs = outputs(&template, &scope);
     Ok(Stack {
@@ -151,7 +148,7 @@ pub fn stack(input: &Input) -> std::result::Result<Stack, Stop> {
         parameters,
         resources,
         graph,
-        requires,
+        hidden,
         order,
         outputs,
     })
@@ -259,7 +256,7 @@ fn one(
     template: &Template,
     name: &str,
     resource: &Resource,
-    needs: &Needs,
+    needs: Needs,
 ) -> Result<Rendered> {
     let resolved = input.environment.resolve_type(name, &resource.kind);
     let schema = find_type(&input.files, &resolved);
@@ -274,12 +271,15 @@ fn one(
     let typed = match (&properties, &schema) {
         (Err(error), _) => Err(error.clone()),
         (Ok(map), schema) => {
-            let mut map = map.clone().unwrap_or_default();
-            drop_nothing(resource, scope, &mut map);
+            let empty = Map::new();
+            let mut map = Cow::Borrowed(map.as_ref().unwrap_or(&empty));
+            if map.values().any(Value::is_null) {
+                drop_nothing(resource, scope, map.to_mut());
+            }
             match schema {
                 None if is_template_name(&resolved) => Ok(Map::new()),
                 Some(schema) => typed::coerce(&schema.properties, &map),
-                None => Ok(registry::without_nulls(map)),
+                None => Ok(registry::without_nulls(map.into_owned())),
             }
         }
     };
@@ -303,7 +303,7 @@ fn one(
             named => named.clone(),
         },
         external_id: scope.evaluate(&resource.external_id)?,
-        references: needs.by_property.clone(),
+        references: needs.by_property,
     })
 }
 
@@ -400,7 +400,7 @@ impl Stack {
             .map(|(name, resource)| {
                 (
                     name.clone(),
-                    resource.to_json(&self.requires[name], &self.graph.requires[name]),
+                    resource.to_json(&self.graph.requires[name], self.hidden.get(name)),
                 )
             })
             .collect();
@@ -442,7 +442,7 @@ impl Stack {
 }
 
 impl Rendered {
-    fn to_json(&self, requires: &BTreeSet<String>, waits: &BTreeSet<String>) -> Value {
+    fn to_json(&self, all: &BTreeSet<String>, hidden: Option<&BTreeSet<String>>) -> Value {
         let mut result = Map::new();
         let mut put = |key: &str, value: Value| {
             if !value.is_null() {
@@ -450,11 +450,12 @@ impl Rendered {
             }
         };
         put("type", Value::from(self.kind.clone()));
-        put("requires", json!(requires));
-        let hidden: Vec<&String> = waits.difference(requires).collect();
-        if !hidden.is_empty() {
-            put("waits_for", json!(hidden));
-        }
+        let said = |name: &&String| hidden.is_none_or(|hidden| !hidden.contains(*name));
+        put(
+            "requires",
+            json!(all.iter().filter(said).collect::<Vec<_>>()),
+        );
+        put("waits_for", json!(hidden));
         put("deletion_policy", Value::from(self.deletion_policy.clone()));
         put("condition", self.condition.clone());
         put("external_id", self.external_id.clone());

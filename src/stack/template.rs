@@ -141,7 +141,7 @@ impl Template {
         let mut template = Self {
             version,
             description: text_of(map.get(description)),
-            parameters: section(map, parameters)?,
+            parameters: section(map, parameters)?.cloned().unwrap_or_default(),
             conditions: Map::new(),
             mappings: Map::new(),
             resources: BTreeMap::new(),
@@ -156,17 +156,17 @@ impl Template {
                         "must be a map of conditions, is empty",
                     ));
                 }
-                _ => section(map, conditions)?,
+                _ => section(map, conditions)?.cloned().unwrap_or_default(),
             };
         }
         if !version.is_hot() {
-            template.mappings = section(map, "Mappings")?;
+            template.mappings = section(map, "Mappings")?.cloned().unwrap_or_default();
         }
-        for (name, definition) in section(map, resources)? {
+        for (name, definition) in section(map, resources)?.into_iter().flatten() {
             let path = format!("{resources}.{name}");
-            let resource = read_resource(&name, &definition, version, words)
+            let resource = read_resource(name, definition, version, words)
                 .map_err(|error| error.below(&path))?;
-            template.resources.insert(name, resource);
+            template.resources.insert(name.clone(), resource);
         }
         if template.resources.len() > MAX_RESOURCES {
             return Err(Error::at(
@@ -177,10 +177,10 @@ impl Template {
                 ),
             ));
         }
-        for (name, definition) in section(map, outputs)? {
+        for (name, definition) in section(map, outputs)?.into_iter().flatten() {
             let path = format!("{outputs}.{name}");
-            let output = read_output(&definition, words).map_err(|error| error.below(&path))?;
-            template.outputs.insert(name, output);
+            let output = read_output(definition, words).map_err(|error| error.below(&path))?;
+            template.outputs.insert(name.clone(), output);
         }
         Ok(template)
     }
@@ -231,10 +231,10 @@ fn unknown_sections(map: &Map<String, Value>, version: Version, words: &Words) -
     map.keys().filter(|name| !known(name)).cloned().collect()
 }
 
-fn section(map: &Map<String, Value>, name: &str) -> Result<Map<String, Value>> {
+fn section<'a>(map: &'a Map<String, Value>, name: &str) -> Result<Option<&'a Map<String, Value>>> {
     match map.get(name) {
-        None | Some(Value::Null) => Ok(Map::new()),
-        Some(Value::Object(section)) => Ok(section.clone()),
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Object(section)) => Ok(Some(section)),
         Some(other) => Err(Error::at(
             name,
             format!("must be a map, is {}", kind_of(other)),
