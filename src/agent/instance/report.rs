@@ -183,7 +183,7 @@ fn ended(host: &str, epoch: i64) -> Words {
         ready: Some(false),
         reason: Reason::HostRefused,
         message: format!(
-            "Host {host} has removed what epoch {epoch} of the Server was, and makes nothing of it again; it waits for a new placement"
+            "Host {host} has removed what epoch {epoch} of the Server was, and makes nothing of it again; it is placed anew when another Host fits. Otherwise delete the Server and make it again"
         ),
         stalled: false,
     }
