@@ -253,7 +253,8 @@ fn some_hosts() -> impl Strategy<Value = Vec<HostFacts>> {
 fn some_request() -> impl Strategy<Value = Request> {
     (
         0..8_i64,
-        0..1500_i64,
+        // No Server is without memory.
+        16..1500_i64,
         0..20_i64,
         any::<u64>(),
         prop::bool::ANY,
