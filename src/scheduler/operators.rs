@@ -1,15 +1,35 @@
 //! The small language of Nova's extra specs.
 
+use std::collections::BTreeMap;
+
 use crate::model::parse_milli;
 
-/// The name within `scope`, or the key itself when it has no scope; `None` in another.
-#[must_use]
-pub fn unscoped<'a>(key: &'a str, scope: &str) -> Option<&'a str> {
-    match key.split_once(':') {
-        None => Some(key),
-        Some((first, name)) if first == scope => Some(name),
-        Some(_) => None,
-    }
+/// Whether a key names the scope that it is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scoped {
+    /// As in `capabilities:cpu_info:arch`.
+    Yes,
+    /// As in `ssd`.
+    No,
+}
+
+/// The first extra spec in the scope, or in none, that is not met: (name, value). `has` says
+/// whether what the host has under a name is as wanted, or nothing where a key without
+/// scope is none of the filter's business.
+pub fn unmet<'a>(
+    extra_specs: &'a BTreeMap<String, String>,
+    scope: &str,
+    has: impl Fn(&str, &str, Scoped) -> Option<bool>,
+) -> Option<(&'a str, &'a str)> {
+    extra_specs.iter().find_map(|(key, wanted)| {
+        let (name, scoped) = match key.split_once(':') {
+            None => (key.as_str(), Scoped::No),
+            Some((first, name)) if first == scope => (name, Scoped::Yes),
+            Some(_) => return None,
+        };
+        let met = has(name, wanted, scoped)?;
+        (!met).then_some((name, wanted.as_str()))
+    })
 }
 
 /// Whether `has` is as `wanted` says: `<or> a <or> b`, `<in> a`, `<all-in> a b`, `= 4`
@@ -71,8 +91,26 @@ mod tests {
         ] {
             assert_eq!(holds(has, wanted), is, "{has} {wanted}");
         }
-        assert_eq!(unscoped("a:b", "a"), Some("b"));
-        assert_eq!(unscoped("b", "a"), Some("b"));
-        assert_eq!(unscoped("c:b", "a"), None);
+    }
+    #[test]
+    fn keys_of_another_scope_are_nobodys_business() {
+        let specs = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
+            let pairs = pairs
+                .iter()
+                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+            pairs.collect()
+        };
+        let all = specs(&[("a:x", "1"), ("b:x", "2"), ("x", "1"), ("y", "3")]);
+        let has = |name: &str, wanted: &str, scoped: Scoped| match (name, scoped) {
+            ("x", _) => Some(wanted == "1"),
+            (_, Scoped::Yes) => Some(false),
+            (_, Scoped::No) => None,
+        };
+        assert_eq!(unmet(&all, "a", has), None);
+        assert_eq!(unmet(&all, "b", has), Some(("x", "2")));
+        assert_eq!(
+            unmet(&specs(&[("a:y:z", "1")]), "a", has),
+            Some(("y:z", "1"))
+        );
     }
 }

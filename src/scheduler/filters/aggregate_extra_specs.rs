@@ -1,20 +1,18 @@
 //! An aggregate of the host has what the flavor's extra specs ask for.
 
 use super::{Ask, Filter, Host, Miss, Scope};
-use crate::scheduler::operators::{holds, unscoped};
+use crate::scheduler::operators::{holds, unmet};
 
-fn unmet<'a>(host: Host<'_>, ask: &Ask<'a>) -> Option<(&'a str, &'a str)> {
+fn lacking<'a>(host: Host<'_>, ask: &Ask<'a>) -> Option<(&'a str, &'a str)> {
     let aggregates = &host.profile().aggregates;
-    ask.request
-        .asks
-        .extra_specs
-        .iter()
-        .find_map(|(key, wanted)| {
-            let name = unscoped(key, "aggregate_instance_extra_specs")?;
-            let mut has = aggregates.iter().filter_map(|a| a.properties.get(name));
-            let met = has.any(|has| has.split(',').any(|has| holds(has.trim(), wanted)));
-            (!met).then_some((name, wanted.as_str()))
-        })
+    let specs = &ask.request.asks.extra_specs;
+    unmet(specs, "aggregate_instance_extra_specs", |name, wanted, _| {
+        let mut values = aggregates
+            .iter()
+            .filter_map(|a| a.properties.get(name))
+            .flat_map(|text| text.split(','));
+        Some(values.any(|has| holds(has.trim(), wanted)))
+    })
 }
 
 /// Nova's `AggregateInstanceExtraSpecsFilter`: keys in the scope
@@ -35,11 +33,11 @@ impl Filter for AggregateInstanceExtraSpecsFilter {
     }
 
     fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
-        unmet(host, ask).is_none()
+        lacking(host, ask).is_none()
     }
 
     fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
-        let (key, value) = unmet(host, ask).unwrap_or_default();
+        let (key, value) = lacking(host, ask).unwrap_or_default();
         Miss::Unfit(format!("is in no aggregate with {key}={value}"))
     }
 }

@@ -1,23 +1,17 @@
 //! The host can do what the flavor's extra specs ask for.
 
 use super::{Ask, Filter, Host, Miss, Scope};
-use crate::scheduler::operators::holds;
+use crate::scheduler::operators::{Scoped, holds, unmet};
 
-fn unmet<'a>(host: Host<'_>, ask: &Ask<'a>) -> Option<(&'a str, &'a str)> {
-    let has = &host.profile().capabilities;
-    ask.request
-        .asks
-        .extra_specs
-        .iter()
-        .find_map(|(key, wanted)| {
-            let key = match key.strip_prefix("capabilities:") {
-                Some(key) => key,
-                None if has.contains_key(key) => key,
-                None => return None,
-            };
-            let met = has.get(key).is_some_and(|has| holds(has, wanted));
-            (!met).then_some((key, wanted.as_str()))
-        })
+fn lacking<'a>(host: Host<'_>, ask: &Ask<'a>) -> Option<(&'a str, &'a str)> {
+    let capabilities = &host.profile().capabilities;
+    let specs = &ask.request.asks.extra_specs;
+    unmet(specs, "capabilities", |name, wanted, scoped| {
+        match capabilities.get(name) {
+            Some(has) => Some(holds(has, wanted)),
+            None => (scoped == Scoped::Yes).then_some(false),
+        }
+    })
 }
 
 /// Nova's `ComputeCapabilitiesFilter`: keys in the scope `capabilities`, and
@@ -38,11 +32,11 @@ impl Filter for ComputeCapabilitiesFilter {
     }
 
     fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
-        unmet(host, ask).is_none()
+        lacking(host, ask).is_none()
     }
 
     fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
-        let (key, wanted) = unmet(host, ask).unwrap_or_default();
+        let (key, wanted) = lacking(host, ask).unwrap_or_default();
         let has = host.profile().capabilities.get(key);
         let has = has.map_or("no such capability", String::as_str);
         Miss::Unfit(format!("has not {key} {wanted} but {has}"))
