@@ -5,6 +5,7 @@
 //! | [`facts`], [`snapshot`], [`request`], [`filters`], [`weighers`], [`policy`], [`place`] | the core: pure, synchronous, free of Kubernetes |
 //! | [`resolve`] | API objects in, the core's values out |
 //! | [`state`] | memory and queue: watch events in, writes out; no I/O |
+//! | `decide`, `gang` | parts of it: the decisions, for one Server and for a group at once |
 //! | [`intake`], [`instances`], [`queue`], [`reports`] | parts of it: the kinds that decide, who waits, what is said of them |
 //! | [`why`], [`simulate`], [`advice`] | questions that people ask, of the same core |
 //! | [`live`] | all that decides, read once for such a question |
@@ -19,6 +20,7 @@ pub mod advice;
 pub mod bind;
 pub mod bits;
 pub mod catalogue;
+mod decide;
 pub mod extra_specs;
 pub mod facts;
 pub mod filters;
@@ -28,6 +30,7 @@ mod gang;
 pub mod instances;
 pub mod intake;
 pub mod intern;
+pub mod labels;
 pub mod live;
 pub mod metrics;
 pub mod numa;

@@ -1,5 +1,7 @@
 //! The queue, driven without an API server.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
 use super::*;
 use crate::api::ServerStatus;
 use crate::api::common::Claim;

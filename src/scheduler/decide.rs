@@ -1,0 +1,273 @@
+//! Decisions: what is pending goes in, writes come out.
+
+use std::cmp::Reverse;
+use std::sync::Arc;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use kube::ResourceExt;
+
+use super::catalogue::Key;
+use super::facts::NumaAsk;
+use super::gang::Gangs;
+use super::numa;
+use super::queue::Why;
+use super::request::Request;
+use super::resolve::{Unresolved, holding, request};
+use super::state::{SchedulerStatus, State, Write, Writing, scheduled};
+use crate::api::conditions::{self, Observation};
+use crate::api::server::{Placement, Refusal};
+use crate::api::{ConditionType, Reason, Server};
+
+/// How long a host that refused a Server is not asked again.
+const REMEMBERED: SignedDuration = SignedDuration::from_secs(600);
+/// How many refusals a Server's status holds at most.
+const MOST_REFUSALS: usize = 16;
+
+impl State {
+    /// Decides all that is pending; the writes must then be carried out.
+    ///
+    /// Of all that is pending the highest priority comes first, and among equals the
+    /// oldest: what frees room is tried with those that have waited longest.
+    pub fn decide(&mut self, now: Timestamp) -> Vec<Write> {
+        if std::mem::take(&mut self.eased) {
+            self.ease(now);
+        }
+        // Those that have waited long enough are looked at again.
+        for key in self.queue.due(now) {
+            self.want(&key);
+        }
+        let mut asked: Vec<_> = self
+            .queue
+            .take()
+            .into_iter()
+            .filter_map(|key| {
+                let server = self.servers.get(&key)?.clone();
+                let request = self.request(&server, now);
+                Some((key, server, request))
+            })
+            .collect();
+        asked.sort_by_key(|(_, _, r)| Reverse(r.as_ref().map_or(0, |r| r.priority)));
+        let mut gangs = Gangs::default();
+        let mut writes = Vec::new();
+        for (key, server, request) in asked {
+            // A gang places all of its members when it comes to the first.
+            if self.writing.contains_key(&key) {
+                continue;
+            }
+            match request {
+                Ok(request) if self.is_free(&key, &server) && self.is_of_gang(&request) => {
+                    self.decide_gang(&key, &server, &request, &mut gangs, &mut writes, now);
+                }
+                request => writes.extend(self.decide_one(key, server, request, now)),
+            }
+        }
+        writes
+    }
+
+    pub(super) fn request(&self, server: &Server, now: Timestamp) -> Result<Request, Unresolved> {
+        let uid = |key: &Key| self.servers.get(key)?.uid();
+        let mut request = request(server, &self.catalogue, &uid)?;
+        let refusals = server.status.iter().flat_map(|s| &s.refusals);
+        let lasting = refusals.filter(|r| {
+            let since = r.time.as_ref().map(|t| t.0);
+            since.is_some_and(|t| now.duration_since(t) < REMEMBERED)
+        });
+        request.refused_by = lasting.map(|r| r.name.clone()).collect();
+        if let Some(refused) = self.refused(server) {
+            request.refused_by.insert(refused.name);
+        }
+        Ok(request)
+    }
+
+    /// Whether a decision on a Server would be another than before.
+    pub(super) fn would_fit(&mut self, key: &Key, now: Timestamp) -> bool {
+        let Some(server) = self.servers.get(key).cloned() else {
+            return false;
+        };
+        let Ok(request) = self.request(&server, now) else {
+            return true;
+        };
+        self.orphan(key).is_some() || self.placer.fits(&self.snapshot, &request)
+    }
+
+    fn decide_one(
+        &mut self,
+        key: Key,
+        server: Arc<Server>,
+        request: Result<Request, Unresolved>,
+        now: Timestamp,
+    ) -> Option<Write> {
+        let no = |reason, message| Observation::no(ConditionType::Scheduled, reason, message);
+        let request = match request {
+            Ok(request) => request,
+            Err(Unresolved::ByManager) => {
+                self.queue.wait(key, Why::Unresolved, now);
+                return None;
+            }
+            Err(Unresolved::Told(reason, message)) => {
+                return self.tell(key, server, no(reason, message), Why::Unresolved, now);
+            }
+        };
+        if let Some(refusal) = self.refused(&server) {
+            return self.take_back(key, server, refusal, &request, now);
+        }
+        // A running VM that the Server's objects came back for, or that the Server has lost
+        // its placement on: it stays where it is, whatever the filters say of its host.
+        let orphan = self.orphan(&key);
+        let bound = self.bound_by(&server);
+        let decision = match bound.as_ref().or(orphan.as_ref()) {
+            Some((host, _)) => Ok(host.as_str()),
+            None => self.placer.place(&self.snapshot, &request),
+        };
+        let host = match decision {
+            Ok(host) => host.to_owned(),
+            Err(why) => {
+                let seen = no(Reason::NoHostFits, why.to_string());
+                return self.tell(key, server, seen, Why::NoHostFits, now);
+            }
+        };
+        let epoch = match bound {
+            Some((_, epoch)) => epoch,
+            None => self.epoch(&server, orphan.as_ref().map(|(_, epoch)| *epoch)),
+        };
+        Some(self.bind(key, server, &request, host, epoch, now))
+    }
+
+    /// Binds a Server, in memory first.
+    pub(super) fn bind(
+        &mut self,
+        key: Key,
+        server: Arc<Server>,
+        request: &Request,
+        host: String,
+        epoch: i64,
+        now: Timestamp,
+    ) -> Write {
+        let numa = request.asks.shape.numa.as_ref();
+        let placement = Placement {
+            epoch,
+            claim: request.asks.shape.claim,
+            numa_nodes: numa.map_or(vec![], |ask| self.nodes(&host, ask)),
+            time: Some(Time(now)),
+            host,
+        };
+        let held = holding(&server, &placement, &self.catalogue);
+        self.snapshot.hold(&server.uid().unwrap_or_default(), held);
+        let message = format!("placed on {}", placement.host);
+        let seen = Observation::yes(ConditionType::Scheduled, Reason::Scheduled, message);
+        let (conditions, transition) = conditions(&server, seen, now);
+        let refusals = refusals(&server);
+        self.write(
+            key,
+            server,
+            (Some(placement), refusals),
+            conditions,
+            transition,
+        )
+    }
+
+    /// Takes a placement back that the host has refused, if another host would do. Where
+    /// none would, the Server stays where it may be built once there is room.
+    fn take_back(
+        &mut self,
+        key: Key,
+        server: Arc<Server>,
+        refusal: Refusal,
+        request: &Request,
+        now: Timestamp,
+    ) -> Option<Write> {
+        if !self.placer.fits(&self.snapshot, request) {
+            self.queue.wait(key, Why::NoHostFits, now);
+            return None;
+        }
+        let message = format!(
+            "Host {} refused it; it is placed elsewhere once its Instance there is gone",
+            refusal.name
+        );
+        let seen = Observation::no(ConditionType::Scheduled, Reason::HostRefused, message);
+        let (conditions, transition) = conditions(&server, seen, now);
+        let mut refusals = refusals(&server);
+        refusals.retain(|r| r.name != refusal.name);
+        if refusals.len() >= MOST_REFUSALS {
+            refusals.remove(0);
+        }
+        let time = Some(Time(now));
+        refusals.push(Refusal { time, ..refusal });
+        Some(self.write(key, server, (None, refusals), conditions, transition))
+    }
+
+    /// Says why a Server is not placed, unless it says so already or was told lately.
+    pub(super) fn tell(
+        &mut self,
+        key: Key,
+        server: Arc<Server>,
+        seen: Observation,
+        why: Why,
+        now: Timestamp,
+    ) -> Option<Write> {
+        let (conditions, transition) = conditions(&server, seen, now);
+        let before = scheduled(&server);
+        if conditions.first() == before {
+            self.queue.wait(key, why, now);
+            return None;
+        }
+        let refresh = self.queue.refresh(&key);
+        if let Some(next) = refresh.filter(|next| !transition && *next > now) {
+            self.queue.wait_until(key, why, now, next);
+            return None;
+        }
+        self.queue.wait(key.clone(), why, now);
+        let refusals = refusals(&server);
+        Some(self.write(key, server, (None, refusals), conditions, transition))
+    }
+
+    fn write(
+        &mut self,
+        key: Key,
+        server: Arc<Server>,
+        (placement, refusals): (Option<Placement>, Vec<Refusal>),
+        conditions: Vec<Condition>,
+        transition: bool,
+    ) -> Write {
+        let writing = Writing {
+            uid: server.uid().unwrap_or_default(),
+            version: server.resource_version().unwrap_or_default(),
+            bound: placement.is_some(),
+            conflict: false,
+        };
+        self.writing.insert(key.clone(), writing);
+        Write {
+            key,
+            status: SchedulerStatus {
+                placement,
+                refusals,
+                conditions,
+            },
+            server,
+            transition,
+        }
+    }
+
+    fn nodes(&self, host: &str, ask: &NumaAsk) -> Vec<i32> {
+        let found = self.snapshot.host(host).and_then(|h| numa::fit(h, ask));
+        let nodes = found.iter().flatten().take(ask.cells.len());
+        nodes.map(|n| i32::from(*n)).collect()
+    }
+}
+
+fn refusals(server: &Server) -> Vec<Refusal> {
+    let status = server.status.as_ref();
+    status.map(|s| s.refusals.clone()).unwrap_or_default()
+}
+
+/// The condition to be, and whether it is another.
+fn conditions(server: &Server, seen: Observation, now: Timestamp) -> (Vec<Condition>, bool) {
+    let status = server.status.as_ref();
+    let old = status.map(|s| s.conditions.as_slice()).unwrap_or_default();
+    let new = conditions::merge(old, [seen], server.metadata.generation, now);
+    let before = scheduled(server);
+    let same = |c: &Condition| before.is_some_and(|b| b.status == c.status && b.reason == c.reason);
+    let transition = !new.iter().all(same);
+    (new, transition)
+}
