@@ -6,6 +6,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
+use super::scheduler_policy::multiplier;
+
 /// Hosts that have something in common: an availability zone, properties that flavors and
 /// images ask for, the namespaces that they are kept for. Cluster-scoped, made by
 /// administrators; a Host may be in several.
@@ -55,7 +57,8 @@ pub struct HostAggregateSpec {
     #[schemars(length(min = 1, max = 255))]
     pub availability_zone: Option<String>,
     /// What flavors and images ask for: Nova's metadata of an aggregate, such as
-    /// `ssd: "true"`.
+    /// `ssd: "true"`. Nova's keys such as `cpu_weight_multiplier` give its Hosts multipliers
+    /// of their own, in place of the SchedulerPolicy's; of several the lowest counts.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub properties: BTreeMap<String, String>,
     /// Namespaces that its Hosts are kept for; Nova's `filter_tenant_id`. All when empty.
@@ -90,6 +93,14 @@ pub struct HostAggregateStatus {
 }
 
 impl HostAggregateSpec {
+    /// Multipliers of weighers that it gives its Hosts, in thousandths, by Nova's key; or
+    /// what is wrong with one.
+    pub fn multipliers(&self) -> impl Iterator<Item = (&str, Result<i64, String>)> {
+        let some = self.properties.iter();
+        let some = some.filter(|(key, _)| key.ends_with("_weight_multiplier"));
+        some.map(|(key, text)| (key.as_str(), multiplier(text)))
+    }
+
     /// Whether a Host of this name and with these labels is in it.
     #[must_use]
     pub fn holds(&self, name: &str, labels: &BTreeMap<String, String>) -> bool {

@@ -7,6 +7,21 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::model::parse_signed_milli;
+
+/// Largest multiplier, in thousandths: what keeps the sum of all within 64 bits.
+const MOST_MULTIPLIER: i64 = 1_000_000_000;
+
+/// Reads a weigher's multiplier, into thousandths.
+///
+/// # Errors
+/// When it is no number or too big; says so.
+pub fn multiplier(text: &str) -> Result<i64, String> {
+    let read = parse_signed_milli(text).ok();
+    let within = read.filter(|m| m.abs() <= MOST_MULTIPLIER);
+    within.ok_or_else(|| format!("`{text}`, which is no number within ±1000000"))
+}
+
 /// Name of the one SchedulerPolicy that counts.
 pub const SCHEDULER_POLICY: &str = "default";
 

@@ -277,6 +277,11 @@ pub fn host_aggregate(spec: &HostAggregateSpec) -> Result<(), String> {
     ] {
         faults.ratio(field, ratio.as_ref());
     }
+    for (key, wrong) in spec.multipliers().filter_map(|(k, m)| Some((k, m.err()?))) {
+        faults.add(format!(
+            "spec.properties: {key} is {wrong}; the SchedulerPolicy's counts instead"
+        ));
+    }
     faults.done()
 }
 

@@ -7,5 +7,5 @@ pub mod range;
 
 pub use identity::{ClusterId, Owner, stable_id};
 pub use mac::Mac;
-pub use quantity::{Bytes, parse_milli};
+pub use quantity::{Bytes, parse_milli, parse_signed_milli};
 pub use range::AddressRange;

@@ -67,6 +67,17 @@ pub fn parse_milli(text: &str) -> Result<i64, QuantityError> {
     i64::try_from(parse_thousandths(text)?).map_err(|_| QuantityError::OutOfRange(text.to_owned()))
 }
 
+/// Reads a figure that may be below zero as thousandths, for multipliers: `-1.5` is -1500.
+///
+/// # Errors
+/// When the text is malformed or too big.
+pub fn parse_signed_milli(text: &str) -> Result<i64, QuantityError> {
+    match text.strip_prefix('-') {
+        Some(figure) => parse_milli(figure).map(|n| -n),
+        None => parse_milli(text),
+    }
+}
+
 fn parse_thousandths(text: &str) -> Result<i128, QuantityError> {
     let malformed = || QuantityError::Malformed(text.to_owned());
     let out_of_range = || QuantityError::OutOfRange(text.to_owned());

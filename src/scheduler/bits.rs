@@ -80,9 +80,9 @@ impl Bits {
         &self.0
     }
 
-    /// Bytes on the heap.
+    /// 64 slots, `row` × 64 and those after it.
     #[must_use]
-    pub fn bytes(&self) -> usize {
-        self.0.capacity() * size_of::<u64>()
+    pub fn word(&self, row: usize) -> u64 {
+        self.0.get(row).copied().unwrap_or_default()
     }
 }

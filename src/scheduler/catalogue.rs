@@ -70,6 +70,14 @@ impl Catalogue {
         let mut facts = host_facts(host);
         for aggregate in self.aggregates_of(host) {
             let spec = &aggregate.spec;
+            for (key, multiplier) in spec.multipliers() {
+                // One that cannot be read is told on the aggregate, and does not count.
+                if let Ok(multiplier) = multiplier {
+                    let known = facts.profile.multipliers.entry(key.to_owned());
+                    let lowest = known.or_insert(multiplier);
+                    *lowest = multiplier.min(*lowest);
+                }
+            }
             facts.profile.aggregates.push(Aggregate {
                 name: aggregate.name_any(),
                 properties: spec.properties.clone(),

@@ -51,6 +51,9 @@ pub struct Profile {
     pub zone: Option<String>,
     /// Aggregates that it is in.
     pub aggregates: Vec<Aggregate>,
+    /// Multipliers that its aggregates give, in thousandths, by Nova's key such as
+    /// `cpu_weight_multiplier`.
+    pub multipliers: BTreeMap<String, i64>,
     /// Placement's traits.
     pub traits: BTreeSet<String>,
     /// What ComputeCapabilitiesFilter compares, nested names joined by `:`.

@@ -166,6 +166,26 @@ fn zones_and_ratios_come_from_aggregates_and_the_oldest_decides() {
 }
 
 #[test]
+fn of_several_aggregates_the_lowest_multiplier_counts_and_a_wrong_one_is_told() {
+    let mut state = state(&[host("h1", 1000)]);
+    let key = "cpu_weight_multiplier";
+    for (name, text) in [("a", "2.5"), ("b", "-1.5"), ("c", "much")] {
+        let mut given = aggregate(name, 1, &["h1"], None);
+        given.spec.properties = [(key.to_owned(), text.to_owned())].into();
+        state.aggregate_seen(given);
+    }
+    let host = state.snapshot().host("h1").unwrap();
+    assert_eq!(host.profile().multipliers[key], -1500);
+    let told = state.reports(now(1)).into_iter().any(|r| match r {
+        Report::Aggregate(a, s) => {
+            a.name_any() == "c" && s.conditions[0].message.contains("`much`")
+        }
+        _ => false,
+    });
+    assert!(told);
+}
+
+#[test]
 fn a_policy_holds_from_the_moment_it_changes_and_a_wrong_one_changes_nothing() {
     let policy = |name: &str, spec| SchedulerPolicy::new(name, spec);
     let mut big = host("h2", 4000);

@@ -6,16 +6,19 @@
 //! over the hosts that fit, so that any change may move them all.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fmt;
+use std::hash::{Hash, Hasher};
+
+use sha2::{Digest as _, Sha256};
 
 use super::bits::Bits;
-use super::filters::{Ask, Filter, Miss, Scope};
+use super::filters::{Ask, Domains, Filter, Miss, Scope};
 use super::policy::Policy;
 use super::request::{Asks, Peer, Request, mix};
-use super::score::Scores;
+use super::score::{Term, scores};
 use super::snapshot::{Host, Snapshot};
-use super::weighers::Figures;
+use super::weighers::Weigher;
 
 /// How many kinds of Servers are remembered.
 const KINDS: usize = 256;
@@ -28,10 +31,33 @@ struct Kind {
     used: u64,
 }
 
+/// Writes into a digest whatever is hashed.
+struct Digest(Sha256);
+
+impl Hasher for Digest {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    fn finish(&self) -> u64 {
+        let digest = self.0.clone().finalize();
+        digest[..8].iter().fold(0, |n, b| n << 8 | u64::from(*b))
+    }
+}
+
+/// The number of a kind of Servers; no two kinds have the same, and it is smaller than
+/// what it stands for.
+fn digest(asks: &Asks) -> u128 {
+    let mut digest = Digest(Sha256::new());
+    asks.hash(&mut digest);
+    let digest = digest.0.finalize();
+    digest[..16].iter().fold(0, |n, b| n << 8 | u128::from(*b))
+}
+
 /// Hosts that fit, by kind of Server.
 #[derive(Default)]
 struct Memory {
-    kinds: HashMap<Asks, Kind>,
+    kinds: HashMap<u128, Kind>,
     decisions: u64,
 }
 
@@ -41,7 +67,6 @@ pub struct Placer {
     policy: std::sync::Arc<Policy>,
     memory: Memory,
     fit: Bits,
-    scores: Scores,
 }
 
 /// Why no host fits: what each filter says, whatever the others say.
@@ -143,22 +168,16 @@ impl Placer {
             policy,
             memory,
             fit,
-            scores,
         } = self;
         let ask = ask(snapshot, policy, request);
         memory.recall(policy, &ask, fit);
         own(policy, &ask, fit);
         let weighers = policy.weighers.iter();
-        let figures: Vec<(Figures<'_>, i64)> = weighers
-            .filter(|(_, multiplier)| *multiplier != 0)
-            .map(|(weigher, multiplier)| (weigher.weigh(&ask), *multiplier))
-            .collect();
-        scores.make(fit, &figures);
+        let terms: Vec<Term<'_>> = weighers.map(|(w, m)| term(&**w, *m, &ask)).collect();
         let mut best: Option<(i64, u64, usize)> = None;
-        for slot in fit.iter() {
-            let score = scores.of(slot);
+        scores(fit, &terms, |slot, score| {
             if best.is_some_and(|(most, _, _)| score < most) {
-                continue;
+                return;
             }
             let tie = mix(request.seed, snapshot.name_hash(slot));
             let better = |(most, t, s): (i64, u64, usize)| {
@@ -168,7 +187,7 @@ impl Placer {
             if best.is_none_or(better) {
                 best = Some((score, tie, slot));
             }
-        }
+        });
         best.map(|(_, _, slot)| snapshot.at(slot).name())
             .ok_or_else(|| explain(policy, &ask))
     }
@@ -180,12 +199,6 @@ impl Placer {
         self.memory.recall(&self.policy, &ask, &mut self.fit);
         own(&self.policy, &ask, &mut self.fit);
         !self.fit.is_empty()
-    }
-
-    /// Bytes of what is remembered.
-    #[must_use]
-    pub fn bytes(&self) -> usize {
-        self.memory.kinds.values().map(|k| k.fit.bytes()).sum()
     }
 }
 
@@ -200,10 +213,10 @@ impl Memory {
             .map(|f| &**f)
             .collect();
         let snapshot = ask.snapshot;
-        let asks = &ask.request.asks;
-        let (_, changed) = snapshot.since(self.kinds.get(asks).map_or(0, |k| k.seen));
+        let kind = digest(&ask.request.asks);
+        let (_, changed) = snapshot.since(self.kinds.get(&kind).map_or(0, |k| k.seen));
         let (end, _) = snapshot.since(0);
-        let kind = match (self.kinds.get_mut(asks), changed) {
+        let kind = match (self.kinds.get_mut(&kind), changed) {
             (Some(kind), Some(changed)) => {
                 for &slot in changed {
                     let slot = slot as usize;
@@ -218,11 +231,11 @@ impl Memory {
                 let all = fresh(&shared, ask);
                 if known.is_none() && self.kinds.len() >= KINDS {
                     let oldest = self.kinds.iter().min_by_key(|(_, k)| k.used);
-                    if let Some(oldest) = oldest.map(|(asks, _)| asks.clone()) {
+                    if let Some(oldest) = oldest.map(|(kind, _)| *kind) {
                         self.kinds.remove(&oldest);
                     }
                 }
-                let kind = self.kinds.entry(asks.clone()).or_insert(Kind {
+                let kind = self.kinds.entry(kind).or_insert(Kind {
                     fit: Bits::default(),
                     seen: 0,
                     used: 0,
@@ -237,6 +250,22 @@ impl Memory {
     }
 }
 
+/// What a weigher says, with the multipliers of hosts whose aggregates give one, as Nova's
+/// `get_weight_multiplier`.
+fn term<'a>(weigher: &dyn Weigher, multiplier: i64, ask: &Ask<'a>) -> Term<'a> {
+    let snapshot = ask.snapshot;
+    let key = weigher.aggregate_key();
+    let own = snapshot.multiplying().iter().filter_map(|slot| {
+        let own = snapshot.at(slot).profile().multipliers.get(key?)?;
+        Some((u32::try_from(slot).unwrap_or(u32::MAX), *own))
+    });
+    Term {
+        figures: weigher.weigh(ask),
+        multiplier,
+        own: own.collect(),
+    }
+}
+
 /// Keeps of `fit` what passes the filters of a Server's own.
 fn own(policy: &Policy, ask: &Ask<'_>, fit: &mut Bits) {
     let filters = policy.filters.iter();
@@ -245,48 +274,62 @@ fn own(policy: &Policy, ask: &Ask<'_>, fit: &mut Bits) {
     }
 }
 
+/// What a filter has turned away so far.
+#[derive(Default)]
+struct Row<'a> {
+    hosts: usize,
+    alone: usize,
+    /// How many filters turn the nearest host away, how much it lacks, and its name.
+    nearest: Option<((usize, i64, &'a str), Miss)>,
+}
+
 fn explain(policy: &Policy, ask: &Ask<'_>) -> Explanation {
-    // (filters that turn the host away, gap, host) of the nearest host, and the count.
-    type Nearest<'a> = (usize, i64, &'a str);
     let filters: Vec<_> = policy.filters.iter().filter(|f| f.applies(ask)).collect();
-    type Row<'a> = (usize, usize, Option<(Nearest<'a>, Miss)>);
-    let mut table: Vec<Row<'_>> = filters.iter().map(|_| (0, 0, None)).collect();
+    let mut table: Vec<Row<'_>> = filters.iter().map(|_| Row::default()).collect();
+    // What hangs on a profile alone is asked once for each profile.
+    let by_profile = |i: &usize| filters[*i].scope() == Scope::Profile;
+    let mut profiles: Vec<Option<Vec<usize>>> = vec![None; ask.snapshot.profile_span()];
+    let mut failed = Vec::new();
     let mut hosts = 0;
     for host in ask.snapshot.hosts() {
         hosts += 1;
-        let failed: Vec<usize> = (0..filters.len())
-            .filter(|&i| !filters[i].passes(host, ask))
-            .collect();
+        let fails = |i: &usize| !filters[*i].passes(host, ask);
+        let of_profile = profiles[host.profile_id() as usize].get_or_insert_with(|| {
+            let asked = (0..filters.len()).filter(by_profile);
+            asked.filter(fails).collect()
+        });
+        failed.clone_from(of_profile);
+        let asked = (0..filters.len()).filter(|i| !by_profile(i));
+        failed.extend(asked.filter(fails));
         for &i in &failed {
-            let (count, alone, nearest) = &mut table[i];
-            *count += 1;
-            *alone += usize::from(failed.len() == 1);
-            if nearest
-                .as_ref()
-                .is_some_and(|((least, ..), _)| failed.len() > *least)
-            {
+            let row = &mut table[i];
+            row.hosts += 1;
+            row.alone += usize::from(failed.len() == 1);
+            // No gap is below 0: what does not come before then never does.
+            let least = (failed.len(), 0, host.name());
+            if row.nearest.as_ref().is_some_and(|(best, _)| least > *best) {
                 continue;
             }
             let miss = filters[i].miss(host, ask);
             let gap = match &miss {
-                Miss::Short { needs, has, .. } => needs.saturating_sub(*has),
+                Miss::Short { needs, has, .. } => needs.saturating_sub(*has).max(0),
                 Miss::Unfit(_) => 0,
             };
             let rank = (failed.len(), gap, host.name());
-            if nearest.as_ref().is_none_or(|(best, _)| rank < *best) {
-                *nearest = Some((rank, miss));
+            if row.nearest.as_ref().is_none_or(|(best, _)| rank < *best) {
+                row.nearest = Some((rank, miss));
             }
         }
     }
     let mut refusals: Vec<Refusal> = filters
         .iter()
         .zip(table)
-        .filter_map(|(filter, (hosts, alone, nearest))| {
-            let ((_, _, name), miss) = nearest?;
+        .filter_map(|(filter, row)| {
+            let ((_, _, name), miss) = row.nearest?;
             Some(Refusal {
                 filter: filter.name(),
-                hosts,
-                alone,
+                hosts: row.hosts,
+                alone: row.alone,
                 nearest: name.to_owned(),
                 miss,
             })
@@ -325,20 +368,20 @@ fn ask<'a>(snapshot: &'a Snapshot, policy: &'a Policy, request: &'a Request) -> 
     };
     let set = request.spread_set.as_deref().unwrap_or_default();
     let domains = request.spread.iter().map(|spread| {
-        let mut counts: BTreeMap<&str, u32> = BTreeMap::new();
-        for host in snapshot.hosts() {
-            if let Some(domain) = host.label(&spread.key) {
-                counts.entry(domain).or_default();
-            }
-        }
+        let labels = snapshot.labels();
+        let mut counts = vec![None; labels.span()];
+        labels
+            .of_key(&spread.key)
+            .for_each(|id| counts[id] = Some(0));
         for (slot, n) in snapshot.members(set) {
-            let domain = snapshot.at(*slot as usize).label(&spread.key);
-            if let Some(count) = domain.and_then(|d| counts.get_mut(d)) {
-                *count += n;
+            for id in snapshot.at(*slot as usize).label_ids() {
+                if let Some(count) = &mut counts[*id as usize] {
+                    *count += n;
+                }
             }
         }
-        let least = counts.values().min().copied().unwrap_or_default();
-        (counts, least)
+        let least = counts.iter().flatten().min().copied().unwrap_or_default();
+        Domains { counts, least }
     });
     Ask {
         request,

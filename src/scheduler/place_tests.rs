@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::api::common::{Claim, Ratios};
 use crate::scheduler::facts::{Holding, HostFacts, Profile};
-use crate::scheduler::request::{Group, GroupPolicy, hash};
+use crate::scheduler::request::{Group, GroupPolicy, Spread, hash};
 
 fn claim(vcpus: i64, memory_mib: i64, disk_gib: i64) -> Claim {
     Claim {
@@ -216,6 +216,28 @@ fn no_server_is_overcommitted_against_itself() {
     );
 }
 
+#[test]
+fn an_aggregate_gives_its_hosts_a_multiplier_of_their_own() {
+    let mut small = host("small", 2000);
+    let big = host("big", 4000);
+    let mut policy = Placer::default();
+    assert_eq!(
+        policy.place(&with([small.clone(), big.clone()]), &wants(1)),
+        Ok("big")
+    );
+    let mut repelled = big.clone();
+    repelled.profile.multipliers = [("ram_weight_multiplier".to_owned(), -2000)].into();
+    let mut policy = Placer::default();
+    assert_eq!(
+        policy.place(&with([small.clone(), repelled]), &wants(1)),
+        Ok("small")
+    );
+    // Other weighers are not concerned.
+    small.profile.multipliers = [("cpu_weight_multiplier".to_owned(), 9000)].into();
+    let mut policy = Placer::default();
+    assert_eq!(policy.place(&with([small, big]), &wants(1)), Ok("big"));
+}
+
 fn some_host(i: usize) -> impl Strategy<Value = HostFacts> {
     let figures = (0..20_i64, 0..5000_i64, 0..50_i64);
     let kept = (0..3_i64, 0..600_i64, 0..10_i64);
@@ -365,6 +387,10 @@ proptest! {
                     GroupPolicy::SoftAntiAffinity, GroupPolicy::SoftAffinity][which % 4],
                 max_per_host: 1 + u32::from(event),
             });
+            if which == 0 {
+                request.spread = vec![Spread { key: "ssd".into(), max_skew: 1 }];
+                request.spread_set = Some("s".into());
+            }
             let answer = remembers.place(&snapshot, &request).map(str::to_owned);
             let fresh = Placer::default().place(&snapshot, &request).map(str::to_owned);
             prop_assert_eq!(&answer, &fresh);
@@ -373,6 +399,7 @@ proptest! {
                     host,
                     shape: request.asks.shape,
                     group: request.group.map(|g| g.id),
+                    spread: request.spread_set,
                     ..Holding::default()
                 });
             }

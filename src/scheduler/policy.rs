@@ -2,8 +2,9 @@
 
 use super::filters::{self, Filter, Settings};
 use super::weighers::{self, Weigher};
-use crate::api::scheduler_policy::{IsolatedHostsAccess, SchedulerPolicySpec, Strategy};
-use crate::model::parse_milli;
+use crate::api::scheduler_policy::{
+    IsolatedHostsAccess, SchedulerPolicySpec, Strategy, multiplier as read,
+};
 
 /// Left out unless a policy names them: with Nova's own figures they would surprise, and
 /// Nova leaves them out too.
@@ -12,8 +13,6 @@ const OPTIONAL: [&str; 3] = [
     "IoOpsFilter",
     "NumInstancesFilter",
 ];
-/// Largest multiplier, in thousandths: what keeps the sum of all within 64 bits.
-const MOST: i64 = 1_000_000_000;
 
 /// Filters and weighers, with multipliers in thousandths.
 pub struct Policy {
@@ -32,7 +31,7 @@ pub enum PolicyError {
     #[error("spec.weighers names `{0}`, which is none; known are {1}")]
     UnknownWeigher(String, String),
     /// Not a multiplier.
-    #[error("spec.weighers gives {0} the multiplier `{1}`, which is no number within ±1000000")]
+    #[error("spec.weighers gives {0} the multiplier {1}")]
     Multiplier(String, String),
 }
 
@@ -80,15 +79,8 @@ impl Policy {
             else {
                 return Err(PolicyError::UnknownWeigher(name.clone(), known.join(", ")));
             };
-            let (sign, figure) = text
-                .strip_prefix('-')
-                .map_or((1, text.as_str()), |t| (-1, t));
-            let wrong = || PolicyError::Multiplier(name.clone(), text.clone());
-            let figure = parse_milli(figure).map_err(|_| wrong())?;
-            if figure > MOST {
-                return Err(wrong());
-            }
-            *multiplier = sign * figure;
+            *multiplier =
+                read(text).map_err(|wrong| PolicyError::Multiplier(name.clone(), wrong))?;
         }
         if config.strategy == Strategy::Pack {
             for (weigher, multiplier) in &mut policy.weighers {

@@ -1,5 +1,6 @@
 //! How fast the scheduler's core decides, and how much memory it takes: one thread, no
-//! API server. `cargo bench --bench scheduler [hosts…]`.
+//! API server. `cargo bench --bench scheduler [hosts…] [case…]`: all sizes and all cases
+//! when none is named; `filters` is each filter alone.
 #![allow(
     clippy::unwrap_used,
     clippy::cast_precision_loss,
@@ -8,6 +9,8 @@
     reason = "a bench"
 )]
 
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use pileus::api::common::Claim;
@@ -17,6 +20,37 @@ use pileus::scheduler::place::Placer;
 use pileus::scheduler::policy::Policy;
 use pileus::scheduler::request::{Group, GroupPolicy, Request, Spread, mix};
 use pileus::scheduler::snapshot::Snapshot;
+
+/// Counts what is allocated, so that nothing is forgotten or estimated.
+struct Counting;
+
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+
+#[allow(
+    unsafe_code,
+    reason = "what an allocator is; the system's own does the work"
+)]
+// SAFETY: every call is handed on as it came.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        LIVE.fetch_add(layout.size(), Ordering::Relaxed);
+        // SAFETY: the caller keeps the contract, which is the same.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
+        // SAFETY: as above.
+        unsafe { System.dealloc(at, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn live() -> usize {
+    LIVE.load(Ordering::Relaxed)
+}
 
 const ZONES: u64 = 20;
 /// vCPUs, MiB, GiB, as m1.tiny to m1.xlarge and some that are long in one thing.
@@ -97,12 +131,15 @@ fn uid(n: u64) -> String {
     uuid::Uuid::from_u64_pair(mix(n, 3), mix(n, 4)).to_string()
 }
 
-fn cloud(hosts: u64, servers: u64, dice: &mut Dice) -> Snapshot {
+/// Hosts with Servers, and the bytes of each.
+fn cloud(hosts: u64, servers: u64, dice: &mut Dice) -> (Snapshot, usize, usize) {
+    let empty = live();
     let mut snapshot = Snapshot::default();
     for i in 0..hosts {
         let facts = host(i, dice);
         snapshot.set_host(facts);
     }
+    let bare = live();
     for n in 0..servers {
         let asks = request(n, false, dice).asks;
         let holding = Holding {
@@ -112,7 +149,7 @@ fn cloud(hosts: u64, servers: u64, dice: &mut Dice) -> Snapshot {
         };
         snapshot.hold(&uid(n), holding);
     }
-    snapshot
+    (snapshot, bare - empty, live() - bare)
 }
 
 struct Case<'a> {
@@ -129,7 +166,7 @@ struct Case<'a> {
 /// stays as full as it was; only the decision itself is timed.
 fn run(case: &Case<'_>) {
     let mut dice = Dice(1);
-    let mut snapshot = cloud(case.hosts, case.servers, &mut dice);
+    let (mut snapshot, host_bytes, server_bytes) = cloud(case.hosts, case.servers, &mut dice);
     let policy = match case.only {
         None => Policy::default(),
         Some(name) => {
@@ -197,8 +234,10 @@ fn run(case: &Case<'_>) {
         at(99),
     );
     if case.name == "default" {
-        let (host_bytes, server_bytes) = snapshot.bytes();
-        let host_bytes = host_bytes + placer.bytes();
+        // What decisions leave behind counts for the hosts.
+        let before = live();
+        drop(placer);
+        let host_bytes = host_bytes + before - live();
         println!(
             "bench scheduler case=memory hosts={hosts} servers={servers} bytes_per_host={} \
              bytes_per_server={}",
@@ -209,11 +248,16 @@ fn run(case: &Case<'_>) {
 }
 
 fn main() {
-    let arguments = std::env::args().skip(1);
-    let mut sizes: Vec<u64> = arguments.filter_map(|a| a.parse().ok()).collect();
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let mut sizes: Vec<u64> = arguments.iter().filter_map(|a| a.parse().ok()).collect();
     if sizes.is_empty() {
         sizes = vec![100, 1000, 10_000];
     }
+    let cases: Vec<&String> = arguments
+        .iter()
+        .filter(|a| a.parse::<u64>().is_err() && !a.starts_with('-'))
+        .collect();
+    let wanted = |name: &str| cases.is_empty() || cases.iter().any(|c| *c == name);
     let case = |name, hosts| Case {
         name,
         hosts,
@@ -224,37 +268,34 @@ fn main() {
         only: None,
     };
     for &hosts in &sizes {
-        run(&case("default", hosts));
-        run(&Case {
-            zoned: false,
-            ..case("any-zone", hosts)
-        });
-        for (name, policy) in [
-            ("anti-affinity-50", GroupPolicy::AntiAffinity),
-            ("soft-anti-affinity-50", GroupPolicy::SoftAntiAffinity),
-            ("affinity-5", GroupPolicy::Affinity),
-        ] {
-            let size = if policy == GroupPolicy::Affinity {
-                5
-            } else {
-                50
-            };
-            run(&Case {
-                group: Some((policy, size)),
-                ..case(name, hosts)
-            });
-        }
-        run(&Case {
-            spread: true,
-            ..case("topology-spread-50", hosts)
-        });
+        let grouped = |name, policy, size| Case {
+            group: Some((policy, size)),
+            ..case(name, hosts)
+        };
+        let all = [
+            case("default", hosts),
+            Case {
+                zoned: false,
+                ..case("any-zone", hosts)
+            },
+            grouped("anti-affinity-50", GroupPolicy::AntiAffinity, 50),
+            grouped("soft-anti-affinity-50", GroupPolicy::SoftAntiAffinity, 50),
+            grouped("affinity-5", GroupPolicy::Affinity, 5),
+            Case {
+                spread: true,
+                ..case("topology-spread-50", hosts)
+            },
+        ];
+        all.iter().filter(|c| wanted(c.name)).for_each(run);
     }
     let most = sizes.iter().max().copied().unwrap_or(1);
     for filter in filters::all() {
         let name = filter.name();
-        run(&Case {
-            only: Some(name),
-            ..case(name, most)
-        });
+        if wanted("filters") || wanted(name) {
+            run(&Case {
+                only: Some(name),
+                ..case(name, most)
+            });
+        }
     }
 }

@@ -49,12 +49,20 @@ pub struct Ask<'a> {
     pub labels: Vec<Option<u32>>,
     /// How many members of its group each slot holds, ascending.
     pub members: &'a [(u32, u32)],
-    /// Per spread constraint: Servers in each domain, and in the emptiest.
-    pub domains: Vec<(std::collections::BTreeMap<&'a str, u32>, u32)>,
+    /// Per spread constraint: how many Servers are where.
+    pub domains: Vec<Domains>,
     /// Slots of the Servers of `same_host` and `different_host`.
     pub same: BTreeSet<u32>,
     /// See `same`.
     pub different: BTreeSet<u32>,
+}
+
+/// How many of the Servers that are spread together are in each domain.
+pub struct Domains {
+    /// By number of the label; none for labels of another key.
+    pub counts: Vec<Option<u32>>,
+    /// How many the emptiest holds.
+    pub least: u32,
 }
 
 /// What filters are told by the policy.

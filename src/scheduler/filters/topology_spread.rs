@@ -6,9 +6,10 @@ fn uneven<'a>(host: Host<'_>, ask: &Ask<'a>) -> Option<&'a str> {
     let constraints = ask.request.spread.iter().zip(&ask.domains);
     constraints
         .into_iter()
-        .find_map(|(spread, (counts, least))| {
-            let here = host.label(&spread.key).and_then(|d| counts.get(d));
-            let met = here.is_some_and(|n| *n < least + spread.max_skew.max(1));
+        .find_map(|(spread, domains)| {
+            let mut labels = host.label_ids().iter();
+            let here = labels.find_map(|id| domains.counts[*id as usize]);
+            let met = here.is_some_and(|n| n < domains.least + spread.max_skew.max(1));
             (!met).then_some(spread.key.as_str())
         })
 }

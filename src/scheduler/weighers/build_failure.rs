@@ -13,6 +13,11 @@ impl Weigher for BuildFailureWeigher {
     fn multiplier(&self) -> i64 {
         1_000_000_000
     }
+
+    fn aggregate_key(&self) -> Option<&'static str> {
+        Some("build_failure_weight_multiplier")
+    }
+
     fn weigh<'a>(&self, ask: &Ask<'a>) -> Figures<'a> {
         // Nova turns the multiplier around; here the figures are, see the snapshot.
         Figures::Column(ask.snapshot.failed_column())

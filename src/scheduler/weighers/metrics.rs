@@ -10,6 +10,10 @@ impl Weigher for MetricsWeigher {
         "MetricsWeigher"
     }
 
+    fn aggregate_key(&self) -> Option<&'static str> {
+        Some("metrics_weight_multiplier")
+    }
+
     fn weigh<'a>(&self, ask: &Ask<'a>) -> Figures<'a> {
         let ratios = &ask.settings.metrics;
         if ratios.is_empty() || ask.snapshot.metrics().is_empty() {

@@ -27,6 +27,10 @@ pub trait Weigher: Send + Sync {
     fn multiplier(&self) -> i64 {
         1000
     }
+    /// Nova's key by which an aggregate gives its hosts a multiplier of their own.
+    fn aggregate_key(&self) -> Option<&'static str> {
+        None
+    }
     /// Figures that are compared only with other hosts'.
     fn weigh<'a>(&self, ask: &Ask<'a>) -> Figures<'a>;
 }

@@ -15,6 +15,10 @@ impl Weigher for PciWeigher {
         "PCIWeigher"
     }
 
+    fn aggregate_key(&self) -> Option<&'static str> {
+        Some("pci_weight_multiplier")
+    }
+
     fn weigh<'a>(&self, ask: &Ask<'a>) -> Figures<'a> {
         let figures: Vec<_> = ask
             .snapshot

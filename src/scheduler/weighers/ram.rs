@@ -10,6 +10,10 @@ impl Weigher for RamWeigher {
         "RAMWeigher"
     }
 
+    fn aggregate_key(&self) -> Option<&'static str> {
+        Some("ram_weight_multiplier")
+    }
+
     fn weigh<'a>(&self, ask: &Ask<'a>) -> Figures<'a> {
         Figures::Column(ask.snapshot.free_column(1))
     }

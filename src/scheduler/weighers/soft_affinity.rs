@@ -11,6 +11,10 @@ impl Weigher for ServerGroupSoftAffinityWeigher {
         "ServerGroupSoftAffinityWeigher"
     }
 
+    fn aggregate_key(&self) -> Option<&'static str> {
+        Some("soft_affinity_weight_multiplier")
+    }
+
     fn weigh<'a>(&self, ask: &Ask<'a>) -> Figures<'a> {
         if !ask.has_policy(GroupPolicy::SoftAffinity) {
             return Figures::Same;

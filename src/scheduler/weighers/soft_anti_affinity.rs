@@ -11,6 +11,10 @@ impl Weigher for ServerGroupSoftAntiAffinityWeigher {
         "ServerGroupSoftAntiAffinityWeigher"
     }
 
+    fn aggregate_key(&self) -> Option<&'static str> {
+        Some("soft_anti_affinity_weight_multiplier")
+    }
+
     fn weigh<'a>(&self, ask: &Ask<'a>) -> Figures<'a> {
         if !ask.has_policy(GroupPolicy::SoftAntiAffinity) {
             return Figures::Same;

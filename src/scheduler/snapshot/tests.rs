@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::api::common::Ratios;
+use crate::scheduler::facts::Holding;
 
 #[derive(Clone, Debug)]
 enum Step {
