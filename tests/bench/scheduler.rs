@@ -14,11 +14,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use pileus::api::common::Claim;
-use pileus::scheduler::facts::{Holding, HostFacts, Profile, Shape};
+use pileus::scheduler::facts::{
+    Aggregate, Cell, Holding, HostFacts, Inventory, NumaAsk, Profile, Taint, Units,
+};
 use pileus::scheduler::filters;
 use pileus::scheduler::place::Placer;
 use pileus::scheduler::policy::Policy;
-use pileus::scheduler::request::{Group, GroupPolicy, Request, Spread, mix};
+use pileus::scheduler::query::Query;
+use pileus::scheduler::request::{Group, GroupPolicy, Peer, Request, Spread, Toleration, mix};
 use pileus::scheduler::snapshot::Snapshot;
 
 /// Counts what is allocated, so that nothing is forgotten or estimated.
@@ -75,6 +78,81 @@ impl Dice {
     }
 }
 
+/// Gives a host something for every filter to look at.
+fn enrich(host: &mut HostFacts) {
+    let words = |pairs: &[(&str, &str)]| {
+        let pairs = pairs
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        pairs.collect()
+    };
+    host.address = Some([10, 1, 2, 3].into());
+    let profile = &mut host.profile;
+    profile.aggregates = vec![Aggregate {
+        name: "all".into(),
+        properties: words(&[("ssd", "yes"), ("instance_type", "m1"), ("os", "linux")]),
+        namespaces: (0..100).map(|n| format!("tenant-{n}")).collect(),
+    }];
+    profile.traits = ["CUSTOM_SSD".to_owned()].into();
+    profile.capabilities = words(&[("hypervisor_version", "10")]);
+    profile.taints = vec![Taint {
+        key: "dedicated".into(),
+        value: "yes".into(),
+        effect: "NoSchedule".into(),
+    }];
+    let inventory = Inventory {
+        total: 1_000_000,
+        ratio: 1000,
+        units: Units::default(),
+        reserved: 0,
+    };
+    profile.resources = [("CUSTOM_LICENSE".to_owned(), inventory)].into();
+    profile.pci = [("gpu".to_owned(), 1_000_000)].into();
+    let cell = Cell {
+        cpus: 1_000_000,
+        memory_mib: 1_000_000_000,
+        ..Cell::default()
+    };
+    profile.cells = vec![cell.clone(), cell];
+    profile.physical_networks = Some(["physnet1".to_owned()].into());
+}
+
+/// Makes a request ask for all of that, so that every filter is asked.
+fn ask_for_all(request: &mut Request, n: u64) {
+    let asks = &mut request.asks;
+    for (key, value) in [
+        ("capabilities:hypervisor_version", ">= 9"),
+        ("aggregate_instance_extra_specs:ssd", "yes"),
+        ("trait:CUSTOM_SSD", "required"),
+    ] {
+        asks.extra_specs.insert(key.into(), value.into());
+    }
+    asks.image_properties.insert("os".into(), "linux".into());
+    asks.flavor = Some("m1".into());
+    asks.host_selector = [("os".to_owned(), "linux".to_owned())].into();
+    asks.tolerations = vec![Toleration::default()];
+    asks.near = "10.1.0.0/16".parse().ok();
+    asks.query =
+        Query::parse(r#"["and", [">=", "$free_ram_mb", 1], [">=", "$vcpus_free", 1]]"#).ok();
+    asks.physical_networks = ["physnet1".to_owned()].into();
+    asks.volume_hosts = Some((0..100).map(|i| format!("host-{i:05}")).collect());
+    let claim = asks.shape.claim;
+    asks.shape.resources = [("CUSTOM_LICENSE".to_owned(), 1)].into();
+    asks.shape.pci = [("gpu".to_owned(), 1)].into();
+    asks.shape.numa = Some(NumaAsk {
+        cells: vec![(claim.vcpus, claim.memory_mib)],
+        pinned: true,
+        page_kib: None,
+    });
+    request.refused_by = ["host-00000".to_owned()].into();
+    let placed = |n: u64| Peer {
+        name: "peer".into(),
+        uid: Some(uid(n)),
+    };
+    request.same_host = (1..10).map(|back| placed(n - back)).collect();
+    request.different_host = (10..20).map(|back| placed(n - back)).collect();
+}
+
 fn host(i: u64, dice: &mut Dice) -> HostFacts {
     let size = 1 + dice.below(3).cast_signed();
     HostFacts {
@@ -90,6 +168,7 @@ fn host(i: u64, dice: &mut Dice) -> HostFacts {
         labels: [
             ("kubernetes.io/hostname".to_owned(), format!("host-{i:05}")),
             ("rack".to_owned(), format!("rack-{}", i / 20)),
+            ("os".to_owned(), "linux".to_owned()),
         ]
         .into(),
         images: (0..10)
@@ -132,11 +211,14 @@ fn uid(n: u64) -> String {
 }
 
 /// Hosts with Servers, and the bytes of each.
-fn cloud(hosts: u64, servers: u64, dice: &mut Dice) -> (Snapshot, usize, usize) {
+fn cloud(hosts: u64, servers: u64, rich: bool, dice: &mut Dice) -> (Snapshot, usize, usize) {
     let empty = live();
     let mut snapshot = Snapshot::default();
     for i in 0..hosts {
-        let facts = host(i, dice);
+        let mut facts = host(i, dice);
+        if rich {
+            enrich(&mut facts);
+        }
         snapshot.set_host(facts);
     }
     let bare = live();
@@ -166,7 +248,8 @@ struct Case<'a> {
 /// stays as full as it was; only the decision itself is timed.
 fn run(case: &Case<'_>) {
     let mut dice = Dice(1);
-    let (mut snapshot, host_bytes, server_bytes) = cloud(case.hosts, case.servers, &mut dice);
+    let (mut snapshot, host_bytes, server_bytes) =
+        cloud(case.hosts, case.servers, case.only.is_some(), &mut dice);
     let policy = match case.only {
         None => Policy::default(),
         Some(name) => {
@@ -198,16 +281,16 @@ fn run(case: &Case<'_>) {
             }];
             ask.spread_set = Some(format!("spread-{}", n / 50));
         }
+        if case.only.is_some() {
+            ask_for_all(&mut ask, n);
+        }
         let began = Instant::now();
         let decided = placer.place(&snapshot, &ask);
         took.push(began.elapsed());
         if let Ok(host) = decided {
             let holding = Holding {
                 host: host.to_owned(),
-                shape: Shape {
-                    claim: ask.asks.shape.claim,
-                    ..Shape::default()
-                },
+                shape: ask.asks.shape,
                 group: ask.group.map(|g| g.id),
                 spread: ask.spread_set,
                 ..Holding::default()
@@ -292,8 +375,15 @@ fn main() {
     for filter in filters::all() {
         let name = filter.name();
         if wanted("filters") || wanted(name) {
+            let affine = name == "ServerGroupAffinityFilter";
             run(&Case {
                 only: Some(name),
+                group: Some(if affine {
+                    (GroupPolicy::Affinity, 5)
+                } else {
+                    (GroupPolicy::AntiAffinity, 50)
+                }),
+                spread: true,
                 ..case(name, most)
             });
         }
