@@ -3,7 +3,6 @@
 
 pub mod guest;
 pub mod plan;
-pub mod refused;
 pub mod resolve;
 pub mod status;
 #[cfg(test)]
@@ -39,9 +38,6 @@ const BUILDING_QUIET: Duration = Duration::from_secs(30);
 /// When the API server refused or did not answer; nothing is lost by it.
 pub async fn reconcile(server: Arc<Server>, manager: Arc<Manager>) -> Outcome {
     let seen = observe(&server, &manager).await?;
-    if !finalize::is_deleting(&*server) {
-        clear_refused(&server, &manager).await?;
-    }
     let plan = plan::plan(&server, &seen);
     let mut acted = Ok(());
     for step in &plan.steps {
@@ -79,17 +75,6 @@ pub async fn reconcile(server: Arc<Server>, manager: Arc<Manager>) -> Outcome {
     report(&server, &manager, &status).await?;
     acted?;
     Ok(plan.standing.waits_for_secret().then_some(SECRET_RETRY))
-}
-
-/// Deletes what hosts have refused and the scheduler has taken back.
-async fn clear_refused(server: &Server, manager: &Manager) -> Result<(), ApiError> {
-    for (namespace, name) in refused::taken_back(server) {
-        let instance = Stores::find(&manager.stores.instances, &namespace, &name);
-        if let Some(instance) = instance.filter(|i| refused::is_refused(server, i)) {
-            refused::clear(&manager.context.client, &instance).await?;
-        }
-    }
-    Ok(())
 }
 
 async fn report(
@@ -266,17 +251,18 @@ async fn act(step: &Step, server: &Server, manager: &Manager) -> Result<(), ApiE
             namespace,
             name,
             uid,
+            version,
         } => {
             let api: Api<Instance> = Api::namespaced(client.clone(), namespace);
-            delete(&api, name, Some(uid)).await?;
+            delete(&api, name, Some(uid), version.as_ref()).await?;
         }
         Step::DeleteGuestData { namespace, name } => {
             let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
-            delete(&api, name, None).await?;
+            delete(&api, name, None, None).await?;
         }
         Step::DeletePort { name, uid } => {
             let api: Api<Port> = Api::namespaced(client.clone(), &namespace);
-            delete(&api, name, Some(uid)).await?;
+            delete(&api, name, Some(uid), None).await?;
         }
     }
     Ok(())
@@ -300,14 +286,20 @@ where
     }
 }
 
-/// Deletes an object, and only the very one that was seen; one that is gone is fine.
-async fn delete<K>(api: &Api<K>, name: &str, uid: Option<&String>) -> Result<(), ApiError>
+/// Deletes an object, and only the very one that was seen, if need be only in the version
+/// that was seen; one that is gone is fine.
+async fn delete<K>(
+    api: &Api<K>,
+    name: &str,
+    uid: Option<&String>,
+    version: Option<&String>,
+) -> Result<(), ApiError>
 where
     K: kube::Resource<DynamicType = ()> + Clone + serde::de::DeserializeOwned + std::fmt::Debug,
 {
     let preconditions = uid.map(|uid| Preconditions {
         uid: Some(uid.clone()),
-        resource_version: None,
+        resource_version: version.cloned(),
     });
     let params = DeleteParams {
         preconditions,

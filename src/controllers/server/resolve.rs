@@ -2,6 +2,7 @@
 
 use kube::ResourceExt;
 
+use super::plan::refused::taken_back;
 use super::plan::{NicSeen, Seen, UserData};
 use crate::api::conditions::{self, ConditionType};
 use crate::api::names::server_port_name;
@@ -90,6 +91,11 @@ pub fn look(
         user_data,
         instances,
         owned_ports,
+        taken_back: taken_back(server)
+            .into_iter()
+            .filter_map(|(at, name)| Stores::find(&stores.instances, &at, &name))
+            .map(|instance| (*instance).clone())
+            .collect(),
         host_lost: host.and_then(|host| {
             let status = host.status.as_ref()?;
             let ready = conditions::find(&status.conditions, ConditionType::Ready)?;

@@ -5,6 +5,8 @@
     reason = "a helper that fails ends its test"
 )]
 
+mod refused;
+
 use k8s_openapi::ByteString;
 use proptest::prelude::*;
 use serde_json::{Value, json};

@@ -36,6 +36,7 @@ pub(super) fn delete(server: &Server, seen: &Seen) -> (Vec<Step>, String) {
                 namespace: instance.namespace().unwrap_or_default(),
                 name: instance.name_any(),
                 uid: instance.uid().unwrap_or_default(),
+                version: None,
             });
         }
     }

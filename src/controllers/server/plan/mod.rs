@@ -5,6 +5,7 @@ mod change;
 mod delete;
 mod ports;
 mod problems;
+pub mod refused;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -36,6 +37,8 @@ pub struct Seen {
     pub user_data: UserData,
     /// The Instances: the placed one, or all when the Server is being deleted.
     pub instances: Vec<Instance>,
+    /// Instances that their hosts had refused when the scheduler took the placement back.
+    pub taken_back: Vec<Instance>,
     /// The Ports made for it; only looked for when it is being deleted.
     pub owned_ports: Vec<Port>,
     /// Why its host counts as lost, if so.
@@ -109,6 +112,8 @@ pub enum Step {
         name: String,
         /// Its uid.
         uid: String,
+        /// Its version, when it may only go as it was seen.
+        version: Option<String>,
     },
     /// Delete what the guest was told.
     DeleteGuestData {
@@ -228,6 +233,7 @@ pub fn plan(server: &Server, seen: &Seen) -> Plan {
     if !finalize::has(server, MANAGER_FINALIZER) {
         steps.push(Step::AddFinalizer);
     }
+    steps.extend(refused::clear(server, seen));
     if let Some(instance) = seen.instances.first() {
         let standing = if has_report(instance) || seen.host_lost.is_some() {
             Standing::Realised
