@@ -48,7 +48,8 @@ proc_restarts() {
 
 # Guests that are emulated take all the processors they get; what serves them goes first, as
 # Debian's own scripts start Open vSwitch and OVN (ovs-ctl, ovn-ctl: priority -10). Guests
-# inherit from libvirtd.
+# inherit from libvirtd. Where the kernel groups processes by session (autogroup), a priority
+# counts only within one, and each guest is a session: there the session gets it as well.
 proc_nice() {
     case "$1" in
     *-libvirtd | *-virtlogd) echo 0 ;;
@@ -66,7 +67,10 @@ proc_spawn() {
     if [ -f "$log" ] && [ "$(stat -c %s "$log")" -gt 50000000 ]; then mv -f "$log" "$log.1"; fi
     # The mark in its environment finds the process when its pid file is lost. Descriptor 9
     # is the lock of the running command: no daemon may keep it.
-    PILEUS_DEVSTACK_OWNER="$STATE_DIR" setsid nice -n "$nice" "$@" </dev/null >>"$log" 2>&1 9>&- &
+    # shellcheck disable=SC2016
+    PILEUS_DEVSTACK_OWNER="$STATE_DIR" setsid bash -c \
+        '[ ! -w /proc/self/autogroup ] || echo "$0" >/proc/self/autogroup; exec nice -n "$0" "$@"' \
+        "$nice" "$@" </dev/null >>"$log" 2>&1 9>&- &
     proc_record "$file" "$!"
 }
 
