@@ -76,7 +76,25 @@ fn names(allocation: &Value, port_uid: &Value, port: &str) -> bool {
     port_uid.as_str().is_some_and(|uid| spec.contains(uid)) && spec.contains(port)
 }
 
-/// The fields that a write changed, two levels deep.
+/// The conditions that a write changed, as they are now.
+fn said(old: &Value, new: &Value) -> Vec<String> {
+    let all = |list: &Value| list.as_array().cloned().unwrap_or_default();
+    let before = all(old);
+    let changed = all(new).into_iter().filter(|c| !before.contains(c));
+    let line = |condition: Value| {
+        let word = |field: &str| condition[field].as_str().unwrap_or_default().to_owned();
+        let (kind, status) = (word("type"), word("status"));
+        let generation = &condition["observedGeneration"];
+        format!(
+            "({kind}={status} {}: {:?} of {generation})",
+            word("reason"),
+            word("message")
+        )
+    };
+    changed.map(line).collect()
+}
+
+/// The fields that a write changed, two levels deep, and what its conditions say.
 fn changes(old: &Value, new: &Value) -> Vec<String> {
     const NOISE: [&str; 5] = [
         "managedFields",
@@ -91,8 +109,12 @@ fn changes(old: &Value, new: &Value) -> Vec<String> {
             continue;
         };
         for (field, value) in fields {
-            if !NOISE.contains(&field.as_str()) && old[part][field] != *value {
-                changed.push(format!("{part}.{field}"));
+            if NOISE.contains(&field.as_str()) || old[part][field] == *value {
+                continue;
+            }
+            changed.push(format!("{part}.{field}"));
+            if field == "conditions" {
+                changed.extend(said(&old[part][field], value));
             }
         }
     }
