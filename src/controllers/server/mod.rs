@@ -68,8 +68,13 @@ pub async fn reconcile(server: Arc<Server>, manager: Arc<Manager>) -> Outcome {
         Standing::Building => BUILDING_QUIET,
         _ => QUIET,
     };
-    if plan.standing.is_passing() && !told && age < quiet && acted.is_ok() {
-        return Ok(Some(quiet.saturating_sub(age)));
+    if plan.standing.is_passing() && !told && age < quiet {
+        // A step that failed is tried again by itself.
+        return acted.map(|()| Some(quiet.saturating_sub(age)));
+    }
+    // What was decided from an old view is not told: the newer one is on its way.
+    if acted.as_ref().is_err_and(ApiError::is_conflict) {
+        return acted.map(|()| None);
     }
     let status = status::status(&server, &seen, &plan, Timestamp::now());
     report(&server, &manager, &status).await?;
