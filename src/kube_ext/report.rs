@@ -30,6 +30,24 @@ where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Serialize + Debug,
     S: Serialize,
 {
+    let written = applied_status(api, manager, object, status).await?;
+    Ok(written.is_some())
+}
+
+/// As [`apply_status`]; gives the object as it is after the write, if there was one.
+///
+/// # Errors
+/// When the API server refuses or does not answer.
+pub async fn applied_status<K, S>(
+    api: &Api<K>,
+    manager: &str,
+    object: &K,
+    status: &S,
+) -> Result<Option<K>, ApiError>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Serialize + Debug,
+    S: Serialize,
+{
     let action = || {
         format!(
             "report the status of {} {}",
@@ -42,12 +60,12 @@ where
     let whole = serde_json::to_value(object).map_err(serialise)?;
     let current = whole.get("status").cloned().unwrap_or(Value::Null);
     if same(&current, &desired) && !drops_a_field(object, manager, &current, &desired) {
-        return Ok(false);
+        return Ok(None);
     }
     write_status(api, manager, object, &desired, None)
         .await
-        .map_err(ApiError::doing(action()))?;
-    Ok(true)
+        .map(Some)
+        .map_err(ApiError::doing(action()))
 }
 
 /// Applies a status that must only be written to the very version of the object that the

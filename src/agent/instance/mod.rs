@@ -6,8 +6,10 @@ pub mod plan;
 pub mod report;
 #[cfg(test)]
 mod restart_tests;
+mod starts;
 #[cfg(test)]
 mod tests;
+mod written;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,6 +22,8 @@ use crate::api::Instance;
 use crate::drivers::{hypervisor, storage};
 use crate::kube_ext::{ApiError, finalize};
 use plan::{Mark, Standing, Step};
+pub use starts::Starts;
+use written::Written;
 
 /// How long a wait inside one pass may take; after it the Instance is queued again.
 const INLINE_WAIT: Duration = Duration::from_secs(3);
@@ -28,6 +32,8 @@ const QUIET: Duration = Duration::from_secs(3);
 /// The same for a guest that has never been told of: until then the manager's "being built"
 /// says all there is to say, also when many guests start at once.
 const FIRST_QUIET: Duration = Duration::from_secs(30);
+/// How long a guest that is ready to run lets earlier ones be made first.
+const STARTS_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why a pass ended early.
 #[derive(Debug, thiserror::Error)]
@@ -90,6 +96,8 @@ pub struct Runtime {
     pub realized: bool,
     /// The standing last logged and told by an event.
     pub told: Option<crate::api::Reason>,
+    /// What was written last, until the cache has it.
+    written: Written,
 }
 
 /// A download of an image's parts.
@@ -123,7 +131,9 @@ pub async fn reconcile(
     {
         return Ok(None);
     }
+    let object = &agent.runtime(id, |runtime| runtime.written.or_newer(object));
     let own = observe::own_mark(object, agent);
+    let mut settled = false;
     // Each round acts on what the round before has made; the bound only guards against a
     // plan that does not converge.
     for _ in 0..6 {
@@ -137,7 +147,14 @@ pub async fn reconcile(
             Standing::AsAsked => runtime.guest_shutdown = Some(false),
             _ => {}
         });
-        let mut waiting = false;
+        if decided.steps.contains(&Step::Resume) && !settled {
+            settled = true;
+            if agent.starts.settled(STARTS_PATIENCE).await {
+                continue;
+            }
+        }
+        let starting = decided.steps.contains(&Step::StartPaused);
+        let turn = starting.then(|| agent.starts.begin());
         for step in &decided.steps {
             tracing::debug!(instance = %object.name_any(), server = %object.spec.server.name, ?step, "step");
             if let Err(error) = act::act(step, object, id, &own, &seen, agent).await {
@@ -148,12 +165,12 @@ pub async fn reconcile(
                 agent.host_changed.notify_one();
                 return Ok(None);
             }
-            waiting |= *step == Step::StartPaused;
         }
+        drop(turn);
         let again = match decided.standing {
             Standing::AwaitingPorts => {
                 let ports: Vec<_> = object.spec.nics.iter().map(|n| n.port_id.clone()).collect();
-                agent.ports.wait_installed(&ports, INLINE_WAIT).await || waiting
+                agent.ports.wait_installed(&ports, INLINE_WAIT).await || starting
             }
             // What was just done is confirmed by a look, before it is told.
             _ => !decided.steps.is_empty() && decided.steps != [Step::FetchImage],

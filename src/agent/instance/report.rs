@@ -19,7 +19,7 @@ use crate::api::names::AGENT;
 use crate::api::server::{Hardware, PowerState, RunState};
 use crate::api::{Instance, Reason};
 use crate::drivers::{hypervisor, storage};
-use crate::kube_ext::report::apply_status;
+use crate::kube_ext::report::applied_status;
 use crate::kube_ext::{ApiError, chain};
 
 /// Progress is told this often at most.
@@ -443,11 +443,13 @@ async fn write(
         object.metadata.generation,
         Timestamp::now(),
     );
-    if apply_status(&agent.instances, AGENT, &**object, &status).await? {
+    let written = applied_status(&agent.instances, AGENT, &**object, &status).await?;
+    if let Some(written) = written {
         agent.context.metrics.status_written("instance");
         let changed = agent.runtime(id, |runtime| {
             runtime.reported = Some(Instant::now());
             runtime.restarts = 0;
+            runtime.written.note(object, written);
             runtime.told.replace(words.reason) != Some(words.reason)
         });
         if changed {

@@ -60,6 +60,7 @@ fn agent(dir: &Path, fake: &Fake) -> Arc<Agent> {
         known,
         trigger: mpsc::unbounded_channel().0,
         runtime: Mutex::default(),
+        starts: super::Starts::default(),
         host_changed: Notify::new(),
         orphan_count: prometheus_client::metrics::gauge::Gauge::default(),
         backoff: Backoff::new(Duration::from_millis(1), Duration::from_millis(1)),
