@@ -199,6 +199,7 @@ fn every_kind_that_people_write_has_a_sample_that_is_valid() {
             "Network" => valid!(Network, |_| Ok(())),
             "SecurityGroup" => valid!(SecurityGroup, |_| Ok(())),
             "SecurityGroupRule" => valid!(SecurityGroupRule, |_| Ok(())),
+            "Stack" => valid!(Stack, validation::stack),
             other => panic!("{}: kind {other} is not known", path.display()),
         }
         // The quick start has several objects, of kinds that have samples of their own.

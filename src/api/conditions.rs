@@ -214,6 +214,22 @@ words! {
         Adopted,
         /// Something failed that is expected to pass; it is tried again.
         Retrying,
+        /// Stack: an action is under way.
+        InProgress,
+        /// Stack: the last action was done.
+        Complete,
+        /// Stack: the last action failed.
+        Failed,
+        /// Stack: its Servers are stopped as asked.
+        Suspended,
+        /// Stack: the template cannot become a stack.
+        InvalidTemplate,
+        /// Stack: a ConfigMap or Secret, or a key of one, does not exist.
+        SourceNotFound,
+        /// Stack: the record of what it has made is gone.
+        RecordMissing,
+        /// Stack: only shows what would be done.
+        Previewed,
     }
 }
 

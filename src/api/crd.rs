@@ -25,6 +25,7 @@ pub fn all() -> Vec<CustomResourceDefinition> {
         super::IPAllocation::crd(),
         super::SecurityGroup::crd(),
         super::SecurityGroupRule::crd(),
+        super::Stack::crd(),
     ];
     crds.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
     crds.into_iter().map(with_status_default).collect()

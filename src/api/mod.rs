@@ -25,6 +25,7 @@ pub mod scheduler_policy;
 pub mod security_group;
 pub mod server;
 pub mod server_group;
+pub mod stack;
 pub mod subnet;
 pub mod validation;
 
@@ -46,6 +47,7 @@ pub use security_group::{
 };
 pub use server::{Server, ServerSpec, ServerStatus};
 pub use server_group::{ServerGroup, ServerGroupSpec, ServerGroupStatus};
+pub use stack::{Stack, StackSpec, StackStatus};
 pub use subnet::{Subnet, SubnetSpec, SubnetStatus};
 
 /// The API group of every kind.

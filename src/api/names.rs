@@ -23,6 +23,14 @@ pub const SERVER_UID_LABEL: &str = "pileus.dev/server-uid";
 pub const PORT_UID_LABEL: &str = "pileus.dev/port-uid";
 /// Label of an IPAllocation and a Port: uid of its Subnet or Network.
 pub const SUBNET_UID_LABEL: &str = "pileus.dev/subnet-uid";
+/// Label on what a Stack has made: uid of the Stack.
+pub const STACK_UID_LABEL: &str = "pileus.dev/stack-uid";
+/// Annotation on what a Stack has made: the resource in the template that it stands for.
+pub const STACK_RESOURCE_ANNOTATION: &str = "pileus.dev/stack-resource";
+/// Annotation on what a Stack has made: digest of what the Stack wants it to be.
+pub const STACK_DIGEST_ANNOTATION: &str = "pileus.dev/stack-digest";
+/// Annotation on what a Stack has made: the name that the template gives it.
+pub const DISPLAY_NAME_ANNOTATION: &str = "pileus.dev/display-name";
 /// Annotation on a namespace: its `default` SecurityGroup has been made once and is the
 /// user's from then on, to change or to delete.
 pub const DEFAULT_GROUP_ANNOTATION: &str = "pileus.dev/default-security-group";

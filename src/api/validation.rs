@@ -16,7 +16,7 @@ use super::server_group::GroupPolicy;
 use super::subnet::{AllocationPool, HostRoute};
 use super::{
     FlavorSpec, HostAggregateSpec, HostSpec, ImageSpec, PortSpec, Resources, ServerGroupSpec,
-    ServerSpec, SubnetSpec,
+    ServerSpec, StackSpec, SubnetSpec,
 };
 use crate::model::range::to_number;
 use crate::model::{AddressRange, Bytes, Mac, parse_milli};
@@ -295,6 +295,27 @@ pub fn server_group(spec: &ServerGroupSpec) -> Result<(), String> {
         spec.max_servers_per_host.is_some() && spec.policy != GroupPolicy::AntiAffinity,
         "maxServersPerHost belongs to policy AntiAffinity",
     );
+    faults.done()
+}
+
+/// Checks a Stack's spec; the template is the engine's to judge.
+///
+/// # Errors
+/// Every fault with its field, value and way out.
+pub fn stack(spec: &StackSpec) -> Result<(), String> {
+    let mut faults = Faults::default();
+    faults.when(
+        spec.template.is_some() == spec.template_from.is_some(),
+        "give either template or templateFrom",
+    );
+    for environment in &spec.environments {
+        if environment.text.is_some() == environment.from.is_some() {
+            faults.add(format!(
+                "spec.environments[{}]: give either text or from",
+                environment.name
+            ));
+        }
+    }
     faults.done()
 }
 
