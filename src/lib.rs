@@ -9,10 +9,10 @@
 //! | [`drivers`] | the systems we drive, behind small traits; nothing of Kubernetes | `model` |
 //! | [`guest`] | what a guest is told: config drive, metadata (pure) | `api`, `model` |
 //! | [`network`] | API objects in, desired OVN rows out (pure) | `api`, `model`, values of `drivers::ovn` |
-//! | [`stack`] | the orchestration engine: templates, functions, graph, plan (pure) | nothing of ours |
+//! | [`stack`] | the orchestration engine: templates, functions, graph, plan, what types become (pure) | `api` |
 //! | [`stack_cli`] | `pileus stack`: the engine offline, on files | `stack` |
 //! | [`kube_ext`] | what reconcilers share: reports, finalizers, backoff, leases, metrics | `api`, `model` |
-//! | [`controllers`] | one directory per kind: observe, plan (pure), act, report | `api`, `model`, `guest`, `network`, `kube_ext`, `telemetry`, `drivers::ovn`, `drivers::ovsdb` |
+//! | [`controllers`] | one directory per kind: observe, plan (pure), act, report | `api`, `model`, `guest`, `network`, `stack`, `kube_ext`, `telemetry`, `drivers::ovn`, `drivers::ovsdb` |
 //! | [`scheduler`] | binds Servers to Hosts by filters and weighers | `api`, `model`, `kube_ext`, `telemetry` |
 //! | [`agent`] | one host: makes its Instances real | `api`, `model`, `guest`, `network`, `kube_ext`, `telemetry`, `drivers` |
 //! | [`telemetry`] | logs, health and metrics endpoints | nothing of ours |

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand, ValueEnum};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::stack::environment::Environment;
 use crate::stack::parameters::Identity;
@@ -195,8 +195,7 @@ impl Source {
                 name: self.stack_name.clone(),
                 ..cases::identity("")
             },
-            resources: BTreeMap::new(),
-            facade: Map::new(),
+            ..Input::default()
         })
     }
 }

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 /// `drivers::x` alone stands for that one driver.
 const TABLE: [(&str, &[&str]); 12] = [
     ("model", &[]),
-    ("stack", &[]),
+    ("stack", &["api"]),
     ("stack_cli", &["stack"]),
     ("telemetry", &[]),
     ("api", &["model"]),
@@ -30,6 +30,7 @@ const TABLE: [(&str, &[&str]); 12] = [
             "model",
             "guest",
             "network",
+            "stack",
             "kube_ext",
             "telemetry",
             "drivers::ovn",

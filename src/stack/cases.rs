@@ -61,7 +61,7 @@ pub fn input(case: &Value) -> Result<Input> {
         environment,
         identity,
         resources: known(case.get("resources")),
-        facade: Map::new(),
+        ..Input::default()
     })
 }
 

@@ -1,7 +1,7 @@
 //! A stack with the stacks inside of it: templates used as types, groups,
 //! chains. Members have the names `0`, `1`, … .
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
 
@@ -91,7 +91,15 @@ fn at_depth(input: &Input, depth: usize, left: &mut usize) -> std::result::Resul
 }
 
 /// What the stack inside of a resource is rendered from, if it holds one.
-fn inner(input: &Input, stack: &Stack, name: &str, resource: &Rendered) -> Result<Option<Input>> {
+///
+/// # Errors
+/// When what it holds is no template, or not among the files.
+pub(super) fn inner(
+    input: &Input,
+    stack: &Stack,
+    name: &str,
+    resource: &Rendered,
+) -> Result<Option<Input>> {
     // What exists already is not made, nor what is inside of it.
     if !resource.external_id.is_null() {
         return Ok(None);
@@ -111,6 +119,7 @@ fn inner(input: &Input, stack: &Stack, name: &str, resource: &Rendered) -> Resul
             identity,
             resources: BTreeMap::new(),
             facade: facade(resource),
+            secret: BTreeSet::new(),
         }
     };
     if render::is_template_name(&resource.resolved) {
@@ -161,6 +170,16 @@ fn inner(input: &Input, stack: &Stack, name: &str, resource: &Rendered) -> Resul
         _ => return Ok(None),
     };
     Ok(Some(child(made, Map::new())))
+}
+
+/// Whether a resource holds a stack of its own.
+#[must_use]
+pub fn holds_a_stack(resource: &Rendered) -> bool {
+    resource.external_id.is_null()
+        && (render::is_template_name(&resource.resolved)
+            || super::builtin::template(&resource.resolved).is_some()
+            || resource.resolved == "OS::Heat::Stack"
+            || resource.schema.as_ref().is_some_and(|kind| kind.stack))
 }
 
 fn facade(resource: &Rendered) -> Map<String, Value> {

@@ -19,6 +19,9 @@
 //! | [`builtin`] | what Heat makes of three of CloudFormation's types |
 //! | [`expand`] | a stack with the stacks inside of it |
 //! | [`plan`] | create, update and delete as steps with dependencies |
+//! | [`tree`] | a stack and those inside as one set of resources, as they become known |
+//! | [`hide`] | which values come from hidden parameters |
+//! | [`kinds`] | what each resource type becomes in Kubernetes |
 
 pub mod builtin;
 pub mod cases;
@@ -26,11 +29,14 @@ pub mod environment;
 pub mod expand;
 pub mod functions;
 pub mod graph;
+pub mod hide;
+pub mod kinds;
 pub mod parameters;
 pub mod plan;
 pub mod registry;
 pub mod render;
 pub mod template;
+pub mod tree;
 pub mod typed;
 pub mod validate;
 pub mod version;

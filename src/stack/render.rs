@@ -29,6 +29,8 @@ pub struct Input {
     pub resources: BTreeMap<String, Known>,
     /// Of the resource outside, for a nested stack.
     pub facade: Map<String, Value>,
+    /// Parameters that are hidden, whatever the template says of them.
+    pub secret: BTreeSet<String>,
 }
 
 /// One resource, evaluated.
@@ -94,7 +96,7 @@ pub struct Stop {
 pub fn stack(input: &Input) -> std::result::Result<Stack, Stop> {
     let stop = |stage| move |error| Stop { stage, error };
     let template = Template::from_value(&input.template).map_err(stop("template"))?;
-    let parameters = Parameters::resolve(
+    let mut parameters = Parameters::resolve(
         &template.parameters,
         template.version,
         &input.environment.parameters,
@@ -102,6 +104,8 @@ pub fn stack(input: &Input) -> std::result::Result<Stack, Stop> {
         &input.identity,
     )
     .map_err(stop("parameters"))?;
+    let secret = input.secret.iter().cloned();
+    parameters.hidden.extend(secret);
     let mut scope = Scope {
         version: template.version,
         parameters: &parameters.values,

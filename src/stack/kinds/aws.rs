@@ -1,0 +1,255 @@
+//! `AWS::EC2`: what CloudFormation templates call the same things.
+//!
+//! Heat makes a router of a VPC and puts its subnets on it; routers are not there yet, so a
+//! VPC is a Network, whose guests reach each other and nothing else.
+
+use serde_json::{Map, Value};
+
+use super::nova::{wishes, with_user_data};
+use super::{Find, How, Kind, Makes, Request, neutron, plain, reference, text};
+use crate::api::port::FixedIp;
+use crate::api::security_group::{Direction, EtherType, NamedRule, SecurityRule};
+use crate::api::server::ServerNetwork;
+use crate::api::{NetworkSpec, PortSpec, ServerSpec, SubnetSpec};
+use crate::stack::{Error, Result};
+
+pub(super) const KINDS: &[Kind] = &[
+    Kind {
+        name: "AWS::EC2::Instance",
+        how: How::Objects {
+            kind: "Server",
+            map: instance,
+            attributes: instance_attributes,
+        },
+        takes: &[
+            "AvailabilityZone",
+            "ImageId",
+            "InstanceType",
+            "KeyName",
+            "NetworkInterfaces",
+            "NovaSchedulerHints",
+            "SecurityGroupIds",
+            "SecurityGroups",
+            "SubnetId",
+            "Tags",
+            "UserData",
+        ],
+        ignores: &[],
+        fixed: &["InstanceType", "NetworkInterfaces", "SubnetId"],
+        by_account: false,
+    },
+    Kind {
+        name: "AWS::EC2::NetworkInterface",
+        how: How::Objects {
+            kind: "Port",
+            map: network_interface,
+            attributes: network_interface_attributes,
+        },
+        takes: &["GroupSet", "PrivateIpAddress", "SubnetId"],
+        ignores: &["Description", "Tags"],
+        fixed: &[],
+        by_account: false,
+    },
+    Kind {
+        name: "AWS::EC2::SecurityGroup",
+        how: How::Objects {
+            kind: "SecurityGroup",
+            map: security_group,
+            attributes: |_, _| Map::new(),
+        },
+        takes: &[
+            "GroupDescription",
+            "SecurityGroupEgress",
+            "SecurityGroupIngress",
+        ],
+        ignores: &["VpcId"],
+        fixed: &[],
+        by_account: false,
+    },
+    Kind {
+        name: "AWS::EC2::Subnet",
+        how: How::Objects {
+            kind: "Subnet",
+            map: subnet,
+            attributes: |_, _| Map::new(),
+        },
+        takes: &["CidrBlock", "VpcId"],
+        ignores: &["AvailabilityZone", "Tags"],
+        fixed: &[],
+        by_account: false,
+    },
+    Kind {
+        name: "AWS::EC2::VPC",
+        how: How::Objects {
+            kind: "Network",
+            map: vpc,
+            attributes: |_, _| Map::new(),
+        },
+        takes: &[],
+        ignores: &["CidrBlock", "Tags"],
+        fixed: &[],
+        by_account: false,
+    },
+];
+
+/// A list of maps with a key and a value each, as one map.
+fn pairs(request: &Request<'_>, name: &str) -> Map<String, Value> {
+    let items = request.list(name).into_iter().flatten();
+    items
+        .filter_map(|item| Some((text(&item["Key"])?, item["Value"].clone())))
+        .collect()
+}
+
+fn instance(request: &Request<'_>) -> Result<Makes> {
+    let mut groups = request.texts("SecurityGroupIds");
+    groups.extend(request.texts("SecurityGroups"));
+    let mut networks = Vec::new();
+    let interfaces = request.list("NetworkInterfaces").into_iter().flatten();
+    for (index, item) in interfaces.enumerate() {
+        let port = text(item).or_else(|| item.get("NetworkInterfaceId").and_then(text));
+        networks.push(ServerNetwork {
+            name: format!("nic-{index}"),
+            port: Some(port.ok_or_else(|| {
+                Error::at(format!("NetworkInterfaces[{index}]"), "names no interface")
+            })?),
+            ..ServerNetwork::default()
+        });
+    }
+    if networks.is_empty()
+        && let Some(subnet) = request.text("SubnetId")
+    {
+        networks.push(ServerNetwork {
+            name: "nic-0".to_owned(),
+            network: Some(reference(&network_of(request, &subnet)?)),
+            security_groups: (!groups.is_empty()).then_some(groups),
+            ..ServerNetwork::default()
+        });
+    }
+    let tags = pairs(request, "Tags").into_iter();
+    let hints = pairs(request, "NovaSchedulerHints");
+    let spec = ServerSpec {
+        flavor: Some(request.need("InstanceType")?),
+        image: reference(&request.need("ImageId")?),
+        networks,
+        key_pairs: request.text("KeyName").into_iter().collect(),
+        metadata: tags
+            .filter_map(|(key, value)| Some((key, text(&value)?)))
+            .collect(),
+        placement: wishes(request.text("AvailabilityZone"), Some(&hints))?,
+        ..ServerSpec::default()
+    };
+    with_user_data(request, spec, &request.text("UserData").unwrap_or_default())
+}
+
+fn instance_attributes(server: &Value, _: Find<'_>) -> Map<String, Value> {
+    let interfaces = server["status"]["addresses"]
+        .as_array()
+        .into_iter()
+        .flatten();
+    let address = interfaces
+        .filter_map(|interface| interface["ips"].as_array()?.first())
+        .find_map(text)
+        .unwrap_or_default();
+    let zone = &server["spec"]["placement"]["availabilityZone"];
+    let name = server["metadata"]["name"].clone();
+    let mut attributes = Map::new();
+    attributes.insert("PrivateIp".into(), Value::from(address.clone()));
+    attributes.insert("PublicIp".into(), Value::from(address));
+    attributes.insert("PrivateDnsName".into(), name.clone());
+    attributes.insert("PublicDnsName".into(), name);
+    attributes.insert("AvailabilityZone".into(), zone.clone());
+    attributes
+}
+
+/// The network that a subnet belongs to.
+fn network_of(request: &Request<'_>, subnet: &str) -> Result<String> {
+    let found = (request.find)("Subnet", subnet);
+    let network = found.and_then(|subnet| text(&subnet["spec"]["network"]));
+    network.ok_or_else(|| Error::at("SubnetId", format!("there is no Subnet `{subnet}`")))
+}
+
+fn network_interface(request: &Request<'_>) -> Result<Makes> {
+    let subnet = request.need("SubnetId")?;
+    let spec = PortSpec {
+        network: reference(&network_of(request, &subnet)?),
+        fixed_ips: vec![FixedIp {
+            name: "ip-0".to_owned(),
+            subnet: Some(subnet),
+            address: request.text("PrivateIpAddress"),
+        }],
+        security_groups: request.list("GroupSet").map(|_| request.texts("GroupSet")),
+        ..PortSpec::default()
+    };
+    neutron::make_port(request, &spec)
+}
+
+fn network_interface_attributes(port: &Value, _: Find<'_>) -> Map<String, Value> {
+    let address = port["status"]["fixedIPs"][0]["address"].clone();
+    let mut attributes = Map::new();
+    attributes.insert("PrivateIpAddress".into(), address);
+    attributes
+}
+
+fn security_group(request: &Request<'_>) -> Result<Makes> {
+    let mut rules = Vec::new();
+    for (name, direction) in [
+        ("SecurityGroupIngress", Direction::Ingress),
+        ("SecurityGroupEgress", Direction::Egress),
+    ] {
+        for (index, item) in request.list(name).into_iter().flatten().enumerate() {
+            let rule = rule(item, direction).map_err(|e| e.below(&format!("{name}[{index}]")))?;
+            rules.push(NamedRule {
+                name: plain(&format!("{direction:?}-{index}")),
+                rule,
+            });
+        }
+    }
+    neutron::group_of(request, request.text("GroupDescription"), rules)
+}
+
+fn rule(item: &Value, direction: Direction) -> Result<SecurityRule> {
+    let get = |key: &str| item.get(key).and_then(text).filter(|text| !text.is_empty());
+    let port = |key: &str| {
+        let number = get(key).map(|text| text.parse::<i32>()).transpose();
+        let number = number.map_err(|_| Error::at(key, "is no port"))?;
+        // Amazon's word for every port.
+        Ok(number.filter(|number| *number >= 0))
+    };
+    let cidr = get("CidrIp");
+    let six = cidr.as_ref().is_some_and(|cidr| cidr.contains(':'));
+    Ok(SecurityRule {
+        direction,
+        ether_type: if six {
+            EtherType::IPv6
+        } else {
+            EtherType::IPv4
+        },
+        // Amazon's word for every protocol.
+        protocol: get("IpProtocol").filter(|protocol| protocol != "-1"),
+        port_range_min: port("FromPort")?,
+        port_range_max: port("ToPort")?,
+        remote_cidr: cidr,
+        remote_group: get("SourceSecurityGroupId").or_else(|| get("SourceSecurityGroupName")),
+    })
+}
+
+fn subnet(request: &Request<'_>) -> Result<Makes> {
+    let spec = SubnetSpec {
+        network: request.need("VpcId")?,
+        cidr: request.need("CidrBlock")?,
+        ..SubnetSpec::default()
+    };
+    let claim = format!("Network/{}/{}", spec.network, spec.cidr);
+    Ok(Makes {
+        claims: [claim].into(),
+        objects: vec![request.object("Subnet", request.name, &spec)?],
+    })
+}
+
+fn vpc(request: &Request<'_>) -> Result<Makes> {
+    let network = request.object("Network", request.name, &NetworkSpec::default())?;
+    Ok(Makes {
+        objects: vec![network],
+        ..Makes::default()
+    })
+}

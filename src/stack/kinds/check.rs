@@ -1,0 +1,141 @@
+//! What cannot be made, told by name before anything is made.
+
+use serde_json::{Map, Value};
+
+use super::{Kind, find};
+use crate::stack::expand::{Tree, holds_a_stack};
+use crate::stack::render::Rendered;
+use crate::stack::{Error, Result, registry};
+
+/// Types that hold a stack and can be made; templates used as types are the others.
+const HOLDERS: [&str; 4] = [
+    "OS::Heat::Stack",
+    "OS::Heat::ResourceGroup",
+    "OS::Heat::ResourceChain",
+    "AWS::CloudFormation::Stack",
+];
+
+/// Whether everything in a tree can be made, and whether a service account is needed and
+/// given.
+///
+/// # Errors
+/// For the first resource that cannot, with its place.
+pub fn tree(tree: &Tree, has_account: bool) -> Result<()> {
+    for (name, resource) in &tree.stack.resources {
+        let place = |error: Error| error.below(&format!("resources.{name}"));
+        one(resource, has_account).map_err(place)?;
+        if let Some(inner) = tree.nested.get(name) {
+            self::tree(inner, has_account).map_err(place)?;
+        }
+    }
+    Ok(())
+}
+
+/// What a tree says that has no effect, for people.
+#[must_use]
+pub fn notes(tree: &Tree) -> Vec<String> {
+    let mut notes = Vec::new();
+    for (name, resource) in &tree.stack.resources {
+        let at = format!("resources.{name}");
+        if let (Some(kind), Ok(Some(given))) = (find(&resource.resolved), &resource.properties) {
+            let ignored = given
+                .keys()
+                .filter(|key| kind.ignores.contains(&key.as_str()));
+            notes.extend(ignored.map(|key| format!("{at}.properties.{key} has no effect here")));
+        }
+        if let Some(inner) = tree.nested.get(name) {
+            let inner = self::notes(inner).into_iter();
+            notes.extend(inner.map(|note| format!("{at}.{note}")));
+        }
+    }
+    notes
+}
+
+fn one(resource: &Rendered, has_account: bool) -> Result<()> {
+    if resource.deletion_policy == "Snapshot" {
+        return Err(Error::at(
+            "deletion_policy",
+            "Snapshot is for volumes, which cannot be made yet; use Delete or Retain",
+        ));
+    }
+    if holds_a_stack(resource) {
+        let name = resource.resolved.as_str();
+        if HOLDERS.contains(&name) || crate::stack::render::is_template_name(name) {
+            return Ok(());
+        }
+        return Err(not_yet(name));
+    }
+    let kind = find(&resource.resolved).ok_or_else(|| not_yet(&resource.resolved))?;
+    if !resource.external_id.is_null() {
+        return Ok(());
+    }
+    if kind.by_account && !has_account {
+        return Err(Error::at(
+            "type",
+            format!(
+                "`{}` is made with the rights of a service account; name one in \
+                 spec.serviceAccountName",
+                kind.name
+            ),
+        ));
+    }
+    match &resource.typed {
+        Ok(properties) => refuse(kind, properties).map_err(|error| error.below("properties")),
+        // Values that are not known yet are judged when they are.
+        Err(_) => Ok(()),
+    }
+}
+
+fn not_yet(name: &str) -> Error {
+    Error::at(
+        "type",
+        format!(
+            "resources of the type `{name}` cannot be made yet; `pileus stack validate` and \
+             `render` know it"
+        ),
+    )
+}
+
+/// Refuses what a type's mapping does not take: a property that is given, does not have its
+/// default and is not empty.
+///
+/// # Errors
+/// For the first such property.
+pub fn refuse(kind: &Kind, properties: &Map<String, Value>) -> Result<()> {
+    let schema = registry::find(kind.name);
+    if schema.is_some_and(|schema| registry::takes_anything(kind.name, schema)) {
+        return Ok(());
+    }
+    for (name, value) in properties {
+        let known = |list: &[&str]| list.contains(&name.as_str());
+        if known(kind.takes) || known(kind.ignores) || is_empty(value) {
+            continue;
+        }
+        let default = schema
+            .and_then(|schema| schema.properties.get(name))
+            .and_then(|property| property.default.as_ref());
+        if default == Some(value) {
+            continue;
+        }
+        return Err(Error::at(
+            name,
+            format!(
+                "`{}` cannot be made with this property yet; leave it out",
+                kind.name
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// Whether a value says nothing.
+#[must_use]
+pub fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(map) => map.values().all(is_empty),
+        _ => false,
+    }
+}

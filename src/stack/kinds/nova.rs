@@ -1,0 +1,371 @@
+//! `OS::Nova`: Servers, KeyPairs, Flavors.
+
+use std::collections::BTreeSet;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Map, Value, json};
+
+use super::{Find, How, Kind, Makes, Request, as_texts, display_name, plain, reference, text};
+use crate::api::server::{ConfigDrive, PlacementWishes, RunState, ServerNetwork};
+use crate::api::{FlavorSpec, KeyPairSpec, SecretKey, ServerSpec, Sharing};
+use crate::stack::{Error, Result};
+
+/// Key of the user data in the Secret that is made for it.
+const USER_DATA_KEY: &str = "userData";
+
+pub(super) const KINDS: &[Kind] = &[
+    Kind {
+        name: "OS::Nova::Server",
+        how: How::Objects {
+            kind: "Server",
+            map: server,
+            attributes: server_attributes,
+        },
+        takes: &[
+            "availability_zone",
+            "config_drive",
+            "flavor",
+            "image",
+            "key_name",
+            "metadata",
+            "name",
+            "networks",
+            "scheduler_hints",
+            "security_groups",
+            "user_data",
+            "user_data_format",
+        ],
+        ignores: &[
+            "diskConfig",
+            "flavor_update_policy",
+            "image_update_policy",
+            "software_config_transport",
+            "tags",
+            "user_data_update_policy",
+        ],
+        // Resizing, rebuilding and hot-plugging are not there yet.
+        fixed: &["flavor", "image", "networks", "user_data"],
+        by_account: false,
+    },
+    Kind {
+        name: "OS::Nova::KeyPair",
+        how: How::Objects {
+            kind: "KeyPair",
+            map: key_pair,
+            attributes: key_pair_attributes,
+        },
+        takes: &["name", "public_key", "type"],
+        ignores: &[],
+        fixed: &[],
+        by_account: false,
+    },
+    Kind {
+        name: "OS::Nova::Flavor",
+        how: How::Objects {
+            kind: "Flavor",
+            map: flavor,
+            attributes: flavor_attributes,
+        },
+        takes: &[
+            "disk",
+            "extra_specs",
+            "is_public",
+            "name",
+            "ram",
+            "tenants",
+            "vcpus",
+        ],
+        ignores: &["flavorid", "rxtx_factor"],
+        fixed: &["extra_specs", "tenants"],
+        by_account: true,
+    },
+];
+
+fn server(request: &Request<'_>) -> Result<Makes> {
+    let groups = request
+        .list("security_groups")
+        .filter(|groups| !groups.is_empty());
+    let groups = groups.map(|_| request.texts("security_groups"));
+    let mut networks = Vec::new();
+    for (index, item) in request.list("networks").into_iter().flatten().enumerate() {
+        let network = interface(index, item, groups.as_ref())
+            .map_err(|error| error.below(&format!("networks[{index}]")))?;
+        networks.extend(network);
+    }
+    let image = request.text("image").ok_or_else(|| {
+        Error::at(
+            "image",
+            "is needed: starting from a volume is not there yet",
+        )
+    })?;
+    let spec = ServerSpec {
+        flavor: Some(request.need("flavor")?),
+        image: reference(&image),
+        networks,
+        key_pairs: request.text("key_name").into_iter().collect(),
+        metadata: as_texts(request.get("metadata")),
+        config_drive: match request.flag("config_drive") {
+            Some(false) => ConfigDrive::Disabled,
+            _ => ConfigDrive::Enabled,
+        },
+        placement: placement(request)?,
+        ..ServerSpec::default()
+    };
+    let data = request.text("user_data").unwrap_or_default();
+    with_user_data(request, spec, &data)
+}
+
+/// A Server, and the Secret with its user data before it: user data is where passwords are
+/// written, and whoever may read a Server is not meant to see them.
+pub(super) fn with_user_data(
+    request: &Request<'_>,
+    mut spec: ServerSpec,
+    data: &str,
+) -> Result<Makes> {
+    let mut makes = Makes {
+        claims: spec.networks.iter().filter_map(port_claim).collect(),
+        ..Makes::default()
+    };
+    // The schema's default; the type's own is no time at all.
+    spec.shutdown_timeout_seconds = 60;
+    if request.suspended {
+        spec.run_state = RunState::Stopped;
+    }
+    // The name of a software configuration stands for its text.
+    let data = request.configs.get(data).map_or(data, String::as_str);
+    if !data.is_empty() {
+        let name = format!("{}-user-data", request.name);
+        makes.objects.push(json!({
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": name},
+            "data": {USER_DATA_KEY: STANDARD.encode(data)},
+        }));
+        spec.user_data_from = Some(SecretKey {
+            name,
+            key: USER_DATA_KEY.to_owned(),
+        });
+    }
+    makes
+        .objects
+        .push(request.object("Server", request.name, &spec)?);
+    Ok(makes)
+}
+
+/// Two Servers cannot have one Port.
+fn port_claim(network: &ServerNetwork) -> Option<String> {
+    network.port.as_ref().map(|port| format!("Port/{port}"))
+}
+
+/// One interface; none for `allocate_network: none`.
+fn interface(
+    index: usize,
+    item: &Value,
+    groups: Option<&Vec<String>>,
+) -> Result<Option<ServerNetwork>> {
+    let get = |key: &str| item.get(key).and_then(text).filter(|text| !text.is_empty());
+    match get("allocate_network").as_deref() {
+        None => {}
+        Some("none") => return Ok(None),
+        Some(_) => {
+            return Err(Error::at(
+                "allocate_network",
+                "only none can be had; name a network or a port",
+            ));
+        }
+    }
+    for key in ["floating_ip", "port_extra_properties", "subnet", "tag"] {
+        let given = item
+            .get(key)
+            .is_some_and(|value| !super::check::is_empty(value));
+        if given {
+            return Err(Error::at(
+                key,
+                "a Server's interface cannot have this yet; make an OS::Neutron::Port and name it \
+                 in `port`",
+            ));
+        }
+    }
+    let mut network = ServerNetwork {
+        name: format!("nic-{index}"),
+        ..ServerNetwork::default()
+    };
+    match (get("port"), get("network")) {
+        (Some(port), _) => network.port = Some(port),
+        (None, Some(name)) => {
+            network.network = Some(reference(&name));
+            network.fixed_ip = get("fixed_ip");
+            network.security_groups = groups.cloned();
+        }
+        (None, None) => return Err(Error::new("needs a network or a port")),
+    }
+    Ok(Some(network))
+}
+
+fn placement(request: &Request<'_>) -> Result<Option<PlacementWishes>> {
+    let hints = request.get("scheduler_hints").and_then(Value::as_object);
+    wishes(request.text("availability_zone"), hints)
+}
+
+/// Wishes about the host, from Nova's hints.
+pub(super) fn wishes(
+    zone: Option<String>,
+    hints: Option<&Map<String, Value>>,
+) -> Result<Option<PlacementWishes>> {
+    let mut wishes = PlacementWishes {
+        availability_zone: zone,
+        ..PlacementWishes::default()
+    };
+    let names = |value: &Value| match value {
+        Value::Array(items) => items.iter().filter_map(text).collect(),
+        other => text(other).into_iter().collect::<Vec<_>>(),
+    };
+    for (hint, value) in hints.into_iter().flatten() {
+        match hint.as_str() {
+            "group" => wishes.server_group = text(value),
+            "same_host" => wishes.same_host = names(value),
+            "different_host" => wishes.different_host = names(value),
+            "query" => wishes.query = text(value).or_else(|| Some(value.to_string())),
+            _ => {
+                return Err(Error::at(
+                    format!("scheduler_hints.{hint}"),
+                    "is no hint that is known; there are group, same_host, different_host and query",
+                ));
+            }
+        }
+    }
+    Ok((wishes != PlacementWishes::default()).then_some(wishes))
+}
+
+fn server_attributes(server: &Value, find: Find<'_>) -> Map<String, Value> {
+    let mut attributes = Map::new();
+    let status = &server["status"];
+    let mut addresses: Map<String, Value> = Map::new();
+    let mut networks: Map<String, Value> = Map::new();
+    let mut first = String::new();
+    for interface in status["addresses"].as_array().into_iter().flatten() {
+        let network = network_of(server, interface, find);
+        let ips = interface["ips"].as_array().cloned().unwrap_or_default();
+        if first.is_empty() {
+            first = ips.first().and_then(text).unwrap_or_default();
+        }
+        let detailed = ips.iter().map(|ip| {
+            let version = if ip.as_str().unwrap_or_default().contains(':') {
+                6
+            } else {
+                4
+            };
+            json!({
+                "addr": ip,
+                "version": version,
+                "OS-EXT-IPS:type": "fixed",
+                "OS-EXT-IPS-MAC:mac_addr": interface["macAddress"],
+                "port": interface["port"],
+            })
+        });
+        extend(&mut addresses, &network, detailed.collect());
+        extend(&mut networks, &network, ips);
+    }
+    let mut put = |name: &str, value: Value| attributes.insert(name.to_owned(), value);
+    put("first_address", Value::from(first));
+    put("addresses", Value::Object(addresses));
+    put("networks", Value::Object(networks));
+    put("name", display_name(server));
+    put("instance_name", server["metadata"]["name"].clone());
+    put("accessIPv4", Value::from(""));
+    put("accessIPv6", Value::from(""));
+    put("tags", json!([]));
+    put(
+        "show",
+        json!({
+            "id": status["instanceID"],
+            "name": display_name(server),
+            "status": status["phase"],
+            "metadata": server["spec"]["metadata"],
+        }),
+    );
+    attributes
+}
+
+fn extend(map: &mut Map<String, Value>, key: &str, more: Vec<Value>) {
+    let list = map.entry(key).or_insert_with(|| json!([]));
+    if let Value::Array(list) = list {
+        list.extend(more);
+    }
+}
+
+/// The network that an interface is in, by the Server's own words or its Port's.
+fn network_of(server: &Value, interface: &Value, find: Find<'_>) -> String {
+    let interfaces = server["spec"]["networks"].as_array().into_iter().flatten();
+    let own = interfaces
+        .filter(|own| own["name"] == interface["name"])
+        .find_map(|own| own["network"]["name"].as_str().map(str::to_owned));
+    own.or_else(|| {
+        let port = find("Port", interface["port"].as_str()?)?;
+        port["spec"]["network"]["name"].as_str().map(str::to_owned)
+    })
+    .or_else(|| interface["name"].as_str().map(str::to_owned))
+    .unwrap_or_default()
+}
+
+fn key_pair(request: &Request<'_>) -> Result<Makes> {
+    let public_key = request.text("public_key").ok_or_else(|| {
+        Error::at(
+            "public_key",
+            "is needed: making a key is not there yet; give the public part of one",
+        )
+    })?;
+    if request.text("type").is_some_and(|kind| kind != "ssh") {
+        return Err(Error::at("type", "only ssh keys can be had"));
+    }
+    // Its name is its reference id, and what servers elsewhere know it by.
+    let name = plain(&request.need("name")?);
+    let spec = KeyPairSpec { public_key };
+    Ok(Makes {
+        claims: BTreeSet::from([format!("KeyPair/{name}")]),
+        objects: vec![request.object("KeyPair", &name, &spec)?],
+    })
+}
+
+fn key_pair_attributes(pair: &Value, _: Find<'_>) -> Map<String, Value> {
+    let mut attributes = Map::new();
+    attributes.insert("public_key".into(), pair["spec"]["publicKey"].clone());
+    attributes.insert("private_key".into(), Value::from(""));
+    attributes
+}
+
+fn flavor(request: &Request<'_>) -> Result<Makes> {
+    let vcpus = i32::try_from(request.integer("vcpus"));
+    let tenants = request.texts("tenants");
+    let access = if request.flag("is_public") == Some(false) || !tenants.is_empty() {
+        let mut namespaces = tenants;
+        namespaces.push(request.namespace.to_owned());
+        Some(Sharing { namespaces })
+    } else {
+        None
+    };
+    let spec = FlavorSpec {
+        vcpus: vcpus.map_err(|_| Error::at("vcpus", "is too big"))?,
+        memory: format!("{}Mi", request.integer("ram")),
+        disk: format!("{}Gi", request.integer("disk")),
+        extra_specs: as_texts(request.get("extra_specs")),
+        access,
+    };
+    let given = request.text("name").map(|name| plain(&name));
+    let name = given.unwrap_or_else(|| request.name.to_owned());
+    Ok(Makes {
+        claims: BTreeSet::from([format!("Flavor/{name}")]),
+        objects: vec![request.object("Flavor", &name, &spec)?],
+    })
+}
+
+fn flavor_attributes(flavor: &Value, _: Find<'_>) -> Map<String, Value> {
+    let mut attributes = Map::new();
+    attributes.insert("extra_specs".into(), flavor["spec"]["extraSpecs"].clone());
+    attributes.insert(
+        "is_public".into(),
+        flavor["spec"]["access"].is_null().into(),
+    );
+    attributes
+}
