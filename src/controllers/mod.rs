@@ -15,6 +15,7 @@ pub mod ovn_sync;
 pub mod port;
 pub mod security_group;
 pub mod server;
+pub mod stack;
 pub mod stores;
 pub mod subnet;
 pub mod worker;
@@ -70,6 +71,8 @@ pub struct Manager {
     pub stores: Stores,
     /// How the manager is set up.
     pub config: Config,
+    /// What the passes over Stacks share.
+    pub stacks: stack::Shared,
 }
 
 /// Runs the manager until `stop` or until leadership is lost.
@@ -122,16 +125,19 @@ async fn lead(config: Config, context: Context, stop: CancellationToken) -> Resu
         context,
         stores,
         config,
+        stacks: stack::Shared::default(),
     });
     let controllers = tokio::select! {
         () = manager.stores.ready() => {
+            futures::future::join(
+                worker::run(&manager, wiring.stacks, 16, stack::reconcile, "stack", stop.clone()),
             futures::future::join5(
                 worker::run(&manager, wiring.servers, 32, server::reconcile, "server", stop.clone()),
                 worker::run(&manager, wiring.images, 8, image::reconcile, "image", stop.clone()),
                 worker::run(&manager, wiring.key_pairs, 4, key_pair::reconcile, "keypair", stop.clone()),
                 worker::run(&manager, wiring.flavors, 4, flavor::reconcile, "flavor", stop.clone()),
                 worker::run(&manager, wiring.hosts, 8, host::reconcile, "host", stop.clone()),
-            )
+            ))
         }
         () = loss::let_go_meanwhile(&manager.context.client) => return Ok(()),
         () = stop.cancelled() => return Ok(()),

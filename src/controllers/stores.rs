@@ -20,7 +20,7 @@ use super::worker::Source;
 use crate::api::names::HOST_NAMESPACE_PREFIX;
 use crate::api::{
     Flavor, Host, IPAllocation, Image, Instance, KeyPair, Network, Port, SecurityGroup,
-    SecurityGroupRule, Server, Subnet,
+    SecurityGroupRule, Server, Stack, Subnet,
 };
 use crate::kube_ext::lease::HEARTBEAT;
 
@@ -53,6 +53,8 @@ pub struct Stores {
     pub groups: Store<SecurityGroup>,
     /// Security group rules.
     pub rules: Store<SecurityGroupRule>,
+    /// Stacks.
+    pub stacks: Store<Stack>,
     /// Counts changes of anything that the network is made of.
     pub network_changes: watch::Receiver<u64>,
 }
@@ -75,7 +77,8 @@ impl Stores {
             ports,
             allocations,
             groups,
-            rules
+            rules,
+            stacks
         );
     }
 
@@ -106,6 +109,8 @@ pub struct Wiring {
     pub flavors: Source<Flavor>,
     /// For the controller of Hosts.
     pub hosts: Source<Host>,
+    /// For the controller of Stacks.
+    pub stacks: Source<Stack>,
 }
 
 #[derive(Clone)]
@@ -115,7 +120,17 @@ struct Wake {
     key_pairs: UnboundedSender<ObjectRef<KeyPair>>,
     flavors: UnboundedSender<ObjectRef<Flavor>>,
     hosts: UnboundedSender<ObjectRef<Host>>,
+    stacks: UnboundedSender<ObjectRef<Stack>>,
     network: Arc<watch::Sender<u64>>,
+}
+
+/// Wakes the Stack that has made an object.
+fn wake_owner<K: Resource<DynamicType = ()>>(wake: &Wake, object: &K) {
+    let owners = object.meta().owner_references.iter().flatten();
+    for owner in owners.filter(|owner| owner.kind == "Stack") {
+        let namespace = object.namespace().unwrap_or_default();
+        send(&wake.stacks, ObjectRef::new(&owner.name).within(&namespace));
+    }
 }
 
 /// A controller that has ended needs no waking; nothing else can go wrong with a send.
@@ -186,6 +201,7 @@ pub fn watch(client: &Client) -> (Stores, Wiring) {
     let (key_pairs_tx, key_pairs_rx) = mpsc::unbounded_channel();
     let (flavors_tx, flavors_rx) = mpsc::unbounded_channel();
     let (hosts_tx, hosts_rx) = mpsc::unbounded_channel();
+    let (stacks_tx, stacks_rx) = mpsc::unbounded_channel();
     let (network_tx, network_changes) = watch::channel(0);
     let wake = Wake {
         servers: servers_tx,
@@ -193,6 +209,7 @@ pub fn watch(client: &Client) -> (Stores, Wiring) {
         key_pairs: key_pairs_tx,
         flavors: flavors_tx,
         hosts: hosts_tx,
+        stacks: stacks_tx,
         network: Arc::new(network_tx),
     };
     let all = || watcher::Config::default();
@@ -244,6 +261,7 @@ pub fn watch(client: &Client) -> (Stores, Wiring) {
     let images = watch_kind(Api::all(client.clone()), all(), {
         let (wake, servers) = (wake.clone(), on_servers(&wake));
         move |image: &Image| {
+            wake_owner(&wake, image);
             send(&wake.images, ObjectRef::from_obj(image));
             let name = image.name_any();
             servers(&|s| s.spec.image.name == name);
@@ -252,6 +270,7 @@ pub fn watch(client: &Client) -> (Stores, Wiring) {
     let key_pairs = watch_kind(Api::all(client.clone()), all(), {
         let (wake, servers) = (wake.clone(), on_servers(&wake));
         move |pair: &KeyPair| {
+            wake_owner(&wake, pair);
             send(&wake.key_pairs, ObjectRef::from_obj(pair));
             let name = pair.name_any();
             servers(&|s| is_unbuilt(s) && s.spec.key_pairs.contains(&name));
@@ -276,19 +295,24 @@ pub fn watch(client: &Client) -> (Stores, Wiring) {
         }
     });
     let networks = watch_kind(Api::all(client.clone()), all(), {
-        let (changed, servers) = (network(&wake), on_servers(&wake));
-        move |_: &Network| {
+        let (wake, changed, servers) = (wake.clone(), network(&wake), on_servers(&wake));
+        move |network: &Network| {
+            wake_owner(&wake, network);
             changed();
             servers(&is_unbuilt);
         }
     });
     let subnets = watch_kind(Api::all(client.clone()), all(), {
-        let changed = network(&wake);
-        move |_: &Subnet| changed()
+        let (wake, changed) = (wake.clone(), network(&wake));
+        move |subnet: &Subnet| {
+            wake_owner(&wake, subnet);
+            changed();
+        }
     });
     let ports = watch_kind(Api::all(client.clone()), all(), {
         let (wake, changed, servers) = (wake.clone(), network(&wake), on_servers(&wake));
         move |port: &Port| {
+            wake_owner(&wake, port);
             changed();
             let (namespace, name) = (port.namespace(), port.name_any());
             match port.owner_references().iter().find(|o| o.kind == "Server") {
@@ -311,12 +335,23 @@ pub fn watch(client: &Client) -> (Stores, Wiring) {
         move |_: &IPAllocation| changed()
     });
     let groups = watch_kind(Api::all(client.clone()), all(), {
-        let changed = network(&wake);
-        move |_: &SecurityGroup| changed()
+        let (wake, changed) = (wake.clone(), network(&wake));
+        move |group: &SecurityGroup| {
+            wake_owner(&wake, group);
+            changed();
+        }
     });
     let rules = watch_kind(Api::all(client.clone()), all(), {
-        let changed = network(&wake);
-        move |_: &SecurityGroupRule| changed()
+        let (wake, changed) = (wake.clone(), network(&wake));
+        move |rule: &SecurityGroupRule| {
+            wake_owner(&wake, rule);
+            changed();
+        }
+    });
+
+    let stacks = watch_kind(Api::all(client.clone()), all(), {
+        let wake = wake.clone();
+        move |stack: &Stack| send(&wake.stacks, ObjectRef::from_obj(stack))
     });
 
     let wiring = Wiring {
@@ -340,6 +375,10 @@ pub fn watch(client: &Client) -> (Stores, Wiring) {
             store: hosts.clone(),
             requests: hosts_rx,
         },
+        stacks: Source {
+            store: stacks.clone(),
+            requests: stacks_rx,
+        },
     };
     let stores = Stores {
         servers,
@@ -355,6 +394,7 @@ pub fn watch(client: &Client) -> (Stores, Wiring) {
         allocations,
         groups,
         rules,
+        stacks,
         network_changes,
     };
     (stores, wiring)
@@ -372,6 +412,7 @@ fn placed_on(server: &Server) -> Option<&str> {
 /// uses it, and the Servers that wait for its Ports. It wakes the network too: its namespace may need a `default` group.
 fn wake_by_server(wake: &Wake, servers: &Store<Server>, server: &Server) {
     send(&wake.servers, ObjectRef::from_obj(server));
+    wake_owner(wake, server);
     // One that went while nobody watched was last seen without a mark of deletion.
     let gone = servers.get(&ObjectRef::from_obj(server)).is_none();
     if server.metadata.deletion_timestamp.is_none() && !gone {

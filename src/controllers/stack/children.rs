@@ -1,0 +1,429 @@
+//! The objects that Stacks are made of: read, made, changed, deleted. No decisions.
+//!
+//! Namespaced kinds of Pileus' own, and the Secrets that serve them, are made by the manager;
+//! everything else by impersonation of the Stack's service account, so that a Stack never
+//! gives its author a right.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, PoisonError};
+
+use futures::StreamExt;
+use http::HeaderValue;
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::core::Request;
+use kube::core::gvk::ParseGroupVersionError;
+use kube::core::{ApiResource, DynamicObject, GroupVersion, GroupVersionKind, TypeMeta};
+use kube::discovery::{self, Scope};
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::{Client, Resource, ResourceExt};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::ledger::{Action, Entry, Ledger, Reference};
+use crate::api::names::{MANAGER, STACK_UID_LABEL};
+use crate::api::{
+    Flavor, Image, KeyPair, Network, Port, SecurityGroup, SecurityGroupRule, Server, Stack, Subnet,
+};
+use crate::controllers::Stores;
+use crate::kube_ext::{ApiError, is_gone};
+use k8s_openapi::api::core::v1::Secret;
+
+/// How many requests of one Stack are under way at once.
+const AT_ONCE: usize = 16;
+
+/// What the API server calls kinds, once it has been asked.
+#[derive(Default)]
+pub struct Kinds(Mutex<HashMap<GroupVersionKind, (ApiResource, bool)>>);
+
+/// The objects of one Stack.
+pub struct Children<'a> {
+    client: &'a Client,
+    stores: &'a Stores,
+    kinds: &'a Kinds,
+    stack: &'a Stack,
+    namespace: String,
+}
+
+macro_rules! each_kind {
+    ($what:ident!($($rest:tt)*)) => {
+        $what!($($rest)*; servers Server, networks Network, subnets Subnet, ports Port,
+            groups SecurityGroup, rules SecurityGroupRule, key_pairs KeyPair, images Image)
+    };
+}
+
+impl<'a> Children<'a> {
+    /// Those of `stack`.
+    #[must_use]
+    pub fn of(client: &'a Client, stores: &'a Stores, kinds: &'a Kinds, stack: &'a Stack) -> Self {
+        Self {
+            client,
+            stores,
+            kinds,
+            stack,
+            namespace: stack.namespace().unwrap_or_default(),
+        }
+    }
+
+    fn watched(&self, kind: &str, name: &str) -> Option<Value> {
+        macro_rules! look {
+            (; $($store:ident $type:ident),+) => {
+                match kind {
+                    $(stringify!($type) => value(Stores::find(&self.stores.$store, &self.namespace, name)?.as_ref()),)+
+                    "Flavor" => value(Stores::find(&self.stores.flavors, "", name)?.as_ref()),
+                    _ => None,
+                }
+            };
+        }
+        each_kind!(look!())
+    }
+
+    /// The objects that the record names. What the stores do not have is asked for directly:
+    /// a store may be behind, and absence is only what the API server itself says.
+    ///
+    /// # Errors
+    /// When the API server refuses or does not answer.
+    pub async fn observe(&self, ledger: &Ledger) -> Result<BTreeMap<Reference, Value>, ApiError> {
+        let mut found = BTreeMap::new();
+        let mut unknown = Vec::new();
+        for entry in ledger.entries.values() {
+            let mut whole = false;
+            if let Some(object) = entry.objects.last() {
+                match self.stored(entry, object) {
+                    Some(live) => {
+                        whole = super::plan::is_whole(&live, entry);
+                        found.insert(object.clone(), live);
+                    }
+                    None => unknown.push((object.clone(), entry.by_account)),
+                }
+            }
+            // What only serves a resource matters while that is made, and when it goes.
+            if !whole || entry.action == Action::Delete {
+                let served = entry.objects.split_last().map(|(_, serving)| serving);
+                let serving = served.into_iter().flatten();
+                unknown.extend(serving.map(|object| (object.clone(), entry.by_account)));
+            }
+        }
+        let mut reads = futures::stream::iter(unknown)
+            .map(|(object, by_account)| async move {
+                let live = self.get(&object, by_account).await;
+                (object, live)
+            })
+            .buffer_unordered(AT_ONCE);
+        while let Some((object, live)) = reads.next().await {
+            if let Some(live) = live? {
+                found.insert(object, live);
+            }
+        }
+        drop(reads);
+        Ok(found)
+    }
+
+    fn stored(&self, entry: &Entry, object: &Reference) -> Option<Value> {
+        let ours = object.api_version.starts_with(crate::api::GROUP) && object.namespace.is_none();
+        (ours && !entry.by_account).then(|| self.watched(&object.kind, &object.name))?
+    }
+
+    /// Watched objects with the Stack's mark that the record does not name.
+    #[must_use]
+    pub fn strays(&self, ledger: Option<&Ledger>) -> Vec<Reference> {
+        let uid = self.stack.uid().unwrap_or_default();
+        let entries = ledger
+            .into_iter()
+            .flat_map(|ledger| ledger.entries.values());
+        let known: Vec<&Reference> = entries.flat_map(|entry| &entry.objects).collect();
+        let mut found = Vec::new();
+        macro_rules! look {
+            (; $($store:ident $type:ident),+) => {
+                $(marked(&self.stores.$store, &self.namespace, &uid, &mut found);)+
+            };
+        }
+        each_kind!(look!());
+        found.retain(|object| !known.contains(&object));
+        found
+    }
+
+    /// What the API server calls an object's kind, and whether it is in namespaces.
+    async fn resource(&self, object: &Reference) -> Result<(ApiResource, bool), ApiError> {
+        macro_rules! ours {
+            (; $($store:ident $type:ident),+) => {
+                match object.kind.as_str() {
+                    $(stringify!($type) => Some((ApiResource::erase::<$type>(&()), true)),)+
+                    "Flavor" => Some((ApiResource::erase::<Flavor>(&()), false)),
+                    _ => None,
+                }
+            };
+        }
+        if object.api_version == Stack::api_version(&())
+            && let Some(known) = each_kind!(ours!())
+        {
+            return Ok(known);
+        }
+        if object.api_version == "v1" && object.kind == "Secret" {
+            return Ok((ApiResource::erase::<Secret>(&()), true));
+        }
+        let doing = || format!("find the kind {} of {}", object.kind, object.api_version);
+        let version: GroupVersion =
+            object
+                .api_version
+                .parse()
+                .map_err(|e: ParseGroupVersionError| {
+                    ApiError::doing(doing())(kube::Error::Discovery(
+                        kube::error::DiscoveryError::InvalidGroupVersion(e.to_string()),
+                    ))
+                })?;
+        let kind = GroupVersionKind::gvk(&version.group, &version.version, &object.kind);
+        if let Some(known) = self.known(&kind) {
+            return Ok(known);
+        }
+        let (resource, capabilities) = discovery::pinned_kind(self.client, &kind)
+            .await
+            .map_err(ApiError::doing(doing()))?;
+        let found = (resource, capabilities.scope == Scope::Namespaced);
+        let mut kinds = self.kinds.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kinds.insert(kind, found.clone());
+        Ok(found)
+    }
+
+    fn known(&self, kind: &GroupVersionKind) -> Option<(ApiResource, bool)> {
+        let kinds = self.kinds.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kinds.get(kind).cloned()
+    }
+
+    async fn path(&self, object: &Reference) -> Result<(String, bool), ApiError> {
+        let (resource, namespaced) = self.resource(object).await?;
+        let namespace = object.namespace.as_deref().unwrap_or(&self.namespace);
+        let namespace = namespaced.then_some(namespace);
+        Ok((DynamicObject::url_path(&resource, namespace), namespaced))
+    }
+
+    /// Sends a request, with the service account's rights if need be.
+    async fn send(
+        &self,
+        request: Result<http::Request<Vec<u8>>, kube::core::request::Error>,
+        by_account: bool,
+    ) -> Result<Value, kube::Error> {
+        let mut request = request.map_err(kube::Error::BuildRequest)?;
+        if by_account {
+            // Without an account there is nobody: the check of the spec asks for one.
+            let account = self
+                .stack
+                .spec
+                .service_account_name
+                .as_deref()
+                .unwrap_or_default();
+            let user = format!("system:serviceaccount:{}:{account}", self.namespace);
+            let user =
+                HeaderValue::from_str(&user).map_err(|e| kube::Error::HttpError(e.into()))?;
+            request.headers_mut().insert("Impersonate-User", user);
+        }
+        self.client.request(request).await
+    }
+
+    async fn get(&self, object: &Reference, by_account: bool) -> Result<Option<Value>, ApiError> {
+        let doing = || ApiError::doing(format!("read {} {}", object.kind, object.name));
+        let (path, _) = self.path(object).await?;
+        let request = Request::new(path).get(&object.name, &Default::default());
+        match self.send(request, by_account).await {
+            Ok(live) => Ok(Some(live)),
+            Err(error) if is_gone(&error) => Ok(None),
+            Err(error) => Err(doing()(error)),
+        }
+    }
+
+    /// Makes an object, or changes it to what it should be.
+    ///
+    /// # Errors
+    /// When the API server refuses or does not answer.
+    pub async fn apply(
+        &self,
+        manifest: &Value,
+        live: Option<&Value>,
+        by_account: bool,
+    ) -> Result<(), ApiError> {
+        let object = Reference::of(manifest);
+        let name = &object.name;
+        let doing = || ApiError::doing(format!("apply {} {name}", object.kind));
+        let (path, namespaced) = self.path(&object).await?;
+        let mut wanted = manifest.clone();
+        let own = object
+            .namespace
+            .as_ref()
+            .is_none_or(|own| *own == self.namespace);
+        if namespaced && own {
+            wanted["metadata"]["ownerReferences"] = json!([self.owner()]);
+        }
+        let request = Request::new(path);
+        let request = match live {
+            None => {
+                let params = PostParams {
+                    field_manager: Some(MANAGER.to_owned()),
+                    ..PostParams::default()
+                };
+                let bytes = bytes(&wanted).map_err(doing())?;
+                request.create(&params, bytes)
+            }
+            // Whatever it is, the API server merges what others have written.
+            Some(live) if by_account => {
+                wanted["metadata"]["uid"] = live["metadata"]["uid"].clone();
+                let params = PatchParams::apply(MANAGER).force();
+                request.patch(name, &params, &Patch::Apply(&wanted))
+            }
+            // The spec is the Stack's alone. The version that was read goes with it.
+            Some(live) => {
+                let bytes = bytes(&replaced(&wanted, live)).map_err(doing())?;
+                request.replace(name, &PostParams::default(), bytes)
+            }
+        };
+        match self.send(request, by_account).await {
+            Err(kube::Error::Api(status)) if live.is_none() && status.is_already_exists() => {
+                self.adopt(&object, by_account).await
+            }
+            done => done.map(drop).map_err(doing()),
+        }
+    }
+
+    /// What is there already was made by a pass that came to no end, or is somebody else's.
+    async fn adopt(&self, object: &Reference, by_account: bool) -> Result<(), ApiError> {
+        let uid = self.stack.uid().unwrap_or_default();
+        let live = self.get(object, by_account).await?.unwrap_or_default();
+        if super::plan::is_ours(&live, &uid) {
+            return Ok(());
+        }
+        let message = "exists and does not belong to this stack; give another name or delete it";
+        let status = kube::core::Status::failure(message, "Invalid").with_code(422);
+        Err(ApiError::doing(format!(
+            "make {} {}",
+            object.kind, object.name
+        ))(kube::Error::Api(status.boxed())))
+    }
+
+    fn owner(&self) -> Value {
+        let types = TypeMeta::resource::<Stack>();
+        json!({
+            "apiVersion": types.api_version,
+            "kind": types.kind,
+            "name": self.stack.name_any(),
+            "uid": self.stack.uid(),
+            "controller": true,
+            "blockOwnerDeletion": false,
+        })
+    }
+
+    /// Deletes the very object that was seen; one that is gone is fine.
+    ///
+    /// # Errors
+    /// When the API server refuses or does not answer.
+    pub async fn delete(
+        &self,
+        object: &Reference,
+        uid: Option<&String>,
+        by_account: bool,
+    ) -> Result<(), ApiError> {
+        let (path, _) = self.path(object).await?;
+        let params = DeleteParams {
+            preconditions: uid.map(|uid| Preconditions {
+                uid: Some(uid.clone()),
+                resource_version: None,
+            }),
+            ..DeleteParams::background()
+        };
+        let request = Request::new(path).delete(&object.name, &params);
+        match self.send(request, by_account).await {
+            Err(error) if is_gone(&error) => Ok(()),
+            done => done.map(drop).map_err(ApiError::doing(format!(
+                "delete {} {}",
+                object.kind, object.name
+            ))),
+        }
+    }
+
+    /// Takes the Stack's marks from an object, which stays.
+    ///
+    /// # Errors
+    /// A conflict when it has changed; otherwise when the API server refuses or does not
+    /// answer.
+    pub async fn release(&self, live: &Value, by_account: bool) -> Result<(), ApiError> {
+        let object = Reference::of(live);
+        let (path, _) = self.path(&object).await?;
+        let uid = self.stack.uid().unwrap_or_default();
+        let owners = live["metadata"]["ownerReferences"].as_array();
+        let kept: Vec<&Value> = owners
+            .into_iter()
+            .flatten()
+            .filter(|owner| owner["uid"] != uid.as_str())
+            .collect();
+        let change = json!({"metadata": {
+            "uid": live["metadata"]["uid"],
+            "resourceVersion": live["metadata"]["resourceVersion"],
+            "ownerReferences": kept,
+            "labels": {STACK_UID_LABEL: null},
+        }});
+        let request = Request::new(path);
+        let request = request.patch(
+            &object.name,
+            &PatchParams::default(),
+            &Patch::Merge(&change),
+        );
+        match self.send(request, by_account).await {
+            Err(error) if is_gone(&error) => Ok(()),
+            done => done.map(drop).map_err(ApiError::doing(format!(
+                "release {} {}",
+                object.kind, object.name
+            ))),
+        }
+    }
+}
+
+impl super::plan::Lookup for Children<'_> {
+    fn find(&self, kind: &str, name: &str) -> Option<Value> {
+        self.watched(kind, name)
+    }
+}
+
+fn value(object: &impl Serialize) -> Option<Value> {
+    serde_json::to_value(object).ok()
+}
+
+fn bytes(value: &Value) -> Result<Vec<u8>, kube::Error> {
+    serde_json::to_vec(value).map_err(kube::Error::SerdeError)
+}
+
+/// `wanted`, with what `live` has that is not the Stack's to say.
+fn replaced(wanted: &Value, live: &Value) -> Value {
+    let mut object = wanted.clone();
+    let mut metadata = live["metadata"].clone();
+    if let Some(map) = metadata.as_object_mut() {
+        map.remove("managedFields");
+    }
+    for key in ["labels", "annotations"] {
+        for (name, value) in wanted["metadata"][key].as_object().into_iter().flatten() {
+            if !metadata[key].is_object() {
+                metadata[key] = json!({});
+            }
+            metadata[key][name] = value.clone();
+        }
+    }
+    object["metadata"] = metadata;
+    object
+}
+
+fn marked<K>(store: &Store<K>, namespace: &str, uid: &str, found: &mut Vec<Reference>)
+where
+    K: Resource<DynamicType = ()> + Clone + 'static,
+{
+    for object in store.state() {
+        let ours = object
+            .labels()
+            .get(STACK_UID_LABEL)
+            .is_some_and(|mark| mark == uid);
+        if ours && object.namespace().as_deref() == Some(namespace) {
+            let reference = ObjectRef::from_obj(&*object);
+            found.push(Reference {
+                api_version: K::api_version(&()).into_owned(),
+                kind: K::kind(&()).into_owned(),
+                namespace: None,
+                name: reference.name,
+            });
+        }
+    }
+}

@@ -1,0 +1,341 @@
+//! What a Stack has made, and what it is doing: its record, kept in a Secret of the Stack's
+//! namespace, because what follows from parameters may be secret.
+//!
+//! It is written before anything is made, so that after a crash nothing exists that it does
+//! not name. Templates are kept apart from it, by their digests: they are big and seldom
+//! change, the record changes with every step.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+
+/// What a stack or a resource is put through; Heat's words.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Action {
+    /// It is made.
+    #[default]
+    Create,
+    /// It is changed, in place or by another.
+    Update,
+    /// It goes.
+    Delete,
+    /// It returns to what it was.
+    Rollback,
+    /// It is looked at.
+    Check,
+    /// It is stopped.
+    Suspend,
+    /// It is started again.
+    Resume,
+}
+
+impl Action {
+    /// Heat's word.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Create => "CREATE",
+            Self::Update => "UPDATE",
+            Self::Delete => "DELETE",
+            Self::Rollback => "ROLLBACK",
+            Self::Check => "CHECK",
+            Self::Suspend => "SUSPEND",
+            Self::Resume => "RESUME",
+        }
+    }
+}
+
+/// How far an action is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum State {
+    /// Under way.
+    #[default]
+    InProgress,
+    /// Done.
+    Complete,
+    /// Given up.
+    Failed,
+}
+
+impl State {
+    /// Heat's word.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::InProgress => "IN_PROGRESS",
+            Self::Complete => "COMPLETE",
+            Self::Failed => "FAILED",
+        }
+    }
+}
+
+/// An object by what the API server calls it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Reference {
+    /// Group and version.
+    pub api_version: String,
+    /// Kind.
+    pub kind: String,
+    /// Namespace, where it is another than the stack's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// Name.
+    pub name: String,
+}
+
+impl Reference {
+    /// The object that a manifest describes.
+    #[must_use]
+    pub fn of(manifest: &Value) -> Self {
+        let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        Self {
+            api_version: word(&manifest["apiVersion"]),
+            kind: word(&manifest["kind"]),
+            namespace: manifest["metadata"]["namespace"]
+                .as_str()
+                .map(str::to_owned),
+            name: word(&manifest["metadata"]["name"]),
+        }
+    }
+}
+
+/// One incarnation of a resource: its path, and a number that grows with each replacement.
+pub type Key = (String, u32);
+
+/// What is recorded of an incarnation.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Its type.
+    pub kind: String,
+    /// Digests of the properties that it was made or last changed with.
+    pub properties: BTreeMap<String, String>,
+    /// Which incarnation of each required resource it works with.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub requires: BTreeMap<String, u32>,
+    /// Its objects; the last one is the resource.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub objects: Vec<Reference>,
+    /// Digest of what the objects should be.
+    #[serde(default)]
+    pub digest: String,
+    /// What only one object can have at a time.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub claims: BTreeSet<String>,
+    /// What is done with it.
+    pub action: Action,
+    /// How far that is.
+    pub state: State,
+    /// Why.
+    #[serde(default)]
+    pub reason: String,
+    /// Since when.
+    pub since: Timestamp,
+    /// Kept when the stack lets go of it.
+    #[serde(default)]
+    pub retain: bool,
+    /// Made with the rights of the stack's service account.
+    #[serde(default)]
+    pub by_account: bool,
+    /// It existed before and is not the stack's.
+    #[serde(default)]
+    pub external: bool,
+    /// Failed or lost before the action that is under way: another takes its place.
+    #[serde(default)]
+    pub replace: bool,
+}
+
+impl Entry {
+    /// Notes what becomes of it; the time moves only with the state.
+    pub fn set(&mut self, action: Action, state: State, reason: impl Into<String>, now: Timestamp) {
+        if (self.action, self.state) != (action, state) {
+            self.since = now;
+        }
+        self.action = action;
+        self.state = state;
+        self.reason = reason.into();
+    }
+}
+
+/// What a stack is made of. May hold secrets.
+#[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Sources {
+    /// The template's text.
+    pub template: String,
+    /// Files by name.
+    pub files: BTreeMap<String, String>,
+    /// Environments' texts, in order.
+    pub environments: Vec<String>,
+    /// Parameters' values.
+    pub parameters: Map<String, Value>,
+    /// Names of parameters that are never shown, whatever the template says.
+    pub secret: BTreeSet<String>,
+}
+
+impl std::fmt::Debug for Sources {
+    /// Says nothing of what is in it.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Sources({})", self.digest())
+    }
+}
+
+impl Sources {
+    /// Digest of all of it, in hexadecimal.
+    #[must_use]
+    pub fn digest(&self) -> String {
+        // Maps are in order of their keys, so that the text is the same each time.
+        let text = serde_json::to_string(self).unwrap_or_default();
+        hex::encode(Sha256::digest(text))
+    }
+}
+
+/// A stack's record.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Ledger {
+    /// What random strings are made from, in hexadecimal.
+    pub seed: String,
+    /// What the stack is put through; nothing yet when absent.
+    pub action: Option<Action>,
+    /// How far that is.
+    pub state: State,
+    /// Why.
+    pub reason: String,
+    /// When the action began.
+    pub started: Timestamp,
+    /// When the first resource failed in it.
+    #[serde(default)]
+    pub failing_since: Option<Timestamp>,
+    /// Digest of the sources that the spec had when they were last taken on.
+    #[serde(default)]
+    pub wanted: String,
+    /// Digest of the sources that are applied; nothing is to be left when absent.
+    #[serde(default)]
+    pub goal: Option<String>,
+    /// Digest of the sources that were last applied to the end.
+    #[serde(default)]
+    pub good: Option<String>,
+    /// The request for a check that was last followed.
+    #[serde(default)]
+    pub checked: Option<String>,
+    /// The request for healing that was last followed.
+    #[serde(default)]
+    pub healed: Option<String>,
+    /// Its Servers are to be stopped.
+    #[serde(default)]
+    pub suspended: bool,
+    /// What exists, or is about to.
+    #[serde(with = "entries")]
+    pub entries: BTreeMap<Key, Entry>,
+}
+
+impl Ledger {
+    /// The record of a stack that has made nothing.
+    #[must_use]
+    pub fn new(seed: String, now: Timestamp) -> Self {
+        Self {
+            seed,
+            action: None,
+            state: State::Complete,
+            reason: String::new(),
+            started: now,
+            failing_since: None,
+            wanted: String::new(),
+            goal: None,
+            good: None,
+            checked: None,
+            healed: None,
+            suspended: false,
+            entries: BTreeMap::new(),
+        }
+    }
+
+    /// Heat's word for where the stack is.
+    #[must_use]
+    pub fn word(&self) -> Option<String> {
+        self.action
+            .map(|action| format!("{}_{}", action.word(), self.state.word()))
+    }
+
+    /// An action is under way.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.action.is_some() && self.state == State::InProgress
+    }
+
+    /// Begins an action: what failed before is to be replaced, not given up again.
+    pub fn begin(&mut self, action: Action, goal: Option<String>, now: Timestamp) {
+        self.action = Some(action);
+        self.state = State::InProgress;
+        self.reason = format!("Stack {} started", action.word());
+        self.started = now;
+        self.failing_since = None;
+        self.goal = goal;
+        if matches!(action, Action::Create | Action::Update | Action::Rollback) {
+            for entry in self.entries.values_mut() {
+                entry.replace |= entry.state == State::Failed;
+            }
+        }
+    }
+
+    /// Ends the action.
+    pub fn end(&mut self, state: State, reason: impl Into<String>) {
+        self.state = state;
+        self.reason = reason.into();
+    }
+
+    /// Incarnations of the resource at `path`, the newest first.
+    pub fn incarnations(&self, path: &str) -> impl Iterator<Item = (u32, &Entry)> {
+        self.entries
+            .range((path.to_owned(), 0)..=(path.to_owned(), u32::MAX))
+            .rev()
+            .map(|((_, number), entry)| (*number, entry))
+    }
+
+    /// Digests of the sources that must be kept.
+    #[must_use]
+    pub fn sources(&self) -> BTreeSet<&str> {
+        [&self.goal, &self.good]
+            .into_iter()
+            .flatten()
+            .map(String::as_str)
+            .collect()
+    }
+}
+
+/// Keys as `path#1`: JSON has only texts for keys.
+mod entries {
+    use std::collections::BTreeMap;
+
+    use serde::de::Error as _;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::{Entry, Key};
+
+    pub(super) fn serialize<S: Serializer>(
+        entries: &BTreeMap<Key, Entry>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        let texts: BTreeMap<String, &Entry> = entries
+            .iter()
+            .map(|((path, number), entry)| (format!("{path}#{number}"), entry))
+            .collect();
+        texts.serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<BTreeMap<Key, Entry>, D::Error> {
+        BTreeMap::<String, Entry>::deserialize(from)?
+            .into_iter()
+            .map(|(text, entry)| {
+                let key = text
+                    .rsplit_once('#')
+                    .and_then(|(path, number)| Some((path.to_owned(), number.parse().ok()?)));
+                let key = key.ok_or_else(|| D::Error::custom("a key without a number"))?;
+                Ok((key, entry))
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,323 @@
+//! Reconciles Stacks: reads what there is, decides ([`plan`]), writes down what will be done
+//! ([`ledger`], [`records`]), does it ([`children`]), and reports ([`status`]).
+//!
+//! Nested stacks and groups have no objects of their own: the whole tree is one plan
+//! ([`crate::stack::tree`]), because then one record says everything that exists, a rollback
+//! returns all of it, hidden parameters never have to be written into a child's spec, and
+//! no crash can leave an outer and an inner stack of two minds.
+
+pub mod children;
+pub mod ledger;
+pub mod plan;
+pub mod records;
+pub mod sources;
+pub mod status;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use k8s_openapi::jiff::Timestamp;
+use kube::{Api, ResourceExt};
+use uuid::Uuid;
+
+use super::{Manager, Outcome, loss};
+use crate::api::names::{MANAGER, MANAGER_FINALIZER};
+use crate::api::{Reason, Stack};
+use crate::kube_ext::report::apply_status;
+use crate::kube_ext::{ApiError, chain, finalize};
+use children::{Children, Kinds};
+use ledger::{Action, Key, Ledger, Sources, State};
+use plan::{Plan, Problem, Seen, Step};
+use records::Records;
+
+/// Shortest time between two passes over a Stack.
+const PACE: Duration = Duration::from_millis(100);
+/// What each resource adds to it: children that become ready one by one are looked at
+/// together, so that a big stack costs no more than a small one.
+const PACE_EACH: Duration = Duration::from_millis(2);
+/// How many effects of one Stack are under way at once.
+const AT_ONCE: usize = 16;
+
+/// What the passes over all Stacks share.
+#[derive(Default)]
+pub struct Shared {
+    kinds: Kinds,
+    /// When each Stack, by uid, may be looked at again.
+    rested: Mutex<HashMap<String, Instant>>,
+}
+
+impl Shared {
+    /// How long a Stack still has to rest.
+    fn rest(&self, uid: &str) -> Option<Duration> {
+        let rested = self.rested.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = rested.get(uid)?.checked_duration_since(Instant::now())?;
+        (!left.is_zero()).then_some(left)
+    }
+
+    fn tire(&self, uid: &str, resources: usize) {
+        let each = PACE_EACH.saturating_mul(u32::try_from(resources).unwrap_or(u32::MAX));
+        let mut rested = self.rested.lock().unwrap_or_else(PoisonError::into_inner);
+        rested.insert(uid.to_owned(), Instant::now() + PACE + each);
+    }
+
+    fn forget(&self, uid: &str) {
+        self.rested
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(uid);
+    }
+}
+
+/// One pass.
+///
+/// # Errors
+/// When the API server refused or did not answer; nothing is lost by it.
+pub async fn reconcile(stack: Arc<Stack>, manager: Arc<Manager>) -> Outcome {
+    let client = &manager.context.client;
+    let api: Api<Stack> = Api::namespaced(client.clone(), &stack.namespace().unwrap_or_default());
+    let deleting = finalize::is_deleting(&*stack);
+    if deleting && !finalize::has(&*stack, MANAGER_FINALIZER) {
+        return Ok(None);
+    }
+    if !deleting && finalize::add(&api, &stack, MANAGER_FINALIZER).await? {
+        return Ok(None);
+    }
+    let uid = stack.uid().unwrap_or_default();
+    if let Some(left) = manager.stacks.rest(&uid) {
+        return Ok(Some(left));
+    }
+    let records = Records::of(client, &stack);
+    let read = records.read().await?;
+    let (ledger, mut version) = read.map_or((None, None), |(l, v)| (Some(l), Some(v)));
+    let children = Children::of(client, &manager.stores, &manager.stacks.kinds, &stack);
+    let seen = observe(&stack, &manager, &records, &children, ledger).await?;
+    manager
+        .stacks
+        .tire(&uid, seen.ledger.as_ref().map_or(0, |l| l.entries.len()));
+    let mut plan = plan::plan(&stack, &seen);
+    if is_lost(&stack, &seen) {
+        return report(
+            &api,
+            &stack,
+            &manager,
+            &lost(&plan, &records),
+            &records,
+            &seen,
+        )
+        .await;
+    }
+    if let Some(sources) = &plan.store {
+        records.keep(sources).await?;
+    }
+    if Some(&plan.ledger) != seen.ledger.as_ref() && plan.ledger.action.is_some() && !plan.gone {
+        version = Some(records.write(&plan.ledger, version.as_deref()).await?);
+    }
+    let refused = act(&children, &plan).await;
+    if plan.gone && refused.is_ok() {
+        records.forget_all().await?;
+        finalize::remove(&api, &stack, MANAGER_FINALIZER).await?;
+        manager.stacks.forget(&uid);
+        return Ok(None);
+    }
+    let acted = match refused {
+        Ok(refused) if refused.is_empty() => Ok(()),
+        Ok(refused) => {
+            fail(&mut plan.ledger, refused);
+            plan.again = Some(Duration::ZERO);
+            records
+                .write(&plan.ledger, version.as_deref())
+                .await
+                .map(drop)
+        }
+        Err(error) => Err(error),
+    };
+    forget_sources(&records, seen.ledger.as_ref(), &plan.ledger).await?;
+    let again = report(&api, &stack, &manager, &plan, &records, &seen).await?;
+    acted?;
+    Ok(again)
+}
+
+/// Whether something has been made that no record tells of any more.
+fn is_lost(stack: &Stack, seen: &Seen<'_>) -> bool {
+    let recorded = stack
+        .status
+        .as_ref()
+        .is_some_and(|status| status.record.is_some());
+    recorded && seen.ledger.is_none() && !finalize::is_deleting(stack)
+}
+
+/// Nothing is done without a record: what exists would be made a second time.
+fn lost(plan: &Plan, records: &Records) -> Plan {
+    let mut plan = plan.clone();
+    plan.problem = Some(Problem {
+        reason: Reason::RecordMissing,
+        message: format!(
+            "the Secret {} with the record of what the stack has made is gone; restore it, or \
+             delete the Stack, which removes what carries its mark",
+            records.name()
+        ),
+    });
+    plan
+}
+
+async fn observe<'a>(
+    stack: &Stack,
+    manager: &Manager,
+    records: &Records,
+    children: &'a Children<'a>,
+    ledger: Option<Ledger>,
+) -> Result<Seen<'a>, ApiError> {
+    let client = &manager.context.client;
+    let deleting = finalize::is_deleting(stack);
+    let kind_lost = deleting && loss::of_kind::<Stack>(client).await?;
+    let sources = sources::resolve(client, stack).await?;
+    let have = sources.as_ref().ok().map(Sources::digest);
+    let named = ledger.as_ref().map(Ledger::sources).unwrap_or_default();
+    let needed = named
+        .into_iter()
+        .filter(|digest| Some(*digest) != have.as_deref());
+    let needed: BTreeSet<String> = needed.map(str::to_owned).collect();
+    let stored = if deleting {
+        BTreeMap::new()
+    } else {
+        records.sources(needed).await?
+    };
+    let objects = match &ledger {
+        Some(ledger) => children.observe(ledger).await?,
+        None => BTreeMap::new(),
+    };
+    let strays = if deleting {
+        children.strays(ledger.as_ref())
+    } else {
+        Vec::new()
+    };
+    Ok(Seen {
+        now: Timestamp::now(),
+        sources,
+        stored,
+        ledger,
+        seed: Uuid::new_v4().simple().to_string() + &Uuid::new_v4().simple().to_string(),
+        objects,
+        strays,
+        find: children,
+        kind_lost,
+    })
+}
+
+/// What the API server refused for good, by resource.
+type Refused = BTreeMap<Key, String>;
+
+/// Does the steps; those of one resource in their order, resources at once.
+async fn act(children: &Children<'_>, plan: &Plan) -> Result<Refused, ApiError> {
+    let mut by_key: BTreeMap<Key, Vec<Step>> = BTreeMap::new();
+    let mut groups = Vec::new();
+    for step in plan.steps.iter().cloned() {
+        match &step {
+            Step::Apply { key, .. } => by_key.entry(key.clone()).or_default().push(step),
+            Step::Delete { .. } | Step::Release { .. } => groups.push((None, vec![step])),
+        }
+    }
+    groups.extend(by_key.into_iter().map(|(key, steps)| (Some(key), steps)));
+    let mut done = futures::stream::iter(groups)
+        .map(|(key, steps)| async move { (key, each(children, steps).await) })
+        .buffer_unordered(AT_ONCE);
+    let mut refused = Refused::new();
+    let mut failed = None;
+    while let Some((key, result)) = done.next().await {
+        match (key, result) {
+            (_, Ok(())) => {}
+            (Some(key), Err(error)) if is_final(&error) => {
+                refused.insert(key, chain(&error));
+            }
+            // The others are done all the same.
+            (_, Err(error)) => failed = Some(error),
+        }
+    }
+    match failed {
+        Some(error) if refused.is_empty() => Err(error),
+        _ => Ok(refused),
+    }
+}
+
+async fn each(children: &Children<'_>, steps: Vec<Step>) -> Result<(), ApiError> {
+    for step in steps {
+        match step {
+            Step::Apply {
+                manifest,
+                live,
+                by_account,
+                ..
+            } => children.apply(&manifest, live.as_ref(), by_account).await?,
+            Step::Delete {
+                object,
+                uid,
+                by_account,
+            } => children.delete(&object, uid.as_ref(), by_account).await?,
+            Step::Release { live, by_account } => children.release(&live, by_account).await?,
+        }
+    }
+    Ok(())
+}
+
+/// Whether trying again is of no use: the object itself, or who makes it, is at fault.
+fn is_final(error: &ApiError) -> bool {
+    matches!(&*error.source, kube::Error::Api(status)
+        if matches!(status.code, 400 | 403 | 404 | 405 | 413 | 422))
+}
+
+fn fail(ledger: &mut Ledger, refused: Refused) {
+    let now = Timestamp::now();
+    for (key, why) in refused {
+        if let Some(entry) = ledger.entries.get_mut(&key) {
+            let action = match entry.action {
+                Action::Delete => continue,
+                action => action,
+            };
+            entry.set(action, State::Failed, why, now);
+        }
+    }
+}
+
+/// Templates that the record does not name any more.
+async fn forget_sources(
+    records: &Records,
+    before: Option<&Ledger>,
+    now: &Ledger,
+) -> Result<(), ApiError> {
+    let kept = now.sources();
+    let named = before.map(Ledger::sources).unwrap_or_default();
+    let old = named.difference(&kept).map(|digest| (*digest).to_owned());
+    records.forget(&old.collect()).await
+}
+
+async fn report(
+    api: &Api<Stack>,
+    stack: &Stack,
+    manager: &Manager,
+    plan: &Plan,
+    records: &Records,
+    seen: &Seen<'_>,
+) -> Outcome {
+    let uid_of = |object: &ledger::Reference| {
+        let live = seen.objects.get(object)?;
+        live["metadata"]["uid"].as_str().map(str::to_owned)
+    };
+    let status = status::status(stack, plan, &records.name(), &uid_of, seen.now);
+    if apply_status(api, MANAGER, stack, &status).await? {
+        manager.context.metrics.status_written("stack");
+        if let Some((good, reason, note)) = status::transition(stack, &status) {
+            let events = &manager.context.events;
+            if good {
+                events.normal(stack, reason, "Reconcile", note);
+            } else {
+                events.warning(stack, reason, "Reconcile", note);
+            }
+        }
+    }
+    Ok(plan.again)
+}

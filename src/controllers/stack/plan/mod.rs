@@ -1,0 +1,394 @@
+//! Decides what a Stack does next. Pure: what was seen comes in; a new record, steps, and
+//! what is to be told go out.
+//!
+//! There is no list of steps that is worked off. Each pass looks at the template, at the
+//! record and at what exists, and does what can be done now: a resource whose requirements
+//! are there is made, changed or replaced, what nothing needs any more goes once everything
+//! new is there. So a pass that was cut off at any point is simply continued by the next,
+//! and a template that changes in between is one more look.
+//!
+//! | file | what it decides |
+//! |---|---|
+//! | [`turn`] | which action begins |
+//! | [`forward`] | what is made, changed, kept |
+//! | [`batch`] | how many members of a group at once |
+//! | [`suspend`] | what is stopped and started |
+//! | [`leaf`] | what one resource should be, and whether it is |
+//! | [`removal`] | what goes, and in which order |
+//! | [`look`] | outputs, previews and checks: nothing is touched |
+
+mod batch;
+mod forward;
+mod leaf;
+mod look;
+mod removal;
+mod suspend;
+mod turn;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt;
+use serde_json::Value;
+
+use super::ledger::{Action, Entry, Key, Ledger, Reference, Sources, State};
+use crate::api::stack::{StackOutput, StackPreview};
+use crate::api::{Reason, Stack};
+use crate::kube_ext::finalize;
+use crate::stack::environment::Environment;
+use crate::stack::parameters::Identity;
+use crate::stack::render::Input;
+use crate::stack::{self, yaml};
+
+/// Something only a person can change, and where it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// For machines.
+    pub reason: Reason,
+    /// Names the place, the culprit and the way out.
+    pub message: String,
+}
+
+impl Problem {
+    /// What is wrong with a template.
+    #[must_use]
+    pub fn template(error: &stack::Error) -> Self {
+        Self {
+            reason: Reason::InvalidTemplate,
+            message: error.to_string(),
+        }
+    }
+}
+
+/// What was seen.
+pub struct Seen<'a> {
+    /// The time.
+    pub now: Timestamp,
+    /// What the spec names, or why it cannot be had.
+    pub sources: Result<Sources, Problem>,
+    /// Sources that the record names, by digest.
+    pub stored: BTreeMap<String, Sources>,
+    /// The record, if there is one.
+    pub ledger: Option<Ledger>,
+    /// Unguessable; for a new record.
+    pub seed: String,
+    /// The objects that the record names; those that are gone, by the API server's own word,
+    /// are not here.
+    pub objects: BTreeMap<Reference, Value>,
+    /// Objects that carry the Stack's mark and are not in the record.
+    pub strays: Vec<Reference>,
+    /// Finds an object of the namespace by kind and name.
+    pub find: &'a (dyn Lookup + Sync),
+    /// It is being deleted only because the kind itself is: nobody has asked for that.
+    pub kind_lost: bool,
+}
+
+/// Knows the objects that are watched.
+pub trait Lookup {
+    /// An object of the Stack's namespace by kind and name.
+    fn find(&self, kind: &str, name: &str) -> Option<Value>;
+}
+
+/// One small, repeatable effect.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Step {
+    /// Make or change an object.
+    Apply {
+        /// The resource that it belongs to.
+        key: Key,
+        /// What it should be.
+        manifest: Value,
+        /// What it is; it is made when absent.
+        live: Option<Value>,
+        /// With the rights of the service account.
+        by_account: bool,
+    },
+    /// Delete an object.
+    Delete {
+        /// Which.
+        object: Reference,
+        /// Its uid; any when absent.
+        uid: Option<String>,
+        /// With the rights of the service account.
+        by_account: bool,
+    },
+    /// Take the Stack's marks from an object, which stays.
+    Release {
+        /// The object as it is.
+        live: Value,
+        /// With the rights of the service account.
+        by_account: bool,
+    },
+}
+
+/// What to do, and what to tell.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The record as it should be, before any step.
+    pub ledger: Ledger,
+    /// Sources to keep before the record names them.
+    pub store: Option<Sources>,
+    /// Effects; they do not depend on each other.
+    pub steps: Vec<Step>,
+    /// Outputs, if they are known.
+    pub outputs: Option<Vec<StackOutput>>,
+    /// What would be done.
+    pub preview: Option<StackPreview>,
+    /// What has no effect.
+    pub notes: Vec<String>,
+    /// Why the spec is not followed.
+    pub problem: Option<Problem>,
+    /// When to look again without any event.
+    pub again: Option<Duration>,
+    /// Nothing is left: the Stack may go.
+    pub gone: bool,
+    /// Texts that must never be shown.
+    pub secrets: BTreeSet<String>,
+}
+
+/// Decides for one Stack.
+#[must_use]
+pub fn plan(stack: &Stack, seen: &Seen<'_>) -> Plan {
+    let fresh = || Ledger::new(seen.seed.clone(), seen.now);
+    let mut pass = Pass {
+        stack,
+        seen,
+        plan: Plan {
+            ledger: seen.ledger.clone().unwrap_or_else(fresh),
+            store: None,
+            steps: Vec::new(),
+            outputs: None,
+            preview: None,
+            notes: Vec::new(),
+            problem: None,
+            again: None,
+            gone: false,
+            secrets: BTreeSet::new(),
+        },
+    };
+    if finalize::is_deleting(stack) {
+        pass.delete();
+    } else {
+        pass.turn();
+        pass.work();
+    }
+    pass.plan
+}
+
+/// One pass over one Stack.
+struct Pass<'a> {
+    stack: &'a Stack,
+    seen: &'a Seen<'a>,
+    plan: Plan,
+}
+
+impl Pass<'_> {
+    /// Goes on with the action that is under way, and shows what there is.
+    fn work(&mut self) {
+        let Some(action) = self.plan.ledger.action else {
+            return;
+        };
+        let busy = self.plan.ledger.is_busy();
+        match (&self.plan.ledger.goal, self.goal()) {
+            // That a template cannot be read is no reason to remove what was made by it.
+            (Some(digest), None) => {
+                self.plan.problem = Some(Problem {
+                    reason: Reason::RecordMissing,
+                    message: format!(
+                        "the Secret with the template {digest} is gone; change the spec, so that \
+                         another is taken, or delete the Stack"
+                    ),
+                });
+            }
+            (None, _) if busy => self.remove_all(),
+            (None, _) => {}
+            (Some(_), Some(goal)) => match action {
+                _ if !busy => self.outputs(&goal),
+                Action::Check => self.check(&goal),
+                _ => self.forward(&goal),
+            },
+        }
+        self.time_out();
+        // One that has just failed may have to be undone.
+        if self.undo().is_some() {
+            self.again_in(Duration::ZERO);
+        }
+    }
+
+    fn goal(&self) -> Option<Sources> {
+        self.source(self.plan.ledger.goal.as_deref()?)
+    }
+
+    fn source(&self, digest: &str) -> Option<Sources> {
+        let stored = self.seen.stored.get(digest).cloned();
+        stored.or_else(|| {
+            let spec = self.seen.sources.as_ref().ok()?;
+            (spec.digest() == digest).then(|| spec.clone())
+        })
+    }
+
+    fn again_in(&mut self, wait: Duration) {
+        let sooner = self.plan.again.map_or(wait, |other| other.min(wait));
+        self.plan.again = Some(sooner);
+    }
+
+    fn limit(&self) -> Duration {
+        let minutes = u64::try_from(self.stack.spec.timeout_minutes).unwrap_or(60);
+        Duration::from_secs(minutes * 60)
+    }
+
+    fn time_out(&mut self) {
+        let limit = self.limit();
+        let ledger = &mut self.plan.ledger;
+        if !ledger.is_busy() {
+            return;
+        }
+        let spent = since(ledger.started, self.seen.now);
+        if spent < limit {
+            self.again_in(limit.saturating_sub(spent));
+            return;
+        }
+        let waiting = waiting(&ledger.entries);
+        give_up(&mut ledger.entries, "the stack timed out", self.seen.now);
+        let word = ledger.action.unwrap_or_default().word();
+        ledger.end(
+            State::Failed,
+            format!(
+                "{word} timed out after {} minutes{waiting}",
+                limit.as_secs() / 60
+            ),
+        );
+    }
+
+    /// Everything goes, and then the Stack.
+    fn delete(&mut self) {
+        if self.seen.kind_lost {
+            self.release_all();
+            return;
+        }
+        let ledger = &mut self.plan.ledger;
+        if ledger.action != Some(Action::Delete) {
+            ledger.begin(Action::Delete, None, self.seen.now);
+        } else if ledger.state == State::Failed {
+            // It took too long; it is being deleted all the same.
+            ledger.state = State::InProgress;
+        }
+        self.remove_all();
+        let strays = self.seen.strays.iter().map(|object| Step::Delete {
+            object: object.clone(),
+            uid: None,
+            by_account: false,
+        });
+        let entries = &self.plan.ledger.entries;
+        if entries.is_empty() {
+            self.plan.steps.extend(strays);
+        }
+        self.plan.gone = entries.is_empty() && self.seen.strays.is_empty();
+        if !self.plan.gone {
+            self.again_in(Duration::from_secs(10));
+        }
+        let spent = since(self.plan.ledger.started, self.seen.now);
+        if !self.plan.gone && spent > self.limit() {
+            let waiting = waiting(&self.plan.ledger.entries);
+            let ledger = &mut self.plan.ledger;
+            ledger.end(
+                State::Failed,
+                format!("DELETE takes long and goes on{waiting}"),
+            );
+        }
+    }
+
+    /// The definition of Stacks is being deleted: nobody has asked for what they made to go.
+    fn release_all(&mut self) {
+        let uid = self.stack.uid().unwrap_or_default();
+        let live = |entry: &Entry| -> Vec<Value> {
+            let objects = entry.objects.iter();
+            objects
+                .filter_map(|object| self.seen.objects.get(object).cloned())
+                .collect()
+        };
+        for entry in self.plan.ledger.entries.values() {
+            for live in live(entry).into_iter().filter(|live| is_ours(live, &uid)) {
+                self.plan.steps.push(Step::Release {
+                    live,
+                    by_account: entry.by_account,
+                });
+            }
+        }
+        self.plan.gone = self.plan.steps.is_empty();
+    }
+}
+
+/// What is rendered, for sources that are the spec's or were.
+///
+/// # Errors
+/// When the template or an environment is no YAML, or no environment.
+pub fn input(stack: &Stack, sources: &Sources) -> stack::Result<Input> {
+    let template = yaml::parse(&sources.template).map_err(|error| error.below("template"))?;
+    let texts = sources.environments.iter().map(String::as_str);
+    let mut environment = Environment::parse(texts)?;
+    environment.parameters.extend(sources.parameters.clone());
+    Ok(Input {
+        template,
+        files: sources.files.clone(),
+        environment,
+        identity: Identity {
+            name: stack.name_any(),
+            id: stack.uid().unwrap_or_default(),
+            project: stack.namespace().unwrap_or_default(),
+            region: String::new(),
+        },
+        secret: sources.secret.clone(),
+        ..Input::default()
+    })
+}
+
+/// How long ago something was; no time for what is yet to come.
+fn since(then: Timestamp, now: Timestamp) -> Duration {
+    Duration::try_from(now.duration_since(then)).unwrap_or_default()
+}
+
+/// Whether an object carries the mark of the Stack with this uid.
+#[must_use]
+pub fn is_ours(object: &Value, uid: &str) -> bool {
+    object["metadata"]["labels"][crate::api::names::STACK_UID_LABEL] == uid
+}
+
+/// Names what is still under way, for messages.
+fn waiting(entries: &BTreeMap<Key, Entry>) -> String {
+    let busy = entries
+        .iter()
+        .filter(|(_, entry)| entry.state == State::InProgress);
+    let names: Vec<String> = busy
+        .map(|((path, _), entry)| match entry.reason.as_str() {
+            "" => path.clone(),
+            reason => format!("{path} ({reason})"),
+        })
+        .collect();
+    if names.is_empty() {
+        String::new()
+    } else {
+        format!("; waiting for {}", super::super::name_some(names))
+    }
+}
+
+/// What is under way is not waited for any more.
+fn give_up(entries: &mut BTreeMap<Key, Entry>, why: &str, now: Timestamp) {
+    for entry in entries
+        .values_mut()
+        .filter(|entry| entry.state == State::InProgress)
+    {
+        let reason = match entry.reason.as_str() {
+            "" => format!("cancelled: {why}"),
+            reason => format!("cancelled: {why}; {reason}"),
+        };
+        entry.set(entry.action, State::Failed, reason, now);
+    }
+}
+
+/// Whether an entry's object was last made or changed to be what the entry says.
+#[must_use]
+pub fn is_whole(live: &Value, entry: &Entry) -> bool {
+    leaf::is_applied(live, &entry.digest)
+}

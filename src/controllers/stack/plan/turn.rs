@@ -1,0 +1,184 @@
+//! Which action begins.
+
+use super::{Action, Pass, Problem, State};
+use crate::api::Reason;
+use crate::api::stack::OnFailure;
+use crate::controllers::stack::ledger::Sources;
+use crate::stack::expand::{self, Tree};
+use crate::stack::kinds::check;
+use crate::stack::parameters::Schema;
+use crate::stack::template::Template;
+
+impl Pass<'_> {
+    /// Begins the action that is due, if one is.
+    pub(super) fn turn(&mut self) {
+        let ledger = &self.plan.ledger;
+        if ledger.is_busy() {
+            // A new template takes over from the one before it at once, as in Heat; what else
+            // is under way comes to its end first.
+            if matches!(ledger.action, Some(Action::Create | Action::Update)) {
+                self.follow_spec();
+            }
+            return;
+        }
+        if let Some((action, goal)) = self.undo() {
+            self.mark_missing();
+            self.plan.ledger.begin(action, goal, self.seen.now);
+            return;
+        }
+        let spec = &self.stack.spec;
+        let ledger = &mut self.plan.ledger;
+        // What is stopped is started before anything else is done with it.
+        if ledger.suspended && !spec.suspend {
+            ledger.suspended = false;
+            ledger.begin(Action::Resume, ledger.goal.clone(), self.seen.now);
+            return;
+        }
+        if self.follow_spec() {
+            return;
+        }
+        let ledger = &mut self.plan.ledger;
+        if ledger.action.is_none() || ledger.goal.is_none() || self.plan.problem.is_some() {
+            return;
+        }
+        let goal = ledger.goal.clone();
+        if spec.suspend != ledger.suspended {
+            ledger.suspended = spec.suspend;
+            ledger.begin(Action::Suspend, goal, self.seen.now);
+        } else if spec.check_requested_at != ledger.checked {
+            ledger.checked.clone_from(&spec.check_requested_at);
+            if spec.check_requested_at.is_some() {
+                ledger.begin(Action::Check, goal, self.seen.now);
+            }
+        }
+    }
+
+    /// What an action that has failed is followed by.
+    pub(super) fn undo(&self) -> Option<(Action, Option<String>)> {
+        let ledger = &self.plan.ledger;
+        if ledger.state != State::Failed
+            || !matches!(ledger.action, Some(Action::Create | Action::Update))
+        {
+            return None;
+        }
+        match self.stack.spec.on_failure {
+            OnFailure::Keep => None,
+            OnFailure::Rollback => Some((Action::Rollback, ledger.good.clone())),
+            OnFailure::Delete => Some((Action::Delete, None)),
+        }
+    }
+
+    /// Begins to create or update when the spec says something new; whether it did.
+    fn follow_spec(&mut self) -> bool {
+        let sources = match &self.seen.sources {
+            Ok(sources) => sources.clone(),
+            Err(problem) => {
+                self.plan.problem = Some(problem.clone());
+                return false;
+            }
+        };
+        let digest = sources.digest();
+        let spec = &self.stack.spec;
+        let ledger = &self.plan.ledger;
+        let heal = spec.heal_requested_at != ledger.healed
+            && spec.heal_requested_at.is_some()
+            && ledger.action.is_some();
+        let tree = match self.accept(&sources) {
+            Ok(tree) => tree,
+            Err(problem) => {
+                self.plan.problem = Some(problem);
+                return false;
+            }
+        };
+        self.plan.notes = check::notes(&tree);
+        if spec.preview {
+            self.preview(&sources);
+            return false;
+        }
+        if self.plan.ledger.wanted == digest && !heal {
+            return false;
+        }
+        if self.plan.ledger.suspended {
+            self.plan.problem = Some(Problem {
+                reason: Reason::Suspended,
+                message: "a suspended stack is not updated; set spec.suspend to false first"
+                    .to_owned(),
+            });
+            return false;
+        }
+        self.mark_missing();
+        let ledger = &mut self.plan.ledger;
+        let action = match ledger.action {
+            None => Action::Create,
+            // Nothing had been made to the end: what is made now is still the first.
+            Some(Action::Create) if ledger.is_busy() => Action::Create,
+            Some(_) => Action::Update,
+        };
+        if ledger.action.is_none() {
+            ledger.checked.clone_from(&spec.check_requested_at);
+        }
+        ledger.wanted.clone_from(&digest);
+        ledger.healed.clone_from(&spec.heal_requested_at);
+        ledger.begin(action, Some(digest), self.seen.now);
+        self.plan.store = Some(sources);
+        true
+    }
+
+    /// Whether a stack can be made of `sources`: everything that Heat would refuse before it
+    /// makes anything, and what cannot be made here.
+    fn accept(&self, sources: &Sources) -> Result<Tree, Problem> {
+        let wrong = |error| Problem::template(&error);
+        let input = super::input(self.stack, sources).map_err(wrong)?;
+        let tree = expand::expand(&input).map_err(|stop| wrong(stop.error))?;
+        let has_account = self.stack.spec.service_account_name.is_some();
+        check::tree(&tree, has_account).map_err(wrong)?;
+        self.unchangeable(sources, &tree).map_err(wrong)?;
+        Ok(tree)
+    }
+
+    /// Parameters that the template says may not change have not.
+    fn unchangeable(&self, sources: &Sources, tree: &Tree) -> crate::stack::Result<()> {
+        let Some(before) = self.goal() else {
+            return Ok(());
+        };
+        if before == *sources {
+            return Ok(());
+        }
+        let Ok(input) = super::input(self.stack, &before) else {
+            return Ok(());
+        };
+        let Ok(old) = crate::stack::render::stack(&input) else {
+            return Ok(());
+        };
+        let Template {
+            version,
+            parameters,
+            ..
+        } = &tree.stack.template;
+        for (name, schema) in parameters {
+            let schema = Schema::parse(schema, *version)?;
+            let (was, is) = (
+                old.parameters.values.get(name),
+                tree.stack.parameters.values.get(name),
+            );
+            if schema.immutable && was.is_some() && was != is {
+                return Err(crate::stack::Error::at(
+                    format!("parameters.{name}"),
+                    "is immutable and has another value than before",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// What somebody has deleted is made anew by the action that begins now.
+    fn mark_missing(&mut self) {
+        for entry in self.plan.ledger.entries.values_mut() {
+            let there = entry
+                .objects
+                .last()
+                .is_none_or(|o| self.seen.objects.contains_key(o));
+            entry.replace |= !there && entry.state == State::Complete;
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! What a Stack's status says: made from the record, without any secret.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt;
+
+use super::ledger::{Action, Entry, Key, Ledger, Reference, State};
+use super::plan::Plan;
+use crate::api::conditions::{self, ConditionType, Observation};
+use crate::api::stack::{StackResource, StackStatus};
+use crate::api::{Reason, Stack};
+use crate::stack::hide::mask_text;
+
+/// Longest reason, in characters: a table of hundreds of them must fit.
+const LONGEST_REASON: usize = 256;
+
+/// The status by what has been decided. `uid_of` says the uid of an object that exists.
+#[must_use]
+pub fn status(
+    stack: &Stack,
+    plan: &Plan,
+    record: &str,
+    uid_of: &dyn Fn(&Reference) -> Option<String>,
+    now: Timestamp,
+) -> StackStatus {
+    let ledger = &plan.ledger;
+    let before = stack.status.as_ref();
+    let masked = |text: &str| mask_text(text, &plan.secrets);
+    let resources: Vec<StackResource> = ledger
+        .entries
+        .iter()
+        .map(|(key, entry)| resource(key, entry, ledger, uid_of, &masked))
+        .collect();
+    let complete = ledger
+        .entries
+        .values()
+        .filter(|e| e.state == State::Complete)
+        .count();
+    let old = before
+        .map(|status| status.conditions.as_slice())
+        .unwrap_or_default();
+    StackStatus {
+        observed_generation: stack.metadata.generation,
+        stack_status: ledger.word(),
+        stack_status_reason: ledger.action.map(|_| masked(&ledger.reason)),
+        action_started_at: ledger.action.map(|_| Time(ledger.started)),
+        progress: Some(format!("{complete}/{}", ledger.entries.len())),
+        resources,
+        outputs: match &plan.outputs {
+            Some(outputs) => outputs.clone(),
+            // What cannot be evaluated now is not for that reason gone.
+            None if ledger.goal.is_some() => before.map(|b| b.outputs.clone()).unwrap_or_default(),
+            None => Vec::new(),
+        },
+        preview: plan.preview.clone(),
+        last_good: ledger
+            .good
+            .as_ref()
+            .map(|digest| format!("sha256:{digest}")),
+        record: ledger.action.map(|_| record.to_owned()),
+        notes: plan.notes.clone(),
+        conditions: conditions::merge(
+            old,
+            observations(stack, plan, &masked),
+            stack.metadata.generation,
+            now,
+        ),
+    }
+}
+
+fn resource(
+    (path, number): &Key,
+    entry: &Entry,
+    ledger: &Ledger,
+    uid_of: &dyn Fn(&Reference) -> Option<String>,
+    masked: &dyn Fn(&str) -> String,
+) -> StackResource {
+    let newest = ledger.incarnations(path).next().map(|(newest, _)| newest);
+    let object = entry.objects.last();
+    let reason: String = masked(&entry.reason).chars().take(LONGEST_REASON).collect();
+    StackResource {
+        // While one takes the place of another there are two of a name.
+        name: if newest == Some(*number) {
+            path.clone()
+        } else {
+            format!("{path}#{number}")
+        },
+        kind: entry.kind.clone(),
+        object: object.map(|object| format!("{}/{}", object.kind, object.name)),
+        physical_id: object.and_then(uid_of),
+        status: format!("{}_{}", entry.action.word(), entry.state.word()),
+        reason: (!reason.is_empty()).then_some(reason),
+        since: Some(Time(entry.since)),
+    }
+}
+
+/// Ready: the last action was done, and the spec says nothing else. Stalled: only a person
+/// can help.
+fn observations(stack: &Stack, plan: &Plan, masked: &dyn Fn(&str) -> String) -> [Observation; 2] {
+    let ledger = &plan.ledger;
+    let no = |reason, message: String| Observation::no(ConditionType::Ready, reason, message);
+    let stalled =
+        |reason, message: String| Observation::yes(ConditionType::Stalled, reason, message);
+    let fine = |reason, message: &str| Observation::no(ConditionType::Stalled, reason, message);
+    if let Some(problem) = &plan.problem {
+        let message = masked(&problem.message);
+        return [
+            no(problem.reason, message.clone()),
+            stalled(problem.reason, message),
+        ];
+    }
+    let message = masked(&ledger.reason);
+    match (ledger.action, ledger.state) {
+        (None, _) => {
+            let message = if stack.spec.preview {
+                "spec.preview is set: status.preview shows what would be made"
+            } else {
+                "nothing has been made yet"
+            };
+            [
+                no(Reason::Previewed, message.to_owned()),
+                fine(Reason::Previewed, message),
+            ]
+        }
+        (Some(_), State::InProgress) => [
+            no(Reason::InProgress, message.clone()),
+            fine(Reason::InProgress, &message),
+        ],
+        (Some(_), State::Failed) => [
+            no(Reason::Failed, message.clone()),
+            stalled(Reason::Failed, message),
+        ],
+        (Some(Action::Rollback | Action::Delete), State::Complete) => [
+            no(
+                Reason::Failed,
+                format!("{message}; change the spec to try again"),
+            ),
+            stalled(Reason::Failed, message),
+        ],
+        (Some(Action::Suspend), State::Complete) => [
+            no(
+                Reason::Suspended,
+                "its Servers are stopped as asked".to_owned(),
+            ),
+            fine(Reason::Suspended, "its Servers are stopped as asked"),
+        ],
+        (Some(_), State::Complete) => [
+            Observation::yes(ConditionType::Ready, Reason::Complete, message.clone()),
+            fine(Reason::Complete, &message),
+        ],
+    }
+}
+
+/// What an event says of a transition: from what the status said to what it says now.
+#[must_use]
+pub fn transition(stack: &Stack, status: &StackStatus) -> Option<(bool, Reason, String)> {
+    let before = stack
+        .status
+        .as_ref()
+        .and_then(|status| status.stack_status.as_ref());
+    let word = status.stack_status.as_ref()?;
+    if before == Some(word) {
+        return None;
+    }
+    let why = status.stack_status_reason.clone().unwrap_or_default();
+    let (good, reason) = if word.ends_with(State::Failed.word()) {
+        (false, Reason::Failed)
+    } else if word.ends_with(State::Complete.word()) {
+        (true, Reason::Complete)
+    } else {
+        (true, Reason::InProgress)
+    };
+    Some((good, reason, format!("{} {word}: {why}", stack.name_any())))
+}
