@@ -32,7 +32,7 @@ const RECALL: Duration = Duration::from_secs(2);
 /// QEMU's own memory for each VM in MiB, beside the guest's; measured with this machine
 /// type and these devices, rounded up.
 const OVERHEAD_MIB: i64 = 160;
-/// Below this the host's disk counts as full.
+/// With fewer usable bytes than this the host's disk counts as full.
 const LOW_SPACE: u64 = 1 << 30;
 /// Machine types that are told; older ones than these are not chosen by anybody.
 const MACHINE_TYPES: usize = 32;
@@ -220,17 +220,18 @@ fn status(
         ),
     });
     seen.push(match space {
-        Ok(space) if space.available >= LOW_SPACE => Observation::yes(
+        Ok(space) if space.usable() >= LOW_SPACE => Observation::yes(
             ConditionType::DiskAvailable,
             Reason::Ok,
             "there is room for disks",
         ),
-        Ok(_) => Observation::no(
+        Ok(space) => Observation::no(
             ConditionType::DiskAvailable,
             Reason::NoSpace,
             format!(
-                "fewer than {LOW_SPACE} bytes are left in {}; remove what is not needed, or give \
-                 it a bigger file system",
+                "{} bytes are left in {} beside the reserve for running guests, fewer than \
+                 {LOW_SPACE}; remove what is not needed, or give it a bigger file system",
+                space.usable(),
                 agent.config.state_dir.display()
             ),
         ),

@@ -72,6 +72,16 @@ pub struct Space {
     pub available: u64,
 }
 
+impl Space {
+    /// What may be filled with something new. The disks of running guests grow in the rest:
+    /// a twentieth of the whole, at most 5 GiB, is theirs alone.
+    #[must_use]
+    pub fn usable(&self) -> u64 {
+        self.available
+            .saturating_sub((self.total / 20).min(5 << 30))
+    }
+}
+
 /// The disks of one host.
 #[derive(Clone, Debug)]
 pub struct Disks {

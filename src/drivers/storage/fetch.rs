@@ -154,14 +154,10 @@ async fn copy(from: &Path, partial: &Path, progress: &Progress) -> Result<Digest
     Ok(hasher.finish())
 }
 
-/// Says beforehand that `need` bytes would fill the file system, which the disks of running
-/// guests grow in: a twentieth of it, at most 5 GiB, is theirs alone.
+/// Says beforehand that `need` bytes would fill the file system.
 fn check_room(partial: &Path, need: u64) -> Result<(), Error> {
     let dir = partial.parent().unwrap_or(partial);
-    let space = disk::space_of(dir)?;
-    let usable = space
-        .available
-        .saturating_sub((space.total / 20).min(5 << 30));
+    let usable = disk::space_of(dir)?.usable();
     if need > usable {
         return Err(Error::NoSpace(Shortage {
             path: dir.to_owned(),
