@@ -148,6 +148,9 @@ pub struct ImageStatus {
     /// `sha256:…` of the bytes, fixed by the checksum or by the first import.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
+    /// Where the bytes came from when the digest was fixed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<Source>,
     /// Size of the file in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<i64>,

@@ -3,7 +3,7 @@
 use k8s_openapi::jiff::Timestamp;
 
 use crate::api::conditions::{self, ConditionType, Observation};
-use crate::api::image::{DiskFormat, ImageStatus};
+use crate::api::image::{DiskFormat, ImageStatus, Source};
 use crate::api::{Image, Instance, Reason, validation};
 use crate::controllers::name_some;
 use crate::kube_ext::finalize;
@@ -47,13 +47,15 @@ pub fn plan(image: &Image, seen: &Seen<'_>, now: Timestamp) -> Plan {
         .clone()
         .or_else(|| by_checksum.clone())
         .or_else(|| imported.clone().next().map(|i| i.digest.clone()));
+    let fixed = || digest.is_some().then(|| image.spec.source.clone());
+    let source = old.source.clone().or_else(fixed);
     let sizes = imported
         .clone()
         .find(|i| Some(&i.digest) == digest.as_ref());
     let size = old.size.or_else(|| sizes.map(|i| i.size));
     let virtual_size = old.virtual_size.or_else(|| sizes.map(|i| i.virtual_size));
 
-    let ready = ready(image, &seen.users);
+    let ready = ready(image, source.as_ref(), &seen.users);
     let verified = if size.is_some() {
         Observation::yes(
             ConditionType::Verified,
@@ -75,6 +77,7 @@ pub fn plan(image: &Image, seen: &Seen<'_>, now: Timestamp) -> Plan {
         status: ImageStatus {
             observed_generation: image.metadata.generation,
             digest,
+            source,
             size,
             virtual_size,
             conditions: conditions::merge(
@@ -87,7 +90,7 @@ pub fn plan(image: &Image, seen: &Seen<'_>, now: Timestamp) -> Plan {
     }
 }
 
-fn ready(image: &Image, users: &[String]) -> Observation {
+fn ready(image: &Image, fixed: Option<&Source>, users: &[String]) -> Observation {
     let no = |reason, message| Observation::no(ConditionType::Ready, reason, message);
     if finalize::is_deleting(image) {
         let users = name_some(users.to_vec());
@@ -105,6 +108,17 @@ fn ready(image: &Image, users: &[String]) -> Observation {
             ),
         );
     }
+    // Old API servers do not hold to the rules of the definition.
+    if let Some(fixed) = fixed.filter(|fixed| **fixed != image.spec.source) {
+        return no(
+            Reason::InvalidSpec,
+            format!(
+                "spec.source: {} is not what the digest was fixed by, which was {}; set it back, or make a new Image for other bytes. Servers that have the old bytes keep them",
+                words(&image.spec.source),
+                words(fixed)
+            ),
+        );
+    }
     match validation::image(&image.spec) {
         Err(message) => no(Reason::InvalidSpec, message),
         Ok(()) => Observation::yes(
@@ -113,6 +127,12 @@ fn ready(image: &Image, users: &[String]) -> Observation {
             "Servers can be made from it",
         ),
     }
+}
+
+fn words(source: &Source) -> String {
+    let checksum = source.checksum.as_ref();
+    let checksum = checksum.map_or_else(String::new, |c| format!(" with checksum {c}"));
+    format!("{}{checksum}", source.url)
 }
 
 /// What a host says about bytes that it could not get or use.
@@ -136,4 +156,40 @@ fn failure(seen: &Seen<'_>) -> Option<Observation> {
         let message = format!("host {}: {}", instance.spec.host, ready.message);
         Some(Observation::no(ConditionType::Verified, reason, message))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn image(url: &str) -> Image {
+        let source = json!({"url": url, "checksum": format!("sha256:{}", "a".repeat(64))});
+        let object = json!({"apiVersion": "pileus.dev/v1alpha1", "kind": "Image",
+            "metadata": {"name": "tiny", "generation": 1}, "spec": {"source": source}});
+        serde_json::from_value(object).unwrap()
+    }
+
+    #[test]
+    fn a_source_that_changes_after_the_digest_was_fixed_is_told_and_changes_nothing() {
+        let seen = Seen {
+            instances: vec![],
+            users: vec![],
+            kind_lost: false,
+        };
+        let first = plan(&image("https://a/tiny"), &seen, Timestamp::UNIX_EPOCH);
+        assert_eq!(first.status.conditions[0].status, "True");
+        let mut changed = image("https://b/tiny");
+        changed.status = Some(first.status.clone());
+        let then = plan(&changed, &seen, Timestamp::UNIX_EPOCH).status;
+        assert_eq!(then.conditions[0].reason, Reason::InvalidSpec.as_str());
+        for part in ["https://a/tiny", "https://b/tiny", "set it back"] {
+            assert!(then.conditions[0].message.contains(part), "{then:?}");
+        }
+        assert_eq!(
+            (then.digest, then.source),
+            (first.status.digest, first.status.source)
+        );
+    }
 }
