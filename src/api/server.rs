@@ -284,7 +284,8 @@ pub struct ServerStatus {
     /// Where it is placed. Written by the scheduler alone; the one binding decision.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub placement: Option<Placement>,
-    /// Hosts that refused it, which it is not placed on again. Written by the scheduler.
+    /// Hosts that refused it, which it is not placed on again for ten minutes, unless they have
+    /// started again or have more room before. Written by the scheduler.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub refusals: Vec<Refusal>,
@@ -353,9 +354,16 @@ pub struct Refusal {
     /// Why, in the Host's words.
     #[serde(default)]
     pub message: String,
-    /// When the placement was taken back; the Host may be asked again some time after.
+    /// When the placement was taken back; the Host may be asked again ten minutes after.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time: Option<Time>,
+    /// Boot id of the Host then; with another one it may be asked again.
+    #[serde(default, rename = "bootID", skip_serializing_if = "Option::is_none")]
+    pub boot_id: Option<String>,
+    /// What the Host had left for it then, by the scheduler's count; with more of anything it
+    /// may be asked again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left: Option<Claim>,
 }
 
 /// What a machine does, as its host says.

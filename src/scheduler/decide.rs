@@ -15,6 +15,7 @@ use super::queue::Why;
 use super::request::Request;
 use super::resolve::{Unresolved, holding, request};
 use super::state::{SchedulerStatus, State, Write, Writing, scheduled};
+use crate::api::common::Claim;
 use crate::api::conditions::{self, Observation};
 use crate::api::server::{Placement, Refusal};
 use crate::api::{ConditionType, Reason, Server};
@@ -47,7 +48,12 @@ impl State {
                 Some((key, server, request))
             })
             .collect();
-        asked.sort_by_key(|(_, _, r)| Reverse(r.as_ref().map_or(0, |r| r.priority)));
+        // What is left of a group that is placed all or nothing comes before everything: the
+        // room for it was there when the first of it was placed.
+        asked.sort_by_key(|(_, _, r)| match r {
+            Ok(r) => (!self.is_begun(r), Reverse(r.priority)),
+            Err(_) => (true, Reverse(0)),
+        });
         let mut gangs = Gangs::default();
         let mut writes = Vec::new();
         for (key, server, request) in asked {
@@ -69,15 +75,44 @@ impl State {
         let uid = |key: &Key| self.servers.get(key)?.uid();
         let mut request = request(server, &self.catalogue, &uid)?;
         let refusals = server.status.iter().flat_map(|s| &s.refusals);
-        let lasting = refusals.filter(|r| {
-            let since = r.time.as_ref().map(|t| t.0);
-            since.is_some_and(|t| now.duration_since(t) < REMEMBERED)
-        });
-        request.refused_by = lasting.map(|r| r.name.clone()).collect();
+        let lasting = refusals.filter_map(|r| Some((r.name.clone(), self.lasts(r, now)?)));
+        request.refused_by = lasting.collect();
         if let Some(refused) = self.refused(server) {
-            request.refused_by.insert(refused.name);
+            let said = format!("refuses it: {}", refused.message);
+            request.refused_by.insert(refused.name, said);
         }
         Ok(request)
+    }
+
+    /// What is to be said of a refusal while it lasts: for a while, unless the host has
+    /// started again or has got more room before.
+    fn lasts(&self, refusal: &Refusal, now: Timestamp) -> Option<String> {
+        let until = refusal.time.as_ref()?.0 + REMEMBERED;
+        let host = self.hosts.get(&refusal.name);
+        let boot = host.and_then(|h| h.status.as_ref()?.boot_id.as_ref());
+        let started = boot.zip(refusal.boot_id.as_ref());
+        let started = started.is_some_and(|(is, was)| is != was);
+        let more = refusal.left.zip(self.left(&refusal.name));
+        let more = more.is_some_and(|(was, is)| {
+            is.vcpus > was.vcpus || is.memory_mib > was.memory_mib || is.disk_gib > was.disk_gib
+        });
+        (now < until && !started && !more).then(|| {
+            format!(
+                "refused it ({}); it is asked again at {until:.0}, or once it has started again or \
+                 has more room",
+                refusal.message
+            )
+        })
+    }
+
+    /// What a host has left for another Server.
+    fn left(&self, host: &str) -> Option<Claim> {
+        let host = self.snapshot.host(host)?;
+        Some(Claim {
+            vcpus: host.free(0),
+            memory_mib: host.free(1),
+            disk_gib: host.free(2),
+        })
     }
 
     /// Whether a decision on a Server would be another than before.
@@ -192,8 +227,17 @@ impl State {
         if refusals.len() >= MOST_REFUSALS {
             refusals.remove(0);
         }
-        let time = Some(Time(now));
-        refusals.push(Refusal { time, ..refusal });
+        // Without the Server itself, as it will be from now on.
+        self.snapshot.release(&server.uid().unwrap_or_default());
+        let left = self.left(&refusal.name);
+        self.enter(&key);
+        let host = self.hosts.get(&refusal.name);
+        refusals.push(Refusal {
+            time: Some(Time(now)),
+            boot_id: host.and_then(|h| h.status.as_ref()?.boot_id.clone()),
+            left,
+            ..refusal
+        });
         Some(self.write(key, server, (None, refusals), conditions, transition))
     }
 

@@ -1,4 +1,15 @@
 //! All or nothing: ServerGroups whose members are placed together or not at all.
+//!
+//! They are decided together, for room that is there for all of them, and then bound one by
+//! one, because Kubernetes writes one object at a time. A write that meets a newer version of
+//! its Server leaves the rest of the group bound. Then the claim stays in the ledger until the
+//! newer version is here, and that is decided before all else, whatever has a higher
+//! priority: so nobody gets the room in between, and the group is completed. The same holds
+//! after a restart, since who has begun can be seen from the placements. What is bound is
+//! never taken back for the group's sake, because the manager may have made an Instance of
+//! it, and an Instance that nobody sees may run. So a group stays in part only while a host
+//! that was there for it has failed meanwhile, or when somebody has changed or deleted a
+//! member in that moment; and then its members say so.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -25,13 +36,19 @@ impl State {
         let Some(group) = &request.group else {
             return false;
         };
-        let placed: u32 = self
-            .snapshot
-            .members(&group.id)
-            .iter()
-            .map(|(_, n)| n)
-            .sum();
-        placed < group.min_members
+        self.placed(&group.id) < group.min_members
+    }
+
+    /// Whether the Server's group is placed all or nothing, and some of it is.
+    pub(super) fn is_begun(&self, request: &Request) -> bool {
+        let group = request.group.as_ref();
+        self.is_of_gang(request) && group.is_some_and(|g| self.placed(&g.id) > 0)
+    }
+
+    /// How many members of a group have a place.
+    fn placed(&self, group: &str) -> u32 {
+        let members = self.snapshot.members(group).iter();
+        members.map(|(_, n)| n).sum()
     }
 
     /// Decides for a Server whose group is placed all or nothing: for all of the group.
@@ -96,7 +113,7 @@ impl State {
     ) -> Result<Vec<Write>, (Reason, String)> {
         let asked = request.group.as_ref();
         let (id, least) = asked.map_or(("", 0), |g| (g.id.as_str(), g.min_members));
-        let placed: u32 = self.snapshot.members(id).iter().map(|(_, n)| n).sum();
+        let placed = self.placed(id);
         let candidates = self.servers.iter().filter(|(key, server)| {
             group_key(server).as_ref() == Some(group)
                 && self.is_wanting(key)
@@ -139,8 +156,13 @@ impl State {
                     hosts.push(host);
                 }
                 Err(explanation) => {
+                    let begun = if placed > 0 {
+                        format!("{placed} of its members are placed, and ")
+                    } else {
+                        String::new()
+                    };
                     why = Some(format!(
-                        "ServerGroup {} is placed all or nothing, and beside {} of its members \
+                        "ServerGroup {} is placed all or nothing; {begun}beside {} of the rest \
                          {} does not fit: {explanation}",
                         group.1,
                         hosts.len(),
@@ -166,3 +188,7 @@ impl State {
         Ok(writes)
     }
 }
+
+#[cfg(test)]
+#[path = "gang_tests.rs"]
+mod tests;

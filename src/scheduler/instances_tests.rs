@@ -1,10 +1,7 @@
 //! What Instances do to the ledger and to decisions.
 
 use super::*;
-use crate::api::host::Orphan;
-use crate::api::server::PlacementWishes;
-use crate::api::server_group::GroupPolicy;
-use crate::api::{Server, ServerGroup, ServerGroupSpec};
+use crate::api::Server;
 use crate::scheduler::fixtures::{after, bound, host, instance, now, said, server, settle, state};
 use crate::scheduler::state::Outcome;
 
@@ -139,89 +136,45 @@ fn builds_that_fail_keep_others_away() {
     assert_eq!(next("c", 3).as_deref(), Some("h1"));
 }
 
-fn gang(state: &mut State, least: i32) {
-    let spec = ServerGroupSpec {
-        policy: GroupPolicy::AntiAffinity,
-        min_members: Some(least),
-        ..ServerGroupSpec::default()
+#[test]
+fn a_refusal_ends_when_the_host_has_started_again_or_has_more_room() {
+    let booted = |id: &str| {
+        let mut host = host("h1", 1000);
+        host.status.as_mut().unwrap().boot_id = Some(id.into());
+        host
     };
-    let mut group = ServerGroup::new("g", spec);
-    group.metadata.namespace = Some("ns".into());
-    state.group_seen(group);
-}
-
-fn member(name: &str) -> Server {
-    let mut member = server(name, 1, "600Mi");
-    member.spec.placement = Some(PlacementWishes {
-        server_group: Some("g".into()),
-        ..PlacementWishes::default()
-    });
-    member
-}
-
-#[test]
-fn a_group_that_asks_for_all_or_nothing_gets_that() {
-    let mut state = state(&[host("h1", 1000), host("h2", 1000)]);
-    gang(&mut state, 3);
-    state.server_seen(member("a"));
-    let write = state.decide(now(1)).remove(0);
-    assert_eq!(write.status.conditions[0].reason, "GroupIncomplete");
-    let message = &write.status.conditions[0].message;
-    assert!(message.contains("1 of 3 members"), "{message}");
-    state.written(
-        &write,
-        Outcome::Written(std::sync::Arc::new(after(&write, 2))),
-        now(1),
-    );
-    state.server_seen(member("b"));
-    state.server_seen(member("c"));
-    let decided = settle(&mut state, 20);
-    assert!(
-        !decided.is_empty() && decided.iter().all(|(_, h)| h.is_none()),
-        "{decided:?}"
-    );
-    assert_eq!(
-        (free(&state, "h1"), free(&state, "h2")),
-        (1000, 1000),
-        "nothing is held"
-    );
-    let a = ("ns".to_owned(), "a".to_owned());
-    let said = state.servers[&a].status.as_ref().unwrap().conditions[0]
-        .message
-        .clone();
-    assert!(said.contains("beside 2 of its members"), "{said}");
-    assert!(
-        said.contains("ServerGroupAntiAffinityFilter turned away 2"),
-        "{said}"
-    );
-    // Small ones in between do not get in the way of what comes.
-    state.host_seen(&host("h3", 1000));
-    let decided = settle(&mut state, 40);
-    let hosts: BTreeSet<_> = decided.iter().filter_map(|(_, h)| h.clone()).collect();
-    assert_eq!((decided.len(), hosts.len()), (3, 3), "{decided:?}");
-    // Whoever joins later is placed alone.
-    state.host_seen(&host("h4", 1000));
-    state.server_seen(member("d"));
-    assert_eq!(
-        settle(&mut state, 50),
-        [("d".to_owned(), Some("h4".to_owned()))]
-    );
-}
-
-#[test]
-fn a_member_of_a_gang_whose_vm_runs_somewhere_is_not_placed_elsewhere() {
-    let mut holder = host("h1", 10);
-    holder.status.as_mut().unwrap().orphans = vec![Orphan {
-        name: "dom".into(),
-        server_namespace: "ns".into(),
-        server_name: "a".into(),
-        epoch: 4,
-        ..Orphan::default()
-    }];
-    let mut state = state(&[holder, host("h2", 1000), host("h3", 1000)]);
-    gang(&mut state, 2);
-    state.server_seen(member("a"));
-    state.server_seen(member("b"));
-    let decided: BTreeMap<_, _> = settle(&mut state, 1).into_iter().collect();
-    assert_eq!(decided["a"].as_deref(), Some("h1"));
+    let refused = |state: &mut State| {
+        let (_, there) = placed(state, "a", "600Mi");
+        state.server_seen(server("beside", 30, "300Mi"));
+        settle(state, 2);
+        state.instance_seen(&said(there.clone(), false, Reason::HostRefused));
+        state.host_seen(&host("h2", 2000));
+        let write = state.decide(now(3)).remove(0);
+        let refusal = write.status.refusals[0].clone();
+        assert_eq!(refusal.boot_id.as_deref(), Some("one"));
+        assert_eq!(refusal.left.unwrap().memory_mib, 700, "without it");
+        let outcome = Outcome::Written(std::sync::Arc::new(after(&write, 2_000_000)));
+        state.written(&write, outcome, now(3));
+        let mut gone = host("h2", 2000);
+        gone.spec.schedulable = false;
+        state.host_seen(&gone);
+        state.instance_gone(&(there.namespace().unwrap(), there.name_any()));
+        let told = state.decide(now(4)).remove(0);
+        let message = &told.status.conditions[0].message;
+        let until = "(h1 refused it (no room for it); it is asked again at 1970-01-01T00:10:03Z, or \
+                     once it has started again or has more room)";
+        assert!(message.contains(until), "{message}");
+        let outcome = Outcome::Written(std::sync::Arc::new(after(&told, 2_000_001)));
+        state.written(&told, outcome, now(4));
+        assert!(settle(state, 5).is_empty());
+    };
+    let again = [("a".to_owned(), Some("h1".to_owned()))];
+    let mut first = state(&[booted("one")]);
+    refused(&mut first);
+    first.host_seen(&booted("two"));
+    assert_eq!(settle(&mut first, 20), again);
+    let mut second = state(&[booted("one")]);
+    refused(&mut second);
+    second.server_gone(&("ns".into(), "beside".into()));
+    assert_eq!(settle(&mut second, 20), again);
 }

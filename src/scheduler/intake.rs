@@ -37,6 +37,10 @@ impl State {
             self.eased = true;
         }
         self.orphans.insert(name.clone(), orphans);
+        // Who was refused there may ask again.
+        let boot = |h: &Host| h.status.as_ref().and_then(|s| s.boot_id.clone());
+        let known = self.hosts.get(&name);
+        self.eased |= known.is_some_and(|known| boot(known) != boot(host));
         let labels = self.hosts.get(&name).map(ResourceExt::labels);
         self.unreported |= labels != Some(host.labels());
         self.hosts.insert(name.clone(), host.clone());

@@ -25,8 +25,8 @@ pub struct Request {
     pub same_host: Vec<Peer>,
     /// Nova's hint `different_host`: Servers whose hosts will not do.
     pub different_host: Vec<Peer>,
-    /// Hosts that refused it.
-    pub refused_by: BTreeSet<String>,
+    /// Hosts that refused it, and what is to be said of that.
+    pub refused_by: BTreeMap<String, String>,
     /// Kubernetes' topology spread.
     pub spread: Vec<Spread>,
     /// Which Servers `spread` counts, in the caller's name.

@@ -270,7 +270,7 @@ impl State {
             name: placement.host.clone(),
             epoch: placement.epoch,
             message,
-            time: None,
+            ..Refusal::default()
         })
     }
 

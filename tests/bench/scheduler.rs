@@ -144,7 +144,7 @@ fn ask_for_all(request: &mut Request, n: u64) {
         pinned: true,
         page_kib: None,
     });
-    request.refused_by = ["host-00000".to_owned()].into();
+    request.refused_by = [("host-00000".to_owned(), String::new())].into();
     let placed = |n: u64| Peer {
         name: "peer".into(),
         uid: Some(uid(n)),

@@ -2,7 +2,8 @@
 
 use super::{Ask, Filter, Host, Miss, Scope};
 
-/// Nova's `RetryFilter`: a host whose agent refused the Server is not asked again.
+/// Nova's `RetryFilter`: a host whose agent refused the Server is not asked again, for as
+/// long as the refusal lasts.
 pub struct RefusedFilter;
 
 impl Filter for RefusedFilter {
@@ -19,11 +20,11 @@ impl Filter for RefusedFilter {
     }
 
     fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
-        !ask.request.refused_by.contains(host.name())
+        !ask.request.refused_by.contains_key(host.name())
     }
 
     fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
-        let _ = (host, ask);
-        Miss::Unfit("has refused the Server".to_owned())
+        let said = ask.request.refused_by.get(host.name());
+        Miss::Unfit(said.cloned().unwrap_or_default())
     }
 }

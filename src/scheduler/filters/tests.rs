@@ -259,7 +259,11 @@ fn filters_turn_away_whom_nova_turns_away() {
         None
     );
     assert_eq!(
-        verdict(plain(), &|r| assert!(r.refused_by.insert("h".into()))),
+        verdict(plain(), &|r| assert!(
+            r.refused_by
+                .insert("h".into(), "refused it".into())
+                .is_none()
+        )),
         says("RefusedFilter")
     );
     let class = |r: &mut Request| {
