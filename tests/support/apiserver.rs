@@ -163,10 +163,16 @@ impl TestServer {
     /// one for each test.
     #[must_use]
     pub fn client(&self) -> Client {
+        Client::try_from(self.config()).unwrap()
+    }
+
+    /// What a client with every right is made of.
+    #[must_use]
+    pub fn config(&self) -> Config {
         let mut config = Config::new(self.url.parse().unwrap());
         config.accept_invalid_certs = true;
         config.auth_info.token = Some(TOKEN.to_owned().into());
-        Client::try_from(config).unwrap()
+        config
     }
 
     /// A kubeconfig with every right, for programs that the test starts.
