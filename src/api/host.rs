@@ -95,7 +95,8 @@ pub struct HostSpec {
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub traits: BTreeSet<String>,
     /// Further resources by Placement's class, such as `CUSTOM_LICENSE`; for flavors that
-    /// ask with `resources:CLASS`.
+    /// ask with `resources:CLASS`. Of VCPU, MEMORY_MB (in MiB) and DISK_GB (in GiB) only the
+    /// units are heeded; the rest the agent and the ratios say.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub resources: BTreeMap<String, Inventory>,
     /// Address of the host, as `placement.hostCIDR` of a Server compares it.
@@ -137,7 +138,8 @@ pub enum TaintEffect {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Inventory {
-    /// All there is.
+    /// All there is; none when absent.
+    #[serde(default)]
     #[schemars(range(min = 0))]
     pub total: i64,
     /// What is kept back.

@@ -1,7 +1,7 @@
 //! What the kinds beside Servers and Hosts do to decisions.
 
 use super::*;
-use crate::api::host::{Taint, TaintEffect};
+use crate::api::host::{Inventory, Taint, TaintEffect};
 use crate::api::scheduler_policy::Strategy;
 use crate::api::server::{PlacementWishes, SpreadOver, SpreadWishes, Toleration};
 use crate::api::server_group::GroupPolicy;
@@ -166,6 +166,42 @@ fn zones_and_ratios_come_from_aggregates_and_the_oldest_decides() {
 }
 
 #[test]
+fn a_host_gives_its_processors_and_memory_in_units() {
+    let mut host = host("h1", 4000);
+    let units = |min_unit, max_unit, step_size| Inventory {
+        min_unit,
+        max_unit,
+        step_size,
+        ..Inventory::default()
+    };
+    host.spec.resources = [
+        ("VCPU".to_owned(), units(None, Some(4), None)),
+        ("MEMORY_MB".to_owned(), units(Some(512), None, Some(256))),
+    ]
+    .into();
+    let mut state = state(&[host]);
+    for (name, memory, fits) in [
+        ("a", "256Mi", false),
+        ("b", "600Mi", false),
+        ("c", "768Mi", true),
+    ] {
+        state.server_seen(server(name, 1, memory));
+        let decided = settle(&mut state, 1);
+        assert_eq!(on(&decided, name).is_some(), fits, "{decided:?}");
+    }
+    let mut wide = server("wide", 2, "512Mi");
+    wide.spec.resources.as_mut().unwrap().vcpus = 5;
+    state.server_seen(wide);
+    let told = state.decide(now(2));
+    let told = told.iter().find(|w| w.key.1 == "wide").unwrap();
+    let message = &told.status.conditions[0].message;
+    assert!(
+        message.contains("gives vCPUs to one Server from 1 to 4 in steps of 1, not 5"),
+        "{message}"
+    );
+}
+
+#[test]
 fn of_several_aggregates_the_lowest_multiplier_counts_and_a_wrong_one_is_told() {
     let mut state = state(&[host("h1", 1000)]);
     let key = "cpu_weight_multiplier";
@@ -279,7 +315,7 @@ fn taints_spread_queries_and_extra_specs_reach_the_filters() {
     let mut other = host("h2", 1000);
     other.metadata.labels = Some([("rack".to_owned(), "r2".to_owned())].into());
     other.spec.traits = ["CUSTOM_FAST".to_owned()].into();
-    let license = crate::api::host::Inventory {
+    let license = Inventory {
         total: 1,
         ..Default::default()
     };

@@ -48,7 +48,14 @@ pub fn host_facts(host: &Host) -> HostFacts {
         ),
     };
     let mut resources = BTreeMap::new();
+    let mut units = [Units::default(); 3];
     for (class, inventory) in &spec.resources {
+        // Placement's classes of what each Server takes.
+        let own = ["VCPU", "MEMORY_MB", "DISK_GB"];
+        if let Some(part) = own.iter().position(|c| c == class) {
+            units[part] = stock(inventory, 1000).units;
+            continue;
+        }
         let field = format!("resources.{class}.allocationRatio");
         let ratio = ratio(&field, &inventory.allocation_ratio, 1000);
         resources.insert(class.clone(), stock(inventory, ratio));
@@ -83,6 +90,7 @@ pub fn host_facts(host: &Host) -> HostFacts {
             capabilities: hypervisor.map(|(k, v)| (k.to_owned(), v.clone())).collect(),
             taints: spec.taints.iter().map(taint).collect(),
             resources,
+            units,
             cells: status.numa_nodes.iter().map(cell).collect(),
             architecture: capabilities.architecture,
             virt_type: capabilities.virt_type,
