@@ -390,6 +390,41 @@ async fn a_stack_is_made_replaced_and_goes_without_a_trace() {
     cloud.delete("web").await;
 }
 
+/// Tenants can write the Secret with the record; it must not lend them the manager's rights.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forged_record_reaches_nothing_beyond_the_stack() {
+    let cloud = Cloud::start().await;
+    let template =
+        "{heat_template_version: 2021-04-16, resources: {word: {type: OS::Heat::RandomString}}}";
+    let stack = cloud.stack("forged", json!({"template": template})).await;
+    cloud.becomes("forged", "CREATE_COMPLETE").await;
+
+    let uid = stack.uid().unwrap();
+    let elsewhere: Api<Secret> = Api::namespaced(cloud.server.client(), "default");
+    let labels = json!({STACK_UID_LABEL: uid});
+    create(
+        &elsewhere,
+        json!({"metadata": {"name": "victim", "labels": labels}}),
+    )
+    .await;
+    let own: Api<Secret> = cloud.api();
+    let mut record = own.get(&format!("stack-{uid}")).await.unwrap();
+    let bytes = &mut record.data.as_mut().unwrap().get_mut("record").unwrap().0;
+    let mut ledger: Value = serde_json::from_slice(bytes).unwrap();
+    let mut entry = ledger["entries"]["word#1"].clone();
+    entry["objects"] = json!([
+        {"api_version": "v1", "kind": "Secret", "namespace": "default", "name": "victim"}]);
+    ledger["entries"]["other#1"] = entry;
+    *bytes = serde_json::to_vec(&ledger).unwrap();
+    own.replace(&record.name_any(), &PostParams::default(), &record)
+        .await
+        .unwrap();
+
+    cloud.delete("forged").await;
+    let victim = elsewhere.get("victim").await.unwrap();
+    assert!(victim.metadata.deletion_timestamp.is_none());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_made_is_told_before_anything_is() {
     let cloud = Cloud::start().await;

@@ -189,7 +189,31 @@ impl<'a> Children<'a> {
         kinds.get(kind).cloned()
     }
 
-    async fn path(&self, object: &Reference) -> Result<(String, bool), ApiError> {
+    /// Whether the manager's own rights may be used for an object: for Pileus' namespaced
+    /// kinds and the Secrets that serve them, in the Stack's own namespace. The record, which
+    /// says who made what, lies where tenants can write, and must not lend them more.
+    fn is_managers(&self, object: &Reference) -> bool {
+        macro_rules! is_one {
+            (; $($store:ident $type:ident),+) => {
+                [$(stringify!($type)),+].contains(&object.kind.as_str())
+            };
+        }
+        let own = object
+            .namespace
+            .as_ref()
+            .is_none_or(|n| *n == self.namespace);
+        let pileus = object.api_version == Stack::api_version(&()) && each_kind!(is_one!());
+        let secret = object.api_version == "v1" && object.kind == "Secret";
+        own && (pileus || secret)
+    }
+
+    async fn path(&self, object: &Reference, by_account: bool) -> Result<(String, bool), ApiError> {
+        if !by_account && !self.is_managers(object) {
+            let message = "only the stack's service account may touch it, not the manager";
+            let status = kube::core::Status::failure(message, "Forbidden").with_code(403);
+            let doing = format!("touch {} {}", object.kind, object.name);
+            return Err(ApiError::doing(doing)(kube::Error::Api(status.boxed())));
+        }
         let (resource, namespaced) = self.resource(object).await?;
         let namespace = object.namespace.as_deref().unwrap_or(&self.namespace);
         let namespace = namespaced.then_some(namespace);
@@ -220,8 +244,12 @@ impl<'a> Children<'a> {
     }
 
     async fn get(&self, object: &Reference, by_account: bool) -> Result<Option<Value>, ApiError> {
+        if !by_account && !self.is_managers(object) {
+            // Whatever the record says, the manager has not made it.
+            return Ok(None);
+        }
         let doing = || ApiError::doing(format!("read {} {}", object.kind, object.name));
-        let (path, _) = self.path(object).await?;
+        let (path, _) = self.path(object, by_account).await?;
         let request = Request::new(path).get(&object.name, &Default::default());
         match self.send(request, by_account).await {
             Ok(live) => Ok(Some(live)),
@@ -243,7 +271,7 @@ impl<'a> Children<'a> {
         let object = Reference::of(manifest);
         let name = &object.name;
         let doing = || ApiError::doing(format!("apply {} {name}", object.kind));
-        let (path, namespaced) = self.path(&object).await?;
+        let (path, namespaced) = self.path(&object, by_account).await?;
         let mut wanted = manifest.clone();
         let own = object
             .namespace
@@ -319,7 +347,7 @@ impl<'a> Children<'a> {
         uid: Option<&String>,
         by_account: bool,
     ) -> Result<(), ApiError> {
-        let (path, _) = self.path(object).await?;
+        let (path, _) = self.path(object, by_account).await?;
         let params = DeleteParams {
             preconditions: uid.map(|uid| Preconditions {
                 uid: Some(uid.clone()),
@@ -344,7 +372,7 @@ impl<'a> Children<'a> {
     /// answer.
     pub async fn release(&self, live: &Value, by_account: bool) -> Result<(), ApiError> {
         let object = Reference::of(live);
-        let (path, _) = self.path(&object).await?;
+        let (path, _) = self.path(&object, by_account).await?;
         let uid = self.stack.uid().unwrap_or_default();
         let owners = live["metadata"]["ownerReferences"].as_array();
         let kept: Vec<&Value> = owners
