@@ -17,7 +17,7 @@ use super::filters::{Ask, Domains, Filter, Miss, Scope};
 use super::policy::Policy;
 use super::request::{Asks, Peer, Request, mix};
 use super::score::{Term, scores};
-use super::snapshot::{Host, Snapshot};
+use super::snapshot::Snapshot;
 use super::weighers::Weigher;
 
 /// How many kinds of Servers are remembered.
@@ -209,7 +209,7 @@ impl Memory {
         let shared: Vec<&dyn Filter> = policy
             .filters
             .iter()
-            .filter(|f| f.scope() != Scope::Request && f.applies(ask))
+            .filter(|f| !is_own(f.scope()) && f.applies(ask))
             .map(|f| &**f)
             .collect();
         let snapshot = ask.snapshot;
@@ -228,7 +228,8 @@ impl Memory {
                 kind
             }
             (known, _) => {
-                let all = fresh(&shared, ask);
+                let mut all = snapshot.registered().clone();
+                keep(&mut all, &shared, ask);
                 if known.is_none() && self.kinds.len() >= KINDS {
                     let oldest = self.kinds.iter().min_by_key(|(_, k)| k.used);
                     if let Some(oldest) = oldest.map(|(kind, _)| *kind) {
@@ -266,10 +267,37 @@ fn term<'a>(weigher: &dyn Weigher, multiplier: i64, ask: &Ask<'a>) -> Term<'a> {
     }
 }
 
+/// Whether a filter looks at what is a Server's own.
+fn is_own(scope: Scope) -> bool {
+    matches!(scope, Scope::Request | Scope::RequestProfile)
+}
+
+/// Whether a filter looks at nothing of a host but its profile.
+fn by_profile(scope: Scope) -> bool {
+    matches!(scope, Scope::Profile | Scope::RequestProfile)
+}
+
 /// Keeps of `fit` what passes the filters of a Server's own.
 fn own(policy: &Policy, ask: &Ask<'_>, fit: &mut Bits) {
-    let filters = policy.filters.iter();
-    for filter in filters.filter(|f| f.scope() == Scope::Request && f.applies(ask)) {
+    let filters = policy.filters.iter().map(|f| &**f);
+    let filters = filters.filter(|f| is_own(f.scope()) && f.applies(ask));
+    keep(fit, &filters.collect::<Vec<_>>(), ask);
+}
+
+/// Keeps of `fit` what passes `filters`. What hangs on a host's profile is asked once for
+/// each profile.
+fn keep(fit: &mut Bits, filters: &[&dyn Filter], ask: &Ask<'_>) {
+    let (of_profile, of_host): (Vec<&dyn Filter>, Vec<_>) =
+        filters.iter().partition(|f| by_profile(f.scope()));
+    if !of_profile.is_empty() {
+        let mut verdicts: Vec<Option<bool>> = vec![None; ask.snapshot.profile_span()];
+        fit.retain(|slot| {
+            let host = ask.snapshot.at(slot);
+            let verdict = &mut verdicts[host.profile_id() as usize];
+            *verdict.get_or_insert_with(|| of_profile.iter().all(|f| f.passes(host, ask)))
+        });
+    }
+    for filter in of_host {
         fit.retain(|slot| filter.passes(ask.snapshot.at(slot), ask));
     }
 }
@@ -287,7 +315,7 @@ fn explain(policy: &Policy, ask: &Ask<'_>) -> Explanation {
     let filters: Vec<_> = policy.filters.iter().filter(|f| f.applies(ask)).collect();
     let mut table: Vec<Row<'_>> = filters.iter().map(|_| Row::default()).collect();
     // What hangs on a profile alone is asked once for each profile.
-    let by_profile = |i: &usize| filters[*i].scope() == Scope::Profile;
+    let by_profile = |i: &usize| by_profile(filters[*i].scope());
     let mut profiles: Vec<Option<Vec<usize>>> = vec![None; ask.snapshot.profile_span()];
     let mut failed = Vec::new();
     let mut hosts = 0;
@@ -337,27 +365,6 @@ fn explain(policy: &Policy, ask: &Ask<'_>) -> Explanation {
         .collect();
     refusals.sort_by_key(|r| (Reverse(r.hosts), r.filter));
     Explanation { hosts, refusals }
-}
-
-/// The hosts that pass `filters`, from scratch. What hangs on a profile alone is asked
-/// once for each profile.
-fn fresh(filters: &[&dyn Filter], ask: &Ask<'_>) -> Bits {
-    let snapshot = ask.snapshot;
-    let mut verdicts: Vec<Option<bool>> = vec![None; snapshot.profile_span()];
-    let of_profile = |host: Host<'_>| {
-        let mut filters = filters.iter().filter(|f| f.scope() == Scope::Profile);
-        filters.all(|f| f.passes(host, ask))
-    };
-    let mut fit = snapshot.registered().clone();
-    fit.retain(|slot| {
-        let host = snapshot.at(slot);
-        let verdict = &mut verdicts[host.profile_id() as usize];
-        *verdict.get_or_insert_with(|| of_profile(host))
-    });
-    for filter in filters.iter().filter(|f| f.scope() == Scope::Host) {
-        fit.retain(|slot| filter.passes(snapshot.at(slot), ask));
-    }
-    fit
 }
 
 fn ask<'a>(snapshot: &'a Snapshot, policy: &'a Policy, request: &'a Request) -> Ask<'a> {

@@ -12,7 +12,7 @@ impl Filter for AggregateMultiTenancyIsolation {
     }
 
     fn scope(&self) -> Scope {
-        Scope::Request
+        Scope::RequestProfile
     }
 
     fn applies(&self, ask: &Ask<'_>) -> bool {

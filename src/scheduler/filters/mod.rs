@@ -33,6 +33,9 @@ pub enum Scope {
     Profile,
     /// The host and [`super::request::Asks`]: asked again when the host changes.
     Host,
+    /// The host's profile and what is the Server's own, such as its namespace: asked for every
+    /// decision, once for all hosts with the same profile.
+    RequestProfile,
     /// Also what is the Server's own, such as its group: asked for every decision.
     Request,
 }
