@@ -10,6 +10,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
 use crate::stack::environment::Environment;
+use crate::stack::kinds::manifests;
 use crate::stack::parameters::Identity;
 use crate::stack::render::{self, Input};
 use crate::stack::{Error, cases, expand, validate, yaml};
@@ -31,6 +32,8 @@ pub enum Command {
         #[arg(long, conflicts_with = "template")]
         cases: Option<PathBuf>,
     },
+    /// Prints the objects that a template would become, without a cluster.
+    Preview(Source),
     /// Evaluates functions: each line of a file of cases, one JSON result a line.
     Functions {
         /// The cases; - is standard input.
@@ -61,13 +64,15 @@ pub struct Source {
     output: Format,
 }
 
-#[derive(Clone, Copy, Default, ValueEnum)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 enum Format {
     /// JSON.
     #[default]
     Json,
     /// YAML.
     Yaml,
+    /// Objects as `kubectl apply` takes them; for a preview.
+    Manifests,
 }
 
 /// Runs `command`; a template that is wrong is told on standard output as the
@@ -105,6 +110,24 @@ pub fn run(command: &Command) -> std::io::Result<ExitCode> {
             };
             print(&result, source.output)
         }
+        Command::Preview(source) => {
+            let made = match source.input() {
+                Ok(input) => manifests::manifests(&input).map_err(|stop| stop.to_json()),
+                Err(error) => Err(failed(&error)),
+            };
+            match made {
+                Err(wrong) => print(&wrong, source.output),
+                Ok(made) if source.output == Format::Manifests => {
+                    let mut out = std::io::stdout().lock();
+                    for object in made {
+                        let text = serde_saphyr::to_string(&object);
+                        write!(out, "---\n{}", text.map_err(std::io::Error::other)?)?;
+                    }
+                    Ok(ExitCode::SUCCESS)
+                }
+                Ok(made) => print(&json!({"manifests": made}), source.output),
+            }
+        }
         Command::Functions { cases } => each_line(cases, cases::function),
     }
 }
@@ -116,7 +139,9 @@ fn failed(error: &Error) -> Value {
 fn print(result: &Value, format: Format) -> std::io::Result<ExitCode> {
     let text = match format {
         Format::Json => serde_json::to_string_pretty(result)? + "\n",
-        Format::Yaml => serde_saphyr::to_string(result).map_err(std::io::Error::other)?,
+        Format::Yaml | Format::Manifests => {
+            serde_saphyr::to_string(result).map_err(std::io::Error::other)?
+        }
     };
     std::io::stdout().lock().write_all(text.as_bytes())?;
     Ok(if result.get("error").is_some() {

@@ -14,11 +14,14 @@
 //! | [`heat`] | `OS::Heat`: what needs no object |
 //! | [`aws`] | `AWS::EC2` |
 //! | [`object`] | `Kubernetes::Object` |
+//! | [`check`] | what is refused, for all of them |
+//! | [`manifests`] | all of it for one template, without a cluster |
 
 pub mod aws;
 pub mod check;
 pub mod glance;
 pub mod heat;
+pub mod manifests;
 pub mod neutron;
 pub mod nova;
 pub mod object;

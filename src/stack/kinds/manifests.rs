@@ -1,0 +1,144 @@
+//! The objects that a template would become, without a cluster.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value};
+
+use super::{How, Request, attribute_names, check, find, known, object_name};
+use crate::stack::functions::Known;
+use crate::stack::render::{Input, Stop};
+use crate::stack::tree::{self, Leaf};
+use crate::stack::{Error, Result, expand};
+
+/// What random strings of a preview are made from: they are as good as any.
+const SEED: &[u8] = b"preview";
+
+/// The manifests in an order of creation. Names are as they would be but for their last
+/// part, which follows from the Stack's uid; what only a running cloud knows is left out.
+///
+/// # Errors
+/// When the template is wrong, or something in it cannot be made.
+pub fn manifests(input: &Input) -> std::result::Result<Vec<Value>, Stop> {
+    let stop = |error| Stop {
+        stage: "resources",
+        error,
+    };
+    let whole = expand::expand(input)?;
+    check::tree(&whole, true).map_err(stop)?;
+    let made = RefCell::new(Vec::new());
+    let configs = RefCell::new(BTreeMap::new());
+    let wrong = RefCell::new(None);
+    tree::flatten(input, &mut |path, leaf| {
+        let result = one(input, path, leaf, &made, &configs);
+        result.map_or_else(
+            |error| {
+                wrong
+                    .borrow_mut()
+                    .get_or_insert(error.below(&format!("resources.{path}")));
+                None
+            },
+            Some,
+        )
+    })?;
+    match wrong.into_inner() {
+        Some(error) => Err(stop(error)),
+        None => Ok(made.into_inner()),
+    }
+}
+
+fn one(
+    input: &Input,
+    path: &str,
+    leaf: &Leaf,
+    made: &RefCell<Vec<Value>>,
+    configs: &RefCell<BTreeMap<String, String>>,
+) -> Result<Known> {
+    let kind = find(&leaf.kind).ok_or_else(|| Error::new("cannot be made yet"))?;
+    if !leaf.external_id.is_null() {
+        return Ok(Known {
+            refid: leaf.external_id.clone(),
+            attributes: Map::new(),
+            open: true,
+        });
+    }
+    let properties = leaf.properties.clone()?;
+    check::refuse(kind, &properties)?;
+    let identity = &input.identity;
+    let name = object_name(&identity.name, &identity.id, path, 1);
+    let look = |kind: &str, name: &str| {
+        let made = made.borrow();
+        let found = made
+            .iter()
+            .find(|o| o["kind"] == kind && o["metadata"]["name"] == name);
+        found.cloned()
+    };
+    let known_configs = configs.borrow().clone();
+    let request = Request {
+        name: &name,
+        namespace: &identity.project,
+        properties: &properties,
+        suspended: false,
+        configs: &known_configs,
+        find: &look,
+        seed: SEED,
+    };
+    match kind.how {
+        How::Values(map) => {
+            let settles = map(&request)?;
+            if let (Some(config), Some(id)) = (settles.config, settles.refid.as_str()) {
+                configs.borrow_mut().insert(id.to_owned(), config);
+            }
+            Ok(Known {
+                refid: settles.refid,
+                attributes: settles.attributes,
+                open: true,
+            })
+        }
+        How::Objects { map, .. } => {
+            let makes = map(&request)?;
+            let main = makes.objects.last().cloned().unwrap_or_default();
+            let mut known = known(&leaf.kind, &main, &look);
+            if known.attributes.is_empty() {
+                known.attributes = attribute_names(&leaf.kind);
+            }
+            known.open = true;
+            made.borrow_mut().extend(makes.objects);
+            Ok(known)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use crate::stack::yaml;
+
+    fn of(template: &str) -> std::result::Result<Vec<Value>, Stop> {
+        manifests(&Input {
+            template: yaml::parse(template).unwrap(),
+            ..Input::default()
+        })
+    }
+
+    #[test]
+    fn a_template_becomes_manifests_that_refer_to_each_other() {
+        let made = of("heat_template_version: newton\nresources:\n  net: {type: 'OS::Neutron::Net'}\n  sub: {type: 'OS::Neutron::Subnet', properties: {network: {get_resource: net}, cidr: 10.0.0.0/24}}\n  group:\n    type: OS::Heat::ResourceGroup\n    properties: {count: 2, resource_def: {type: 'OS::Nova::Server', properties: {image: i, flavor: f, networks: [{network: {get_resource: net}}]}}}\n").unwrap();
+        let kinds: Vec<_> = made.iter().filter_map(|o| o["kind"].as_str()).collect();
+        assert_eq!(kinds, ["Network", "Server", "Server", "Subnet"]);
+        assert_eq!(
+            made[1]["spec"]["networks"][0]["network"],
+            serde_json::json!({"name": made[0]["metadata"]["name"]})
+        );
+        assert_eq!(made[3]["spec"]["network"], made[0]["metadata"]["name"]);
+    }
+
+    #[test]
+    fn what_cannot_be_made_is_told_with_its_place() {
+        let stop =
+            of("heat_template_version: newton\nresources:\n  r: {type: 'OS::Neutron::Router'}\n")
+                .unwrap_err();
+        assert_eq!(stop.error.path, "resources.r.type");
+    }
+}
