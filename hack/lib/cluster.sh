@@ -187,7 +187,7 @@ cluster_answers() {
 }
 
 # Kinds that people make, each after those that use it.
-PEOPLES_KINDS=(servers ports securitygrouprules securitygroups subnets networks images keypairs flavors)
+PEOPLES_KINDS=(stacks servers ports securitygrouprules securitygroups subnets networks images keypairs flavors)
 
 # Objects of Pileus in the cluster that neither this lab nor its manager made.
 cluster_others() {
