@@ -228,6 +228,8 @@ words! {
         SourceNotFound,
         /// Stack: the record of what it has made is gone.
         RecordMissing,
+        /// Stack: its service account may not see what it has made.
+        AccountDenied,
         /// Stack: only shows what would be done.
         Previewed,
     }

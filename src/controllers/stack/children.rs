@@ -15,7 +15,7 @@ use kube::core::gvk::ParseGroupVersionError;
 use kube::core::{ApiResource, DynamicObject, GroupVersion, GroupVersionKind, TypeMeta};
 use kube::discovery::{self, Scope};
 use kube::runtime::reflector::{ObjectRef, Store};
-use kube::{Client, Resource, ResourceExt};
+use kube::{Api, Client, Resource, ResourceExt};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -25,8 +25,8 @@ use crate::api::{
     Flavor, Image, KeyPair, Network, Port, SecurityGroup, SecurityGroupRule, Server, Stack, Subnet,
 };
 use crate::controllers::Stores;
-use crate::kube_ext::{ApiError, is_gone};
-use k8s_openapi::api::core::v1::Secret;
+use crate::kube_ext::{ApiError, chain, find, is_gone};
+use k8s_openapi::api::core::v1::{Namespace, Secret};
 
 /// How many requests of one Stack are under way at once.
 const AT_ONCE: usize = 16;
@@ -80,10 +80,16 @@ impl<'a> Children<'a> {
     /// The objects that the record names. What the stores do not have is asked for directly:
     /// a store may be behind, and absence is only what the API server itself says.
     ///
+    /// Beside them: why the service account could not read one.
+    ///
     /// # Errors
-    /// When the API server refuses or does not answer.
-    pub async fn observe(&self, ledger: &Ledger) -> Result<BTreeMap<Reference, Value>, ApiError> {
+    /// When the API server refuses the manager, or does not answer.
+    pub async fn observe(
+        &self,
+        ledger: &Ledger,
+    ) -> Result<(BTreeMap<Reference, Value>, Option<String>), ApiError> {
         let mut found = BTreeMap::new();
+        let mut denied = None;
         let mut unknown = Vec::new();
         for entry in ledger.entries.values() {
             let mut whole = false;
@@ -106,16 +112,30 @@ impl<'a> Children<'a> {
         let mut reads = futures::stream::iter(unknown)
             .map(|(object, by_account)| async move {
                 let live = self.get(&object, by_account).await;
-                (object, live)
+                (object, by_account, live)
             })
             .buffer_unordered(AT_ONCE);
-        while let Some((object, live)) = reads.next().await {
-            if let Some(live) = live? {
-                found.insert(object, live);
+        while let Some((object, by_account, live)) = reads.next().await {
+            match live {
+                Ok(Some(live)) => drop(found.insert(object, live)),
+                Ok(None) => {}
+                Err(error) if by_account && is_forbidden(&error) => denied = Some(chain(&error)),
+                Err(error) => return Err(error),
             }
         }
         drop(reads);
-        Ok(found)
+        Ok((found, denied))
+    }
+
+    /// Whether the namespace is being deleted with everything in it.
+    ///
+    /// # Errors
+    /// When the API server refuses or does not answer.
+    pub async fn is_namespace_going(&self) -> Result<bool, ApiError> {
+        let api: Api<Namespace> = Api::all(self.client.clone());
+        let doing = ApiError::doing(format!("read the namespace {}", self.namespace));
+        let namespace = find(&api, &self.namespace).await.map_err(doing)?;
+        Ok(namespace.is_none_or(|found| found.metadata.deletion_timestamp.is_some()))
     }
 
     fn stored(&self, entry: &Entry, object: &Reference) -> Option<Value> {
@@ -406,6 +426,10 @@ impl super::plan::Lookup for Children<'_> {
     fn find(&self, kind: &str, name: &str) -> Option<Value> {
         self.watched(kind, name)
     }
+}
+
+fn is_forbidden(error: &ApiError) -> bool {
+    matches!(&*error.source, kube::Error::Api(status) if status.is_forbidden())
 }
 
 fn value(object: &impl Serialize) -> Option<Value> {

@@ -27,7 +27,7 @@ use uuid::Uuid;
 
 use super::{Manager, Outcome, loss};
 use crate::api::names::{MANAGER, MANAGER_FINALIZER};
-use crate::api::{Reason, Stack};
+use crate::api::{Reason, Stack, StackStatus};
 use crate::kube_ext::report::apply_status;
 use crate::kube_ext::{ApiError, chain, finalize};
 use children::{Children, Kinds};
@@ -40,6 +40,8 @@ const PACE: Duration = Duration::from_millis(100);
 /// What each resource adds to it: children that become ready one by one are looked at
 /// together, so that a big stack costs no more than a small one.
 const PACE_EACH: Duration = Duration::from_millis(2);
+/// How often it is looked whether what stands in the way is gone, which nothing tells.
+const UNWATCHED: Duration = Duration::from_secs(30);
 /// How many effects of one Stack are under way at once.
 const AT_ONCE: usize = 16;
 
@@ -99,18 +101,12 @@ pub async fn reconcile(stack: Arc<Stack>, manager: Arc<Manager>) -> Outcome {
     manager
         .stacks
         .tire(&uid, seen.ledger.as_ref().map_or(0, |l| l.entries.len()));
-    let mut plan = plan::plan(&stack, &seen);
-    if is_lost(&stack, &seen) {
-        return report(
-            &api,
-            &stack,
-            &manager,
-            &lost(&plan, &records),
-            &records,
-            &seen,
-        )
-        .await;
+    if let Some(problem) = obstacle(&stack, &seen, &records) {
+        let status = status::stuck(&stack, &problem, seen.now);
+        tell(&api, &stack, &manager, &status).await?;
+        return Ok(Some(UNWATCHED));
     }
+    let mut plan = plan::plan(&stack, &seen);
     if let Some(sources) = &plan.store {
         records.keep(sources).await?;
     }
@@ -142,27 +138,35 @@ pub async fn reconcile(stack: Arc<Stack>, manager: Arc<Manager>) -> Outcome {
     Ok(again)
 }
 
-/// Whether something has been made that no record tells of any more.
-fn is_lost(stack: &Stack, seen: &Seen<'_>) -> bool {
+/// Why nothing can be decided now: without a record what exists would be made a second time,
+/// and what cannot be seen may exist or not.
+fn obstacle(stack: &Stack, seen: &Seen<'_>, records: &Records) -> Option<Problem> {
     let recorded = stack
         .status
         .as_ref()
         .is_some_and(|status| status.record.is_some());
-    recorded && seen.ledger.is_none() && !finalize::is_deleting(stack)
-}
-
-/// Nothing is done without a record: what exists would be made a second time.
-fn lost(plan: &Plan, records: &Records) -> Plan {
-    let mut plan = plan.clone();
-    plan.problem = Some(Problem {
-        reason: Reason::RecordMissing,
+    if recorded && seen.ledger.is_none() && !finalize::is_deleting(stack) {
+        return Some(Problem {
+            reason: Reason::RecordMissing,
+            message: format!(
+                "the Secret {} with the record of what the stack has made is gone; restore it, or \
+                 delete the Stack, which removes what carries its mark",
+                records.name()
+            ),
+        });
+    }
+    seen.denied.as_ref().map(|why| Problem {
+        reason: Reason::AccountDenied,
         message: format!(
-            "the Secret {} with the record of what the stack has made is gone; restore it, or \
-             delete the Stack, which removes what carries its mark",
-            records.name()
+            "the ServiceAccount `{}` may not see what was made with its rights: {why}; give it \
+             the right to get, create, patch and delete it",
+            stack
+                .spec
+                .service_account_name
+                .as_deref()
+                .unwrap_or_default()
         ),
-    });
-    plan
+    })
 }
 
 async fn observe<'a>(
@@ -187,10 +191,15 @@ async fn observe<'a>(
     } else {
         records.sources(needed).await?
     };
-    let objects = match &ledger {
+    let (objects, mut denied) = match &ledger {
         Some(ledger) => children.observe(ledger).await?,
-        None => BTreeMap::new(),
+        None => (BTreeMap::new(), None),
     };
+    // With its namespace the account goes, often before the Stack; what it has made in the
+    // namespace goes too.
+    if denied.is_some() && deleting && children.is_namespace_going().await? {
+        denied = None;
+    }
     let strays = if deleting {
         children.strays(ledger.as_ref())
     } else {
@@ -203,6 +212,7 @@ async fn observe<'a>(
         ledger,
         seed: Uuid::new_v4().simple().to_string() + &Uuid::new_v4().simple().to_string(),
         objects,
+        denied,
         strays,
         find: children,
         kind_lost,
@@ -278,6 +288,10 @@ fn fail(ledger: &mut Ledger, refused: Refused) {
                 Action::Delete => continue,
                 action => action,
             };
+            // Nothing was made; what may not be made may often not be read either.
+            if action == Action::Create && entry.by_account {
+                entry.objects.clear();
+            }
             entry.set(action, State::Failed, why, now);
         }
     }
@@ -308,16 +322,27 @@ async fn report(
         live["metadata"]["uid"].as_str().map(str::to_owned)
     };
     let status = status::status(stack, plan, &records.name(), &uid_of, seen.now);
-    if apply_status(api, MANAGER, stack, &status).await? {
-        manager.context.metrics.status_written("stack");
-        if let Some((good, reason, note)) = status::transition(stack, &status) {
-            let events = &manager.context.events;
-            if good {
-                events.normal(stack, reason, "Reconcile", note);
-            } else {
-                events.warning(stack, reason, "Reconcile", note);
-            }
+    tell(api, stack, manager, &status).await?;
+    Ok(plan.again)
+}
+
+async fn tell(
+    api: &Api<Stack>,
+    stack: &Stack,
+    manager: &Manager,
+    status: &StackStatus,
+) -> Result<(), ApiError> {
+    if !apply_status(api, MANAGER, stack, status).await? {
+        return Ok(());
+    }
+    manager.context.metrics.status_written("stack");
+    if let Some((good, reason, note)) = status::transition(stack, status) {
+        let events = &manager.context.events;
+        if good {
+            events.normal(stack, reason, "Reconcile", note);
+        } else {
+            events.warning(stack, reason, "Reconcile", note);
         }
     }
-    Ok(plan.again)
+    Ok(())
 }

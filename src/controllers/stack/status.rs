@@ -5,7 +5,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
 use super::ledger::{Action, Entry, Key, Ledger, Reference, State};
-use super::plan::Plan;
+use super::plan::{Plan, Problem};
 use crate::api::conditions::{self, ConditionType, Observation};
 use crate::api::stack::{StackResource, StackStatus};
 use crate::api::{Reason, Stack};
@@ -66,6 +66,21 @@ pub fn status(
             now,
         ),
     }
+}
+
+/// What is said as long as something stands in the way: all that was said, and why it may not
+/// be true any more.
+#[must_use]
+pub fn stuck(stack: &Stack, problem: &Problem, now: Timestamp) -> StackStatus {
+    let mut status = stack.status.clone().unwrap_or_default();
+    let message = || problem.message.clone();
+    let observations = [
+        Observation::unknown(ConditionType::Ready, problem.reason, message()),
+        Observation::yes(ConditionType::Stalled, problem.reason, message()),
+    ];
+    let generation = stack.metadata.generation;
+    status.conditions = conditions::merge(&status.conditions, observations, generation, now);
+    status
 }
 
 fn resource(

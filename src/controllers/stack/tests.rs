@@ -84,6 +84,7 @@ impl World {
                 .filter(|(object, _)| named.contains(object))
                 .map(|(object, live)| (object.clone(), live.clone()))
                 .collect(),
+            denied: None,
             strays: Vec::new(),
             find: &self.objects,
             kind_lost: false,

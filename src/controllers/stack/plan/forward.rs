@@ -300,18 +300,15 @@ impl<'p, 'a> Walk<'p, 'a> {
             .objects
             .last()
             .and_then(|object| self.pass.seen.objects.get(object));
-        let gone = || {
-            let mut known = Known {
-                refid: entry
-                    .objects
-                    .last()
-                    .map(|object| object.name.clone())
-                    .into(),
-                attributes: kinds::attribute_names(&leaf.kind),
-                open: true,
-            };
-            known.attributes.clear();
-            known
+        // One that somebody has deleted has its name still, and nothing else is known of it.
+        let gone = || Known {
+            refid: entry
+                .objects
+                .last()
+                .map(|object| object.name.clone())
+                .into(),
+            attributes: Map::new(),
+            open: true,
         };
         Ok(Some(object.map_or_else(gone, |object| {
             kinds::known(&leaf.kind, object, &find)

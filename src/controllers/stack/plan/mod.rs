@@ -41,6 +41,9 @@ use crate::stack::parameters::Identity;
 use crate::stack::render::Input;
 use crate::stack::{self, yaml};
 
+/// What is under way is looked at this often without any event.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
 /// Something only a person can change, and where it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
@@ -76,6 +79,8 @@ pub struct Seen<'a> {
     /// The objects that the record names; those that are gone, by the API server's own word,
     /// are not here.
     pub objects: BTreeMap<Reference, Value>,
+    /// Why some of them could not be read: the service account has no right to.
+    pub denied: Option<String>,
     /// Objects that carry the Stack's mark and are not in the record.
     pub strays: Vec<Reference>,
     /// Finds an object of the namespace by kind and name.
@@ -229,6 +234,7 @@ impl Pass<'_> {
     }
 
     fn again_in(&mut self, wait: Duration) {
+        let wait = wait.min(LONGEST_WAIT);
         let sooner = self.plan.again.map_or(wait, |other| other.min(wait));
         self.plan.again = Some(sooner);
     }
