@@ -7,10 +7,10 @@ mod support;
 
 use std::time::Duration;
 
-use kube::api::{Api, ListParams, Patch, PatchParams};
-use pileus::api::{Server, Stack};
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
+use pileus::api::{ConditionType, Server, Stack, conditions};
 use serde_json::{Value, json};
-use support::lab::{Lab, Project, eventually};
+use support::lab::{Lab, Project, devstack, eventually};
 
 /// Several guests boot at once, emulated.
 const PATIENCE: Duration = Duration::from_secs(240);
@@ -157,7 +157,10 @@ async fn a_template_becomes_guests_that_reach_each_other() {
     assert_ne!(server_of(&replaced, "second"), server_of(&made, "second"));
     assert_eq!(server_of(&replaced, "first"), server_of(&made, "first"));
     assert_eq!(output(&replaced, "second"), json!(second));
-    stacks.delete("pair", &Default::default()).await.unwrap();
+    stacks
+        .delete("pair", &DeleteParams::default())
+        .await
+        .unwrap();
     eventually("the Stack is gone", PATIENCE, async || {
         let stack = stacks.get_opt("pair").await.map_err(|e| e.to_string())?;
         stack.map_or(Ok(()), |stack| Err(format!("{:#?}", stack.status)))
@@ -216,5 +219,69 @@ async fn a_group_of_templates_grows_shrinks_and_returns() {
     apply(&project, "many", &failing);
     becomes(&stacks, "many", "ROLLBACK_COMPLETE").await;
     assert_eq!(names().await, before);
+    project.leaves_nothing().await;
+}
+
+#[tokio::test]
+async fn a_manager_that_is_killed_at_any_moment_leaves_the_same_end() {
+    let lab = Lab::get().await;
+    let project = Project::new(&lab, "e2e-stack-crash").await;
+    let stacks: Api<Stack> = Api::namespaced(lab.client.clone(), "e2e-stack-crash");
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
+    let mut seed: u64 = number("PILEUS_SEED").unwrap_or_else(|| u64::from(std::process::id()));
+    let rounds = number("PILEUS_ROUNDS").unwrap_or(40);
+    println!("PILEUS_SEED={seed} PILEUS_ROUNDS={rounds}");
+    let spec = |count: u64, flavor: &str| {
+        json!({"template": GROUP, "files": {"member.yaml": MEMBER},
+            "parameters": {"count": count, "flavor": flavor}})
+    };
+    for _ in 0..rounds {
+        // A linear congruence is random enough for moments.
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let flavor = if (seed >> 50) & 1 == 0 {
+            "m1.nano"
+        } else {
+            "m1.micro"
+        };
+        apply(&project, "many", &spec((seed >> 40) & 3, flavor));
+        tokio::time::sleep(Duration::from_millis((seed >> 30) % 1500)).await;
+        tokio::task::spawn_blocking(|| {
+            devstack(&["role", "manager", "kill"]);
+            devstack(&["role", "manager", "start"]);
+        })
+        .await
+        .unwrap();
+    }
+    apply(&project, "many", &spec(2, "m1.nano"));
+    eventually("the Stack is ready", PATIENCE, async || {
+        let stack = stacks.get("many").await.map_err(|e| e.to_string())?;
+        let status = stack.status.clone().unwrap_or_default();
+        let fresh = status.observed_generation == stack.metadata.generation;
+        if fresh && conditions::is_true(&status.conditions, ConditionType::Ready) {
+            Ok(())
+        } else {
+            Err(format!("{:?} {:#?}", status.stack_status, status.resources))
+        }
+    })
+    .await;
+    let servers = project.servers().list(&ListParams::default()).await;
+    let flavors: Vec<_> = servers
+        .unwrap()
+        .into_iter()
+        .map(|s| s.spec.flavor)
+        .collect();
+    assert_eq!(
+        flavors,
+        [Some("m1.nano".to_owned()), Some("m1.nano".to_owned())]
+    );
+    stacks
+        .delete("many", &DeleteParams::default())
+        .await
+        .unwrap();
+    eventually("the Stack is gone", PATIENCE, async || {
+        let stack = stacks.get_opt("many").await.map_err(|e| e.to_string())?;
+        stack.map_or(Ok(()), |stack| Err(format!("{:#?}", stack.status)))
+    })
+    .await;
     project.leaves_nothing().await;
 }
