@@ -362,6 +362,10 @@ async fn a_stack_is_made_replaced_and_goes_without_a_trace() {
     assert_eq!(output(&made, "digest"), Some(json!("******")));
     let status = serde_json::to_string(&made.status).unwrap();
     assert!(!status.contains("hunter2"), "{status}");
+    // A Stack at rest is not written, which would wake its controller again and again.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let at_rest = cloud.api::<Stack>().get("web").await.unwrap();
+    assert_eq!(at_rest.resource_version(), made.resource_version());
     let first = resources(&made);
     assert_eq!(first.len(), 8, "{first:#?}");
     let server = cloud

@@ -9,13 +9,13 @@
 //!
 //! | file | what it decides |
 //! |---|---|
-//! | [`turn`] | which action begins |
-//! | [`forward`] | what is made, changed, kept |
-//! | [`batch`] | how many members of a group at once |
-//! | [`suspend`] | what is stopped and started |
-//! | [`leaf`] | what one resource should be, and whether it is |
-//! | [`removal`] | what goes, and in which order |
-//! | [`look`] | outputs, previews and checks: nothing is touched |
+//! | `turn` | which action begins |
+//! | `forward` | what is made, changed, kept |
+//! | `batch` | how many members of a group at once |
+//! | `suspend` | what is stopped and started |
+//! | `leaf` | what one resource should be, and whether it is |
+//! | `removal` | what goes, and in which order |
+//! | `look` | outputs, previews and checks: nothing is touched |
 
 mod batch;
 mod forward;
