@@ -42,6 +42,7 @@ resources:
   first:
     type: OS::Nova::Server
     properties:
+      name: First Server
       image: default/tiny
       flavor: m1.nano
       networks: [{port: {get_resource: port1}}]
@@ -141,6 +142,7 @@ async fn a_template_becomes_guests_that_reach_each_other() {
     console.says("PILEUS-GUEST: ready", PATIENCE).await;
     let log = console.log();
     assert!(log.contains("user data says the-secret-word"), "{log}");
+    assert!(log.contains("hostname=first-server"), "{log}");
     let mut other = project.console(&server_of(&made, "second")).await;
     other.says("PILEUS-GUEST: ready", PATIENCE).await;
     other.try_shell("ping -c 1 -W 5 10.20.0.11", PATIENCE).await;

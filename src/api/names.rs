@@ -67,3 +67,50 @@ pub fn server_port_name(server: &str, nic: &str) -> String {
     let cut: String = name.chars().take(230).collect();
     format!("{}-{hash}", cut.trim_end_matches(['-', '.']))
 }
+
+/// A guest's host name, made of a Server's name: up to the first dot, spaces and underscores
+/// as hyphens, at most 63 characters, as Nova's `sanitize_hostname` cuts it.
+#[must_use]
+pub fn host_name(server: &str) -> String {
+    let label = server.split('.').next().unwrap_or_default();
+    let cut: String = label
+        .chars()
+        .map(|c| {
+            if c == '_' || c.is_whitespace() {
+                '-'
+            } else {
+                c
+            }
+        })
+        .filter(|c| c.is_ascii_alphanumeric() || *c == '-')
+        .take(63)
+        .collect::<String>()
+        .to_ascii_lowercase();
+    let trimmed = cut.trim_matches('-');
+    if trimmed.is_empty() {
+        "server".to_owned()
+    } else {
+        trimmed.to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::host_name;
+
+    #[test]
+    fn host_names_are_labels() {
+        let long = "n".repeat(253);
+        let cut = format!("{}-x", "n".repeat(62));
+        for (name, host) in [
+            ("web-1", "web-1"),
+            ("web-1.example.org", "web-1"),
+            (cut.as_str(), &long[..62]),
+            ("Web Server_1.example.org", "web-server-1"),
+            ("-ä-", "server"),
+            (long.as_str(), &long[..63]),
+        ] {
+            assert_eq!(host_name(name), host);
+        }
+    }
+}

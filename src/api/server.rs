@@ -95,6 +95,13 @@ pub struct ServerSpec {
     /// The same from a Secret.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user_data_from: Option<SecretKey>,
+    /// The guest's host name, as Nova's `hostname`; made of the Server's name when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(min = 1, max = 63),
+        regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
+    )]
+    pub hostname: Option<String>,
     /// Free-form metadata, given to the guest.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,

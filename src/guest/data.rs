@@ -35,6 +35,9 @@ pub struct GuestData {
     pub instance_id: Uuid,
     /// Name of the Server.
     pub name: String,
+    /// The host name that its spec gives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
     /// Namespace of the Server, given as the project.
     pub namespace: String,
     /// Availability zone of the host.
@@ -128,25 +131,6 @@ impl fmt::Debug for GuestData {
             .field("user_data_bytes", &self.user_data.as_ref().map(Vec::len))
             .field("links", &self.links)
             .finish_non_exhaustive()
-    }
-}
-
-/// The guest's host name: the Server's name up to the first dot, at most 63 characters,
-/// as Nova's `sanitize_hostname` cuts it.
-#[must_use]
-pub fn host_name(server: &str) -> String {
-    let label = server.split('.').next().unwrap_or_default();
-    let cut: String = label
-        .chars()
-        .filter(|c| c.is_ascii_alphanumeric() || *c == '-')
-        .take(63)
-        .collect::<String>()
-        .to_ascii_lowercase();
-    let trimmed = cut.trim_matches('-');
-    if trimmed.is_empty() {
-        "server".to_owned()
-    } else {
-        trimmed.to_owned()
     }
 }
 

@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::data::{GuestData, host_name};
+use super::data::GuestData;
+use crate::api::names::host_name;
 
 /// The document.
 #[must_use]
@@ -15,7 +16,7 @@ pub fn meta_data(data: &GuestData) -> Value {
     json!({
         "uuid": data.instance_id,
         "name": data.name,
-        "hostname": host_name(&data.name),
+        "hostname": data.hostname.clone().unwrap_or_else(|| host_name(&data.name)),
         "availability_zone": data.availability_zone.as_deref().unwrap_or("nova"),
         "project_id": data.namespace,
         "launch_index": 0,

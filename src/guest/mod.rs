@@ -8,4 +8,4 @@ pub mod metadata;
 pub mod network_data;
 
 pub use config_drive::config_drive;
-pub use data::{Error, GuestData, Link, LinkNetwork, MAX_USER_DATA, Route, host_name};
+pub use data::{Error, GuestData, Link, LinkNetwork, MAX_USER_DATA, Route};

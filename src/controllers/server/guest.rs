@@ -19,6 +19,7 @@ pub fn guest_data(server: &Server, seen: &Seen) -> GuestData {
     GuestData {
         instance_id: stable_id(&seen.cluster, "Server", &namespace, &server.name_any()),
         name: server.name_any(),
+        hostname: server.spec.hostname.clone(),
         namespace,
         availability_zone: None,
         ssh_keys: seen
@@ -98,6 +99,8 @@ pub struct BuiltFrom {
     user_data: String,
     key_pairs: Vec<String>,
     metadata: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    hostname: Option<String>,
 }
 
 impl BuiltFrom {
@@ -109,6 +112,7 @@ impl BuiltFrom {
             user_data: hash(&serde_json::json!([spec.user_data, spec.user_data_from])),
             key_pairs: spec.key_pairs.clone(),
             metadata: hash(&serde_json::json!(spec.metadata)),
+            hostname: spec.hostname.clone(),
         }
     }
 
@@ -128,6 +132,14 @@ impl BuiltFrom {
         }
         if self.metadata != now.metadata {
             found.push("metadata (changed, but fixed at first boot)".to_owned());
+        }
+        if self.hostname != now.hostname {
+            let word = |name: &Option<String>| name.clone().unwrap_or_else(|| "none".to_owned());
+            found.push(format!(
+                "hostname ({} asked for; {} given, fixed at first boot)",
+                word(&now.hostname),
+                word(&self.hostname)
+            ));
         }
         found
     }

@@ -429,7 +429,11 @@ fn a_secret_that_is_too_large_is_looked_at_again_and_a_literal_is_not() {
 
 #[test]
 fn what_cannot_be_changed_in_place_is_named_with_both_values() {
-    let cases: [(Change<'_>, &str); 8] = [
+    let cases: [(Change<'_>, &str); 9] = [
+        (
+            &|s, _| s.spec.hostname = Some("front".into()),
+            "hostname (front asked for; none given, fixed at first boot)",
+        ),
         (
             &|s, _| s.spec.user_data = Some("hunter2".into()),
             "userData (changed, but fixed at first boot)",

@@ -7,6 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 
 use super::{Find, How, Kind, Makes, Request, as_texts, display_name, plain, reference, text};
+use crate::api::names::host_name;
 use crate::api::server::{ConfigDrive, PlacementWishes, RunState, ServerNetwork};
 use crate::api::{FlavorSpec, KeyPairSpec, SecretKey, ServerSpec, Sharing};
 use crate::stack::{Error, Result};
@@ -104,6 +105,7 @@ fn server(request: &Request<'_>) -> Result<Makes> {
         image: reference(&image),
         networks,
         key_pairs: request.text("key_name").into_iter().collect(),
+        hostname: request.text("name").map(|name| host_name(&name)),
         metadata: as_texts(request.get("metadata")),
         config_drive: match request.flag("config_drive") {
             Some(false) => ConfigDrive::Disabled,

@@ -86,6 +86,7 @@ fn a_server_keeps_its_user_data_in_a_secret() {
     let server: ServerSpec = spec(&makes);
     validation::server(&server).unwrap();
     assert_eq!(server.image.namespace.as_deref(), Some("shared"));
+    assert_eq!(server.hostname.as_deref(), Some("web-1"));
     assert_eq!(
         server.networks[1].security_groups,
         Some(vec!["web".to_owned()])
