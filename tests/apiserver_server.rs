@@ -8,7 +8,7 @@ use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Event, Secret};
-use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
 use kube::{Client, Resource, ResourceExt};
 use pileus::api::names::{GUEST_DATA_KEY, MANAGER, host_namespace, instance_name};
 use pileus::api::{
@@ -17,10 +17,9 @@ use pileus::api::{
 use pileus::controllers::{self, Config};
 use pileus::kube_ext::{Context, Metrics};
 use pileus::telemetry::Readiness;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use support::apiserver::TestServer;
+use support::apiserver::{TestServer, create, until};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -170,16 +169,6 @@ async fn start_manager(
     (stop, tokio::spawn(running))
 }
 
-async fn create<K>(api: &Api<K>, mut value: Value) -> K
-where
-    K: Resource<DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned,
-{
-    value["apiVersion"] = K::api_version(&()).into();
-    value["kind"] = K::kind(&()).into();
-    let object: K = serde_json::from_value(value).unwrap();
-    api.create(&PostParams::default(), &object).await.unwrap()
-}
-
 async fn patch_status<K: DeserializeOwned + Clone + Debug>(
     api: &Api<K>,
     name: &str,
@@ -189,22 +178,6 @@ async fn patch_status<K: DeserializeOwned + Clone + Debug>(
     api.patch_status(name, &PatchParams::default(), &patch)
         .await
         .unwrap();
-}
-
-/// The object, once it is as wished.
-async fn until<K>(api: &Api<K>, name: &str, what: &str, wish: impl Fn(&K) -> bool) -> K
-where
-    K: Clone + Debug + DeserializeOwned,
-{
-    let start = Instant::now();
-    loop {
-        let seen = api.get_opt(name).await.unwrap();
-        if let Some(object) = seen.as_ref().filter(|object| wish(object)) {
-            return object.clone();
-        }
-        assert!(start.elapsed() < PATIENCE, "{name} never {what}: {seen:#?}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 async fn until_gone<K: Clone + Debug + DeserializeOwned>(api: &Api<K>, name: &str) {

@@ -27,10 +27,9 @@ use pileus::api::{
 };
 use pileus::controllers::{Config, Manager, stack, stores, worker};
 use pileus::kube_ext::{Context, Metrics};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use support::apiserver::TestServer;
+use support::apiserver::{TestServer, create, until};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -230,32 +229,6 @@ impl Hand {
                 .patch_status(&object.name_any(), &PatchParams::default(), &patch)
                 .await;
         }
-    }
-}
-
-async fn create<K>(api: &Api<K>, mut value: Value) -> K
-where
-    K: Resource<DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned,
-{
-    value["apiVersion"] = K::api_version(&()).into();
-    value["kind"] = K::kind(&()).into();
-    let object: K = serde_json::from_value(value).unwrap();
-    api.create(&PostParams::default(), &object).await.unwrap()
-}
-
-/// The object, once it is as wished.
-async fn until<K>(api: &Api<K>, name: &str, what: &str, wish: impl Fn(&K) -> bool) -> K
-where
-    K: Clone + Debug + DeserializeOwned,
-{
-    let start = Instant::now();
-    loop {
-        let seen = api.get_opt(name).await.unwrap();
-        if let Some(object) = seen.as_ref().filter(|object| wish(object)) {
-            return object.clone();
-        }
-        assert!(start.elapsed() < PATIENCE, "{name} never {what}: {seen:#?}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 

@@ -25,6 +25,7 @@
 )]
 #![allow(dead_code, reason = "each test crate uses its own part of this module")]
 
+use std::fmt::Debug;
 use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -35,7 +36,10 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, Patch, PatchParams, PostParams};
-use kube::{Client, Config};
+use kube::{Client, Config, Resource};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tempfile::TempDir;
 
 /// Token of the administrator, who is in `system:masters`.
@@ -387,4 +391,31 @@ fn tail(log: &Path) -> String {
     let text = fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<_> = text.lines().collect();
     lines[lines.len().saturating_sub(15)..].join("\n")
+}
+
+/// Makes an object; its kind need not be said.
+pub async fn create<K>(api: &Api<K>, mut value: Value) -> K
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned,
+{
+    value["apiVersion"] = K::api_version(&()).into();
+    value["kind"] = K::kind(&()).into();
+    let object: K = serde_json::from_value(value).unwrap();
+    api.create(&PostParams::default(), &object).await.unwrap()
+}
+
+/// The object, once it is as wished.
+pub async fn until<K>(api: &Api<K>, name: &str, what: &str, wish: impl Fn(&K) -> bool) -> K
+where
+    K: Clone + Debug + DeserializeOwned,
+{
+    let start = Instant::now();
+    loop {
+        let seen = api.get_opt(name).await.unwrap();
+        if let Some(object) = seen.as_ref().filter(|object| wish(object)) {
+            return object.clone();
+        }
+        assert!(start.elapsed() < PATIENCE, "{name} never {what}: {seen:#?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
