@@ -1,6 +1,8 @@
 //! What the agent relies on of a hypervisor, on a real libvirt with real QEMU.
 //!
 //! Needs root; everything runs in namespaces of its own and ends with the test.
+//!
+//! One contract, in one file: libvirt and the one in memory are held to the whole of it.
 
 #![allow(
     clippy::unwrap_used,

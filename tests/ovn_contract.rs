@@ -1,4 +1,5 @@
 //! The Northbound driver and the network compiler against a real OVN of their own.
+//! One contract, in one file: driver and compiler are held to it together.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // helpers of tests are not seen as tests
 

@@ -1,4 +1,5 @@
 //! The image store and the disks against a real web server, real `qemu-img`, real files.
+//! One contract, in one file: images and the disks over them lie in one store.
 
 #![allow(
     clippy::unwrap_used,

@@ -3,6 +3,7 @@
 //!
 //! Each function returns every fault at once, so that a user needs one round only.
 //! What a schema says is not repeated: every API server holds to that.
+//! All kinds are here, longer than other files, because rules of one kind are those of others.
 
 use std::fmt::Display;
 use std::net::IpAddr;

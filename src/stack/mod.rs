@@ -25,6 +25,7 @@
 
 pub mod builtin;
 pub mod cases;
+pub mod constraint;
 pub mod environment;
 pub mod expand;
 pub mod functions;

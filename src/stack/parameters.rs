@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use fancy_regex::{Regex, RegexBuilder};
 use serde_json::{Map, Number, Value};
 
+use super::constraint::{Constraint, Rule, hot_constraint, numeric, pattern};
 use super::version::Version;
 use super::{Error, Result, kind_of};
 
@@ -21,35 +21,6 @@ pub enum Type {
     Json,
     /// True or false, in many spellings.
     Boolean,
-}
-
-/// A rule for a value, with the message its author gave.
-#[derive(Debug, Clone)]
-pub struct Constraint {
-    rule: Rule,
-    description: String,
-}
-
-/// What a value must fulfil.
-#[derive(Debug, Clone)]
-pub enum Rule {
-    /// Least and greatest length of text, list or map.
-    Length(Option<f64>, Option<f64>),
-    /// Least and greatest number.
-    Range(Option<f64>, Option<f64>),
-    /// What a division by `step` leaves.
-    Modulo {
-        /// The divisor.
-        step: f64,
-        /// What it leaves.
-        offset: f64,
-    },
-    /// One of these; every item of a list.
-    Allowed(Vec<Value>),
-    /// The whole text matches; kept as written, too.
-    Pattern(Regex, String),
-    /// Needs a cloud to check: names are taken as they are.
-    Custom(String),
 }
 
 /// One parameter's schema.
@@ -180,7 +151,7 @@ impl Schema {
             None | Some(Value::Null) => Vec::new(),
             Some(Value::Array(items)) => items
                 .iter()
-                .map(|item| hot_constraint(item, kind))
+                .map(hot_constraint)
                 .collect::<Result<_>>()
                 .map_err(|error| error.below("constraints"))?,
             Some(_) => return Err(Error::at("constraints", "must be a list")),
@@ -368,159 +339,8 @@ impl Schema {
     }
 }
 
-impl Rule {
-    pub(super) fn holds(&self, value: &Value) -> bool {
-        let within = |size: f64, min: Option<f64>, max: Option<f64>| {
-            min.is_none_or(|min| size >= min) && max.is_none_or(|max| size <= max)
-        };
-        match self {
-            Self::Length(min, max) => {
-                let length = match value {
-                    Value::String(text) => text.chars().count(),
-                    Value::Array(items) => items.len(),
-                    Value::Object(map) => map.len(),
-                    _ => return true,
-                };
-                #[allow(clippy::cast_precision_loss, reason = "lengths are small")]
-                within(length as f64, *min, *max)
-            }
-            Self::Range(min, max) => value.as_f64().is_some_and(|n| within(n, *min, *max)),
-            Self::Modulo { step, offset } => value.as_f64().is_some_and(|n| {
-                (n.rem_euclid(*step) - offset.rem_euclid(*step)).abs() < f64::EPSILON
-            }),
-            Self::Allowed(allowed) => match value {
-                Value::Array(items) => items
-                    .iter()
-                    .all(|item| allowed.iter().any(|a| loosely(a, item))),
-                one => allowed.iter().any(|a| loosely(a, one)),
-            },
-            Self::Pattern(regex, _) => value
-                .as_str()
-                .is_none_or(|text| regex.is_match(text).unwrap_or(false)),
-            Self::Custom(_) => true,
-        }
-    }
-
-    pub(super) fn explain(&self) -> String {
-        let bounds = |min: &Option<f64>, max: &Option<f64>| match (min, max) {
-            (Some(min), Some(max)) => format!("between {min} and {max}"),
-            (Some(min), None) => format!("at least {min}"),
-            (None, Some(max)) => format!("at most {max}"),
-            (None, None) => "any".into(),
-        };
-        match self {
-            Self::Length(min, max) => format!("its length must be {}", bounds(min, max)),
-            Self::Range(min, max) => format!("must be {}", bounds(min, max)),
-            Self::Modulo { step, offset } => format!("must leave {offset} when divided by {step}"),
-            Self::Allowed(values) => format!("must be one of {}", Value::from(values.clone())),
-            Self::Pattern(_, text) => format!("must match `{text}`"),
-            Self::Custom(name) => format!("must be a {name}"),
-        }
-    }
-}
-
-/// `1` and `"1"` are the same to whoever writes allowed values.
-fn loosely(a: &Value, b: &Value) -> bool {
-    let text = |value: &Value| match value {
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
-    };
-    a == b
-        || (boolean_like(a) && boolean(a) == boolean(b))
-        || text(a) == text(b)
-        || (a.is_number() || b.is_number()) && numeric(a).is_some() && numeric(a) == numeric(b)
-}
-
-fn boolean_like(value: &Value) -> bool {
+pub(super) fn boolean_like(value: &Value) -> bool {
     value.is_boolean()
-}
-
-pub(super) fn pattern(text: &str) -> Result<Rule> {
-    RegexBuilder::new(&format!("^(?:{text})$"))
-        // Patterns of templates look ahead; what one may cost is bounded.
-        .backtrack_limit(100_000)
-        .build()
-        .map(|regex| Rule::Pattern(regex, text.to_owned()))
-        .map_err(|_| Error::new(format!("`{text}` is no pattern that is understood here")))
-}
-
-fn hot_constraint(value: &Value, _kind: Type) -> Result<Constraint> {
-    let Value::Object(map) = value else {
-        return Err(Error::new("a constraint is a map"));
-    };
-    let description = map
-        .get("description")
-        .and_then(Value::as_str)
-        .unwrap_or("")
-        .to_owned();
-    let mut rules = map.iter().filter(|(key, _)| *key != "description");
-    let Some((name, value)) = rules.next() else {
-        return Err(Error::new("no constraint expressed"));
-    };
-    if rules.next().is_some() {
-        return Err(Error::new("one constraint in each map of the list"));
-    }
-    let fields = |allowed: [&str; 2]| -> Result<(Option<f64>, Option<f64>)> {
-        let Value::Object(map) = value else {
-            return Err(Error::at(name, "must be a map"));
-        };
-        if let Some(key) = map.keys().find(|key| !allowed.contains(&key.as_str())) {
-            return Err(Error::at(
-                name,
-                format!(
-                    "no key `{key}`; there are {} and {}",
-                    allowed[0], allowed[1]
-                ),
-            ));
-        }
-        if map.is_empty() {
-            return Err(Error::at(
-                name,
-                format!("needs {} or {}", allowed[0], allowed[1]),
-            ));
-        }
-        let get = |key: &str| {
-            map.get(key)
-                .map(|v| numeric(v).ok_or_else(|| Error::at(name, "must be numbers")))
-                .transpose()
-        };
-        Ok((get(allowed[0])?, get(allowed[1])?))
-    };
-    let rule = match name.as_str() {
-        "length" => fields(["min", "max"]).map(|(min, max)| Rule::Length(min, max))?,
-        "range" => fields(["min", "max"]).map(|(min, max)| Rule::Range(min, max))?,
-        "modulo" => {
-            let (step, offset) = fields(["step", "offset"])?;
-            let (Some(step), Some(offset)) = (step, offset) else {
-                return Err(Error::at("modulo", "needs step and offset"));
-            };
-            if step == 0.0
-                || offset.abs() >= step.abs()
-                || (offset != 0.0 && (step < 0.0) != (offset < 0.0))
-            {
-                return Err(Error::at(
-                    "modulo",
-                    "step must not be 0, and offset be smaller, of the same sign",
-                ));
-            }
-            Rule::Modulo { step, offset }
-        }
-        "allowed_values" => match value {
-            Value::Array(values) => Rule::Allowed(values.clone()),
-            _ => return Err(Error::at("allowed_values", "must be a list")),
-        },
-        "allowed_pattern" => match value {
-            Value::String(text) => pattern(text)?,
-            _ => return Err(Error::at("allowed_pattern", "must be a string")),
-        },
-        "custom_constraint" => Rule::Custom(value.as_str().unwrap_or_default().to_owned()),
-        other => {
-            return Err(Error::new(format!(
-                "no constraint `{other}`; there are length, range, modulo, allowed_values, allowed_pattern and custom_constraint"
-            )));
-        }
-    };
-    Ok(Constraint { rule, description })
 }
 
 pub(super) fn number(text: &str) -> Option<Number> {
@@ -529,13 +349,6 @@ pub(super) fn number(text: &str) -> Option<Number> {
         .map(Number::from)
         .ok()
         .or_else(|| text.parse::<f64>().ok().and_then(Number::from_f64))
-}
-
-fn numeric(value: &Value) -> Option<f64> {
-    match value {
-        Value::String(text) => number(text)?.as_f64(),
-        other => other.as_f64(),
-    }
 }
 
 /// Heat's strict reading of a boolean.

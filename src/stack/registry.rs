@@ -15,7 +15,7 @@ use std::sync::{Arc, OnceLock};
 
 use serde_json::{Map, Value};
 
-use super::parameters::Rule;
+use super::constraint::Rule;
 
 /// What a property's value is made into.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -231,7 +231,7 @@ fn property(line: &str) -> (String, Property) {
             }
             _ => {
                 let text = json();
-                property.rules.extend(super::parameters::pattern(
+                property.rules.extend(super::constraint::pattern(
                     text.as_str().unwrap_or_default(),
                 ));
             }
@@ -304,7 +304,7 @@ mod tests {
                     }
                     "matches" => {
                         let text: String = serde_json::from_str(rest).unwrap();
-                        assert!(super::super::parameters::pattern(&text).is_ok(), "{line}");
+                        assert!(super::super::constraint::pattern(&text).is_ok(), "{line}");
                     }
                     other => panic!("{other}: {line}"),
                 }

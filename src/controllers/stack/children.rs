@@ -326,6 +326,8 @@ impl<'a> Children<'a> {
             Err(kube::Error::Api(status)) if live.is_none() && status.is_already_exists() => {
                 self.adopt(&object, by_account).await
             }
+            // It went meanwhile; the next pass sees that, and makes it.
+            Err(error) if live.is_some() && is_gone(&error) => Ok(()),
             done => done.map(drop).map_err(doing()),
         }
     }

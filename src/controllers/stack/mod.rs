@@ -27,12 +27,13 @@ use uuid::Uuid;
 
 use super::{Manager, Outcome, loss};
 use crate::api::names::{MANAGER, MANAGER_FINALIZER};
-use crate::api::{Reason, Stack, StackStatus};
+use crate::api::{Stack, StackStatus};
 use crate::kube_ext::report::apply_status;
 use crate::kube_ext::{ApiError, chain, finalize};
 use children::{Children, Kinds};
-use ledger::{Action, Key, Ledger, Sources, State};
-use plan::{Plan, Problem, Seen, Step};
+use ledger::{Key, Ledger, Sources};
+use plan::trouble::Refused;
+use plan::{Plan, Seen, Step};
 use records::Records;
 
 /// Shortest time between two passes over a Stack.
@@ -101,7 +102,7 @@ pub async fn reconcile(stack: Arc<Stack>, manager: Arc<Manager>) -> Outcome {
     manager
         .stacks
         .tire(&uid, seen.ledger.as_ref().map_or(0, |l| l.entries.len()));
-    if let Some(problem) = obstacle(&stack, &seen, &records) {
+    if let Some(problem) = plan::trouble::obstacle(&stack, &seen, &records.name()) {
         let status = status::stuck(&stack, &problem, seen.now);
         tell(&api, &stack, &manager, &status).await?;
         return Ok(Some(UNWATCHED));
@@ -123,7 +124,7 @@ pub async fn reconcile(stack: Arc<Stack>, manager: Arc<Manager>) -> Outcome {
     let acted = match refused {
         Ok(refused) if refused.is_empty() => Ok(()),
         Ok(refused) => {
-            fail(&mut plan.ledger, refused);
+            plan::trouble::refuse(&mut plan.ledger, refused, Timestamp::now());
             plan.again = Some(Duration::ZERO);
             records
                 .write(&plan.ledger, version.as_deref())
@@ -136,37 +137,6 @@ pub async fn reconcile(stack: Arc<Stack>, manager: Arc<Manager>) -> Outcome {
     let again = report(&api, &stack, &manager, &plan, &records, &seen).await?;
     acted?;
     Ok(again)
-}
-
-/// Why nothing can be decided now: without a record what exists would be made a second time,
-/// and what cannot be seen may exist or not.
-fn obstacle(stack: &Stack, seen: &Seen<'_>, records: &Records) -> Option<Problem> {
-    let recorded = stack
-        .status
-        .as_ref()
-        .is_some_and(|status| status.record.is_some());
-    if recorded && seen.ledger.is_none() && !finalize::is_deleting(stack) {
-        return Some(Problem {
-            reason: Reason::RecordMissing,
-            message: format!(
-                "the Secret {} with the record of what the stack has made is gone; restore it, or \
-                 delete the Stack, which removes what carries its mark",
-                records.name()
-            ),
-        });
-    }
-    seen.denied.as_ref().map(|why| Problem {
-        reason: Reason::AccountDenied,
-        message: format!(
-            "the ServiceAccount `{}` may not see what was made with its rights: {why}; give it \
-             the right to get, create, patch and delete it",
-            stack
-                .spec
-                .service_account_name
-                .as_deref()
-                .unwrap_or_default()
-        ),
-    })
 }
 
 async fn observe<'a>(
@@ -218,9 +188,6 @@ async fn observe<'a>(
         kind_lost,
     })
 }
-
-/// What the API server refused for good, by resource.
-type Refused = BTreeMap<Key, String>;
 
 /// Does the steps; those of one resource in their order, resources at once.
 async fn act(children: &Children<'_>, plan: &Plan) -> Result<Refused, ApiError> {
@@ -278,23 +245,6 @@ async fn each(children: &Children<'_>, steps: Vec<Step>) -> Result<(), ApiError>
 fn is_final(error: &ApiError) -> bool {
     matches!(&*error.source, kube::Error::Api(status)
         if matches!(status.code, 400 | 403 | 404 | 405 | 413 | 422))
-}
-
-fn fail(ledger: &mut Ledger, refused: Refused) {
-    let now = Timestamp::now();
-    for (key, why) in refused {
-        if let Some(entry) = ledger.entries.get_mut(&key) {
-            let action = match entry.action {
-                Action::Delete => continue,
-                action => action,
-            };
-            // Nothing was made; what may not be made may often not be read either.
-            if action == Action::Create && entry.by_account {
-                entry.objects.clear();
-            }
-            entry.set(action, State::Failed, why, now);
-        }
-    }
 }
 
 /// Templates that the record does not name any more.

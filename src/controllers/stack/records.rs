@@ -131,23 +131,17 @@ impl Records {
         Ok(())
     }
 
-    /// Forgets everything.
+    /// Forgets everything, also what a pass that was cut off has left. What the resources
+    /// were made of has gone before, or carries the mark no more.
     ///
     /// # Errors
     /// When the API server refuses or does not answer.
     pub async fn forget_all(&self) -> Result<(), ApiError> {
-        let params = ListParams::default().labels(&format!("{STACK_UID_LABEL}={}", self.uid));
-        let list = self.api.list_metadata(&params).await;
-        let list = list.map_err(ApiError::doing("list the Secrets of a stack"))?;
-        let own = self.name();
-        for secret in list {
-            let name = secret.name_any();
-            // Not the Secrets that its resources are made of: those have gone before.
-            if name.starts_with(&own) {
-                self.delete(&name).await?;
-            }
-        }
-        Ok(())
+        let own = ListParams::default().labels(&format!("{STACK_UID_LABEL}={}", self.uid));
+        let params = DeleteParams::default();
+        let done = self.api.delete_collection(&params, &own).await;
+        let doing = ApiError::doing("delete the Secrets with a stack's record");
+        done.map(drop).map_err(doing)
     }
 
     async fn delete(&self, name: &str) -> Result<(), ApiError> {

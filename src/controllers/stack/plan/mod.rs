@@ -23,6 +23,7 @@ mod leaf;
 mod look;
 mod removal;
 mod suspend;
+pub mod trouble;
 mod turn;
 
 use std::collections::{BTreeMap, BTreeSet};
