@@ -165,6 +165,68 @@ async fn guests_talk_across_hosts_as_their_groups_allow_and_keep_what_is_theirs(
     project.leaves_nothing().await;
 }
 
+/// The processor that a Server's only one is bound to, as libvirt says.
+fn bound_to(server: &pileus::api::Server) -> String {
+    let id = server.status.as_ref().unwrap().instance_id.clone().unwrap();
+    let said = in_host(1, &["virsh", "vcpupin", &format!("pileus-{id}")]);
+    let line = said.lines().find(|l| l.trim_start().starts_with("0 "));
+    let affinity = line.and_then(|l| l.split_whitespace().nth(1));
+    affinity.unwrap_or_else(|| panic!("{said}")).to_owned()
+}
+
+#[tokio::test]
+async fn guests_have_processors_to_themselves_until_none_is_left() {
+    let lab = Lab::get().await;
+    let project = Project::new(&lab, "e2e-pinned").await;
+    project.apply(LAN);
+    project.apply(
+        r#"
+apiVersion: pileus.dev/v1alpha1
+kind: Flavor
+metadata: {name: e2e-pinned}
+spec:
+  vcpus: 1
+  memory: 128Mi
+  disk: 1Gi
+  extraSpecs: {"hw:numa_nodes": "1", "hw:cpu_policy": dedicated}
+"#,
+    );
+    let count = std::thread::available_parallelism().unwrap().get();
+    let pinned = |name: &str| server(name, 1, "").replace("m1.nano", "e2e-pinned");
+    let names: Vec<_> = (0..count).map(|n| format!("pinned-{n}")).collect();
+    for name in &names {
+        project.apply(&pinned(name));
+    }
+    let mut taken = std::collections::BTreeSet::new();
+    for name in &names {
+        let server = project.phase(name, "Active", BOOT).await;
+        let placement = server.status.as_ref().unwrap().placement.as_ref().unwrap();
+        assert_eq!(placement.numa_nodes, [0]);
+        let on = bound_to(&server);
+        assert!(taken.insert(on.clone()), "{on} was given twice");
+    }
+    let console = project.console(&names[0]).await;
+    console.says("PILEUS-GUEST: ready", BOOT).await;
+
+    // One more waits for a processor, and gets the very one that becomes free.
+    project.apply(&pinned("late"));
+    let message = project.reason("late", "NoHostFits", BOOT).await;
+    assert!(message.contains("NUMATopologyFilter"), "{message}");
+    let first = project.servers().get(&names[0]).await.unwrap();
+    let freed = bound_to(&first);
+    let gone = project
+        .servers()
+        .delete(&names[0], &Default::default())
+        .await;
+    gone.unwrap();
+    let late = project.phase("late", "Active", BOOT).await;
+    assert_eq!(bound_to(&late), freed);
+    project.leaves_nothing().await;
+    let flavors: kube::Api<pileus::api::Flavor> = kube::Api::all(lab.client.clone());
+    let gone = flavors.delete("e2e-pinned", &Default::default()).await;
+    gone.unwrap();
+}
+
 #[tokio::test]
 async fn a_host_that_reboots_brings_its_servers_back() {
     let lab = Lab::get().await;

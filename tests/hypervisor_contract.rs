@@ -24,8 +24,8 @@ use futures::future::{join_all, try_join_all};
 use libvirtd::Libvirtd;
 use pileus::drivers::hypervisor::xml::domain_xml;
 use pileus::drivers::hypervisor::{
-    Boot, Disk, Domain, DomainSpec, Error, Event, Fake, Hypervisor, Libvirt, Listed, Marks, Nic,
-    State, VirtType,
+    Boot, Disk, Domain, DomainSpec, Error, Event, Fake, GuestNode, Hypervisor, Libvirt, Listed,
+    Marks, Nic, State, Topology, VirtType,
 };
 use pileus::model::{ClusterId, Owner};
 use tokio::sync::broadcast::Receiver;
@@ -72,6 +72,7 @@ fn marks(name: &str) -> Marks {
             uid: Uuid::new_v4().to_string(),
         },
         epoch: 1,
+        pinned: BTreeSet::new(),
     }
 }
 
@@ -147,6 +148,7 @@ fn bare_spec(machine: &str, path: impl Fn(Uuid) -> String) -> DomainSpec {
         marks: marks("web"),
         vcpus: 1,
         memory_mib: 64,
+        topology: None,
         machine: machine.into(),
         cpu_model: "Nehalem".into(),
         virt_type: VirtType::Qemu,
@@ -394,6 +396,140 @@ async fn marking(host: &dyn Subject) {
     assert_eq!(seen().await.as_ref(), Some(&changed));
     libvirt.mark(spec.id, &spec.marks).await.unwrap();
     assert_eq!(seen().await.as_ref(), Some(&spec.marks));
+}
+
+#[tokio::test]
+async fn what_a_guest_has_to_itself_is_known_of_the_list_and_after_a_restart() {
+    let mut host = host().await;
+    let spec = with_topology(&host, None).await;
+    pinning(&host, &spec).await;
+    // As the domain says itself, and as the kernel does.
+    let xml = host.daemon.virsh(&["dumpxml", &spec.id.to_string()]);
+    let cpu = spec.marks.pinned.first().unwrap();
+    for part in [
+        format!("<vcpupin vcpu='0' cpuset='{cpu}'/>"),
+        format!("<emulatorpin cpuset='{cpu}'/>"),
+        "<memnode cellid='0' mode='strict' nodeset='0'/>".to_owned(),
+        "<cell id='0' cpus='0' memory='65536' unit='KiB'".to_owned(),
+    ] {
+        assert!(xml.contains(&part), "{part} is not in {xml}");
+    }
+    let allowed = threads(&host.daemon.process(spec.id), "Cpus_allowed_list");
+    assert!(allowed.contains(&("CPU 0/TCG".into(), cpu.to_string())));
+    host.new_daemon().await;
+    let listed = host.libvirt.domains().await.unwrap();
+    assert_eq!(listed[0].marks.as_ref(), Some(&spec.marks));
+
+    let memory = in_memory();
+    let spec = with_topology(&memory, None).await;
+    pinning(&memory, &spec).await;
+}
+
+/// A domain with one processor and one NUMA node, on the host's first of each.
+async fn with_topology(host: &dyn Subject, page_kib: Option<i64>) -> DomainSpec {
+    let cell = host.hypervisor().host().await.unwrap().cells.remove(0);
+    let mut spec = host.spec();
+    let cpu = *cell.cpus.last().unwrap();
+    spec.marks.pinned = [cpu].into();
+    spec.topology = Some(Topology {
+        nodes: vec![GuestNode {
+            host_node: cell.id,
+            memory_mib: spec.memory_mib,
+            cpus: [(0, [cpu].into())].into(),
+        }],
+        page_kib,
+    });
+    spec
+}
+
+async fn pinning(host: &dyn Subject, spec: &DomainSpec) {
+    let hypervisor = host.hypervisor();
+    hypervisor.define(spec).await.unwrap();
+    let listed = async || hypervisor.domains().await.unwrap().remove(0).marks;
+    assert_eq!(listed().await.as_ref(), Some(&spec.marks));
+    hypervisor.start_paused(spec.id).await.unwrap();
+    hypervisor.resume(spec.id).await.unwrap();
+    assert_eq!(state(host, spec.id).await, Some(State::Running));
+    // Another owner, the same processors.
+    let marks = Marks {
+        epoch: 2,
+        ..spec.marks.clone()
+    };
+    hypervisor.mark(spec.id, &marks).await.unwrap();
+    assert_eq!(listed().await, Some(marks));
+    hypervisor.mark(spec.id, &spec.marks).await.unwrap();
+}
+
+/// Name of each thread, and a line of its status.
+fn threads(process: &Path, key: &str) -> Vec<(String, String)> {
+    let read = |path: &Path, key: &str| {
+        let status = std::fs::read_to_string(path.join("status")).unwrap();
+        let line = status.lines().find(|line| line.starts_with(key)).unwrap();
+        line.split_once(':').unwrap().1.trim().to_owned()
+    };
+    let tasks = std::fs::read_dir(process.join("task")).unwrap();
+    tasks
+        .map(|task| task.unwrap().path())
+        .map(|path| (read(&path, "Name"), read(&path, key)))
+        .collect()
+}
+
+#[tokio::test]
+async fn a_guest_lies_in_huge_pages() {
+    let _pages = HugePages::set_aside(64);
+    let host = host().await;
+    let cells = host.libvirt.host().await.unwrap().cells;
+    let pages: i64 = cells.iter().filter_map(|cell| cell.pages.get(&2048)).sum();
+    assert!(pages >= 64, "{cells:?}");
+    let spec = with_topology(&host, Some(2048)).await;
+    pinning(&host, &spec).await;
+    let maps = host.daemon.process(spec.id).join("smaps");
+    let maps = std::fs::read_to_string(maps).unwrap();
+    let kib = maps.lines().filter_map(|line| {
+        let line = line.strip_prefix("Private_Hugetlb:")?;
+        line.trim().strip_suffix(" kB")?.trim().parse::<i64>().ok()
+    });
+    assert!(kib.sum::<i64>() > 0, "none is in use");
+    // A size that the host has none of stops the start, and libvirt says why.
+    let mut spec = host.spec();
+    spec.topology = Some(Topology {
+        page_kib: Some(1024 * 1024),
+        nodes: vec![GuestNode {
+            memory_mib: spec.memory_mib,
+            cpus: [(0, [0].into())].into(),
+            ..GuestNode::default()
+        }],
+    });
+    let made = async {
+        host.libvirt.define(&spec).await?;
+        host.libvirt.start_paused(spec.id).await
+    };
+    let refused = made.await.unwrap_err();
+    assert!(refused.to_string().contains("huge"), "{refused}");
+}
+
+/// Pages of 2 MiB that the machine has set aside for the test beside those of others.
+struct HugePages(i64);
+
+impl HugePages {
+    const FILE: &str = "/proc/sys/vm/nr_hugepages";
+
+    fn set_aside(count: i64) -> Self {
+        Self::add(count);
+        Self(count)
+    }
+
+    fn add(count: i64) {
+        let now = std::fs::read_to_string(Self::FILE).unwrap();
+        let now: i64 = now.trim().parse().unwrap();
+        std::fs::write(Self::FILE, (now + count).to_string()).expect("root");
+    }
+}
+
+impl Drop for HugePages {
+    fn drop(&mut self) {
+        Self::add(-self.0);
+    }
 }
 
 #[tokio::test]

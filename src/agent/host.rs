@@ -265,6 +265,11 @@ fn inventory(status: &mut HostStatus, facts: HostFacts, disk: u64, virt_type: &s
             name: cell.id.to_string(),
             cpus: cell.cpus,
             memory_mib: cell.memory_mib,
+            huge_pages: cell
+                .pages
+                .into_iter()
+                .map(|(size, total)| (size.to_string(), total))
+                .collect(),
         })
         .collect();
     status.capabilities = Some(Capabilities {

@@ -6,6 +6,7 @@ pub mod host;
 pub mod instance;
 pub mod ports;
 pub mod room;
+pub mod topology;
 
 use std::collections::HashMap;
 use std::io;
@@ -118,6 +119,8 @@ pub struct Agent {
     trigger: mpsc::UnboundedSender<ObjectRef<Instance>>,
     runtime: Mutex<HashMap<Uuid, instance::Runtime>>,
     starts: instance::Starts,
+    /// Held while processors are chosen for a guest.
+    pinning: tokio::sync::Mutex<()>,
     host_changed: Notify,
     orphan_count: Gauge,
     backoff: Backoff<String>,
@@ -126,15 +129,15 @@ pub struct Agent {
 impl Agent {
     /// What is remembered of an Instance while the agent runs.
     fn runtime<T>(&self, id: Uuid, f: impl FnOnce(&mut instance::Runtime) -> T) -> T {
-        let mut all = self.runtime.lock().unwrap_or_else(PoisonError::into_inner);
-        f(all.entry(id).or_default())
+        self.all_runtimes(|all| f(all.entry(id).or_default()))
+    }
+
+    fn all_runtimes<T>(&self, f: impl FnOnce(&mut HashMap<Uuid, instance::Runtime>) -> T) -> T {
+        f(&mut self.runtime.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn forget(&self, id: Uuid) {
-        self.runtime
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&id);
+        self.all_runtimes(|all| all.remove(&id));
     }
 }
 
@@ -188,6 +191,7 @@ pub async fn run(
         trigger,
         runtime: Mutex::default(),
         starts: instance::Starts::default(),
+        pinning: tokio::sync::Mutex::default(),
         host_changed: Notify::new(),
         orphan_count,
         backoff: Backoff::new(Duration::from_millis(500), Duration::from_secs(30)),

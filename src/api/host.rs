@@ -247,9 +247,13 @@ pub struct NumaNode {
     pub name: String,
     /// Numbers of its processors.
     pub cpus: Vec<i32>,
-    /// Memory in MiB.
+    /// Memory in MiB, huge pages and all.
     #[serde(rename = "memoryMiB")]
     pub memory_mib: i64,
+    /// Huge pages in all by their size in KiB, such as `"2048": 512`; sizes of which there
+    /// are none are left out.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub huge_pages: BTreeMap<String, i64>,
 }
 
 /// What a host can do.

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::common::Claim;
 use super::image::DiskFormat;
 use super::server::{ConfigDrive, Hardware, OnGuestShutdown, PowerState, RunState};
+use super::topology::GuestTopology;
 
 /// One incarnation of a Server on one host.
 #[derive(
@@ -69,6 +70,9 @@ pub struct InstanceSpec {
     pub instance_id: String,
     /// Processors, memory and root disk.
     pub claim: Claim,
+    /// NUMA nodes of the guest; the host's kernel places it freely when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub topology: Option<GuestTopology>,
     /// Hardware fixed by an earlier boot; chosen by the agent and reported when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hardware: Option<Hardware>,

@@ -27,6 +27,7 @@ pub mod server;
 pub mod server_group;
 pub mod stack;
 pub mod subnet;
+pub mod topology;
 pub mod validation;
 
 pub use common::{ObjectName, Resources, SecretKey, Sharing};

@@ -139,9 +139,11 @@ pub struct Taint {
 /// A NUMA node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Cell {
+    /// Its number on the host.
+    pub id: u8,
     /// Processors that guests may use.
     pub cpus: i64,
-    /// Memory in MiB.
+    /// Memory in MiB beside its huge pages.
     pub memory_mib: i64,
     /// Huge pages in all, by size in KiB.
     pub pages: BTreeMap<i64, i64>,

@@ -91,7 +91,7 @@ pub fn host_facts(host: &Host) -> HostFacts {
             taints: spec.taints.iter().map(taint).collect(),
             resources,
             units,
-            cells: status.numa_nodes.iter().map(cell).collect(),
+            cells: status.numa_nodes.iter().filter_map(cell).collect(),
             architecture: capabilities.architecture,
             virt_type: capabilities.virt_type,
             ..Profile::default()
@@ -124,13 +124,21 @@ fn taint(taint: &host::Taint) -> Taint {
     }
 }
 
-/// Huge pages are not reported by agents yet.
-fn cell(node: &host::NumaNode) -> Cell {
-    Cell {
+/// `None` for a node whose number is none that the ledger can hold.
+fn cell(node: &host::NumaNode) -> Option<Cell> {
+    let pages = node.huge_pages.iter();
+    let pages: BTreeMap<i64, i64> = pages
+        .filter_map(|(size, total)| Some((size.parse().ok()?, *total)))
+        .collect();
+    let huge = pages.iter().fold(0_i64, |sum, (size, total)| {
+        sum.saturating_add(size.saturating_mul(*total) / 1024)
+    });
+    Some(Cell {
+        id: node.name.parse().ok().filter(|id| *id != u8::MAX)?,
         cpus: i64::try_from(node.cpus.len()).unwrap_or(i64::MAX),
-        memory_mib: node.memory_mib,
-        pages: BTreeMap::new(),
-    }
+        memory_mib: node.memory_mib.saturating_sub(huge),
+        pages,
+    })
 }
 
 /// Why a Server cannot be asked for yet.

@@ -113,7 +113,7 @@ fn enrich(host: &mut HostFacts) {
         memory_mib: 1_000_000_000,
         ..Cell::default()
     };
-    profile.cells = vec![cell.clone(), cell];
+    profile.cells = vec![cell.clone(), Cell { id: 1, ..cell }];
     profile.physical_networks = Some(["physnet1".to_owned()].into());
 }
 

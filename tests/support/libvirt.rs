@@ -54,7 +54,7 @@ impl Libvirtd {
         let mounts = MOUNTS.map(|(own, theirs)| format!("mount --bind {path}/{own} {theirs}; "));
         // The shell reaps the guests, which libvirtd leaves to it.
         let script = format!(
-            "set -e; {} : >{path}/ready; while :; do sleep 60 & wait $! || :; done",
+            "set -e; mount -t hugetlbfs -o pagesize=2M none {path}/hugepages; {} : >{path}/ready; while :; do sleep 60 & wait $! || :; done",
             mounts.concat()
         );
         let namespaces = Command::new("setpriv")
@@ -151,6 +151,24 @@ impl Libvirtd {
         Path::new(&process).exists().then_some(pid)
     }
 
+    /// What the kernel shows, inside, of the QEMU that runs a domain.
+    pub fn process(&self, id: Uuid) -> PathBuf {
+        let pid = self.qemu(id).expect("a running QEMU");
+        format!("/proc/{}/root/proc/{pid}", self.anchor).into()
+    }
+
+    /// What `virsh` says.
+    pub fn virsh(&self, arguments: &[&str]) -> String {
+        let done = Command::new("virsh")
+            .args(["--connect", &self.uri()])
+            .args(arguments)
+            .output()
+            .expect("virsh");
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert!(done.status.success(), "virsh {arguments:?}: {said}");
+        String::from_utf8_lossy(&done.stdout).into_owned()
+    }
+
     /// Kills the QEMU of a domain without warning.
     pub fn kill_qemu(&self, id: Uuid) {
         let pid = self.qemu(id).expect("a running QEMU").to_string();
@@ -226,6 +244,8 @@ fn configure(dir: &Path) {
         "log",
         "cache",
         "run/libvirt",
+        // Huge pages, if the machine has any; libvirt finds it by itself.
+        "hugepages",
     ] {
         fs::create_dir_all(dir.join(part)).expect("a directory");
     }

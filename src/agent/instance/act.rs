@@ -1,5 +1,6 @@
 //! Carries out steps. No decisions: those are in `plan`.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -12,6 +13,7 @@ use super::observe::{LONGEST_PAUSE, Observed, requests};
 use super::plan::{Mark, Step};
 use super::{Download, Error, marks_of, owner_of};
 use crate::agent::Agent;
+use crate::agent::topology::pinned;
 use crate::api::Instance;
 use crate::api::names::{AGENT_FINALIZER, GUEST_DATA_KEY, host_namespace};
 use crate::api::server::{ConfigDrive, Hardware};
@@ -148,8 +150,14 @@ fn directory_marks(own: &Mark, seen: &Observed) -> DirectoryMarks {
 }
 
 async fn adopt(id: Uuid, own: &Mark, seen: &Observed, agent: &Agent) -> Result<(), Error> {
-    if seen.domain.is_some() {
-        agent.hypervisor.mark(id, &marks_of(own)).await?;
+    if let Some(domain) = &seen.domain {
+        // Its processors are its own still.
+        let pinned = domain.marks.as_ref().map(|marks| marks.pinned.clone());
+        let marks = hypervisor::Marks {
+            pinned: pinned.unwrap_or_default(),
+            ..marks_of(own)
+        };
+        agent.hypervisor.mark(id, &marks).await?;
     }
     if let Some(marks) = agent.disks.look(id).marks {
         let marks = DirectoryMarks {
@@ -281,13 +289,27 @@ fn domain_spec(
             offload: !agent.ports.in_userspace(),
         });
     }
+    let topology = match (&spec.topology, &seen.topology) {
+        (None, _) => None,
+        (Some(_), Some(Ok(fitted))) => Some(fitted.clone()),
+        (Some(_), Some(Err(why))) => return Err(Error::Topology(why.clone())),
+        (Some(_), None) => return Err(Error::Topology("not looked at yet".to_owned())),
+    };
+    let pinned = match (&spec.topology, &topology) {
+        (Some(wanted), Some(fitted)) => pinned(wanted, fitted),
+        _ => BTreeSet::new(),
+    };
     let directory = agent.disks.directory(id);
     let has_drive = spec.config_drive == ConfigDrive::Enabled && spec.guest_data.is_some();
     Ok(DomainSpec {
         id,
-        marks: marks_of(own),
+        marks: hypervisor::Marks {
+            pinned,
+            ..marks_of(own)
+        },
         vcpus: spec.claim.vcpus,
         memory_mib: spec.claim.memory_mib,
+        topology,
         machine: hardware.machine_type,
         cpu_model: hardware.cpu_model,
         virt_type: if hardware.virt_type == "kvm" {

@@ -2,6 +2,7 @@
 
 pub mod act;
 pub mod observe;
+mod pinning;
 pub mod plan;
 pub mod report;
 #[cfg(test)]
@@ -11,6 +12,7 @@ mod starts;
 mod tests;
 mod written;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -61,6 +63,9 @@ pub enum Error {
     /// The Secret with the guest's data.
     #[error("the Secret {0} has no usable guest data; the manager makes it")]
     GuestData(String),
+    /// The host no longer has what the guest's NUMA nodes need; its disk is here.
+    #[error("the guest's NUMA nodes do not fit on the host: {0}. It is built as soon as they do")]
+    Topology(String),
     /// A record on the host.
     #[error("cannot record the epoch")]
     Epoch(#[source] std::io::Error),
@@ -94,6 +99,8 @@ pub struct Runtime {
     pub guest_shutdown: Option<bool>,
     /// A domain or disk of it was seen here.
     pub realized: bool,
+    /// Processors of the host that were chosen for it to have to itself.
+    pub pinned: BTreeSet<i32>,
     /// The standing last logged and told by an event.
     pub told: Option<crate::api::Reason>,
     /// What was written last, until the cache has it.
@@ -200,6 +207,7 @@ pub(crate) fn marks_of(mark: &Mark) -> hypervisor::Marks {
     hypervisor::Marks {
         owner: owner_of(mark),
         epoch: mark.epoch,
+        ..hypervisor::Marks::default()
     }
 }
 

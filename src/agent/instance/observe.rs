@@ -1,20 +1,22 @@
 //! What there is of an Instance on this host: direct reads, no caches.
 
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use kube::ResourceExt;
 use uuid::Uuid;
 
+use super::pinning::choose;
 use super::plan::{DomainState, Mark, Seen, SeenDomain, SeenImage, Shutdown};
 use super::{Download, Error, mark_from};
 use crate::agent::Agent;
+use crate::agent::epochs::Record;
 use crate::agent::room::Candidate;
 use crate::api::conditions::{self, ConditionType};
 use crate::api::instance::{ImportedImage, InstanceSource};
 use crate::api::server::{PowerState, RunState};
 use crate::api::{Instance, Reason};
-use crate::drivers::hypervisor::{Domain, State};
+use crate::drivers::hypervisor::{Domain, State, Topology};
 use crate::drivers::storage::{Content, Request, StoredImage};
 use crate::kube_ext::finalize;
 
@@ -36,6 +38,9 @@ pub struct Observed {
     pub image: Option<StoredImage>,
     /// The image's parts as they are here.
     pub imported: Option<ImportedImage>,
+    /// What of the host the guest's NUMA nodes are on, or why the host cannot hold them; only
+    /// while there is no domain.
+    pub topology: Option<Result<Topology, String>>,
 }
 
 /// The mark that `object` puts on what it makes.
@@ -62,12 +67,8 @@ pub async fn observe(object: &Instance, id: Uuid, agent: &Agent) -> Result<Obser
         .and_then(|s| s.host_boot_id.as_ref())
         .is_some_and(|boot_id| *boot_id != agent.boot_id);
     let (image, imported) = find_image(object, agent);
-    let ports: Vec<_> = object
-        .spec
-        .nics
-        .iter()
-        .map(|nic| nic.port_id.clone())
-        .collect();
+    let nics = object.spec.nics.iter();
+    let ports: Vec<_> = nics.map(|nic| nic.port_id.clone()).collect();
     let state = domain.as_ref().map(|d| d.state);
     let now = Instant::now();
     let timeout = shutdown_timeout(object);
@@ -77,6 +78,14 @@ pub async fn observe(object: &Instance, id: Uuid, agent: &Agent) -> Result<Obser
     } else {
         None
     };
+    let topology = match (&object.spec.topology, &domain, &no_room) {
+        (Some(wanted), None, None) if !finalize::is_deleting(object) && !is_old(object, epoch) => {
+            Some(choose(object, id, wanted, agent).await?)
+        }
+        _ => None,
+    };
+    let unfit = topology.as_ref().and_then(|fitted| fitted.as_ref().err());
+    let no_room = no_room.or_else(|| unfit.cloned());
     let port_patience = agent.config.port_patience;
     // A request cannot be withdrawn: the guest may answer it after it was asked to run again.
     let asked_lately = contents
@@ -149,7 +158,12 @@ pub async fn observe(object: &Instance, id: Uuid, agent: &Agent) -> Result<Obser
         domain,
         image,
         imported,
+        topology,
     })
+}
+
+fn is_old(object: &Instance, highest: Option<Record>) -> bool {
+    highest.is_some_and(|record| record.epoch > object.spec.epoch)
 }
 
 fn shutdown_timeout(object: &Instance) -> Duration {
@@ -160,12 +174,28 @@ fn shutdown_timeout(object: &Instance) -> Duration {
 /// Why the host has no room for `object`; `None` when it has, or nobody can tell yet.
 fn no_room(object: &Instance, agent: &Agent) -> Option<String> {
     let room = (*agent.room.lock().unwrap_or_else(PoisonError::into_inner))?;
-    let others = agent.known.state();
-    let others = others
-        .iter()
-        .filter(|i| i.metadata.uid != object.metadata.uid && !finalize::is_deleting(&***i))
-        .map(|i| candidate(i, agent));
+    let others = others(object, agent).map(|(_, other)| other);
     room.refuses(&candidate(object, agent), others)
+}
+
+fn others(object: &Instance, agent: &Agent) -> impl Iterator<Item = (Arc<Instance>, Candidate)> {
+    let all = agent.known.state().into_iter();
+    all.filter(|i| i.metadata.uid != object.metadata.uid && !finalize::is_deleting(&**i))
+        .map(|i| {
+            let candidate = candidate(&i, agent);
+            (i, candidate)
+        })
+}
+
+/// Those that have their room on the host, or come before `object` for it.
+pub(super) fn others_before(
+    object: &Instance,
+    agent: &Agent,
+) -> impl Iterator<Item = Arc<Instance>> {
+    let own = candidate(object, agent);
+    others(object, agent)
+        .filter(move |(_, other)| other.taken || (other.rank < own.rank && !other.refused))
+        .map(|(instance, _)| instance)
 }
 
 fn candidate(object: &Instance, agent: &Agent) -> Candidate {

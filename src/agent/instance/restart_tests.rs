@@ -20,6 +20,7 @@ use crate::api::Instance;
 use crate::api::image::DiskFormat;
 use crate::api::instance::{InstanceSpec, InstanceStatus, OnDeletion};
 use crate::api::server::{ConfigDrive, OnGuestShutdown, PowerState, RunState};
+use crate::api::topology::{CpuPolicy, GuestNode, GuestTopology};
 use crate::drivers::hypervisor::{Fake, Hypervisor, State, VirtType};
 use crate::drivers::storage::{Disks, FetchPolicy, ImageStore, Progress};
 use crate::kube_ext::backoff::Backoff;
@@ -61,6 +62,7 @@ fn agent(dir: &Path, fake: &Fake) -> Arc<Agent> {
         trigger: mpsc::unbounded_channel().0,
         runtime: Mutex::default(),
         starts: super::Starts::default(),
+        pinning: tokio::sync::Mutex::default(),
         host_changed: Notify::new(),
         orphan_count: prometheus_client::metrics::gauge::Gauge::default(),
         backoff: Backoff::new(Duration::from_millis(1), Duration::from_millis(1)),
@@ -304,4 +306,69 @@ async fn a_shutdown_that_was_asked_for_is_not_taken_for_the_guests_own() {
     host.fake.end_guest(ID, true);
     let (standing, _) = host.settle(usize::MAX, false).await;
     assert_eq!(standing, Standing::GuestShutdown);
+}
+
+#[tokio::test]
+async fn a_processor_is_one_guests_alone_whatever_becomes_of_agents() {
+    let node = |cpus| GuestNode {
+        cpus,
+        memory_mib: 64,
+        ..GuestNode::default()
+    };
+    let one = GuestTopology {
+        cpu_policy: CpuPolicy::Dedicated,
+        nodes: vec![node(vec![0])],
+        ..GuestTopology::default()
+    };
+    // One of the host's two is taken by a guest that nobody knows any more.
+    let mut host = Host::new().await;
+    host.change(|object| object.spec.topology = Some(one.clone()));
+    let (standing, _) = host.settle(usize::MAX, false).await;
+    assert_eq!(standing, Standing::AsAsked);
+    let fake = host.fake.clone();
+    let pinned = async |id| {
+        let domain = fake.domain(id).await.unwrap();
+        domain.unwrap().marks.unwrap().pinned
+    };
+    let first = pinned(ID).await;
+    assert_eq!(first, [0].into());
+
+    // Two that come at once, before either has a domain, and an agent that has just begun.
+    let agent = agent(host.dir.path(), &host.fake);
+    let another = |id: u128, name: &str| {
+        let mut object = Instance::clone(&host.object);
+        object.metadata.name = Some(name.into());
+        object.spec.instance_id = Uuid::from_u128(id).to_string();
+        object.spec.server.uid = name.into();
+        object.spec.server.name = name.into();
+        (Uuid::from_u128(id), Arc::new(object))
+    };
+    let (second, third) = (another(8, "b"), another(9, "c"));
+    let look = async |(id, object): &(Uuid, Arc<Instance>)| {
+        observe::observe(object, *id, &agent).await.unwrap()
+    };
+    let (seen, turned_away) = (look(&second).await, look(&third).await);
+    let own = observe::own_mark(&third.1, &agent);
+    let decided = plan(&third.1.spec, &own, &turned_away.plan);
+    let Standing::NoRoom(why) = decided.standing else {
+        panic!("{decided:?}");
+    };
+    assert!(why.contains("0 of 2 are free"), "{why}");
+    let own = observe::own_mark(&second.1, &agent);
+    for step in [Step::RecordEpoch, Step::MakeDisk, Step::Define] {
+        let done = act::act(&step, &second.1, second.0, &own, &seen, &agent);
+        done.await.unwrap();
+    }
+    assert_eq!(pinned(second.0).await, [1].into());
+    // What was chosen holds for a domain whose Server comes back under another uid.
+    host.change(|object| {
+        object.spec.server.uid = "u2".into();
+        object.spec.epoch = 2;
+    });
+    let (standing, _) = host.settle(usize::MAX, false).await;
+    assert_eq!((standing, pinned(ID).await), (Standing::AsAsked, first));
+    // The place of one that is gone is free again.
+    agent.hypervisor.undefine(second.0).await.unwrap();
+    agent.forget(second.0);
+    assert!(matches!(look(&third).await.topology, Some(Ok(_))));
 }

@@ -7,6 +7,7 @@
 
 mod problems;
 mod refused;
+mod topology;
 
 use k8s_openapi::ByteString;
 use proptest::prelude::*;

@@ -1,5 +1,7 @@
 //! What a domain is, in our own values.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use uuid::Uuid;
 
 use crate::model::{Mac, Owner};
@@ -15,6 +17,8 @@ pub struct DomainSpec {
     pub vcpus: i64,
     /// Memory of the guest in MiB.
     pub memory_mib: i64,
+    /// NUMA nodes of the guest; none of its own, anywhere on the host, when absent.
+    pub topology: Option<Topology>,
     /// Versioned machine type, such as `pc-q35-10.0`.
     pub machine: String,
     /// Model of the processors, by libvirt's name.
@@ -40,6 +44,28 @@ pub struct Marks {
     pub owner: Owner,
     /// Epoch of the placement that it was made for.
     pub epoch: i64,
+    /// Processors of the host that it has to itself.
+    pub pinned: BTreeSet<i32>,
+}
+
+/// NUMA nodes of a guest, and what of the host each of them is on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Topology {
+    /// In the order of their numbers in the guest.
+    pub nodes: Vec<GuestNode>,
+    /// Size in KiB of the huge pages that its memory is made of, if any.
+    pub page_kib: Option<i64>,
+}
+
+/// A NUMA node of a guest.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GuestNode {
+    /// Number of the host's node that its memory is on.
+    pub host_node: i32,
+    /// Memory in MiB.
+    pub memory_mib: i64,
+    /// For each of its processors those of the host that it may run on.
+    pub cpus: BTreeMap<i32, BTreeSet<i32>>,
 }
 
 /// How instructions are run.
@@ -192,6 +218,8 @@ pub struct Cell {
     pub cpus: Vec<i32>,
     /// Memory in MiB.
     pub memory_mib: i64,
+    /// Huge pages in all, by size in KiB; sizes of which there are none are left out.
+    pub pages: BTreeMap<i64, i64>,
 }
 
 /// Something that happened.

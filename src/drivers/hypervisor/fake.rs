@@ -132,6 +132,7 @@ impl Hypervisor for Fake {
                 id: 0,
                 cpus: vec![0, 1],
                 memory_mib: 4096,
+                pages: [(2048, 512)].into(),
             }],
             machines: MACHINES.map(str::to_owned).to_vec(),
             libvirt: "11.3.0".to_owned(),

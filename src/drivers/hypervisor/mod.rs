@@ -16,7 +16,8 @@ use tokio::sync::broadcast;
 use uuid::Uuid;
 
 pub use domain::{
-    Boot, Cell, Disk, Domain, DomainSpec, Event, HostFacts, Listed, Marks, Nic, State, VirtType,
+    Boot, Cell, Disk, Domain, DomainSpec, Event, GuestNode, HostFacts, Listed, Marks, Nic, State,
+    Topology, VirtType,
 };
 pub use fake::Fake;
 pub use libvirt::Libvirt;

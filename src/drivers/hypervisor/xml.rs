@@ -1,11 +1,12 @@
 //! Domain XML: a pure function of [`DomainSpec`], and the few facts that are read back.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use roxmltree::{Document, Node};
 use uuid::Uuid;
 
-use super::domain::{Boot, Cell, DefinedHardware, DomainSpec, HostFacts, Marks, Nic};
+use super::domain::{Boot, Cell, DefinedHardware, DomainSpec, HostFacts, Marks, Nic, Topology};
 use crate::model::{ClusterId, Owner};
 
 /// XML namespace of our marks.
@@ -54,14 +55,25 @@ pub fn marks_xml(marks: &Marks) -> String {
         uid,
     } = &marks.owner;
     format!(
-        "<pileus:owner xmlns:pileus='{NAMESPACE}' cluster='{}' kind='{}' namespace='{}' name='{}' uid='{}' epoch='{}'/>",
+        "<pileus:owner xmlns:pileus='{NAMESPACE}' cluster='{}' kind='{}' namespace='{}' name='{}' uid='{}' epoch='{}'{}/>",
         escape(&cluster.0),
         escape(kind),
         escape(namespace),
         escape(name),
         escape(uid),
         marks.epoch,
+        if marks.pinned.is_empty() {
+            String::new()
+        } else {
+            format!(" pinned='{}'", numbers(&marks.pinned))
+        },
     )
+}
+
+/// Numbers as libvirt's lists have them.
+fn numbers<'a>(all: impl IntoIterator<Item = &'a i32>) -> String {
+    let all: Vec<_> = all.into_iter().map(ToString::to_string).collect();
+    all.join(",")
 }
 
 /// The domain's XML.
@@ -84,15 +96,19 @@ pub fn domain_xml(spec: &DomainSpec) -> String {
         memory = spec.memory_mib,
         vcpus = spec.vcpus,
     );
+    if let Some(topology) = &spec.topology {
+        tuning(&mut x, topology);
+    }
     os(&mut x, spec);
     let _ = write!(
         x,
         "<features><acpi/><apic/></features>\n\
-         <cpu mode='custom' match='exact' check='none'><model fallback='forbid'>{cpu}</model></cpu>\n\
+         <cpu mode='custom' match='exact' check='none'><model fallback='forbid'>{cpu}</model>{cells}</cpu>\n\
          <clock offset='utc'><timer name='pit' tickpolicy='delay'/><timer name='rtc' tickpolicy='catchup'/><timer name='hpet' present='no'/></clock>\n\
          <on_poweroff>destroy</on_poweroff><on_reboot>restart</on_reboot><on_crash>destroy</on_crash>\n\
          <devices>\n",
         cpu = escape(&spec.cpu_model),
+        cells = spec.topology.as_ref().map(cells).unwrap_or_default(),
     );
     controllers(&mut x, FIXED_PORTS + spec.nics.len() + SPARE_PORTS);
     let _ = writeln!(
@@ -128,6 +144,53 @@ pub fn domain_xml(spec: &DomainSpec) -> String {
         rng = on_port(3),
         balloon = on_port(4),
     );
+    x
+}
+
+/// Where processors run and memory lies, as Nova's `_get_guest_numa_config` has it: QEMU's
+/// own threads run on all processors that the guest's may run on.
+fn tuning(x: &mut String, topology: &Topology) {
+    if let Some(page) = topology.page_kib {
+        let nodes: Vec<_> = (0..).zip(&topology.nodes).map(|(at, _)| at).collect();
+        let _ = writeln!(
+            x,
+            "<memoryBacking><hugepages><page size='{page}' unit='KiB' nodeset='{}'/></hugepages></memoryBacking>",
+            numbers(&nodes)
+        );
+    }
+    let host_nodes: BTreeSet<_> = topology.nodes.iter().map(|n| n.host_node).collect();
+    let _ = write!(
+        x,
+        "<numatune><memory mode='strict' nodeset='{}'/>",
+        numbers(&host_nodes)
+    );
+    for (at, node) in topology.nodes.iter().enumerate() {
+        let _ = write!(
+            x,
+            "<memnode cellid='{at}' mode='strict' nodeset='{}'/>",
+            node.host_node
+        );
+    }
+    x.push_str("</numatune>\n<cputune>");
+    let pins: BTreeMap<_, _> = topology.nodes.iter().flat_map(|n| &n.cpus).collect();
+    for (vcpu, cpus) in &pins {
+        let _ = write!(x, "<vcpupin vcpu='{vcpu}' cpuset='{}'/>", numbers(*cpus));
+    }
+    let all: BTreeSet<_> = pins.into_values().flatten().collect();
+    let _ = writeln!(x, "<emulatorpin cpuset='{}'/></cputune>", numbers(all));
+}
+
+fn cells(topology: &Topology) -> String {
+    let mut x = String::from("<numa>");
+    for (at, node) in topology.nodes.iter().enumerate() {
+        let _ = write!(
+            x,
+            "<cell id='{at}' cpus='{}' memory='{}' unit='MiB'/>",
+            numbers(node.cpus.keys()),
+            node.memory_mib
+        );
+    }
+    x.push_str("</numa>");
     x
 }
 
@@ -270,6 +333,12 @@ fn parse_marks(node: Node<'_, '_>) -> Option<Marks> {
             uid: get("uid")?,
         },
         epoch: node.attribute("epoch")?.parse().ok()?,
+        pinned: node
+            .attribute("pinned")
+            .unwrap_or_default()
+            .split(',')
+            .filter_map(|cpu| cpu.parse().ok())
+            .collect(),
     })
 }
 
@@ -296,6 +365,7 @@ pub fn parse_capabilities(xml: &str) -> HostFacts {
                 id: cell.attribute("id")?.parse().ok()?,
                 cpus,
                 memory_mib: memory / 1024,
+                pages: huge_pages(cell),
             })
         })
         .collect();
@@ -320,6 +390,17 @@ pub fn parse_capabilities(xml: &str) -> HostFacts {
     }
 }
 
+/// Huge pages of a cell by size in KiB; the smallest that libvirt names are the usual ones.
+fn huge_pages(cell: Node<'_, '_>) -> BTreeMap<i64, i64> {
+    let pages = cell.children().filter(|n| n.tag_name().name() == "pages");
+    let mut pages: BTreeMap<i64, i64> = pages
+        .filter_map(|n| Some((n.attribute("size")?.parse().ok()?, n.text()?.parse().ok()?)))
+        .collect();
+    pages.pop_first();
+    pages.retain(|_, total| *total > 0);
+    pages
+}
+
 fn machine_version(machine: &str) -> (u32, u32) {
     let mut numbers = machine
         .trim_start_matches("pc-q35-")
@@ -331,7 +412,7 @@ fn machine_version(machine: &str) -> (u32, u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::drivers::hypervisor::domain::{Disk, VirtType};
+    use crate::drivers::hypervisor::domain::{Disk, GuestNode, VirtType};
 
     fn spec() -> DomainSpec {
         let id = Uuid::from_u128(7);
@@ -346,9 +427,11 @@ mod tests {
                     uid: "u".into(),
                 },
                 epoch: 3,
+                pinned: BTreeSet::new(),
             },
             vcpus: 1,
             memory_mib: 64,
+            topology: None,
             machine: "pc-q35-10.0".into(),
             cpu_model: "Nehalem".into(),
             virt_type: VirtType::Qemu,
@@ -406,6 +489,56 @@ mod tests {
             .collect();
         let unique: std::collections::HashSet<_> = addresses.iter().collect();
         assert_eq!(unique.len(), addresses.len());
+    }
+
+    #[test]
+    fn each_node_of_a_guest_is_tied_to_its_own_on_the_host() {
+        let mut spec = spec();
+        let plain = domain_xml(&spec);
+        for word in ["numa", "cputune", "memoryBacking", "pinned"] {
+            assert!(!plain.contains(word), "{word} without a topology");
+        }
+        let node = |host_node, cpus: &[(i32, &[i32])]| GuestNode {
+            host_node,
+            memory_mib: 32,
+            cpus: cpus
+                .iter()
+                .map(|(vcpu, on)| (*vcpu, on.iter().copied().collect()))
+                .collect(),
+        };
+        spec.topology = Some(Topology {
+            nodes: vec![node(4, &[(0, &[9]), (2, &[8])]), node(1, &[(1, &[2, 3])])],
+            page_kib: Some(2048),
+        });
+        spec.marks.pinned = [8, 9].into();
+        let xml = domain_xml(&spec);
+        for part in [
+            "<page size='2048' unit='KiB' nodeset='0,1'/>",
+            "<memory mode='strict' nodeset='1,4'/><memnode cellid='0' mode='strict' nodeset='4'/><memnode cellid='1' mode='strict' nodeset='1'/>",
+            "<vcpupin vcpu='0' cpuset='9'/><vcpupin vcpu='1' cpuset='2,3'/><vcpupin vcpu='2' cpuset='8'/><emulatorpin cpuset='2,3,8,9'/>",
+            "<numa><cell id='0' cpus='0,2' memory='32' unit='MiB'/><cell id='1' cpus='1' memory='32' unit='MiB'/></numa></cpu>",
+        ] {
+            assert!(xml.contains(part), "{part} is not in {xml}");
+        }
+        assert_eq!(parse_domain(&xml).marks, Some(spec.marks));
+    }
+
+    #[test]
+    fn huge_pages_of_a_host_are_read_by_their_size() {
+        let xml = "<capabilities><host><topology><cells num='1'><cell id='3'>\
+            <memory unit='KiB'>4194304</memory>\
+            <pages unit='KiB' size='4'>786432</pages>\
+            <pages unit='KiB' size='2048'>512</pages>\
+            <pages unit='KiB' size='1048576'>0</pages>\
+            <cpus num='2'><cpu id='1'/><cpu id='5'/></cpus>\
+            </cell></cells></topology></host></capabilities>";
+        let cell = Cell {
+            id: 3,
+            cpus: vec![1, 5],
+            memory_mib: 4096,
+            pages: [(2048, 512)].into(),
+        };
+        assert_eq!(parse_capabilities(xml).cells, [cell]);
     }
 
     #[test]

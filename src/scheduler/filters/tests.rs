@@ -280,14 +280,15 @@ fn filters_turn_away_whom_nova_turns_away() {
 
 #[test]
 fn shape_of_a_pinned_guest_is_counted_where_it_was_put() {
-    let cell = |cpus| Cell {
+    let cell = |id, cpus| Cell {
+        id,
         cpus,
         memory_mib: 1024,
         ..Default::default()
     };
     let facts = HostFacts {
         profile: Profile {
-            cells: vec![cell(2), cell(4)],
+            cells: vec![cell(1, 2), cell(8, 4)],
             ..Profile::default()
         },
         ..host("h", 8192)
@@ -303,6 +304,8 @@ fn shape_of_a_pinned_guest_is_counted_where_it_was_put() {
         let Some(cells) = fit(snapshot.host("h").unwrap(), &numa) else {
             break;
         };
+        let expected = if i == 0 { 1 } else { 8 };
+        assert_eq!(cells[0], expected, "the host's own number");
         let shape = Shape {
             numa: Some(numa.clone()),
             ..Shape::default()
@@ -319,6 +322,12 @@ fn shape_of_a_pinned_guest_is_counted_where_it_was_put() {
         placed += 1;
     }
     assert_eq!(placed, 3);
+    let shared = NumaAsk {
+        pinned: false,
+        ..numa.clone()
+    };
+    let full = fit(snapshot.host("h").unwrap(), &shared);
+    assert_eq!(full, None, "nothing is left to share");
     snapshot.release("s0");
     assert!(fit(snapshot.host("h").unwrap(), &numa).is_some());
 }

@@ -17,6 +17,7 @@ use crate::api::names::{
     AGENT_FINALIZER, GUEST_DATA_KEY, SERVER_UID_LABEL, host_namespace, instance_name,
 };
 use crate::api::server::Placement;
+use crate::api::topology::{GuestTopology, NumaWishes};
 use crate::api::{Image, Instance, Server};
 use crate::model::stable_id;
 
@@ -56,6 +57,7 @@ pub(super) fn instance(
         role: Role::Primary,
         instance_id: stable_id(&seen.cluster, "Server", &namespace, &server.name_any()).to_string(),
         claim: placement.claim,
+        topology: topology(seen, image, placement),
         hardware: server.status.as_ref().and_then(|s| s.hardware.clone()),
         image: InstanceImage {
             name: format!(
@@ -103,6 +105,16 @@ pub(super) fn instance(
         status: None,
     };
     (secret, instance)
+}
+
+/// The guest's NUMA nodes on those that the scheduler chose. None for a Server that was
+/// placed before it was known which: then nothing is counted on any either.
+fn topology(seen: &Seen, image: &Image, placement: &Placement) -> Option<GuestTopology> {
+    let flavor = seen.flavor.as_ref().map(|f| f.spec.extra_specs.clone());
+    let flavor = flavor.unwrap_or_default();
+    // What cannot be read is not placed at all.
+    let wishes = NumaWishes::read(placement.claim, &flavor, &image.spec.properties).ok()??;
+    wishes.on(&placement.numa_nodes)
 }
 
 fn built_from(server: &Server) -> String {
