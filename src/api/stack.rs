@@ -213,9 +213,10 @@ pub struct StackStatus {
     /// Resources that are as they should be, of all, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<String>,
-    /// Every resource, nested ones included.
+    /// Every resource, nested ones included. The list has one writer, and who manages each
+    /// field of hundreds of rows would take more room than the rows.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub resources: Vec<StackResource>,
     /// The template's outputs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

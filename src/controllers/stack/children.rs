@@ -19,7 +19,9 @@ use kube::{Api, Client, Resource, ResourceExt};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::Shared;
 use super::ledger::{Action, Entry, Ledger, Reference};
+use super::recall::Recall;
 use crate::api::names::{MANAGER, STACK_UID_LABEL};
 use crate::api::{
     Flavor, Image, KeyPair, Network, Port, SecurityGroup, SecurityGroupRule, Server, Stack, Subnet,
@@ -40,6 +42,7 @@ pub struct Children<'a> {
     client: &'a Client,
     stores: &'a Stores,
     kinds: &'a Kinds,
+    recall: &'a Recall,
     stack: &'a Stack,
     namespace: String,
 }
@@ -54,11 +57,17 @@ macro_rules! each_kind {
 impl<'a> Children<'a> {
     /// Those of `stack`.
     #[must_use]
-    pub fn of(client: &'a Client, stores: &'a Stores, kinds: &'a Kinds, stack: &'a Stack) -> Self {
+    pub fn of(
+        client: &'a Client,
+        stores: &'a Stores,
+        shared: &'a Shared,
+        stack: &'a Stack,
+    ) -> Self {
         Self {
             client,
             stores,
-            kinds,
+            kinds: &shared.kinds,
+            recall: &shared.recall,
             stack,
             namespace: stack.namespace().unwrap_or_default(),
         }
@@ -78,7 +87,8 @@ impl<'a> Children<'a> {
     }
 
     /// The objects that the record names. What the stores do not have is asked for directly:
-    /// a store may be behind, and absence is only what the API server itself says.
+    /// a store may be behind, and absence is only what the API server itself says. `anew` asks
+    /// for what is only remembered, too.
     ///
     /// Beside them: why the service account could not read one.
     ///
@@ -87,6 +97,7 @@ impl<'a> Children<'a> {
     pub async fn observe(
         &self,
         ledger: &Ledger,
+        anew: bool,
     ) -> Result<(BTreeMap<Reference, Value>, Option<String>), ApiError> {
         let mut found = BTreeMap::new();
         let mut denied = None;
@@ -94,7 +105,7 @@ impl<'a> Children<'a> {
         for entry in ledger.entries.values() {
             let mut whole = false;
             if let Some(object) = entry.objects.last() {
-                match self.stored(entry, object) {
+                match self.stored(entry, object, anew) {
                     Some(live) => {
                         whole = super::plan::is_whole(&live, entry);
                         found.insert(object.clone(), live);
@@ -117,8 +128,13 @@ impl<'a> Children<'a> {
             .buffer_unordered(AT_ONCE);
         while let Some((object, by_account, live)) = reads.next().await {
             match live {
-                Ok(Some(live)) => drop(found.insert(object, live)),
-                Ok(None) => {}
+                Ok(Some(live)) => {
+                    if by_account {
+                        self.recall.note(&self.uid(), &object, &live, false);
+                    }
+                    found.insert(object, live);
+                }
+                Ok(None) => self.recall.forget(&self.uid(), &object),
                 Err(error) if by_account && is_forbidden(&error) => denied = Some(chain(&error)),
                 Err(error) => return Err(error),
             }
@@ -138,15 +154,22 @@ impl<'a> Children<'a> {
         Ok(namespace.is_none_or(|found| found.metadata.deletion_timestamp.is_some()))
     }
 
-    fn stored(&self, entry: &Entry, object: &Reference) -> Option<Value> {
+    fn uid(&self) -> String {
+        self.stack.uid().unwrap_or_default()
+    }
+
+    fn stored(&self, entry: &Entry, object: &Reference, anew: bool) -> Option<Value> {
+        if entry.by_account {
+            return (!anew).then(|| self.recall.recall(&self.uid(), entry, object))?;
+        }
         let ours = object.api_version.starts_with(crate::api::GROUP) && object.namespace.is_none();
-        (ours && !entry.by_account).then(|| self.watched(&object.kind, &object.name))?
+        ours.then(|| self.watched(&object.kind, &object.name))?
     }
 
     /// Watched objects with the Stack's mark that the record does not name.
     #[must_use]
     pub fn strays(&self, ledger: Option<&Ledger>) -> Vec<Reference> {
-        let uid = self.stack.uid().unwrap_or_default();
+        let uid = self.uid();
         let entries = ledger
             .into_iter()
             .flat_map(|ledger| ledger.entries.values());
@@ -322,7 +345,13 @@ impl<'a> Children<'a> {
                 request.replace(name, &PostParams::default(), bytes)
             }
         };
+        // Whatever comes of it, what was known is over.
+        self.recall.forget(&self.uid(), &object);
         match self.send(request, by_account).await {
+            Ok(live) if by_account => {
+                self.recall.note(&self.uid(), &object, &live, true);
+                Ok(())
+            }
             Err(kube::Error::Api(status)) if live.is_none() && status.is_already_exists() => {
                 self.adopt(&object, by_account).await
             }
@@ -334,7 +363,7 @@ impl<'a> Children<'a> {
 
     /// What is there already was made by a pass that came to no end, or is somebody else's.
     async fn adopt(&self, object: &Reference, by_account: bool) -> Result<(), ApiError> {
-        let uid = self.stack.uid().unwrap_or_default();
+        let uid = self.uid();
         let live = self.get(object, by_account).await?.unwrap_or_default();
         if super::plan::is_ours(&live, &uid) {
             return Ok(());
@@ -378,6 +407,7 @@ impl<'a> Children<'a> {
             ..DeleteParams::background()
         };
         let request = Request::new(path).delete(&object.name, &params);
+        self.recall.forget(&self.uid(), object);
         match self.send(request, by_account).await {
             Err(error) if is_gone(&error) => Ok(()),
             done => done.map(drop).map_err(ApiError::doing(format!(
@@ -395,7 +425,8 @@ impl<'a> Children<'a> {
     pub async fn release(&self, live: &Value, by_account: bool) -> Result<(), ApiError> {
         let object = Reference::of(live);
         let (path, _) = self.path(&object, by_account).await?;
-        let uid = self.stack.uid().unwrap_or_default();
+        let uid = self.uid();
+        self.recall.forget(&uid, &object);
         let owners = live["metadata"]["ownerReferences"].as_array();
         let kept: Vec<&Value> = owners
             .into_iter()

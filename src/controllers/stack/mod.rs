@@ -9,6 +9,7 @@
 pub mod children;
 pub mod ledger;
 pub mod plan;
+pub mod recall;
 pub mod records;
 pub mod sources;
 pub mod status;
@@ -31,9 +32,10 @@ use crate::api::{Stack, StackStatus};
 use crate::kube_ext::report::apply_status;
 use crate::kube_ext::{ApiError, chain, finalize};
 use children::{Children, Kinds};
-use ledger::{Key, Ledger, Sources};
+use ledger::{Action, Key, Ledger, Sources};
 use plan::trouble::Refused;
 use plan::{Plan, Seen, Step};
+use recall::Recall;
 use records::Records;
 
 /// Shortest time between two passes over a Stack.
@@ -50,6 +52,7 @@ const AT_ONCE: usize = 16;
 #[derive(Default)]
 pub struct Shared {
     kinds: Kinds,
+    recall: Recall,
     /// When each Stack, by uid, may be looked at again.
     rested: Mutex<HashMap<String, Instant>>,
 }
@@ -73,6 +76,7 @@ impl Shared {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .remove(uid);
+        self.recall.forget_all(uid);
     }
 }
 
@@ -97,7 +101,7 @@ pub async fn reconcile(stack: Arc<Stack>, manager: Arc<Manager>) -> Outcome {
     let records = Records::of(client, &stack);
     let read = records.read().await?;
     let (ledger, mut version) = read.map_or((None, None), |(l, v)| (Some(l), Some(v)));
-    let children = Children::of(client, &manager.stores, &manager.stacks.kinds, &stack);
+    let children = Children::of(client, &manager.stores, &manager.stacks, &stack);
     let seen = observe(&stack, &manager, &records, &children, ledger).await?;
     manager
         .stacks
@@ -162,7 +166,12 @@ async fn observe<'a>(
         records.sources(needed).await?
     };
     let (objects, mut denied) = match &ledger {
-        Some(ledger) => children.observe(ledger).await?,
+        Some(ledger) => {
+            let said = stack.status.as_ref().and_then(|s| s.observed_generation);
+            let checks = ledger.is_busy() && ledger.action == Some(Action::Check);
+            let anew = checks || said != stack.metadata.generation;
+            children.observe(ledger, anew && !deleting).await?
+        }
         None => (BTreeMap::new(), None),
     };
     // With its namespace the account goes, often before the Stack; what it has made in the

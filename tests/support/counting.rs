@@ -1,0 +1,79 @@
+//! Counts what a client asks of the API server.
+#![allow(clippy::unwrap_used, reason = "a helper that fails ends its test")]
+#![allow(dead_code, reason = "each test crate uses its own part of this module")]
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::sync::{Arc, Mutex};
+use std::task::{self, Poll};
+
+use kube::client::Body;
+use tower::{Layer, Service};
+
+/// How often what was asked, by verb and kind.
+pub type Counts = BTreeMap<String, usize>;
+
+/// Counts the requests of one client.
+#[derive(Clone, Default)]
+pub struct Counter(Arc<Mutex<Counts>>);
+
+impl Counter {
+    /// What was asked since the last time.
+    pub fn take(&self) -> Counts {
+        std::mem::take(&mut *self.0.lock().unwrap())
+    }
+}
+
+/// A client's connection, counted.
+#[derive(Clone)]
+pub struct Counting<S> {
+    inner: S,
+    counter: Counter,
+}
+
+impl<S> Layer<S> for Counter {
+    type Service = Counting<S>;
+
+    fn layer(&self, inner: S) -> Counting<S> {
+        Counting {
+            inner,
+            counter: self.clone(),
+        }
+    }
+}
+
+impl<S: Service<http::Request<Body>>> Service<http::Request<Body>> for Counting<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, context: &mut task::Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> S::Future {
+        let key = format!("{} {}", request.method(), what(request.uri()));
+        *self.counter.0.lock().unwrap().entry(key).or_default() += 1;
+        self.inner.call(request)
+    }
+}
+
+/// The kind that a path is about, and its subresource; whether it is a watch.
+fn what(uri: &http::Uri) -> String {
+    let mut parts: Vec<&str> = uri.path().split('/').collect();
+    if let Some(at) = parts.iter().position(|part| *part == "namespaces")
+        && parts.len() > at + 2
+    {
+        parts.drain(..at + 2);
+    } else {
+        parts.drain(..parts.len().min(if parts[1] == "api" { 3 } else { 4 }));
+    }
+    let mut what = parts.first().copied().unwrap_or_default().to_owned();
+    if let Some(sub) = parts.get(2) {
+        let _ = write!(what, "/{sub}");
+    }
+    if uri.query().is_some_and(|query| query.contains("watch=")) {
+        what.push_str(" watch");
+    }
+    what
+}

@@ -1,0 +1,300 @@
+//! The controller of Stacks on a real API server. What Stacks are made of becomes ready by a
+//! hand, which writes what the other controllers would write, and nothing else.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a helper that fails ends its test"
+)]
+#![allow(dead_code, reason = "each test crate uses its own part of this module")]
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
+use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
+use kube::client::ClientBuilder;
+use kube::{Client, Resource, ResourceExt};
+use pileus::api::names::{MANAGER, STACK_UID_LABEL};
+use pileus::api::stack::StackResource;
+use pileus::api::{
+    ConditionType, Image, KeyPair, Network, Port, SecurityGroup, SecurityGroupRule, Server, Stack,
+    Subnet, conditions,
+};
+use pileus::controllers::{Config, Manager, stack, stores, worker};
+use pileus::kube_ext::{Context, Metrics};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::apiserver::{TestServer, create, until};
+use super::counting::Counter;
+
+pub const NAMESPACE: &str = "demo";
+/// How long the manager may take for a step on a loaded machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// An API server, the controller of Stacks, and a hand that makes things ready.
+pub struct Cloud {
+    pub server: TestServer,
+    /// What the controller asks.
+    pub counter: Counter,
+    controller: Option<Controller>,
+}
+
+struct Controller {
+    stop: CancellationToken,
+    running: JoinHandle<()>,
+}
+
+/// Writes what the controllers of the other kinds would.
+struct Hand {
+    client: Client,
+}
+
+impl Cloud {
+    pub async fn start() -> Self {
+        let server = TestServer::start().await;
+        server.namespace(NAMESPACE).await;
+        let hand = Hand {
+            client: server.client(),
+        };
+        tokio::spawn(async move {
+            loop {
+                hand.pass().await;
+                tokio::time::sleep(Duration::from_millis(30)).await;
+            }
+        });
+        let mut cloud = Self {
+            server,
+            counter: Counter::default(),
+            controller: None,
+        };
+        cloud.start_controller().await;
+        cloud
+    }
+
+    pub async fn start_controller(&mut self) {
+        let client = ClientBuilder::try_from(self.server.config()).unwrap();
+        let client = client.with_layer(&self.counter).build();
+        let context = Context::with_client(client, MANAGER, Metrics::default());
+        let context = context.await.unwrap();
+        let (stores, wiring) = stores::watch(&context.client);
+        let manager = Arc::new(Manager {
+            context,
+            stores,
+            config: Config {
+                ovn_nb: "unix:/nonexistent/ovnnb_db.sock".into(),
+                underlay_mtu: 1500,
+                underlay_ipv6: false,
+                identity: "test".into(),
+            },
+            stacks: stack::Shared::default(),
+        });
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
+        let running = tokio::spawn(async move {
+            manager.stores.ready().await;
+            worker::run(
+                &manager,
+                wiring.stacks,
+                8,
+                stack::reconcile,
+                "stack",
+                stopped,
+            )
+            .await;
+        });
+        self.controller = Some(Controller { stop, running });
+    }
+
+    /// Ends the controller at whatever point it is.
+    pub fn kill_controller(&mut self) {
+        if let Some(controller) = self.controller.take() {
+            controller.running.abort();
+            controller.stop.cancel();
+        }
+    }
+
+    pub fn api<K>(&self) -> Api<K>
+    where
+        K: Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
+    {
+        Api::namespaced(self.server.client(), NAMESPACE)
+    }
+
+    /// A service account that may do all that a stack needs with `resources`, such as
+    /// `configmaps` of the group ``.
+    pub async fn account(&self, name: &str, group: &str, resources: &[&str]) {
+        let account = json!({"metadata": {"name": name}});
+        create(&self.api::<ServiceAccount>(), account).await;
+        self.allow(name, group, resources).await;
+    }
+
+    /// Gives a service account the rights to what a stack makes.
+    pub async fn allow(&self, name: &str, group: &str, resources: &[&str]) {
+        let role = json!({"metadata": {"name": name}, "rules": [
+            {"apiGroups": [group], "resources": resources, "verbs": ["get", "create", "patch", "delete"]}]});
+        let binding = json!({"metadata": {"name": name},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name},
+            "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": NAMESPACE}]});
+        let client = self.server.client();
+        create(&Api::<ClusterRole>::all(client.clone()), role).await;
+        create(&Api::<ClusterRoleBinding>::all(client), binding).await;
+    }
+
+    pub async fn stack(&self, name: &str, spec: Value) -> Stack {
+        create(
+            &self.api::<Stack>(),
+            json!({"metadata": {"name": name}, "spec": spec}),
+        )
+        .await
+    }
+
+    pub async fn change(&self, name: &str, spec: Value) {
+        let patch = Patch::Merge(json!({"spec": spec}));
+        let api = self.api::<Stack>();
+        api.patch(name, &PatchParams::default(), &patch)
+            .await
+            .unwrap();
+    }
+
+    pub async fn becomes(&self, name: &str, word: &str) -> Stack {
+        until(&self.api::<Stack>(), name, word, |stack: &Stack| {
+            word_of(stack) == word && is_observed(stack)
+        })
+        .await
+    }
+
+    /// How many objects of a kind the stacks have made.
+    pub async fn count<K>(&self) -> usize
+    where
+        K: Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + Debug
+            + DeserializeOwned,
+    {
+        let made = ListParams::default().labels(STACK_UID_LABEL);
+        self.api::<K>().list(&made).await.unwrap().items.len()
+    }
+
+    pub async fn delete(&self, name: &str) {
+        let api = self.api::<Stack>();
+        api.delete(name, &DeleteParams::default()).await.unwrap();
+        let start = Instant::now();
+        while let Some(stack) = api.get_opt(name).await.unwrap() {
+            assert!(start.elapsed() < PATIENCE, "{name} stays: {stack:#?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(self.count::<Server>().await, 0);
+        assert_eq!(self.count::<Port>().await, 0);
+        assert_eq!(self.count::<Network>().await, 0);
+        assert_eq!(self.count::<Subnet>().await, 0);
+        assert_eq!(self.count::<Secret>().await, 0);
+    }
+}
+
+impl Hand {
+    async fn pass(&self) {
+        self.ready::<Network>(&|_| json!({"mtu": 1442})).await;
+        self.ready::<Subnet>(&|_| json!({"gatewayIP": "10.20.0.1"}))
+            .await;
+        self.ready::<Port>(&|object| {
+            let address = object["spec"]["fixedIPs"][0]["address"]
+                .as_str()
+                .unwrap_or("10.20.0.9");
+            json!({"macAddress": "52:54:00:00:00:01",
+                "fixedIPs": [{"subnet": "s", "address": address, "allocation": "a"}]})
+        })
+        .await;
+        self.ready::<SecurityGroup>(&|_| json!({})).await;
+        self.ready::<SecurityGroupRule>(&|_| json!({})).await;
+        self.ready::<KeyPair>(&|_| json!({})).await;
+        self.ready::<Image>(&|_| json!({})).await;
+        self.ready::<Server>(&|_| {
+            json!({"phase": "Active", "addresses": [
+                {"name": "nic-0", "port": "p", "macAddress": "52:54:00:00:00:01", "ips": ["10.20.0.9"]}]})
+        })
+        .await;
+    }
+
+    /// Makes every object of a kind ready that its last change has not been seen of; a Server
+    /// of the flavor `none` never can be.
+    async fn ready<K>(&self, more: &(dyn Fn(&Value) -> Value + Sync))
+    where
+        K: Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
+    {
+        let kind = ApiResource::erase::<K>(&());
+        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), NAMESPACE, &kind);
+        let Ok(list) = api.list(&ListParams::default()).await else {
+            return;
+        };
+        for object in list {
+            let value = serde_json::to_value(&object).unwrap();
+            let generation = object.metadata.generation;
+            if value["status"]["observedGeneration"].as_i64() == generation {
+                continue;
+            }
+            let good = value["spec"]["flavor"] != "none";
+            let condition = |name: &str, holds: bool| {
+                json!({"type": name, "status": if holds { "True" } else { "False" },
+                    "reason": if good { "Ready" } else { "FlavorNotFound" },
+                    "message": if good { "as asked" } else { "there is no Flavor `none`" },
+                    "lastTransitionTime": "2026-01-01T00:00:00Z"})
+            };
+            let mut status = more(&value);
+            status["observedGeneration"] = json!(generation);
+            status["conditions"] = json!([condition("Ready", good), condition("Stalled", !good)]);
+            let patch = Patch::Merge(json!({"status": status}));
+            // It may have gone meanwhile.
+            let _ = api
+                .patch_status(&object.name_any(), &PatchParams::default(), &patch)
+                .await;
+        }
+    }
+}
+
+pub fn word_of(stack: &Stack) -> String {
+    let status = stack.status.as_ref();
+    status
+        .and_then(|s| s.stack_status.clone())
+        .unwrap_or_default()
+}
+
+pub fn is_observed(stack: &Stack) -> bool {
+    let status = stack.status.as_ref();
+    status.and_then(|s| s.observed_generation) == stack.metadata.generation
+}
+
+pub fn resources(stack: &Stack) -> BTreeMap<String, StackResource> {
+    let rows = stack.status.clone().unwrap_or_default().resources;
+    rows.into_iter()
+        .map(|row| (row.name.clone(), row))
+        .collect()
+}
+
+pub fn output(stack: &Stack, name: &str) -> Option<Value> {
+    let outputs = stack.status.clone().unwrap_or_default().outputs;
+    outputs
+        .into_iter()
+        .find(|output| output.name == name)?
+        .value
+}
+
+pub fn ready(stack: &Stack) -> (String, String, String) {
+    let conditions = stack.status.clone().unwrap_or_default().conditions;
+    let ready = conditions::find(&conditions, ConditionType::Ready).unwrap();
+    (
+        ready.status.clone(),
+        ready.reason.clone(),
+        ready.message.clone(),
+    )
+}
+
+pub fn object_name(row: &StackResource) -> String {
+    let object = row.object.clone().unwrap();
+    object.split_once('/').unwrap().1.to_owned()
+}
