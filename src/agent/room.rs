@@ -71,10 +71,11 @@ impl Room {
         let mut left = self.total;
         for other in others {
             left.vcpus = left.vcpus.saturating_sub(other.vcpus);
-            left.memory_mib = left
-                .memory_mib
-                .saturating_sub(other.memory_mib)
-                .saturating_sub(self.overhead_mib);
+            left.memory_mib = left.memory_mib.saturating_sub(other.memory_mib);
+            // What has no memory is off, and has no QEMU.
+            if other.memory_mib > 0 {
+                left.memory_mib = left.memory_mib.saturating_sub(self.overhead_mib);
+            }
             left.disk_gib = left.disk_gib.saturating_sub(other.disk_gib);
         }
         let memory = claim.memory_mib.saturating_add(self.overhead_mib);
@@ -148,6 +149,13 @@ mod tests {
         let lacks = lacks.unwrap();
         assert!(lacks.contains("1 vCPUs, 0 of 4") && lacks.contains("0 of 1000"));
         assert!(!lacks.contains("disk"), "it asks for none");
+    }
+
+    #[test]
+    fn what_is_off_for_others_takes_neither_its_memory_nor_that_of_its_qemu() {
+        let room = Room::new(&HostSpec::default(), claim(4, 1000, 10), 200);
+        assert!(room.lacks(claim(1, 700, 1), [claim(1, 100, 1)]).is_some());
+        assert_eq!(room.lacks(claim(1, 700, 1), [claim(0, 0, 1)]), None);
     }
 
     #[test]

@@ -182,6 +182,12 @@ words! {
         ZoneConflict,
         /// There is another object that counts instead.
         NotUsed,
+        /// Server: no host fits, and others are being stopped to make room for it.
+        Preempting,
+        /// Server: stopped, because one of higher priority has its place.
+        Preempted,
+        /// Event: a Server that was stopped for another is started again.
+        Resumed,
         /// Event: a host was looked for and none fits; Kubernetes' own word for it.
         FailedScheduling,
         /// What runs is what the spec says.

@@ -91,6 +91,10 @@ pub struct InstanceSpec {
     /// What the machine should do.
     #[serde(default)]
     pub run_state: RunState,
+    /// It is stopped whatever `runState` says, and of its claim only the disk counts: its
+    /// processors and memory are for a Server of higher priority.
+    #[serde(default)]
+    pub preempted: bool,
     /// What happens when the guest shuts itself down.
     #[serde(default)]
     pub on_guest_shutdown: OnGuestShutdown,
@@ -100,6 +104,18 @@ pub struct InstanceSpec {
     /// What its host does with the VM when this Instance is deleted.
     #[serde(default)]
     pub on_deletion: OnDeletion,
+}
+
+impl InstanceSpec {
+    /// What the machine should do now.
+    #[must_use]
+    pub fn run_state_in_force(&self) -> RunState {
+        if self.preempted {
+            RunState::Stopped
+        } else {
+            self.run_state
+        }
+    }
 }
 
 /// What a host does with the VM of an Instance that is deleted.

@@ -96,6 +96,37 @@ pub struct SchedulerPolicySpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 255))]
     pub default_availability_zone: Option<String>,
+    /// Whether Servers of lower priority are stopped for one that fits nowhere.
+    #[serde(default)]
+    pub preemption: PreemptionPolicy,
+    /// Whether what others free is kept for a Server that has waited long.
+    #[serde(default)]
+    pub waiting: WaitingPolicy,
+}
+
+/// Whether Servers are stopped for others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum PreemptionPolicy {
+    /// No Server is ever stopped for another.
+    #[default]
+    Never,
+    /// Where a Server fits nowhere, as few as possible of lower priority are stopped on one
+    /// Host, of all Hosts the one where the least important suffer. They keep Host, disk and
+    /// addresses, say so in `status.preemption`, and are started again when there is room.
+    /// A Server whose PriorityClass has the `preemptionPolicy` Never stops nobody.
+    LowerPriority,
+}
+
+/// What is done for a Server that waits long for room.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum WaitingPolicy {
+    /// One at a time, a Server that has waited for five minutes has what is free on the Host
+    /// that comes nearest kept for it, for ten minutes: so that a big one is not passed by
+    /// small ones for ever.
+    #[default]
+    KeepRoom,
+    /// Room goes to whoever fits.
+    FirstFit,
 }
 
 /// What free room does.

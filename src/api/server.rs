@@ -296,6 +296,15 @@ pub struct ServerStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub refusals: Vec<Refusal>,
+    /// The Host on which room is kept for it while it waits, as Kubernetes'
+    /// `nominatedNodeName`. Written by the scheduler.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nomination: Option<Nomination>,
+    /// It is stopped, whatever `runState` says, because a Server of higher priority has its
+    /// processors and memory; it is started again when its Host has room for it. Written by
+    /// the scheduler, and only under a SchedulerPolicy that allows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preemption: Option<Preemption>,
     /// The Instance that realises it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance: Option<String>,
@@ -371,6 +380,43 @@ pub struct Refusal {
     /// may be asked again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub left: Option<Claim>,
+}
+
+/// A Host on which room is kept for a Server that waits.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Nomination {
+    /// Name of the Host.
+    pub host: String,
+    /// How the room comes to be.
+    #[serde(default)]
+    pub purpose: NominationPurpose,
+    /// Since when it is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time: Option<Time>,
+}
+
+/// How room comes to be on a Host that is kept for a Server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum NominationPurpose {
+    /// Others leave of themselves: what they free is not given to those that came later.
+    #[default]
+    Waiting,
+    /// Servers of lower priority are being stopped.
+    Preemption,
+}
+
+/// Why a Server is stopped though it may be wanted to run.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Preemption {
+    /// uid of the Server that has its place. Not its name: that may be another tenant's.
+    pub by: String,
+    /// Priority of that Server.
+    pub priority: i32,
+    /// Since when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time: Option<Time>,
 }
 
 /// What a machine does, as its host says.

@@ -71,6 +71,8 @@ async fn take_back(api: &Api<Server>, write: &Write) -> Result<Server, ApiError>
         "metadata": {"uid": server.uid(), "resourceVersion": server.resource_version()},
         "status": {
             "placement": null,
+            "nomination": null,
+            "preemption": null,
             "refusals": write.status.refusals,
             "conditions": conditions,
         },

@@ -2,16 +2,47 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use k8s_openapi::api::scheduling::v1::PriorityClass;
 use kube::ResourceExt;
 
 use super::facts::{Aggregate, HostFacts};
 use super::resolve::host_facts;
 use crate::api::host::AllocationRatios;
-use crate::api::{Flavor, Host, HostAggregate, Image, ServerGroup};
+use crate::api::{Flavor, Host, HostAggregate, Image, Server, ServerGroup};
 use crate::model::parse_milli;
 
 /// Namespace and name.
 pub type Key = (String, String);
+
+/// What a PriorityClass says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Priority {
+    /// The higher comes first.
+    pub value: i32,
+    /// Whether others may be stopped for it, as its `preemptionPolicy` says.
+    pub preempts: bool,
+}
+
+impl Default for Priority {
+    /// That of Servers that name no class, as of Pods in a cluster without a default one.
+    fn default() -> Self {
+        Self {
+            value: 0,
+            preempts: true,
+        }
+    }
+}
+
+impl Priority {
+    /// What `class` says.
+    #[must_use]
+    pub fn of(class: &PriorityClass) -> Self {
+        Self {
+            value: class.value,
+            preempts: class.preemption_policy.as_deref() != Some("Never"),
+        }
+    }
+}
 
 /// What Servers and Hosts refer to.
 #[derive(Default)]
@@ -22,8 +53,8 @@ pub struct Catalogue {
     pub images: BTreeMap<Key, Image>,
     /// ServerGroups by namespace and name.
     pub groups: BTreeMap<Key, ServerGroup>,
-    /// Kubernetes' PriorityClasses: value by name.
-    pub priorities: BTreeMap<String, i32>,
+    /// Kubernetes' PriorityClasses by name.
+    pub priorities: BTreeMap<String, Priority>,
     /// Aggregates by age and name.
     pub aggregates: BTreeMap<(String, String), HostAggregate>,
 }
@@ -167,6 +198,15 @@ impl Catalogue {
             }
         }
         (count, conflicts)
+    }
+
+    /// The priority of a Server; the usual one while its class does not exist.
+    #[must_use]
+    pub fn priority(&self, server: &Server) -> Priority {
+        let class = server.spec.placement.as_ref();
+        let class = class.and_then(|p| p.priority_class.as_ref());
+        let known = class.and_then(|name| self.priorities.get(name));
+        known.copied().unwrap_or_default()
     }
 
     /// Names of the PriorityClasses, for people.

@@ -14,10 +14,10 @@ use super::numa;
 use super::queue::Why;
 use super::request::Request;
 use super::resolve::{Unresolved, holding, request};
-use super::state::{SchedulerStatus, State, Write, Writing, scheduled};
+use super::state::{Kind, SchedulerStatus, State, Write, Writing, preemption, scheduled};
 use crate::api::common::Claim;
 use crate::api::conditions::{self, Observation};
-use crate::api::server::{Placement, Refusal};
+use crate::api::server::{Nomination, Placement, Refusal};
 use crate::api::{ConditionType, Reason, Server};
 
 /// How long a host that refused a Server is not asked again.
@@ -50,9 +50,9 @@ impl State {
             .collect();
         // What is left of a group that is placed all or nothing comes before everything: the
         // room for it was there when the first of it was placed.
-        asked.sort_by_key(|(_, _, r)| match r {
-            Ok(r) => (!self.is_begun(r), Reverse(r.priority)),
-            Err(_) => (true, Reverse(0)),
+        asked.sort_by_key(|(_, server, r)| {
+            let begun = r.as_ref().is_ok_and(|r| self.is_begun(r));
+            (!begun, Reverse(self.catalogue.priority(server).value))
         });
         let mut gangs = Gangs::default();
         let mut writes = Vec::new();
@@ -65,7 +65,7 @@ impl State {
                 Ok(request) if self.is_free(&key, &server) && self.is_of_gang(&request) => {
                     self.decide_gang(&key, &server, &request, &mut gangs, &mut writes, now);
                 }
-                request => writes.extend(self.decide_one(key, server, request, now)),
+                request => self.decide_one(key, server, request, &mut writes, now),
             }
         }
         writes
@@ -123,6 +123,9 @@ impl State {
         let Ok(request) = self.request(&server, now) else {
             return true;
         };
+        if preemption(&server).is_some() {
+            return self.has_its_room_again(key, &server);
+        }
         self.orphan(key).is_some() || self.placer.fits(&self.snapshot, &request)
     }
 
@@ -131,42 +134,56 @@ impl State {
         key: Key,
         server: Arc<Server>,
         request: Result<Request, Unresolved>,
+        writes: &mut Vec<Write>,
         now: Timestamp,
-    ) -> Option<Write> {
+    ) {
+        if preemption(&server).is_some() && self.refused(&server).is_none() {
+            writes.extend(self.resume(key, server, now));
+            return;
+        }
         let no = |reason, message| Observation::no(ConditionType::Scheduled, reason, message);
         let request = match request {
             Ok(request) => request,
             Err(Unresolved::ByManager) => {
                 self.queue.wait(key, Why::Unresolved, now);
-                return None;
+                return;
             }
             Err(Unresolved::Told(reason, message)) => {
-                return self.tell(key, server, no(reason, message), Why::Unresolved, now);
+                let seen = no(reason, message);
+                writes.extend(self.tell(key, server, seen, None, Why::Unresolved, now));
+                return;
             }
         };
         if let Some(refusal) = self.refused(&server) {
-            return self.take_back(key, server, refusal, &request, now);
+            writes.extend(self.take_back(key, server, refusal, &request, now));
+            return;
         }
+        // What is kept for it is not in its own way.
+        self.strike_kept(&server);
         // A running VM that the Server's objects came back for, or that the Server has lost
         // its placement on: it stays where it is, whatever the filters say of its host.
         let orphan = self.orphan(&key);
         let bound = self.bound_by(&server);
         let decision = match bound.as_ref().or(orphan.as_ref()) {
-            Some((host, _)) => Ok(host.as_str()),
-            None => self.placer.place(&self.snapshot, &request),
+            Some((host, _)) => Ok(host.clone()),
+            None => match self.placer.place(&self.snapshot, &request) {
+                Ok(host) => Ok(host.to_owned()),
+                Err(why) => self.place_before_others(&request).ok_or(why),
+            },
         };
         let host = match decision {
-            Ok(host) => host.to_owned(),
+            Ok(host) => host,
             Err(why) => {
-                let seen = no(Reason::NoHostFits, why.to_string());
-                return self.tell(key, server, seen, Why::NoHostFits, now);
+                let why = why.to_string();
+                writes.extend(self.make_room(key, server, &request, &why, now));
+                return;
             }
         };
         let epoch = match bound {
             Some((_, epoch)) => epoch,
             None => self.epoch(&server, orphan.as_ref().map(|(_, epoch)| *epoch)),
         };
-        Some(self.bind(key, server, &request, host, epoch, now))
+        writes.push(self.bind(key, server, &request, host, epoch, now));
     }
 
     /// Binds a Server, in memory first.
@@ -191,15 +208,14 @@ impl State {
         self.snapshot.hold(&server.uid().unwrap_or_default(), held);
         let message = format!("placed on {}", placement.host);
         let seen = Observation::yes(ConditionType::Scheduled, Reason::Scheduled, message);
-        let (conditions, transition) = conditions(&server, seen, now);
-        let refusals = refusals(&server);
-        self.write(
-            key,
-            server,
-            (Some(placement), refusals),
+        let (conditions, _) = conditions(&server, seen, now);
+        let status = SchedulerStatus {
+            placement: Some(placement),
+            refusals: refusals(&server),
             conditions,
-            transition,
-        )
+            ..SchedulerStatus::default()
+        };
+        self.write(key, server, status, Kind::Placed)
     }
 
     /// Takes a placement back that the host has refused, if another host would do. Where
@@ -238,58 +254,68 @@ impl State {
             left,
             ..refusal
         });
-        Some(self.write(key, server, (None, refusals), conditions, transition))
+        let status = SchedulerStatus {
+            refusals,
+            conditions,
+            ..SchedulerStatus::default()
+        };
+        Some(self.write(key, server, status, Kind::Unplaced { transition }))
     }
 
-    /// Says why a Server is not placed, unless it says so already or was told lately.
+    /// Says why a Server is not placed, and where room is kept for it, unless it says so
+    /// already or was told lately.
     pub(super) fn tell(
         &mut self,
         key: Key,
         server: Arc<Server>,
         seen: Observation,
+        nomination: Option<Nomination>,
         why: Why,
         now: Timestamp,
     ) -> Option<Write> {
         let (conditions, transition) = conditions(&server, seen, now);
         let before = scheduled(&server);
-        if conditions.first() == before {
+        let status = server.status.as_ref();
+        let kept = nomination == status.and_then(|s| s.nomination.clone());
+        if kept && conditions.first() == before {
             self.queue.wait(key, why, now);
             return None;
         }
         let refresh = self.queue.refresh(&key);
-        if let Some(next) = refresh.filter(|next| !transition && *next > now) {
+        if let Some(next) = refresh.filter(|next| kept && !transition && *next > now) {
             self.queue.wait_until(key, why, now, next);
             return None;
         }
         self.queue.wait(key.clone(), why, now);
-        let refusals = refusals(&server);
-        Some(self.write(key, server, (None, refusals), conditions, transition))
+        let status = SchedulerStatus {
+            refusals: refusals(&server),
+            nomination,
+            conditions,
+            ..SchedulerStatus::default()
+        };
+        Some(self.write(key, server, status, Kind::Unplaced { transition }))
     }
 
-    fn write(
+    pub(super) fn write(
         &mut self,
         key: Key,
         server: Arc<Server>,
-        (placement, refusals): (Option<Placement>, Vec<Refusal>),
-        conditions: Vec<Condition>,
-        transition: bool,
+        status: SchedulerStatus,
+        kind: Kind,
     ) -> Write {
         let writing = Writing {
             uid: server.uid().unwrap_or_default(),
             version: server.resource_version().unwrap_or_default(),
-            bound: placement.is_some(),
+            kind,
+            nominated: status.nomination.is_some(),
             conflict: false,
         };
         self.writing.insert(key.clone(), writing);
         Write {
             key,
-            status: SchedulerStatus {
-                placement,
-                refusals,
-                conditions,
-            },
             server,
-            transition,
+            status,
+            kind,
         }
     }
 
@@ -300,13 +326,17 @@ impl State {
     }
 }
 
-fn refusals(server: &Server) -> Vec<Refusal> {
+pub(super) fn refusals(server: &Server) -> Vec<Refusal> {
     let status = server.status.as_ref();
     status.map(|s| s.refusals.clone()).unwrap_or_default()
 }
 
 /// The condition to be, and whether it is another.
-fn conditions(server: &Server, seen: Observation, now: Timestamp) -> (Vec<Condition>, bool) {
+pub(super) fn conditions(
+    server: &Server,
+    seen: Observation,
+    now: Timestamp,
+) -> (Vec<Condition>, bool) {
     let status = server.status.as_ref();
     let old = status.map(|s| s.conditions.as_slice()).unwrap_or_default();
     let new = conditions::merge(old, [seen], server.metadata.generation, now);

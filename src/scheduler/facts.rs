@@ -186,6 +186,8 @@ pub struct Holding {
     pub spread: Option<String>,
     /// Whether it is being built, moved or resized: Nova's `num_io_ops`.
     pub busy: bool,
+    /// Whether it is off so that others have its processors and memory: QEMU's own too.
+    pub off: bool,
     /// The host's NUMA nodes that the guest's are on, as the decision said.
     pub cells: [u8; 4],
 }

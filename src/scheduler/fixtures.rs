@@ -95,6 +95,8 @@ pub fn after(write: &Write, version: u64) -> Server {
     server.status = Some(ServerStatus {
         placement: write.status.placement.clone(),
         refusals: write.status.refusals.clone(),
+        nomination: write.status.nomination.clone(),
+        preemption: write.status.preemption.clone(),
         conditions: write.status.conditions.clone(),
         ..ServerStatus::default()
     });

@@ -87,7 +87,7 @@ impl State {
         } else {
             Why::NoHostFits
         };
-        writes.extend(self.tell(key.clone(), server.clone(), seen, wait, now));
+        writes.extend(self.tell(key.clone(), server.clone(), seen, None, wait, now));
     }
 
     /// Members that were told of others to come are told what there is in the way now.

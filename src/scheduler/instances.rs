@@ -33,6 +33,8 @@ pub struct Known {
     pub claim: Claim,
     primary: bool,
     realized: bool,
+    /// Its host has stopped it for a Server of higher priority, and says so.
+    gave_way: bool,
     deleting: bool,
     /// Being built.
     pub busy: bool,
@@ -47,6 +49,7 @@ impl Known {
         let ready = conditions::find(said, ConditionType::Ready);
         let because = |reason: Reason| ready.is_some_and(|r| r.reason == reason.as_str());
         let realized = status.is_some_and(|s| s.realized == Some(true));
+        let told = status.and_then(|s| s.observed_generation) >= instance.metadata.generation;
         let refused = ready.filter(|_| !realized && because(Reason::HostRefused));
         Self {
             uid: instance.uid().unwrap_or_default(),
@@ -56,6 +59,7 @@ impl Known {
             claim: instance.spec.claim,
             primary: instance.spec.role == Role::Primary,
             realized,
+            gave_way: instance.spec.preempted && told && because(Reason::Preempted),
             deleting: instance.metadata.deletion_timestamp.is_some(),
             busy: status.is_none_or(|s| s.power_state.is_none()),
             failed: FAILURES.into_iter().any(because),
@@ -67,6 +71,18 @@ impl Known {
     #[must_use]
     pub fn is_of(&self, placement: &Placement) -> bool {
         self.host == placement.host && self.epoch == placement.epoch
+    }
+
+    /// Whether its processors and memory are free for others.
+    #[must_use]
+    pub fn gave_way(&self) -> bool {
+        self.gave_way && !self.deleting
+    }
+
+    /// Whether its host has taken it on.
+    #[must_use]
+    pub fn is_realized(&self) -> bool {
+        self.realized && !self.deleting
     }
 
     /// Why its host refused it, if so: nothing of it was made, and nothing is held.

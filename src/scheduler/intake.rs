@@ -6,7 +6,7 @@ use k8s_openapi::api::scheduling::v1::PriorityClass;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
-use super::catalogue::Key;
+use super::catalogue::{Key, Priority};
 use super::place::Placer;
 use super::policy::Policy;
 use super::queue::Why;
@@ -19,7 +19,7 @@ fn key<K: ResourceExt>(object: &K) -> Key {
     (object.namespace().unwrap_or_default(), object.name_any())
 }
 
-fn priority(server: &Server) -> Option<&String> {
+fn class_of(server: &Server) -> Option<&String> {
     server.spec.placement.as_ref()?.priority_class.as_ref()
 }
 
@@ -213,9 +213,10 @@ impl State {
     /// A PriorityClass was made or has changed.
     pub fn priority_seen(&mut self, class: &PriorityClass) {
         let name = class.name_any();
-        let before = self.catalogue.priorities.insert(name.clone(), class.value);
-        if before != Some(class.value) {
-            self.wake_servers(|s| priority(s) == Some(&name));
+        let priority = Priority::of(class);
+        let before = self.catalogue.priorities.insert(name.clone(), priority);
+        if before != Some(priority) {
+            self.wake_servers(|s| class_of(s) == Some(&name));
         }
     }
 
@@ -295,7 +296,8 @@ impl State {
     /// the new figures in time.
     pub(super) fn ease(&mut self, now: Timestamp) {
         for key in self.queue.waiting_for(Why::NoHostFits) {
-            if self.would_fit(&key, now) {
+            // Who has room kept for it looks whether that is still of use.
+            if self.nominees.contains(&key) || self.would_fit(&key, now) {
                 self.want(&key);
             } else {
                 self.queue.hasten(&key);

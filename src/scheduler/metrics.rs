@@ -15,6 +15,8 @@ pub struct Metrics {
     pub decisions: Counter,
     /// Decisions that no host fits.
     pub failures: Counter,
+    /// Servers that were stopped for others.
+    pub preemptions: Counter,
     /// Writes that met a newer version of the Server.
     pub conflicts: Counter,
     /// Servers that wait for a decision or for room.
@@ -29,6 +31,7 @@ impl Metrics {
         let metrics = Self {
             decisions: Counter::default(),
             failures: Counter::default(),
+            preemptions: Counter::default(),
             conflicts: Counter::default(),
             queue: Gauge::default(),
             duration: Histogram::new(exponential_buckets(0.000_01, 4.0, 10)),
@@ -44,6 +47,11 @@ impl Metrics {
                 "scheduler_failures",
                 "Decisions that no host fits",
                 m.failures.clone(),
+            );
+            r.register(
+                "scheduler_preemptions",
+                "Servers stopped for others of higher priority",
+                m.preemptions.clone(),
             );
             r.register(
                 "scheduler_conflicts",

@@ -6,6 +6,7 @@
 //! | [`resolve`] | API objects in, the core's values out |
 //! | [`state`] | memory and queue: watch events in, writes out; no I/O |
 //! | `decide`, `gang` | parts of it: the decisions, for one Server and for a group at once |
+//! | `make_room`, [`preempt`] | parts of it: what is done for a Server that fits nowhere |
 //! | [`intake`], [`instances`], [`queue`], [`reports`] | parts of it: the kinds that decide, who waits, what is said of them |
 //! | [`why`], [`simulate`], [`advice`] | questions that people ask, of the same core |
 //! | [`live`] | all that decides, read once for such a question |
@@ -32,11 +33,13 @@ pub mod intake;
 pub mod intern;
 pub mod labels;
 pub mod live;
+mod make_room;
 pub mod metrics;
 pub mod numa;
 pub mod operators;
 pub mod place;
 pub mod policy;
+pub mod preempt;
 pub mod query;
 pub mod queue;
 mod report;
@@ -64,7 +67,7 @@ use crate::api::names::SYSTEM_NAMESPACE;
 use crate::kube_ext::Context;
 use crate::kube_ext::lease::Leader;
 use metrics::Metrics;
-use state::{Outcome, State, Write};
+use state::{Kind, Outcome, State, Write};
 
 /// How many status writes run at once.
 pub const WRITES: usize = 16;
@@ -210,23 +213,37 @@ fn note(context: &Context, metrics: &Metrics, write: &Write, outcome: &Outcome) 
             context.metrics.status_written("scheduler");
             let message = write.status.conditions.first().map(|c| c.message.clone());
             let message = message.unwrap_or_default();
-            if let Some(placement) = &write.status.placement {
-                metrics.decisions.inc();
-                tracing::info!(%namespace, %name, host = %placement.host, epoch = placement.epoch, "placed");
-                context
-                    .events
-                    .normal(&**server, Reason::Scheduled, "Scheduling", message);
-            } else {
-                metrics.failures.inc();
-                if write.transition {
-                    tracing::info!(%namespace, %name, %message, "no host fits");
-                    context.events.warning(
-                        &**server,
-                        Reason::FailedScheduling,
-                        "Scheduling",
-                        message,
-                    );
+            let host = write.status.placement.as_ref();
+            let host = host.map(|p| p.host.as_str()).unwrap_or_default();
+            let (warn, reason) = match write.kind {
+                Kind::Placed => {
+                    metrics.decisions.inc();
+                    tracing::info!(%namespace, %name, %host, "placed");
+                    (false, Reason::Scheduled)
                 }
+                Kind::Preempted => {
+                    metrics.preemptions.inc();
+                    tracing::info!(%namespace, %name, %host, "stopped for another");
+                    (true, Reason::Preempted)
+                }
+                Kind::Resumed => {
+                    tracing::info!(%namespace, %name, %host, "started again");
+                    (false, Reason::Resumed)
+                }
+                Kind::Unplaced { transition } => {
+                    metrics.failures.inc();
+                    if !transition {
+                        return;
+                    }
+                    tracing::info!(%namespace, %name, %message, "no host fits");
+                    (true, Reason::FailedScheduling)
+                }
+            };
+            let events = &context.events;
+            if warn {
+                events.warning(&**server, reason, "Scheduling", message);
+            } else {
+                events.normal(&**server, reason, "Scheduling", message);
             }
         }
         Outcome::Conflict => {

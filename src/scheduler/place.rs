@@ -192,6 +192,28 @@ impl Placer {
             .ok_or_else(|| explain(policy, &ask))
     }
 
+    /// Hosts that would fit `request` but for what the filters named `room` ask.
+    #[must_use]
+    pub fn fits_but_for(
+        &self,
+        snapshot: &Snapshot,
+        request: &Request,
+        room: &[&str],
+    ) -> Vec<usize> {
+        let ask = ask(snapshot, &self.policy, request);
+        let filters = self.policy.filters.iter().map(|f| &**f);
+        let others = filters.filter(|f| !room.contains(&f.name()) && f.applies(&ask));
+        let mut fit = snapshot.registered().clone();
+        keep(&mut fit, &others.collect::<Vec<_>>(), &ask);
+        fit.iter().collect()
+    }
+
+    /// Whether the policy has this filter.
+    #[must_use]
+    pub fn has_filter(&self, name: &str) -> bool {
+        self.policy.filters.iter().any(|f| f.name() == name)
+    }
+
     /// Whether any host fits `request`: what [`Self::place`] would say, without the cost of
     /// saying why not.
     pub fn fits(&mut self, snapshot: &Snapshot, request: &Request) -> bool {

@@ -3,7 +3,8 @@
 use super::filters::{self, Filter, Settings};
 use super::weighers::{self, Weigher};
 use crate::api::scheduler_policy::{
-    IsolatedHostsAccess, SchedulerPolicySpec, Strategy, multiplier as read,
+    IsolatedHostsAccess, PreemptionPolicy, SchedulerPolicySpec, Strategy, WaitingPolicy,
+    multiplier as read,
 };
 
 /// Left out unless a policy names them: with Nova's own figures they would surprise, and
@@ -19,6 +20,10 @@ pub struct Policy {
     pub(super) filters: Vec<Box<dyn Filter>>,
     pub(super) weighers: Vec<(Box<dyn Weigher>, i64)>,
     pub(super) settings: Settings,
+    /// Whether Servers of lower priority are stopped for others.
+    pub(super) preemption: PreemptionPolicy,
+    /// What is done for a Server that waits long.
+    pub(super) waiting: WaitingPolicy,
 }
 
 /// Why a policy cannot be used.
@@ -47,6 +52,8 @@ impl Default for Policy {
             filters,
             weighers: weighers::all().into_iter().map(with).collect(),
             settings: Settings::default(),
+            preemption: PreemptionPolicy::default(),
+            waiting: WaitingPolicy::default(),
         }
     }
 }
@@ -89,6 +96,8 @@ impl Policy {
                 }
             }
         }
+        policy.preemption = config.preemption;
+        policy.waiting = config.waiting;
         let settings = &mut policy.settings;
         if let Some(most) = config.max_io_ops_per_host {
             settings.max_io_ops_per_host = most;
@@ -112,7 +121,7 @@ impl Policy {
         Self {
             filters: vec![filter],
             weighers: Vec::new(),
-            settings: Settings::default(),
+            ..Self::default()
         }
     }
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 
+use super::catalogue::Priority;
 use super::facts::Shape;
 use super::query::Query;
 pub use crate::api::server_group::GroupPolicy;
@@ -32,7 +33,7 @@ pub struct Request {
     /// Which Servers `spread` counts, in the caller's name.
     pub spread_set: Option<String>,
     /// Of Servers that wait the highest comes first.
-    pub priority: i32,
+    pub priority: Priority,
 }
 
 /// What a Server has in common with others.

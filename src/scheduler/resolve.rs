@@ -328,7 +328,10 @@ pub fn holding(server: &Server, placement: &Placement, catalogue: &Catalogue) ->
 }
 
 /// Size and extra specs, if its flavor is there for it.
-fn size(server: &Server, catalogue: &Catalogue) -> Option<(Claim, BTreeMap<String, String>)> {
+pub(super) fn size(
+    server: &Server,
+    catalogue: &Catalogue,
+) -> Option<(Claim, BTreeMap<String, String>)> {
     let Some(name) = &server.spec.flavor else {
         let resources = server.spec.resources.as_ref()?;
         let claim = claim(resources.vcpus, &resources.memory, &resources.disk)?;

@@ -277,6 +277,7 @@ fn drain(state: &mut State, hosts: &[String]) -> Result<BTreeSet<Key>, Error> {
         for (key, mut server) in on_it {
             if let Some(status) = &mut server.status {
                 status.placement = None;
+                status.preemption = None;
             }
             state.server_seen(server);
             taken.insert(key);
@@ -316,6 +317,8 @@ fn taken(write: &Write) -> Server {
     let status = server.status.get_or_insert_default();
     status.placement.clone_from(&write.status.placement);
     status.refusals.clone_from(&write.status.refusals);
+    status.nomination.clone_from(&write.status.nomination);
+    status.preemption.clone_from(&write.status.preemption);
     status.conditions.clone_from(&write.status.conditions);
     server
 }

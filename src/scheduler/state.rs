@@ -21,7 +21,8 @@ use serde::Serialize;
 
 use super::catalogue::Catalogue;
 pub use super::catalogue::Key;
-use super::instances::Instances;
+use super::instances::{Instances, Known};
+use super::make_room::kept;
 use super::place::Placer;
 use super::queue::{Queue, Why};
 use super::reports::{self, Report};
@@ -29,11 +30,11 @@ use super::resolve::holding;
 use super::snapshot::Snapshot;
 use crate::api::conditions;
 use crate::api::names::{MANAGER_FINALIZER, instance_name};
-use crate::api::server::{Placement, Refusal};
+use crate::api::server::{Nomination, Placement, Preemption, Refusal};
 use crate::api::{ConditionType, Host, SchedulerPolicy, Server};
 
 /// The scheduler's part of a Server's status.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct SchedulerStatus {
     /// The decision.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -41,6 +42,12 @@ pub struct SchedulerStatus {
     /// Hosts that refused it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub refusals: Vec<Refusal>,
+    /// Where room is kept for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nomination: Option<Nomination>,
+    /// For whom it is stopped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preemption: Option<Preemption>,
     /// Condition Scheduled.
     pub conditions: Vec<Condition>,
 }
@@ -54,8 +61,25 @@ pub struct Write {
     pub server: Arc<Server>,
     /// The status.
     pub status: SchedulerStatus,
-    /// Whether the condition's status or reason changes: worth an event.
-    pub transition: bool,
+    /// What it is.
+    pub kind: Kind,
+}
+
+/// What a [`Write`] says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A placement.
+    Placed,
+    /// A placement stands, and its Server gives way to another.
+    Preempted,
+    /// The same, and it need not any more.
+    Resumed,
+    /// Why there is no placement; whether the condition's status or reason changes, which is
+    /// worth an event.
+    Unplaced {
+        /// See above.
+        transition: bool,
+    },
 }
 
 /// What became of a [`Write`].
@@ -74,7 +98,9 @@ pub enum Outcome {
 pub(super) struct Writing {
     pub(super) uid: String,
     pub(super) version: String,
-    pub(super) bound: bool,
+    pub(super) kind: Kind,
+    /// Room is kept for it.
+    pub(super) nominated: bool,
     /// A conflict: the newer version has not been seen yet.
     pub(super) conflict: bool,
 }
@@ -99,6 +125,10 @@ pub struct State {
     /// A host or a Server has changed so that one that waits may fit now.
     pub(super) eased: bool,
     pub(super) writing: BTreeMap<Key, Writing>,
+    /// Servers that room is kept for.
+    pub(super) nominees: BTreeSet<Key>,
+    /// When a Server that had room kept for it in vain may have it again.
+    pub(super) turns: BTreeMap<Key, Timestamp>,
     /// Servers known by a write's answer, which the watch has yet to catch up with.
     answered: BTreeSet<Key>,
 }
@@ -151,7 +181,8 @@ impl State {
         self.servers.insert(key.clone(), Arc::new(server));
         let conflict = self.writing.get(&key).is_some_and(|w| w.conflict);
         if conflict {
-            self.writing.remove(&key);
+            let write = self.writing.remove(&key);
+            self.eased |= write.is_some_and(|w| w.kind == Kind::Preempted);
         }
         if wishes_changed {
             self.queue.renew(&key);
@@ -171,9 +202,12 @@ impl State {
         self.writing.remove(key);
         self.queue.leave(key);
         self.answered.remove(key);
+        self.nominees.remove(key);
+        self.turns.remove(key);
         let uid = server.uid().unwrap_or_default();
         self.uids.remove(&uid);
         self.eased |= self.snapshot.release(&uid);
+        self.eased |= self.snapshot.release(&kept(&uid));
         // What is still there of it counts until it is gone too.
         self.enter_instances(&uid);
     }
@@ -231,6 +265,8 @@ impl State {
             // must stay, so nothing is rolled back before the newer version is here.
             Outcome::Conflict if unchanged => writing.conflict = true,
             Outcome::Conflict => {
+                // Who was to have the room of one that was to be stopped looks again.
+                self.eased |= writing.kind == Kind::Preempted;
                 self.writing.remove(key);
                 self.enter(key);
                 self.want(key);
@@ -296,17 +332,27 @@ impl State {
             return;
         };
         let uid = server.uid().unwrap_or_default();
+        let writes = |kind| self.writing.get(key).is_some_and(|w| w.kind == kind);
         let freed = match placement(server) {
             Some(placement) => {
                 let mut held = holding(server, placement, &self.catalogue);
-                let mut own = self.instances.of(&uid).filter(|i| i.is_of(placement));
-                held.busy = own.next().is_none_or(|i| i.busy);
+                let own = self.instances.of(&uid).find(|i| i.is_of(placement));
+                held.busy = own.is_none_or(|i| i.busy);
+                if preemption(server).is_some()
+                    && !writes(Kind::Resumed)
+                    && own.is_some_and(Known::gave_way)
+                {
+                    held.shape.claim.vcpus = 0;
+                    held.shape.claim.memory_mib = 0;
+                    held.off = true;
+                }
                 self.snapshot.hold(&uid, held)
             }
-            None if self.writing.get(key).is_some_and(|w| w.bound) => false,
+            None if writes(Kind::Placed) => false,
             None => self.snapshot.release(&uid),
         };
         self.eased |= freed;
+        self.enter_kept(key);
         self.enter_instances(&uid);
     }
 
@@ -324,7 +370,7 @@ impl State {
         self.servers.get(key).is_some_and(|server| {
             let uid = server.uid().unwrap_or_default();
             let wanting = match placement(server) {
-                Some(_) => self.refused(server).is_some(),
+                Some(_) => self.refused(server).is_some() || preemption(server).is_some(),
                 None => self.bound_by(server).is_some() || self.instances.of(&uid).next().is_none(),
             };
             wanting
@@ -365,6 +411,11 @@ impl State {
             self.queue.push(key.clone(), created);
         }
     }
+}
+
+/// For whom a Server is stopped.
+pub(super) fn preemption(server: &Server) -> Option<&Preemption> {
+    server.status.as_ref()?.preemption.as_ref()
 }
 
 /// The condition Scheduled, as it is.

@@ -77,7 +77,7 @@ fn who_waits_wakes_by_what_can_help_and_repeats_nothing() {
     let mut state = state(&[]);
     state.server_seen(server("a", 1, "600Mi"));
     let why = state.decide(now(1)).remove(0);
-    assert!(why.transition);
+    assert_eq!(why.kind, Kind::Unplaced { transition: true });
     let answer = after(&why, 2);
     state.written(&why, Outcome::Written(Arc::new(answer.clone())), now(1));
     assert!(state.decide(now(1)).is_empty());
@@ -87,7 +87,7 @@ fn who_waits_wakes_by_what_can_help_and_repeats_nothing() {
     // Too small a host: a new message, no transition.
     state.host_seen(&host("h", 100));
     let why = state.decide(now(80)).remove(0);
-    assert!(!why.transition && why.status.placement.is_none());
+    assert_eq!(why.kind, Kind::Unplaced { transition: false });
     let answer = after(&why, 3);
     state.written(&why, Outcome::Written(Arc::new(answer)), now(80));
     // Figures alone are brought up to date after ten seconds, then twenty, and so on.

@@ -8,10 +8,11 @@ use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
 use super::catalogue::Key;
+use super::make_room::kept;
 use super::place::{Explanation, Placer};
 use super::request::Request;
 use super::resolve::Unresolved;
-use super::state::State;
+use super::state::{State, preemption};
 use crate::api::common::Claim;
 use crate::api::{Flavor, Server};
 
@@ -41,6 +42,8 @@ pub enum Verdict {
         epoch: i64,
         /// The Host that would be best today, if any fits.
         best: Option<String>,
+        /// The priority of the Server that it was stopped for, when it was.
+        preempted: Option<i32>,
     },
     /// It is not placed yet, and would go there.
     Fits(String),
@@ -83,13 +86,16 @@ impl State {
         let placement = server.status.as_ref().and_then(|s| s.placement.clone());
         // A Server is not in its own way.
         let mut without = self.snapshot.clone();
-        without.release(&server.uid().unwrap_or_default());
+        let uid = server.uid().unwrap_or_default();
+        without.release(&uid);
+        without.release(&kept(&uid));
         let decision = self.placer.place_fresh(&without, &request);
         if let Some(placement) = placement {
             return Verdict::Placed {
                 host: placement.host,
                 epoch: placement.epoch,
                 best: decision.ok(),
+                preempted: preemption(&server).map(|p| p.priority),
             };
         }
         match decision {
@@ -201,8 +207,20 @@ impl fmt::Display for Answer {
         let (namespace, name) = &self.server;
         write!(f, "Server {namespace}/{name} ")?;
         match &self.verdict {
-            Verdict::Placed { host, epoch, best } => {
+            Verdict::Placed {
+                host,
+                epoch,
+                best,
+                preempted,
+            } => {
                 write!(f, "is placed on {host} (epoch {epoch})")?;
+                if let Some(priority) = preempted {
+                    write!(
+                        f,
+                        ", and stopped for a Server of priority {priority} until {host} has room \
+                         for it again"
+                    )?;
+                }
                 match best {
                     Some(best) if best == host => write!(f, ", which is the best for it today"),
                     Some(best) => write!(f, "; placed today it would go to {best}"),

@@ -12,6 +12,7 @@ use super::{Download, Error, mark_from};
 use crate::agent::Agent;
 use crate::agent::epochs::Record;
 use crate::agent::room::Candidate;
+use crate::api::common::Claim;
 use crate::api::conditions::{self, ConditionType};
 use crate::api::instance::{ImportedImage, InstanceSource};
 use crate::api::server::{PowerState, RunState};
@@ -73,11 +74,12 @@ pub async fn observe(object: &Instance, id: Uuid, agent: &Agent) -> Result<Obser
     let now = Instant::now();
     let timeout = shutdown_timeout(object);
     let epoch = agent.epochs.get(&object.spec.server.uid);
-    let no_room = if domain.is_none() && !contents.disk {
-        no_room(object, agent)
-    } else {
-        None
-    };
+    let preempted = says(object, Reason::Preempted);
+    let returns = preempted && !object.spec.preempted;
+    let is_new = domain.is_none() && !contents.disk;
+    let no_room = (returns || is_new)
+        .then(|| no_room(object, agent))
+        .flatten();
     let topology = match (&object.spec.topology, &domain, &no_room) {
         (Some(wanted), None, None) if !finalize::is_deleting(object) && !is_old(object, epoch) => {
             Some(choose(object, id, wanted, agent).await?)
@@ -92,7 +94,7 @@ pub async fn observe(object: &Instance, id: Uuid, agent: &Agent) -> Result<Obser
         .shutdown_asked
         .is_some_and(|at| at.elapsed().unwrap_or_default() < timeout + ANSWER);
     let plan = agent.runtime(id, |runtime| {
-        if state == Some(State::Running) && object.spec.run_state == RunState::Running {
+        if state == Some(State::Running) && object.spec.run_state_in_force() == RunState::Running {
             runtime.shutdown = None;
             if runtime.started.is_some_and(|at| now - at > SETTLED) {
                 runtime.crashes = 0;
@@ -100,7 +102,7 @@ pub async fn observe(object: &Instance, id: Uuid, agent: &Agent) -> Result<Obser
         }
         let died = matches!(state, Some(State::Off | State::Crashed | State::ShutDown));
         if died
-            && object.spec.run_state == RunState::Running
+            && object.spec.run_state_in_force() == RunState::Running
             && let Some(started) = runtime.started.take()
         {
             // Asked off, or lived long enough: not a crash in quick succession.
@@ -118,6 +120,7 @@ pub async fn observe(object: &Instance, id: Uuid, agent: &Agent) -> Result<Obser
             highest_epoch: epoch.map(|record| record.epoch),
             epoch_closed: epoch.is_some_and(|record| record.closed.is_some()),
             no_room,
+            preempted,
             domain: domain.as_ref().map(seen_domain),
             directory: match (&contents.marks, contents.directory) {
                 (Some(marks), _) => Some(mark_from(&marks.owner, marks.epoch)),
@@ -198,19 +201,33 @@ pub(super) fn others_before(
         .map(|(instance, _)| instance)
 }
 
+/// Whether this is why it is not Ready, as was said of it last.
+fn says(object: &Instance, reason: Reason) -> bool {
+    let said = object.status.as_ref().map(|s| s.conditions.as_slice());
+    let ready = conditions::find(said.unwrap_or_default(), ConditionType::Ready);
+    ready.is_some_and(|ready| ready.reason == reason.as_str())
+}
+
 fn candidate(object: &Instance, agent: &Agent) -> Candidate {
     let status = object.status.as_ref();
-    let ready = conditions::find(status.map_or(&[], |s| &s.conditions), ConditionType::Ready);
     let id = object.spec.instance_id.parse();
+    let claim = if object.spec.preempted && says(object, Reason::Preempted) {
+        Claim {
+            disk_gib: object.spec.claim.disk_gib,
+            ..Claim::default()
+        }
+    } else {
+        object.spec.claim
+    };
     Candidate {
         rank: (
             object.metadata.creation_timestamp.clone(),
             object.name_any(),
         ),
-        claim: object.spec.claim,
+        claim,
         taken: status.is_some_and(|s| s.realized == Some(true))
             || id.is_ok_and(|id| agent.runtime(id, |runtime| runtime.realized)),
-        refused: ready.is_some_and(|ready| ready.reason == Reason::HostRefused.as_str()),
+        refused: says(object, Reason::HostRefused),
     }
 }
 

@@ -26,6 +26,8 @@ pub struct Seen {
     pub epoch_closed: bool,
     /// Why the host has no room for it, with figures; `None` when it has, or nobody can tell.
     pub no_room: Option<String>,
+    /// The status said last that it was stopped for a Server of higher priority.
+    pub preempted: bool,
     /// The domain with the Instance's id.
     pub domain: Option<SeenDomain>,
     /// The marks on the Instance's directory, when it exists.
@@ -194,6 +196,8 @@ pub enum Standing {
     Foreign,
     /// The host has no room for it, with the figures; nothing of it was made here.
     NoRoom(String),
+    /// It was stopped for another Server, and its room is not there yet; with the figures.
+    AwaitingRoom(String),
     /// It ran here before, and its disk is gone: nothing is made up in its place.
     DiskMissing,
     /// Being removed.
@@ -324,7 +328,7 @@ fn remove(seen: &Seen) -> Plan {
 
 fn realise(spec: &InstanceSpec, seen: &Seen, steps: &mut Vec<Step>) -> Standing {
     let state = seen.domain.as_ref().map(|domain| domain.state);
-    match (spec.run_state, state) {
+    match (spec.run_state_in_force(), state) {
         (RunState::Running, Some(DomainState::Running)) => Standing::AsAsked,
         (RunState::Running, Some(DomainState::Paused)) => resume(seen, steps),
         // Asked to stop and then to run again before it was off: let it finish first.
@@ -339,6 +343,12 @@ fn realise(spec: &InstanceSpec, seen: &Seen, steps: &mut Vec<Step>) -> Standing 
             }
             if !seen.disk {
                 return Standing::DiskMissing;
+            }
+            // What has run here has its room, but for one whose room was given to another.
+            if seen.preempted
+                && let Some(why) = &seen.no_room
+            {
+                return Standing::AwaitingRoom(why.clone());
             }
             start(seen, steps)
         }
@@ -401,7 +411,7 @@ fn make(spec: &InstanceSpec, seen: &Seen, steps: &mut Vec<Step>) -> Standing {
         steps.push(Step::WriteConfigDrive);
     }
     steps.push(Step::Define);
-    match spec.run_state {
+    match spec.run_state_in_force() {
         RunState::Stopped => Standing::AsAsked,
         RunState::Running if stays_off(spec, seen, DomainState::Off) => Standing::GuestShutdown,
         RunState::Running => start(seen, steps),

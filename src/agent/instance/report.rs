@@ -47,10 +47,17 @@ fn words(
         stalled,
     };
     match standing {
-        Standing::AsAsked => match object.spec.run_state {
-            RunState::Running => say(Some(true), Reason::Active, "running".into(), false),
-            RunState::Stopped => say(Some(true), Reason::Stopped, "stopped as asked".into(), false),
-        },
+        Standing::AsAsked if object.spec.preempted => preempted(
+            "stopped: a Server of higher priority has its processors and memory".into(),
+        ),
+        Standing::AwaitingRoom(why) => preempted(format!(
+            "stopped for a Server of higher priority, and Host {} has no room for it again yet: {why}",
+            object.spec.host
+        )),
+        Standing::AsAsked if object.spec.run_state == RunState::Running => {
+            say(Some(true), Reason::Active, "running".into(), false)
+        }
+        Standing::AsAsked => say(Some(true), Reason::Stopped, "stopped as asked".into(), false),
         Standing::Fetching => {
             let message = match download {
                 Some(DownloadWords::Progress(text)) => text.clone(),
@@ -59,12 +66,10 @@ fn words(
             say(Some(false), Reason::Downloading, message, false)
         }
         Standing::ImageFailed => image_failed(object, download),
-        Standing::AwaitingDigest => say(
-            Some(false),
-            Reason::Building,
-            "image fetched; waiting for its digest to be confirmed for all hosts".into(),
-            false,
-        ),
+        Standing::AwaitingDigest => {
+            let message = "image fetched; waiting for its digest to be confirmed for all hosts";
+            say(Some(false), Reason::Building, message.into(), false)
+        }
         Standing::WrongDigest(found) => say(
             Some(false),
             Reason::DigestMismatch,
@@ -75,27 +80,21 @@ fn words(
             true,
         ),
         Standing::Building => say(Some(false), Reason::Building, "being built".into(), false),
-        Standing::AwaitingPorts => say(
-            Some(false),
-            Reason::Building,
-            "built and paused; waiting for OVN to install the ports' flows".into(),
-            false,
-        ),
+        Standing::AwaitingPorts => {
+            let message = "built and paused; waiting for OVN to install the ports' flows";
+            say(Some(false), Reason::Building, message.into(), false)
+        }
         Standing::PortsOverdue => say(
             Some(false),
             Reason::NetworkNotReady,
             "built and paused: OVN has not installed the ports' flows in time; see the Host's NetworkAvailable condition and ovn-controller's log".into(),
             false,
         ),
-        Standing::Stopping => say(
-            Some(false),
-            Reason::Stopping,
-            format!(
-                "asked to shut down; its power is cut after {} s",
-                object.spec.shutdown_timeout_seconds
-            ),
-            false,
-        ),
+        Standing::Stopping => {
+            let seconds = object.spec.shutdown_timeout_seconds;
+            let message = format!("asked to shut down; its power is cut after {seconds} s");
+            say(Some(false), Reason::Stopping, message, false)
+        }
         Standing::GuestShutdown => say(
             Some(false),
             Reason::GuestShutdown,
@@ -163,6 +162,15 @@ fn image_failed(object: &Instance, download: Option<&DownloadWords>) -> Words {
         reason,
         message,
         stalled,
+    }
+}
+
+fn preempted(message: String) -> Words {
+    Words {
+        ready: Some(false),
+        reason: Reason::Preempted,
+        message,
+        stalled: false,
     }
 }
 
@@ -289,13 +297,13 @@ pub async fn report(
         )
     });
     let next = match standing {
-        Standing::AsAsked if object.spec.run_state == RunState::Running => {
+        Standing::AsAsked if object.spec.run_state_in_force() == RunState::Running => {
             Some(super::super::RESYNC)
         }
         Standing::Fetching => Some(Duration::from_secs(1)),
         Standing::AwaitingPorts | Standing::Stopping => Some(Duration::from_millis(500)),
         Standing::PortsOverdue => Some(Duration::from_secs(5)),
-        Standing::NoRoom(_) => Some(Duration::from_secs(10)),
+        Standing::NoRoom(_) | Standing::AwaitingRoom(_) => Some(Duration::from_secs(10)),
         Standing::Building | Standing::StartRefused | Standing::CrashLoop => Some(
             not_before
                 .map_or(Duration::from_secs(1), |at| {

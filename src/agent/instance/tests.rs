@@ -251,6 +251,34 @@ fn stopping_on_request_is_no_shutdown_of_the_guests_own() {
 }
 
 #[test]
+fn one_that_gives_way_stops_keeps_its_disk_and_starts_only_into_room() {
+    let mut seen = running(own());
+    let mut spec = spec(RunState::Running);
+    spec.preempted = true;
+    let stopping = plan(&spec, &own(), &seen);
+    assert_eq!(stopping.steps, [Step::ShutDown]);
+    assert_eq!(
+        settle(&spec, &own(), &mut seen).standing,
+        Standing::AsAsked,
+        "off and all there"
+    );
+    assert!(seen.disk && seen.domain.is_some());
+    spec.preempted = false;
+    seen.preempted = true;
+    seen.no_room = Some("it needs 512 MiB".into());
+    assert_eq!(
+        plan(&spec, &own(), &seen),
+        Plan::nothing(Standing::AwaitingRoom("it needs 512 MiB".into()))
+    );
+    seen.no_room = None;
+    assert_eq!(plan(&spec, &own(), &seen).steps, [Step::StartPaused]);
+    // Who never gave way is started whatever the figures say now.
+    seen.preempted = false;
+    seen.no_room = Some("it needs 512 MiB".into());
+    assert_eq!(plan(&spec, &own(), &seen).steps, [Step::StartPaused]);
+}
+
+#[test]
 fn a_guest_that_does_not_stop_loses_its_power() {
     let mut seen = running(own());
     seen.shutdown = Some(Shutdown::Waiting);

@@ -70,6 +70,8 @@ pub fn status(server: &Server, seen: &Seen, plan: &Plan, now: Timestamp) -> Serv
         // The scheduler's.
         placement: None,
         refusals: Vec::new(),
+        nomination: None,
+        preemption: None,
         instance: instance.map(ResourceExt::name_any),
         power_state: if seen.host_lost.is_some() {
             Some(PowerState::Unknown)
@@ -188,26 +190,38 @@ fn mirrored(server: &Server, instance: &Instance) -> (Observation, Observation, 
         .unwrap_or_else(|| Observation::no(Ready, Reason::Building, "being built"));
     let stalled = of(Stalled).unwrap_or_else(|| Observation::no(Stalled, ready.reason, ""));
     // What the host says of an older wish is no answer to the present one.
-    let asked = match server.spec.run_state {
-        RunState::Running => Reason::Active,
-        RunState::Stopped => Reason::Stopped,
+    let preempted = server
+        .status
+        .as_ref()
+        .is_some_and(|s| s.preemption.is_some());
+    let (asked, reason, message) = match server.spec.run_state {
+        RunState::Running if !preempted => (Reason::Active, Reason::Starting, "being started"),
+        _ => (Reason::Stopped, Reason::Stopping, "being stopped"),
     };
-    if ready.status == Some(true) && ready.reason != asked {
-        let (reason, message) = match server.spec.run_state {
-            RunState::Running => (Reason::Starting, "being started"),
-            RunState::Stopped => (Reason::Stopping, "being stopped"),
-        };
+    if ready.status == Some(true) && (preempted || ready.reason != asked) {
         ready = Observation::no(Ready, reason, message);
+    }
+    // The scheduler knows for whom.
+    if preempted && ready.reason == Reason::Preempted {
+        ready.message = scheduled(server).unwrap_or(ready.message);
     }
     let phase = match (ready.status, ready.reason) {
         (Some(true), Reason::Active) => "Active",
         (Some(true), _) | (_, Reason::GuestShutdown) => "Stopped",
         (_, Reason::Stopping) => "Stopping",
+        (_, Reason::Preempted) => "Preempted",
         (None, _) => "Unknown",
         _ if stalled.status == Some(true) => "Error",
         _ => "Building",
     };
     (ready, stalled, phase)
+}
+
+/// What the scheduler says of the Server's place.
+fn scheduled(server: &Server) -> Option<String> {
+    let said = server.status.as_ref().map(|s| s.conditions.as_slice());
+    let said = conditions::find(said.unwrap_or_default(), ConditionType::Scheduled);
+    said.map(|c| c.message.clone())
 }
 
 /// The reason behind a word, as our own conditions spell it.

@@ -17,7 +17,7 @@ use super::plan::{NicSeen, Plan, Seen, Standing, Step, UserData, plan};
 use super::status::status;
 use crate::api::instance::OnDeletion;
 use crate::api::names::{AGENT_FINALIZER, MANAGER_FINALIZER, SERVER_UID_LABEL};
-use crate::api::{Image, Instance, Network, Port, Reason, Server};
+use crate::api::{ConditionType, Image, Instance, Network, Port, Reason, Server, conditions};
 use crate::model::ClusterId;
 
 const UID: &str = "11111111-1111-4111-8111-111111111111";
@@ -406,6 +406,63 @@ fn a_lost_host_makes_ready_unknown_and_moves_nothing() {
     assert_eq!(said.phase.as_deref(), Some("Unknown"));
     assert_eq!(said.conditions[0].status, "Unknown");
     assert_eq!(said.conditions[0].reason, "HostUnreachable");
+}
+
+#[test]
+fn a_server_that_gives_way_is_stopped_without_a_change_of_its_spec_and_says_for_whom() {
+    let (mut server, mut seen) = built();
+    let status_of = server.status.get_or_insert_default();
+    status_of.preemption = Some(crate::api::server::Preemption {
+        priority: 10,
+        ..Default::default()
+    });
+    status_of.conditions = serde_json::from_value(json!([{"type": "Scheduled", "status": "True",
+        "reason": "Preempted", "message": "for one of priority 10", "lastTransitionTime":
+        "2026-01-01T00:00:00Z"}]))
+    .unwrap();
+    settle(&mut server, &mut seen);
+    let spec = seen.instances[0].spec.clone();
+    assert!(spec.preempted);
+    assert_eq!(spec.run_state, server.spec.run_state);
+    let say = |seen: &Seen, reason: &str, ready: &str, server: &Server| {
+        let mut seen = seen.clone();
+        seen.instances[0].status = serde_json::from_value(json!({"conditions": [{"type": "Ready",
+            "status": ready, "reason": reason, "message": "the host's", "lastTransitionTime":
+            "2026-01-01T00:00:00Z"}]}))
+        .unwrap();
+        let plan = plan(server, &seen);
+        let said = status(
+            server,
+            &seen,
+            &plan,
+            k8s_openapi::jiff::Timestamp::UNIX_EPOCH,
+        );
+        let ready = conditions::find(&said.conditions, ConditionType::Ready).unwrap();
+        (
+            said.phase.unwrap(),
+            ready.reason.clone(),
+            ready.message.clone(),
+        )
+    };
+    let is = |(phase, reason, _): (String, String, String)| (phase, reason);
+    let expect = |phase: &str, reason: &str| (phase.to_owned(), reason.to_owned());
+    // What the host said before it was asked is not what it says of this.
+    assert_eq!(
+        is(say(&seen, "Active", "True", &server)),
+        expect("Stopping", "Stopping")
+    );
+    assert_eq!(
+        is(say(&seen, "Stopped", "True", &server)),
+        expect("Stopping", "Stopping")
+    );
+    let said = say(&seen, "Preempted", "False", &server);
+    assert_eq!(said.2, "for one of priority 10");
+    assert_eq!(is(said), expect("Preempted", "Preempted"));
+    server.status.as_mut().unwrap().preemption = None;
+    settle(&mut server, &mut seen);
+    assert!(!seen.instances[0].spec.preempted);
+    // Its room is not there after all: the host's own words.
+    assert_eq!(say(&seen, "Preempted", "False", &server).2, "the host's");
 }
 
 proptest! {

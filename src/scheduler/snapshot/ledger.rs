@@ -15,6 +15,7 @@ pub(super) struct Entry {
     spread: u32,
     cells: [u8; 4],
     busy: bool,
+    off: bool,
 }
 
 /// A Server's number: its uid, or a hash of what is not one.
@@ -77,6 +78,7 @@ impl Snapshot {
             spread,
             cells: holding.cells,
             busy: holding.busy,
+            off: holding.off,
         };
         let before = self.entries.insert(number(server), entry);
         if let Some(before) = before {
@@ -116,7 +118,7 @@ impl Snapshot {
         let slot = entry.host as usize;
         let one = if sign > 0 { 1 } else { -1 };
         let c = &mut self.columns;
-        c.servers[slot] += one;
+        c.servers[slot] += if entry.off { 0 } else { one };
         c.busy[slot] += if entry.busy { one } else { 0 };
         if let Some(shape) = self.shapes.get(entry.shape) {
             for (used, part) in c.used[slot].iter_mut().zip(parts(shape.claim)) {

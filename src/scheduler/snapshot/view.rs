@@ -79,7 +79,13 @@ impl<'a> Host<'a> {
         i64::from(self.snapshot.size(self.slot).limit[part])
     }
 
-    /// Number of Servers on it.
+    /// QEMU's own memory for each guest, in MiB.
+    #[must_use]
+    pub fn overhead(self) -> i64 {
+        i64::from(self.snapshot.size(self.slot).overhead)
+    }
+
+    /// Number of Servers on it, without those that are off for others.
     #[must_use]
     pub fn servers(self) -> i64 {
         i64::from(self.snapshot.columns.servers[self.slot])

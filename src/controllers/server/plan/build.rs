@@ -77,6 +77,7 @@ pub(super) fn instance(
         guest_data: Some(name.clone()),
         config_drive: server.spec.config_drive,
         run_state: server.spec.run_state,
+        preempted: is_preempted(server),
         on_guest_shutdown: server.spec.on_guest_shutdown,
         shutdown_timeout_seconds: server.spec.shutdown_timeout_seconds,
         on_deletion: OnDeletion::Release,
@@ -115,6 +116,12 @@ fn topology(seen: &Seen, image: &Image, placement: &Placement) -> Option<GuestTo
     // What cannot be read is not placed at all.
     let wishes = NumaWishes::read(placement.claim, &flavor, &image.spec.properties).ok()??;
     wishes.on(&placement.numa_nodes)
+}
+
+/// Whether the scheduler has given its processors and memory to another.
+pub(super) fn is_preempted(server: &Server) -> bool {
+    let status = server.status.as_ref();
+    status.is_some_and(|s| s.preemption.is_some())
 }
 
 fn built_from(server: &Server) -> String {

@@ -3,7 +3,7 @@
 use kube::ResourceExt;
 
 use super::super::guest;
-use super::build::BUILT_FROM;
+use super::build::{BUILT_FROM, is_preempted};
 use super::ports::port;
 use super::{NicSeen, Seen};
 use crate::api::common::Claim;
@@ -25,6 +25,7 @@ pub(super) fn changed_instance(
     let mut wanted = instance.clone();
     let spec = &mut wanted.spec;
     spec.run_state = server.spec.run_state;
+    spec.preempted = is_preempted(server);
     spec.on_guest_shutdown = server.spec.on_guest_shutdown;
     spec.shutdown_timeout_seconds = server.spec.shutdown_timeout_seconds;
     // It stays, also if it was to go as refused and its host took it on after all.
