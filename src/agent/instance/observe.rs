@@ -64,9 +64,8 @@ pub async fn observe(object: &Instance, id: Uuid, agent: &Agent) -> Result<Obser
     let domain = agent.hypervisor.domain(id).await?;
     let contents = agent.disks.look(id);
     let status = object.status.as_ref();
-    let rebooted = status
-        .and_then(|s| s.host_boot_id.as_ref())
-        .is_some_and(|boot_id| *boot_id != agent.boot_id);
+    let boot = status.and_then(|s| s.host_boot_id.as_ref());
+    let rebooted = boot.is_some_and(|boot_id| *boot_id != agent.boot_id);
     let (image, imported) = find_image(object, agent);
     let nics = object.spec.nics.iter();
     let ports: Vec<_> = nics.map(|nic| nic.port_id.clone()).collect();
@@ -77,9 +76,8 @@ pub async fn observe(object: &Instance, id: Uuid, agent: &Agent) -> Result<Obser
     let preempted = says(object, Reason::Preempted);
     let returns = preempted && !object.spec.preempted;
     let is_new = domain.is_none() && !contents.disk;
-    let no_room = (returns || is_new)
-        .then(|| no_room(object, agent))
-        .flatten();
+    let asks = returns || is_new;
+    let no_room = asks.then(|| no_room(object, agent)).flatten();
     let topology = match (&object.spec.topology, &domain, &no_room) {
         (Some(wanted), None, None) if !finalize::is_deleting(object) && !is_old(object, epoch) => {
             Some(choose(object, id, wanted, agent).await?)
