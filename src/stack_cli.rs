@@ -213,8 +213,8 @@ impl Source {
         gather(&folder, &template, &mut files, 0);
         gather(&folder, &registry, &mut files, 0);
         Ok(Input {
-            template,
-            files,
+            template: template.into(),
+            files: files.into(),
             environment,
             identity: Identity {
                 name: self.stack_name.clone(),

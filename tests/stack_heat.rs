@@ -89,6 +89,14 @@ fn short(value: &Value) -> String {
     value.to_string().chars().take(200).collect()
 }
 
+/// Whether the list says that the case does not tell what its result comes from.
+fn not_told(name: &str) -> bool {
+    let (_, functions) = DIFFERENCES.split_once("## Functions").unwrap_or_default();
+    let functions = functions.split("\n## ").next().unwrap_or_default();
+    let mut entries = functions.split("\n- ").skip(1);
+    entries.any(|entry| entry.contains("(not told)") && entry.contains(&format!("`{name}`")))
+}
+
 #[test]
 fn functions_give_what_heat_gives() {
     let Some(cases) = cases_of("unit.jsonl") else {
@@ -107,7 +115,7 @@ fn functions_give_what_heat_gives() {
             .and_then(|map| map.keys().next());
         let name = case["test"].as_str().unwrap();
         // What a case does not tell cannot be found out: such cases do not count.
-        if !fine && DIFFERENCES.contains(&format!("- `{name}` (not told)")) {
+        if !fine && not_told(name) {
             println!("not told: {name}");
             continue;
         }
@@ -320,13 +328,13 @@ fn simulate(tree: &Tree, path: &str, made: &mut Vec<(String, String)>, gone: &mu
         let inner = format!("{path}/{name}");
         match tree.nested.get(name) {
             Some(nested) => simulate(nested, &inner, made, &mut Vec::new()),
-            None => made.push((inner, want.kind.clone())),
+            None => made.push((inner, want.kind.to_owned())),
         }
         existing.insert(
             step.key.clone(),
             Existing {
-                kind: want.kind.clone(),
-                properties: want.properties.clone(),
+                kind: want.kind.to_owned(),
+                properties: want.properties.clone().into_owned(),
                 requires: step.requires.clone(),
                 complete: true,
                 retain: tree.stack.resources[name].deletion_policy == "Retain",

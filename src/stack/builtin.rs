@@ -81,7 +81,7 @@ mod tests {
             "AWS::ElasticLoadBalancing::LoadBalancer",
         ] {
             let input = render::Input {
-                template: yaml::parse(template(kind).unwrap()).unwrap(),
+                template: yaml::parse(template(kind).unwrap()).unwrap().into(),
                 ..render::Input::default()
             };
             assert!(expand::expand(&input).unwrap().resources().len() >= 4);

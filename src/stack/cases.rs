@@ -1,10 +1,11 @@
 //! Cases as JSON, one result each: how the engine is compared with Heat's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use serde_json::{Map, Value, json};
 
 use super::environment::Environment;
+use super::files::Files;
 use super::functions::{Known, Scope};
 use super::parameters::Identity;
 use super::render::{self, Input};
@@ -56,8 +57,8 @@ pub fn input(case: &Value) -> Result<Input> {
             .map_err(|error| error.below("environment"))?;
     }
     Ok(Input {
-        template: case.get("template").cloned().unwrap_or_default(),
-        files: texts(case.get("files")),
+        template: case.get("template").cloned().unwrap_or_default().into(),
+        files: files(case.get("files")),
         environment,
         identity,
         resources: known(case.get("resources")),
@@ -66,8 +67,7 @@ pub fn input(case: &Value) -> Result<Input> {
 }
 
 /// Files by name; what is not text is written as JSON.
-#[must_use]
-pub fn texts(value: Option<&Value>) -> BTreeMap<String, String> {
+fn files(value: Option<&Value>) -> Files {
     let entries = value.and_then(Value::as_object).into_iter().flatten();
     entries
         .map(|(name, text)| {
@@ -114,11 +114,12 @@ fn evaluate(case: &Value) -> Result<Value> {
         text("version").unwrap_or_default(),
     )?;
     let resources = lookups(case.get("lookups"));
-    let scope = Scope {
+    let mut scope = Scope {
         version,
         parameters: &map(case.get("parameters")),
         resources: &resources,
-        files: &texts(case.get("files")),
+        existing: None,
+        files: &files(case.get("files")),
         mappings: &map(case.get("Mappings")),
         conditions: &map(case.get("conditions")),
         facade: &map(case.get("facade")),
@@ -128,11 +129,17 @@ fn evaluate(case: &Value) -> Result<Value> {
         .get("snippet")
         .ok_or_else(|| Error::new("a case needs a `snippet`"))?;
     if text("kind") == Some("condition") {
-        scope.condition_value(snippet)
-    } else {
-        scope.references(snippet)?;
-        scope.evaluate(snippet)
+        return scope.condition_value(snippet);
     }
+    let found = scope.references(snippet)?;
+    let mut existing: HashSet<&str> = resources.keys().map(String::as_str).collect();
+    if text("stage") == Some("resolve") {
+        // Heat got past the check that what is named is there; where it then asked a
+        // resource for nothing, the resource was not made yet.
+        existing.extend(found.attributes.iter().map(|(name, _)| name.as_str()));
+    }
+    scope.existing = Some(&existing);
+    scope.evaluate(snippet)
 }
 
 /// What `[method, resource, arguments, result]` tells of each resource.
@@ -198,6 +205,16 @@ mod tests {
         assert_eq!(result["resources"]["v"]["properties"]["value"], "s");
         assert_eq!(result["outputs"]["o"]["value"], "x");
         assert_eq!(result["order"], json!(["v"]));
+    }
+
+    #[test]
+    fn an_attribute_that_heat_did_not_ask_for_is_not_known_yet() {
+        let case = |stage: &str| {
+            json!({"version_key": "heat_template_version", "version": "2014-10-16", "stage": stage,
+                "snippet": {"list_join": [",", {"get_attr": ["group", "name"]}]}})
+        };
+        assert_eq!(function(&case("resolve")), json!({"result": ""}));
+        assert!(function(&case("validate")).get("error").is_some());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::environment::Environment;
 use super::render::{self, Input, Rendered, Stack, Stop};
-use super::template::MAX_RESOURCES;
+use super::template::{MAX_RESOURCES, Source};
 use super::{Error, Result, yaml};
 
 /// How deep stacks may nest; Heat's `max_nested_stack_depth`.
@@ -106,7 +106,7 @@ pub(super) fn inner(
     }
     let properties = resource.typed.clone()?;
     let get = |key: &str| properties.get(key);
-    let child = |template: Value, parameters: Map<String, Value>| {
+    let child = |template: Source, parameters: Map<String, Value>| {
         let mut identity = input.identity.clone();
         identity.name = format!("{}-{name}", identity.name);
         Input {
@@ -114,7 +114,9 @@ pub(super) fn inner(
             files: input.files.clone(),
             environment: Environment {
                 parameters,
-                ..input.environment.clone()
+                parameter_defaults: input.environment.parameter_defaults.clone(),
+                registry: input.environment.registry.clone(),
+                notes: Vec::new(),
             },
             identity,
             resources: BTreeMap::new(),
@@ -123,11 +125,11 @@ pub(super) fn inner(
         }
     };
     if render::is_template_name(&resource.resolved) {
-        let template = file(input, &resource.resolved)?;
+        let template = input.files.template(&resource.resolved)?;
         return Ok(Some(child(template, properties)));
     }
     if let Some(text) = super::builtin::template(&resource.resolved) {
-        return Ok(Some(child(yaml::parse(text)?, Map::new())));
+        return Ok(Some(child(yaml::parse(text)?.into(), Map::new())));
     }
     let made = match resource.resolved.as_str() {
         "OS::Heat::ResourceGroup" => group(&properties)?,
@@ -152,7 +154,7 @@ pub(super) fn inner(
             let template = yaml::parse(text).map_err(|error| error.below("template"))?;
             let parameters = get("parameters").and_then(Value::as_object);
             return Ok(Some(child(
-                template,
+                template.into(),
                 parameters.cloned().unwrap_or_default(),
             )));
         }
@@ -160,7 +162,8 @@ pub(super) fn inner(
             let url = get("TemplateURL")
                 .and_then(Value::as_str)
                 .unwrap_or_default();
-            let template = file(input, url).map_err(|error| error.below("TemplateURL"))?;
+            let template = input.files.template(url);
+            let template = template.map_err(|error| error.below("TemplateURL"))?;
             let parameters = get("Parameters").and_then(Value::as_object);
             return Ok(Some(child(
                 template,
@@ -169,7 +172,7 @@ pub(super) fn inner(
         }
         _ => return Ok(None),
     };
-    Ok(Some(child(made, Map::new())))
+    Ok(Some(child(made.into(), Map::new())))
 }
 
 /// Whether a resource holds a stack of its own.
@@ -189,17 +192,9 @@ fn facade(resource: &Rendered) -> Map<String, Value> {
     facade.insert("update_policy".into(), value(&resource.update_policy));
     facade.insert(
         "deletion_policy".into(),
-        Value::from(resource.deletion_policy.clone()),
+        Value::from(resource.deletion_policy),
     );
     facade
-}
-
-fn file(input: &Input, name: &str) -> Result<Value> {
-    let text = input
-        .files
-        .get(name)
-        .ok_or_else(|| Error::new(format!("the template `{name}` is not among the files")))?;
-    yaml::parse(text).map_err(|error| error.below(name))
 }
 
 fn count(value: Option<&Value>) -> Result<usize> {

@@ -1,6 +1,7 @@
 //! What depends on what: named by the template, or known of the types.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
 
 use serde_json::Value;
 
@@ -14,48 +15,113 @@ pub struct Graph {
     pub requires: BTreeMap<String, BTreeSet<String>>,
 }
 
+/// A graph by number, which is the order of names: large stacks ask often.
+pub(super) struct Numbered<'g> {
+    graph: &'g Graph,
+    /// Name by number.
+    pub names: Vec<&'g String>,
+    numbers: HashMap<&'g str, usize>,
+    /// Where the requirements of each begin in `required`, and where the last ones end.
+    starts: Vec<usize>,
+    required: Vec<usize>,
+}
+
+impl Numbered<'_> {
+    /// The number of `name`.
+    pub fn number(&self, name: &str) -> Option<usize> {
+        self.numbers.get(name).copied()
+    }
+
+    /// What `at` requires, in the order of names; only what is in the graph.
+    pub fn requires(&self, at: usize) -> &[usize] {
+        &self.required[self.starts[at]..self.starts[at + 1]]
+    }
+
+    /// One order in which everything comes after what it requires; the first of
+    /// the names that may come is the next.
+    ///
+    /// # Errors
+    /// When there is a cycle; the message is its path.
+    pub fn order(&self) -> Result<Vec<usize>> {
+        let count = self.names.len();
+        let mut waits: Vec<usize> = (0..count).map(|at| self.requires(at).len()).collect();
+        // Turned round, in the same shape: who waits for each.
+        let mut ends = vec![0; count + 1];
+        for &required in &self.required {
+            ends[required] += 1;
+        }
+        let mut end = 0;
+        for count in &mut ends {
+            end += *count;
+            *count = end;
+        }
+        let mut dependents = vec![0; self.required.len()];
+        for at in 0..count {
+            for &required in self.requires(at) {
+                ends[required] -= 1;
+                dependents[ends[required]] = at;
+            }
+        }
+        let ready = (0..count).filter(|at| waits[*at] == 0).map(Reverse);
+        let mut ready: BinaryHeap<Reverse<usize>> = ready.collect();
+        let mut order = Vec::with_capacity(count);
+        while let Some(Reverse(at)) = ready.pop() {
+            order.push(at);
+            for &dependent in &dependents[ends[at]..ends[at + 1]] {
+                waits[dependent] -= 1;
+                if waits[dependent] == 0 {
+                    ready.push(Reverse(dependent));
+                }
+            }
+        }
+        if order.len() == count {
+            return Ok(order);
+        }
+        let waits: BTreeMap<&str, usize> = (self.names.iter().zip(waits))
+            .map(|(name, count)| (name.as_str(), count))
+            .collect();
+        Err(Error::at(
+            "resources",
+            format!(
+                "circular dependency: {}",
+                self.graph.cycle(&waits).join(" → ")
+            ),
+        ))
+    }
+}
+
 impl Graph {
+    /// The graph by number.
+    pub(super) fn numbered(&self) -> Numbered<'_> {
+        let names: Vec<&String> = self.requires.keys().collect();
+        let numbers: HashMap<&str, usize> = (names.iter().enumerate())
+            .map(|(at, name)| (name.as_str(), at))
+            .collect();
+        let mut starts = Vec::with_capacity(names.len() + 1);
+        let mut required = Vec::new();
+        starts.push(0);
+        for requires in self.requires.values() {
+            let known = requires.iter().filter_map(|r| numbers.get(r.as_str()));
+            required.extend(known);
+            starts.push(required.len());
+        }
+        Numbered {
+            graph: self,
+            names,
+            numbers,
+            starts,
+            required,
+        }
+    }
+
     /// One order in which everything comes after what it requires.
     ///
     /// # Errors
     /// When there is a cycle; the message is its path.
     pub fn order(&self) -> Result<Vec<String>> {
-        // By number, which is the order of names: large stacks ask often.
-        let names: Vec<&String> = self.requires.keys().collect();
-        let number: HashMap<&str, usize> = (names.iter().enumerate())
-            .map(|(at, name)| (name.as_str(), at))
-            .collect();
-        let mut waits = vec![0usize; names.len()];
-        let mut dependents: Vec<Vec<usize>> = vec![Vec::new(); names.len()];
-        for (at, requires) in self.requires.values().enumerate() {
-            for required in requires {
-                if let Some(&required) = number.get(required.as_str()) {
-                    waits[at] += 1;
-                    dependents[required].push(at);
-                }
-            }
-        }
-        let mut ready: BTreeSet<usize> = (0..names.len()).filter(|at| waits[*at] == 0).collect();
-        let mut order = Vec::with_capacity(names.len());
-        while let Some(at) = ready.pop_first() {
-            order.push(names[at].clone());
-            for &dependent in &dependents[at] {
-                waits[dependent] -= 1;
-                if waits[dependent] == 0 {
-                    ready.insert(dependent);
-                }
-            }
-        }
-        if order.len() == names.len() {
-            return Ok(order);
-        }
-        let waits: BTreeMap<&str, usize> = (names.iter().zip(waits))
-            .map(|(name, count)| (name.as_str(), count))
-            .collect();
-        Err(Error::at(
-            "resources",
-            format!("circular dependency: {}", self.cycle(&waits).join(" → ")),
-        ))
+        let numbered = self.numbered();
+        let order = numbered.order()?.into_iter();
+        Ok(order.map(|at| numbered.names[at].clone()).collect())
     }
 
     /// Walks along unmet requirements until a name comes again.
@@ -262,7 +328,7 @@ mod tests {
 
     fn build(text: &str) -> Result<Graph> {
         let input = super::super::render::Input {
-            template: super::super::yaml::parse(text).unwrap(),
+            template: super::super::yaml::parse(text).unwrap().into(),
             ..Default::default()
         };
         let stack = super::super::render::stack(&input).map_err(|stop| stop.error)?;

@@ -8,6 +8,7 @@
 //! | [`version`] | template versions and the functions each one has |
 //! | [`template`] | sections of HOT and CloudFormation templates, made alike |
 //! | [`parameters`] | parameter schemas, constraints, values, what is hidden |
+//! | [`files`] | what comes with a template, read once |
 //! | [`functions`] | the intrinsic functions and conditions |
 //! | [`environment`] | environments and how several merge |
 //! | [`graph`] | what depends on what, order, cycles |
@@ -28,9 +29,12 @@ pub mod cases;
 pub mod constraint;
 pub mod environment;
 pub mod expand;
+pub mod files;
 pub mod functions;
 pub mod graph;
 pub mod hide;
+// What builds the engine alone, to fuzz it, has no kinds to make.
+#[cfg(not(fuzzing))]
 pub mod kinds;
 pub mod parameters;
 pub mod plan;

@@ -5,13 +5,14 @@
 //! rollback). A replacement creates first and deletes after. What an
 //! interrupted plan left behind is just something that exists.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value};
 
-use super::graph::Graph;
+use super::graph::{Graph, Numbered};
 use super::registry;
-use super::render::{Rendered, Stack, is_template_name};
+use super::render::{Stack, is_template_name};
 use super::{Error, Result};
 
 /// How a type takes a change of a property.
@@ -27,13 +28,13 @@ pub enum Change {
 
 /// A resource as the template wants it.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Wanted {
+pub struct Wanted<'a> {
     /// Its type.
-    pub kind: String,
+    pub kind: &'a str,
     /// Properties, references to other resources not yet filled in.
-    pub properties: Map<String, Value>,
+    pub properties: Cow<'a, Map<String, Value>>,
     /// By property: the resources it refers to.
-    pub references: BTreeMap<String, BTreeSet<String>>,
+    pub references: &'a BTreeMap<String, BTreeSet<String>>,
 }
 
 /// One incarnation of a resource; a replacement has the next number.
@@ -94,23 +95,21 @@ pub struct Plan {
 
 /// What a rendered stack wants, as a plan takes it.
 #[must_use]
-pub fn wanted(stack: &Stack) -> BTreeMap<String, Wanted> {
-    let one = |(name, resource): (&String, &Rendered)| {
-        let raw = &stack.template.resources[name].properties;
+pub fn wanted(stack: &Stack) -> BTreeMap<String, Wanted<'_>> {
+    let mut all = BTreeMap::new();
+    for (name, resource) in &stack.resources {
+        // As far as they can be told: what cannot be evaluated yet is as written.
+        let raw = || stack.template.resources.get(name)?.properties.as_object();
+        let evaluated = resource.properties.as_ref().ok().and_then(Option::as_ref);
+        let properties = evaluated.or_else(raw);
         let wanted = Wanted {
-            kind: resource.resolved.clone(),
-            properties: resource
-                .properties
-                .clone()
-                .ok()
-                .flatten()
-                .or_else(|| raw.as_object().cloned())
-                .unwrap_or_default(),
-            references: resource.references.clone(),
+            kind: &resource.resolved,
+            properties: properties.map_or_else(Cow::default, Cow::Borrowed),
+            references: &resource.references,
         };
-        (name.clone(), wanted)
-    };
-    stack.resources.iter().map(one).collect()
+        all.insert(name.clone(), wanted);
+    }
+    all
 }
 
 /// How a type of Heat's takes a change; what holds a stack lets that decide.
@@ -137,52 +136,49 @@ pub fn change(kind: &str, property: &str) -> Change {
 /// When a property changes that its type does not let change, or the graph
 /// has a cycle.
 pub fn plan(
-    wanted: &BTreeMap<String, Wanted>,
+    wanted: &BTreeMap<String, Wanted<'_>>,
     graph: &Graph,
     existing: &BTreeMap<Key, Existing>,
     change: impl Fn(&str, &str) -> Change,
 ) -> Result<Plan> {
     let mut plan = Plan::default();
-    // By name: the incarnation that will be, and the step that brings it.
-    let mut target: BTreeMap<String, u32> = BTreeMap::new();
-    let mut brought: BTreeMap<String, usize> = BTreeMap::new();
-    for name in graph.order()? {
-        let Some(want) = wanted.get(&name) else {
+    let graph = graph.numbered();
+    // By number: the incarnation that will be, and the step that brings it.
+    let mut target: Vec<Option<u32>> = vec![None; graph.names.len()];
+    let mut brought: Vec<Option<usize>> = vec![None; graph.names.len()];
+    for at in graph.order()? {
+        let name = graph.names[at];
+        let Some(want) = wanted.get(name) else {
             continue;
         };
-        let requires: BTreeMap<String, u32> = graph.requires[&name]
-            .iter()
-            .filter_map(|required| Some((required.clone(), *target.get(required)?)))
+        let before = || graph.requires(at).iter();
+        let requires: BTreeMap<String, u32> = before()
+            .filter_map(|other| Some((graph.names[*other].clone(), target[*other]?)))
             .collect();
-        let after = requires
-            .keys()
-            .filter_map(|required| brought.get(required).copied())
-            .collect();
-        let latest = newest(existing, &name);
-        let decision = match latest {
+        let decision = match newest(existing, name) {
             None => Decision::Create(1),
-            Some((number, have)) => decide(&name, want, have, number, &requires, &change)?,
+            Some((number, have)) => decide(name, want, have, number, &requires, &change)?,
         };
         let (action, number, changed) = match decision {
             Decision::Keep(number) => {
                 plan.unchanged.insert(name.clone());
-                target.insert(name, number);
+                target[at] = Some(number);
                 continue;
             }
             Decision::Update(number, changed) => (Action::Update, number, changed),
             Decision::Create(number) => (Action::Create, number, BTreeSet::new()),
         };
-        target.insert(name.clone(), number);
-        brought.insert(name.clone(), plan.steps.len());
+        target[at] = Some(number);
+        brought[at] = Some(plan.steps.len());
         plan.steps.push(Step {
             action,
-            key: (name, number),
+            key: (name.clone(), number),
             requires,
             changed,
-            after,
+            after: before().filter_map(|other| brought[*other]).collect(),
         });
     }
-    remove(&mut plan, &target, &brought, existing)?;
+    remove(&mut plan, &graph, &target, &brought, existing)?;
     Ok(plan)
 }
 
@@ -193,15 +189,19 @@ enum Decision {
 }
 
 fn newest<'a>(existing: &'a BTreeMap<Key, Existing>, name: &str) -> Option<(u32, &'a Existing)> {
+    if existing.is_empty() {
+        return None;
+    }
     existing
-        .range((name.to_owned(), 0)..=(name.to_owned(), u32::MAX))
+        .range(..=(name.to_owned(), u32::MAX))
         .next_back()
+        .filter(|((found, _), _)| found == name)
         .map(|((_, number), have)| (*number, have))
 }
 
 fn decide(
     name: &str,
-    want: &Wanted,
+    want: &Wanted<'_>,
     have: &Existing,
     number: u32,
     requires: &BTreeMap<String, u32>,
@@ -218,7 +218,7 @@ fn decide(
         .cloned()
         .collect();
     // A reference to what was replaced has another id now.
-    for (property, names) in &want.references {
+    for (property, names) in want.references {
         if names
             .iter()
             .any(|name| requires.get(name) != have.requires.get(name))
@@ -228,7 +228,7 @@ fn decide(
     }
     let mut replace = false;
     for property in &changed {
-        match change(&want.kind, property) {
+        match change(want.kind, property) {
             Change::InPlace => {}
             Change::Replace => replace = true,
             Change::Refuse => {
@@ -249,41 +249,52 @@ fn decide(
 /// Removals: after everything new, dependents before what they depend on.
 fn remove(
     plan: &mut Plan,
-    target: &BTreeMap<String, u32>,
-    brought: &BTreeMap<String, usize>,
+    graph: &Numbered<'_>,
+    target: &[Option<u32>],
+    brought: &[Option<usize>],
     existing: &BTreeMap<Key, Existing>,
 ) -> Result<()> {
+    let stays = |(name, number): &&Key| {
+        let at = graph.number(name);
+        at.and_then(|at| target[at]) == Some(*number)
+    };
+    let brought = |name: &str| graph.number(name).and_then(|at| brought[at]);
+    let gone: Vec<&Key> = existing.keys().filter(|key| !stays(key)).collect();
+    if gone.is_empty() {
+        return Ok(());
+    }
     let label = |(name, number): &Key| format!("{name}#{number}");
-    let gone: BTreeMap<String, &Key> = existing
-        .keys()
-        .filter(|(name, number)| target.get(name) != Some(number))
-        .map(|key| (label(key), key))
+    let labels: BTreeMap<(&str, u32), String> = gone
+        .iter()
+        .map(|key| ((key.0.as_str(), key.1), label(key)))
         .collect();
     // Turned round: what is required waits for those that require it.
     let mut reversed = Graph::default();
-    for name in gone.keys() {
-        reversed.requires.insert(name.clone(), BTreeSet::new());
+    for label in labels.values() {
+        reversed.requires.insert(label.clone(), BTreeSet::new());
     }
-    let mut users: BTreeMap<Key, BTreeSet<usize>> = BTreeMap::new();
+    let mut users: BTreeMap<&str, BTreeSet<usize>> = BTreeMap::new();
     for (key, have) in existing {
+        let own = labels.get(&(key.0.as_str(), key.1));
         for (name, number) in &have.requires {
-            let required = (name.clone(), *number);
-            if gone.contains_key(&label(key))
-                && let Some(waits) = reversed.requires.get_mut(&label(&required))
-            {
-                waits.insert(label(key));
+            let Some(required) = labels.get(&(name.as_str(), *number)) else {
+                continue;
+            };
+            if let (Some(own), Some(waits)) = (own, reversed.requires.get_mut(required)) {
+                waits.insert(own.clone());
             }
-            users
-                .entry(required)
-                .or_default()
-                .extend(brought.get(&key.0));
+            users.entry(required).or_default().extend(brought(&key.0));
         }
     }
+    let keys: BTreeMap<&str, &Key> = gone
+        .into_iter()
+        .map(|key| (labels[&(key.0.as_str(), key.1)].as_str(), key))
+        .collect();
     let mut steps: BTreeMap<String, usize> = BTreeMap::new();
     for name in reversed.order()? {
-        let key = gone[&name];
-        let mut after: BTreeSet<usize> = brought.get(&key.0).copied().into_iter().collect();
-        after.extend(users.get(key).into_iter().flatten());
+        let key = keys[name.as_str()];
+        let mut after: BTreeSet<usize> = brought(&key.0).into_iter().collect();
+        after.extend(users.get(name.as_str()).into_iter().flatten());
         after.extend(
             reversed.requires[&name]
                 .iter()

@@ -4,7 +4,15 @@ use serde_json::json;
 
 use super::*;
 
-type Stack = BTreeMap<String, Wanted>;
+type Stack = BTreeMap<String, Resource>;
+
+/// A resource of a stack, as a template would have it.
+#[derive(Debug, Clone)]
+struct Resource {
+    kind: &'static str,
+    properties: Map<String, Value>,
+    references: BTreeMap<String, BTreeSet<String>>,
+}
 
 fn change(_: &str, property: &str) -> Change {
     match property {
@@ -32,29 +40,41 @@ fn stacks() -> impl Strategy<Value = Stack> {
             let property = if by_replacement { "link" } else { "in_place" };
             let properties = json!({"in_place": [in_place, names], "other": other});
             let references = BTreeMap::from([(property.to_owned(), names)]);
-            let wanted = Wanted {
-                kind: "T".into(),
+            let resource = Resource {
+                kind: "T",
                 properties: properties.as_object().unwrap().clone(),
                 references,
             };
-            stack.insert(format!("r{at}"), wanted);
+            stack.insert(format!("r{at}"), resource);
         }
         stack
     })
 }
 
+impl Resource {
+    fn wanted(&self) -> Wanted<'_> {
+        Wanted {
+            kind: self.kind,
+            properties: Cow::Borrowed(&self.properties),
+            references: &self.references,
+        }
+    }
+}
+
 fn graph(stack: &Stack) -> Graph {
-    let requires = |wanted: &Wanted| wanted.references.values().flatten().cloned().collect();
+    let requires = |resource: &Resource| resource.references.values().flatten().cloned().collect();
     Graph {
         requires: stack
             .iter()
-            .map(|(name, wanted)| (name.clone(), requires(wanted)))
+            .map(|(name, resource)| (name.clone(), requires(resource)))
             .collect(),
     }
 }
 
 fn planned(stack: &Stack, existing: &BTreeMap<Key, Existing>) -> Plan {
-    plan(stack, &graph(stack), existing, change).unwrap()
+    let resources = stack.iter();
+    let wanted = resources.map(|(name, resource)| (name.clone(), resource.wanted()));
+    plan(&wanted.collect(), &graph(stack), existing, change).unwrap()
 }
 
 /// Acts the first `count` steps; `failed` leaves the last one half done.
@@ -83,7 +103,7 @@ fn act(
                 }
                 let want = &stack[&step.key.0];
                 let made = Existing {
-                    kind: want.kind.clone(),
+                    kind: want.kind.to_owned(),
                     properties: want.properties.clone(),
                     requires: step.requires.clone(),
                     complete,
@@ -176,8 +196,8 @@ fn a_replacement_is_made_before_the_old_one_goes() {
         let properties = json!({"other": value}).as_object().unwrap().clone();
         Stack::from([(
             "a".into(),
-            Wanted {
-                kind: "T".into(),
+            Resource {
+                kind: "T",
                 properties,
                 references: BTreeMap::new(),
             },

@@ -2,25 +2,27 @@
 //! what a plan is made from.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
 use super::environment::Environment;
+use super::files::Files;
 use super::functions::{Known, References, Scope};
 use super::graph::{self, Graph};
-use super::parameters::{Identity, Parameters, Schema};
+use super::parameters::{Identity, Parameters};
 use super::registry::{self, ResourceType};
-use super::template::{Resource, Template, deletion_policy};
+use super::template::{Resource, Source, Template, deletion_policy};
 use super::{Error, Result, typed};
 
 /// Everything a stack is rendered from.
 #[derive(Debug, Clone, Default)]
 pub struct Input {
-    /// The template as a value.
-    pub template: Value,
+    /// The template.
+    pub template: Source,
     /// For `get_file` and nested templates.
-    pub files: BTreeMap<String, String>,
+    pub files: Files,
     /// Parameters, defaults and the registry.
     pub environment: Environment,
     /// Who the stack is.
@@ -41,7 +43,7 @@ pub struct Rendered {
     /// The type after the environment's registry.
     pub resolved: String,
     /// What the type's properties are, when the type is known.
-    pub schema: Option<std::sync::Arc<ResourceType>>,
+    pub schema: Option<Arc<ResourceType>>,
     /// Properties, or why there are none.
     pub properties: Result<Option<Map<String, Value>>>,
     /// Properties after the type's schema.
@@ -51,7 +53,7 @@ pub struct Rendered {
     /// Update policy, or null.
     pub update_policy: Result<Value>,
     /// `Delete`, `Retain` or `Snapshot`.
-    pub deletion_policy: String,
+    pub deletion_policy: &'static str,
     /// The name of the condition it has, true for a function, or null.
     pub condition: Value,
     /// The id of something that exists, or null.
@@ -64,7 +66,7 @@ pub struct Rendered {
 #[derive(Debug, Clone)]
 pub struct Stack {
     /// The template it came from.
-    pub template: Template,
+    pub template: Arc<Template>,
     /// Parameters' values.
     pub parameters: Parameters,
     /// Resources that exist, by name.
@@ -95,7 +97,7 @@ pub struct Stop {
 /// When the template, its parameters or its references are wrong.
 pub fn stack(input: &Input) -> std::result::Result<Stack, Stop> {
     let stop = |stage| move |error| Stop { stage, error };
-    let template = Template::from_value(&input.template).map_err(stop("template"))?;
+    let template = input.template.read().map_err(stop("template"))?;
     let mut parameters = Parameters::resolve(
         &template.parameters,
         template.version,
@@ -110,6 +112,7 @@ pub fn stack(input: &Input) -> std::result::Result<Stack, Stop> {
         version: template.version,
         parameters: &parameters.values,
         resources: &BTreeMap::new(),
+        existing: None,
         files: &input.files,
         mappings: &template.mappings,
         conditions: &template.conditions,
@@ -117,11 +120,11 @@ pub fn stack(input: &Input) -> std::result::Result<Stack, Stop> {
         left: super::functions::BUDGET.into(),
     };
     let existing = existing(&template, &scope).map_err(stop("resources"))?;
-    let known = known(&existing, &input.resources);
-    scope.resources = &known;
+    scope.resources = &input.resources;
+    scope.existing = Some(&existing);
     let mut references = BTreeMap::new();
     for (name, resource) in &template.resources {
-        if existing.contains(name) {
+        if existing.contains(name.as_str()) {
             let found = Needs::of(&scope, resource, &existing)
                 .map_err(|error| error.below(&format!("resources.{name}")))
                 .map_err(stop("resources"))?;
@@ -159,35 +162,18 @@ pub fn stack(input: &Input) -> std::result::Result<Stack, Stop> {
 }
 
 /// The resources whose condition holds.
-fn existing(template: &Template, scope: &Scope<'_>) -> Result<BTreeSet<String>> {
-    let mut existing = BTreeSet::new();
+fn existing<'t>(template: &'t Template, scope: &Scope<'_>) -> Result<HashSet<&'t str>> {
+    let mut existing = HashSet::with_capacity(template.resources.len());
     for (name, resource) in &template.resources {
         let exists = resource.condition.is_null()
             || scope
                 .condition(&resource.condition)
                 .map_err(|error| error.below(&format!("resources.{name}.condition")))?;
         if exists {
-            existing.insert(name.clone());
+            existing.insert(name.as_str());
         }
     }
     Ok(existing)
-}
-
-/// What is known of each resource; its name stands for the id of one that is
-/// not there yet.
-fn known(existing: &BTreeSet<String>, given: &BTreeMap<String, Known>) -> BTreeMap<String, Known> {
-    let open = |name: &String| Known {
-        refid: Value::from(name.clone()),
-        attributes: Map::new(),
-        open: true,
-    };
-    existing
-        .iter()
-        .map(|name| {
-            let known = given.get(name).cloned().unwrap_or_else(|| open(name));
-            (name.clone(), known)
-        })
-        .collect()
 }
 
 /// What a resource waits for, as its template says.
@@ -198,7 +184,7 @@ struct Needs {
 }
 
 impl Needs {
-    fn of(scope: &Scope<'_>, resource: &Resource, existing: &BTreeSet<String>) -> Result<Self> {
+    fn of(scope: &Scope<'_>, resource: &Resource, existing: &HashSet<&str>) -> Result<Self> {
         let mut by_property = BTreeMap::new();
         match &resource.properties {
             Value::Object(map) if scope.is_call(map) => {
@@ -234,11 +220,11 @@ impl Needs {
     }
 }
 
-fn resolve(found: References, existing: &BTreeSet<String>) -> Result<BTreeSet<String>> {
+fn resolve(found: References, existing: &HashSet<&str>) -> Result<BTreeSet<String>> {
     if let Some(name) = found
         .resources
         .iter()
-        .find(|name| !existing.contains(*name))
+        .find(|name| !existing.contains(name.as_str()))
     {
         return Err(Error::new(format!(
             "refers to the resource `{name}`, which is not in the template or whose condition is false"
@@ -249,7 +235,7 @@ fn resolve(found: References, existing: &BTreeSet<String>) -> Result<BTreeSet<St
         found
             .names
             .into_iter()
-            .filter(|name| existing.contains(name)),
+            .filter(|name| existing.contains(name.as_str())),
     );
     Ok(all)
 }
@@ -287,8 +273,7 @@ fn one(
             }
         }
     };
-    let policy = scope.evaluate(&resource.deletion_policy)?;
-    let policy = match &policy {
+    let policy = match scope.evaluate(&resource.deletion_policy)? {
         Value::Null => "Delete",
         other => deletion_policy(other.as_str().unwrap_or_default(), template.version)
             .map_err(|error| error.below("deletion_policy"))?,
@@ -301,7 +286,7 @@ fn one(
         typed,
         metadata: scope.evaluate(&resource.metadata),
         update_policy: scope.evaluate(&resource.update_policy),
-        deletion_policy: policy.to_owned(),
+        deletion_policy: policy,
         condition: match &resource.condition {
             Value::Object(_) => Value::Bool(true),
             named => named.clone(),
@@ -321,24 +306,12 @@ fn drop_nothing(resource: &Resource, scope: &Scope<'_>, map: &mut Map<String, Va
 }
 
 /// The schema of a type, of a template among the files, or nothing.
-#[must_use]
-pub fn find_type(
-    files: &BTreeMap<String, String>,
-    name: &str,
-) -> Option<std::sync::Arc<ResourceType>> {
-    if let Some(kind) = registry::find(name) {
-        return Some(kind.clone());
+fn find_type(files: &Files, name: &str) -> Option<Arc<ResourceType>> {
+    match registry::find(name) {
+        Some(kind) => Some(kind.clone()),
+        None if is_template_name(name) => files.kind(name),
+        None => None,
     }
-    if !is_template_name(name) {
-        return None;
-    }
-    let text = files.get(name)?;
-    let template = Template::parse(text).ok()?;
-    let mut schemas = BTreeMap::new();
-    for (name, schema) in &template.parameters {
-        schemas.insert(name.clone(), Schema::parse(schema, template.version).ok()?);
-    }
-    Some(std::sync::Arc::new(registry::of_template(&schemas)))
 }
 
 /// Whether a type's name is that of a template.
@@ -352,8 +325,9 @@ pub fn is_template_name(name: &str) -> bool {
         || name.starts_with("file://")
 }
 
-fn order(template: &Template, existing: &BTreeSet<String>, graph: &Graph) -> Result<Vec<String>> {
-    for name in existing {
+fn order(template: &Template, existing: &HashSet<&str>, graph: &Graph) -> Result<Vec<String>> {
+    let there = |name: &&String| existing.contains(name.as_str());
+    for name in template.resources.keys().filter(there) {
         for dependency in &template.resources[name].depends_on {
             if !template.resources.contains_key(dependency) {
                 return Err(Error::at(
@@ -460,7 +434,7 @@ impl Rendered {
             json!(all.iter().filter(said).collect::<Vec<_>>()),
         );
         put("waits_for", json!(hidden));
-        put("deletion_policy", Value::from(self.deletion_policy.clone()));
+        put("deletion_policy", Value::from(self.deletion_policy));
         put("condition", self.condition.clone());
         put("external_id", self.external_id.clone());
         match &self.properties {

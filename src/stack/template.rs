@@ -1,6 +1,7 @@
 //! Templates: HOT and CloudFormation, brought into one shape.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
@@ -121,52 +122,49 @@ impl Template {
     /// When it is not YAML, has no known version, or a section has the wrong
     /// shape; with the path.
     pub fn parse(text: &str) -> Result<Self> {
-        Self::from_value(&yaml::parse(text)?)
+        Self::from_value(yaml::parse(text)?)
     }
 
     /// Reads a template that is a value already.
     ///
     /// # Errors
     /// As [`Self::parse`].
-    pub fn from_value(value: &Value) -> Result<Self> {
-        let Value::Object(map) = value else {
+    pub fn from_value(value: Value) -> Result<Self> {
+        let Value::Object(mut map) = value else {
             return Err(Error::new(format!(
                 "a template is a map of sections, this is {}",
-                kind_of(value)
+                kind_of(&value)
             )));
         };
-        let version = version_of(map)?;
+        let version = version_of(&map)?;
         let words = if version.is_hot() { &HOT } else { &CFN };
         let [description, parameters, conditions, resources, outputs] = words.sections;
         let mut template = Self {
             version,
             description: text_of(map.get(description)),
-            parameters: section(map, parameters)?.cloned().unwrap_or_default(),
+            unknown: unknown_sections(&map, version, words),
+            parameters: section(&mut map, parameters)?,
             conditions: Map::new(),
             mappings: Map::new(),
             resources: BTreeMap::new(),
             outputs: BTreeMap::new(),
-            unknown: unknown_sections(map, version, words),
         };
         if version.has_conditions() {
-            template.conditions = match map.get(conditions) {
-                Some(Value::Null) => {
-                    return Err(Error::at(
-                        conditions,
-                        "must be a map of conditions, is empty",
-                    ));
-                }
-                _ => section(map, conditions)?.cloned().unwrap_or_default(),
-            };
+            if map.get(conditions).is_some_and(Value::is_null) {
+                return Err(Error::at(
+                    conditions,
+                    "must be a map of conditions, is empty",
+                ));
+            }
+            template.conditions = section(&mut map, conditions)?;
         }
         if !version.is_hot() {
-            template.mappings = section(map, "Mappings")?.cloned().unwrap_or_default();
+            template.mappings = section(&mut map, "Mappings")?;
         }
-        for (name, definition) in section(map, resources)?.into_iter().flatten() {
-            let path = format!("{resources}.{name}");
-            let resource = read_resource(name, definition, version, words)
-                .map_err(|error| error.below(&path))?;
-            template.resources.insert(name.clone(), resource);
+        for (name, definition) in section(&mut map, resources)? {
+            let resource = read_resource(&name, definition, version, words)
+                .map_err(|error| error.below(&format!("{resources}.{name}")))?;
+            template.resources.insert(name, resource);
         }
         if template.resources.len() > MAX_RESOURCES {
             return Err(Error::at(
@@ -177,12 +175,39 @@ impl Template {
                 ),
             ));
         }
-        for (name, definition) in section(map, outputs)?.into_iter().flatten() {
-            let path = format!("{outputs}.{name}");
-            let output = read_output(definition, words).map_err(|error| error.below(&path))?;
-            template.outputs.insert(name.clone(), output);
+        for (name, definition) in section(&mut map, outputs)? {
+            let output = read_output(definition, words)
+                .map_err(|error| error.below(&format!("{outputs}.{name}")))?;
+            template.outputs.insert(name, output);
         }
         Ok(template)
+    }
+}
+
+/// A template as it was given, which may be none. It is read once, whatever is made
+/// of it and however often.
+#[derive(Debug, Clone)]
+pub struct Source(Result<Arc<Template>>);
+
+impl Source {
+    /// The template.
+    ///
+    /// # Errors
+    /// As [`Template::from_value`].
+    pub fn read(&self) -> Result<Arc<Template>> {
+        self.0.clone()
+    }
+}
+
+impl From<Value> for Source {
+    fn from(value: Value) -> Self {
+        Self(Template::from_value(value).map(Arc::new))
+    }
+}
+
+impl Default for Source {
+    fn default() -> Self {
+        Value::Null.into()
     }
 }
 
@@ -231,13 +256,14 @@ fn unknown_sections(map: &Map<String, Value>, version: Version, words: &Words) -
     map.keys().filter(|name| !known(name)).cloned().collect()
 }
 
-fn section<'a>(map: &'a Map<String, Value>, name: &str) -> Result<Option<&'a Map<String, Value>>> {
-    match map.get(name) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::Object(section)) => Ok(Some(section)),
+/// Takes the section `name` out of `map`; one that is not there is empty.
+fn section(map: &mut Map<String, Value>, name: &str) -> Result<Map<String, Value>> {
+    match map.remove(name) {
+        None | Some(Value::Null) => Ok(Map::new()),
+        Some(Value::Object(section)) => Ok(section),
         Some(other) => Err(Error::at(
             name,
-            format!("must be a map, is {}", kind_of(other)),
+            format!("must be a map, is {}", kind_of(&other)),
         )),
     }
 }
@@ -252,7 +278,7 @@ fn text_of(value: Option<&Value>) -> String {
 
 fn read_resource(
     name: &str,
-    definition: &Value,
+    definition: Value,
     version: Version,
     words: &Words,
 ) -> Result<Resource> {
@@ -261,10 +287,10 @@ fn read_resource(
             "a resource's name may not be empty or contain `/`",
         ));
     }
-    let Value::Object(map) = definition else {
+    let Value::Object(mut map) = definition else {
         return Err(Error::new(format!(
             "a resource is a map, this is {}",
-            kind_of(definition)
+            kind_of(&definition)
         )));
     };
     for key in map.keys() {
@@ -281,8 +307,7 @@ fn read_resource(
             ));
         }
     }
-    let field = |index: usize| map.get(words.keys[index]).cloned().unwrap_or_default();
-    let kind = match field(0) {
+    let kind = match map.remove(words.keys[0]).unwrap_or_default() {
         Value::String(kind) if !kind.is_empty() => kind,
         Value::Null => return Err(Error::new(format!("`{}` is missing", words.keys[0]))),
         Value::String(_) => return Err(Error::at(words.keys[0], "must not be empty")),
@@ -299,14 +324,16 @@ fn read_resource(
         }
     }
     for index in [1, 2, 5] {
-        let value = field(index);
-        if map.contains_key(words.keys[index]) && !value.is_object() {
+        if let Some(value) = map.get(words.keys[index])
+            && !value.is_object()
+        {
             return Err(Error::at(
                 words.keys[index],
-                format!("must be a map, is {}", kind_of(&value)),
+                format!("must be a map, is {}", kind_of(value)),
             ));
         }
     }
+    let mut field = |index: usize| map.remove(words.keys[index]).unwrap_or_default();
     let external_id = field(7);
     let deletion_policy = match field(4) {
         Value::Null if external_id.is_null() => Value::from("Delete"),
@@ -376,15 +403,15 @@ fn names(value: &Value) -> Result<Vec<String>> {
     }
 }
 
-fn read_output(definition: &Value, words: &Words) -> Result<Output> {
-    let Value::Object(map) = definition else {
+fn read_output(definition: Value, words: &Words) -> Result<Output> {
+    let Value::Object(mut map) = definition else {
         return Err(Error::new(format!(
             "an output is a map with the key `{}`, this is {}",
             words.output[1],
-            kind_of(definition)
+            kind_of(&definition)
         )));
     };
-    let Some(value) = map.get(words.output[1]) else {
+    let Some(value) = map.remove(words.output[1]) else {
         return Err(Error::new(format!(
             "an output must have the key `{}`",
             words.output[1]
@@ -392,8 +419,8 @@ fn read_output(definition: &Value, words: &Words) -> Result<Output> {
     };
     Ok(Output {
         description: text_of(map.get(words.output[0])),
-        value: value.clone(),
-        condition: map.get(words.output[2]).cloned().unwrap_or_default(),
+        value,
+        condition: map.remove(words.output[2]).unwrap_or_default(),
     })
 }
 

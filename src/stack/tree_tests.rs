@@ -5,7 +5,7 @@ use crate::stack::yaml;
 
 fn input(template: &str, files: &[(&str, &str)], environment: &str) -> Input {
     Input {
-        template: yaml::parse(template).unwrap(),
+        template: yaml::parse(template).unwrap().into(),
         files: files
             .iter()
             .map(|(name, text)| ((*name).to_owned(), (*text).to_owned()))

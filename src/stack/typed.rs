@@ -42,8 +42,12 @@ pub fn check(
                 "Heat knows this property and does not implement it",
             ));
         }
-        let value = one(schema, name, property, given).map_err(|error| error.below(name))?;
-        if unknown_yet(name) || value.is_null() {
+        // Nothing to be kept, here or inside.
+        if property.rules.is_empty() && property.inner.is_empty() || unknown_yet(name) {
+            continue;
+        }
+        let value = one(name, property, given).map_err(|error| error.below(name))?;
+        if value.is_null() {
             continue;
         }
         inside(property, given.get(name), &value).map_err(|error| error.below(name))?;
@@ -98,7 +102,7 @@ fn all(
         let value = if replaced.contains(&name.as_str()) {
             Value::Null
         } else {
-            one(schema, name, property, given).map_err(|error| error.below(name))?
+            one(name, property, given).map_err(|error| error.below(name))?
         };
         match &property.joins {
             Some(join) => {
@@ -134,13 +138,7 @@ fn fill(item: &Value, value: &Value) -> Value {
     }
 }
 
-fn one(
-    schema: &BTreeMap<String, Property>,
-    name: &str,
-    property: &Property,
-    given: &Map<String, Value>,
-) -> Result<Value> {
-    let _ = schema;
+fn one(name: &str, property: &Property, given: &Map<String, Value>) -> Result<Value> {
     let own = given.get(name);
     let old = property.from.as_ref().and_then(|from| given.get(from));
     let old = old.filter(|value| !value.is_null());

@@ -111,7 +111,7 @@ mod tests {
 
     fn check(template: &str, files: &[(&str, &str)]) -> Value {
         report(&Input {
-            template: yaml::parse(template).unwrap(),
+            template: yaml::parse(template).unwrap().into(),
             files: files
                 .iter()
                 .map(|(name, text)| ((*name).to_owned(), (*text).to_owned()))

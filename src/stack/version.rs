@@ -142,9 +142,9 @@ impl Version {
     /// Whether `name` was a function once and is refused in this version.
     #[must_use]
     pub fn has_removed(self, name: &str) -> bool {
-        self.is_hot()
+        name.starts_with(['F', 'R'])
+            && self.is_hot()
             && !self.has_function(name)
-            && name.starts_with(['F', 'R'])
             && Self::V2013.has_function(name)
     }
 

@@ -63,7 +63,7 @@ fn main() -> Result<(), Error> {
     let read = timed(rounds, || yaml::parse(&before))?;
     let input = |text: &str| {
         yaml::parse(text).map(|template| Input {
-            template,
+            template: template.into(),
             ..Input::default()
         })
     };
@@ -82,8 +82,8 @@ fn main() -> Result<(), Error> {
         .map(|step| {
             let want = &wanted[&step.key.0];
             let existing = Existing {
-                kind: want.kind.clone(),
-                properties: want.properties.clone(),
+                kind: want.kind.to_owned(),
+                properties: want.properties.clone().into_owned(),
                 requires: step.requires,
                 complete: true,
                 retain: false,

@@ -25,7 +25,7 @@ pub(super) fn attribute(scope: &Scope<'_>, argument: &Value) -> Result<Value> {
     };
     let items = expect_list(&argument, "takes [resource, attribute]")?;
     match &items[..] {
-        [Value::String(name), Value::String(key)] => scope.known(name)?.attribute(name, key),
+        [Value::String(name), Value::String(key)] => scope.attribute_of(name, key),
         _ => Err(Error::new("takes [resource, attribute]")),
     }
 }

@@ -9,10 +9,11 @@ mod yaql;
 
 pub use references::References;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use serde_json::{Map, Value};
 
+use super::files::Files;
 use super::parameters;
 use super::version::Version;
 use super::{Error, Result, kind_of};
@@ -42,10 +43,13 @@ pub struct Scope<'a> {
     pub version: Version,
     /// Parameters by name.
     pub parameters: &'a Map<String, Value>,
-    /// Resources that exist; one with a false condition is not here.
+    /// What is known of resources.
     pub resources: &'a BTreeMap<String, Known>,
+    /// The resources that exist, one with a false condition not among them; what of
+    /// these is not in `resources` is not made yet. All of `resources` when absent.
+    pub existing: Option<&'a HashSet<&'a str>>,
     /// Files for `get_file`.
-    pub files: &'a BTreeMap<String, String>,
+    pub files: &'a Files,
     /// CloudFormation's `Mappings`.
     pub mappings: &'a Map<String, Value>,
     /// Condition definitions.
@@ -146,35 +150,41 @@ impl Scope<'_> {
         if name == "repeat" {
             return collections::repeat(self, argument).map(Evaluated::Value);
         }
-        let argument = match self.inner(argument, depth + 1)? {
-            Evaluated::Value(value) => value,
-            Evaluated::Nothing => Value::Null,
+        let evaluated;
+        let argument = if argument.is_array() || argument.is_object() {
+            evaluated = match self.inner(argument, depth + 1)? {
+                Evaluated::Value(value) => value,
+                Evaluated::Nothing => Value::Null,
+            };
+            &evaluated
+        } else {
+            argument
         };
         let legacy = self.version < Version::Liberty;
         let value = match name {
-            "get_param" => self.parameter(&argument),
-            "get_resource" => self.reference(&argument),
-            "Ref" => cfn::reference(self, &argument),
-            "get_attr" => self.attribute(&argument),
-            "Fn::GetAtt" => cfn::attribute(self, &argument),
-            "get_file" => self.file(&argument),
-            "resource_facade" | "Fn::ResourceFacade" => self.facade(&argument),
-            "str_replace" => strings::replace(self, &argument, !legacy, 0),
-            "str_replace_strict" => strings::replace(self, &argument, true, 1),
-            "str_replace_vstrict" => strings::replace(self, &argument, true, 2),
-            "list_join" => strings::join(self, &argument, !legacy),
-            "Fn::Join" => strings::join(self, &argument, false),
-            "str_split" => strings::split(&argument),
-            "digest" => strings::digest(&argument),
-            "make_url" => strings::make_url(&argument),
-            "map_merge" => collections::map_merge(&argument),
-            "map_replace" => collections::map_replace(&argument),
-            "list_concat" => collections::list_concat(&argument, false),
-            "list_concat_unique" => collections::list_concat(&argument, true),
-            "contains" => collections::contains(&argument),
-            "filter" => collections::filter(&argument),
-            "yaql" => yaql::call(&argument),
-            _ => cfn::call(self, name, &argument),
+            "get_param" => self.parameter(argument),
+            "get_resource" => self.reference(argument),
+            "Ref" => cfn::reference(self, argument),
+            "get_attr" => self.attribute(argument),
+            "Fn::GetAtt" => cfn::attribute(self, argument),
+            "get_file" => self.file(argument),
+            "resource_facade" | "Fn::ResourceFacade" => self.facade(argument),
+            "str_replace" => strings::replace(self, argument, !legacy, 0),
+            "str_replace_strict" => strings::replace(self, argument, true, 1),
+            "str_replace_vstrict" => strings::replace(self, argument, true, 2),
+            "list_join" => strings::join(self, argument, !legacy),
+            "Fn::Join" => strings::join(self, argument, false),
+            "str_split" => strings::split(argument),
+            "digest" => strings::digest(argument),
+            "make_url" => strings::make_url(argument),
+            "map_merge" => collections::map_merge(argument),
+            "map_replace" => collections::map_replace(argument),
+            "list_concat" => collections::list_concat(argument, false),
+            "list_concat_unique" => collections::list_concat(argument, true),
+            "contains" => collections::contains(argument),
+            "filter" => collections::filter(argument),
+            "yaql" => yaql::call(argument),
+            _ => cfn::call(self, name, argument),
         }?;
         self.pay(weight(&value))?;
         Ok(Evaluated::Value(value))
@@ -255,15 +265,28 @@ impl Scope<'_> {
         let Value::String(name) = argument else {
             return Err(Error::new("takes a resource's name"));
         };
-        Ok(self.known(name)?.refid.clone())
+        // The name stands for the id of what is not made yet.
+        Ok(self
+            .known(name)?
+            .map_or_else(|| argument.clone(), |known| known.refid.clone()))
     }
 
-    fn known(&self, name: &str) -> Result<&Known> {
-        self.resources.get(name).ok_or_else(|| {
-            Error::new(format!(
+    /// What is known of a resource, which may be nothing yet.
+    fn known(&self, name: &str) -> Result<Option<&Known>> {
+        let exists = self.existing.is_none_or(|names| names.contains(name));
+        let known = self.resources.get(name).filter(|_| exists);
+        if known.is_none() && !(exists && self.existing.is_some()) {
+            return Err(Error::new(format!(
                 "there is no resource `{name}`, or its condition is false"
-            ))
-        })
+            )));
+        }
+        Ok(known)
+    }
+
+    /// A resource's attribute; null when it is not made yet.
+    fn attribute_of(&self, name: &str, attribute: &str) -> Result<Value> {
+        self.known(name)?
+            .map_or(Ok(Value::Null), |known| known.attribute(name, attribute))
     }
 
     fn attribute(&self, argument: &Value) -> Result<Value> {
@@ -273,12 +296,13 @@ impl Scope<'_> {
         };
         match items {
             [Value::String(name)] if self.version >= Version::Liberty => {
-                let mut all = self.known(name)?.attributes.clone();
+                let known = self.known(name)?;
+                let mut all = known.map_or_else(Map::new, |known| known.attributes.clone());
                 all.remove("show");
                 Ok(Value::Object(all))
             }
             [Value::String(name), Value::String(attribute), path @ ..] => {
-                let value = self.known(name)?.attribute(name, attribute)?;
+                let value = self.attribute_of(name, attribute)?;
                 Ok(select(&value, path).unwrap_or_default())
             }
             _ => Err(Error::new("takes [resource, attribute, key, …]")),
@@ -290,8 +314,8 @@ impl Scope<'_> {
             return Err(Error::new("takes a file's name"));
         };
         self.files
-            .get(name)
-            .map(|text| Value::from(text.clone()))
+            .text(name)
+            .map(Value::from)
             .ok_or_else(|| Error::new(format!("`{name}` is not among the stack's files")))
     }
 
@@ -327,8 +351,10 @@ fn weight(value: &Value) -> usize {
 
 /// The function that `map` is a call of, if it is one.
 fn function(version: Version, map: &Map<String, Value>) -> Result<Option<(&str, &Value)>> {
-    let mut entries = map.iter();
-    let (Some((name, argument)), None) = (entries.next(), entries.next()) else {
+    if map.len() != 1 {
+        return Ok(None);
+    }
+    let Some((name, argument)) = map.iter().next() else {
         return Ok(None);
     };
     if version.has_removed(name) {

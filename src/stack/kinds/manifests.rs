@@ -117,7 +117,7 @@ mod tests {
 
     fn of(template: &str) -> std::result::Result<Vec<Value>, Stop> {
         manifests(&Input {
-            template: yaml::parse(template).unwrap(),
+            template: yaml::parse(template).unwrap().into(),
             ..Input::default()
         })
     }

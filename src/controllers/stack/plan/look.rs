@@ -1,5 +1,6 @@
 //! Outputs, previews and checks: nothing is touched.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value};
@@ -125,16 +126,16 @@ fn preview(pass: &Pass<'_>, flat: &Flat) -> StackPreview {
             .map(|(name, text)| (name.clone(), Value::from(text.clone())))
             .collect()
     };
-    let want = |(path, leaf): (&String, &Leaf)| {
+    let mut wanted: BTreeMap<String, Wanted<'_>> = BTreeMap::new();
+    for (path, leaf) in &flat.leaves {
         let properties = leaf.properties.clone().unwrap_or_default();
-        let wanted = Wanted {
-            kind: leaf.kind.clone(),
-            properties: texts(&leaf::digests(&properties, &ledger.seed, None)),
-            references: leaf.references.clone(),
+        let want = Wanted {
+            kind: &leaf.kind,
+            properties: Cow::Owned(texts(&leaf::digests(&properties, &ledger.seed, None))),
+            references: &leaf.references,
         };
-        (path.clone(), wanted)
-    };
-    let wanted: BTreeMap<String, Wanted> = flat.leaves.iter().map(want).collect();
+        wanted.insert(path.clone(), want);
+    }
     let requires = |leaf: &Leaf| -> BTreeSet<String> {
         let there = leaf
             .requires

@@ -337,8 +337,8 @@ pub fn input(stack: &Stack, sources: &Sources) -> stack::Result<Input> {
     let mut environment = Environment::parse(texts)?;
     environment.parameters.extend(sources.parameters.clone());
     Ok(Input {
-        template,
-        files: sources.files.clone(),
+        template: template.into(),
+        files: sources.files.clone().into(),
         environment,
         identity: Identity {
             name: stack.name_any(),

@@ -154,7 +154,7 @@ impl Pass<'_> {
             version,
             parameters,
             ..
-        } = &tree.stack.template;
+        } = &*tree.stack.template;
         for (name, schema) in parameters {
             let schema = Schema::parse(schema, *version)?;
             let (was, is) = (

@@ -1,0 +1,67 @@
+//! Templates: read, rendered, expanded, checked and planned. Parts of the input stand
+//! between lines of `%%%`: the template, an environment, the file `inner.yaml`.
+#![no_main]
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use engine::stack::environment::Environment;
+use engine::stack::functions::Known;
+use engine::stack::render::{self, Input};
+use engine::stack::{cases, plan, tree, validate, yaml};
+use libfuzzer_sys::fuzz_target;
+use serde_json::{Map, Value};
+
+/// Evaluates everything again and again until nothing new is known.
+fn flatten(input: &Input) {
+    let mut settle = |path: &str, _: &tree::Leaf| {
+        Some(Known {
+            refid: Value::from(path),
+            attributes: Map::new(),
+            open: true,
+        })
+    };
+    let _ = tree::flatten(input, &mut settle);
+}
+
+/// A plan's steps come after what they wait for, and are all there is to do.
+fn planned(stack: &render::Stack) {
+    let wanted = plan::wanted(stack);
+    let Ok(made) = plan::plan(&wanted, &stack.graph, &BTreeMap::new(), plan::change) else {
+        return;
+    };
+    assert_eq!(made.steps.len(), wanted.len());
+    let mut done = BTreeSet::new();
+    for (at, step) in made.steps.iter().enumerate() {
+        assert!(step.after.iter().all(|before| done.contains(before)));
+        done.insert(at);
+    }
+}
+
+fuzz_target!(|text: &str| {
+    let mut parts = text.split("\n%%%\n");
+    let Ok(template) = yaml::parse(parts.next().unwrap_or_default()) else {
+        return;
+    };
+    let mut environment = Environment::default();
+    if let Some(Ok(value)) = parts.next().map(yaml::parse) {
+        let _ = environment.merge(&value);
+    }
+    let inner = parts.next().unwrap_or_default().to_owned();
+    let files = [("inner.yaml".to_owned(), inner)].into_iter().collect();
+    let input = Input {
+        template: template.into(),
+        files,
+        environment,
+        identity: cases::identity("fuzz"),
+        ..Input::default()
+    };
+    let Ok(stack) = render::stack(&input) else {
+        return;
+    };
+    let _ = stack.to_json().to_string();
+    if stack.order.is_ok() {
+        planned(&stack);
+    }
+    let _ = validate::report(&input);
+    flatten(&input);
+});

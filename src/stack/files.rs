@@ -1,0 +1,81 @@
+//! What comes with a template: texts for `get_file`, templates for stacks inside.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+
+use super::parameters::Schema;
+use super::registry::{self, ResourceType};
+use super::template::Source;
+use super::{Error, Result, yaml};
+
+/// Files by name. A copy is the same files; each is read once, however many resources
+/// are made of it.
+#[derive(Debug, Clone, Default)]
+pub struct Files(Arc<BTreeMap<String, File>>);
+
+#[derive(Debug, Default)]
+struct File {
+    text: String,
+    template: OnceLock<Result<Source>>,
+    kind: OnceLock<Option<Arc<ResourceType>>>,
+}
+
+impl Files {
+    /// The text of the file `name`.
+    #[must_use]
+    pub fn text(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(|file| file.text.as_str())
+    }
+
+    /// The template in the file `name`.
+    ///
+    /// # Errors
+    /// When there is no such file, or it is not YAML.
+    pub fn template(&self, name: &str) -> Result<Source> {
+        let file = self
+            .0
+            .get(name)
+            .ok_or_else(|| Error::new(format!("the template `{name}` is not among the files")))?;
+        file.template().map_err(|error| error.below(name))
+    }
+
+    /// The properties that the template in the file `name` has as a type.
+    #[must_use]
+    pub fn kind(&self, name: &str) -> Option<Arc<ResourceType>> {
+        let file = self.0.get(name)?;
+        file.kind.get_or_init(|| file.read_kind()).clone()
+    }
+}
+
+impl File {
+    fn template(&self) -> Result<Source> {
+        let read = || yaml::parse(&self.text).map(Source::from);
+        self.template.get_or_init(read).clone()
+    }
+
+    fn read_kind(&self) -> Option<Arc<ResourceType>> {
+        let template = self.template().and_then(|source| source.read()).ok()?;
+        let mut schemas = BTreeMap::new();
+        for (name, schema) in &template.parameters {
+            schemas.insert(name.clone(), Schema::parse(schema, template.version).ok()?);
+        }
+        Some(Arc::new(registry::of_template(&schemas)))
+    }
+}
+
+impl FromIterator<(String, String)> for Files {
+    fn from_iter<I: IntoIterator<Item = (String, String)>>(texts: I) -> Self {
+        let file = |text| File {
+            text,
+            ..File::default()
+        };
+        let files = texts.into_iter().map(|(name, text)| (name, file(text)));
+        Self(Arc::new(files.collect()))
+    }
+}
+
+impl From<BTreeMap<String, String>> for Files {
+    fn from(texts: BTreeMap<String, String>) -> Self {
+        texts.into_iter().collect()
+    }
+}
