@@ -8,9 +8,8 @@ use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::time::Duration;
 
 use futures::FutureExt;
-use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
+use kube::api::{Api, DeleteParams, ListParams};
 use pileus::api::{Host, Instance, SchedulerPolicy, Server};
-use serde_json::{Value, json};
 use support::lab::{HOST_LABEL, Lab, Project, eventually};
 
 /// A guest boots in 3 to 5 s alone; others may use the machine as well.
@@ -61,22 +60,9 @@ metadata: {name: default}
 spec: {preemption: LowerPriority}
 ";
 
-async fn reserve(lab: &Lab, memory_mib: Value) {
-    let hosts: Api<Host> = Api::all(lab.client.clone());
-    let reserved = json!({"vcpus": 0, "memoryMiB": memory_mib, "diskGiB": 0});
-    let reserved = if memory_mib.is_null() {
-        Value::Null
-    } else {
-        reserved
-    };
-    let patch = Patch::Merge(json!({"spec": {"reserved": reserved}}));
-    let done = hosts.patch(HOST, &PatchParams::default(), &patch).await;
-    done.unwrap();
-}
-
 /// Leaves the lab as it was, whatever became of the test.
 async fn restore(lab: &Lab) {
-    reserve(lab, Value::Null).await;
+    lab.reserve_memory(HOST, None).await;
     let policies: Api<SchedulerPolicy> = Api::all(lab.client.clone());
     let _ = policies.delete("default", &DeleteParams::default()).await;
     let classes: Api<k8s_openapi::api::scheduling::v1::PriorityClass> =
@@ -108,7 +94,8 @@ async fn room_for_one(lab: &Lab) -> i64 {
 
 async fn scenario(lab: &Lab, project: &Project) {
     project.apply(AROUND);
-    reserve(lab, json!(room_for_one(lab).await)).await;
+    lab.reserve_memory(HOST, Some(room_for_one(lab).await))
+        .await;
     project.apply(&server("low", "e2e-low"));
     let before = project.phase("low", "Active", BOOT).await;
     let mut console = project.console("low").await;
@@ -162,8 +149,9 @@ async fn a_full_host_takes_one_of_higher_priority_and_gives_the_other_its_place_
     let project = Project::new(&lab, "e2e-preemption").await;
     restore(&lab).await;
     // Whatever becomes of it, the other tests find the lab as it was.
-    let outcome = AssertUnwindSafe(scenario(&lab, &project)).catch_unwind();
-    let outcome = outcome.await;
+    let outcome = AssertUnwindSafe(scenario(&lab, &project))
+        .catch_unwind()
+        .await;
     restore(&lab).await;
     if let Err(panic) = outcome {
         resume_unwind(panic);

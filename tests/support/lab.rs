@@ -122,6 +122,16 @@ impl Lab {
         lab
     }
 
+    /// Keeps this much of a host's memory in MiB from Servers, or none.
+    pub async fn reserve_memory(&self, host: &str, mib: Option<i64>) {
+        let reserved =
+            mib.map(|mib| serde_json::json!({"vcpus": 0, "memoryMiB": mib, "diskGiB": 0}));
+        let patch = Patch::Merge(serde_json::json!({"spec": {"reserved": reserved}}));
+        let hosts: Api<Host> = Api::all(self.client.clone());
+        let done = hosts.patch(host, &PatchParams::default(), &patch).await;
+        done.unwrap();
+    }
+
     /// Waits until a host can take Servers.
     pub async fn host_ready(&self, number: usize) {
         let hosts: Api<Host> = Api::all(self.client.clone());
