@@ -39,9 +39,11 @@ resources:
     properties:
       network: {get_resource: net}
       security_groups: [{get_resource: group}]
+  apart: {type: OS::Nova::ServerGroup, properties: {policies: [anti-affinity]}}
   first:
     type: OS::Nova::Server
     properties:
+      scheduler_hints: {group: {get_resource: apart}}
       name: First Server
       image: default/tiny
       flavor: m1.nano
@@ -59,7 +61,7 @@ resources:
       image: default/tiny
       flavor: {get_param: flavor}
       networks: [{port: {get_resource: port2}}]
-      scheduler_hints: {different_host: [{get_resource: first}]}
+      scheduler_hints: {group: {get_resource: apart}, different_host: [{get_resource: first}]}
 outputs:
   first: {value: {get_attr: [first, first_address]}}
   second: {value: {get_attr: [second, first_address]}}

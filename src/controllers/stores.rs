@@ -20,7 +20,7 @@ use super::worker::Source;
 use crate::api::names::HOST_NAMESPACE_PREFIX;
 use crate::api::{
     Flavor, Host, IPAllocation, Image, Instance, KeyPair, Network, Port, SecurityGroup,
-    SecurityGroupRule, Server, Stack, Subnet,
+    SecurityGroupRule, Server, ServerGroup, Stack, Subnet,
 };
 use crate::kube_ext::lease::HEARTBEAT;
 
@@ -53,6 +53,8 @@ pub struct Stores {
     pub groups: Store<SecurityGroup>,
     /// Security group rules.
     pub rules: Store<SecurityGroupRule>,
+    /// Groups of Servers.
+    pub server_groups: Store<ServerGroup>,
     /// Stacks.
     pub stacks: Store<Stack>,
     /// Counts changes of anything that the network is made of.
@@ -78,6 +80,7 @@ impl Stores {
             allocations,
             groups,
             rules,
+            server_groups,
             stacks
         );
     }
@@ -349,6 +352,10 @@ pub fn watch(client: &Client) -> (Stores, Wiring) {
         }
     });
 
+    let server_groups = watch_kind(Api::all(client.clone()), all(), {
+        let wake = wake.clone();
+        move |group: &ServerGroup| wake_owner(&wake, group)
+    });
     let stacks = watch_kind(Api::all(client.clone()), all(), {
         let wake = wake.clone();
         move |stack: &Stack| send(&wake.stacks, ObjectRef::from_obj(stack))
@@ -394,6 +401,7 @@ pub fn watch(client: &Client) -> (Stores, Wiring) {
         allocations,
         groups,
         rules,
+        server_groups,
         stacks,
         network_changes,
     };

@@ -24,7 +24,8 @@ use super::ledger::{Action, Entry, Ledger, Reference};
 use super::recall::Recall;
 use crate::api::names::{MANAGER, STACK_UID_LABEL};
 use crate::api::{
-    Flavor, Image, KeyPair, Network, Port, SecurityGroup, SecurityGroupRule, Server, Stack, Subnet,
+    Flavor, Image, KeyPair, Network, Port, SecurityGroup, SecurityGroupRule, Server, ServerGroup,
+    Stack, Subnet,
 };
 use crate::controllers::Stores;
 use crate::kube_ext::{ApiError, chain, find, is_gone};
@@ -50,7 +51,8 @@ pub struct Children<'a> {
 macro_rules! each_kind {
     ($what:ident!($($rest:tt)*)) => {
         $what!($($rest)*; servers Server, networks Network, subnets Subnet, ports Port,
-            groups SecurityGroup, rules SecurityGroupRule, key_pairs KeyPair, images Image)
+            groups SecurityGroup, rules SecurityGroupRule, key_pairs KeyPair, images Image,
+            server_groups ServerGroup)
     };
 }
 

@@ -1,4 +1,4 @@
-//! `OS::Nova`: Servers, KeyPairs, Flavors.
+//! `OS::Nova`: Servers, ServerGroups, KeyPairs, Flavors.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,8 @@ use serde_json::{Map, Value, json};
 use super::{Find, How, Kind, Makes, Request, as_texts, display_name, plain, reference, text};
 use crate::api::names::host_name;
 use crate::api::server::{ConfigDrive, PlacementWishes, RunState, ServerNetwork};
-use crate::api::{FlavorSpec, KeyPairSpec, SecretKey, ServerSpec, Sharing};
+use crate::api::server_group::GroupPolicy;
+use crate::api::{FlavorSpec, KeyPairSpec, SecretKey, ServerGroupSpec, ServerSpec, Sharing};
 use crate::stack::{Error, Result};
 
 /// Key of the user data in the Secret that is made for it.
@@ -58,6 +59,18 @@ pub(super) const KINDS: &[Kind] = &[
         },
         takes: &["name", "public_key", "type"],
         ignores: &[],
+        fixed: &[],
+        by_account: false,
+    },
+    Kind {
+        name: "OS::Nova::ServerGroup",
+        how: How::Objects {
+            kind: "ServerGroup",
+            map: server_group,
+            attributes: |_, _| Map::new(),
+        },
+        takes: &["policies", "rules"],
+        ignores: &["name"],
         fixed: &[],
         by_account: false,
     },
@@ -335,6 +348,51 @@ fn key_pair_attributes(pair: &Value, _: Find<'_>) -> Map<String, Value> {
     attributes.insert("public_key".into(), pair["spec"]["publicKey"].clone());
     attributes.insert("private_key".into(), Value::from(""));
     attributes
+}
+
+fn server_group(request: &Request<'_>) -> Result<Makes> {
+    let policies = request.texts("policies");
+    let [policy] = policies.as_slice() else {
+        let given = policies.join(", ");
+        return Err(Error::at(
+            "policies",
+            format!("names one policy, as Nova has it; there are `{given}`"),
+        ));
+    };
+    let policy = match policy.as_str() {
+        "affinity" => GroupPolicy::Affinity,
+        "soft-affinity" => GroupPolicy::SoftAffinity,
+        "soft-anti-affinity" => GroupPolicy::SoftAntiAffinity,
+        // The type's schema lets nothing else through.
+        _ => GroupPolicy::AntiAffinity,
+    };
+    let rules = request.get("rules").and_then(Value::as_object);
+    let most = rules.and_then(|r| r.get("max_server_per_host"));
+    let most = most.filter(|most| !most.is_null());
+    let max_servers_per_host = most.map(|most| {
+        let count = most.as_i64().and_then(|n| i32::try_from(n).ok());
+        let count = count.filter(|n| (1..=10_000).contains(n));
+        count.ok_or_else(|| {
+            let path = "rules.max_server_per_host";
+            Error::at(
+                path,
+                format!("is a whole number from 1 to 10000, not {most}"),
+            )
+        })
+    });
+    if most.is_some() && policy != GroupPolicy::AntiAffinity {
+        let path = "rules.max_server_per_host";
+        return Err(Error::at(path, "belongs to the policy anti-affinity"));
+    }
+    let spec = ServerGroupSpec {
+        policy,
+        max_servers_per_host: max_servers_per_host.transpose()?,
+        min_members: None,
+    };
+    Ok(Makes {
+        claims: BTreeSet::new(),
+        objects: vec![request.object("ServerGroup", request.name, &spec)?],
+    })
 }
 
 fn flavor(request: &Request<'_>) -> Result<Makes> {

@@ -1,8 +1,9 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 use super::*;
+use crate::api::server_group::GroupPolicy;
 use crate::api::{
     FlavorSpec, ImageSpec, KeyPairSpec, NetworkSpec, PortSpec, SecurityGroupRuleSpec,
-    SecurityGroupSpec, ServerSpec, SubnetSpec, validation,
+    SecurityGroupSpec, ServerGroupSpec, ServerSpec, SubnetSpec, validation,
 };
 use crate::stack::typed;
 
@@ -132,6 +133,21 @@ fn what_has_no_counterpart_is_refused_by_name() {
         ),
         ("OS::Nova::KeyPair", json!({"name": "k"}), "public_key"),
         (
+            "OS::Nova::ServerGroup",
+            json!({"policies": ["affinity", "anti-affinity"]}),
+            "policies",
+        ),
+        (
+            "OS::Nova::ServerGroup",
+            json!({"policies": ["affinity"], "rules": {"max_server_per_host": 2}}),
+            "rules.max_server_per_host",
+        ),
+        (
+            "OS::Nova::ServerGroup",
+            json!({"rules": {"max_server_per_host": 0}}),
+            "rules.max_server_per_host",
+        ),
+        (
             "OS::Neutron::Net",
             json!({"admin_state_up": false}),
             "admin_state_up",
@@ -220,6 +236,21 @@ fn networks_subnets_ports_and_groups_are_valid_objects() {
     .unwrap();
     let rule: SecurityGroupRuleSpec = spec(&makes);
     assert_eq!(rule.rule.protocol.as_deref(), Some("tcp"));
+}
+
+#[test]
+fn groups_of_servers_are_valid_objects() {
+    let group = |properties| -> ServerGroupSpec {
+        let makes = made("OS::Nova::ServerGroup", &properties).unwrap();
+        let group = spec(&makes);
+        validation::server_group(&group).unwrap();
+        group
+    };
+    assert_eq!(group(json!({})).policy, GroupPolicy::AntiAffinity);
+    let soft = group(json!({"name": "n", "policies": ["soft-affinity"]}));
+    assert_eq!(soft.policy, GroupPolicy::SoftAffinity);
+    let two = group(json!({"rules": {"max_server_per_host": 2}}));
+    assert_eq!(two.max_servers_per_host, Some(2));
 }
 
 #[test]
