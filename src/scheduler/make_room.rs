@@ -257,6 +257,19 @@ impl State {
         })
     }
 
+    /// The host on which Servers would be stopped for `request`, and how many; `None` where
+    /// none may be, or it would not help.
+    pub(super) fn would_stop(&self, request: &Request) -> Option<(String, usize)> {
+        let policy = self.placer.policy().preemption;
+        if policy != PreemptionPolicy::LowerPriority || !request.priority.preempts {
+            return None;
+        }
+        let mut on = self.on_hosts(request.priority.value);
+        let hosts = self.placer.fits_but_for(&self.snapshot, request, &COMPUTE);
+        let (host, victims) = self.least_harm(request, &hosts, &mut on)?;
+        Some((host, victims.len()))
+    }
+
     /// Whether what is being stopped on the nominated host will be enough, and in time.
     fn still_makes_room(
         &self,

@@ -219,6 +219,30 @@ fn nobody_is_stopped_unless_the_policy_and_the_class_say_so_and_it_helps() {
 }
 
 #[test]
+fn who_asks_why_hears_which_class_would_help_and_for_whom_it_is_stopped() {
+    let mut state = preempting(&[host("h", 1000)]);
+    let low = ranked(&mut state, "low", "900Mi", 1);
+    running(&mut state, low, 1);
+    for unused in [0, 5, 10] {
+        ranked(&mut state, "-", "1Mi", unused);
+    }
+    let peer = ranked(&mut state, "peer", "500Mi", 1);
+    state.server_seen(peer);
+    settle(&mut state, 2);
+    let said = state.why(&key("peer"), now(3)).to_string();
+    let helps = "priorityClass 5: 1 Server of lower priority on h would be stopped";
+    assert!(said.contains(helps), "{said}");
+    let vip = ranked(&mut state, "vip", "500Mi", 10);
+    state.server_seen(vip);
+    settle(&mut state, 4);
+    let said = state.why(&key("low"), now(5)).to_string();
+    assert!(
+        said.contains("stopped for a Server of priority 10"),
+        "{said}"
+    );
+}
+
+#[test]
 fn the_host_is_chosen_where_the_least_important_suffer() {
     let mut state = preempting(&[host("a", 1000), host("b", 1000), host("c", 1000)]);
     for (name, at, priority) in [("a1", "a", 3), ("b1", "b", 2), ("c1", "c", 4)] {

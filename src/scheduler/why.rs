@@ -169,7 +169,28 @@ impl State {
                 tried(format!("without {wish}"), changed);
             }
         }
+        found.extend(self.higher_class(request));
         found
+    }
+
+    /// The least important PriorityClass for which others would be stopped.
+    fn higher_class(&self, request: &Request) -> Option<String> {
+        let all = self.catalogue.priorities.iter();
+        let mut higher: Vec<_> = all
+            .filter(|(_, class)| class.value > request.priority.value)
+            .collect();
+        higher.sort_by_key(|(name, class)| (class.value, *name));
+        higher.into_iter().find_map(|(name, class)| {
+            let changed = Request {
+                priority: *class,
+                ..request.clone()
+            };
+            let (host, count) = self.would_stop(&changed)?;
+            let those = if count == 1 { "Server" } else { "Servers" };
+            Some(format!(
+                "priorityClass {name}: {count} {those} of lower priority on {host} would be stopped"
+            ))
+        })
     }
 }
 

@@ -37,6 +37,12 @@ impl Snapshot {
         Some(self.columns.name.get(entry.host as usize))
     }
 
+    /// What a Server that is placed takes.
+    pub(in crate::scheduler) fn shape_of(&self, server: &str) -> Option<&Shape> {
+        let entry = self.entries.get(&number(server))?;
+        self.shapes.get(entry.shape)
+    }
+
     /// Slots that hold members of a group or spread set, with how many.
     pub(in crate::scheduler) fn members(&self, set: &str) -> &[(u32, u32)] {
         self.names
