@@ -375,10 +375,10 @@ impl State {
                 || writing.is_some()
                 || server.metadata.deletion_timestamp.is_some()
                 || !own.is_some_and(Known::is_realized)
-                || holding(server, placement, &self.catalogue)
-                    .shape
-                    .numa
-                    .is_some()
+                || self
+                    .snapshot
+                    .shape_of(&uid)
+                    .is_none_or(|s| s.numa.is_some())
             {
                 continue;
             }
