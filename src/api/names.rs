@@ -31,6 +31,10 @@ pub const STACK_RESOURCE_ANNOTATION: &str = "pileus.dev/stack-resource";
 pub const STACK_DIGEST_ANNOTATION: &str = "pileus.dev/stack-digest";
 /// Annotation on what a Stack has made: the name that the template gives it.
 pub const DISPLAY_NAME_ANNOTATION: &str = "pileus.dev/display-name";
+/// Annotation on a Stack: hooks that are cleared, `RESOURCE:HOOK` with commas between, such as
+/// `server:pre-create,group/*:post-update`; `*` stands for anything, and a resource without a
+/// hook for whichever it waits at. The manager takes it away once it has cleared one.
+pub const CLEAR_HOOKS_ANNOTATION: &str = "pileus.dev/clear-hooks";
 /// Annotation on a namespace: its `default` SecurityGroup has been made once and is the
 /// user's from then on, to change or to delete.
 pub const DEFAULT_GROUP_ANNOTATION: &str = "pileus.dev/default-security-group";

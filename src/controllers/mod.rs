@@ -130,7 +130,7 @@ async fn lead(config: Config, context: Context, stop: CancellationToken) -> Resu
     let controllers = tokio::select! {
         () = manager.stores.ready() => {
             futures::future::join(
-                worker::run(&manager, wiring.stacks, 16, stack::reconcile, "stack", stop.clone()),
+                worker::run(&manager, stack::follow::followed(&manager, wiring.stacks), 16, stack::reconcile, "stack", stop.clone()),
             futures::future::join5(
                 worker::run(&manager, wiring.servers, 32, server::reconcile, "server", stop.clone()),
                 worker::run(&manager, wiring.images, 8, image::reconcile, "image", stop.clone()),

@@ -22,6 +22,7 @@
 //! | [`plan`] | create, update and delete as steps with dependencies |
 //! | [`tree`] | a stack and those inside as one set of resources, as they become known |
 //! | [`hide`] | which values come from hidden parameters |
+//! | [`hooks`] | where resources wait, and what must not be done with them |
 //! | [`kinds`] | what each resource type becomes in Kubernetes |
 
 pub mod builtin;
@@ -33,6 +34,7 @@ pub mod files;
 pub mod functions;
 pub mod graph;
 pub mod hide;
+pub mod hooks;
 // What builds the engine alone, to fuzz it, has no kinds to make.
 #[cfg(not(fuzzing))]
 pub mod kinds;

@@ -20,8 +20,8 @@ use kube::{Client, Resource, ResourceExt};
 use pileus::api::names::{MANAGER, STACK_UID_LABEL};
 use pileus::api::stack::StackResource;
 use pileus::api::{
-    ConditionType, Image, KeyPair, Network, Port, SecurityGroup, SecurityGroupRule, Server, Stack,
-    Subnet, conditions,
+    ConditionType, Flavor, Image, KeyPair, Network, Port, SecurityGroup, SecurityGroupRule, Server,
+    Stack, Subnet, conditions,
 };
 use pileus::controllers::{Config, Manager, stack, stores, worker};
 use pileus::kube_ext::{Context, Metrics};
@@ -92,21 +92,15 @@ impl Cloud {
                 underlay_ipv6: false,
                 identity: "test".into(),
             },
-            stacks: stack::Shared::default(),
+            // Long enough to see that it is given.
+            stacks: stack::Shared::with_grace(Duration::from_secs(4)),
         });
         let stop = CancellationToken::new();
         let stopped = stop.clone();
         let running = tokio::spawn(async move {
             manager.stores.ready().await;
-            worker::run(
-                &manager,
-                wiring.stacks,
-                8,
-                stack::reconcile,
-                "stack",
-                stopped,
-            )
-            .await;
+            let stacks = stack::follow::followed(&manager, wiring.stacks);
+            worker::run(&manager, stacks, 8, stack::reconcile, "stack", stopped).await;
         });
         self.controller = Some(Controller { stop, running });
     }
@@ -184,6 +178,12 @@ impl Cloud {
     pub async fn delete(&self, name: &str) {
         let api = self.api::<Stack>();
         api.delete(name, &DeleteParams::default()).await.unwrap();
+        self.goes(name).await;
+    }
+
+    /// Waits until a Stack that is being deleted is gone with all that it has made.
+    pub async fn goes(&self, name: &str) {
+        let api = self.api::<Stack>();
         let start = Instant::now();
         while let Some(stack) = api.get_opt(name).await.unwrap() {
             assert!(start.elapsed() < PATIENCE, "{name} stays: {stack:#?}");
@@ -222,7 +222,7 @@ impl Hand {
     }
 
     /// Makes every object of a kind ready that its last change has not been seen of; a Server
-    /// of the flavor `none` never can be.
+    /// of the flavor `none` never can be, and one of the flavor `later` waits for it.
     async fn ready<K>(&self, more: &(dyn Fn(&Value) -> Value + Sync))
     where
         K: Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
@@ -238,16 +238,28 @@ impl Hand {
             if value["status"]["observedGeneration"].as_i64() == generation {
                 continue;
             }
-            let good = value["spec"]["flavor"] != "none";
+            let mut good = value["spec"]["flavor"] != "none";
+            let waits = value["spec"]["flavor"] == "later";
+            let there = Api::<Flavor>::all(self.client.clone());
+            if waits
+                && there
+                    .get_opt("later")
+                    .await
+                    .is_ok_and(|found| found.is_none())
+            {
+                good = false;
+            }
             let condition = |name: &str, holds: bool| {
                 json!({"type": name, "status": if holds { "True" } else { "False" },
                     "reason": if good { "Ready" } else { "FlavorNotFound" },
-                    "message": if good { "as asked" } else { "there is no Flavor `none`" },
+                    "message": if good { "as asked" } else { "there is no such Flavor" },
                     "lastTransitionTime": "2026-01-01T00:00:00Z"})
             };
             let mut status = more(&value);
-            status["observedGeneration"] = json!(generation);
-            status["conditions"] = json!([condition("Ready", good), condition("Stalled", !good)]);
+            // One that waits is looked at again.
+            status["observedGeneration"] = json!(if waits && !good { None } else { generation });
+            let stalled = condition("Stalled", !good && !waits);
+            status["conditions"] = json!([condition("Ready", good), stalled]);
             let patch = Patch::Merge(json!({"status": status}));
             // It may have gone meanwhile.
             let _ = api

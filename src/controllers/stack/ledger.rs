@@ -145,9 +145,28 @@ pub struct Entry {
     /// Failed or lost before the action that is under way: another takes its place.
     #[serde(default)]
     pub replace: bool,
+    /// Its hooks when it was last looked at; those of its deletion must outlive the template.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub hooks: BTreeSet<String>,
+    /// The hook that it has come to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits: Option<String>,
+    /// Hooks that were cleared in the action that is under way.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub passed: BTreeSet<String>,
 }
 
+/// The hook before a resource is made: an entry that waits at it stands for nothing yet.
+pub const PRE_CREATE: &str = "pre-create";
+
 impl Entry {
+    /// Whether it waits at a hook that is not cleared.
+    #[must_use]
+    pub fn is_waiting(&self) -> bool {
+        let hook = self.waits.as_ref();
+        hook.is_some_and(|hook| !self.passed.contains(hook))
+    }
+
     /// Notes what becomes of it; the time moves only with the state.
     pub fn set(&mut self, action: Action, state: State, reason: impl Into<String>, now: Timestamp) {
         if (self.action, self.state) != (action, state) {
@@ -272,6 +291,15 @@ impl Ledger {
         self.started = now;
         self.failing_since = None;
         self.goal = goal;
+        // Each action comes to each hook anew.
+        self.entries
+            .retain(|_, entry| entry.waits.as_deref() != Some(PRE_CREATE));
+        for entry in self.entries.values_mut() {
+            entry.passed.clear();
+            if entry.waits.take().as_deref() == Some("pre-update") {
+                entry.set(Action::Update, State::Complete, "", now);
+            }
+        }
         if matches!(action, Action::Create | Action::Update | Action::Rollback) {
             for entry in self.entries.values_mut() {
                 entry.replace |= entry.state == State::Failed;

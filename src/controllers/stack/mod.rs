@@ -7,6 +7,7 @@
 //! no crash can leave an outer and an inner stack of two minds.
 
 pub mod children;
+pub mod follow;
 pub mod ledger;
 pub mod plan;
 pub mod recall;
@@ -23,11 +24,13 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use k8s_openapi::jiff::Timestamp;
+use kube::api::{Patch, PatchParams};
 use kube::{Api, ResourceExt};
+use serde_json::json;
 use uuid::Uuid;
 
 use super::{Manager, Outcome, loss};
-use crate::api::names::{MANAGER, MANAGER_FINALIZER};
+use crate::api::names::{CLEAR_HOOKS_ANNOTATION, MANAGER, MANAGER_FINALIZER};
 use crate::api::{Stack, StackStatus};
 use crate::kube_ext::report::apply_status;
 use crate::kube_ext::{ApiError, chain, finalize};
@@ -48,16 +51,41 @@ const UNWATCHED: Duration = Duration::from_secs(30);
 /// How many effects of one Stack are under way at once.
 const AT_ONCE: usize = 16;
 
+/// How long what a resource names may be missing: what is applied together comes in any order.
+const GRACE: Duration = Duration::from_secs(60);
+
 /// What the passes over all Stacks share.
-#[derive(Default)]
 pub struct Shared {
+    /// How long what a resource names from outside the stack may be missing before that is its
+    /// failure.
+    grace: Duration,
     kinds: Kinds,
     recall: Recall,
     /// When each Stack, by uid, may be looked at again.
     rested: Mutex<HashMap<String, Instant>>,
 }
 
+impl Default for Shared {
+    fn default() -> Self {
+        Self {
+            grace: GRACE,
+            kinds: Kinds::default(),
+            recall: Recall::default(),
+            rested: Mutex::default(),
+        }
+    }
+}
+
 impl Shared {
+    /// With another time of grace for what resources name.
+    #[must_use]
+    pub fn with_grace(grace: Duration) -> Self {
+        Self {
+            grace,
+            ..Self::default()
+        }
+    }
+
     /// How long a Stack still has to rest.
     fn rest(&self, uid: &str) -> Option<Duration> {
         let rested = self.rested.lock().unwrap_or_else(PoisonError::into_inner);
@@ -139,8 +167,29 @@ pub async fn reconcile(stack: Arc<Stack>, manager: Arc<Manager>) -> Outcome {
     };
     forget_sources(&records, seen.ledger.as_ref(), &plan.ledger).await?;
     let again = report(&api, &stack, &manager, &plan, &records, &seen).await?;
+    if plan.cleared {
+        // A status that was written is a version that wakes us; it goes then.
+        match take_annotation(&api, &stack).await {
+            Err(error) if error.is_conflict() => {}
+            done => done?,
+        }
+    }
     acted?;
     Ok(again)
+}
+
+/// Takes away the annotation that has cleared hooks, unless the Stack has changed: the next
+/// pass sees what it says then.
+async fn take_annotation(api: &Api<Stack>, stack: &Stack) -> Result<(), ApiError> {
+    let patch = Patch::Merge(json!({"metadata": {
+        "uid": stack.uid(),
+        "resourceVersion": stack.resource_version(),
+        "annotations": {CLEAR_HOOKS_ANNOTATION: null},
+    }}));
+    let name = stack.name_any();
+    let doing = ApiError::doing(format!("take the cleared hooks from the Stack {name}"));
+    let done = api.patch(&name, &PatchParams::default(), &patch).await;
+    done.map(drop).map_err(doing)
 }
 
 async fn observe<'a>(
@@ -195,6 +244,7 @@ async fn observe<'a>(
         strays,
         find: children,
         kind_lost,
+        grace: manager.stacks.grace,
     })
 }
 

@@ -132,8 +132,8 @@ impl Reader<'_> {
         Ok(texts.ok_or_else(|| Problem {
             reason: Reason::SourceNotFound,
             message: format!(
-                "spec.{field}: there is no {kind:?} `{name}` in the namespace {}; it is looked for \
-                 again every few minutes",
+                "spec.{field}: there is no {kind:?} `{name}` in the namespace {}; it is taken up \
+                 as soon as it is there",
                 self.namespace
             ),
         }))

@@ -7,6 +7,7 @@ use kube::ResourceExt;
 use super::ledger::{Action, Entry, Key, Ledger, Reference, State};
 use super::plan::{Plan, Problem};
 use crate::api::conditions::{self, ConditionType, Observation};
+use crate::api::names::CLEAR_HOOKS_ANNOTATION;
 use crate::api::stack::{StackResource, StackStatus};
 use crate::api::{Reason, Stack};
 use crate::stack::hide::mask_text;
@@ -137,10 +138,13 @@ fn observations(stack: &Stack, plan: &Plan, masked: &dyn Fn(&str) -> String) -> 
                 fine(Reason::Previewed, message),
             ]
         }
-        (Some(_), State::InProgress) => [
-            no(Reason::InProgress, message.clone()),
-            fine(Reason::InProgress, &message),
-        ],
+        (Some(_), State::InProgress) => {
+            let message = message + &waiting(ledger);
+            [
+                no(Reason::InProgress, message.clone()),
+                fine(Reason::InProgress, &message),
+            ]
+        }
         (Some(_), State::Failed) => [
             no(Reason::Failed, message.clone()),
             stalled(Reason::Failed, message),
@@ -164,6 +168,20 @@ fn observations(stack: &Stack, plan: &Plan, masked: &dyn Fn(&str) -> String) -> 
             fine(Reason::Complete, &message),
         ],
     }
+}
+
+/// Which resources wait at a hook, and how they go on.
+fn waiting(ledger: &Ledger) -> String {
+    let entries = ledger.entries.iter();
+    let waiting = entries.filter(|(_, entry)| entry.is_waiting());
+    let names: Vec<String> = waiting
+        .map(|((path, _), entry)| format!("{path}:{}", entry.waits.clone().unwrap_or_default()))
+        .collect();
+    if names.is_empty() {
+        return String::new();
+    }
+    let names = crate::controllers::name_some(names);
+    format!("; waits at a hook: {names}; the annotation {CLEAR_HOOKS_ANNOTATION} clears it")
 }
 
 /// What an event says of a transition: from what the status said to what it says now.

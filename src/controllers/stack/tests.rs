@@ -2,6 +2,7 @@
 //! it is asked again until it says no more.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+mod hooks;
 mod world;
 
 use std::collections::BTreeSet;

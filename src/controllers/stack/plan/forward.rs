@@ -9,7 +9,9 @@ use sha2::{Digest, Sha256};
 
 use super::leaf::{self, Progress};
 use super::{Action, Entry, Key, Pass, Reference, Sources, State, Step, since};
+use crate::controllers::stack::ledger::PRE_CREATE;
 use crate::stack::functions::Known;
+use crate::stack::hooks;
 use crate::stack::kinds::{self, How, Kind, Makes, Request, Settles};
 use crate::stack::plan::Change;
 use crate::stack::tree::{self, Flat, Leaf};
@@ -45,6 +47,8 @@ pub(super) struct Walk<'p, 'a> {
     failing: bool,
     /// Servers that are to be stopped, once what uses them is.
     pub(super) to_stop: Vec<(Key, Vec<Value>, String)>,
+    /// The environment's, which says where resources wait and what must not be done.
+    pub(super) registry: Map<String, Value>,
     /// What the resource's objects should be, for checks.
     pub(super) wanted: BTreeMap<Key, Vec<Value>>,
 }
@@ -60,6 +64,7 @@ impl<'p, 'a> Walk<'p, 'a> {
             configs: BTreeMap::new(),
             failing,
             to_stop: Vec::new(),
+            registry: Map::new(),
             wanted: BTreeMap::new(),
         }
     }
@@ -67,6 +72,7 @@ impl<'p, 'a> Walk<'p, 'a> {
     /// Evaluates the template, and does what can be done on the way.
     pub(super) fn walk(&mut self, sources: &Sources) -> crate::stack::Result<Flat> {
         let input = super::input(self.pass.stack, sources)?;
+        self.registry.clone_from(&input.environment.registry);
         let flat = tree::flatten(&input, &mut |path, leaf| self.settle(path, leaf));
         flat.map_err(|stop| stop.error)
     }
@@ -192,10 +198,11 @@ impl<'p, 'a> Walk<'p, 'a> {
         let lookup = self.pass.seen.find;
         let find = |kind: &str, name: &str| lookup.find(kind, name);
         let settles = map(&self.request(&name, &namespace, properties, &seed, &find))?;
-        if !matches!(decision, Decision::Keep(_))
-            && !self.begin(path, number, leaf, &decision, &digests)
-        {
-            return Ok(None);
+        if !matches!(decision, Decision::Keep(_)) {
+            if !self.may_begin(path, number, leaf, &decision) {
+                return Ok(None);
+            }
+            self.begin(path, number, leaf, &decision, &digests);
         }
         let key = (path.to_owned(), number);
         self.targets.insert(path.to_owned(), number);
@@ -240,7 +247,7 @@ impl<'p, 'a> Walk<'p, 'a> {
             entry.set(entry.action, State::Failed, why, now);
             self.failing = true;
         } else {
-            entry.set(entry.action, State::Complete, "", now);
+            self.complete(key);
         }
     }
 
@@ -270,10 +277,10 @@ impl<'p, 'a> Walk<'p, 'a> {
         let key = (path.to_owned(), number);
         let digest = leaf::digest(&seed, &Value::from(makes.objects.clone()).to_string());
         if !matches!(decision, Decision::Keep(_)) {
-            if !self.make_room(&key, &makes) || !self.begin(path, number, leaf, &decision, &digests)
-            {
+            if !self.may_begin(path, number, leaf, &decision) || !self.make_room(&key, &makes) {
                 return Ok(None);
             }
+            self.begin(path, number, leaf, &decision, &digests);
             let entry = self.entry(key.clone());
             entry.objects = makes.objects.iter().map(Reference::of).collect();
             entry.claims = makes.claims;
@@ -285,8 +292,7 @@ impl<'p, 'a> Walk<'p, 'a> {
         if !self.only_look {
             self.refresh(&key, leaf);
             self.suspend(&key, &makes.objects, &digest);
-            let wait_for = properties.get("wait_for").and_then(Value::as_str);
-            self.push_on(&key, &makes.objects, wait_for);
+            self.push_on(&key, &makes.objects, Some(properties));
         }
         let Some(entry) = self.pass.plan.ledger.entries.get(&key) else {
             return Ok(None);
@@ -328,8 +334,9 @@ impl<'p, 'a> Walk<'p, 'a> {
                 && !entry.replace
                 && !entry.external
                 && entry.action != Action::Delete
+                && entry.waits.as_deref() != Some(PRE_CREATE)
         };
-        let newest = ledger.incarnations(path).map(|(number, _)| number).next();
+        let newest = ledger.incarnations(path).next();
         let mut usable = ledger
             .incarnations(path)
             .filter(|(_, entry)| usable(entry))
@@ -339,7 +346,11 @@ impl<'p, 'a> Walk<'p, 'a> {
         if let Some((number, _)) = usable.find(|(_, entry)| entry.properties == *digests) {
             return Ok(Decision::Keep(number));
         }
-        let next = newest.unwrap_or(0).saturating_add(1);
+        let next = match newest {
+            Some((number, entry)) if entry.waits.as_deref() == Some(PRE_CREATE) => number,
+            Some((number, _)) => number.saturating_add(1),
+            None => 1,
+        };
         let Some((number, have)) = candidate else {
             return Ok(Decision::Make(next));
         };
@@ -360,6 +371,15 @@ impl<'p, 'a> Walk<'p, 'a> {
                 }
             }
         }
+        let action = if replace { "replace" } else { "update" };
+        let asked = hooks::of(&self.registry, path);
+        if asked.restricted.contains(action) {
+            // Heat's words, and the way out.
+            return Err(crate::stack::Error::new(format!(
+                "{action} is restricted for resource: the environment's restricted_actions forbid \
+                 it; take it out of them, or leave the resource as it is"
+            )));
+        }
         Ok(if replace {
             Decision::Make(next)
         } else {
@@ -367,11 +387,20 @@ impl<'p, 'a> Walk<'p, 'a> {
         })
     }
 
-    fn entry(&mut self, key: Key) -> &mut Entry {
+    pub(super) fn entry(&mut self, key: Key) -> &mut Entry {
         self.pass.plan.ledger.entries.entry(key).or_default()
     }
 
-    /// Records that a resource is made or changed now; not when nothing may be begun.
+    /// Whether a resource may be made or changed now.
+    fn may_begin(&mut self, path: &str, number: u32, leaf: &Leaf, decision: &Decision) -> bool {
+        let makes = matches!(decision, Decision::Make(_));
+        !self.only_look
+            && !self.failing
+            && self.may_join(&leaf.batches, makes)
+            && self.may_pass(path, number, leaf, makes)
+    }
+
+    /// Records that a resource is made or changed now.
     fn begin(
         &mut self,
         path: &str,
@@ -379,13 +408,9 @@ impl<'p, 'a> Walk<'p, 'a> {
         leaf: &Leaf,
         decision: &Decision,
         digests: &BTreeMap<String, String>,
-    ) -> bool {
-        let makes = matches!(decision, Decision::Make(_));
-        if self.only_look || self.failing || !self.may_join(&leaf.batches, makes) {
-            return false;
-        }
+    ) {
         let now = self.pass.seen.now;
-        let action = if makes {
+        let action = if matches!(decision, Decision::Make(_)) {
             Action::Create
         } else {
             Action::Update
@@ -393,9 +418,9 @@ impl<'p, 'a> Walk<'p, 'a> {
         let entry = self.entry((path.to_owned(), number));
         entry.kind.clone_from(&leaf.kind);
         entry.properties.clone_from(digests);
+        entry.waits = None;
         entry.set(action, State::InProgress, "", now);
         entry.since = now;
-        true
     }
 
     /// What a kept resource works with may have been replaced without it having changed.
@@ -404,9 +429,11 @@ impl<'p, 'a> Walk<'p, 'a> {
         let requires = leaf.requires.iter();
         let requires = requires.filter_map(|path| Some((path.clone(), *targets.get(path)?)));
         let requires: BTreeMap<String, u32> = requires.collect();
+        let hooks = hooks::of(&self.registry, &key.0).hooks;
         if let Some(entry) = self.pass.plan.ledger.entries.get_mut(key) {
             entry.requires = requires;
             entry.retain = leaf.retain;
+            entry.hooks = hooks;
         }
     }
 
@@ -435,7 +462,13 @@ impl<'p, 'a> Walk<'p, 'a> {
     }
 
     /// Applies what is not as it should be, and notes how far the object is.
-    pub(super) fn push_on(&mut self, key: &Key, objects: &[Value], wait_for: Option<&str>) {
+    pub(super) fn push_on(
+        &mut self,
+        key: &Key,
+        objects: &[Value],
+        properties: Option<&Map<String, Value>>,
+    ) {
+        let wait_for = properties.and_then(|properties| properties.get("wait_for")?.as_str());
         let uid = self.pass.stack.uid().unwrap_or_default();
         let now = self.pass.seen.now;
         let Some(entry) = self.pass.plan.ledger.entries.get(key).cloned() else {
@@ -484,13 +517,25 @@ impl<'p, 'a> Walk<'p, 'a> {
         if !applied {
             return;
         }
+        if let (Progress::Pending(_), Some(properties)) = (&state, properties)
+            && let Some(missing) = entry.objects.last().and_then(live).and_then(leaf::missing)
+        {
+            let left = self.pass.seen.grace.saturating_sub(since(entry.since, now));
+            if left.is_zero() {
+                state = Progress::Failed(missing.told(properties));
+            } else {
+                self.pass.again_in(left);
+            }
+        }
         let (to, reason) = match state {
             Progress::Ready => (State::Complete, String::new()),
             Progress::Pending(reason) => (State::InProgress, reason),
             Progress::Failed(reason) => (State::Failed, reason),
         };
         self.failing |= to == State::Failed;
-        if let Some(entry) = self.pass.plan.ledger.entries.get_mut(key) {
+        if to == State::Complete {
+            self.complete(key);
+        } else if let Some(entry) = self.pass.plan.ledger.entries.get_mut(key) {
             entry.set(entry.action, to, reason, now);
         }
     }
@@ -564,7 +609,7 @@ impl Pass<'_> {
 
     fn is_at_rest(&self) -> bool {
         let mut entries = self.plan.ledger.entries.values();
-        entries.all(|entry| entry.state != State::InProgress)
+        entries.all(|entry| entry.state != State::InProgress || entry.is_waiting())
     }
 
     /// Fails the action once what is under way has come to its end, or has had its time.

@@ -67,6 +67,86 @@ pub(super) fn progress(object: &Value, wait_for: Option<&str>) -> Progress {
     Progress::Ready
 }
 
+/// What an object says of something that it names and that is not there, or not for it, and
+/// Heat's words for that: property and noun.
+pub(super) fn missing(object: &Value) -> Option<Missing> {
+    let pileus = object["apiVersion"]
+        .as_str()?
+        .starts_with(crate::api::GROUP);
+    let ready = condition(object, "Ready").filter(|ready| pileus && ready["status"] == "False")?;
+    let reason = ready["reason"].as_str()?;
+    let (_, properties, noun) = NAMED.iter().find(|(named, ..)| named.as_str() == reason)?;
+    Some(Missing {
+        properties,
+        noun,
+        message: ready["message"].as_str().unwrap_or_default().to_owned(),
+    })
+}
+
+/// Something that a resource names and that is not there.
+pub(super) struct Missing {
+    /// Properties that may name it.
+    properties: &'static [&'static str],
+    noun: &'static str,
+    message: String,
+}
+
+/// What Heat's custom constraints check before a resource is made.
+const NAMED: [(Reason, &[&str], &str); 8] = [
+    (
+        Reason::FlavorNotFound,
+        &["flavor", "InstanceType"],
+        "Flavor",
+    ),
+    (Reason::ImageNotFound, &["image", "ImageId"], "Image"),
+    (Reason::ImageNotShared, &["image", "ImageId"], "Image"),
+    (Reason::KeyPairNotFound, &["key_name", "KeyName"], "Key"),
+    (
+        Reason::NetworkNotFound,
+        &["network", "network_id", "networks", "VpcId"],
+        "Network",
+    ),
+    (
+        Reason::NetworkNotShared,
+        &["network", "network_id", "networks", "VpcId"],
+        "Network",
+    ),
+    (
+        Reason::PortNotFound,
+        &["networks", "NetworkInterfaces"],
+        "Port",
+    ),
+    (
+        Reason::SecurityGroupNotFound,
+        &[
+            "security_groups",
+            "security_group",
+            "remote_group",
+            "GroupSet",
+        ],
+        "Security Group",
+    ),
+];
+
+impl Missing {
+    /// Why the resource with these properties cannot be, and the way out.
+    pub(super) fn told(&self, properties: &serde_json::Map<String, Value>) -> String {
+        let given = self
+            .properties
+            .iter()
+            .find_map(|name| Some((*name, properties.get(*name).filter(|v| !v.is_null())?)));
+        let (property, value) = given.unwrap_or((self.properties[0], &Value::Null));
+        let value = value.as_str().map(|text| format!(" ({text})"));
+        format!(
+            "properties.{property}: The {}{} could not be found: {}; make it or name another, and \
+             set spec.healRequestedAt to try again",
+            self.noun,
+            value.unwrap_or_default(),
+            self.message
+        )
+    }
+}
+
 /// Digests of a resource's properties: equal values have equal ones, and nothing of the
 /// values, which may be secret, can be read from them.
 pub(super) fn digests(

@@ -11,6 +11,7 @@
 //! |---|---|
 //! | `turn` | which action begins |
 //! | `forward` | what is made, changed, kept |
+//! | `hooks` | what waits until somebody says that it may go on |
 //! | `batch` | how many members of a group at once |
 //! | `suspend` | what is stopped and started |
 //! | `leaf` | what one resource should be, and whether it is |
@@ -19,6 +20,7 @@
 
 mod batch;
 mod forward;
+mod hooks;
 mod leaf;
 mod look;
 mod removal;
@@ -88,6 +90,8 @@ pub struct Seen<'a> {
     pub find: &'a (dyn Lookup + Sync),
     /// It is being deleted only because the kind itself is: nobody has asked for that.
     pub kind_lost: bool,
+    /// How long what a resource names from outside the stack may be missing.
+    pub grace: Duration,
 }
 
 /// Knows the objects that are watched.
@@ -147,6 +151,8 @@ pub struct Plan {
     pub problem: Option<Problem>,
     /// When to look again without any event.
     pub again: Option<Duration>,
+    /// Hooks were cleared by the Stack's annotation, which has done its work.
+    pub cleared: bool,
     /// Nothing is left: the Stack may go.
     pub gone: bool,
     /// Texts that must never be shown.
@@ -169,10 +175,12 @@ pub fn plan(stack: &Stack, seen: &Seen<'_>) -> Plan {
             notes: Vec::new(),
             problem: None,
             again: None,
+            cleared: false,
             gone: false,
             secrets: BTreeSet::new(),
         },
     };
+    pass.clear_hooks();
     if finalize::is_deleting(stack) {
         pass.delete();
     } else {

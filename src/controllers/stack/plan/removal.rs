@@ -57,6 +57,9 @@ impl Pass<'_> {
         let Some(entry) = self.plan.ledger.entries.get(key).cloned() else {
             return;
         };
+        if self.waits_to_go(key, "pre-delete") {
+            return;
+        }
         let uid = self.stack.uid().unwrap_or_default();
         let live: Vec<_> = entry
             .objects
@@ -66,6 +69,9 @@ impl Pass<'_> {
             .filter(|(_, live)| is_ours(live, &uid))
             .collect();
         if entry.external || live.is_empty() {
+            if self.waits_to_go(key, "post-delete") {
+                return;
+            }
             self.plan.ledger.entries.remove(key);
             return;
         }

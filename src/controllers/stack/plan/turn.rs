@@ -129,6 +129,7 @@ impl Pass<'_> {
     fn accept(&self, sources: &Sources) -> Result<Tree, Problem> {
         let wrong = |error| Problem::template(&error);
         let input = super::input(self.stack, sources).map_err(wrong)?;
+        crate::stack::hooks::check(&input.environment.registry).map_err(wrong)?;
         let tree = expand::expand(&input).map_err(|stop| wrong(stop.error))?;
         let has_account = self.stack.spec.service_account_name.is_some();
         check::tree(&tree, has_account).map_err(wrong)?;

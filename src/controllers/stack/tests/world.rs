@@ -84,6 +84,7 @@ impl World {
             strays: Vec::new(),
             find: &self.objects,
             kind_lost: false,
+            grace: std::time::Duration::from_secs(60),
         };
         plan::plan(&self.stack, &seen)
     }

@@ -1,0 +1,194 @@
+//! Hooks and restricted actions, as an environment's `resource_registry` has them:
+//!
+//! ```yaml
+//! resource_registry:
+//!   resources:
+//!     server:
+//!       hooks: [pre-create, pre-update]
+//!       restricted_actions: replace
+//!     group:              # what is inside of it
+//!       "*": {server: {hooks: post-create}}
+//! ```
+//!
+//! Names may have `*` anywhere, as in Heat.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Map, Value};
+
+use super::tree::SEPARATOR;
+use super::{Error, Result};
+
+/// Where a resource can be made to wait; Heat's words.
+pub const HOOKS: [&str; 6] = [
+    "pre-create",
+    "pre-update",
+    "pre-delete",
+    "post-create",
+    "post-update",
+    "post-delete",
+];
+/// What may be forbidden; Heat's words.
+const ACTIONS: [&str; 2] = ["update", "replace"];
+
+/// What an environment asks of one resource.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// Where it waits.
+    pub hooks: BTreeSet<String>,
+    /// What must not be done with it.
+    pub restricted: BTreeSet<String>,
+}
+
+/// What `registry` asks of the resource at `path`.
+#[must_use]
+pub fn of(registry: &Map<String, Value>, path: &str) -> Asked {
+    let mut asked = Asked::default();
+    if let Some(resources) = registry.get("resources").and_then(Value::as_object) {
+        let names: Vec<&str> = path.split(SEPARATOR).collect();
+        gather(resources, &names, &mut asked);
+    }
+    asked
+}
+
+fn gather(resources: &Map<String, Value>, names: &[&str], asked: &mut Asked) {
+    let Some((first, rest)) = names.split_first() else {
+        return;
+    };
+    for (_, entry) in resources.iter().filter(|(name, _)| matches(name, first)) {
+        let Some(entry) = entry.as_object() else {
+            continue;
+        };
+        if rest.is_empty() {
+            asked.hooks.extend(words(entry.get("hooks")));
+            asked
+                .restricted
+                .extend(words(entry.get("restricted_actions")));
+        } else {
+            gather(entry, rest, asked);
+        }
+    }
+}
+
+/// One word, or a list of them.
+fn words(value: Option<&Value>) -> Vec<String> {
+    match value {
+        Some(Value::String(word)) => vec![word.clone()],
+        Some(Value::Array(words)) => words
+            .iter()
+            .filter_map(|word| word.as_str().map(str::to_owned))
+            .collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// Whether `text` is what `pattern` says, in which `*` stands for anything.
+#[must_use]
+pub fn matches(pattern: &str, text: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let first = parts.next().unwrap_or_default();
+    let Some(mut rest) = text.strip_prefix(first) else {
+        return false;
+    };
+    let mut last = None;
+    for part in parts {
+        if let Some(before) = last.replace(part) {
+            match rest.find(before) {
+                Some(at) => rest = &rest[at + before.len()..],
+                None => return false,
+            }
+        }
+    }
+    last.map_or(rest.is_empty(), |end: &str| rest.ends_with(end))
+}
+
+/// Whether every hook and action is one that there is.
+///
+/// # Errors
+/// For the first that is not, with its place.
+pub fn check(registry: &Map<String, Value>) -> Result<()> {
+    let resources = registry.get("resources").and_then(Value::as_object);
+    resources.map_or(Ok(()), |resources| {
+        look(resources, "resource_registry.resources")
+    })
+}
+
+fn look(entries: &Map<String, Value>, path: &str) -> Result<()> {
+    for (name, entry) in entries {
+        let known: &[&str] = match name.as_str() {
+            "hooks" => &HOOKS,
+            "restricted_actions" => &ACTIONS,
+            _ => {
+                if let Some(inner) = entry.as_object() {
+                    look(inner, &format!("{path}.{name}"))?;
+                }
+                continue;
+            }
+        };
+        for word in words(Some(entry)) {
+            if !known.contains(&word.as_str()) {
+                return Err(Error::at(
+                    format!("{path}.{name}"),
+                    format!("`{word}` is none; there are {}", known.join(", ")),
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use serde_json::json;
+
+    use super::*;
+
+    fn registry() -> Map<String, Value> {
+        let registry = json!({"My::Type": "x.yaml", "resources": {
+            "web*": {"hooks": "pre-create", "restricted_actions": ["update", "replace"]},
+            "web1": {"hooks": ["post-update"], "OS::Nova::Server": "y.yaml"},
+            "group": {"*": {"server": {"hooks": ["pre-delete"]}}},
+        }});
+        registry.as_object().unwrap().clone()
+    }
+
+    #[test]
+    fn hooks_are_found_by_name_pattern_and_nesting() {
+        let hooks = |path: &str| {
+            let asked = of(&registry(), path);
+            asked.hooks.into_iter().collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(hooks("web0"), "pre-create");
+        assert_eq!(hooks("web1"), "post-update pre-create");
+        assert_eq!(hooks("group/7/server"), "pre-delete");
+        assert_eq!(hooks("server"), "");
+        assert_eq!(hooks("group"), "");
+        assert_eq!(of(&registry(), "web0").restricted.len(), 2);
+    }
+
+    #[test]
+    fn a_star_stands_for_anything() {
+        for (pattern, text, is) in [
+            ("*", "", true),
+            ("a*c", "abc", true),
+            ("a*c", "ab", false),
+            ("a*b*c", "axxbyyc", true),
+            ("a*b*c", "axxcyy", false),
+            ("abc", "abcd", false),
+            ("*a", "aba", true),
+            ("a*a", "a", false),
+        ] {
+            assert_eq!(matches(pattern, text), is, "{pattern} {text}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_hook_is_told_with_its_place() {
+        assert_eq!(check(&registry()), Ok(()));
+        let wrong = json!({"resources": {"a": {"b": {"hooks": "pre-lunch"}}}});
+        let error = check(wrong.as_object().unwrap()).unwrap_err();
+        assert_eq!(error.path, "resource_registry.resources.a.b.hooks");
+    }
+}
