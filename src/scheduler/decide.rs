@@ -175,7 +175,7 @@ impl State {
             Ok(host) => host,
             Err(why) => {
                 let why = why.to_string();
-                writes.extend(self.make_room(key, server, &request, &why, now));
+                writes.extend(self.make_room(&key, server, &request, &why, now));
                 return;
             }
         };
@@ -307,7 +307,7 @@ impl State {
             uid: server.uid().unwrap_or_default(),
             version: server.resource_version().unwrap_or_default(),
             kind,
-            nominated: status.nomination.is_some(),
+            nomination: status.nomination.clone(),
             conflict: false,
         };
         self.writing.insert(key.clone(), writing);

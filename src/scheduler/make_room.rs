@@ -38,8 +38,11 @@ use crate::api::{Reason, Server};
 const PATIENCE: SignedDuration = SignedDuration::from_mins(5);
 /// How long what is free is kept.
 const KEPT: SignedDuration = SignedDuration::from_mins(10);
-/// How long another may have its turn when that was in vain.
-const REST: SignedDuration = SignedDuration::from_mins(30);
+/// How long nothing is kept for anybody when that was in vain: so that those that are big
+/// and hopeless do not keep it from the small ones in turn.
+const PAUSE: SignedDuration = SignedDuration::from_mins(20);
+/// How long others may have their turn when one was in vain.
+const REST: SignedDuration = SignedDuration::from_mins(60);
 /// How long hosts may take to stop others, beside the time that their guests have for it.
 const STOPPING: SignedDuration = SignedDuration::from_mins(5);
 /// Filters that ask for processors and memory, in this order.
@@ -81,9 +84,6 @@ impl State {
             return;
         };
         let writing = self.writing.get(key);
-        if writing.is_some_and(|w| w.nominated) {
-            return;
-        }
         let kept = kept(&server.uid().unwrap_or_default());
         let bound = writing.is_some_and(|w| w.kind == Kind::Placed);
         let placed = server
@@ -91,7 +91,9 @@ impl State {
             .as_ref()
             .is_some_and(|s| s.placement.is_some());
         let waits = !bound && !placed && server.metadata.deletion_timestamp.is_none();
-        let wanted = nomination(server).filter(|_| waits);
+        // What is being written is assumed.
+        let written = writing.and_then(|w| w.nomination.as_ref());
+        let wanted = written.or(nomination(server)).filter(|_| waits);
         let held = wanted.and_then(|n| self.keeping(server, &n.host));
         if let Some(held) = held {
             self.nominees.insert(key.clone());
@@ -158,7 +160,7 @@ impl State {
     /// What is done for a Server that fits nowhere, and says so.
     pub(super) fn make_room(
         &mut self,
-        key: Key,
+        key: &Key,
         server: Arc<Server>,
         request: &Request,
         why: &str,
@@ -168,7 +170,7 @@ impl State {
         let chance = if self.is_of_gang(request) {
             None
         } else {
-            self.chance(&key, &server, request, now)
+            self.chance(key, &server, request, now)
         };
         self.enter_all_kept(&struck);
         let no = |reason, message| Observation::no(ConditionType::Scheduled, reason, message);
@@ -178,11 +180,9 @@ impl State {
         }) = chance
         else {
             let seen = no(Reason::NoHostFits, why.to_owned());
-            let written = self.tell(key.clone(), server, seen, None, Why::NoHostFits, now);
-            if written.is_none() {
-                self.enter_kept(&key);
-            }
-            return written.into_iter().collect();
+            let told = self.tell(key.clone(), server, seen, None, Why::NoHostFits, now);
+            self.enter_kept(key);
+            return told.into_iter().collect();
         };
         let host = &nomination.host;
         let seen = match nomination.purpose {
@@ -202,11 +202,9 @@ impl State {
             }
         };
         let uid = server.uid().unwrap_or_default();
-        if let Some(held) = self.keeping(&server, host) {
-            self.snapshot.hold(&kept(&uid), held);
-            self.nominees.insert(key.clone());
-        }
-        let told = self.tell(key, server, seen, Some(nomination), Why::NoHostFits, now);
+        let nomination = Some(nomination);
+        let told = self.tell(key.clone(), server, seen, nomination, Why::NoHostFits, now);
+        self.enter_kept(key);
         let mut writes: Vec<Write> = told.into_iter().collect();
         for victim in victims {
             writes.extend(self.preempt(&victim, &uid, request.priority.value, now));
@@ -414,10 +412,12 @@ impl State {
                 return Some(had.clone());
             }
             self.turns.insert(key.clone(), now + REST);
+            self.next_turn = Some(now + PAUSE);
         }
         let told = scheduled(server).filter(|c| c.status == "False");
         let waits = told.is_some_and(|c| now >= c.last_transition_time.0 + PATIENCE);
-        let rests = self.turns.get(key).is_some_and(|until| now < *until);
+        let rests = self.turns.get(key).into_iter().chain(&self.next_turn);
+        let rests = rests.max().is_some_and(|until| now < *until);
         if !waits || rests || self.has_turn_been_given() {
             return None;
         }
@@ -438,7 +438,7 @@ impl State {
         let mut named = self.nominees.iter().filter_map(|key| self.servers.get(key));
         // One whose nomination is still being written counts as well.
         let written = named.any(|s| nomination(s).is_some_and(waits));
-        written || self.writing.values().any(|w| w.nominated)
+        written || self.writing.values().any(|w| w.nomination.is_some())
     }
 
     /// How much of what a Server needs a host lacks, in thousandths, of what it lacks most;

@@ -576,6 +576,9 @@ proptest! {
             cluster.happens(&Event::Decided(vec![]));
             cluster.happens(&Event::Obeyed);
         }
+        for _ in 0..8 {
+            cluster.happens(&Event::Decided(vec![]));
+        }
         let waits = |s: &Server| {
             let status = s.status.clone().unwrap_or_default();
             status.placement.is_none() || status.preemption.is_some()

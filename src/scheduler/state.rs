@@ -99,8 +99,8 @@ pub(super) struct Writing {
     pub(super) uid: String,
     pub(super) version: String,
     pub(super) kind: Kind,
-    /// Room is kept for it.
-    pub(super) nominated: bool,
+    /// Where room is kept for it.
+    pub(super) nomination: Option<Nomination>,
     /// A conflict: the newer version has not been seen yet.
     pub(super) conflict: bool,
 }
@@ -129,6 +129,8 @@ pub struct State {
     pub(super) nominees: BTreeSet<Key>,
     /// When a Server that had room kept for it in vain may have it again.
     pub(super) turns: BTreeMap<Key, Timestamp>,
+    /// When anybody may, after such a turn.
+    pub(super) next_turn: Option<Timestamp>,
     /// Servers known by a write's answer, which the watch has yet to catch up with.
     answered: BTreeSet<Key>,
 }
