@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
@@ -95,16 +97,16 @@ pub fn run(command: &Command) -> std::io::Result<ExitCode> {
             cases,
         } => {
             if let Some(path) = cases {
-                return each_line(path, cases::render);
+                return each_line(path, render_line);
             }
             let input = source.input().and_then(|mut input| {
                 if let Some(path) = resources {
-                    input.resources = cases::known(Some(&yaml::parse(&read(path)?)?));
+                    input.resources = cases::known(yaml::parse(&read(path)?)?);
                 }
                 Ok(input)
             });
             let result = match input.map(|input| render::stack(&input)) {
-                Ok(Ok(stack)) => stack.to_json(),
+                Ok(Ok(stack)) => stack.into_json(),
                 Ok(Err(stop)) => stop.to_json(),
                 Err(error) => failed(&error),
             };
@@ -128,7 +130,7 @@ pub fn run(command: &Command) -> std::io::Result<ExitCode> {
                 Ok(made) => print(&json!({"manifests": made}), source.output),
             }
         }
-        Command::Functions { cases } => each_line(cases, cases::function),
+        Command::Functions { cases } => each_line(cases, function_line),
     }
 }
 
@@ -151,23 +153,73 @@ fn print(result: &Value, format: Format) -> std::io::Result<ExitCode> {
     })
 }
 
+/// A case beside what Heat made of it, which is passed over.
+#[derive(serde::Deserialize)]
+struct Case {
+    case: Value,
+}
+
+fn render_line(line: &str) -> serde_json::Result<Value> {
+    let case = serde_json::from_str::<Case>(line).map(|line| line.case);
+    case.or_else(|_| serde_json::from_str(line))
+        .map(cases::render)
+}
+
+fn function_line(line: &str) -> serde_json::Result<Value> {
+    serde_json::from_str(line).map(|case| cases::function(&case))
+}
+
+type Answer = fn(&str) -> serde_json::Result<Value>;
+
 /// One result for each line; a line that is no JSON gives an error in its place.
-fn each_line(path: &Path, run: fn(&Value) -> Value) -> std::io::Result<ExitCode> {
-    let reader: Box<dyn BufRead> = if path == Path::new("-") {
-        Box::new(std::io::stdin().lock())
-    } else {
-        Box::new(std::io::BufReader::new(std::fs::File::open(path)?))
-    };
-    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-    for line in reader.lines() {
-        let result = match serde_json::from_str(&line?) {
-            Ok(case) => run(&case),
-            Err(error) => failed(&Error::new(format!("not JSON: {error}"))),
-        };
-        writeln!(out, "{result}")?;
+fn each_line(path: &Path, answer: Answer) -> std::io::Result<ExitCode> {
+    let mut out = std::io::stdout().lock();
+    if path == Path::new("-") {
+        // Who writes a line may wait for its result.
+        for line in std::io::stdin().lock().lines() {
+            let mut text = Vec::new();
+            one_line(&line?, answer, &mut text)?;
+            out.write_all(&text)?;
+            out.flush()?;
+        }
+        return Ok(ExitCode::SUCCESS);
     }
-    out.flush()?;
+    let text = std::fs::read_to_string(path)?;
+    let lines: Vec<&str> = text.lines().collect();
+    // A few lines at a time by whoever is free; written in their order.
+    let blocks: Vec<_> = (lines.chunks(16).map(|lines| (lines, OnceLock::new()))).collect();
+    let next = AtomicUsize::new(0);
+    let work = || {
+        while let Some((lines, result)) = blocks.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let mut text = Vec::new();
+            let done = lines.iter();
+            let done = done
+                .copied()
+                .try_for_each(|line| one_line(line, answer, &mut text));
+            let _ = result.set(done.map(|()| text));
+        }
+    };
+    std::thread::scope(|scope| {
+        let others = std::thread::available_parallelism().map_or(0, |count| count.get() - 1);
+        for _ in 0..others {
+            scope.spawn(work);
+        }
+        work();
+    });
+    for (_, result) in blocks {
+        if let Some(text) = result.into_inner() {
+            out.write_all(&text?)?;
+        }
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+fn one_line(line: &str, answer: Answer, out: &mut Vec<u8>) -> std::io::Result<()> {
+    let result =
+        answer(line).unwrap_or_else(|error| failed(&Error::new(format!("not JSON: {error}"))));
+    serde_json::to_writer(&mut *out, &result)?;
+    out.push(b'\n');
+    Ok(())
 }
 
 /// The text of a file within the limit of a document.

@@ -15,9 +15,13 @@ use std::path::{Path, PathBuf};
 use pileus::stack::cases;
 use pileus::stack::expand::{self, Tree};
 use pileus::stack::parameters::Schema;
-use pileus::stack::plan::{self, Action, Existing, Key};
+use pileus::stack::plan::{self, Action, Change};
 use pileus::stack::version::Version;
 use serde_json::{Map, Value};
+
+#[path = "support/stack_life.rs"]
+mod stack_life;
+use stack_life::{Call, World};
 
 /// What is known to differ, and why.
 const DIFFERENCES: &str = include_str!("heat-differences.md");
@@ -266,7 +270,7 @@ fn templates_render_as_heat_renders_them() {
     };
     let (mut figures, mut typed) = (Figures::default(), Figures::default());
     for case in &cases {
-        let (want, got) = (&case["expected"], cases::render(case));
+        let (want, got) = (&case["expected"], cases::render(case["case"].clone()));
         let name = case["case"]["name"].as_str().unwrap();
         let group = name.split(['/', '#']).next().unwrap();
         figures.count(group, name, difference(want, &got));
@@ -313,55 +317,6 @@ fn plain_name(name: &str) -> &str {
     if random || member { "*" } else { name }
 }
 
-/// Runs the plans of a tree, first to make it, then to remove it; what is done
-/// to leaves, in order, with the path of each.
-fn simulate(tree: &Tree, path: &str, made: &mut Vec<(String, String)>, gone: &mut Vec<String>) {
-    let wanted = plan::wanted(&tree.stack);
-    let mut existing: BTreeMap<Key, Existing> = BTreeMap::new();
-    let create = plan::plan(&wanted, &tree.stack.graph, &existing, plan::change).unwrap();
-    let mut done = BTreeSet::new();
-    for (index, step) in create.steps.iter().enumerate() {
-        assert!(step.action == Action::Create && step.after.iter().all(|a| done.contains(a)));
-        done.insert(index);
-        let name = &step.key.0;
-        let want = &wanted[name];
-        let inner = format!("{path}/{name}");
-        match tree.nested.get(name) {
-            Some(nested) => simulate(nested, &inner, made, &mut Vec::new()),
-            None => made.push((inner, want.kind.to_owned())),
-        }
-        existing.insert(
-            step.key.clone(),
-            Existing {
-                kind: want.kind.to_owned(),
-                properties: want.properties.clone().into_owned(),
-                requires: step.requires.clone(),
-                complete: true,
-                retain: tree.stack.resources[name].deletion_policy == "Retain",
-            },
-        );
-    }
-    // A second plan finds nothing to do.
-    let again = plan::plan(&wanted, &tree.stack.graph, &existing, plan::change).unwrap();
-    assert!(again.steps.is_empty(), "{path}: {:?}", again.steps);
-    let delete = plan::plan(
-        &BTreeMap::new(),
-        &Default::default(),
-        &existing,
-        plan::change,
-    );
-    for step in delete.unwrap().steps {
-        if step.action != Action::Delete {
-            continue;
-        }
-        let inner = format!("{path}/{}", step.key.0);
-        match tree.nested.get(&step.key.0) {
-            Some(nested) => simulate(nested, &inner, &mut Vec::new(), gone),
-            None => gone.push(inner),
-        }
-    }
-}
-
 fn counted<'a>(names: impl Iterator<Item = &'a str>) -> BTreeMap<&'a str, usize> {
     let mut counts = BTreeMap::new();
     for name in names {
@@ -383,65 +338,149 @@ fn last(path: &str) -> &str {
     plain_name(path.rsplit('/').next().unwrap())
 }
 
-fn lifecycle_differs(case: &Value) -> Option<String> {
-    let step = &case["case"]["steps"][0];
-    let (create, delete) = (&case["expected"][0], &case["expected"][1]);
+/// The tree of a step of a case, or why there is none.
+fn tree_of(case: &Value, step: &Value) -> Result<Tree, String> {
     let mut input = step.clone();
-    input["stack_name"] = case["case"]["stack_name"].clone();
-    let tree = cases::input(&input)
+    input["stack_name"] = case["stack_name"].clone();
+    cases::input(input)
         .map_err(|error| error.to_string())
-        .and_then(|input| expand::expand(&input).map_err(|stop| stop.error.to_string()));
-    let refused = create.get("error").is_some();
-    let tree = match (tree, refused) {
-        (Ok(tree), false) => tree,
-        (Err(_), true) => return None,
-        (Ok(_), true) => return Some(format!("not refused: {}", short(&create["error"]))),
-        (Err(error), false) => return Some(format!("refused: {error}")),
+        .and_then(|input| expand::expand(&input).map_err(|stop| stop.error.to_string()))
+}
+
+fn lifecycle_differs(case: &Value) -> Option<String> {
+    let (case, expected) = (&case["case"], case["expected"].as_array().unwrap());
+    let mut world = World::default();
+    let mut called: BTreeSet<&str> = BTreeSet::new();
+    let mut table = &Value::Null;
+    for (step, heat) in case["steps"].as_array().unwrap().iter().zip(expected) {
+        let tree = match step["op"].as_str() {
+            Some("create" | "update") => Some(tree_of(case, step)),
+            Some("delete") => None,
+            // Nothing is made or removed.
+            _ => continue,
+        };
+        let tree = match (tree, heat.get("error").is_some()) {
+            (None, _) => None,
+            (Some(Ok(tree)), false) => Some(tree),
+            (Some(Err(_)), true) => continue,
+            (Some(Ok(_)), true) => return Some(format!("not refused: {}", short(&heat["error"]))),
+            (Some(Err(error)), false) => return Some(format!("refused: {error}")),
+        };
+        let before = world.calls.len();
+        world.become_like("", tree.as_ref());
+        let ours = &world.calls[before..];
+        // Removed are those that were told of when they were made.
+        if let Some(resources) = heat.get("resources").filter(|_| tree.is_some()) {
+            table = resources;
+        }
+        called.extend(calls(heat, "CREATE"));
+        let outer = |call: &&Call| !is_inner(&call.kind) || called.contains(last(&call.path));
+        let failed = heat["stack"]["status"] == "FAILED" || heat["stack"]["action"] == "ROLLBACK";
+        for (action, words) in [
+            (Action::Create, &["CREATE"][..]),
+            (Action::Update, &["UPDATE"]),
+            (Action::Delete, &["DELETE", "SNAPSHOT_DELETE"]),
+        ] {
+            let ours = ours.iter().filter(|call| call.action == action);
+            let ours = counted(ours.filter(outer).map(|call| last(&call.path)));
+            let heats = counted(words.iter().flat_map(|word| calls(heat, word)));
+            // What had been done when it failed is a part of what would be done.
+            let part = |(name, count)| ours.get(name).is_some_and(|own| own >= count);
+            let fine = ours == heats || failed && heats.iter().all(part);
+            if !fine {
+                return Some(format!("{action:?}: {ours:?}, Heat {heats:?}"));
+            }
+        }
+        if failed {
+            return None;
+        }
+        if let Some(wrong) = out_of_order(&case["stack_name"], table, ours) {
+            return Some(wrong);
+        }
+    }
+    None
+}
+
+/// Something that was made before what Heat says it requires, or removed after it.
+fn out_of_order(stack: &Value, table: &Value, calls: &[Call]) -> Option<String> {
+    let at = |action: Action, name: &str| {
+        let mut calls = calls.iter();
+        calls.position(|call| call.action == action && call.path == format!("/{name}"))
     };
-    let (mut made, mut gone) = (Vec::new(), Vec::new());
-    simulate(&tree, "", &mut made, &mut gone);
-    // What runs without a cloud is not among the calls, unless Heat called it.
-    let called: BTreeSet<&str> = calls(create, "CREATE").into_iter().collect();
-    let inner: BTreeSet<&str> = made
-        .iter()
-        .filter(|(path, kind)| is_inner(kind) && !called.contains(last(path)))
-        .map(|(path, _)| path.as_str())
-        .collect();
-    let outer = |path: &&str| !inner.contains(path);
-    let ours = counted(made.iter().map(|(p, _)| p.as_str()).filter(outer).map(last));
-    let heats = counted(calls(create, "CREATE").into_iter());
-    if create["stack"]["status"] == "FAILED" {
-        // What had been made when it failed is a part of what would be made.
-        return heats
-            .iter()
-            .any(|(name, count)| ours.get(name).is_none_or(|own| own < count))
-            .then(|| format!("made {heats:?}, not among {ours:?}"));
-    }
-    if ours != heats {
-        return Some(format!("makes {ours:?}, Heat made {heats:?}"));
-    }
-    let removed = counted(gone.iter().map(String::as_str).filter(outer).map(last));
-    let snapshots = calls(delete, "SNAPSHOT_DELETE");
-    let heats = counted(calls(delete, "DELETE").into_iter().chain(snapshots));
-    if removed != heats {
-        return Some(format!("removes {removed:?}, Heat removed {heats:?}"));
-    }
-    let at = |name: &str| {
-        made.iter()
-            .position(|(path, _)| path == &format!("/{name}"))
-    };
-    for resource in create["resources"].as_array().into_iter().flatten() {
+    for resource in table.as_array().into_iter().flatten() {
         let name = resource["name"].as_str().unwrap();
         for user in resource["required_by"].as_array().into_iter().flatten() {
-            let (Some(first), Some(then)) = (at(name), at(user.as_str().unwrap())) else {
-                continue;
-            };
-            if first > then && resource["stack"] == case["case"]["stack_name"] {
-                return Some(format!("{user} before {name}"));
+            let user = user.as_str().unwrap();
+            let made = at(Action::Create, name) > at(Action::Create, user)
+                && at(Action::Create, user).is_some();
+            let gone = at(Action::Delete, name) < at(Action::Delete, user)
+                && at(Action::Delete, name).is_some();
+            if (made || gone) && resource["stack"] == *stack {
+                return Some(format!("{user} and {name} in the wrong order"));
             }
         }
     }
     None
+}
+
+/// The same step without the last of its resources and without outputs, which may show it.
+fn with_less(case: &Value, step: &Value, tree: &Tree) -> Option<(String, Tree)> {
+    let last = tree.stack.order.as_ref().unwrap().last()?.clone();
+    let mut step = step.clone();
+    let template = step["template"].as_object_mut().unwrap();
+    template.remove("outputs");
+    template.remove("Outputs");
+    for key in ["resources", "Resources"] {
+        if let Some(resources) = template.get_mut(key) {
+            resources.as_object_mut().unwrap().remove(&last);
+        }
+    }
+    tree_of(case, &step).ok().map(|tree| (last, tree))
+}
+
+/// Every template of the cases is made, loses a resource, gets it back as a rollback would, has
+/// each of its resources changed, and goes.
+#[test]
+fn updates_of_heats_templates_keep_the_order_and_come_back() {
+    let Some(cases) = cases_of("lifecycle.jsonl") else {
+        return;
+    };
+    let (mut updated, mut changed) = (0, 0);
+    for case in &cases {
+        let case = &case["case"];
+        let step = &case["steps"][0];
+        let Ok(tree) = tree_of(case, step) else {
+            continue;
+        };
+        let mut world = World::default();
+        world.become_like("", Some(&tree));
+        let all = world.clone();
+        if let Some((last, less)) = with_less(case, step, &tree) {
+            world.become_like("", Some(&less));
+            assert!(!world.names().contains(last.as_str()));
+            world.become_like("", Some(&tree));
+            assert_eq!(world.names(), all.names(), "{}", case["name"]);
+            updated += 1;
+        }
+        for key in all.stacks[""].keys() {
+            let mut world = all.clone();
+            let existing = world.stacks.get_mut("").unwrap();
+            let Some(property) = existing[key].properties.keys().next().cloned() else {
+                continue;
+            };
+            if plan::change(&existing[key].kind, &property) == Change::Refuse {
+                continue;
+            }
+            existing.get_mut(key).unwrap().properties.remove(&property);
+            world.become_like("", Some(&tree));
+            assert_eq!(world.names(), all.names(), "{}", case["name"]);
+            changed += 1;
+        }
+        world.become_like("", None);
+        assert!(world.stacks.is_empty(), "{}: {world:?}", case["name"]);
+    }
+    println!("{updated} templates lost a resource and got it back; {changed} resources changed");
+    assert!(updated > 0 && changed > 0);
 }
 
 #[test]

@@ -58,10 +58,10 @@ fuzz_target!(|text: &str| {
     let Ok(stack) = render::stack(&input) else {
         return;
     };
-    let _ = stack.to_json().to_string();
     if stack.order.is_ok() {
         planned(&stack);
     }
+    let _ = stack.into_json().to_string();
     let _ = validate::report(&input);
     flatten(&input);
 });

@@ -29,11 +29,11 @@ pub fn identity(name: &str) -> Identity {
 /// The result of one case, `{"case": …}` or what is in it: as `expected`, or
 /// `{"error": …}`.
 #[must_use]
-pub fn render(case: &Value) -> Value {
-    let case = case.get("case").unwrap_or(case);
-    match input(case) {
+pub fn render(mut case: Value) -> Value {
+    let inner = case.get_mut("case").map(Value::take);
+    match input(inner.unwrap_or(case)) {
         Ok(input) => match render::stack(&input) {
-            Ok(stack) => stack.to_json(),
+            Ok(stack) => stack.into_json(),
             Err(stop) => stop.to_json(),
         },
         Err(error) => json!({"error": render::error_json("case", &error)}),
@@ -44,58 +44,60 @@ pub fn render(case: &Value) -> Value {
 ///
 /// # Errors
 /// When its environment is none.
-pub fn input(case: &Value) -> Result<Input> {
-    let text = |key: &str| case.get(key).and_then(Value::as_str);
-    let mut identity = identity(text("stack_name").unwrap_or("stack"));
-    if let Some(id) = text("stack_id") {
-        id.clone_into(&mut identity.id);
+pub fn input(mut case: Value) -> Result<Input> {
+    let mut take = |key: &str| case.get_mut(key).map(Value::take).unwrap_or_default();
+    let mut identity = identity(take("stack_name").as_str().unwrap_or("stack"));
+    if let Value::String(id) = take("stack_id") {
+        identity.id = id;
     }
     let mut environment = Environment::default();
-    if let Some(value) = case.get("environment") {
-        environment
-            .merge(value)
-            .map_err(|error| error.below("environment"))?;
-    }
+    environment
+        .merge(&take("environment"))
+        .map_err(|error| error.below("environment"))?;
     Ok(Input {
-        template: case.get("template").cloned().unwrap_or_default().into(),
-        files: files(case.get("files")),
+        template: take("template").into(),
+        files: files(take("files")),
         environment,
         identity,
-        resources: known(case.get("resources")),
+        resources: known(take("resources")),
         ..Input::default()
     })
 }
 
 /// Files by name; what is not text is written as JSON.
-fn files(value: Option<&Value>) -> Files {
-    let entries = value.and_then(Value::as_object).into_iter().flatten();
+fn files(value: Value) -> Files {
+    let entries = owned(value).into_iter();
     entries
-        .map(|(name, text)| {
-            let text = text
-                .as_str()
-                .map_or_else(|| text.to_string(), str::to_owned);
-            (name.clone(), text)
+        .map(|(name, text)| match text {
+            Value::String(text) => (name, text),
+            other => (name, other.to_string()),
         })
         .collect()
 }
 
 /// Reference ids and attributes by resource: `{name: {"refid", "attrs"}}`.
 #[must_use]
-pub fn known(value: Option<&Value>) -> BTreeMap<String, Known> {
-    let entries = value.and_then(Value::as_object).into_iter().flatten();
+pub fn known(value: Value) -> BTreeMap<String, Known> {
+    let entries = owned(value).into_iter();
     entries
-        .map(|(name, entry)| {
+        .map(|(name, mut entry)| {
+            let mut take = |key: &str| entry.get_mut(key).map(Value::take);
             let known = Known {
-                refid: entry
-                    .get("refid")
-                    .cloned()
-                    .unwrap_or_else(|| Value::from(name.clone())),
-                attributes: map(entry.get("attrs")),
+                refid: take("refid").unwrap_or_else(|| Value::from(name.clone())),
+                attributes: owned(take("attrs").unwrap_or_default()),
                 open: false,
             };
-            (name.clone(), known)
+            (name, known)
         })
         .collect()
+}
+
+/// The map, or an empty one.
+fn owned(value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(map) => map,
+        _ => Map::new(),
+    }
 }
 
 /// The result of one function's case: `{"result": …}` or `{"error": …}`.
@@ -119,7 +121,7 @@ fn evaluate(case: &Value) -> Result<Value> {
         parameters: &map(case.get("parameters")),
         resources: &resources,
         existing: None,
-        files: &files(case.get("files")),
+        files: &files(case.get("files").cloned().unwrap_or_default()),
         mappings: &map(case.get("Mappings")),
         conditions: &map(case.get("conditions")),
         facade: &map(case.get("facade")),
@@ -201,7 +203,7 @@ mod tests {
             "resources": {"v": {"type": "OS::Heat::Value", "properties": {"value": {"get_param": "OS::stack_name"}}}},
             "outputs": {"o": {"value": {"get_attr": ["v", "value"]}}}},
             "resources": {"v": {"refid": "v-id", "attrs": {"value": "x"}}}}});
-        let result = render(&case);
+        let result = render(case);
         assert_eq!(result["resources"]["v"]["properties"]["value"], "s");
         assert_eq!(result["outputs"]["o"]["value"], "x");
         assert_eq!(result["order"], json!(["v"]));
@@ -225,8 +227,8 @@ mod tests {
             json!({"case": 3}),
             json!({"template": "x"}),
         ] {
-            assert!(render(&case).get("error").is_some(), "{case}");
             assert!(function(&case).get("error").is_some(), "{case}");
+            assert!(render(case.clone()).get("error").is_some(), "{case}");
         }
     }
 }

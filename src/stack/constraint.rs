@@ -1,5 +1,9 @@
 //! Constraints of parameters and properties.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock};
+
 use fancy_regex::{Regex, RegexBuilder};
 use serde_json::Value;
 
@@ -29,8 +33,8 @@ pub enum Rule {
     },
     /// One of these; every item of a list.
     Allowed(Vec<Value>),
-    /// The whole text matches; kept as written, too.
-    Pattern(Regex, String),
+    /// The whole text matches.
+    Pattern(Pattern),
     /// Needs a cloud to check: names are taken as they are.
     Custom(String),
 }
@@ -61,9 +65,7 @@ impl Rule {
                     .all(|item| allowed.iter().any(|a| loosely(a, item))),
                 one => allowed.iter().any(|a| loosely(a, one)),
             },
-            Self::Pattern(regex, _) => value
-                .as_str()
-                .is_none_or(|text| regex.is_match(text).unwrap_or(false)),
+            Self::Pattern(pattern) => value.as_str().is_none_or(|text| pattern.matches(text)),
             Self::Custom(_) => true,
         }
     }
@@ -80,7 +82,7 @@ impl Rule {
             Self::Range(min, max) => format!("must be {}", bounds(min, max)),
             Self::Modulo { step, offset } => format!("must leave {offset} when divided by {step}"),
             Self::Allowed(values) => format!("must be one of {}", Value::from(values.clone())),
-            Self::Pattern(_, text) => format!("must match `{text}`"),
+            Self::Pattern(pattern) => format!("must match `{}`", pattern.text),
             Self::Custom(name) => format!("must be a {name}"),
         }
     }
@@ -186,11 +188,68 @@ pub(super) fn numeric(value: &Value) -> Option<f64> {
     }
 }
 
+thread_local! {
+    /// Patterns that were made not long ago: templates are evaluated again and again, and
+    /// making one takes longer than evaluating a small template.
+    static MADE: RefCell<HashMap<String, Arc<Regex>>> = RefCell::default();
+}
+
+/// Patterns that are kept at most.
+const KEPT: usize = 128;
+
+/// A pattern as written, and what matches by it once that is asked for.
+#[derive(Debug, Clone)]
+pub struct Pattern {
+    text: String,
+    made: OnceLock<Option<Arc<Regex>>>,
+}
+
+impl Pattern {
+    /// A pattern that is known to be one.
+    pub(super) fn known(text: &str) -> Self {
+        Self {
+            text: text.to_owned(),
+            made: OnceLock::new(),
+        }
+    }
+
+    /// What matches; nothing when this is no pattern.
+    fn made(&self) -> Option<&Regex> {
+        let made = self.made.get_or_init(|| made(&self.text));
+        made.as_deref()
+    }
+
+    fn matches(&self, text: &str) -> bool {
+        self.made()
+            .is_some_and(|regex| regex.is_match(text).unwrap_or(false))
+    }
+}
+
+/// The rule that a value matches `text`.
 pub(super) fn pattern(text: &str) -> Result<Rule> {
-    RegexBuilder::new(&format!("^(?:{text})$"))
+    let pattern = Pattern::known(text);
+    if pattern.made().is_none() {
+        return Err(Error::new(format!(
+            "`{text}` is no pattern that is understood here"
+        )));
+    }
+    Ok(Rule::Pattern(pattern))
+}
+
+fn made(text: &str) -> Option<Arc<Regex>> {
+    if let Some(regex) = MADE.with_borrow(|made| made.get(text).cloned()) {
+        return Some(regex);
+    }
+    let regex = RegexBuilder::new(&format!("^(?:{text})$"))
         // Patterns of templates look ahead; what one may cost is bounded.
         .backtrack_limit(100_000)
-        .build()
-        .map(|regex| Rule::Pattern(regex, text.to_owned()))
-        .map_err(|_| Error::new(format!("`{text}` is no pattern that is understood here")))
+        .build();
+    let regex = Arc::new(regex.ok()?);
+    MADE.with_borrow_mut(|made| {
+        if made.len() >= KEPT {
+            made.clear();
+        }
+        made.insert(text.to_owned(), regex.clone());
+    });
+    Some(regex)
 }

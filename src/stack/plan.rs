@@ -89,8 +89,9 @@ pub struct Plan {
     /// The steps; each comes after those in its `after`, which come before it
     /// in the list.
     pub steps: Vec<Step>,
-    /// Names that stay as they are.
-    pub unchanged: BTreeSet<String>,
+    /// Names that stay as they are, and which incarnation of each required resource they
+    /// have from now on: one that is only waited for may be replaced without a change here.
+    pub unchanged: BTreeMap<String, BTreeMap<String, u32>>,
 }
 
 /// What a rendered stack wants, as a plan takes it.
@@ -161,7 +162,7 @@ pub fn plan(
         };
         let (action, number, changed) = match decision {
             Decision::Keep(number) => {
-                plan.unchanged.insert(name.clone());
+                plan.unchanged.insert(name.clone(), requires);
                 target[at] = Some(number);
                 continue;
             }
@@ -217,12 +218,11 @@ fn decide(
         .filter(|key| want.properties.get(*key) != have.properties.get(*key))
         .cloned()
         .collect();
-    // A reference to what was replaced has another id now.
+    // A reference to what was replaced has another id now. What may not change need not:
+    // an attribute can be what it was, which is seen when it is known.
     for (property, names) in want.references {
-        if names
-            .iter()
-            .any(|name| requires.get(name) != have.requires.get(name))
-        {
+        let moved = |name: &String| requires.get(name) != have.requires.get(name);
+        if names.iter().any(moved) && change(want.kind, property) != Change::Refuse {
             changed.insert(property.clone());
         }
     }

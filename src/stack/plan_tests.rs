@@ -12,6 +12,7 @@ struct Resource {
     kind: &'static str,
     properties: Map<String, Value>,
     references: BTreeMap<String, BTreeSet<String>>,
+    depends_on: BTreeSet<String>,
 }
 
 fn change(_: &str, property: &str) -> Change {
@@ -24,19 +25,31 @@ fn change(_: &str, property: &str) -> Change {
 /// Up to eight resources; each may refer to any before it.
 fn stacks() -> impl Strategy<Value = Stack> {
     prop::collection::vec(
-        (any::<bool>(), 0..3u8, 0..3u8, any::<u8>(), any::<bool>()),
+        (
+            any::<bool>(),
+            0..3u8,
+            0..3u8,
+            any::<u8>(),
+            any::<u8>(),
+            any::<bool>(),
+        ),
         0..8,
     )
     .prop_map(|rows| {
         let mut stack = Stack::new();
-        for (at, (there, in_place, other, links, by_replacement)) in rows.into_iter().enumerate() {
+        for (at, (there, in_place, other, links, waits, by_replacement)) in
+            rows.into_iter().enumerate()
+        {
             if !there {
                 continue;
             }
-            let names = (0..at)
-                .filter(|b| links >> b & 1 == 1)
-                .map(|b| format!("r{b}"));
-            let names: BTreeSet<String> = names.filter(|name| stack.contains_key(name)).collect();
+            let before = |bits: u8| -> BTreeSet<String> {
+                let names = (0..at).filter(|b| bits >> b & 1 == 1);
+                let names = names.map(|b| format!("r{b}"));
+                names.filter(|name| stack.contains_key(name)).collect()
+            };
+            let names = before(links);
+            let depends_on = before(waits);
             let property = if by_replacement { "link" } else { "in_place" };
             let properties = json!({"in_place": [in_place, names], "other": other});
             let references = BTreeMap::from([(property.to_owned(), names)]);
@@ -44,6 +57,7 @@ fn stacks() -> impl Strategy<Value = Stack> {
                 kind: "T",
                 properties: properties.as_object().unwrap().clone(),
                 references,
+                depends_on,
             };
             stack.insert(format!("r{at}"), resource);
         }
@@ -62,7 +76,10 @@ impl Resource {
 }
 
 fn graph(stack: &Stack) -> Graph {
-    let requires = |resource: &Resource| resource.references.values().flatten().cloned().collect();
+    let requires = |resource: &Resource| {
+        let referred = resource.references.values().flatten();
+        referred.chain(&resource.depends_on).cloned().collect()
+    };
     Graph {
         requires: stack
             .iter()
@@ -77,6 +94,15 @@ fn planned(stack: &Stack, existing: &BTreeMap<Key, Existing>) -> Plan {
     plan(&wanted.collect(), &graph(stack), existing, change).unwrap()
 }
 
+/// What stays has what is new from now on.
+fn refresh(existing: &mut BTreeMap<Key, Existing>, plan: &Plan) {
+    for (name, requires) in &plan.unchanged {
+        let mut own = existing.iter_mut().rev();
+        let (_, have) = own.find(|(key, _)| key.0 == *name).unwrap();
+        have.requires.clone_from(requires);
+    }
+}
+
 /// Acts the first `count` steps; `failed` leaves the last one half done.
 fn act(
     stack: &Stack,
@@ -88,8 +114,17 @@ fn act(
     for (at, step) in plan.steps.iter().take(count).enumerate() {
         assert!(step.after.iter().all(|before| *before < at));
         let complete = !(failed && at + 1 == count);
+        if matches!(step.action, Action::Delete | Action::Release) {
+            refresh(existing, plan);
+        }
         match step.action {
             Action::Delete | Action::Release => {
+                let (name, number) = &step.key;
+                let mut others = existing.iter().filter(|(key, _)| **key != step.key);
+                assert!(
+                    others.all(|(_, have)| have.requires.get(name) != Some(number)),
+                    "what goes is in use"
+                );
                 if complete {
                     existing.remove(&step.key);
                 }
@@ -112,6 +147,9 @@ fn act(
                 existing.insert(step.key.clone(), made);
             }
         }
+    }
+    if count >= plan.steps.len() {
+        refresh(existing, plan);
     }
 }
 
@@ -158,7 +196,7 @@ proptest! {
         finish(&first, &mut existing);
         let update = planned(&second, &existing);
         for step in &update.steps {
-            prop_assert!(!update.unchanged.contains(&step.key.0));
+            prop_assert!(!update.unchanged.contains_key(&step.key.0));
         }
     }
 
@@ -174,6 +212,26 @@ proptest! {
         act(&second, &mut broken, &plan, count, failed);
         finish(&second, &mut broken);
         prop_assert_eq!(end(&straight), end(&broken));
+    }
+
+    #[test]
+    fn an_update_over_unfinished_updates_ends_with_what_it_wants(
+        last: bool, stacks in prop::collection::vec((stacks(), 0..20usize, any::<bool>()), 1..5),
+    ) {
+        let mut existing = BTreeMap::new();
+        for (stack, count, failed) in &stacks {
+            let plan = planned(stack, &existing);
+            act(stack, &mut existing, &plan, *count, *failed);
+        }
+        // On, or back to the first of them.
+        let wanted = if last { stacks.last() } else { stacks.first() };
+        let wanted = &wanted.unwrap().0;
+        let mut straight = BTreeMap::new();
+        finish(wanted, &mut straight);
+        finish(wanted, &mut existing);
+        prop_assert_eq!(end(&straight), end(&existing));
+        finish(&Stack::new(), &mut existing);
+        prop_assert!(existing.is_empty());
     }
 
     #[test]
@@ -200,6 +258,7 @@ fn a_replacement_is_made_before_the_old_one_goes() {
                 kind: "T",
                 properties,
                 references: BTreeMap::new(),
+                depends_on: BTreeSet::new(),
             },
         )])
     };
@@ -209,4 +268,42 @@ fn a_replacement_is_made_before_the_old_one_goes() {
     assert_eq!(update.steps[0].action, Action::Create);
     assert_eq!(update.steps[1].action, Action::Delete);
     assert_eq!(update.steps[1].after, BTreeSet::from([0]));
+}
+
+#[test]
+fn every_type_takes_a_change_as_its_table_says() {
+    for (kind, found) in registry::all() {
+        for (property, schema) in &found.properties {
+            let stack = |value: &str| {
+                let properties = json!({property: value}).as_object().unwrap().clone();
+                let resource = Resource {
+                    kind,
+                    properties,
+                    references: BTreeMap::new(),
+                    depends_on: BTreeSet::new(),
+                };
+                Stack::from([("a".to_owned(), resource)])
+            };
+            let plan_of = |stack: &Stack, existing: &BTreeMap<Key, Existing>| {
+                let wanted = BTreeMap::from([("a".to_owned(), stack["a"].wanted())]);
+                plan(&wanted, &graph(stack), existing, super::change)
+            };
+            let (old, new) = (stack("old"), stack("new"));
+            let mut existing = BTreeMap::new();
+            let create = plan_of(&old, &existing).unwrap();
+            act(&old, &mut existing, &create, usize::MAX, false);
+            let Ok(update) = plan_of(&new, &existing) else {
+                assert!(schema.immutable, "{kind}.{property}");
+                continue;
+            };
+            let actions: Vec<Action> = update.steps.iter().map(|step| step.action).collect();
+            let wanted = if schema.update {
+                vec![Action::Update]
+            } else {
+                vec![Action::Create, Action::Delete]
+            };
+            assert_eq!(actions, wanted, "{kind}.{property}");
+            assert!(!schema.immutable, "{kind}.{property}");
+        }
+    }
 }

@@ -15,7 +15,7 @@ use std::sync::{Arc, OnceLock};
 
 use serde_json::{Map, Value};
 
-use super::constraint::Rule;
+use super::constraint::{Pattern, Rule};
 
 /// What a property's value is made into.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -231,9 +231,8 @@ fn property(line: &str) -> (String, Property) {
             }
             _ => {
                 let text = json();
-                property.rules.extend(super::constraint::pattern(
-                    text.as_str().unwrap_or_default(),
-                ));
+                let pattern = Pattern::known(text.as_str().unwrap_or_default());
+                property.rules.push(Rule::Pattern(pattern));
             }
         }
     }

@@ -371,92 +371,83 @@ impl Stop {
 impl Stack {
     /// The stack as JSON: parameters, resources, outputs, order.
     #[must_use]
-    pub fn to_json(&self) -> Value {
-        let resources: Map<String, Value> = self
-            .resources
-            .iter()
-            .map(|(name, resource)| {
-                (
-                    name.clone(),
-                    resource.to_json(&self.graph.requires[name], self.hidden.get(name)),
-                )
-            })
-            .collect();
-        let outputs: Map<String, Value> = self
-            .outputs
-            .iter()
-            .map(|(name, (description, value))| {
-                let mut entry = Map::new();
-                entry.insert("description".into(), description.clone().into());
-                match value {
-                    Ok(value) => entry.insert("value".into(), value.clone()),
-                    Err(error) => entry.insert("error".into(), error_json("output", error)),
-                };
-                (name.clone(), Value::Object(entry))
-            })
-            .collect();
-        let mut result = json!({
-            "parameters": self.parameters.values,
-            "resources": resources,
-            "outputs": outputs,
+    pub fn into_json(self) -> Value {
+        let unknown = |resource: &&Rendered| {
+            resource.schema.is_none() && !is_template_name(&resource.resolved)
+        };
+        let unknown = self.resources.values().find(unknown).map(|resource| {
+            let error = format!("the resource type `{}` is not known", resource.kind);
+            Error::new(error)
         });
-        match &self.order {
-            Ok(order) => result["order"] = json!(order),
-            Err(error) => result["order_error"] = error_json("dependencies", error),
+        let mut resources = Map::new();
+        for (name, resource) in self.resources {
+            let entry = resource.into_json(&self.graph.requires[&name], self.hidden.get(&name));
+            resources.insert(name, entry);
         }
-        let unknown = self
-            .resources
-            .values()
-            .find(|resource| resource.schema.is_none() && !is_template_name(&resource.resolved));
-        if let Some(resource) = unknown {
-            let error = Error::new(format!(
-                "the resource type `{}` is not known",
-                resource.kind
-            ));
-            result["order_error"] = error_json("dependencies", &error);
+        let mut outputs = Map::new();
+        for (name, (description, value)) in self.outputs {
+            let mut entry = Map::new();
+            entry.insert("description".into(), description.into());
+            match value {
+                Ok(value) => entry.insert("value".into(), value),
+                Err(error) => entry.insert("error".into(), error_json("output", &error)),
+            };
+            outputs.insert(name, Value::Object(entry));
         }
-        result
+        let mut result = Map::new();
+        result.insert("parameters".into(), self.parameters.values.into());
+        result.insert("resources".into(), resources.into());
+        result.insert("outputs".into(), outputs.into());
+        let error = match self.order {
+            Ok(order) => {
+                result.insert("order".into(), order.into());
+                unknown
+            }
+            Err(error) => Some(unknown.unwrap_or(error)),
+        };
+        if let Some(error) = error {
+            result.insert("order_error".into(), error_json("dependencies", &error));
+        }
+        Value::Object(result)
     }
 }
 
 impl Rendered {
-    fn to_json(&self, all: &BTreeSet<String>, hidden: Option<&BTreeSet<String>>) -> Value {
+    fn into_json(self, all: &BTreeSet<String>, hidden: Option<&BTreeSet<String>>) -> Value {
         let mut result = Map::new();
         let mut put = |key: &str, value: Value| {
             if !value.is_null() {
                 result.insert(key.to_owned(), value);
             }
         };
-        put("type", Value::from(self.kind.clone()));
+        let names = |names: &BTreeSet<String>| names.iter().cloned().collect::<Value>();
         let said = |name: &&String| hidden.is_none_or(|hidden| !hidden.contains(*name));
-        put(
-            "requires",
-            json!(all.iter().filter(said).collect::<Vec<_>>()),
-        );
-        put("waits_for", json!(hidden));
-        put("deletion_policy", Value::from(self.deletion_policy));
-        put("condition", self.condition.clone());
-        put("external_id", self.external_id.clone());
-        match &self.properties {
+        put("type", self.kind.into());
+        put("requires", all.iter().filter(said).cloned().collect());
+        put("waits_for", hidden.map(names).unwrap_or_default());
+        put("deletion_policy", self.deletion_policy.into());
+        put("condition", self.condition);
+        put("external_id", self.external_id);
+        match self.properties {
             Ok(Some(map)) if map.is_empty() => {}
-            Ok(Some(map)) => put("properties", Value::Object(map.clone())),
+            Ok(Some(map)) => put("properties", Value::Object(map)),
             Ok(None) => {}
-            Err(error) => put("properties_error", error_json("properties", error)),
+            Err(error) => put("properties_error", error_json("properties", &error)),
         }
-        match &self.typed {
-            Ok(map) => put("typed_properties", Value::Object(map.clone())),
+        match self.typed {
+            Ok(map) => put("typed_properties", Value::Object(map)),
             Err(error) => put(
                 "typed_properties_error",
-                error_json("typed_properties", error),
+                error_json("typed_properties", &error),
             ),
         }
         for (key, value) in [
-            ("metadata", &self.metadata),
-            ("update_policy", &self.update_policy),
+            ("metadata", self.metadata),
+            ("update_policy", self.update_policy),
         ] {
             match value {
-                Ok(value) => put(key, value.clone()),
-                Err(error) => put(&format!("{key}_error"), error_json(key, error)),
+                Ok(value) => put(key, value),
+                Err(error) => put(&format!("{key}_error"), error_json(key, &error)),
             }
         }
         Value::Object(result)

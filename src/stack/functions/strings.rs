@@ -1,5 +1,7 @@
 //! Functions that make text.
 
+use std::borrow::Cow;
+
 use serde_json::{Map, Value};
 use sha2::Digest as _;
 
@@ -38,8 +40,8 @@ pub(super) fn substitute(
     strict: u8,
 ) -> Result<Value> {
     let template = match template {
-        Value::String(text) => text.clone(),
-        Value::Number(number) => number.to_string(),
+        Value::String(text) => Cow::Borrowed(text.as_str()),
+        Value::Number(number) => Cow::Owned(number.to_string()),
         Value::Null => return Ok(Value::from("")),
         other => {
             return Err(Error::new(format!(
@@ -77,8 +79,9 @@ pub(super) fn substitute(
         }
         values.push((key.as_str(), text, false));
     }
-    values.sort_by_key(|(key, ..)| std::cmp::Reverse(key.len()));
-    let result = put(scope, &template, &mut values)?;
+    values.sort_by_key(|(key, ..)| std::cmp::Reverse(key.chars().count()));
+    let mut result = String::with_capacity(template.len());
+    put(scope, &template, &mut values, &mut result)?;
     if strict >= 1
         && let Some((key, ..)) = values.iter().find(|(.., used)| !used)
     {
@@ -89,15 +92,29 @@ pub(super) fn substitute(
     Ok(Value::from(result))
 }
 
-fn put(scope: &Scope<'_>, text: &str, values: &mut [(&str, String, bool)]) -> Result<String> {
-    let Some(((key, value, used), rest)) = values.split_first_mut() else {
-        return Ok(text.to_owned());
+/// Appends `text` to `result` with the first of the keys replaced, the others in what is
+/// between its places.
+fn put(
+    scope: &Scope<'_>,
+    text: &str,
+    values: &mut [(&str, String, bool)],
+    result: &mut String,
+) -> Result<()> {
+    let found = values.iter().position(|(key, ..)| text.contains(key));
+    let Some(((key, value, used), rest)) = found.and_then(|at| values[at..].split_first_mut())
+    else {
+        result.push_str(text);
+        return Ok(());
     };
-    let parts = text.split(*key).map(|part| put(scope, part, rest));
-    let parts: Vec<String> = parts.collect::<Result<_>>()?;
-    *used |= parts.len() > 1;
-    scope.pay((parts.len() - 1).saturating_mul(value.len()))?;
-    Ok(parts.join(value))
+    *used = true;
+    for (at, part) in text.split(*key).enumerate() {
+        if at > 0 {
+            scope.pay(value.len())?;
+            result.push_str(value);
+        }
+        put(scope, part, rest, result)?;
+    }
+    Ok(())
 }
 
 /// `list_join`, of one list or of several.

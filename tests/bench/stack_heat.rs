@@ -1,0 +1,94 @@
+//! The engine beside Heat's own, on the cases that Heat made: `pileus stack render --cases`
+//! against `heat/render.py`, one after the other.
+//!
+//! `stack_heat [ROUNDS]`, by default 3; the best round of each counts. The cases are
+//! `golden.jsonl` of the folder that `PILEUS_HEAT_CASES` names, or of `shared/heat` beside
+//! the repository. Heat is run by the Python that `PILEUS_HEAT_PYTHON` names, or
+//! `heat/bin/python` in the cache folder, once made by
+//! `python3 -m venv ~/.cache/pileus/heat && ~/.cache/pileus/heat/bin/pip install openstack-heat`.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+/// How many times as fast as Heat the engine is to be.
+const TARGET: f64 = 200.0;
+
+type Error = Box<dyn std::error::Error>;
+
+fn variable(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).map(PathBuf::from)
+}
+
+fn python() -> PathBuf {
+    let cache = variable("PILEUS_CACHE_DIR").or_else(|| {
+        let home = variable("HOME")?;
+        Some(home.join(".cache/pileus"))
+    });
+    variable("PILEUS_HEAT_PYTHON")
+        .unwrap_or_else(|| cache.unwrap_or_default().join("heat/bin/python"))
+}
+
+/// Seconds that the best of some rounds of `work` took, and what it gave.
+fn best<T>(rounds: usize, work: impl Fn() -> Result<T, Error>) -> Result<(f64, T), Error> {
+    let mut best = None;
+    for _ in 0..rounds {
+        let start = Instant::now();
+        let result = work()?;
+        let took = start.elapsed().as_secs_f64();
+        if best.as_ref().is_none_or(|(least, _)| took < *least) {
+            best = Some((took, result));
+        }
+    }
+    best.ok_or_else(|| "no round".into())
+}
+
+fn main() -> Result<(), Error> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let rounds = std::env::args().find_map(|argument| argument.parse().ok());
+    let rounds: usize = rounds.unwrap_or(3).max(1);
+    let folder = variable("PILEUS_HEAT_CASES").unwrap_or_else(|| root.join("../shared/heat"));
+    let cases = folder.join("golden.jsonl");
+    let python = python();
+    for needed in [&cases, &python] {
+        if !needed.exists() {
+            println!(
+                "{} is not there; see the head of tests/bench/stack_heat.rs",
+                needed.display()
+            );
+            return Ok(());
+        }
+    }
+    let run = |command: &mut Command| -> Result<Vec<u8>, Error> {
+        let output = command.stderr(Stdio::inherit()).output()?;
+        if output.status.success() {
+            Ok(output.stdout)
+        } else {
+            Err(format!("{command:?} ended with {}", output.status).into())
+        }
+    };
+    let (ours, rendered) = best(rounds, || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pileus"));
+        run(command.args(["stack", "render", "--cases"]).arg(&cases))
+    })?;
+    // Heat's own rounds are inside of one process: its engine takes seconds to load.
+    let driver = root.join("tests/bench/heat/render.py");
+    let mut command = Command::new(&python);
+    let told = run(command.arg(driver).arg(&cases).arg(rounds.to_string()))?;
+    let told: serde_json::Value = serde_json::from_slice(&told)?;
+    let seconds = |key: &str| told[key].as_f64().ok_or("no seconds from Heat");
+    let (heats, loading) = (seconds("seconds")?, seconds("loading")?);
+    let cases = told["cases"].as_u64().unwrap_or_default();
+    let lines = rendered.split(|byte| *byte == b'\n').count() - 1;
+    if usize::try_from(cases) != Ok(lines) {
+        return Err(format!("{lines} results for {cases} cases").into());
+    }
+    // Ours with its start, reading and writing in both; Heat's without in the first.
+    let (ratio, whole) = (heats / ours, (heats + loading) / ours);
+    println!(
+        "bench stack case=golden cases={cases} heat_s={heats:.3} heat_loading_s={loading:.3} \
+         pileus_s={ours:.4} ratio={ratio:.0} ratio_with_loading={whole:.0} target={TARGET} {}",
+        if ratio >= TARGET { "ok" } else { "MISSED" }
+    );
+    Ok(())
+}
