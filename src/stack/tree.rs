@@ -30,6 +30,8 @@ pub struct Leaf {
     pub kind: String,
     /// Properties after the type's schema, or why there are none.
     pub properties: Result<Map<String, Value>>,
+    /// Its metadata, or null.
+    pub metadata: Value,
     /// By property: paths of the resources it refers to.
     pub references: BTreeMap<String, BTreeSet<String>>,
     /// Paths of the resources that come before it.
@@ -352,6 +354,7 @@ fn leaf(
     Leaf {
         kind: resource.resolved.clone(),
         properties: resource.typed.clone(),
+        metadata: resource.metadata.clone().unwrap_or_default(),
         references: references.collect(),
         requires: paths(stack, name, place, inside),
         ready,

@@ -78,6 +78,7 @@ fn one(
         name: &name,
         namespace: &identity.project,
         properties: &properties,
+        metadata: &leaf.metadata,
         suspended: false,
         configs: &known_configs,
         find: &look,

@@ -54,6 +54,8 @@ pub struct Request<'a> {
     pub namespace: &'a str,
     /// Properties after the type's schema.
     pub properties: &'a Map<String, Value>,
+    /// The resource's metadata, or null.
+    pub metadata: &'a Value,
     /// The stack is suspended.
     pub suspended: bool,
     /// Texts of software configurations by reference id.

@@ -350,6 +350,23 @@ fn key_pair_attributes(pair: &Value, _: Find<'_>) -> Map<String, Value> {
     attributes
 }
 
+/// How many members are placed together or not at all. Heat has no word for it, so it stands
+/// in the resource's metadata, where a template stays one that Heat reads.
+fn min_members(metadata: &Value) -> Result<Option<i32>> {
+    let asked = &metadata["min_members"];
+    if asked.is_null() {
+        return Ok(None);
+    }
+    let count = asked.as_i64().and_then(|n| i32::try_from(n).ok());
+    match count.filter(|n| (2..=1000).contains(n)) {
+        Some(count) => Ok(Some(count)),
+        None => Err(Error::at(
+            "metadata.min_members",
+            format!("is a whole number from 2 to 1000, not {asked}"),
+        )),
+    }
+}
+
 fn server_group(request: &Request<'_>) -> Result<Makes> {
     let policies = request.texts("policies");
     let [policy] = policies.as_slice() else {
@@ -387,7 +404,7 @@ fn server_group(request: &Request<'_>) -> Result<Makes> {
     let spec = ServerGroupSpec {
         policy,
         max_servers_per_host: max_servers_per_host.transpose()?,
-        min_members: None,
+        min_members: min_members(request.metadata)?,
     };
     Ok(Makes {
         claims: BTreeSet::new(),

@@ -9,6 +9,10 @@ use crate::stack::typed;
 
 /// Maps a resource after its type's schema, as the controller does.
 fn made(kind: &str, properties: &Value) -> Result<Makes> {
+    made_with(kind, properties, &Value::Null)
+}
+
+fn made_with(kind: &str, properties: &Value, metadata: &Value) -> Result<Makes> {
     let schema = registry::find(kind).unwrap();
     let given = properties.as_object().unwrap();
     let typed = typed::coerce(&schema.properties, given)?;
@@ -22,6 +26,7 @@ fn made(kind: &str, properties: &Value) -> Result<Makes> {
         name: "stack-it-0123456789",
         namespace: "demo",
         properties: &typed,
+        metadata,
         suspended: false,
         configs: &configs,
         find: &|kind, name| {
@@ -41,6 +46,7 @@ fn settled(kind: &str, properties: &Value, seed: &[u8]) -> Result<Settles> {
         name: "stack-it-0123456789",
         namespace: "demo",
         properties: &typed,
+        metadata: &Value::Null,
         suspended: false,
         configs: &BTreeMap::from([("config-1".to_owned(), "#!/bin/sh\ntrue".to_owned())]),
         find: &|_, _| None,
@@ -251,6 +257,17 @@ fn groups_of_servers_are_valid_objects() {
     assert_eq!(soft.policy, GroupPolicy::SoftAffinity);
     let two = group(json!({"rules": {"max_server_per_host": 2}}));
     assert_eq!(two.max_servers_per_host, Some(2));
+    // All or nothing, in a word that Heat leaves alone.
+    let together = |least: Value| {
+        let metadata = json!({"min_members": least});
+        made_with("OS::Nova::ServerGroup", &json!({}), &metadata)
+    };
+    let least = spec::<ServerGroupSpec>(&together(json!(3)).unwrap()).min_members;
+    assert_eq!(least, Some(3));
+    for wrong in [json!(1), json!("3"), json!(1001), json!(2.5)] {
+        let error = together(wrong).unwrap_err().to_string();
+        assert!(error.contains("metadata.min_members"), "{error}");
+    }
 }
 
 #[test]

@@ -156,6 +156,7 @@ impl<'p, 'a> Walk<'p, 'a> {
         name: &'r str,
         namespace: &'r str,
         properties: &'r Map<String, Value>,
+        metadata: &'r Value,
         seed: &'r [u8],
         find: kinds::Find<'r>,
     ) -> Request<'r> {
@@ -163,6 +164,7 @@ impl<'p, 'a> Walk<'p, 'a> {
             name,
             namespace,
             properties,
+            metadata,
             suspended: self.pass.plan.ledger.suspended,
             configs: &self.configs,
             find,
@@ -197,7 +199,8 @@ impl<'p, 'a> Walk<'p, 'a> {
         let seed = Sha256::digest(format!("{seed}/{path}#{number}"));
         let lookup = self.pass.seen.find;
         let find = |kind: &str, name: &str| lookup.find(kind, name);
-        let settles = map(&self.request(&name, &namespace, properties, &seed, &find))?;
+        let settles =
+            map(&self.request(&name, &namespace, properties, &leaf.metadata, &seed, &find))?;
         if !matches!(decision, Decision::Keep(_)) {
             if !self.may_begin(path, number, leaf, &decision) {
                 return Ok(None);
@@ -265,7 +268,8 @@ impl<'p, 'a> Walk<'p, 'a> {
         let find = |kind: &str, name: &str| lookup.find(kind, name);
         let made = |walk: &Self, number: u32| {
             let name = walk.name(path, number);
-            let makes = map(&walk.request(&name, &namespace, properties, &[], &find));
+            let makes =
+                map(&walk.request(&name, &namespace, properties, &leaf.metadata, &[], &find));
             makes.map(|makes| (makes, name))
         };
         let (makes, name) = made(self, 1)?;
