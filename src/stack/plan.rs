@@ -97,7 +97,7 @@ pub struct Plan {
 /// What a rendered stack wants, as a plan takes it.
 #[must_use]
 pub fn wanted(stack: &Stack) -> BTreeMap<String, Wanted<'_>> {
-    let mut all = BTreeMap::new();
+    let mut all = Vec::with_capacity(stack.resources.len());
     for (name, resource) in &stack.resources {
         // As far as they can be told: what cannot be evaluated yet is as written.
         let raw = || stack.template.resources.get(name)?.properties.as_object();
@@ -108,9 +108,9 @@ pub fn wanted(stack: &Stack) -> BTreeMap<String, Wanted<'_>> {
             properties: properties.map_or_else(Cow::default, Cow::Borrowed),
             references: &resource.references,
         };
-        all.insert(name.clone(), wanted);
+        all.push((name.clone(), wanted));
     }
-    all
+    all.into_iter().collect()
 }
 
 /// How a type of Heat's takes a change; what holds a stack lets that decide.
@@ -144,6 +144,9 @@ pub fn plan(
 ) -> Result<Plan> {
     let mut plan = Plan::default();
     let graph = graph.numbered();
+    if existing.is_empty() {
+        plan.steps.reserve(wanted.len());
+    }
     // By number: the incarnation that will be, and the step that brings it.
     let mut target: Vec<Option<u32>> = vec![None; graph.names.len()];
     let mut brought: Vec<Option<usize>> = vec![None; graph.names.len()];

@@ -122,13 +122,14 @@ pub fn stack(input: &Input) -> std::result::Result<Stack, Stop> {
     let existing = existing(&template, &scope).map_err(stop("resources"))?;
     scope.resources = &input.resources;
     scope.existing = Some(&existing);
-    let mut references = BTreeMap::new();
+    // Maps are made at once of what is in order: large ones take half the room so.
+    let mut needed = Vec::with_capacity(existing.len());
     for (name, resource) in &template.resources {
         if existing.contains(name.as_str()) {
             let found = Needs::of(&scope, resource, &existing)
                 .map_err(|error| error.below(&format!("resources.{name}")))
                 .map_err(stop("resources"))?;
-            references.insert(name.clone(), found);
+            needed.push((name, resource, found));
         }
     }
     for (name, output) in &template.outputs {
@@ -137,16 +138,19 @@ pub fn stack(input: &Input) -> std::result::Result<Stack, Stop> {
             .map_err(|error| error.below(&format!("outputs.{name}.value")))
             .map_err(stop("outputs"))?;
     }
-    let mut graph = Graph::default();
-    let mut resources = BTreeMap::new();
-    for (name, needs) in references {
-        graph.requires.insert(name.clone(), needs.all());
-        let resource = &template.resources[&name];
-        let rendered = one(input, &scope, &template, &name, resource, needs)
+    let mut requires = Vec::with_capacity(needed.len());
+    let mut resources = Vec::with_capacity(needed.len());
+    for (name, resource, needs) in needed {
+        requires.push((name.clone(), needs.all()));
+        let rendered = one(input, &scope, &template, name, resource, needs)
             .map_err(|error| error.below(&format!("resources.{name}")))
             .map_err(stop("resources"))?;
-        resources.insert(name, rendered);
+        resources.push((name.clone(), rendered));
     }
+    let resources: BTreeMap<String, Rendered> = resources.into_iter().collect();
+    let mut graph = Graph {
+        requires: requires.into_iter().collect(),
+    };
     let hidden = graph::hidden(&mut graph, &resources);
     let order = order(&template, &existing, &graph);
     let outputs = outputs(&template, &scope);
