@@ -227,6 +227,76 @@ spec:
     gone.unwrap();
 }
 
+/// The devices are the machine's own, and it has no IOMMU: nothing is started here.
+#[tokio::test]
+async fn devices_that_a_host_offers_are_given_out_once() {
+    let lab = Lab::get().await;
+    let project = Project::new(&lab, "e2e-devices").await;
+    project.apply(LAN);
+    let hosts: kube::Api<pileus::api::Host> = kube::Api::all(lab.client.clone());
+    let offer = async |what: serde_json::Value| {
+        let patch = json!({"spec": {"pciDevices": what}});
+        let patch = kube::api::Patch::Merge(&patch);
+        hosts
+            .patch("host1", &Default::default(), &patch)
+            .await
+            .unwrap();
+        let empty = what.is_null();
+        lab::eventually("the Host tells of its devices", BOOT, async || {
+            let host = hosts.get("host1").await.map_err(|e| e.to_string())?;
+            let devices = host.status.unwrap_or_default().pci_devices;
+            if devices.is_empty() == empty {
+                Ok(devices)
+            } else {
+                Err(format!("{devices:?}"))
+            }
+        })
+        .await
+    };
+    let devices = offer(json!([{"name": "e2e-card", "addresses": ["*:*:*.*"]}])).await;
+    assert!(devices.iter().all(|d| d.alias == "e2e-card"), "{devices:?}");
+    let count = devices.len();
+    for (name, count) in [("one", 1), ("all", count)] {
+        project.apply(&format!(
+            "apiVersion: pileus.dev/v1alpha1\nkind: Flavor\nmetadata: {{name: e2e-card-{name}}}\n\
+             spec: {{vcpus: 1, memory: 128Mi, disk: 1Gi, extraSpecs: \
+             {{\"pci_passthrough:alias\": \"e2e-card:{count}\"}}}}\n"
+        ));
+    }
+    let off = |name: &str, flavor: &str| {
+        server(name, 1, "  runState: Stopped\n").replace("m1.nano", flavor)
+    };
+    project.apply(&off("first", "e2e-card-one"));
+    let first = project.phase("first", "Stopped", BOOT).await;
+    let placement = first.status.as_ref().unwrap().placement.as_ref().unwrap();
+    let [given] = placement.pci_devices.as_slice() else {
+        panic!("{placement:?}");
+    };
+    assert!(devices.iter().any(|d| d.name == given.name), "{given:?}");
+    let id = first.status.as_ref().unwrap().instance_id.clone().unwrap();
+    let xml = in_host(1, &["virsh", "dumpxml", &format!("pileus-{id}")]);
+    let (bus, slot) = (&given.name[5..7], &given.name[8..10]);
+    let source = format!("<address domain='0x0000' bus='0x{bus}' slot='0x{slot}' function=");
+    let hostdev = xml.split("<hostdev ").nth(1).unwrap_or_default();
+    assert!(hostdev.contains(&source), "{source} is not in {xml}");
+
+    // All of them are too many as long as one is taken.
+    project.apply(&off("second", "e2e-card-all"));
+    let message = project.reason("second", "NoHostFits", BOOT).await;
+    assert!(message.contains("PciPassthroughFilter"), "{message}");
+    let gone = project.servers().delete("first", &Default::default()).await;
+    gone.unwrap();
+    let second = project.phase("second", "Stopped", BOOT).await;
+    let placement = second.status.unwrap().placement.unwrap();
+    assert_eq!(placement.pci_devices.len(), count);
+    project.leaves_nothing().await;
+    assert_eq!(offer(serde_json::Value::Null).await, []);
+    let flavors: kube::Api<pileus::api::Flavor> = kube::Api::all(lab.client.clone());
+    for name in ["e2e-card-one", "e2e-card-all"] {
+        flavors.delete(name, &Default::default()).await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn a_host_that_reboots_brings_its_servers_back() {
     let lab = Lab::get().await;

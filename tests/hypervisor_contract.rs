@@ -72,7 +72,7 @@ fn marks(name: &str) -> Marks {
             uid: Uuid::new_v4().to_string(),
         },
         epoch: 1,
-        pinned: BTreeSet::new(),
+        ..Marks::default()
     }
 }
 
@@ -161,6 +161,7 @@ fn bare_spec(machine: &str, path: impl Fn(Uuid) -> String) -> DomainSpec {
         },
         config_drive: None,
         nics: Vec::new(),
+        devices: Vec::new(),
     }
 }
 
@@ -472,6 +473,36 @@ fn threads(process: &Path, key: &str) -> Vec<(String, String)> {
         .map(|task| task.unwrap().path())
         .map(|path| (read(&path, "Name"), read(&path, key)))
         .collect()
+}
+
+/// What is not seen here is a guest with a device: that needs an IOMMU.
+#[tokio::test]
+async fn devices_of_the_host_are_told_and_a_domain_can_be_defined_with_one() {
+    let host = host().await;
+    passing(&host).await;
+    passing(&in_memory()).await;
+}
+
+async fn passing(host: &dyn Subject) {
+    let hypervisor = host.hypervisor();
+    let devices = hypervisor.pci_devices().await.unwrap();
+    let Some(device) = devices.first() else {
+        println!("SKIPPED passing of devices: the machine has no PCI device");
+        return;
+    };
+    assert_eq!((device.vendor.len(), device.product.len()), (4, 4));
+    let addresses: BTreeSet<_> = devices.iter().map(|d| d.address).collect();
+    assert_eq!(addresses.len(), devices.len());
+    let mut spec = host.spec();
+    spec.devices = vec![device.address];
+    spec.marks.devices = [device.address].into();
+    // Defined, never started: the device is the machine's own.
+    for _ in 0..2 {
+        hypervisor.define(&spec).await.unwrap();
+        let listed = hypervisor.domains().await.unwrap().remove(0);
+        assert_eq!(listed.marks.as_ref(), Some(&spec.marks));
+    }
+    hypervisor.undefine(spec.id).await.unwrap();
 }
 
 #[tokio::test]

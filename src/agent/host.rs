@@ -16,6 +16,7 @@ use crate::api::common::Claim;
 use crate::api::conditions::{self, ConditionType, Observation};
 use crate::api::host::{Capabilities, Host, HostSpec, HostStatus, NumaNode, Orphan};
 use crate::api::names::{AGENT, host_namespace};
+use crate::api::pci::{HostDevice, offered};
 use crate::api::server::PowerState;
 use crate::api::{Instance, Reason};
 use crate::drivers::hypervisor::{HostFacts, Listed, State};
@@ -130,7 +131,10 @@ async fn look_and_report(agent: &Agent) -> Result<(), ApiError> {
         return Ok(());
     };
     let network = agent.ports.trouble().await;
-    let status = status(agent, &host, &old, facts, network, orphans);
+    let devices = pci_devices(agent, &host).await;
+    let devices = devices.unwrap_or_else(|| old.pci_devices.clone());
+    let mut status = status(agent, &host, &old, facts, network, orphans);
+    status.pci_devices = devices;
     let room = status
         .capacity
         .map(|capacity| Room::new(&host.spec_in_force(), capacity, OVERHEAD_MIB));
@@ -139,6 +143,24 @@ async fn look_and_report(agent: &Agent) -> Result<(), ApiError> {
         agent.context.metrics.status_written("host");
     }
     Ok(())
+}
+
+/// The devices that the administrator offers, by what there is. `None` when that cannot be
+/// told now.
+async fn pci_devices(agent: &Agent, host: &Host) -> Option<Vec<HostDevice>> {
+    let selectors = &host.spec.pci_devices;
+    if selectors.is_empty() {
+        return Some(Vec::new());
+    }
+    let found = agent.hypervisor.pci_devices().await.ok()?;
+    let devices = found.into_iter().map(|device| HostDevice {
+        name: device.address.to_string(),
+        alias: String::new(),
+        vendor_id: device.vendor,
+        product_id: device.product,
+        numa_node: device.numa_node,
+    });
+    Some(offered(selectors, devices))
 }
 
 async fn register(agent: &Agent) -> Result<Host, ApiError> {
@@ -183,6 +205,7 @@ fn status(
         // The scheduler's.
         allocation_ratios: None,
         numa_nodes: old.numa_nodes.clone(),
+        pci_devices: Vec::new(),
         capabilities: old.capabilities.clone(),
         conditions: Vec::new(),
     };

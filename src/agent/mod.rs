@@ -1,6 +1,7 @@
 //! The agent of one host: makes the Instances of its namespace real, and says what it
 //! sees. Touches nothing that it has not been told to by an Instance.
 
+pub mod devices;
 pub mod epochs;
 pub mod host;
 pub mod instance;

@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::common::Claim;
+use super::pci::{HostDevice, PciSelector};
 
 /// A hypervisor. Cluster-scoped; registered by its agent, its spec is the administrator's.
 #[derive(
@@ -99,6 +100,11 @@ pub struct HostSpec {
     /// units are heeded; the rest the agent and the ratios say.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub resources: BTreeMap<String, Inventory>,
+    /// PCI devices that guests may have, by the alias that flavors ask for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    #[schemars(length(max = 64))]
+    pub pci_devices: Vec<PciSelector>,
     /// Address of the host, as `placement.hostCIDR` of a Server compares it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
@@ -188,6 +194,11 @@ pub struct HostStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub numa_nodes: Vec<NumaNode>,
+    /// PCI devices that are offered to guests, by their addresses, at most 256. Those that
+    /// have virtual functions are not.
+    // One writer, and whole: old API servers leave `null` of a keyed list that is emptied.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pci_devices: Vec<HostDevice>,
     /// What the host can do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capabilities: Option<Capabilities>,

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::common::Claim;
 use super::image::DiskFormat;
+use super::pci::GivenDevice;
 use super::server::{ConfigDrive, Hardware, OnGuestShutdown, PowerState, RunState};
 use super::topology::GuestTopology;
 
@@ -73,6 +74,10 @@ pub struct InstanceSpec {
     /// NUMA nodes of the guest; the host's kernel places it freely when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub topology: Option<GuestTopology>,
+    /// PCI devices of the host that the guest has to itself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub pci_devices: Vec<GivenDevice>,
     /// Hardware fixed by an earlier boot; chosen by the agent and reported when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hardware: Option<Hardware>,

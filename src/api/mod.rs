@@ -20,6 +20,7 @@ pub mod ip_allocation;
 pub mod key_pair;
 pub mod names;
 pub mod network;
+pub mod pci;
 pub mod port;
 pub mod scheduler_policy;
 pub mod security_group;

@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::common::{Claim, ObjectName, Resources, SecretKey};
+use super::pci::GivenDevice;
 
 /// A virtual machine.
 #[derive(
@@ -354,6 +355,10 @@ pub struct Placement {
     /// The Host's NUMA node for each of the guest's, when it has NUMA nodes of its own.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub numa_nodes: Vec<i32>,
+    /// The Host's PCI devices that it has to itself.
+    // As a whole: old API servers leave `null` of a keyed list that is taken back.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pci_devices: Vec<GivenDevice>,
     /// When it was decided.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time: Option<Time>,

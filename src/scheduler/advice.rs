@@ -7,6 +7,7 @@ use std::fmt;
 use k8s_openapi::jiff::Timestamp;
 
 use super::catalogue::Key;
+use super::devices;
 use super::place::Placer;
 use super::request::Request;
 use super::resolve::holding;
@@ -129,9 +130,17 @@ impl<'a> Trial<'a> {
 
     fn put(&mut self, i: usize, host: &str) {
         let tenant = &self.tenants[i];
-        let placement = Placement {
-            host: host.to_owned(),
-            ..tenant.placement.clone()
+        let placement = if host == tenant.placement.host {
+            tenant.placement.clone()
+        } else {
+            let shape = &tenant.request.asks.shape;
+            let there = self.snapshot.host(host);
+            let taken = there.map(|h| devices::placement(h, shape));
+            Placement {
+                host: host.to_owned(),
+                claim: tenant.placement.claim,
+                ..taken.unwrap_or_default()
+            }
         };
         if let Some(server) = self.state.servers.get(&tenant.key) {
             let held = holding(server, &placement, &self.state.catalogue);

@@ -8,9 +8,8 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 
 use super::catalogue::Key;
-use super::facts::NumaAsk;
+use super::devices;
 use super::gang::Gangs;
-use super::numa;
 use super::queue::Why;
 use super::request::Request;
 use super::resolve::{Unresolved, holding, request};
@@ -196,13 +195,14 @@ impl State {
         epoch: i64,
         now: Timestamp,
     ) -> Write {
-        let numa = request.asks.shape.numa.as_ref();
+        let shape = &request.asks.shape;
+        let there = self.snapshot.host(&host);
         let placement = Placement {
             epoch,
-            claim: request.asks.shape.claim,
-            numa_nodes: numa.map_or(vec![], |ask| self.nodes(&host, ask)),
             time: Some(Time(now)),
+            claim: shape.claim,
             host,
+            ..there.map_or_else(Placement::default, |h| devices::placement(h, shape))
         };
         let held = holding(&server, &placement, &self.catalogue);
         self.snapshot.hold(&server.uid().unwrap_or_default(), held);
@@ -317,12 +317,6 @@ impl State {
             status,
             kind,
         }
-    }
-
-    fn nodes(&self, host: &str, ask: &NumaAsk) -> Vec<i32> {
-        let found = self.snapshot.host(host).and_then(|h| numa::fit(h, ask));
-        let nodes = found.iter().flatten().take(ask.cells.len());
-        nodes.map(|n| i32::from(*n)).collect()
     }
 }
 

@@ -1,13 +1,13 @@
 //! What a flavor's extra specs and an image's properties take of a host, in Nova's words.
 
-use super::facts::{NumaAsk, Shape};
+use super::facts::{NumaAsk, PciAffinity, Shape};
 use crate::api::common::Claim;
 use crate::api::topology::{CpuPolicy, NumaWishes, Words, number};
 
 /// What a Server of this size takes of a host.
 ///
 /// Heeded are `resources:CLASS` (other than VCPU, MEMORY_MB and DISK_GB, which the
-/// flavor's own figures say), `pci_passthrough:alias`, and what [`NumaWishes::read`] reads
+/// flavor's own figures say), `pci_passthrough:alias`, `hw:pci_numa_affinity_policy` and what [`NumaWishes::read`] reads
 /// of both.
 ///
 /// # Errors
@@ -37,6 +37,19 @@ pub fn shape(claim: Claim, flavor: &Words, image: &Words) -> Result<Shape, Strin
         }
         shape.pci.retain(|_, count| *count > 0);
     }
+    let policy = "pci_numa_affinity_policy";
+    let word = flavor.get(&format!("hw:{policy}"));
+    let word = word.or_else(|| image.get(&format!("hw_{policy}")));
+    shape.affinity = match word.map(String::as_str) {
+        None | Some("legacy") => PciAffinity::Legacy,
+        Some("required") => PciAffinity::Required,
+        Some("preferred") => PciAffinity::Preferred,
+        Some(text) => {
+            return Err(format!(
+                "`hw:{policy}` is `{text}`, none of legacy, required, preferred"
+            ));
+        }
+    };
     shape.numa = NumaWishes::read(claim, flavor, image)?.as_ref().map(ask);
     Ok(shape)
 }
@@ -106,6 +119,7 @@ mod tests {
         for (flavor, says) in [
             ("resources:CUSTOM_X=many", "`resources:CUSTOM_X` is `many`"),
             ("hw:mem_page_size=huge", "none of small"),
+            ("hw:pci_numa_affinity_policy=socket", "none of legacy"),
         ] {
             let error = shape(claim(), &words(flavor), &Words::new()).unwrap_err();
             assert!(error.contains(says), "{flavor}: {error}");

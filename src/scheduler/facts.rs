@@ -64,8 +64,8 @@ pub struct Profile {
     pub units: [Units; 3],
     /// Other resource classes by name.
     pub resources: BTreeMap<String, Inventory>,
-    /// PCI devices for guests: how many, by `vendor:product` or alias.
-    pub pci: BTreeMap<String, i64>,
+    /// PCI devices for guests.
+    pub devices: Vec<Device>,
     /// NUMA nodes.
     pub cells: Vec<Cell>,
     /// Physical networks that it reaches; every one when absent.
@@ -149,6 +149,29 @@ pub struct Cell {
     pub pages: BTreeMap<i64, i64>,
 }
 
+/// A PCI device for guests.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Device {
+    /// Its address.
+    pub address: String,
+    /// The alias that it is offered under.
+    pub alias: String,
+    /// The NUMA node that it is on, if known.
+    pub node: Option<u8>,
+}
+
+/// How near to the guest's NUMA nodes its PCI devices must be; Nova's words.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum PciAffinity {
+    /// On them, as far as it is known.
+    #[default]
+    Legacy,
+    /// On them.
+    Required,
+    /// On them where possible.
+    Preferred,
+}
+
 /// What a guest asks of NUMA nodes: one entry for each of its own.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct NumaAsk {
@@ -167,8 +190,12 @@ pub struct Shape {
     pub claim: Claim,
     /// Other resource classes.
     pub resources: BTreeMap<String, i64>,
-    /// PCI devices by `vendor:product` or alias.
+    /// How many PCI devices it asks for, by alias.
     pub pci: BTreeMap<String, i64>,
+    /// How near they must be.
+    pub affinity: PciAffinity,
+    /// Addresses of the PCI devices that it has, once it is placed.
+    pub devices: BTreeSet<String>,
     /// NUMA nodes.
     pub numa: Option<NumaAsk>,
 }

@@ -19,12 +19,12 @@ use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
 use super::catalogue::Key;
+use super::devices;
 use super::queue::Why;
 use super::request::Request;
 use super::resolve::{group_key, holding};
 use super::state::{State, Write, scheduled};
 use crate::api::conditions::{ConditionType, Observation};
-use crate::api::server::Placement;
 use crate::api::{Reason, Server};
 
 /// Why groups could not be placed, of those that were tried: asked once in each pass.
@@ -146,11 +146,11 @@ impl State {
             match self.placer.place(&self.snapshot, request) {
                 Ok(host) => {
                     let host = host.to_owned();
-                    let placement = Placement {
-                        host: host.clone(),
-                        claim: request.asks.shape.claim,
-                        ..Placement::default()
-                    };
+                    let shape = &request.asks.shape;
+                    let there = self.snapshot.host(&host);
+                    // With nodes and devices: the next one must not be tried on the same.
+                    let placement = there.map(|h| devices::placement(h, shape));
+                    let placement = placement.unwrap_or_default();
                     let held = holding(server, &placement, &self.catalogue);
                     self.snapshot.hold(&server.uid().unwrap_or_default(), held);
                     hosts.push(host);

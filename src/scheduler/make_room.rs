@@ -376,7 +376,7 @@ impl State {
                 || self
                     .snapshot
                     .shape_of(&uid)
-                    .is_none_or(|s| s.numa.is_some())
+                    .is_none_or(|s| s.numa.is_some() || !s.devices.is_empty())
             {
                 continue;
             }

@@ -22,6 +22,7 @@ pub mod bind;
 pub mod bits;
 pub mod catalogue;
 mod decide;
+pub mod devices;
 pub mod extra_specs;
 pub mod facts;
 pub mod filters;

@@ -1,30 +1,32 @@
 //! Which of the host's NUMA nodes hold the guest's.
 
-use super::facts::{Cell, NumaAsk};
+use super::devices::pick;
+use super::facts::{Cell, NumaAsk, Shape};
 use super::snapshot::{Host, pages};
 
-/// The number of the host's node for each of the guest's, each on another one, or `None` if they do not
-/// fit. The first that fits in the host's order, tried exhaustively: a guest has at most
+/// The number of the host's node for each of the guest's, each on another one and near enough
+/// to its PCI devices, or `None` if they do not fit. The first that fits in the host's order, tried exhaustively: a guest has at most
 /// four.
 #[must_use]
-pub fn fit(host: Host<'_>, wanted: &NumaAsk) -> Option<[u8; 4]> {
+pub fn fit(host: Host<'_>, shape: &Shape) -> Option<[u8; 4]> {
+    let wanted = shape.numa.as_ref()?;
     if wanted.cells.len() > 4 {
         return None;
     }
     let mut cells = [u8::MAX; 4];
-    place(host, wanted, 0, &mut cells).then_some(cells)
+    place(host, shape, wanted, 0, &mut cells).then_some(cells)
 }
 
-fn place(host: Host<'_>, wanted: &NumaAsk, at: usize, cells: &mut [u8; 4]) -> bool {
+fn place(host: Host<'_>, shape: &Shape, wanted: &NumaAsk, at: usize, cells: &mut [u8; 4]) -> bool {
     let Some(&(vcpus, mib)) = wanted.cells.get(at) else {
-        return true;
+        return shape.pci.is_empty() || pick(host, shape, &cells[..at]).is_some();
     };
     for cell in &host.profile().cells {
         if cells[..at].contains(&cell.id) || !holds(host, cell, wanted, vcpus, mib) {
             continue;
         }
         cells[at] = cell.id;
-        if place(host, wanted, at + 1, cells) {
+        if place(host, shape, wanted, at + 1, cells) {
             return true;
         }
     }

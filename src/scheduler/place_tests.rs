@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::api::common::{Claim, Ratios};
-use crate::scheduler::facts::{Holding, HostFacts, Profile};
+use crate::scheduler::facts::{Device, Holding, HostFacts, Profile};
 use crate::scheduler::request::{Group, GroupPolicy, Spread, hash};
 
 fn claim(vcpus: i64, memory_mib: i64, disk_gib: i64) -> Claim {
@@ -88,7 +88,12 @@ fn weighers_prefer_what_nova_prefers() {
     // Devices are kept for those who want many.
     let with_devices = |name: &str, n| {
         let mut it = host(name, 4096);
-        it.profile.pci.insert("gpu".into(), n);
+        let device = |i| Device {
+            address: format!("0000:{i:02x}:00.0"),
+            alias: "gpu".into(),
+            node: None,
+        };
+        it.profile.devices = (0..n).map(device).collect();
         it
     };
     let mut one = wants(1);

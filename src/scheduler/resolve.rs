@@ -6,11 +6,12 @@ use kube::ResourceExt;
 
 use super::catalogue::{Catalogue, Key};
 use super::extra_specs;
-use super::facts::{Cell, Holding, HostFacts, Inventory, Profile, Shape, Taint, Units};
+use super::facts::{Cell, Device, Holding, HostFacts, Inventory, Profile, Shape, Taint, Units};
 use super::query::Query;
 use super::request::{Asks, Group, Peer, Request, Spread, Toleration, hash};
 use crate::api::common::{Claim, Ratios};
 use crate::api::host::{self, TaintEffect};
+use crate::api::pci::HostDevice;
 use crate::api::server::{Placement, PlacementWishes};
 use crate::api::{ConditionType, Host, Image, Reason, Server, conditions};
 use crate::model::{Bytes, parse_milli};
@@ -91,6 +92,7 @@ pub fn host_facts(host: &Host) -> HostFacts {
             taints: spec.taints.iter().map(taint).collect(),
             resources,
             units,
+            devices: status.pci_devices.iter().map(device).collect(),
             cells: status.numa_nodes.iter().filter_map(cell).collect(),
             architecture: capabilities.architecture,
             virt_type: capabilities.virt_type,
@@ -121,6 +123,14 @@ fn taint(taint: &host::Taint) -> Taint {
             TaintEffect::NoSchedule => "NoSchedule".to_owned(),
             TaintEffect::PreferNoSchedule => "PreferNoSchedule".to_owned(),
         },
+    }
+}
+
+fn device(device: &HostDevice) -> Device {
+    Device {
+        address: device.name.clone(),
+        alias: device.alias.clone(),
+        node: device.numa_node.and_then(|node| u8::try_from(node).ok()),
     }
 }
 
@@ -309,6 +319,8 @@ pub fn holding(server: &Server, placement: &Placement, catalogue: &Catalogue) ->
     for (cell, node) in cells.iter_mut().zip(&placement.numa_nodes) {
         *cell = u8::try_from(*node).unwrap_or(u8::MAX);
     }
+    let devices = placement.pci_devices.iter();
+    shape.devices = devices.map(|device| device.name.clone()).collect();
     // Placed before it was known which nodes: nothing is counted on any.
     shape.numa = shape
         .numa

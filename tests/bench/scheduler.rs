@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use pileus::api::common::Claim;
 use pileus::scheduler::facts::{
-    Aggregate, Cell, Holding, HostFacts, Inventory, NumaAsk, Profile, Taint, Units,
+    Aggregate, Cell, Device, Holding, HostFacts, Inventory, NumaAsk, Profile, Taint, Units,
 };
 use pileus::scheduler::filters;
 use pileus::scheduler::place::Placer;
@@ -107,7 +107,12 @@ fn enrich(host: &mut HostFacts) {
         reserved: 0,
     };
     profile.resources = [("CUSTOM_LICENSE".to_owned(), inventory)].into();
-    profile.pci = [("gpu".to_owned(), 1_000_000)].into();
+    let device = |i| Device {
+        address: format!("0000:{i:02x}:00.0"),
+        alias: "gpu".to_owned(),
+        node: None,
+    };
+    profile.devices = (0..8).map(device).collect();
     let cell = Cell {
         cpus: 1_000_000,
         memory_mib: 1_000_000_000,

@@ -1,6 +1,5 @@
 //! Carries out steps. No decisions: those are in `plan`.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -11,9 +10,9 @@ use uuid::Uuid;
 
 use super::observe::{LONGEST_PAUSE, Observed, requests};
 use super::plan::{Mark, Step};
+use super::taking::{Taken, is_asked};
 use super::{Download, Error, marks_of, owner_of};
 use crate::agent::Agent;
-use crate::agent::topology::pinned;
 use crate::api::Instance;
 use crate::api::names::{AGENT_FINALIZER, GUEST_DATA_KEY, host_namespace};
 use crate::api::server::{ConfigDrive, Hardware};
@@ -151,11 +150,11 @@ fn directory_marks(own: &Mark, seen: &Observed) -> DirectoryMarks {
 
 async fn adopt(id: Uuid, own: &Mark, seen: &Observed, agent: &Agent) -> Result<(), Error> {
     if let Some(domain) = &seen.domain {
-        // Its processors are its own still.
-        let pinned = domain.marks.as_ref().map(|marks| marks.pinned.clone());
+        // What it has to itself is its own still.
         let marks = hypervisor::Marks {
-            pinned: pinned.unwrap_or_default(),
-            ..marks_of(own)
+            owner: owner_of(own),
+            epoch: own.epoch,
+            ..domain.marks.clone().unwrap_or_default()
         };
         agent.hypervisor.mark(id, &marks).await?;
     }
@@ -289,27 +288,24 @@ fn domain_spec(
             offload: !agent.ports.in_userspace(),
         });
     }
-    let topology = match (&spec.topology, &seen.topology) {
-        (None, _) => None,
-        (Some(_), Some(Ok(fitted))) => Some(fitted.clone()),
-        (Some(_), Some(Err(why))) => return Err(Error::Topology(why.clone())),
-        (Some(_), None) => return Err(Error::Topology("not looked at yet".to_owned())),
-    };
-    let pinned = match (&spec.topology, &topology) {
-        (Some(wanted), Some(fitted)) => pinned(wanted, fitted),
-        _ => BTreeSet::new(),
+    let taken = match &seen.taken {
+        Some(Ok(taken)) => taken.clone(),
+        Some(Err(why)) => return Err(Error::Taken(why.clone())),
+        None if is_asked(spec) => return Err(Error::Taken("not looked at yet".to_owned())),
+        None => Taken::default(),
     };
     let directory = agent.disks.directory(id);
     let has_drive = spec.config_drive == ConfigDrive::Enabled && spec.guest_data.is_some();
     Ok(DomainSpec {
         id,
         marks: hypervisor::Marks {
-            pinned,
+            pinned: taken.pinned,
+            devices: taken.devices.iter().copied().collect(),
             ..marks_of(own)
         },
         vcpus: spec.claim.vcpus,
         memory_mib: spec.claim.memory_mib,
-        topology,
+        topology: taken.topology,
         machine: hardware.machine_type,
         cpu_model: hardware.cpu_model,
         virt_type: if hardware.virt_type == "kvm" {
@@ -325,6 +321,7 @@ fn domain_spec(
         },
         config_drive: has_drive.then(|| agent.disks.config_drive(id).display().to_string()),
         nics,
+        devices: taken.devices,
         console_log: directory.join("console.log").display().to_string(),
     })
 }

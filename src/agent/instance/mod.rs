@@ -2,12 +2,12 @@
 
 pub mod act;
 pub mod observe;
-mod pinning;
 pub mod plan;
 pub mod report;
 #[cfg(test)]
 mod restart_tests;
 mod starts;
+mod taking;
 #[cfg(test)]
 mod tests;
 mod written;
@@ -63,9 +63,9 @@ pub enum Error {
     /// The Secret with the guest's data.
     #[error("the Secret {0} has no usable guest data; the manager makes it")]
     GuestData(String),
-    /// The host no longer has what the guest's NUMA nodes need; its disk is here.
-    #[error("the guest's NUMA nodes do not fit on the host: {0}. It is built as soon as they do")]
-    Topology(String),
+    /// The host no longer has what the guest is to have of it; its disk is here.
+    #[error("the host cannot give it what it asks for: {0}. It is built as soon as the host can")]
+    Taken(String),
     /// A record on the host.
     #[error("cannot record the epoch")]
     Epoch(#[source] std::io::Error),

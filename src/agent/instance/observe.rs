@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use kube::ResourceExt;
 use uuid::Uuid;
 
-use super::pinning::choose;
 use super::plan::{DomainState, Mark, Seen, SeenDomain, SeenImage, Shutdown};
+use super::taking::{Taken, choose, is_asked};
 use super::{Download, Error, mark_from};
 use crate::agent::Agent;
 use crate::agent::epochs::Record;
@@ -17,7 +17,7 @@ use crate::api::conditions::{self, ConditionType};
 use crate::api::instance::{ImportedImage, InstanceSource};
 use crate::api::server::{PowerState, RunState};
 use crate::api::{Instance, Reason};
-use crate::drivers::hypervisor::{Domain, State, Topology};
+use crate::drivers::hypervisor::{Domain, State};
 use crate::drivers::storage::{Content, Request, StoredImage};
 use crate::kube_ext::finalize;
 
@@ -39,9 +39,9 @@ pub struct Observed {
     pub image: Option<StoredImage>,
     /// The image's parts as they are here.
     pub imported: Option<ImportedImage>,
-    /// What of the host the guest's NUMA nodes are on, or why the host cannot hold them; only
-    /// while there is no domain.
-    pub topology: Option<Result<Topology, String>>,
+    /// What of the host the guest gets, or why the host cannot give it; only while there is no
+    /// domain.
+    pub taken: Option<Result<Taken, String>>,
 }
 
 /// The mark that `object` puts on what it makes.
@@ -78,13 +78,13 @@ pub async fn observe(object: &Instance, id: Uuid, agent: &Agent) -> Result<Obser
     let is_new = domain.is_none() && !contents.disk;
     let asks = returns || is_new;
     let no_room = asks.then(|| no_room(object, agent)).flatten();
-    let topology = match (&object.spec.topology, &domain, &no_room) {
-        (Some(wanted), None, None) if !finalize::is_deleting(object) && !is_old(object, epoch) => {
-            Some(choose(object, id, wanted, agent).await?)
-        }
-        _ => None,
+    let takes = domain.is_none() && no_room.is_none() && !finalize::is_deleting(object);
+    let taken = if takes && is_asked(&object.spec) && !is_old(object, epoch) {
+        Some(choose(object, id, agent).await?)
+    } else {
+        None
     };
-    let unfit = topology.as_ref().and_then(|fitted| fitted.as_ref().err());
+    let unfit = taken.as_ref().and_then(|taken| taken.as_ref().err());
     let no_room = no_room.or_else(|| unfit.cloned());
     let port_patience = agent.config.port_patience;
     // A request cannot be withdrawn: the guest may answer it after it was asked to run again.
@@ -159,7 +159,7 @@ pub async fn observe(object: &Instance, id: Uuid, agent: &Agent) -> Result<Obser
         domain,
         image,
         imported,
-        topology,
+        taken,
     })
 }
 

@@ -341,7 +341,7 @@ pub async fn report_error(
         Error::Hypervisor(hypervisor::Error::Unreachable(_) | hypervisor::Error::Timeout(_)) => {
             (None, Reason::HypervisorUnavailable, false)
         }
-        Error::Hypervisor(_) | Error::Topology(_) => (Some(false), Reason::HypervisorFailed, false),
+        Error::Hypervisor(_) | Error::Taken(_) => (Some(false), Reason::HypervisorFailed, false),
         Error::Storage(error) => (Some(false), reason_of(error), error.is_terminal()),
         Error::Guest(_) | Error::Spec { .. } => (Some(false), Reason::InvalidSpec, true),
         Error::GuestData(_) => (Some(false), Reason::SecretNotFound, false),

@@ -1,6 +1,8 @@
 //! What a domain is, in our own values.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::str::FromStr;
 
 use uuid::Uuid;
 
@@ -33,6 +35,8 @@ pub struct DomainSpec {
     pub config_drive: Option<String>,
     /// Interfaces, in the order that the guest sees.
     pub nics: Vec<Nic>,
+    /// PCI devices of the host that the guest has to itself.
+    pub devices: Vec<PciAddress>,
     /// File that the console is logged to.
     pub console_log: String,
 }
@@ -46,6 +50,8 @@ pub struct Marks {
     pub epoch: i64,
     /// Processors of the host that it has to itself.
     pub pinned: BTreeSet<i32>,
+    /// PCI devices of the host that it has to itself.
+    pub devices: BTreeSet<PciAddress>,
 }
 
 /// NUMA nodes of a guest, and what of the host each of them is on.
@@ -220,6 +226,63 @@ pub struct Cell {
     pub memory_mib: i64,
     /// Huge pages in all, by size in KiB; sizes of which there are none are left out.
     pub pages: BTreeMap<i64, i64>,
+}
+
+/// Address of a PCI device of a host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PciAddress {
+    /// Domain.
+    pub domain: u32,
+    /// Bus.
+    pub bus: u8,
+    /// Slot, below 32.
+    pub slot: u8,
+    /// Function, below 8.
+    pub function: u8,
+}
+
+impl fmt::Display for PciAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            domain,
+            bus,
+            slot,
+            function,
+        } = self;
+        write!(f, "{domain:04x}:{bus:02x}:{slot:02x}.{function:x}")
+    }
+}
+
+impl FromStr for PciAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let read = || {
+            let (domain, rest) = text.split_once(':')?;
+            let (bus, rest) = rest.split_once(':')?;
+            let (slot, function) = rest.split_once('.')?;
+            Some(Self {
+                domain: u32::from_str_radix(domain, 16).ok()?,
+                bus: u8::from_str_radix(bus, 16).ok()?,
+                slot: u8::from_str_radix(slot, 16).ok().filter(|n| *n < 32)?,
+                function: u8::from_str_radix(function, 16).ok().filter(|n| *n < 8)?,
+            })
+        };
+        read().ok_or_else(|| format!("`{text}` is no PCI address such as 0000:81:00.0"))
+    }
+}
+
+/// A PCI device of a host that a guest could have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PciDevice {
+    /// Its address.
+    pub address: PciAddress,
+    /// Vendor, four hexadecimal digits.
+    pub vendor: String,
+    /// Product, four hexadecimal digits.
+    pub product: String,
+    /// Number of the NUMA node that it is on, if known.
+    pub numa_node: Option<i32>,
 }
 
 /// Something that happened.

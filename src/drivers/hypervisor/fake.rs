@@ -11,7 +11,8 @@ use tokio::sync::broadcast;
 use uuid::Uuid;
 
 use super::domain::{
-    Cell, DefinedHardware, Domain, DomainSpec, Event, HostFacts, Listed, Marks, State,
+    Cell, DefinedHardware, Domain, DomainSpec, Event, HostFacts, Listed, Marks, PciAddress,
+    PciDevice, State,
 };
 use super::{Error, Hypervisor};
 
@@ -138,6 +139,20 @@ impl Hypervisor for Fake {
             libvirt: "11.3.0".to_owned(),
             qemu: "10.0.2".to_owned(),
         })
+    }
+
+    async fn pci_devices(&self) -> Result<Vec<PciDevice>, Error> {
+        drop(self.answering()?);
+        let device = |slot| PciDevice {
+            address: PciAddress {
+                slot,
+                ..PciAddress::default()
+            },
+            vendor: "1af4".to_owned(),
+            product: "1041".to_owned(),
+            numa_node: None,
+        };
+        Ok([1, 2].map(device).to_vec())
     }
 
     async fn domains(&self) -> Result<Vec<Listed>, Error> {

@@ -17,10 +17,10 @@ use virt::domain::Domain as VirtDomain;
 use virt::error::ErrorNumber;
 use virt_sys as sys;
 
-use super::domain::{Domain, DomainSpec, Event, HostFacts, Listed, Marks, State};
+use super::domain::{Domain, DomainSpec, Event, HostFacts, Listed, Marks, PciDevice, State};
 use super::xml::{
     NAMESPACE, domain_name, domain_xml, marks_xml, parse_capabilities, parse_domain,
-    parse_marks_element,
+    parse_marks_element, parse_pci_device,
 };
 use super::{Error, Hypervisor, ending, ffi};
 
@@ -381,6 +381,23 @@ impl Hypervisor for Libvirt {
                 qemu: version(connect.hyp_version()?),
                 ..parse_capabilities(&connect.capabilities()?)
             })
+        })
+        .await
+    }
+
+    async fn pci_devices(&self) -> Result<Vec<PciDevice>, Error> {
+        let action = "list the host's PCI devices";
+        self.look(action, None, |connect| {
+            let all =
+                connect.list_all_node_devices(sys::VIR_CONNECT_LIST_NODE_DEVICES_CAP_PCI_DEV)?;
+            let mut found = Vec::new();
+            for device in all {
+                // One that has gone meanwhile is none.
+                if let Ok(xml) = device.xml_desc(0) {
+                    found.extend(parse_pci_device(&xml));
+                }
+            }
+            Ok(found)
         })
         .await
     }

@@ -16,8 +16,8 @@ use tokio::sync::broadcast;
 use uuid::Uuid;
 
 pub use domain::{
-    Boot, Cell, Disk, Domain, DomainSpec, Event, GuestNode, HostFacts, Listed, Marks, Nic, State,
-    Topology, VirtType,
+    Boot, Cell, Disk, Domain, DomainSpec, Event, GuestNode, HostFacts, Listed, Marks, Nic,
+    PciAddress, PciDevice, State, Topology, VirtType,
 };
 pub use fake::Fake;
 pub use libvirt::Libvirt;
@@ -50,6 +50,8 @@ pub enum Error {
 pub trait Hypervisor: Send + Sync {
     /// What the host has.
     async fn host(&self) -> Result<HostFacts, Error>;
+    /// PCI devices that guests could have: no bridges, and none that has virtual functions.
+    async fn pci_devices(&self) -> Result<Vec<PciDevice>, Error>;
     /// All domains, ours and others'; guests that hang do not hold it up.
     async fn domains(&self) -> Result<Vec<Listed>, Error>;
     /// One domain.

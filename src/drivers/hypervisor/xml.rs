@@ -6,7 +6,9 @@ use std::fmt::Write;
 use roxmltree::{Document, Node};
 use uuid::Uuid;
 
-use super::domain::{Boot, Cell, DefinedHardware, DomainSpec, HostFacts, Marks, Nic, Topology};
+use super::domain::{
+    Boot, Cell, DefinedHardware, DomainSpec, HostFacts, Marks, Nic, PciAddress, PciDevice, Topology,
+};
 use crate::model::{ClusterId, Owner};
 
 /// XML namespace of our marks.
@@ -55,7 +57,7 @@ pub fn marks_xml(marks: &Marks) -> String {
         uid,
     } = &marks.owner;
     format!(
-        "<pileus:owner xmlns:pileus='{NAMESPACE}' cluster='{}' kind='{}' namespace='{}' name='{}' uid='{}' epoch='{}'{}/>",
+        "<pileus:owner xmlns:pileus='{NAMESPACE}' cluster='{}' kind='{}' namespace='{}' name='{}' uid='{}' epoch='{}'{}{}/>",
         escape(&cluster.0),
         escape(kind),
         escape(namespace),
@@ -66,6 +68,12 @@ pub fn marks_xml(marks: &Marks) -> String {
             String::new()
         } else {
             format!(" pinned='{}'", numbers(&marks.pinned))
+        },
+        if marks.devices.is_empty() {
+            String::new()
+        } else {
+            let all: Vec<_> = marks.devices.iter().map(ToString::to_string).collect();
+            format!(" devices='{}'", all.join(","))
         },
     )
 }
@@ -110,7 +118,8 @@ pub fn domain_xml(spec: &DomainSpec) -> String {
         cpu = escape(&spec.cpu_model),
         cells = spec.topology.as_ref().map(cells).unwrap_or_default(),
     );
-    controllers(&mut x, FIXED_PORTS + spec.nics.len() + SPARE_PORTS);
+    let ports = FIXED_PORTS + spec.nics.len() + spec.devices.len() + SPARE_PORTS;
+    controllers(&mut x, ports);
     let _ = writeln!(
         x,
         "<disk type='file' device='disk'><driver name='qemu' type='{format}' discard='unmap'/><source file='{path}'/><target dev='vda' bus='virtio'/><serial>{serial}</serial>{address}</disk>",
@@ -129,6 +138,9 @@ pub fn domain_xml(spec: &DomainSpec) -> String {
     }
     for (index, nic) in spec.nics.iter().enumerate() {
         interface(&mut x, nic, FIXED_PORTS + 1 + index);
+    }
+    for (index, device) in spec.devices.iter().enumerate() {
+        passed(&mut x, *device, FIXED_PORTS + 1 + spec.nics.len() + index);
     }
     let _ = write!(
         x,
@@ -257,6 +269,21 @@ fn interface(x: &mut String, nic: &Nic, port: usize) {
     );
 }
 
+/// libvirt takes the device from its driver when the guest starts and gives it back at its end.
+fn passed(x: &mut String, device: PciAddress, port: usize) {
+    let PciAddress {
+        domain,
+        bus,
+        slot,
+        function,
+    } = device;
+    let _ = writeln!(
+        x,
+        "<hostdev mode='subsystem' type='pci' managed='yes'><source><address domain='0x{domain:04x}' bus='0x{bus:02x}' slot='0x{slot:02x}' function='0x{function:x}'/></source>{address}</hostdev>",
+        address = on_port(port),
+    );
+}
+
 fn child<'a>(node: Node<'a, 'a>, name: &str) -> Option<Node<'a, 'a>> {
     node.children().find(|n| n.tag_name().name() == name)
 }
@@ -339,6 +366,12 @@ fn parse_marks(node: Node<'_, '_>) -> Option<Marks> {
             .split(',')
             .filter_map(|cpu| cpu.parse().ok())
             .collect(),
+        devices: node
+            .attribute("devices")
+            .unwrap_or_default()
+            .split(',')
+            .filter_map(|address| address.parse().ok())
+            .collect(),
     })
 }
 
@@ -401,6 +434,43 @@ fn huge_pages(cell: Node<'_, '_>) -> BTreeMap<i64, i64> {
     pages
 }
 
+/// Reads a PCI device that a guest could have of libvirt's node devices.
+#[must_use]
+pub fn parse_pci_device(xml: &str) -> Option<PciDevice> {
+    let document = Document::parse(xml).ok()?;
+    let of_type = |node: Node<'_, '_>, kind: &str| {
+        let mut children = node.children();
+        let found = children
+            .find(|n| n.tag_name().name() == "capability" && n.attribute("type") == Some(kind));
+        found.map(|n| n.id())
+    };
+    let root = document.root_element();
+    let pci = document.get_node(of_type(root, "pci")?)?;
+    let bridge = ["pci-bridge", "cardbus-bridge"];
+    let has_functions = of_type(pci, "virt_functions")
+        .and_then(|id| document.get_node(id))
+        .is_some_and(|n| child(n, "address").is_some());
+    if has_functions || bridge.into_iter().any(|kind| of_type(pci, kind).is_some()) {
+        return None;
+    }
+    let number = |name: &str| text(pci, &[name])?.trim().parse::<u32>().ok();
+    let id = |name: &str| {
+        let id = child(pci, name)?.attribute("id")?;
+        Some(id.trim_start_matches("0x").to_ascii_lowercase())
+    };
+    Some(PciDevice {
+        address: PciAddress {
+            domain: number("domain")?,
+            bus: u8::try_from(number("bus")?).ok()?,
+            slot: u8::try_from(number("slot")?).ok()?,
+            function: u8::try_from(number("function")?).ok()?,
+        },
+        vendor: id("vendor")?,
+        product: id("product")?,
+        numa_node: child(pci, "numa").and_then(|n| n.attribute("node")?.parse().ok()),
+    })
+}
+
 fn machine_version(machine: &str) -> (u32, u32) {
     let mut numbers = machine
         .trim_start_matches("pc-q35-")
@@ -427,7 +497,7 @@ mod tests {
                     uid: "u".into(),
                 },
                 epoch: 3,
-                pinned: BTreeSet::new(),
+                ..Marks::default()
             },
             vcpus: 1,
             memory_mib: 64,
@@ -446,6 +516,7 @@ mod tests {
                 serial: "s".into(),
             },
             config_drive: Some("/c".into()),
+            devices: Vec::new(),
             nics: vec![Nic {
                 port_id: Uuid::from_u128(9),
                 mac: "fa:16:3e:00:00:01".parse().unwrap(),
@@ -521,6 +592,53 @@ mod tests {
             assert!(xml.contains(part), "{part} is not in {xml}");
         }
         assert_eq!(parse_domain(&xml).marks, Some(spec.marks));
+    }
+
+    #[test]
+    fn a_passed_device_has_a_place_of_its_own_and_is_known_of_the_marks() {
+        let mut spec = spec();
+        let devices: Vec<PciAddress> = ["0000:81:00.1", "10001:02:1f.7"]
+            .into_iter()
+            .map(|a| a.parse().unwrap())
+            .collect();
+        spec.marks.devices = devices.iter().copied().collect();
+        spec.devices = devices;
+        let xml = domain_xml(&spec);
+        assert!(xml.contains("<source><address domain='0x0000' bus='0x81' slot='0x00' function='0x1'/></source><address type='pci' domain='0x0000' bus='0x07'"), "{xml}");
+        assert!(xml.contains("<source><address domain='0x10001' bus='0x02' slot='0x1f' function='0x7'/></source><address type='pci' domain='0x0000' bus='0x08'"), "{xml}");
+        assert_eq!(parse_domain(&xml).marks, Some(spec.marks));
+    }
+
+    #[test]
+    fn only_devices_that_a_guest_could_have_are_read() {
+        let device = |more: &str| {
+            parse_pci_device(&format!(
+                "<device><name>pci_0000_81_00_0</name><capability type='pci'><class>0x030200</class>\
+                 <domain>0</domain><bus>129</bus><slot>0</slot><function>2</function>\
+                 <product id='0x20B5'>A100</product><vendor id='0x10de'>NVIDIA</vendor>{more}\
+                 <numa node='1'/></capability></device>"
+            ))
+        };
+        let plain = PciDevice {
+            address: "0000:81:00.2".parse().unwrap(),
+            vendor: "10de".into(),
+            product: "20b5".into(),
+            numa_node: Some(1),
+        };
+        assert_eq!(device(""), Some(plain.clone()));
+        // One that could have functions, and has none.
+        let could = "<capability type='virt_functions' maxCount='16'/>";
+        assert_eq!(device(could), Some(plain));
+        for not in [
+            "<capability type='pci-bridge'/>",
+            "<capability type='virt_functions' maxCount='16'><address domain='0x0000' bus='0x81' slot='0x02' function='0x0'/></capability>",
+        ] {
+            assert_eq!(device(not), None);
+        }
+        assert_eq!(parse_pci_device("<device/>"), None);
+        for wrong in ["", "81:00.0", "0000:81:20.0", "0000:81:00.8", "0000:81:00"] {
+            assert!(wrong.parse::<PciAddress>().is_err(), "{wrong}");
+        }
     }
 
     #[test]

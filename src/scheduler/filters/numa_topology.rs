@@ -1,6 +1,7 @@
 //! The guest's NUMA nodes fit on the host's.
 
 use super::{Ask, Filter, Host, Miss, Scope};
+use crate::scheduler::facts::Shape;
 use crate::scheduler::numa::fit;
 
 /// Nova's `NUMATopologyFilter` with pinned processors and huge pages.
@@ -20,16 +21,20 @@ impl Filter for NumaTopologyFilter {
     }
 
     fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
-        let numa = ask.request.asks.shape.numa.as_ref();
-        numa.is_none_or(|wanted| fit(host, wanted).is_some())
+        fit(host, &ask.request.asks.shape).is_some()
     }
 
     fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
-        let _ = host;
-        let numa = ask.request.asks.shape.numa.as_ref();
-        let nodes = numa.map_or(0, |n| n.cells.len());
-        Miss::Unfit(format!(
-            "has no room on its NUMA nodes for the guest's {nodes}"
-        ))
+        let shape = &ask.request.asks.shape;
+        let nodes = shape.numa.as_ref().map_or(0, |n| n.cells.len());
+        let alone = Shape {
+            numa: shape.numa.clone(),
+            ..Shape::default()
+        };
+        Miss::Unfit(if fit(host, &alone).is_some() {
+            format!("has its PCI devices on other NUMA nodes than those for the guest's {nodes}")
+        } else {
+            format!("has no room on its NUMA nodes for the guest's {nodes}")
+        })
     }
 }

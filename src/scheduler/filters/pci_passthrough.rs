@@ -1,11 +1,10 @@
 //! The host has the PCI devices left.
 
 use super::{Ask, Filter, Host, Miss, Scope, short};
+use crate::scheduler::devices::free;
 
-fn left(host: Host<'_>, device: &str) -> i64 {
-    let total = host.profile().pci.get(device).copied().unwrap_or_default();
-    let used = host.extended().and_then(|e| e.pci.get(device)).copied();
-    total.saturating_sub(used.unwrap_or_default())
+fn left(host: Host<'_>, alias: &str) -> i64 {
+    i64::try_from(free(host, alias).count()).unwrap_or(i64::MAX)
 }
 
 /// Nova's `PciPassthroughFilter`.

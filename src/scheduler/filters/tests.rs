@@ -3,7 +3,7 @@
 use super::*;
 use crate::api::common::Claim;
 use crate::scheduler::facts::{
-    Aggregate, Cell, Holding, HostFacts, NumaAsk, Profile, Shape, Taint,
+    Aggregate, Cell, Device, Holding, HostFacts, NumaAsk, Profile, Shape, Taint,
 };
 use crate::scheduler::numa::fit;
 use crate::scheduler::place::Placer;
@@ -214,7 +214,10 @@ fn filters_turn_away_whom_nova_turns_away() {
     assert_eq!(
         verdict(
             Profile {
-                pci: [("gpu".into(), 1)].into(),
+                devices: vec![Device {
+                    alias: "gpu".into(),
+                    ..Device::default()
+                }],
                 ..plain()
             },
             &device
@@ -299,9 +302,13 @@ fn shape_of_a_pinned_guest_is_counted_where_it_was_put() {
         pinned: true,
         page_kib: None,
     };
+    let asking = |numa: &NumaAsk| Shape {
+        numa: Some(numa.clone()),
+        ..Shape::default()
+    };
     let mut placed = 0;
     for i in 0..5 {
-        let Some(cells) = fit(snapshot.host("h").unwrap(), &numa) else {
+        let Some(cells) = fit(snapshot.host("h").unwrap(), &asking(&numa)) else {
             break;
         };
         let expected = if i == 0 { 1 } else { 8 };
@@ -326,8 +333,8 @@ fn shape_of_a_pinned_guest_is_counted_where_it_was_put() {
         pinned: false,
         ..numa.clone()
     };
-    let full = fit(snapshot.host("h").unwrap(), &shared);
+    let full = fit(snapshot.host("h").unwrap(), &asking(&shared));
     assert_eq!(full, None, "nothing is left to share");
     snapshot.release("s0");
-    assert!(fit(snapshot.host("h").unwrap(), &numa).is_some());
+    assert!(fit(snapshot.host("h").unwrap(), &asking(&numa)).is_some());
 }

@@ -10,8 +10,8 @@ use crate::scheduler::facts::Shape;
 pub struct Extended {
     /// Other resource classes.
     pub resources: BTreeMap<String, i64>,
-    /// PCI devices.
-    pub pci: BTreeMap<String, i64>,
+    /// PCI devices, by address.
+    pub devices: BTreeMap<String, i64>,
     /// Of each NUMA node: pinned processors, memory in MiB without huge pages.
     pub cells: BTreeMap<u8, (i64, i64)>,
     /// Huge pages of a NUMA node, by size in KiB.
@@ -35,8 +35,8 @@ impl Extended {
                 amount.wrapping_mul(sign),
             );
         }
-        for (device, amount) in &shape.pci {
-            enter(&mut self.pci, device.clone(), amount.wrapping_mul(sign));
+        for device in &shape.devices {
+            enter(&mut self.devices, device.clone(), sign);
         }
         let Some(numa) = &shape.numa else { return };
         for (&(vcpus, mib), cell) in numa.cells.iter().zip(cells) {

@@ -130,7 +130,8 @@ impl Snapshot {
             for (used, part) in c.used[slot].iter_mut().zip(parts(shape.claim)) {
                 *used = used.wrapping_add(part.wrapping_mul(sign));
             }
-            let plain = shape.resources.is_empty() && shape.pci.is_empty() && shape.numa.is_none();
+            let plain =
+                shape.resources.is_empty() && shape.devices.is_empty() && shape.numa.is_none();
             if !plain {
                 let extended = self.extended.entry(entry.host).or_default();
                 extended.add(shape, entry.cells, sign);

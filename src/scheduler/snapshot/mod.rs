@@ -312,7 +312,7 @@ impl Snapshot {
         self.up.set(slot, up);
         self.ready.set(slot, facts.ready);
         self.maintenance.set(slot, facts.maintenance);
-        self.with_pci.set(slot, !facts.profile.pci.is_empty());
+        self.with_pci.set(slot, !facts.profile.devices.is_empty());
         let multiplies = !facts.profile.multipliers.is_empty();
         self.multiplying.set(slot, multiplies);
         let mut taints = facts.profile.taints.iter();

@@ -73,8 +73,8 @@ fn holding(h: u8, n: i64) -> Holding {
         host: format!("h{h}"),
         shape: Shape {
             claim: claim(n),
-            pci: (n % 2 == 0)
-                .then(|| ("gpu".to_owned(), 1))
+            devices: (n % 2 == 0)
+                .then(|| format!("0000:00:{n:02x}.0"))
                 .into_iter()
                 .collect(),
             ..Shape::default()

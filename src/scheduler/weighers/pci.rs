@@ -26,9 +26,9 @@ impl Weigher for PciWeigher {
             .iter()
             .map(|slot| {
                 let host = ask.snapshot.at(slot);
-                let used = host.extended().map_or(0, |e| e.pci.values().sum());
-                let left = host.profile().pci.values().sum::<i64>();
-                let left = left.saturating_sub(used).clamp(0, MOST);
+                let used = host.extended().map_or(0, |e| e.devices.len());
+                let left = host.profile().devices.len().saturating_sub(used);
+                let left = i64::try_from(left).unwrap_or(MOST).min(MOST);
                 let slot = u32::try_from(slot).unwrap_or(u32::MAX);
                 (slot, -i32::try_from(left).unwrap_or_default())
             })

@@ -58,6 +58,7 @@ pub(super) fn instance(
         instance_id: stable_id(&seen.cluster, "Server", &namespace, &server.name_any()).to_string(),
         claim: placement.claim,
         topology: topology(seen, image, placement),
+        pci_devices: placement.pci_devices.clone(),
         hardware: server.status.as_ref().and_then(|s| s.hardware.clone()),
         image: InstanceImage {
             name: format!(
