@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{ListParams, ObjectMeta, PostParams};
@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::Agent;
+use super::load::{self, Times};
 use super::room::Room;
 use crate::api::common::Claim;
 use crate::api::conditions::{self, ConditionType, Observation};
@@ -35,6 +36,8 @@ const RECALL: Duration = Duration::from_secs(2);
 const OVERHEAD_MIB: i64 = 160;
 /// With fewer usable bytes than this the host's disk counts as full.
 const LOW_SPACE: u64 = 1 << 30;
+/// Where the kernel tells what the host's processors do; not one container's alone.
+const STAT: &str = "/proc/stat";
 /// Machine types that are told; older ones than these are not chosen by anybody.
 const MACHINE_TYPES: usize = 32;
 
@@ -135,6 +138,7 @@ async fn look_and_report(agent: &Agent) -> Result<(), ApiError> {
     let devices = devices.unwrap_or_else(|| old.pci_devices.clone());
     let mut status = status(agent, &host, &old, facts, network, orphans);
     status.pci_devices = devices;
+    status.metrics = metrics(agent, &old);
     let room = status
         .capacity
         .map(|capacity| Room::new(&host.spec_in_force(), capacity, OVERHEAD_MIB));
@@ -143,6 +147,30 @@ async fn look_and_report(agent: &Agent) -> Result<(), ApiError> {
         agent.context.metrics.status_written("host");
     }
     Ok(())
+}
+
+/// How busy the processors are, as far as anybody asks: without that nothing is looked at.
+fn metrics(agent: &Agent, old: &HostStatus) -> BTreeMap<String, i64> {
+    let wanted = &old.wanted_metrics;
+    let mut last = agent.load.lock().unwrap_or_else(PoisonError::into_inner);
+    if wanted.is_empty() {
+        *last = None;
+        return BTreeMap::new();
+    }
+    let kept = load::kept(wanted, &old.metrics);
+    let now = Instant::now();
+    if last.is_some_and(|(at, _)| now - at < load::WINDOW) {
+        return kept;
+    }
+    let Some(times) = std::fs::read_to_string(STAT)
+        .ok()
+        .and_then(|text| Times::parse(&text))
+    else {
+        return kept;
+    };
+    let measured = last.replace((now, times));
+    let measured = measured.and_then(|(_, before)| times.since(before));
+    measured.map_or(kept, |measured| load::told(wanted, &old.metrics, &measured))
 }
 
 /// The devices that the administrator offers, by what there is. `None` when that cannot be
@@ -206,6 +234,9 @@ fn status(
         allocation_ratios: None,
         numa_nodes: old.numa_nodes.clone(),
         pci_devices: Vec::new(),
+        metrics: BTreeMap::new(),
+        // The scheduler's.
+        wanted_metrics: Vec::new(),
         capabilities: old.capabilities.clone(),
         conditions: Vec::new(),
     };

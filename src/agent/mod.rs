@@ -5,6 +5,7 @@ pub mod devices;
 pub mod epochs;
 pub mod host;
 pub mod instance;
+pub mod load;
 pub mod ports;
 pub mod room;
 pub mod topology;
@@ -13,7 +14,7 @@ use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use ipnet::IpNet;
@@ -38,6 +39,7 @@ use crate::kube_ext::{Context, chain};
 use crate::telemetry::Readiness;
 
 use epochs::Epochs;
+use load::Times;
 use ports::Ports;
 use room::Room;
 
@@ -113,6 +115,8 @@ pub struct Agent {
     epochs: Epochs,
     /// What the host gives out, once it has been looked at.
     room: Mutex<Option<Room>>,
+    /// What the processors had done when they were last looked at, and when that was.
+    load: Mutex<Option<(Instant, Times)>>,
     boot_id: String,
     instances: Api<Instance>,
     hosts: Api<Host>,
@@ -185,6 +189,7 @@ pub async fn run(
         ports: Ports::watch(&config.ovs_db, config.ovn_run_dir.clone()).map_err(Error::Ovs)?,
         epochs,
         room: Mutex::default(),
+        load: Mutex::default(),
         boot_id,
         instances: instances.clone(),
         hosts: Api::all(context.client.clone()),

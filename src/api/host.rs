@@ -194,6 +194,14 @@ pub struct HostStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub numa_nodes: Vec<NumaNode>,
+    /// How busy the host is, in whole percent, by Nova's names such as `cpu.percent`; only
+    /// what [`Self::wanted_metrics`] names. The mean of a minute, told when it has moved by
+    /// 10 points.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metrics: BTreeMap<String, i64>,
+    /// The metrics that the SchedulerPolicy weighs. Written by the scheduler.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub wanted_metrics: Vec<String>,
     /// PCI devices that are offered to guests, by their addresses, at most 256. Those that
     /// have virtual functions are not.
     // One writer, and whole: old API servers leave `null` of a keyed list that is emptied.
@@ -207,8 +215,8 @@ pub struct HostStatus {
     pub images: Vec<String>,
     /// What carries our marks and has no owner: kept, adopted again by namespace and name
     /// when the owner comes back.
+    // As a whole, as above.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub orphans: Vec<Orphan>,
     /// Conditions: HypervisorAvailable, NetworkAvailable, DiskAvailable, ExclusiveControl by
     /// the agent; Ready by the manager.

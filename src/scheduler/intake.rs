@@ -256,6 +256,7 @@ impl State {
         if self.policies.remove(name).is_some() && name == SCHEDULER_POLICY {
             self.placer = Placer::default();
             self.eased = true;
+            self.unreported = true;
         }
     }
 

@@ -3,7 +3,7 @@
 use super::filters::{self, Filter, Settings};
 use super::weighers::{self, Weigher};
 use crate::api::scheduler_policy::{
-    IsolatedHostsAccess, PreemptionPolicy, SchedulerPolicySpec, Strategy, WaitingPolicy,
+    IsolatedHostsAccess, METRICS, PreemptionPolicy, SchedulerPolicySpec, Strategy, WaitingPolicy,
     multiplier as read,
 };
 
@@ -35,6 +35,12 @@ pub enum PolicyError {
     /// No such weigher.
     #[error("spec.weighers names `{0}`, which is none; known are {1}")]
     UnknownWeigher(String, String),
+    /// No such metric.
+    #[error("spec.metrics names `{0}`, of which no Host tells; known are {1}")]
+    UnknownMetric(String, String),
+    /// Not a ratio.
+    #[error("spec.metrics gives {0} the ratio {1}")]
+    Ratio(String, String),
     /// Not a multiplier.
     #[error("spec.weighers gives {0} the multiplier {1}")]
     Multiplier(String, String),
@@ -99,6 +105,13 @@ impl Policy {
         policy.preemption = config.preemption;
         policy.waiting = config.waiting;
         let settings = &mut policy.settings;
+        for (name, text) in &config.metrics {
+            if !METRICS.contains(&name.as_str()) {
+                return Err(PolicyError::UnknownMetric(name.clone(), METRICS.join(", ")));
+            }
+            let ratio = read(text).map_err(|wrong| PolicyError::Ratio(name.clone(), wrong))?;
+            settings.metrics.insert(name.clone(), ratio);
+        }
         if let Some(most) = config.max_io_ops_per_host {
             settings.max_io_ops_per_host = most;
         }
@@ -154,6 +167,10 @@ mod tests {
         assert!(error.to_string().contains("RamFilter"), "{error}");
         let error = Policy::new(&read(r#"{"weighers": {"RAMWeigher": "much"}}"#));
         assert!(matches!(error, Err(PolicyError::Multiplier(..))));
+        let error = Policy::new(&read(r#"{"metrics": {"cpu.heat": "1"}}"#));
+        assert!(matches!(error, Err(PolicyError::UnknownMetric(..))));
+        let error = Policy::new(&read(r#"{"metrics": {"cpu.percent": "little"}}"#));
+        assert!(matches!(error, Err(PolicyError::Ratio(..))));
         let error = Policy::new(&read(r#"{"weighers": {"Ram": "1"}}"#));
         assert!(matches!(error, Err(PolicyError::UnknownWeigher(..))));
     }

@@ -23,7 +23,7 @@ pub enum Report {
     Aggregate(Box<HostAggregate>, HostAggregateStatus),
     /// Of a group.
     Group(Box<ServerGroup>, ServerGroupStatus),
-    /// Of a Host: the ratios of its aggregates.
+    /// Of a Host: the ratios of its aggregates, and the metrics that are asked for.
     Host(Box<Host>, HostReport),
     /// Of a policy.
     Policy(Box<SchedulerPolicy>, SchedulerPolicyStatus),
@@ -36,6 +36,9 @@ pub struct HostReport {
     /// Ratios of its aggregates.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allocation_ratios: Option<AllocationRatios>,
+    /// Metrics that the policy in force weighs.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub wanted_metrics: Vec<String>,
 }
 
 /// What is to be said now of all of them.
@@ -44,6 +47,7 @@ pub fn all(
     catalogue: &Catalogue,
     hosts: &[&Host],
     policies: &[SchedulerPolicy],
+    metrics: &[String],
     now: Timestamp,
 ) -> Vec<Report> {
     let aggregates = catalogue.aggregates.values().map(|a| {
@@ -75,10 +79,16 @@ pub fn all(
     });
     let hosts = hosts.iter().filter_map(|h| {
         let allocation_ratios = catalogue.ratios_in_force(h);
-        let said = h.status.as_ref().and_then(|s| s.allocation_ratios.as_ref());
-        let report = HostReport { allocation_ratios };
-        (said != report.allocation_ratios.as_ref())
-            .then(|| Report::Host(Box::new((*h).clone()), report))
+        let status = h.status.as_ref();
+        let said = HostReport {
+            allocation_ratios: status.and_then(|s| s.allocation_ratios.clone()),
+            wanted_metrics: status.map(|s| s.wanted_metrics.clone()).unwrap_or_default(),
+        };
+        let report = HostReport {
+            allocation_ratios,
+            wanted_metrics: metrics.to_vec(),
+        };
+        (said != report).then(|| Report::Host(Box::new((*h).clone()), report))
     });
     aggregates
         .chain(groups)

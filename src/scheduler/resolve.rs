@@ -85,6 +85,12 @@ pub fn host_facts(host: &Host) -> HostFacts {
         labels: host.labels().clone(),
         images: status.images.into_iter().collect(),
         address,
+        // As fractions, in thousandths.
+        metrics: status
+            .metrics
+            .into_iter()
+            .map(|(name, percent)| (name, percent.saturating_mul(10)))
+            .collect(),
         profile: Profile {
             problem,
             traits: spec.traits.clone(),

@@ -290,7 +290,9 @@ impl State {
         }
         let hosts: Vec<&Host> = self.hosts.values().collect();
         let policies: Vec<_> = self.policies.values().cloned().collect();
-        reports::all(&self.catalogue, &hosts, &policies, now)
+        let metrics = &self.placer.policy().settings.metrics;
+        let metrics: Vec<_> = metrics.keys().cloned().collect();
+        reports::all(&self.catalogue, &hosts, &policies, &metrics, now)
     }
 
     /// Saying it has failed, and is tried again.

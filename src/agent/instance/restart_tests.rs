@@ -55,6 +55,7 @@ fn agent(dir: &Path, fake: &Fake) -> Arc<Agent> {
         ports: Ports::watch(&ovs_db, dir.to_owned()).unwrap(),
         epochs: Epochs::open(&dir.join("epochs.json")).unwrap(),
         room: Mutex::default(),
+        load: Mutex::default(),
         boot_id: "boot-1".into(),
         instances: Api::namespaced(client.clone(), "pileus-host-a"),
         hosts: Api::all(client.clone()),

@@ -2,6 +2,10 @@
 
 use super::{Ask, Figures, Weigher};
 
+/// How far above a host that does not tell of all metrics one that does is: Nova's
+/// `weight_of_unavailable` of -10000, in thousandths.
+const ABOVE_UNAVAILABLE: i128 = 10_000_000;
+
 /// Nova's `MetricsWeigher`, `weight_setting`: the sum of metrics by the policy's ratios.
 pub struct MetricsWeigher;
 
@@ -21,15 +25,15 @@ impl Weigher for MetricsWeigher {
         }
         let sum = |metrics: &std::collections::BTreeMap<String, i64>| {
             let parts = ratios.iter().map(|(name, ratio)| {
-                let figure = metrics.get(name).copied().unwrap_or_default();
-                i128::from(figure) * i128::from(*ratio) / 1000
+                let figure = metrics.get(name).copied();
+                Some(i128::from(figure?) * i128::from(*ratio) / 1000)
             });
-            let sum: i128 = parts.sum();
-            let (least, most) = (i128::from(i32::MIN), i128::from(i32::MAX));
-            i32::try_from(sum.clamp(least, most)).unwrap_or_default()
+            let sum: i128 = parts.sum::<Option<i128>>()?;
+            let most = i128::from(i32::MAX);
+            i32::try_from((ABOVE_UNAVAILABLE + sum).clamp(0, most)).ok()
         };
         let hosts = ask.snapshot.metrics().iter();
-        let mut figures: Vec<_> = hosts.map(|(slot, m)| (*slot, sum(m))).collect();
+        let mut figures: Vec<_> = hosts.filter_map(|(slot, m)| Some((*slot, sum(m)?))).collect();
         figures.sort_unstable();
         Figures::Some(figures)
     }
