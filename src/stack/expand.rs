@@ -122,6 +122,8 @@ pub(super) fn inner(
             resources: BTreeMap::new(),
             facade: facade(resource),
             secret: BTreeSet::new(),
+            // The tree's walk knows them for all.
+            removed: BTreeMap::new(),
         }
     };
     if render::is_template_name(&resource.resolved) {
@@ -233,7 +235,7 @@ fn group(properties: &Map<String, Value>) -> Result<Value> {
 }
 
 /// Names that a group must not use any more.
-fn removed(policies: Option<&Value>) -> Vec<String> {
+pub(super) fn removed(policies: Option<&Value>) -> Vec<String> {
     let lists = policies.and_then(Value::as_array).into_iter().flatten();
     let names = lists.filter_map(|policy| policy.get("resource_list")?.as_array());
     names

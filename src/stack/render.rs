@@ -33,6 +33,8 @@ pub struct Input {
     pub facade: Map<String, Value>,
     /// Parameters that are hidden, whatever the template says of them.
     pub secret: BTreeSet<String>,
+    /// Of the whole tree, by the path of a group: names that it has been told before not to use.
+    pub removed: BTreeMap<String, BTreeSet<String>>,
 }
 
 /// One resource, evaluated.

@@ -81,6 +81,8 @@ pub struct Flat {
     pub outputs: BTreeMap<String, Output>,
     /// Texts that must never be shown.
     pub secrets: BTreeSet<String>,
+    /// By the path of a group: names that it does not use any more.
+    pub removed: BTreeMap<String, BTreeSet<String>>,
 }
 
 impl Flat {
@@ -102,6 +104,7 @@ pub fn flatten(
 ) -> std::result::Result<Flat, Stop> {
     let mut walk = Walk {
         flat: Flat::default(),
+        removed: &input.removed,
         settle,
     };
     let level = walk.level(input.clone(), &Place::default(), 0)?;
@@ -140,6 +143,7 @@ struct Level {
 
 struct Walk<'a> {
     flat: Flat,
+    removed: &'a BTreeMap<String, BTreeSet<String>>,
     settle: &'a mut dyn FnMut(&str, &Leaf) -> Option<Known>,
 }
 
@@ -175,6 +179,8 @@ impl Walk<'_> {
                 progress = true;
                 let tainted = hidden.contains(name);
                 if expand::holds_a_stack(resource) {
+                    let remembering = self.remembering(&place.prefix, name, resource);
+                    let resource = remembering.as_ref().unwrap_or(resource);
                     let at = |error: Error| stop(error.below(&format!("resources.{name}")));
                     let Some(inner) = expand::inner(&input, &stack, name, resource).map_err(at)?
                     else {
@@ -203,6 +209,36 @@ impl Walk<'_> {
             }
         };
         self.finish(&stack, &input, place, inside, &asked, &settled)
+    }
+
+    /// A group that has been told before not to use some names, and whose policy appends to
+    /// those, as by Heat's default; noted is what it is told in all.
+    fn remembering(&mut self, prefix: &str, name: &str, group: &Rendered) -> Option<Rendered> {
+        if group.resolved != "OS::Heat::ResourceGroup" {
+            return None;
+        }
+        let properties = group.typed.as_ref().ok()?;
+        let own: BTreeSet<String> = expand::removed(properties.get("removal_policies"))
+            .into_iter()
+            .collect();
+        let path = format!("{prefix}{name}");
+        let appends = properties.get("removal_policies_mode") != Some(&Value::from("update"));
+        let before = self.removed.get(&path).filter(|_| appends);
+        let all: BTreeSet<String> = before.into_iter().flatten().chain(&own).cloned().collect();
+        let mut told = None;
+        if all != own {
+            let mut properties = properties.clone();
+            properties.insert("removal_policies".into(), json!([{"resource_list": all}]));
+            let typed = Ok(properties);
+            told = Some(Rendered {
+                typed,
+                ..group.clone()
+            });
+        }
+        if !all.is_empty() {
+            self.flat.removed.insert(path, all);
+        }
+        told
     }
 
     /// What was not reached, and what the stack says to the outside.
@@ -371,9 +407,13 @@ fn batch(resource: &Rendered, prefix: &str) -> Option<Batch> {
         return None;
     }
     let policy = resource.update_policy.as_ref().ok()?;
+    let count = resource.typed.as_ref().ok()?.get("count").and_then(number);
     let of = |key: &str| {
         let map = policy.get(key)?.as_object()?;
         let size = map.get("max_batch_size").and_then(number).unwrap_or(1.0);
+        // So many are left untouched, but one goes on, or nothing ever would.
+        let kept = map.get("min_in_service").and_then(number).unwrap_or(0.0);
+        let size = count.map_or(size, |count| size.min((count - kept).max(1.0)));
         let pause = map.get("pause_time").and_then(number).unwrap_or(0.0);
         #[allow(
             clippy::cast_possible_truncation,

@@ -244,6 +244,9 @@ pub struct Ledger {
     /// Its Servers are to be stopped.
     #[serde(default)]
     pub suspended: bool,
+    /// By the path of a group: names that it does not use any more.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub removed: BTreeMap<String, BTreeSet<String>>,
     /// What exists, or is about to.
     #[serde(with = "entries")]
     pub entries: BTreeMap<Key, Entry>,
@@ -266,6 +269,7 @@ impl Ledger {
             checked: None,
             healed: None,
             suspended: false,
+            removed: BTreeMap::new(),
             entries: BTreeMap::new(),
         }
     }

@@ -119,6 +119,49 @@ fn a_group_grows_and_shrinks() {
 }
 
 #[test]
+fn names_that_a_group_was_told_not_to_use_are_remembered() {
+    let mut world = World::new(GROUP);
+    world.settle();
+    let names = |world: &World| -> String {
+        let entries = world.ledger.as_ref().unwrap().entries.keys();
+        let names = entries.filter_map(|(path, _)| path.split('/').nth(1));
+        names.collect::<Vec<_>>().join(" ")
+    };
+    let policy = "count: 3\n      removal_policies: [{resource_list: ['1']}]";
+    world.change("count: 3", policy);
+    world.settle();
+    assert_eq!(names(&world), "0 2 3");
+    // Another is named, and the one before is not used again, nor when none is named.
+    world.change("['1']", "['2']");
+    world.settle();
+    assert_eq!(names(&world), "0 3 4");
+    world.change("['2']", "[]");
+    world.settle();
+    assert_eq!(names(&world), "0 3 4");
+    world.change("[]}]", "['0']}]\n      removal_policies_mode: update");
+    world.settle();
+    assert_eq!(names(&world), "1 2 3");
+}
+
+#[test]
+fn user_data_whose_change_is_ignored_replaces_nothing() {
+    let mut world = World::new(PAIR);
+    world.change(
+        "user_data: x",
+        "user_data: x, user_data_update_policy: IGNORE",
+    );
+    world.settle();
+    world.change("user_data: x", "user_data: y");
+    world.settle();
+    assert_eq!(world.word(), "UPDATE_COMPLETE");
+    assert!(!world.log.iter().any(|line| line.starts_with("delete")));
+    world.change("IGNORE", "REPLACE");
+    world.change("user_data: y", "user_data: z");
+    world.settle();
+    assert!(world.log.contains(&"delete Server one".to_owned()));
+}
+
+#[test]
 fn members_are_changed_a_few_at_a_time() {
     let template = GROUP.replace(
         "    properties:\n      count",

@@ -37,6 +37,7 @@ pub(super) const KINDS: &[Kind] = &[
             "security_groups",
             "user_data",
             "user_data_format",
+            "user_data_update_policy",
         ],
         ignores: &[
             "diskConfig",
@@ -44,7 +45,6 @@ pub(super) const KINDS: &[Kind] = &[
             "image_update_policy",
             "software_config_transport",
             "tags",
-            "user_data_update_policy",
         ],
         // Resizing, rebuilding and hot-plugging are not there yet.
         fixed: &["flavor", "image", "networks", "user_data"],

@@ -7,13 +7,12 @@ use kube::ResourceExt;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
+use super::decide::Decision;
 use super::leaf::{self, Progress};
 use super::{Action, Entry, Key, Pass, Reference, Sources, State, Step, since};
-use crate::controllers::stack::ledger::PRE_CREATE;
 use crate::stack::functions::Known;
 use crate::stack::hooks;
 use crate::stack::kinds::{self, How, Kind, Makes, Request, Settles};
-use crate::stack::plan::Change;
 use crate::stack::tree::{self, Flat, Leaf};
 
 /// How long what is under way is waited for once something has failed; Heat's
@@ -21,16 +20,6 @@ use crate::stack::tree::{self, Flat, Leaf};
 const ERROR_WAIT: Duration = Duration::from_secs(240);
 /// How often objects are looked at that are not watched.
 const UNWATCHED: Duration = Duration::from_secs(2);
-
-/// What is decided for a resource.
-enum Decision {
-    /// This incarnation is what is wanted.
-    Keep(u32),
-    /// This incarnation is changed.
-    Change(u32),
-    /// A new one is made.
-    Make(u32),
-}
 
 /// One look at the template, with what has been found so far.
 pub(super) struct Walk<'p, 'a> {
@@ -71,7 +60,8 @@ impl<'p, 'a> Walk<'p, 'a> {
 
     /// Evaluates the template, and does what can be done on the way.
     pub(super) fn walk(&mut self, sources: &Sources) -> crate::stack::Result<Flat> {
-        let input = super::input(self.pass.stack, sources)?;
+        let mut input = super::input(self.pass.stack, sources)?;
+        input.removed.clone_from(&self.pass.plan.ledger.removed);
         self.registry.clone_from(&input.environment.registry);
         let flat = tree::flatten(&input, &mut |path, leaf| self.settle(path, leaf));
         flat.map_err(|stop| stop.error)
@@ -325,72 +315,6 @@ impl<'p, 'a> Walk<'p, 'a> {
         })))
     }
 
-    /// Keep, change or make: the least that brings what is wanted.
-    fn decide(
-        &self,
-        path: &str,
-        leaf: &Leaf,
-        digests: &BTreeMap<String, String>,
-    ) -> crate::stack::Result<Decision> {
-        let ledger = &self.pass.plan.ledger;
-        let usable = |entry: &Entry| {
-            entry.kind == leaf.kind
-                && !entry.replace
-                && !entry.external
-                && entry.action != Action::Delete
-                && entry.waits.as_deref() != Some(PRE_CREATE)
-        };
-        let newest = ledger.incarnations(path).next();
-        let mut usable = ledger
-            .incarnations(path)
-            .filter(|(_, entry)| usable(entry))
-            .peekable();
-        let candidate = usable.peek().copied();
-        // A rollback finds what the replacement has not taken the place of yet.
-        if let Some((number, _)) = usable.find(|(_, entry)| entry.properties == *digests) {
-            return Ok(Decision::Keep(number));
-        }
-        let next = match newest {
-            Some((number, entry)) if entry.waits.as_deref() == Some(PRE_CREATE) => number,
-            Some((number, _)) => number.saturating_add(1),
-            None => 1,
-        };
-        let Some((number, have)) = candidate else {
-            return Ok(Decision::Make(next));
-        };
-        let names: BTreeSet<&String> = digests.keys().chain(have.properties.keys()).collect();
-        let changed = names
-            .into_iter()
-            .filter(|n| digests.get(*n) != have.properties.get(*n));
-        let mut replace = false;
-        for property in changed {
-            match kinds::change(&leaf.kind, property) {
-                Change::InPlace => {}
-                Change::Replace => replace = true,
-                Change::Refuse => {
-                    return Err(crate::stack::Error::at(
-                        format!("properties.{property}"),
-                        "may not change once made; use another resource name",
-                    ));
-                }
-            }
-        }
-        let action = if replace { "replace" } else { "update" };
-        let asked = hooks::of(&self.registry, path);
-        if asked.restricted.contains(action) {
-            // Heat's words, and the way out.
-            return Err(crate::stack::Error::new(format!(
-                "{action} is restricted for resource: the environment's restricted_actions forbid \
-                 it; take it out of them, or leave the resource as it is"
-            )));
-        }
-        Ok(if replace {
-            Decision::Make(next)
-        } else {
-            Decision::Change(number)
-        })
-    }
-
     pub(super) fn entry(&mut self, key: Key) -> &mut Entry {
         self.pass.plan.ledger.entries.entry(key).or_default()
     }
@@ -596,6 +520,7 @@ impl Pass<'_> {
             let action = ledger.action.unwrap_or_default();
             if matches!(action, Action::Create | Action::Update) {
                 ledger.good.clone_from(&ledger.goal);
+                ledger.removed = flat.removed;
             }
             ledger.end(
                 State::Complete,

@@ -12,6 +12,7 @@
 //! | `turn` | which action begins |
 //! | `forward` | what is made, changed, kept |
 //! | `hooks` | what waits until somebody says that it may go on |
+//! | `decide` | what becomes of one resource: kept, changed, made anew |
 //! | `batch` | how many members of a group at once |
 //! | `suspend` | what is stopped and started |
 //! | `leaf` | what one resource should be, and whether it is |
@@ -19,6 +20,7 @@
 //! | `look` | outputs, previews and checks: nothing is touched |
 
 mod batch;
+mod decide;
 mod forward;
 mod hooks;
 mod leaf;

@@ -1,0 +1,101 @@
+//! What becomes of a resource: kept, changed, or made anew.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::Action;
+use super::Entry;
+use super::forward::Walk;
+use crate::controllers::stack::ledger::PRE_CREATE;
+use crate::stack::plan::Change;
+use crate::stack::tree::Leaf;
+use crate::stack::{hooks, kinds};
+
+/// What is decided for a resource.
+pub(super) enum Decision {
+    /// This incarnation is what is wanted.
+    Keep(u32),
+    /// This incarnation is changed.
+    Change(u32),
+    /// A new one is made.
+    Make(u32),
+}
+
+impl Walk<'_, '_> {
+    /// Keep, change or make: the least that brings what is wanted.
+    pub(super) fn decide(
+        &self,
+        path: &str,
+        leaf: &Leaf,
+        digests: &BTreeMap<String, String>,
+    ) -> crate::stack::Result<Decision> {
+        let ledger = &self.pass.plan.ledger;
+        let usable = |entry: &Entry| {
+            entry.kind == leaf.kind
+                && !entry.replace
+                && !entry.external
+                && entry.action != Action::Delete
+                && entry.waits.as_deref() != Some(PRE_CREATE)
+        };
+        let newest = ledger.incarnations(path).next();
+        let mut usable = ledger
+            .incarnations(path)
+            .filter(|(_, entry)| usable(entry))
+            .peekable();
+        let candidate = usable.peek().copied();
+        // A rollback finds what the replacement has not taken the place of yet.
+        if let Some((number, _)) = usable.find(|(_, entry)| entry.properties == *digests) {
+            return Ok(Decision::Keep(number));
+        }
+        let next = match newest {
+            Some((number, entry)) if entry.waits.as_deref() == Some(PRE_CREATE) => number,
+            Some((number, _)) => number.saturating_add(1),
+            None => 1,
+        };
+        let Some((number, have)) = candidate else {
+            return Ok(Decision::Make(next));
+        };
+        let names: BTreeSet<&String> = digests.keys().chain(have.properties.keys()).collect();
+        let changed = names
+            .into_iter()
+            .filter(|n| digests.get(*n) != have.properties.get(*n));
+        let mut replace = false;
+        for property in changed {
+            match change(leaf, property) {
+                Change::InPlace => {}
+                Change::Replace => replace = true,
+                Change::Refuse => {
+                    return Err(crate::stack::Error::at(
+                        format!("properties.{property}"),
+                        "may not change once made; use another resource name",
+                    ));
+                }
+            }
+        }
+        let action = if replace { "replace" } else { "update" };
+        let asked = hooks::of(&self.registry, path);
+        if asked.restricted.contains(action) {
+            // Heat's words, and the way out.
+            return Err(crate::stack::Error::new(format!(
+                "{action} is restricted for resource: the environment's restricted_actions forbid \
+                 it; take it out of them, or leave the resource as it is"
+            )));
+        }
+        Ok(if replace {
+            Decision::Make(next)
+        } else {
+            Decision::Change(number)
+        })
+    }
+}
+
+/// How a resource takes a change of a property: as its type does, but for user data, whose
+/// change may be ignored by a Server that has started with it.
+fn change(leaf: &Leaf, property: &str) -> Change {
+    let policy = |properties: &serde_json::Map<String, serde_json::Value>| {
+        properties.get("user_data_update_policy") == Some(&"IGNORE".into())
+    };
+    if property == "user_data" && leaf.properties.as_ref().is_ok_and(policy) {
+        return Change::InPlace;
+    }
+    kinds::change(&leaf.kind, property)
+}
