@@ -78,8 +78,8 @@ pub async fn observe(object: &Instance, id: Uuid, agent: &Agent) -> Result<Obser
     let is_new = domain.is_none() && !contents.disk;
     let asks = returns || is_new;
     let no_room = asks.then(|| no_room(object, agent)).flatten();
-    let takes = domain.is_none() && no_room.is_none() && !finalize::is_deleting(object);
-    let taken = if takes && is_asked(&object.spec) && !is_old(object, epoch) {
+    let undefined = domain.is_none() && no_room.is_none() && !finalize::is_deleting(object);
+    let taken = if undefined && is_asked(&object.spec) && !is_old(object, epoch) {
         Some(choose(object, id, agent).await?)
     } else {
         None
