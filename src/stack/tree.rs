@@ -413,7 +413,10 @@ fn batch(resource: &Rendered, prefix: &str) -> Option<Batch> {
         let size = map.get("max_batch_size").and_then(number).unwrap_or(1.0);
         // So many are left untouched, but one goes on, or nothing ever would.
         let kept = map.get("min_in_service").and_then(number).unwrap_or(0.0);
-        let size = count.map_or(size, |count| size.min((count - kept).max(1.0)));
+        let size = match count {
+            Some(count) if kept > 0.0 => size.min((count - kept).max(1.0)),
+            _ => size,
+        };
         let pause = map.get("pause_time").and_then(number).unwrap_or(0.0);
         #[allow(
             clippy::cast_possible_truncation,
