@@ -195,9 +195,11 @@ pub struct HostStatus {
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub numa_nodes: Vec<NumaNode>,
     /// How busy the host is, in whole percent, by Nova's names such as `cpu.percent`; only
-    /// what [`Self::wanted_metrics`] names. The mean of a minute, told when it has moved by
+    /// what `wantedMetrics` names. The mean of a minute, told when it has moved by
     /// 10 points.
+    // As a whole, as above.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("x-kubernetes-map-type" = "atomic"))]
     pub metrics: BTreeMap<String, i64>,
     /// The metrics that the SchedulerPolicy weighs. Written by the scheduler.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -271,7 +273,9 @@ pub struct NumaNode {
     pub memory_mib: i64,
     /// Huge pages in all by their size in KiB, such as `"2048": 512`; sizes of which there
     /// are none are left out.
+    // As a whole: old API servers leave `null` of a map that is emptied.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("x-kubernetes-map-type" = "atomic"))]
     pub huge_pages: BTreeMap<String, i64>,
 }
 
