@@ -39,9 +39,10 @@ pub fn notes(tree: &Tree) -> Vec<String> {
         let at = format!("resources.{name}");
         if let (Some(kind), Ok(Some(given))) = (find(&resource.resolved), &resource.properties) {
             let ignored = given
-                .keys()
-                .filter(|key| kind.ignores.contains(&key.as_str()));
-            notes.extend(ignored.map(|key| format!("{at}.properties.{key} has no effect here")));
+                .iter()
+                .filter(|(key, _)| kind.ignores.contains(&key.as_str()));
+            let notes_of = ignored.filter_map(|(key, value)| note(key, value));
+            notes.extend(notes_of.map(|note| format!("{at}.properties.{note}")));
         }
         if let Some(inner) = tree.nested.get(name) {
             let inner = self::notes(inner).into_iter();
@@ -49,6 +50,18 @@ pub fn notes(tree: &Tree) -> Vec<String> {
         }
     }
     notes
+}
+
+/// What is said of a property that nothing follows from.
+fn note(key: &str, value: &Value) -> Option<String> {
+    // Of the ways in which Heat changes a server there is only this one.
+    match key {
+        "flavor_update_policy" | "image_update_policy" if value == "REPLACE" => None,
+        "flavor_update_policy" | "image_update_policy" => Some(format!(
+            "{key} has no effect here: a change replaces the server"
+        )),
+        _ => Some(format!("{key} has no effect here")),
+    }
 }
 
 fn one(resource: &Rendered, has_account: bool) -> Result<()> {
@@ -137,5 +150,18 @@ pub fn is_empty(value: &Value) -> bool {
         Value::Array(items) => items.is_empty(),
         Value::Object(map) => map.values().all(is_empty),
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policy_that_is_followed_is_not_called_without_effect() {
+        assert_eq!(note("flavor_update_policy", &"REPLACE".into()), None);
+        let said = note("image_update_policy", &"REBUILD".into());
+        assert!(said.is_some_and(|said| said.ends_with("replaces the server")));
+        assert!(note("tags", &"REPLACE".into()).is_some());
     }
 }
