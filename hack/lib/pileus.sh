@@ -15,7 +15,14 @@ pileus_build() {
             echo "cargo is missing: install Rust (rustup, or Debian's packages of version $(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$REPO_DIR/Cargo.toml") or newer)" >&2
             return 1
         }
-        (cd "$REPO_DIR" && cargo build --release --locked)
+        # What cargo tells a test of its package would make some dependencies' build scripts run
+        # anew, and with them everything be built again: once here, and once outside of tests.
+        local own
+        mapfile -t own < <(compgen -e | grep -E '^(CARGO_(PKG|MANIFEST|CRATE|BIN|PRIMARY)|OUT_DIR$)')
+        (
+            unset "${own[@]}"
+            cd "$REPO_DIR" && cargo build --release --locked
+        )
         PILEUS_BINARY="${CARGO_TARGET_DIR:-$REPO_DIR/target}/release/pileus"
     fi
     mkdir -p "$STATE_DIR/bin"
