@@ -204,9 +204,22 @@ impl State {
             host,
             ..there.map_or_else(Placement::default, |h| devices::placement(h, shape))
         };
+        let message = format!("placed on {}", placement.host);
+        self.write_place(key, server, placement, message, Kind::Placed, now)
+    }
+
+    /// Writes that a Server has its place, in memory first.
+    pub(super) fn write_place(
+        &mut self,
+        key: Key,
+        server: Arc<Server>,
+        placement: Placement,
+        message: String,
+        kind: Kind,
+        now: Timestamp,
+    ) -> Write {
         let held = holding(&server, &placement, &self.catalogue);
         self.snapshot.hold(&server.uid().unwrap_or_default(), held);
-        let message = format!("placed on {}", placement.host);
         let seen = Observation::yes(ConditionType::Scheduled, Reason::Scheduled, message);
         let (conditions, _) = conditions(&server, seen, now);
         let status = SchedulerStatus {
@@ -215,7 +228,7 @@ impl State {
             conditions,
             ..SchedulerStatus::default()
         };
-        self.write(key, server, status, Kind::Placed)
+        self.write(key, server, status, kind)
     }
 
     /// Takes a placement back that the host has refused, if another host would do. Where

@@ -27,7 +27,7 @@ use super::instances::Known;
 use super::preempt::{Occupant, Room, cost, victims};
 use super::queue::Why;
 use super::request::{Request, mix};
-use super::resolve::{holding, size};
+use super::resolve::size;
 use super::state::{Kind, SchedulerStatus, State, Write, preemption, scheduled};
 use crate::api::conditions::{ConditionType, Observation};
 use crate::api::scheduler_policy::{PreemptionPolicy, WaitingPolicy};
@@ -226,13 +226,19 @@ impl State {
         let had = nomination(server);
         if preempts {
             let mut on = self.on_hosts(request.priority.value);
-            let hosts = self.placer.fits_but_for(&self.snapshot, request, &COMPUTE);
-            let had = had.filter(|n| n.purpose == NominationPurpose::Preemption);
-            if let Some(had) = had.filter(|n| self.still_makes_room(n, request, &hosts, &on, now)) {
-                return Some(Chance {
-                    nomination: had.clone(),
-                    victims: Vec::new(),
-                });
+            let mut hosts = self.placer.fits_but_for(&self.snapshot, request, &COMPUTE);
+            if let Some(had) = had.filter(|n| n.purpose == NominationPurpose::Preemption) {
+                let patience = on.get(&had.host).map_or(0, |on| on.patience);
+                let until = had.time.as_ref().map_or(now, |t| t.0) + STOPPING;
+                if now >= until + SignedDuration::from_secs(patience) {
+                    // It costs nothing more there, and comes to nothing.
+                    hosts.retain(|slot| self.snapshot.at(*slot).name() != had.host);
+                } else if self.still_makes_room(had, request, &hosts, &on) {
+                    return Some(Chance {
+                        nomination: had.clone(),
+                        victims: Vec::new(),
+                    });
+                }
             }
             if let Some((host, victims)) = self.least_harm(request, &hosts, &mut on) {
                 return Some(Chance {
@@ -268,14 +274,13 @@ impl State {
         Some((host, victims.len()))
     }
 
-    /// Whether what is being stopped on the nominated host will be enough, and in time.
+    /// Whether what is being stopped on the nominated host will be enough.
     fn still_makes_room(
         &self,
         had: &Nomination,
         request: &Request,
         hosts: &[usize],
         on: &BTreeMap<String, On>,
-        now: Timestamp,
     ) -> bool {
         let mut slots = hosts.iter();
         let Some(slot) = slots.find(|s| self.snapshot.at(**s).name() == had.host) else {
@@ -284,11 +289,8 @@ impl State {
         let Some(lacking) = self.lacking(*slot, request) else {
             return false;
         };
-        let none = On::default();
-        let on = on.get(&had.host).unwrap_or(&none);
-        let until = had.time.as_ref().map_or(now, |t| t.0) + STOPPING;
-        let until = until + SignedDuration::from_secs(on.patience);
-        now < until && (0..2).all(|part| lacking[part] <= on.coming[part])
+        let coming = on.get(&had.host).map_or([0; 2], |on| on.coming);
+        (0..2).all(|part| lacking[part] <= coming[part])
     }
 
     /// The host where the least important are stopped, and whom.
@@ -307,7 +309,7 @@ impl State {
             let On {
                 coming, occupants, ..
             } = on.remove(name).unwrap_or_default();
-            let lacking = [lacking[0] - coming[0], lacking[1] - coming[1]];
+            let lacking = [0, 1].map(|part| lacking[part].saturating_sub(coming[part]));
             let Some(victims) = victims(lacking, occupants) else {
                 continue;
             };
@@ -363,7 +365,7 @@ impl State {
                     continue;
                 }
                 let on = hosts.entry(placement.host.clone()).or_default();
-                on.coming = [on.coming[0] + room[0], on.coming[1] + room[1]];
+                on.coming = [0, 1].map(|part| on.coming[part].saturating_add(room[part]));
                 let patience = i64::from(server.spec.shutdown_timeout_seconds);
                 on.patience = on.patience.max(patience);
                 continue;
@@ -517,18 +519,8 @@ impl State {
             self.queue.wait(key, Why::NoHostFits, now);
             return None;
         }
-        let held = holding(&server, &placement, &self.catalogue);
-        self.snapshot.hold(&server.uid().unwrap_or_default(), held);
         let message = format!("started again: {} has room for it", placement.host);
-        let seen = Observation::yes(ConditionType::Scheduled, Reason::Scheduled, message);
-        let (conditions, _) = conditions(&server, seen, now);
-        let status = SchedulerStatus {
-            placement: Some(placement),
-            refusals: refusals(&server),
-            conditions,
-            ..SchedulerStatus::default()
-        };
-        Some(self.write(key, server, status, Kind::Resumed))
+        Some(self.write_place(key, server, placement, message, Kind::Resumed, now))
     }
 }
 

@@ -291,6 +291,30 @@ fn a_victim_that_could_not_be_written_is_chosen_again() {
 }
 
 #[test]
+fn a_host_that_does_not_stop_them_in_time_is_not_waited_for() {
+    let mut state = preempting(&[host("h", 1000)]);
+    let low = ranked(&mut state, "low", "900Mi", 1);
+    running(&mut state, low, 1);
+    state.host_seen(&host("i", 1000));
+    let other = ranked(&mut state, "other", "900Mi", 2);
+    running(&mut state, other, 2);
+    let vip = ranked(&mut state, "vip", "500Mi", 10);
+    state.server_seen(vip);
+    settle(&mut state, 3);
+    let at = |state: &State| nomination(&state.servers[&key("vip")]).map(|n| n.host.clone());
+    assert_eq!(
+        at(&state).as_deref(),
+        Some("h"),
+        "the least important is there"
+    );
+    settle(&mut state, 200);
+    assert_eq!(at(&state).as_deref(), Some("h"), "its guest has time yet");
+    settle(&mut state, 1000);
+    assert_eq!(at(&state).as_deref(), Some("i"));
+    assert!(preemption(&state.servers[&key("other")]).is_some());
+}
+
+#[test]
 fn another_scheduler_goes_on_from_what_is_written() {
     let mut first = preempting(&[host("h", 1000)]);
     let low = ranked(&mut first, "low", "900Mi", 1);
