@@ -10,10 +10,10 @@ mod trouble;
 use std::process::Command;
 
 use kube::ResourceExt;
-use kube::api::Api;
+use kube::api::{Api, DeleteParams};
 use pileus::model::{ClusterId, stable_id};
 use serde_json::json;
-use support::lab::{HOST_LABEL, Lab, Project, devstack, in_host};
+use support::lab::{HOST_LABEL, Lab, Project, devstack, eventually, in_host};
 use trouble::{Conditions, Neighbour, PATIENCE};
 
 const LAN: &str = r#"
@@ -320,5 +320,62 @@ async fn a_host_that_is_cut_off_is_unknown_and_nobody_takes_its_servers_away() {
     there.is_back(&project).await;
     here.noticed_nothing(&project).await;
     lab.host_ready(1).await;
+    project.leaves_nothing().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_libvirt_left_in_open_vswitch_goes_with_its_server() {
+    let lab = Lab::get().await;
+    let project = Project::new(&lab, "e2e-left").await;
+    project.apply(LAN);
+    for name in ["ends", "stays"] {
+        project.apply(&server(name, 1, STOPPED));
+    }
+    let mut ids = Vec::new();
+    for name in ["ends", "stays"] {
+        let status = project.phase(name, "Stopped", PATIENCE).await.status;
+        ids.push(status.unwrap().instance_id.unwrap());
+    }
+    // As libvirt makes them, and leaves them when it is killed before it has noted the guest.
+    let _undo = undo(&[
+        &[
+            "exec",
+            "1",
+            "--",
+            "ovs-vsctl",
+            "--if-exists",
+            "del-port",
+            "tapleft-1",
+        ],
+        &[
+            "exec",
+            "1",
+            "--",
+            "ovs-vsctl",
+            "--if-exists",
+            "del-port",
+            "tapleft-2",
+        ],
+    ]);
+    let ports = || in_host(1, &["ovs-vsctl", "list-ports", "br-int"]);
+    for (port, id) in ["tapleft-1", "tapleft-2"].iter().zip(&ids) {
+        let vm = format!("external_ids:vm-id={id}");
+        let add = ["ovs-vsctl", "--may-exist", "add-port", "br-int", port];
+        in_host(
+            1,
+            &[&add[..], &["--", "set", "Interface", port, &vm]].concat(),
+        );
+    }
+    project
+        .servers()
+        .delete("ends", &DeleteParams::default())
+        .await
+        .unwrap();
+    eventually("the Server's port is gone", PATIENCE, async || {
+        let ports = ports();
+        (!ports.contains("tapleft-1")).then_some(()).ok_or(ports)
+    })
+    .await;
+    assert!(ports().contains("tapleft-2"), "only its own are removed");
     project.leaves_nothing().await;
 }

@@ -1,12 +1,17 @@
-//! Whether the flows of a port are installed on this host: ovn-controller says so on the
-//! port's interface in the host's Open vSwitch.
+//! The ports of guests in the host's Open vSwitch: whether ovn-controller has installed their
+//! flows, and the removal of what libvirt left there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use uuid::Uuid;
+
 use crate::drivers::ovn::controller;
-use crate::drivers::ovsdb::{Client, EndpointError, Monitor, Options, Row, View, parse_endpoints};
+use crate::drivers::ovsdb::{
+    Client, Datum, EndpointError, Error, Monitor, Mutation, Mutator, Operation, Options, Replica,
+    Row, RowId, View, parse_endpoints,
+};
 
 /// The host's Open vSwitch, watched, and its ovn-controller.
 #[derive(Clone)]
@@ -24,7 +29,8 @@ impl Ports {
     pub fn watch(endpoint: &str, ovn_run_dir: PathBuf) -> Result<Self, EndpointError> {
         let tables: BTreeMap<&'static str, &'static [&'static str]> = [
             ("Interface", &["name", "external_ids"] as &[_]),
-            ("Bridge", &["name", "datapath_type"] as &[_]),
+            ("Port", &["interfaces"] as &[_]),
+            ("Bridge", &["name", "datapath_type", "ports"] as &[_]),
         ]
         .into();
         let monitor = Monitor {
@@ -54,6 +60,31 @@ impl Ports {
                 .await;
         };
         tokio::time::timeout(patience, all).await.is_ok()
+    }
+
+    /// Removes the ports that a guest has left. libvirt does so itself when a guest ends, but
+    /// not one that it was adding or removing when it died, or when the host did.
+    ///
+    /// Only for a guest whose domain is gone. When Open vSwitch does not answer for a while,
+    /// the ports stay: they have no device any more and do no harm, and a Server that cannot
+    /// be deleted would.
+    ///
+    /// # Errors
+    /// When Open vSwitch does not make the change.
+    pub async fn remove(&self, guest: Uuid, patience: Duration) -> Result<(), Error> {
+        let mut views = self.client.watch();
+        // The sender lives as long as the client, so only the time can end the wait.
+        let connected = views.wait_for(View::is_connected);
+        if tokio::time::timeout(patience, connected).await.is_err() {
+            tracing::warn!(%guest, "Open vSwitch does not answer: ports may be left in it");
+            return Ok(());
+        }
+        let operations = removal(&self.client.view().replica, guest);
+        if operations.is_empty() {
+            return Ok(());
+        }
+        tracing::info!(%guest, "ports that libvirt left are removed");
+        self.client.transact(operations).await.map(drop)
     }
 
     /// Whether packets are switched in userspace, which never completes the checksums that
@@ -89,6 +120,42 @@ fn integration(view: &View) -> Option<&Row> {
         .find(|row| row.get("name").and_then(|n| n.as_str()) == Some("br-int"))
 }
 
+/// Takes the ports of a guest from the bridges that hold them; what no bridge holds, Open
+/// vSwitch removes by itself. libvirt writes a domain's id on each interface that it makes
+/// (`virNetDevOpenvswitchAddPort`).
+fn removal(replica: &Replica, guest: Uuid) -> Vec<Operation> {
+    let guest = guest.to_string();
+    let is_guests = |interface: Uuid| {
+        let row = replica.row("Interface", interface);
+        let ids = row.and_then(|row| row.get("external_ids"));
+        ids.and_then(|ids| ids.get("vm-id")) == Some(guest.as_str())
+    };
+    let ports: BTreeSet<Uuid> = replica
+        .rows("Port")
+        .filter(|(_, row)| {
+            let mut interfaces = row.get("interfaces").into_iter().flat_map(Datum::row_ids);
+            interfaces.any(is_guests)
+        })
+        .map(|(id, _)| id)
+        .collect();
+    let bridges = replica.rows("Bridge").filter_map(|(bridge, row)| {
+        let held = row.get("ports").into_iter().flat_map(Datum::row_ids);
+        let held: Vec<RowId> = held
+            .filter(|port| ports.contains(port))
+            .map(RowId::Uuid)
+            .collect();
+        (!held.is_empty()).then(|| {
+            let mutation = Mutation {
+                column: "ports",
+                mutator: Mutator::Delete,
+                value: Datum::set(held),
+            };
+            Operation::mutate("Bridge", bridge, vec![mutation])
+        })
+    });
+    bridges.collect()
+}
+
 fn installed(view: &View, ports: &[String]) -> Option<bool> {
     if !view.is_connected() {
         return None;
@@ -101,4 +168,61 @@ fn installed(view: &View, ports: &[String]) -> Option<bool> {
                 ids.get("iface-id") == Some(port) && ids.get("ovn-installed") == Some("true")
             })
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    fn row<const N: usize>(columns: [(&'static str, Datum); N]) -> Arc<Row> {
+        Arc::new(columns.map(|(name, value)| (Arc::from(name), value)).into())
+    }
+
+    fn refer(ids: &[u128]) -> Datum {
+        Datum::set(ids.iter().map(|id| RowId::Uuid(Uuid::from_u128(*id))))
+    }
+
+    #[test]
+    fn only_the_ports_of_the_guest_are_taken_from_their_bridge() {
+        let guest = Uuid::from_u128(0x1234);
+        let of = |guest: Uuid| {
+            let id = guest.to_string();
+            row([("external_ids", Datum::string_map([("vm-id", id.as_str())]))])
+        };
+        let table = |rows: Vec<(u128, Arc<Row>)>| {
+            let rows = rows.into_iter();
+            rows.map(|(id, row)| (Uuid::from_u128(id), row)).collect()
+        };
+        let port = |interface| row([("interfaces", refer(&[interface]))]);
+        let replica = Replica::from_tables([
+            (
+                "Interface",
+                table(vec![
+                    (1, of(guest)),
+                    (2, of(Uuid::from_u128(0x5678))),
+                    (3, row([])),
+                    (4, of(guest)),
+                ]),
+            ),
+            ("Port", table((1..=4).map(|n| (10 + n, port(n))).collect())),
+            (
+                "Bridge",
+                table(vec![
+                    (21, row([("ports", refer(&[11, 12, 13, 14]))])),
+                    (22, row([("ports", refer(&[]))])),
+                ]),
+            ),
+        ]);
+        let mutation = Mutation {
+            column: "ports",
+            mutator: Mutator::Delete,
+            value: refer(&[11, 14]),
+        };
+        let bridge = Uuid::from_u128(21);
+        let expected = [Operation::mutate("Bridge", bridge, vec![mutation])];
+        assert_eq!(removal(&replica, guest), expected);
+        assert_eq!(removal(&replica, Uuid::from_u128(9)), []);
+    }
 }

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::observe::{LONGEST_PAUSE, Observed, requests};
 use super::plan::{Mark, Step};
 use super::taking::{Taken, is_asked};
-use super::{Download, Error, marks_of, owner_of};
+use super::{Download, Error, INLINE_WAIT, marks_of, owner_of};
 use crate::agent::Agent;
 use crate::api::Instance;
 use crate::api::names::{AGENT_FINALIZER, GUEST_DATA_KEY, host_namespace};
@@ -86,6 +86,7 @@ pub async fn act(
         }
         Step::PowerOff => hypervisor.power_off(id).await?,
         Step::Undefine => hypervisor.undefine(id).await?,
+        Step::RemovePorts => agent.ports.remove(id, INLINE_WAIT).await?,
         Step::RemoveFiles => {
             agent.runtime(id, |runtime| {
                 if let Some(Download::Running(_, task)) = &runtime.download {

@@ -54,6 +54,9 @@ pub enum Error {
     /// Images and disks.
     #[error(transparent)]
     Storage(#[from] storage::Error),
+    /// Open vSwitch.
+    #[error("Open vSwitch still has ports of the guest")]
+    Ports(#[from] crate::drivers::ovsdb::Error),
     /// The API server.
     #[error(transparent)]
     Api(#[from] ApiError),

@@ -152,6 +152,8 @@ pub enum Step {
     PowerOff,
     /// Remove the domain's definition.
     Undefine,
+    /// Remove what libvirt may have left of it in Open vSwitch.
+    RemovePorts,
     /// Remove the directory with its disks.
     RemoveFiles,
     /// Nothing is left: the epoch's record need not be kept for ever.
@@ -319,6 +321,8 @@ fn remove(seen: &Seen) -> Plan {
         }
         steps.push(Step::Undefine);
     }
+    // Also without a domain: the agent may have died since it removed that.
+    steps.push(Step::RemovePorts);
     if seen.directory.is_some() {
         steps.push(Step::RemoveFiles);
     }

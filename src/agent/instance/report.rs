@@ -345,7 +345,7 @@ pub async fn report_error(
         Error::Storage(error) => (Some(false), reason_of(error), error.is_terminal()),
         Error::Guest(_) | Error::Spec { .. } => (Some(false), Reason::InvalidSpec, true),
         Error::GuestData(_) => (Some(false), Reason::SecretNotFound, false),
-        Error::Epoch(_) => (Some(false), Reason::Retrying, false),
+        Error::Epoch(_) | Error::Ports(_) => (Some(false), Reason::Retrying, false),
         // The API server is what a report needs.
         Error::Api(_) => return Ok(()),
     };

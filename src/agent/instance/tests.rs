@@ -99,7 +99,7 @@ fn apply(step: &Step, own: &Mark, seen: &mut Seen) {
             seen.disk = false;
             seen.config_drive = false;
         }
-        Step::DropFinalizer => {}
+        Step::RemovePorts | Step::DropFinalizer => {}
     }
 }
 
@@ -381,6 +381,7 @@ fn a_deleted_instance_leaves_nothing() {
         [
             Step::PowerOff,
             Step::Undefine,
+            Step::RemovePorts,
             Step::RemoveFiles,
             Step::CloseEpoch,
             Step::DropFinalizer
