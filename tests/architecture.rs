@@ -1,4 +1,4 @@
-//! Keeps the import table of `src/lib.rs` true, and plans pure.
+//! Keeps the import table of `src/lib.rs` true, plans pure, and the program free of libraries.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// What each module may import of ours; the table of `src/lib.rs`, written out.
 /// `drivers::x` alone stands for that one driver.
@@ -229,4 +230,41 @@ fn the_check_itself_sees_grouped_and_nested_imports() {
     let seen: Vec<_> = imports(text).into_iter().collect();
     assert_eq!(seen, ["agent", "api", "drivers::ovn", "model"]);
     assert!(imports(&without_comments("// crate::agent")).is_empty());
+}
+
+/// The agent alone needs libvirt, and loads it itself: everything else must start without it,
+/// and without waiting for its many libraries.
+#[test]
+fn the_program_starts_with_nothing_but_the_c_library() {
+    // What `ldd` does: the dynamic loader lists what it loads, and runs nothing.
+    let listed = Command::new(env!("CARGO_BIN_EXE_pileus"))
+        .env("LD_TRACE_LOADED_OBJECTS", "1")
+        .output()
+        .unwrap();
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    // `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x…)`; the loader itself has a path only.
+    let names: Vec<_> = listed
+        .lines()
+        .filter_map(|line| line.split_whitespace().next())
+        .map(|name| name.rsplit('/').next().unwrap_or(name))
+        .collect();
+    assert!(
+        names.contains(&"libc.so.6"),
+        "not the loader's list: {listed}"
+    );
+    let allowed = [
+        "libc.so",
+        "libm.so",
+        "libgcc_s.so",
+        "ld-linux",
+        "linux-vdso",
+    ];
+    let others: Vec<_> = names
+        .iter()
+        .filter(|name| !allowed.iter().any(|prefix| name.starts_with(prefix)))
+        .collect();
+    assert!(
+        others.is_empty(),
+        "libraries that the start waits for: {others:?}"
+    );
 }

@@ -2,10 +2,10 @@
 # Debian's packages: what is missing is installed, nothing is upgraded.
 
 # From bookworm-backports: Debian 12's own QEMU is too old for the image tools beside it.
-BACKPORTS=(libvirt-daemon-system libvirt-clients libvirt-daemon-driver-qemu libvirt-dev
+BACKPORTS=(libvirt-daemon-system libvirt-clients libvirt-daemon-driver-qemu
     qemu-system-x86 qemu-utils)
 PACKAGES=(iputils-ping etcd-server etcd-client openvswitch-switch ovn-central ovn-host ethtool iproute2 openssl curl socat
-    ca-certificates gcc libc6-dev pkg-config make mmdebstrap busybox-static cpio dosfstools e2fsprogs procps util-linux python3)
+    ca-certificates gcc libc6-dev make mmdebstrap busybox-static cpio dosfstools e2fsprogs procps util-linux python3)
 BUILD_PACKAGES=(golang-go rsync jq make dpkg-dev)
 
 # Adds the suite bookworm-backports and the source packages to apt's sources. The stanza of

@@ -9,7 +9,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use futures::future::try_join_all;
-use virt::connect::Connect;
+use pileus::drivers::hypervisor::ffi::Connect;
 
 use support::domains::{Lifecycle, Raw, Template};
 use support::lab::{HOST, Lab, NAMESPACE, PATIENCE, ready, resource};
@@ -48,7 +48,7 @@ async fn main() -> Result<()> {
     let bench = Bench {
         recording: Recording::start(&lab.client, &kinds).await?,
         lifecycle: Lifecycle::listen(&uri)?,
-        libvirt: Connect::open(Some(&uri))?,
+        libvirt: Connect::open(&uri)?,
         lab,
     };
     println!(
@@ -244,10 +244,7 @@ impl Bench {
         let started: Vec<Result<()>> = std::thread::scope(|scope| {
             let threads: Vec<_> = domains
                 .iter()
-                .map(|domain| {
-                    let libvirt = self.libvirt.clone();
-                    scope.spawn(move || domain.start(&libvirt))
-                })
+                .map(|domain| scope.spawn(move || domain.start(&self.libvirt)))
                 .collect();
             threads
                 .into_iter()

@@ -12,17 +12,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, Semaphore, broadcast, watch};
 use uuid::Uuid;
-use virt::connect::Connect;
-use virt::domain::Domain as VirtDomain;
-use virt::error::ErrorNumber;
-use virt_sys as sys;
 
 use super::domain::{Domain, DomainSpec, Event, HostFacts, Listed, Marks, PciDevice, State};
+use super::ffi::{self, Connect, Domain as VirtDomain};
 use super::xml::{
     NAMESPACE, domain_name, domain_xml, marks_xml, parse_capabilities, parse_domain,
     parse_marks_element, parse_pci_device,
 };
-use super::{Error, Hypervisor, ending, ffi};
+use super::{Error, Hypervisor, ending};
 
 /// Changes that may run at once: as many as libvirtd works on for one connection
 /// (`max_client_requests`). It does not even read the next.
@@ -66,7 +63,7 @@ impl Libvirt {
     /// Connects to `uri` in the background, now and whenever the connection is lost.
     ///
     /// # Errors
-    /// When libvirt's event loop cannot be started.
+    /// When libvirt is not installed, or its event loop cannot be started.
     pub fn connect(uri: &str) -> Result<Self, Error> {
         Self::connect_with_logs(uri, Path::new(ending::LOGS))
     }
@@ -74,9 +71,9 @@ impl Libvirt {
     /// The same for a libvirt that keeps QEMU's logs in a directory of its own.
     ///
     /// # Errors
-    /// When libvirt's event loop cannot be started.
+    /// When libvirt is not installed, or its event loop cannot be started.
     pub fn connect_with_logs(uri: &str, logs: &Path) -> Result<Self, Error> {
-        ffi::start_event_loop().map_err(Error::Unreachable)?;
+        ffi::start_event_loop().map_err(Error::Library)?;
         let inner = Arc::new(Inner {
             uri: uri.to_owned(),
             logs: logs.to_owned(),
@@ -123,7 +120,7 @@ impl Libvirt {
         &self,
         action: &'static str,
         id: Option<Uuid>,
-        f: impl FnOnce(&Connect) -> Result<T, virt::error::Error> + Send + 'static,
+        f: impl FnOnce(&Connect) -> Result<T, ffi::Error> + Send + 'static,
     ) -> Result<T, Error> {
         self.call(Kind::Look, action, id, f).await
     }
@@ -133,7 +130,7 @@ impl Libvirt {
         &self,
         action: &'static str,
         id: Uuid,
-        f: impl FnOnce(&Connect) -> Result<T, virt::error::Error> + Send + 'static,
+        f: impl FnOnce(&Connect) -> Result<T, ffi::Error> + Send + 'static,
     ) -> Result<T, Error> {
         self.call(Kind::Change, action, Some(id), f).await
     }
@@ -143,7 +140,7 @@ impl Libvirt {
         kind: Kind,
         action: &'static str,
         id: Option<Uuid>,
-        f: impl FnOnce(&Connect) -> Result<T, virt::error::Error> + Send + 'static,
+        f: impl FnOnce(&Connect) -> Result<T, ffi::Error> + Send + 'static,
     ) -> Result<T, Error> {
         let whole = async {
             let guard = match id {
@@ -165,7 +162,7 @@ impl Libvirt {
                 };
                 let result = f(connect).map_err(|error| {
                     // Known on our side; asks nobody.
-                    let alive = connect.is_alive().unwrap_or(false);
+                    let alive = connect.is_alive();
                     translate(action, id, alive, &error)
                 });
                 drop((guard, permit));
@@ -188,7 +185,7 @@ impl Libvirt {
         &self,
         action: &'static str,
         id: Uuid,
-        f: impl FnOnce(&VirtDomain) -> Result<(), virt::error::Error> + Send + 'static,
+        f: impl FnOnce(&VirtDomain) -> Result<(), ffi::Error> + Send + 'static,
     ) -> Result<(), Error> {
         self.change(action, id, move |connect| {
             f(&connect.lookup_domain_by_uuid(id)?)
@@ -199,39 +196,29 @@ impl Libvirt {
 
 /// `alive` tells whether the connection still is. Without it an error is about the
 /// connection, whatever its words are, unless it is the daemon's answer.
-fn translate(
-    action: &'static str,
-    id: Option<Uuid>,
-    alive: bool,
-    error: &virt::error::Error,
-) -> Error {
-    use virt::enumutil::Enum;
-    let message = error.message().to_owned();
-    match (error.code(), id) {
-        (Enum::Known(ErrorNumber::NoDomain), Some(id)) => Error::NotFound(id),
+fn translate(action: &'static str, id: Option<Uuid>, alive: bool, error: &ffi::Error) -> Error {
+    let message = error.message.clone();
+    match (error.code, id) {
+        (ffi::VIR_ERR_NO_DOMAIN, Some(id)) => Error::NotFound(id),
         _ if !alive => Error::Unreachable(message),
         _ => Error::Failed { action, message },
     }
 }
 
-fn is_gone(error: &virt::error::Error) -> bool {
-    use virt::enumutil::Enum;
-    matches!(error.code(), Enum::Known(ErrorNumber::NoDomain))
+fn is_gone(error: &ffi::Error) -> bool {
+    error.code == ffi::VIR_ERR_NO_DOMAIN
 }
 
 /// Whether an operation failed because the domain is in that state already.
-fn is_invalid_operation(error: &virt::error::Error) -> bool {
-    use virt::enumutil::Enum;
-    matches!(error.code(), Enum::Known(ErrorNumber::OperationInvalid))
+fn is_invalid_operation(error: &ffi::Error) -> bool {
+    error.code == ffi::VIR_ERR_OPERATION_INVALID
 }
 
-fn is_running(domain: &VirtDomain) -> Result<bool, virt::error::Error> {
-    use virt::domain::DomainState;
-    use virt::enumutil::Enum;
+fn is_running(domain: &VirtDomain) -> Result<bool, ffi::Error> {
     let (state, _) = domain.state()?;
     Ok(matches!(
         state,
-        Enum::Known(DomainState::Running | DomainState::Blocked)
+        ffi::VIR_DOMAIN_RUNNING | ffi::VIR_DOMAIN_BLOCKED
     ))
 }
 
@@ -280,7 +267,7 @@ fn open(
 ) -> Result<Sessions, String> {
     // The end of either is the end of both.
     let session = |events: Option<&broadcast::Sender<Event>>| {
-        let connection = Connect::open(Some(uri)).map_err(|e| e.message().to_owned())?;
+        let connection = Connect::open(uri).map_err(|error| error.message)?;
         ffi::Session::new(connection, || {
             let (events, closed) = (events.cloned(), closed.clone());
             Box::new(move |notice| match (notice, &events) {
@@ -300,25 +287,17 @@ fn open(
     })
 }
 
-fn state_of(domain: &VirtDomain, logs: &Path) -> Result<State, virt::error::Error> {
-    use virt::domain::{
-        DomainShutoffReason, DomainState, DomainStateReason, DomainStateReasonEnum,
-    };
-    use virt::enumutil::Enum;
+fn state_of(domain: &VirtDomain, logs: &Path) -> Result<State, ffi::Error> {
     let (state, reason) = domain.state()?;
     Ok(match state {
-        Enum::Known(DomainState::Running | DomainState::Blocked) => State::Running,
-        Enum::Known(DomainState::Paused | DomainState::PMSuspended) => State::Paused,
-        Enum::Known(DomainState::Shutdown) => State::ShuttingDown,
-        Enum::Known(DomainState::Crashed) => State::Crashed,
-        _ => match reason {
-            DomainStateReasonEnum::Known(DomainStateReason::Shutoff(Enum::Known(
-                DomainShutoffReason::Shutdown,
-            ))) => State::ShutDown,
+        ffi::VIR_DOMAIN_RUNNING | ffi::VIR_DOMAIN_BLOCKED => State::Running,
+        ffi::VIR_DOMAIN_PAUSED | ffi::VIR_DOMAIN_PMSUSPENDED => State::Paused,
+        ffi::VIR_DOMAIN_SHUTDOWN => State::ShuttingDown,
+        ffi::VIR_DOMAIN_CRASHED => State::Crashed,
+        ffi::VIR_DOMAIN_SHUTOFF => match reason {
+            ffi::VIR_DOMAIN_SHUTOFF_SHUTDOWN => State::ShutDown,
             // A daemon that was restarted has forgotten the reason.
-            DomainStateReasonEnum::Known(DomainStateReason::Shutoff(Enum::Known(
-                DomainShutoffReason::Unknown,
-            ))) => {
+            ffi::VIR_DOMAIN_SHUTOFF_UNKNOWN => {
                 let log = logs.join(format!("{}.log", domain_name(domain.uuid()?)));
                 if ending::was_shutdown(&log) {
                     State::ShutDown
@@ -328,10 +307,11 @@ fn state_of(domain: &VirtDomain, logs: &Path) -> Result<State, virt::error::Erro
             }
             _ => State::Off,
         },
+        _ => State::Off,
     })
 }
 
-fn inspect(domain: &VirtDomain, logs: &Path) -> Result<Domain, virt::error::Error> {
+fn inspect(domain: &VirtDomain, logs: &Path) -> Result<Domain, ffi::Error> {
     let parsed = parse_domain(&domain.xml_desc(0)?);
     Ok(Domain {
         id: domain.uuid()?,
@@ -344,16 +324,15 @@ fn inspect(domain: &VirtDomain, logs: &Path) -> Result<Domain, virt::error::Erro
 
 /// Asks for nothing that waits while another call on the domain is under way, as the XML does:
 /// a guest that hangs must not hide all the others.
-fn list(domain: &VirtDomain, logs: &Path) -> Result<Listed, virt::error::Error> {
-    use virt::enumutil::Enum;
+fn list(domain: &VirtDomain, logs: &Path) -> Result<Listed, ffi::Error> {
     let element = domain.metadata(
-        sys::VIR_DOMAIN_METADATA_ELEMENT.cast_signed(),
-        Some(NAMESPACE),
-        sys::VIR_DOMAIN_AFFECT_CURRENT,
+        ffi::VIR_DOMAIN_METADATA_ELEMENT,
+        NAMESPACE,
+        ffi::VIR_DOMAIN_AFFECT_CURRENT,
     );
     let marks = match element {
         Ok(element) => parse_marks_element(&element),
-        Err(e) if e.code() == Enum::Known(ErrorNumber::NoDomainMetadata) => None,
+        Err(e) if e.code == ffi::VIR_ERR_NO_DOMAIN_METADATA => None,
         Err(e) => return Err(e),
     };
     Ok(Listed {
@@ -363,22 +342,13 @@ fn list(domain: &VirtDomain, logs: &Path) -> Result<Listed, virt::error::Error> 
     })
 }
 
-fn version(number: u32) -> String {
-    format!(
-        "{}.{}.{}",
-        number / 1_000_000,
-        number / 1000 % 1000,
-        number % 1000
-    )
-}
-
 #[async_trait]
 impl Hypervisor for Libvirt {
     async fn host(&self) -> Result<HostFacts, Error> {
         self.look("read the host's capabilities", None, |connect| {
             Ok(HostFacts {
-                libvirt: version(connect.lib_version()?),
-                qemu: version(connect.hyp_version()?),
+                libvirt: connect.lib_version()?,
+                qemu: connect.hyp_version()?,
                 ..parse_capabilities(&connect.capabilities()?)
             })
         })
@@ -389,7 +359,7 @@ impl Hypervisor for Libvirt {
         let action = "list the host's PCI devices";
         self.look(action, None, |connect| {
             let all =
-                connect.list_all_node_devices(sys::VIR_CONNECT_LIST_NODE_DEVICES_CAP_PCI_DEV)?;
+                connect.list_all_node_devices(ffi::VIR_CONNECT_LIST_NODE_DEVICES_CAP_PCI_DEV)?;
             let mut found = Vec::new();
             for device in all {
                 // One that has gone meanwhile is none.
@@ -447,27 +417,20 @@ impl Hypervisor for Libvirt {
             let mut flags = 0;
             // Somebody may have undefined it under us: then there is no definition to change.
             if domain.is_persistent()? {
-                flags |= sys::VIR_DOMAIN_AFFECT_CONFIG;
+                flags |= ffi::VIR_DOMAIN_AFFECT_CONFIG;
             }
             if domain.is_active()? {
-                flags |= sys::VIR_DOMAIN_AFFECT_LIVE;
+                flags |= ffi::VIR_DOMAIN_AFFECT_LIVE;
             }
-            domain
-                .set_metadata(
-                    sys::VIR_DOMAIN_METADATA_ELEMENT.cast_signed(),
-                    Some(&xml),
-                    Some("pileus"),
-                    Some(NAMESPACE),
-                    flags,
-                )
-                .map(drop)
+            let element = ffi::VIR_DOMAIN_METADATA_ELEMENT;
+            domain.set_metadata(element, &xml, "pileus", NAMESPACE, flags)
         })
         .await
     }
 
     async fn start_paused(&self, id: Uuid) -> Result<(), Error> {
         self.on_domain("start a domain", id, |domain| {
-            match domain.create_with_flags(sys::VIR_DOMAIN_START_PAUSED) {
+            match domain.create_with_flags(ffi::VIR_DOMAIN_START_PAUSED) {
                 Err(error) if is_invalid_operation(&error) && domain.is_active()? => Ok(()),
                 done => done,
             }
@@ -517,10 +480,10 @@ impl Hypervisor for Libvirt {
                 }
                 domain
                     .undefine_flags(
-                        sys::VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
-                            | sys::VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
-                            | sys::VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
-                            | sys::VIR_DOMAIN_UNDEFINE_NVRAM,
+                        ffi::VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+                            | ffi::VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+                            | ffi::VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+                            | ffi::VIR_DOMAIN_UNDEFINE_NVRAM,
                     )
                     .map(|()| true)
             })

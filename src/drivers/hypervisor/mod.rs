@@ -5,9 +5,9 @@ pub mod ending;
 pub mod fake;
 #[allow(
     unsafe_code,
-    reason = "libvirt's calls that the `virt` crate does not wrap"
+    reason = "libvirt's library is written in C and found at run time"
 )]
-mod ffi;
+pub mod ffi;
 pub mod libvirt;
 pub mod xml;
 
@@ -25,6 +25,9 @@ pub use libvirt::Libvirt;
 /// Why the hypervisor did not do what was asked.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
+    /// The hypervisor's library cannot be used on this machine.
+    #[error("{0}")]
+    Library(String),
     /// The hypervisor's daemon does not answer; it is tried again by itself.
     #[error("libvirt does not answer: {0}")]
     Unreachable(String),

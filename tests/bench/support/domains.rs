@@ -7,10 +7,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use pileus::drivers::hypervisor::ffi::{self, Connect};
 use uuid::Uuid;
-use virt::connect::Connect;
-
-use virt::sys;
 
 use super::Result;
 use super::lab::{Lab, PATIENCE};
@@ -98,6 +96,7 @@ pub struct Template {
 
 /// A raw domain with its disk made and nothing else.
 pub struct Raw {
+    id: Uuid,
     /// libvirt's name.
     pub name: String,
     xml: String,
@@ -107,8 +106,8 @@ pub struct Raw {
 impl Template {
     /// Reads the running domain of the Server with this instance id.
     pub fn read(lab: &Lab, libvirt: &Connect, id: &str) -> Result<Self> {
-        let domain = libvirt.lookup_domain_by_uuid_string(id)?;
-        let xml = domain.xml_desc(sys::VIR_DOMAIN_XML_INACTIVE)?;
+        let domain = libvirt.lookup_domain_by_uuid(id.parse()?)?;
+        let xml = domain.xml_desc(ffi::VIR_DOMAIN_XML_INACTIVE)?;
         let between = |from: &str, to: &str| -> Result<String> {
             let (_, rest) = xml
                 .split_once(from)
@@ -174,6 +173,7 @@ impl Template {
             .replace(&self.port, &port)
             .replace(&self.mac, &mac);
         Ok(Raw {
+            id,
             name: format!("bench-{id}"),
             xml,
             directory,
@@ -185,16 +185,16 @@ impl Raw {
     /// Define, create paused, resume: the least that anybody can do.
     pub fn start(&self, libvirt: &Connect) -> Result<()> {
         let domain = libvirt.define_domain_xml(&self.xml)?;
-        domain.create_with_flags(sys::VIR_DOMAIN_START_PAUSED)?;
+        domain.create_with_flags(ffi::VIR_DOMAIN_START_PAUSED)?;
         domain.resume()?;
         Ok(())
     }
 
     /// Removes the domain and its files.
     pub fn remove(&self, libvirt: &Connect) -> Result<()> {
-        let domain = libvirt.lookup_domain_by_name(&self.name)?;
+        let domain = libvirt.lookup_domain_by_uuid(self.id)?;
         domain.destroy()?;
-        domain.undefine()?;
+        domain.undefine_flags(0)?;
         std::fs::remove_dir_all(&self.directory)?;
         if let Some(parent) = self.directory.parent() {
             // Fails while other domains have theirs there.

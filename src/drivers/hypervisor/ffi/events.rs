@@ -1,13 +1,15 @@
-//! The calls of libvirt that the `virt` crate does not wrap: the event loop, domain events
-//! and the close callback. The only place with `unsafe`.
+//! libvirt's event loop, and what it tells of domains and of the connection.
 
 use std::ffi::{c_int, c_void};
+use std::ptr;
 use std::sync::{Arc, OnceLock};
 use std::thread;
 
 use uuid::Uuid;
-use virt::connect::Connect;
-use virt_sys as sys;
+
+use super::VIR_DOMAIN_EVENT_ID_LIFECYCLE;
+use super::client::Connect;
+use super::library::{Functions, VirConnect, VirDomain, VirError, functions};
 
 /// Called from the event loop's thread; must not block.
 pub type Notify = Box<dyn Fn(Notice) + Send + Sync>;
@@ -20,16 +22,22 @@ pub enum Notice {
     Closed,
 }
 
-/// Starts the event loop, once for the process, before the first connection is made.
+/// Starts the event loop, once for the process, before the first connection is made. Loads
+/// libvirt's library.
+///
+/// # Errors
+/// When the library cannot be loaded or the loop not be started; for people.
 pub fn start_event_loop() -> Result<(), String> {
     static STARTED: OnceLock<Result<(), String>> = OnceLock::new();
     STARTED
         .get_or_init(|| {
+            let functions = functions()?;
             // libvirt's own handler prints every error, also those that are answers ("no
             // such domain"), to standard error.
-            virt::error::clear_error_callback();
+            // SAFETY: `say_nothing` may be called at any time, with anything.
+            unsafe { (functions.virSetErrorFunc)(ptr::null_mut(), Some(say_nothing)) };
             // SAFETY: takes no arguments; called once, before any connection exists.
-            if unsafe { sys::virEventRegisterDefaultImpl() } < 0 {
+            if unsafe { (functions.virEventRegisterDefaultImpl)() } < 0 {
                 return Err("libvirt's event loop cannot be registered".to_owned());
             }
             thread::Builder::new()
@@ -38,7 +46,7 @@ pub fn start_event_loop() -> Result<(), String> {
                     loop {
                         // SAFETY: the default implementation was registered above, and only
                         // this thread runs it.
-                        if unsafe { sys::virEventRunDefaultImpl() } < 0 {
+                        if unsafe { (functions.virEventRunDefaultImpl)() } < 0 {
                             tracing::error!("libvirt's event loop failed once");
                             thread::sleep(std::time::Duration::from_secs(1));
                         }
@@ -50,6 +58,8 @@ pub fn start_event_loop() -> Result<(), String> {
         .clone()
 }
 
+unsafe extern "C" fn say_nothing(_data: *mut c_void, _error: *mut VirError) {}
+
 /// A connection that tells what happens; registrations hold libvirt's side of it, and are
 /// taken back when it is dropped.
 pub struct Session {
@@ -59,6 +69,9 @@ pub struct Session {
 
 impl Session {
     /// Registers for domain events and the connection's end, with keepalive on.
+    ///
+    /// # Errors
+    /// When libvirt refuses; for people.
     pub fn new(connect: Connect, notify: impl Fn() -> Notify) -> Result<Self, String> {
         let lifecycle = subscribe(&connect, notify)?;
         Ok(Self {
@@ -68,6 +81,7 @@ impl Session {
     }
 
     /// The connection.
+    #[must_use]
     pub fn connect(&self) -> &Connect {
         &self.connect
     }
@@ -84,44 +98,37 @@ impl Drop for Session {
     }
 }
 
+/// What callbacks get back.
+struct Registered {
+    functions: &'static Functions,
+    notify: Notify,
+}
+
 fn unsubscribe(connect: &Connect, lifecycle: c_int) {
-    // SAFETY: `connect` owns its connection for the whole call; both calls refuse what is
-    // not registered any more, and free what was.
+    let functions = connect.functions();
+    // SAFETY: `connect` is open for the whole call; both calls refuse what is not registered
+    // any more, and free what was.
     unsafe {
-        let ptr = connect.as_ptr();
-        sys::virConnectUnregisterCloseCallback(ptr, Some(on_close));
-        sys::virConnectDomainEventDeregisterAny(ptr, lifecycle);
+        (functions.virConnectUnregisterCloseCallback)(connect.as_ptr(), Some(on_close));
+        (functions.virConnectDomainEventDeregisterAny)(connect.as_ptr(), lifecycle);
     }
 }
 
 fn subscribe(connect: &Connect, notify: impl Fn() -> Notify) -> Result<c_int, String> {
-    // SAFETY: `connect` owns a live connection for the whole call.
-    let ptr = unsafe { connect.as_ptr() };
-    let opaque = Box::into_raw(Box::new(notify()));
-    // SAFETY: a lifecycle callback has the type that is cast away here (libvirt's own
-    // VIR_DOMAIN_EVENT_CALLBACK macro does the same); `opaque` lives until `free` gets it.
+    let functions = connect.functions();
+    let registered = || {
+        let notify = notify();
+        Box::into_raw(Box::new(Registered { functions, notify }))
+    };
+    let opaque = registered();
+    // SAFETY: `connect` is open for the whole call; the callback has the type that this event
+    // has; `opaque` lives until `free` gets it.
     let lifecycle = unsafe {
-        let callback: unsafe extern "C" fn(
-            sys::virConnectPtr,
-            sys::virDomainPtr,
-            c_int,
-            c_int,
-            *mut c_void,
-        ) -> c_int = on_lifecycle;
-        sys::virConnectDomainEventRegisterAny(
-            ptr,
-            std::ptr::null_mut(),
-            sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE.cast_signed(),
-            Some(std::mem::transmute::<
-                unsafe extern "C" fn(
-                    sys::virConnectPtr,
-                    sys::virDomainPtr,
-                    c_int,
-                    c_int,
-                    *mut c_void,
-                ) -> c_int,
-                unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, *mut c_void),
-            >(callback)),
+        (functions.virConnectDomainEventRegisterAny)(
+            connect.as_ptr(),
+            ptr::null_mut(),
+            VIR_DOMAIN_EVENT_ID_LIFECYCLE,
+            Some(on_lifecycle),
             opaque.cast(),
             Some(free),
         )
@@ -131,48 +138,53 @@ fn subscribe(connect: &Connect, notify: impl Fn() -> Notify) -> Result<c_int, St
         drop(unsafe { Box::from_raw(opaque) });
         return Err("cannot register for domain events".to_owned());
     }
-    let close = Box::into_raw(Box::new(notify()));
-    // SAFETY: as above; the types are the ones declared.
-    let registered = unsafe {
-        sys::virConnectRegisterCloseCallback(ptr, Some(on_close), close.cast(), Some(free))
+    let opaque = registered();
+    // SAFETY: as above.
+    let closing = unsafe {
+        (functions.virConnectRegisterCloseCallback)(
+            connect.as_ptr(),
+            Some(on_close),
+            opaque.cast(),
+            Some(free),
+        )
     };
-    if registered < 0 {
+    if closing < 0 {
         // SAFETY: libvirt did not take it over.
-        drop(unsafe { Box::from_raw(close) });
+        drop(unsafe { Box::from_raw(opaque) });
         unsubscribe(connect, lifecycle);
         return Err("cannot register for the connection's end".to_owned());
     }
     // A daemon that is stuck counts as gone after 5 × 3 s. A local test driver has no
     // keepalive and answers with an error, which changes nothing.
     // SAFETY: plain numbers on a live connection.
-    unsafe { sys::virConnectSetKeepAlive(ptr, 5, 3) };
+    unsafe { (functions.virConnectSetKeepAlive)(connect.as_ptr(), 5, 3) };
     Ok(lifecycle)
 }
 
 unsafe extern "C" fn on_lifecycle(
-    _connect: sys::virConnectPtr,
-    domain: sys::virDomainPtr,
+    _connect: *mut VirConnect,
+    domain: *mut VirDomain,
     _event: c_int,
     _detail: c_int,
     opaque: *mut c_void,
 ) -> c_int {
+    // SAFETY: `opaque` is the Box registered in `subscribe`, alive until `free`.
+    let registered = unsafe { &*opaque.cast::<Registered>() };
     let mut bytes = [0_u8; 16];
     // SAFETY: libvirt lends a valid domain for the callback; a raw uuid has 16 bytes.
-    if unsafe { sys::virDomainGetUUID(domain, bytes.as_mut_ptr()) } == 0 {
-        // SAFETY: `opaque` is the Box registered in `subscribe`, alive until `free`.
-        let notify = unsafe { &*opaque.cast::<Notify>() };
-        notify(Notice::Domain(Uuid::from_bytes(bytes)));
+    if unsafe { (registered.functions.virDomainGetUUID)(domain, bytes.as_mut_ptr()) } == 0 {
+        (registered.notify)(Notice::Domain(Uuid::from_bytes(bytes)));
     }
     0
 }
 
-unsafe extern "C" fn on_close(_connect: sys::virConnectPtr, _reason: c_int, opaque: *mut c_void) {
+unsafe extern "C" fn on_close(_connect: *mut VirConnect, _reason: c_int, opaque: *mut c_void) {
     // SAFETY: `opaque` is the Box registered in `subscribe`, alive until `free`.
-    let notify = unsafe { &*opaque.cast::<Notify>() };
-    notify(Notice::Closed);
+    let registered = unsafe { &*opaque.cast::<Registered>() };
+    (registered.notify)(Notice::Closed);
 }
 
 unsafe extern "C" fn free(opaque: *mut c_void) {
     // SAFETY: libvirt calls this once, with the pointer that `subscribe` made.
-    drop(unsafe { Box::from_raw(opaque.cast::<Notify>()) });
+    drop(unsafe { Box::from_raw(opaque.cast::<Registered>()) });
 }
