@@ -428,11 +428,11 @@ fn with_less(case: &Value, step: &Value, tree: &Tree) -> Option<(String, Tree)> 
     let last = tree.stack.order.as_ref().unwrap().last()?.clone();
     let mut step = step.clone();
     let template = step["template"].as_object_mut().unwrap();
-    template.remove("outputs");
-    template.remove("Outputs");
+    template.shift_remove("outputs");
+    template.shift_remove("Outputs");
     for key in ["resources", "Resources"] {
         if let Some(resources) = template.get_mut(key) {
-            resources.as_object_mut().unwrap().remove(&last);
+            resources.as_object_mut().unwrap().shift_remove(&last);
         }
     }
     tree_of(case, &step).ok().map(|tree| (last, tree))
@@ -471,7 +471,11 @@ fn updates_of_heats_templates_keep_the_order_and_come_back() {
             if plan::change(&existing[key].kind, &property) == Change::Refuse {
                 continue;
             }
-            existing.get_mut(key).unwrap().properties.remove(&property);
+            existing
+                .get_mut(key)
+                .unwrap()
+                .properties
+                .shift_remove(&property);
             world.become_like("", Some(&tree));
             assert_eq!(world.names(), all.names(), "{}", case["name"]);
             changed += 1;

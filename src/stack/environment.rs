@@ -120,8 +120,11 @@ impl Environment {
             .into_iter()
             .flatten()
             .filter(|(pattern, _)| matches(pattern, name));
-        let own = own.filter_map(|(_, entry)| entry.as_object()).next_back();
-        own.and_then(|entry| lookup(entry, kind))
+        // The name itself before wildcards, and of those the longest.
+        let own = own
+            .filter_map(|(pattern, entry)| Some((pattern, entry.as_object()?)))
+            .max_by_key(|(pattern, _)| (*pattern == name, pattern.len()));
+        own.and_then(|(_, entry)| lookup(entry, kind))
             .or_else(|| lookup(&self.registry, kind))
     }
 }
@@ -143,25 +146,22 @@ fn merge_maps(
     strategy: &dyn Fn(&str) -> Strategy,
 ) {
     for (key, value) in from.into_iter().flatten() {
-        let merged = match (strategy(key), into.remove(key), value) {
-            (Strategy::Deep, Some(Value::Object(mut old)), Value::Object(new)) => {
-                merge_maps(&mut old, Some(new), &|_| Strategy::Deep);
-                Value::Object(old)
+        match (strategy(key), into.get_mut(key), value) {
+            (Strategy::Deep, Some(Value::Object(old)), Value::Object(new)) => {
+                merge_maps(old, Some(new), &|_| Strategy::Deep);
             }
-            (Strategy::Merge, Some(Value::Object(mut old)), Value::Object(new)) => {
+            (Strategy::Merge, Some(Value::Object(old)), Value::Object(new)) => {
                 old.extend(new.clone());
-                Value::Object(old)
             }
-            (Strategy::Deep | Strategy::Merge, Some(Value::Array(mut old)), Value::Array(new)) => {
+            (Strategy::Deep | Strategy::Merge, Some(Value::Array(old)), Value::Array(new)) => {
                 old.extend(new.iter().cloned());
-                Value::Array(old)
             }
-            (Strategy::Merge, Some(Value::String(old)), Value::String(new)) => {
-                Value::from(old + new)
+            (Strategy::Merge, Some(Value::String(old)), Value::String(new)) => old.push_str(new),
+            (_, Some(old), new) => old.clone_from(new),
+            (_, None, new) => {
+                into.insert(key.clone(), new.clone());
             }
-            (_, _, new) => new.clone(),
-        };
-        into.insert(key.clone(), merged);
+        }
     }
 }
 
@@ -207,6 +207,31 @@ mod tests {
         ])
         .unwrap();
         assert_eq!(env.parameters["l"], serde_json::json!([1, 2]));
+    }
+
+    #[test]
+    fn what_is_merged_stays_in_its_place() {
+        let env = Environment::parse([
+            "parameters: {z: {q: 1, b: 1}, c: 1, a: 1}",
+            "parameters: {z: {b: 2, a: 2}, a: 2, b: 2}\nparameter_merge_strategies: {z: deep_merge}",
+        ])
+        .unwrap();
+        let text = Value::Object(env.parameters).to_string();
+        assert_eq!(text, r#"{"z":{"q":1,"b":2,"a":2},"c":1,"a":2,"b":2}"#);
+    }
+
+    #[test]
+    fn a_resources_own_name_comes_before_wildcards_whatever_their_order() {
+        for registry in [
+            "web: {T: own.yaml}, w*: {T: w.yaml}, we*: {T: we.yaml}",
+            "we*: {T: we.yaml}, w*: {T: w.yaml}, web: {T: own.yaml}",
+        ] {
+            let text = format!("resource_registry: {{resources: {{{registry}}}}}");
+            let env = Environment::parse([text.as_str()]).unwrap();
+            assert_eq!(env.resolve_type("web", "T"), "own.yaml");
+            assert_eq!(env.resolve_type("wet", "T"), "we.yaml");
+            assert_eq!(env.resolve_type("who", "T"), "w.yaml");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Parameters: their schemas, constraints and values.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use serde_json::{Map, Number, Value};
 
@@ -385,11 +385,11 @@ impl Parameters {
             hidden: BTreeSet::new(),
             missing: BTreeSet::new(),
         };
-        let mut parsed = BTreeMap::new();
+        let mut parsed = Vec::with_capacity(schemas.len());
         for (name, schema) in schemas {
             let schema = Schema::parse(schema, version)
                 .map_err(|error| error.below(&format!("parameters.{name}")))?;
-            parsed.insert(name, schema);
+            parsed.push((name, schema));
         }
         if let Some(name) = given.keys().find(|name| !schemas.contains_key(*name)) {
             return Err(Error::at(

@@ -54,3 +54,23 @@ fn a_hidden_value_is_never_shown() {
     assert_eq!(parameters.masked()["p"], "******");
     assert_eq!(parameters.values["p"], "secret");
 }
+
+#[test]
+fn values_are_in_the_order_of_the_template_and_maps_in_their_own() {
+    let schemas = json!({
+        "zone": {"type": "json", "default": "{\"z\": 1, \"a\": 2}"},
+        "area": {"type": "json"},
+    });
+    let given = json!({"area": {"y": 1, "b": 2}});
+    let found = Parameters::resolve(
+        schemas.as_object().unwrap(),
+        Version::Rocky,
+        given.as_object().unwrap(),
+        &Map::new(),
+        &Identity::default(),
+    );
+    let values = found.unwrap().values.into_iter();
+    let own = values.filter(|(name, _)| !name.starts_with("OS::"));
+    let own = Value::Object(own.collect()).to_string();
+    assert_eq!(own, r#"{"zone":{"z":1,"a":2},"area":{"y":1,"b":2}}"#);
+}

@@ -258,7 +258,7 @@ fn unknown_sections(map: &Map<String, Value>, version: Version, words: &Words) -
 
 /// Takes the section `name` out of `map`; one that is not there is empty.
 fn section(map: &mut Map<String, Value>, name: &str) -> Result<Map<String, Value>> {
-    match map.remove(name) {
+    match map.shift_remove(name) {
         None | Some(Value::Null) => Ok(Map::new()),
         Some(Value::Object(section)) => Ok(section),
         Some(other) => Err(Error::at(
@@ -307,7 +307,7 @@ fn read_resource(
             ));
         }
     }
-    let kind = match map.remove(words.keys[0]).unwrap_or_default() {
+    let kind = match map.shift_remove(words.keys[0]).unwrap_or_default() {
         Value::String(kind) if !kind.is_empty() => kind,
         Value::Null => return Err(Error::new(format!("`{}` is missing", words.keys[0]))),
         Value::String(_) => return Err(Error::at(words.keys[0], "must not be empty")),
@@ -333,7 +333,7 @@ fn read_resource(
             ));
         }
     }
-    let mut field = |index: usize| map.remove(words.keys[index]).unwrap_or_default();
+    let mut field = |index: usize| map.shift_remove(words.keys[index]).unwrap_or_default();
     let external_id = field(7);
     let deletion_policy = match field(4) {
         Value::Null if external_id.is_null() => Value::from("Delete"),
@@ -411,7 +411,7 @@ fn read_output(definition: Value, words: &Words) -> Result<Output> {
             kind_of(&definition)
         )));
     };
-    let Some(value) = map.remove(words.output[1]) else {
+    let Some(value) = map.shift_remove(words.output[1]) else {
         return Err(Error::new(format!(
             "an output must have the key `{}`",
             words.output[1]
@@ -420,7 +420,7 @@ fn read_output(definition: Value, words: &Words) -> Result<Output> {
     Ok(Output {
         description: text_of(map.get(words.output[0])),
         value,
-        condition: map.remove(words.output[2]).unwrap_or_default(),
+        condition: map.shift_remove(words.output[2]).unwrap_or_default(),
     })
 }
 

@@ -246,7 +246,7 @@ fn map(property: &Property, value: Option<&Value>) -> Result<Value> {
         Some(Value::Object(map)) => map,
         Some(text @ Value::String(_)) if property.converts => return Ok(text.clone()),
         Some(items @ Value::Array(_)) if property.converts => {
-            return Ok(Value::from(super::functions::python_json(items)));
+            return Ok(Value::from(super::functions::python_json(items, false)));
         }
         Some(other) => {
             return Err(Error::new(format!("must be a map, is {}", kind_of(other))));

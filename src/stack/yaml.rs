@@ -116,15 +116,19 @@ impl Builder {
         };
         let value = match open {
             Open::List(items) => Value::Array(items),
-            Open::Map(mut map, _, merges) => {
-                // `<<`: what the map says itself wins, then the first merged.
+            Open::Map(own, _, merges) => {
+                // `<<`: what is merged comes before what the map says itself, and gives way.
+                let mut map = Map::new();
                 for base in merges {
                     let Value::Object(base) = base else {
                         return Err("`<<` takes a map or a list of maps".into());
                     };
-                    for (key, value) in base {
-                        map.entry(key).or_insert(value);
-                    }
+                    map.extend(base);
+                }
+                if map.is_empty() {
+                    map = own;
+                } else {
+                    map.extend(own);
                 }
                 Value::Object(map)
             }
@@ -143,7 +147,8 @@ impl Builder {
             Some((Open::Map(map, key, merges), _)) => match key.take() {
                 None => *key = Some(key_text(&value)?),
                 Some(name) if name == "<<" => match value {
-                    Value::Array(items) => merges.extend(items),
+                    // Of a list the first wins.
+                    Value::Array(items) => merges.extend(items.into_iter().rev()),
                     one => merges.push(one),
                 },
                 Some(name) => {
@@ -274,6 +279,14 @@ mod tests {
     fn merges_and_aliases_are_written_out() {
         let value = parse("base: &b {x: 1, y: 2}\nall:\n  <<: *b\n  y: 3\n").unwrap();
         assert_eq!(value["all"], json!({"x": 1, "y": 3}));
+    }
+
+    #[test]
+    fn maps_keep_their_order_and_what_is_merged_comes_first() {
+        let text = "one: &one {z: 1, y: 1}\ntwo: &two {x: 2, y: 2}\n\
+                    all: {c: 0, <<: [*one, *two], z: 0, a: 0}\n";
+        let all = &parse(text).unwrap()["all"];
+        assert_eq!(all.to_string(), r#"{"x":2,"y":1,"z":0,"c":0,"a":0}"#);
     }
 
     #[test]

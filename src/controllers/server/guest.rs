@@ -109,9 +109,9 @@ impl BuiltFrom {
     pub fn of(server: &Server) -> Self {
         let spec = &server.spec;
         Self {
-            user_data: hash(&serde_json::json!([spec.user_data, spec.user_data_from])),
+            user_data: hash(serde_json::json!([spec.user_data, spec.user_data_from])),
             key_pairs: spec.key_pairs.clone(),
-            metadata: hash(&serde_json::json!(spec.metadata)),
+            metadata: hash(serde_json::json!(spec.metadata)),
             hostname: spec.hostname.clone(),
         }
     }
@@ -153,6 +153,26 @@ fn names(names: &[String]) -> String {
     }
 }
 
-fn hash(value: &serde_json::Value) -> String {
+/// The same for equal values, whatever the order of their maps: it is compared over restarts
+/// and versions of the manager.
+fn hash(mut value: serde_json::Value) -> String {
+    value.sort_all_objects();
     hex::encode(&Sha256::digest(value.to_string().as_bytes())[..16])
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::{Digest, Sha256, hash};
+
+    #[test]
+    fn hashes_that_are_kept_do_not_depend_on_the_order_of_fields() {
+        let other = hash(json!([null, {"name": "n", "key": "k"}]));
+        assert_eq!(other, hash(json!([null, {"key": "k", "name": "n"}])));
+        // Of the text that a manager has kept so far.
+        let text = r#"[null,{"key":"k","name":"n"}]"#;
+        let kept = Sha256::digest(text.as_bytes());
+        assert_eq!(other, hex::encode(&kept[..16]));
+    }
 }

@@ -480,7 +480,7 @@ fn replaced(wanted: &Value, live: &Value) -> Value {
     let mut object = wanted.clone();
     let mut metadata = live["metadata"].clone();
     if let Some(map) = metadata.as_object_mut() {
-        map.remove("managedFields");
+        map.shift_remove("managedFields");
     }
     for key in ["labels", "annotations"] {
         for (name, value) in wanted["metadata"][key].as_object().into_iter().flatten() {

@@ -204,8 +204,14 @@ impl Sources {
     /// Digest of all of it, in hexadecimal.
     #[must_use]
     pub fn digest(&self) -> String {
-        // Maps are in order of their keys, so that the text is the same each time.
-        let text = serde_json::to_string(self).unwrap_or_default();
+        // The order of maps in parameters says nothing: the API server does not keep it.
+        let mut sorted = self.clone();
+        sorted.parameters.sort_keys();
+        sorted
+            .parameters
+            .values_mut()
+            .for_each(Value::sort_all_objects);
+        let text = serde_json::to_string(&sorted).unwrap_or_default();
         hex::encode(Sha256::digest(text))
     }
 }

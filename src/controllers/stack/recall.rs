@@ -37,7 +37,7 @@ impl Recall {
     pub fn note(&self, uid: &str, object: &Reference, live: &Value, is_news: bool) {
         let mut live = live.clone();
         if let Some(metadata) = live["metadata"].as_object_mut() {
-            metadata.remove("managedFields");
+            metadata.shift_remove("managedFields");
         }
         let item = Item {
             live,

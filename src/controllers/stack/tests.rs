@@ -461,3 +461,33 @@ fn a_stack_of_five_hundred_is_made() {
     world.settle();
     assert_eq!(world.count("Server"), 500);
 }
+
+#[test]
+fn another_order_of_a_map_changes_nothing_and_of_a_text_does() {
+    let template = "heat_template_version: rocky
+parameters: {map: {type: json, default: {}}}
+resources:
+  server: {type: OS::Nova::Server, properties: {image: i, flavor: small, metadata: {z: b, a: c}}}
+  url: {type: OS::Heat::Value, properties: {value: {make_url: {host: h, query: {z: 1, a: 2}}}}}
+outputs:
+  url: {value: {get_attr: [url, value]}}
+";
+    let mut world = World::new(template);
+    let map = |text: &str| serde_json::from_str(text).unwrap();
+    world.sources.parameters = map(r#"{"map": {"z": 1, "a": {"y": 1, "b": 2}}}"#);
+    let plan = world.settle();
+    assert_eq!(plan.outputs.unwrap()[0].value, Some(json!("//h?z=1&a=2")));
+    let before = world.sources.digest();
+    // As an API server gives it back.
+    world.sources.parameters = map(r#"{"map": {"a": {"b": 2, "y": 1}, "z": 1}}"#);
+    assert_eq!(world.sources.digest(), before);
+    world.log.clear();
+    world.settle();
+    assert_eq!(world.word(), "CREATE_COMPLETE");
+    world.change("{z: b, a: c}", "{a: c, z: b}");
+    world.change("{z: 1, a: 2}", "{a: 2, z: 1}");
+    let plan = world.settle();
+    assert_eq!(world.word(), "UPDATE_COMPLETE");
+    assert!(world.log.is_empty(), "{:#?}", world.log);
+    assert_eq!(plan.outputs.unwrap()[0].value, Some(json!("//h?a=2&z=1")));
+}

@@ -298,7 +298,7 @@ impl Scope<'_> {
             [Value::String(name)] if self.version >= Version::Liberty => {
                 let known = self.known(name)?;
                 let mut all = known.map_or_else(Map::new, |known| known.attributes.clone());
-                all.remove("show");
+                all.shift_remove("show");
                 Ok(Value::Object(all))
             }
             [Value::String(name), Value::String(attribute), path @ ..] => {
@@ -399,17 +399,22 @@ fn index(key: &Value, length: usize) -> Option<usize> {
     }
 }
 
-/// JSON as Python writes it, which is what ends up in user data.
-pub(super) fn python_json(value: &Value) -> String {
+/// JSON as Python writes it, which is what ends up in user data. Maps are in their own order
+/// or, where Heat asks for `sort_keys`, in that of their keys.
+pub(super) fn python_json(value: &Value, sorted: bool) -> String {
     match value {
         Value::Array(items) => {
-            let items: Vec<_> = items.iter().map(python_json).collect();
+            let items: Vec<_> = items.iter().map(|item| python_json(item, sorted)).collect();
             format!("[{}]", items.join(", "))
         }
         Value::Object(map) => {
-            let entries: Vec<_> = map
-                .iter()
-                .map(|(key, value)| format!("{}: {}", ascii(key), python_json(value)))
+            let mut entries: Vec<_> = map.iter().collect();
+            if sorted {
+                entries.sort_unstable_by_key(|(key, _)| *key);
+            }
+            let entries: Vec<_> = entries
+                .into_iter()
+                .map(|(key, value)| format!("{}: {}", ascii(key), python_json(value, sorted)))
                 .collect();
             format!("{{{}}}", entries.join(", "))
         }

@@ -31,7 +31,8 @@ pub(super) fn replace(
     substitute(scope, template, &params, json, strict)
 }
 
-/// Replaces the longest keys first; what was put in is not looked at again.
+/// Replaces the longest keys first, of equally long ones the lesser; what was put in is not
+/// looked at again.
 pub(super) fn substitute(
     scope: &Scope<'_>,
     template: &Value,
@@ -66,7 +67,7 @@ pub(super) fn substitute(
                 }
             }
             Value::Number(number) => number.to_string(),
-            other if json => python_json(other),
+            other if json => python_json(other, true),
             other => {
                 return Err(Error::new(format!(
                     "`{key}` must be a string or a number, is {}",
@@ -79,7 +80,7 @@ pub(super) fn substitute(
         }
         values.push((key.as_str(), text, false));
     }
-    values.sort_by_key(|(key, ..)| std::cmp::Reverse(key.chars().count()));
+    values.sort_by_key(|(key, ..)| (std::cmp::Reverse(key.chars().count()), *key));
     let mut result = String::with_capacity(template.len());
     put(scope, &template, &mut values, &mut result)?;
     if strict >= 1
@@ -144,7 +145,7 @@ pub(super) fn join(scope: &Scope<'_>, argument: &Value, several: bool) -> Result
             parts.push(match item {
                 Value::Null => String::new(),
                 Value::String(text) => text.clone(),
-                other if several => python_json(other),
+                other if several => python_json(other, true),
                 other => {
                     return Err(Error::new(format!(
                         "items must be strings, one is {}",

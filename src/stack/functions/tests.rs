@@ -124,3 +124,96 @@ fn functions_that_double_at_every_level_are_refused() {
     }
     assert!(evaluate(Version::Rocky, &value).is_err());
 }
+
+/// What a template's text gives, as text: equal maps of another order are other texts.
+fn text_of(template: &str) -> String {
+    let value = crate::stack::yaml::parse(template).unwrap();
+    evaluate(Version::Rocky, &value).unwrap().to_string()
+}
+
+#[test]
+fn maps_keep_the_order_of_the_template() {
+    let cases = [
+        ("{z: 1, a: {y: 2, b: 3}}", r#"{"z":1,"a":{"y":2,"b":3}}"#),
+        (
+            "repeat: {template: i-%n%, for_each: {'%n%': {web: 1, db: 2, app: 3}}}",
+            r#"["i-web","i-db","i-app"]"#,
+        ),
+        // The first of the template's names is the outermost.
+        (
+            "repeat: {template: '%z%%a%', for_each: {'%z%': ['1', '2'], '%a%': [x, y]}}",
+            r#"["1x","1y","2x","2y"]"#,
+        ),
+        (
+            "repeat: {template: {'%n%': 1, a: '%n%'}, for_each: {'%n%': [q]}}",
+            r#"[{"q":1,"a":"q"}]"#,
+        ),
+        (
+            "make_url: {scheme: http, host: h, query: {q: x, limit: 5, a: b}}",
+            r#""http://h?q=x&limit=5&a=b""#,
+        ),
+        // What is merged over something takes its place, what is new comes after.
+        (
+            "map_merge: [{z: 1, b: 1}, {a: 2, z: 2}]",
+            r#"{"z":2,"b":1,"a":2}"#,
+        ),
+        (
+            "map_replace: [{z: 1, b: 2, a: 3}, {keys: {b: y}}]",
+            r#"{"z":1,"y":2,"a":3}"#,
+        ),
+        (
+            "yaql: {expression: $.data.keys(), data: {z: 1, a: 2, m: 3}}",
+            r#"["z","a","m"]"#,
+        ),
+    ];
+    for (template, given) in cases {
+        assert_eq!(text_of(template), given, "{template}");
+    }
+}
+
+#[test]
+fn text_made_of_maps_is_in_order_of_their_keys() {
+    let cases = [
+        (
+            "list_join: [',', [{z: 1, a: {y: 2, b: 3}}]]",
+            r#"{"a": {"b": 3, "y": 2}, "z": 1}"#,
+        ),
+        (
+            "str_replace: {template: m, params: {m: [{z: 1, a: 2}]}}",
+            r#"[{"a": 2, "z": 1}]"#,
+        ),
+        // Of names of one length the lesser is put in first, whichever the template has first.
+        ("str_replace: {template: abc, params: {bc: X, ab: Y}}", "Yc"),
+    ];
+    for (template, given) in cases {
+        assert_eq!(
+            text_of(template),
+            Value::from(given).to_string(),
+            "{template}"
+        );
+    }
+}
+
+#[test]
+fn an_attribute_left_out_leaves_the_others_in_order() {
+    let attributes = json!({"show": {}, "z": 1, "b": 2, "a": 3});
+    let known = Known {
+        attributes: attributes.as_object().unwrap().clone(),
+        ..Known::default()
+    };
+    let resources = BTreeMap::from([("web".to_owned(), known)]);
+    let none = Map::new();
+    let scope = Scope {
+        version: Version::Rocky,
+        parameters: &none,
+        resources: &resources,
+        existing: None,
+        files: &crate::stack::files::Files::default(),
+        mappings: &none,
+        conditions: &none,
+        facade: &none,
+        left: BUDGET.into(),
+    };
+    let all = scope.evaluate(&json!({"get_attr": ["web"]})).unwrap();
+    assert_eq!(all.to_string(), r#"{"z":1,"b":2,"a":3}"#);
+}

@@ -172,7 +172,9 @@ fn config(kind: &str, request: &Request<'_>, text: String) -> Settles {
 }
 
 fn cloud_config(request: &Request<'_>) -> Result<Settles> {
-    let given = request.get("cloud_config").cloned().unwrap_or_default();
+    let mut given = request.get("cloud_config").cloned().unwrap_or_default();
+    // As Python's YAML writes it, whatever the order in the template.
+    given.sort_all_objects();
     let text = serde_saphyr::to_string(&given)
         .map_err(|error| Error::at("cloud_config", format!("cannot be written: {error}")))?;
     let text = format!("#cloud-config\n{text}");

@@ -34,6 +34,7 @@ use sha2::{Digest, Sha256};
 
 pub use check::is_empty;
 
+use super::functions::python_json;
 use super::plan::Change;
 use super::{Error, Result, registry};
 use crate::api::names::DISPLAY_NAME_ANNOTATION;
@@ -277,14 +278,15 @@ fn reference(text: &str) -> ObjectName {
     }
 }
 
-/// Values as texts, as free-form properties have them; what is no plain value as JSON.
+/// Values as texts, as free-form properties have them; what is no plain value as JSON, as
+/// Heat's `meta_serialize` writes it.
 fn as_texts(map: Option<&Value>) -> BTreeMap<String, String> {
     let entries = map.and_then(Value::as_object).into_iter().flatten();
     entries
         .map(|(key, value)| {
             (
                 key.clone(),
-                text(value).unwrap_or_else(|| value.to_string()),
+                text(value).unwrap_or_else(|| python_json(value, false)),
             )
         })
         .collect()

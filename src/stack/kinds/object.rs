@@ -36,7 +36,7 @@ fn manifest(request: &Request<'_>) -> Result<Makes> {
     let (version, kind) = (word(&object, "apiVersion")?, word(&object, "kind")?);
     for key in ["status", "managedFields"] {
         if let Some(map) = object.as_object_mut() {
-            map.remove(key);
+            map.shift_remove(key);
         }
     }
     if !object["metadata"].is_object() {
@@ -62,8 +62,8 @@ fn manifest(request: &Request<'_>) -> Result<Makes> {
 fn attributes(object: &Value, _: Find<'_>) -> Map<String, Value> {
     let mut attributes = object.as_object().cloned().unwrap_or_default();
     if object["kind"] == "Secret" && object["apiVersion"] == "v1" {
-        attributes.remove("data");
-        attributes.remove("stringData");
+        attributes.shift_remove("data");
+        attributes.shift_remove("stringData");
     }
     attributes.insert("object".into(), Value::Object(attributes.clone()));
     attributes

@@ -494,3 +494,18 @@ fn what_our_kinds_cannot_change_is_replaced() {
     assert_eq!(change("Kubernetes::Object", "manifest"), Change::InPlace);
     assert_eq!(change("Kubernetes::Object", IDENTITY), Change::Replace);
 }
+
+#[test]
+fn cloud_config_is_in_order_of_its_keys_and_metadata_in_its_own() {
+    let given = json!({"cloud_config": {"runcmd": ["x"], "bootcmd": [{"z": 1, "a": 2}]}});
+    let config = settled("OS::Heat::CloudConfig", &given, &[])
+        .unwrap()
+        .config;
+    let text = config.unwrap();
+    assert!(text.find("bootcmd").unwrap() < text.find("runcmd").unwrap());
+    assert!(text.find("a: 2").unwrap() < text.find("z: 1").unwrap());
+    let metadata = json!({"m": {"z": 1, "a": [1, 2]}});
+    let given = json!({"flavor": "f", "image": "i", "metadata": metadata});
+    let server: ServerSpec = spec(&made("OS::Nova::Server", &given).unwrap());
+    assert_eq!(server.metadata["m"], r#"{"z": 1, "a": [1, 2]}"#);
+}

@@ -269,7 +269,7 @@ impl<'p, 'a> Walk<'p, 'a> {
         let (Decision::Keep(number) | Decision::Change(number) | Decision::Make(number)) = decision;
         let (makes, _) = made(self, number)?;
         let key = (path.to_owned(), number);
-        let digest = leaf::digest(&seed, &Value::from(makes.objects.clone()).to_string());
+        let digest = leaf::digest(&seed, &leaf::canonical(&Value::from(makes.objects.clone())));
         if !matches!(decision, Decision::Keep(_)) {
             if !self.may_begin(path, number, leaf, &decision) || !self.make_room(&key, &makes) {
                 return Ok(None);

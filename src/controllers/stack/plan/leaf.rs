@@ -156,7 +156,7 @@ pub(super) fn digests(
 ) -> BTreeMap<String, String> {
     let mut found: BTreeMap<String, String> = properties
         .iter()
-        .map(|(name, value)| (name.clone(), digest(seed, &value.to_string())))
+        .map(|(name, value)| (name.clone(), digest(seed, &canonical(value))))
         .collect();
     if let Some((makes, name)) = makes
         && let Some(object) = makes.objects.last()
@@ -167,6 +167,14 @@ pub(super) fn digests(
         found.insert(IDENTITY.to_owned(), digest(seed, &format!("{reference:?}")));
     }
     found
+}
+
+/// The value as text, the same whatever the order of its maps: as in Heat, whose dictionaries
+/// are equal in any order, another order is no change.
+pub(super) fn canonical(value: &Value) -> String {
+    let mut value = value.clone();
+    value.sort_all_objects();
+    value.to_string()
 }
 
 /// Digest of a text; without the stack's seed nobody can try texts until one fits.

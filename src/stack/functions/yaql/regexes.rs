@@ -33,7 +33,9 @@ pub(super) fn is(value: &Value) -> bool {
 /// A pattern that leaves the expression is its text.
 pub(super) fn plain(value: Value) -> Value {
     match value {
-        Value::Object(mut map) if map.contains_key(MARK) => map.remove(MARK).unwrap_or_default(),
+        Value::Object(mut map) if map.contains_key(MARK) => {
+            map.shift_remove(MARK).unwrap_or_default()
+        }
         Value::Object(map) => Value::Object(
             map.into_iter()
                 .map(|(key, value)| (key, plain(value)))

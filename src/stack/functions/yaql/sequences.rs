@@ -255,7 +255,7 @@ pub(super) fn of_map(
             };
             let mut result = map.clone();
             for key in keys.iter().filter_map(|key| key_text(key).ok()) {
-                result.remove(&key);
+                result.shift_remove(&key);
             }
             Ok(Value::Object(result))
         }

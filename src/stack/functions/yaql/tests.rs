@@ -98,6 +98,39 @@ fn expressions_give_what_they_should() {
 }
 
 #[test]
+fn maps_keep_their_order() {
+    let data = json!({"map": {"z": 1, "c": 2, "a": 3, "b": 4}, "more": {"y": 5, "c": 6},
+        "rows": [{"k": "z", "v": 1}, {"k": "a", "v": 2}]});
+    let cases = [
+        ("$.data.map.keys()", r#"["z","c","a","b"]"#),
+        ("$.data.map.values()", "[1,2,3,4]"),
+        ("$.data.map.items()", r#"[["z",1],["c",2],["a",3],["b",4]]"#),
+        ("$.data.map.select($)", r#"["z","c","a","b"]"#),
+        ("$.data.map.delete(z)", r#"{"c":2,"a":3,"b":4}"#),
+        ("$.data.map.set(c, 0)", r#"{"z":1,"c":0,"a":3,"b":4}"#),
+        (
+            "$.data.map + $.data.more",
+            r#"{"z":1,"c":6,"a":3,"b":4,"y":5}"#,
+        ),
+        (
+            "$.data.map.mergeWith($.data.more)",
+            r#"{"z":1,"c":6,"a":3,"b":4,"y":5}"#,
+        ),
+        ("$.data.rows.toDict($.k, $.v)", r#"{"z":1,"a":2}"#),
+        ("dict($.data.rows.select([$.k, $.v]))", r#"{"z":1,"a":2}"#),
+        ("{z => 1, a => 2}", r#"{"z":1,"a":2}"#),
+        (
+            "$.data.map.items().groupBy($[1] mod 2)",
+            r#"[[1,[["z",1],["a",3]]],[0,[["c",2],["b",4]]]]"#,
+        ),
+    ];
+    for (expression, given) in cases {
+        let found = evaluate(expression, data.clone()).unwrap();
+        assert_eq!(found.to_string(), given, "{expression}");
+    }
+}
+
+#[test]
 fn what_is_lacking_is_refused_by_name() {
     let error = evaluate("$.data.frobnicate()", json!([])).unwrap_err();
     assert!(error.to_string().contains("frobnicate"), "{error}");

@@ -11,7 +11,7 @@ pub(super) fn str_of(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
         Value::Null => "null".into(),
-        Value::Array(_) | Value::Object(_) => crate::stack::functions::python_json(value),
+        Value::Array(_) | Value::Object(_) => crate::stack::functions::python_json(value, false),
         other => other.to_string(),
     }
 }
