@@ -27,6 +27,7 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::api::{ObjectMeta, PostParams};
 use kube::{Api, Client};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::api::names::SYSTEM_NAMESPACE;
 use crate::kube_ext::lease::Leader;
@@ -86,12 +87,12 @@ pub async fn run(
     stop: CancellationToken,
 ) -> Result<(), Error> {
     ensure_namespace(&context.client, SYSTEM_NAMESPACE).await?;
-    let leader = Leader::new(
+    let leader = Arc::new(Leader::new(
         context.client.clone(),
         SYSTEM_NAMESPACE,
         "pileus-manager",
         config.identity.clone(),
-    );
+    ));
     // A replica that waits for its turn is as ready as it should be.
     ready.set(true);
     tokio::select! {
@@ -100,6 +101,12 @@ pub async fn run(
     }
     tracing::info!(identity = %config.identity, "leading");
     let work = lead(config, context, stop.clone());
+    // In a task of its own: work that takes long must not cost the lease.
+    let held = tokio::spawn({
+        let leader = Arc::clone(&leader);
+        async move { leader.hold().await }
+    });
+    let held = AbortOnDropHandle::new(held);
     let lost = tokio::select! {
         ended = work => {
             if let Err(error) = ended {
@@ -108,7 +115,7 @@ pub async fn run(
             }
             None
         }
-        why = leader.hold() => Some(why),
+        why = held => Some(why.unwrap_or_else(|error| error.to_string())),
     };
     match lost {
         None => {
@@ -130,7 +137,7 @@ async fn lead(config: Config, context: Context, stop: CancellationToken) -> Resu
     let controllers = tokio::select! {
         () = manager.stores.ready() => {
             futures::future::join(
-                worker::run(&manager, stack::follow::followed(&manager, wiring.stacks), 16, stack::reconcile, "stack", stop.clone()),
+                worker::run(&manager, stack::follow::followed(&manager, wiring.stacks), 16, stack::apart::pass, "stack", stop.clone()),
             futures::future::join5(
                 worker::run(&manager, wiring.servers, 32, server::reconcile, "server", stop.clone()),
                 worker::run(&manager, wiring.images, 8, image::reconcile, "image", stop.clone()),

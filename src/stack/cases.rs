@@ -1,9 +1,11 @@
 //! Cases as JSON, one result each: how the engine is compared with Heat's.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashSet};
 
 use serde_json::{Map, Value, json};
 
+use super::budget::Budget;
 use super::environment::Environment;
 use super::files::Files;
 use super::functions::{Known, Scope};
@@ -125,7 +127,8 @@ fn evaluate(case: &Value) -> Result<Value> {
         mappings: &map(case.get("Mappings")),
         conditions: &map(case.get("conditions")),
         facade: &map(case.get("facade")),
-        left: super::functions::BUDGET.into(),
+        budget: Budget::default(),
+        held: RefCell::default(),
     };
     let snippet = case
         .get("snippet")

@@ -1,13 +1,11 @@
 //! Constraints of parameters and properties.
 
-use std::cell::RefCell;
-use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
-use fancy_regex::{Regex, RegexBuilder};
 use serde_json::Value;
 
 use super::parameters::{boolean, boolean_like, number};
+use super::patterns::{self, Made};
 use super::{Error, Result};
 
 /// A rule for a value, with the message its author gave.
@@ -188,20 +186,11 @@ pub(super) fn numeric(value: &Value) -> Option<f64> {
     }
 }
 
-thread_local! {
-    /// Patterns that were made not long ago: templates are evaluated again and again, and
-    /// making one takes longer than evaluating a small template.
-    static MADE: RefCell<HashMap<String, Arc<Regex>>> = RefCell::default();
-}
-
-/// Patterns that are kept at most.
-const KEPT: usize = 128;
-
 /// A pattern as written, and what matches by it once that is asked for.
 #[derive(Debug, Clone)]
 pub struct Pattern {
     text: String,
-    made: OnceLock<Option<Arc<Regex>>>,
+    made: OnceLock<Option<Arc<Made>>>,
 }
 
 impl Pattern {
@@ -214,14 +203,21 @@ impl Pattern {
     }
 
     /// What matches; nothing when this is no pattern.
-    fn made(&self) -> Option<&Regex> {
-        let made = self.made.get_or_init(|| made(&self.text));
+    fn made(&self) -> Option<&Made> {
+        let made = self
+            .made
+            .get_or_init(|| patterns::made(&format!("^(?:{})$", self.text)));
         made.as_deref()
+    }
+
+    /// Whether it takes much room and time.
+    pub(super) fn is_large(&self) -> bool {
+        self.made().is_some_and(|made| made.large)
     }
 
     fn matches(&self, text: &str) -> bool {
         self.made()
-            .is_some_and(|regex| regex.is_match(text).unwrap_or(false))
+            .is_some_and(|made| made.regex.is_match(text).unwrap_or(false))
     }
 }
 
@@ -234,22 +230,4 @@ pub(super) fn pattern(text: &str) -> Result<Rule> {
         )));
     }
     Ok(Rule::Pattern(pattern))
-}
-
-fn made(text: &str) -> Option<Arc<Regex>> {
-    if let Some(regex) = MADE.with_borrow(|made| made.get(text).cloned()) {
-        return Some(regex);
-    }
-    let regex = RegexBuilder::new(&format!("^(?:{text})$"))
-        // Patterns of templates look ahead; what one may cost is bounded.
-        .backtrack_limit(100_000)
-        .build();
-    let regex = Arc::new(regex.ok()?);
-    MADE.with_borrow_mut(|made| {
-        if made.len() >= KEPT {
-            made.clear();
-        }
-        made.insert(text.to_owned(), regex.clone());
-    });
-    Some(regex)
 }

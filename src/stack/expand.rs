@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
 
+use super::budget::Budget;
 use super::environment::Environment;
 use super::render::{self, Input, Rendered, Stack, Stop};
 use super::template::{MAX_RESOURCES, Source};
@@ -124,6 +125,7 @@ pub(super) fn inner(
             secret: BTreeSet::new(),
             // The tree's walk knows them for all.
             removed: BTreeMap::new(),
+            budget: input.budget.clone(),
         }
     };
     if render::is_template_name(&resource.resolved) {
@@ -134,22 +136,24 @@ pub(super) fn inner(
         return Ok(Some(child(yaml::parse(text)?.into(), Map::new())));
     }
     let made = match resource.resolved.as_str() {
-        "OS::Heat::ResourceGroup" => group(&properties)?,
+        "OS::Heat::ResourceGroup" => group(&properties, &input.budget)?,
         "OS::Heat::AutoScalingGroup" => {
             let size = get("desired_capacity").or_else(|| get("min_size"));
             let member = get("resource").cloned().unwrap_or_default();
-            members((0..count(size)?).map(|at| (at.to_string(), member.clone())))
+            let all = (0..count(size)?).map(|at| (at.to_string(), member.clone()));
+            members(&input.budget, all)?
         }
         "OS::Heat::InstanceGroup" | "AWS::AutoScaling::AutoScalingGroup" => {
             let size = get("Size")
                 .or_else(|| get("DesiredCapacity"))
                 .or_else(|| get("MinSize"));
             let member = json!({"type": "OS::Heat::ScaledResource", "properties": launched(stack, get("LaunchConfigurationName"))});
-            members((0..count(size)?).map(|at| (at.to_string(), member.clone())))
+            let all = (0..count(size)?).map(|at| (at.to_string(), member.clone()));
+            members(&input.budget, all)?
         }
-        "OS::Heat::ResourceChain" => chain(&properties),
+        "OS::Heat::ResourceChain" => chain(&properties, &input.budget)?,
         "OS::Heat::SoftwareDeploymentGroup" | "OS::Heat::StructuredDeploymentGroup" => {
-            deployments(&resource.resolved, &properties)
+            deployments(&resource.resolved, &properties, &input.budget)?
         }
         "OS::Heat::Stack" => {
             let text = get("template").and_then(Value::as_str).unwrap_or_default();
@@ -207,13 +211,18 @@ fn count(value: Option<&Value>) -> Result<usize> {
         .ok_or_else(|| Error::new(format!("a group may have {MAX_RESOURCES} members")))
 }
 
-fn members(members: impl Iterator<Item = (String, Value)>) -> Value {
-    let resources: Map<String, Value> = members.collect();
-    json!({"heat_template_version": MADE, "resources": resources})
+/// A template of members; each has a copy of its own of what they share.
+fn members(budget: &Budget, members: impl Iterator<Item = (String, Value)>) -> Result<Value> {
+    let resources = members.map(|(name, member)| {
+        budget.pay(super::functions::weight(&member))?;
+        Ok((name, member))
+    });
+    let resources: Map<String, Value> = resources.collect::<Result<_>>()?;
+    Ok(json!({"heat_template_version": MADE, "resources": resources}))
 }
 
 /// A group's members: `%index%` stands for the name, at any depth.
-fn group(properties: &Map<String, Value>) -> Result<Value> {
+fn group(properties: &Map<String, Value>, budget: &Budget) -> Result<Value> {
     let definition = properties.get("resource_def").and_then(Value::as_object);
     let definition: Map<String, Value> =
         super::registry::without_nulls(definition.cloned().unwrap_or_default());
@@ -223,7 +232,7 @@ fn group(properties: &Map<String, Value>) -> Result<Value> {
     let total = count(properties.get("count"))?;
     let names = (0..).map(|at: usize| at.to_string());
     let names = names.filter(|name| !removed.contains(name)).take(total);
-    Ok(members(names.map(|name| {
+    let all = names.map(|name| {
         let mut member = definition.clone();
         for key in ["properties", "type"] {
             if let Some(value) = member.get_mut(key) {
@@ -231,7 +240,8 @@ fn group(properties: &Map<String, Value>) -> Result<Value> {
             }
         }
         (name, Value::Object(member))
-    })))
+    });
+    members(budget, all)
 }
 
 /// Names that a group must not use any more.
@@ -260,23 +270,24 @@ fn indexed(value: &Value, index: &str, name: &str) -> Value {
 }
 
 /// One resource of each type, one after the other unless told otherwise.
-fn chain(properties: &Map<String, Value>) -> Value {
+fn chain(properties: &Map<String, Value>, budget: &Budget) -> Result<Value> {
     let kinds = properties.get("resources").and_then(Value::as_array);
     let kinds = kinds.cloned().unwrap_or_default();
     let concurrent = properties.get("concurrent") == Some(&Value::Bool(true));
     let shared = properties.get("resource_properties").cloned();
     let shared = shared.filter(Value::is_object).unwrap_or_else(|| json!({}));
-    members(kinds.into_iter().enumerate().map(|(at, kind)| {
+    let all = kinds.into_iter().enumerate().map(|(at, kind)| {
         let mut member = json!({"type": kind, "properties": shared});
         if at > 0 && !concurrent {
             member["depends_on"] = json!([(at - 1).to_string()]);
         }
         (at.to_string(), member)
-    }))
+    });
+    members(budget, all)
 }
 
 /// One deployment for each server.
-fn deployments(kind: &str, properties: &Map<String, Value>) -> Value {
+fn deployments(kind: &str, properties: &Map<String, Value>, budget: &Budget) -> Result<Value> {
     let kind = kind.strip_suffix("Group").unwrap_or(kind);
     let servers = properties.get("servers").and_then(Value::as_object);
     let shared: Map<String, Value> = properties
@@ -284,11 +295,12 @@ fn deployments(kind: &str, properties: &Map<String, Value>) -> Value {
         .filter(|(key, _)| *key != "servers")
         .map(|(key, value)| (key.clone(), value.clone()))
         .collect();
-    members(servers.into_iter().flatten().map(|(name, server)| {
+    let all = servers.into_iter().flatten().map(|(name, server)| {
         let mut own = shared.clone();
         own.insert("server".into(), server.clone());
         (name.clone(), json!({"type": kind, "properties": own}))
-    }))
+    });
+    members(budget, all)
 }
 
 /// What a launch configuration of the same stack says of its instances.

@@ -256,6 +256,12 @@ pub(super) fn hidden(
     added
 }
 
+/// Whether a resource's values may make it wait for what its template does not name.
+pub(super) fn waits_unsaid(resource: &Rendered) -> bool {
+    let kind = plain_kind(resource);
+    kind.starts_with("OS::Neutron::") || kind == "OS::Nova::Server"
+}
+
 /// A floating address of a port waits for the router on the port's subnet.
 fn through_interfaces(
     graph: &Graph,

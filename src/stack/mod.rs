@@ -25,6 +25,7 @@
 //! | [`hooks`] | where resources wait, and what must not be done with them |
 //! | [`kinds`] | what each resource type becomes in Kubernetes |
 
+pub mod budget;
 pub mod builtin;
 pub mod cases;
 pub mod constraint;
@@ -39,6 +40,7 @@ pub mod hooks;
 #[cfg(not(fuzzing))]
 pub mod kinds;
 pub mod parameters;
+mod patterns;
 pub mod plan;
 pub mod registry;
 pub mod render;

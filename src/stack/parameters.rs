@@ -366,6 +366,11 @@ pub(crate) fn boolean(value: &Value) -> Option<bool> {
     }
 }
 
+/// Patterns that the constraints of a template may have in all.
+const MAX_PATTERNS: usize = 1000;
+/// Large ones among them, which take time to make and much room.
+const MAX_LARGE_PATTERNS: usize = 8;
+
 impl Parameters {
     /// Every parameter's value: what the user gave, else `defaults` of the
     /// environment, else the template's default.
@@ -386,9 +391,25 @@ impl Parameters {
             missing: BTreeSet::new(),
         };
         let mut parsed = Vec::with_capacity(schemas.len());
+        let (mut patterns, mut large) = (0, 0);
         for (name, schema) in schemas {
             let schema = Schema::parse(schema, version)
                 .map_err(|error| error.below(&format!("parameters.{name}")))?;
+            for rule in schema.rules() {
+                if let Rule::Pattern(pattern) = rule {
+                    patterns += 1;
+                    large += usize::from(pattern.is_large());
+                }
+            }
+            if patterns > MAX_PATTERNS || large > MAX_LARGE_PATTERNS {
+                return Err(Error::at(
+                    format!("parameters.{name}"),
+                    format!(
+                        "a template may have {MAX_PATTERNS} patterns, {MAX_LARGE_PATTERNS} of \
+                         them large ones, such as `\\w{{1,100}}`"
+                    ),
+                ));
+            }
             parsed.push((name, schema));
         }
         if let Some(name) = given.keys().find(|name| !schemas.contains_key(*name)) {

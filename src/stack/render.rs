@@ -2,11 +2,13 @@
 //! what a plan is made from.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
+use super::budget::Budget;
 use super::environment::Environment;
 use super::files::Files;
 use super::functions::{Known, References, Scope};
@@ -35,6 +37,8 @@ pub struct Input {
     pub secret: BTreeSet<String>,
     /// Of the whole tree, by the path of a group: names that it has been told before not to use.
     pub removed: BTreeMap<String, BTreeSet<String>>,
+    /// What evaluating it, and what is inside of it, may still cost.
+    pub budget: Budget,
 }
 
 /// One resource, evaluated.
@@ -110,17 +114,9 @@ pub fn stack(input: &Input) -> std::result::Result<Stack, Stop> {
     .map_err(stop("parameters"))?;
     let secret = input.secret.iter().cloned();
     parameters.hidden.extend(secret);
-    let mut scope = Scope {
-        version: template.version,
-        parameters: &parameters.values,
-        resources: &BTreeMap::new(),
-        existing: None,
-        files: &input.files,
-        mappings: &template.mappings,
-        conditions: &template.conditions,
-        facade: &input.facade,
-        left: super::functions::BUDGET.into(),
-    };
+    let mut scope = scope(input, &template, &parameters);
+    let nothing = BTreeMap::new();
+    scope.resources = &nothing;
     let existing = existing(&template, &scope).map_err(stop("resources"))?;
     scope.resources = &input.resources;
     scope.existing = Some(&existing);
@@ -167,6 +163,62 @@ pub fn stack(input: &Input) -> std::result::Result<Stack, Stop> {
     })
 }
 
+/// Evaluates one resource of `stack` anew, as more is known by now; `existing` are the names
+/// of the stack's resources. What depends on what stays as it is but for Heat's own
+/// dependencies, which come from values: more of them may show.
+///
+/// # Errors
+/// As [`stack()`].
+pub(super) fn again(
+    input: &Input,
+    stack: &mut Stack,
+    existing: &HashSet<&str>,
+    name: &str,
+) -> std::result::Result<(), Stop> {
+    let template = Arc::clone(&stack.template);
+    let Some((resource, before)) =
+        (template.resources.get(name)).zip(stack.resources.get_mut(name))
+    else {
+        return Ok(());
+    };
+    let needs = Needs {
+        by_property: std::mem::take(&mut before.references),
+        ..Needs::default()
+    };
+    let mut scope = scope(input, &template, &stack.parameters);
+    scope.existing = Some(existing);
+    let rendered = one(input, &scope, &template, name, resource, needs);
+    let rendered = rendered.map_err(|error| Stop {
+        stage: "resources",
+        error: error.below(&format!("resources.{name}")),
+    })?;
+    let waits = graph::waits_unsaid(&rendered);
+    *before = rendered;
+    if waits {
+        let more = graph::hidden(&mut stack.graph, &stack.resources);
+        for (name, others) in more {
+            stack.hidden.entry(name).or_default().extend(others);
+        }
+    }
+    Ok(())
+}
+
+/// What values of a template may refer to.
+fn scope<'a>(input: &'a Input, template: &'a Template, parameters: &'a Parameters) -> Scope<'a> {
+    Scope {
+        version: template.version,
+        parameters: &parameters.values,
+        resources: &input.resources,
+        existing: None,
+        files: &input.files,
+        mappings: &template.mappings,
+        conditions: &template.conditions,
+        facade: &input.facade,
+        budget: input.budget.clone(),
+        held: RefCell::default(),
+    }
+}
+
 /// The resources whose condition holds.
 fn existing<'t>(template: &'t Template, scope: &Scope<'_>) -> Result<HashSet<&'t str>> {
     let mut existing = HashSet::with_capacity(template.resources.len());
@@ -183,6 +235,7 @@ fn existing<'t>(template: &'t Template, scope: &Scope<'_>) -> Result<HashSet<&'t
 }
 
 /// What a resource waits for, as its template says.
+#[derive(Default)]
 struct Needs {
     explicit: BTreeSet<String>,
     by_property: BTreeMap<String, BTreeSet<String>>,

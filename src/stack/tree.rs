@@ -9,13 +9,15 @@
 //! be; what depends on it is evaluated with its answer. What holds a stack is looked into
 //! once everything that it is made from is known: the size of a group may be an attribute.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
 use super::functions::Known;
 use super::render::{self, Input, Rendered, Stack, Stop};
-use super::{Error, Result, expand, hide};
+use super::template::MAX_RESOURCES;
+use super::{Error, Result, expand, hide, validate};
 
 /// Stands between the names in a path; names of resources cannot have it.
 pub const SEPARATOR: char = '/';
@@ -105,6 +107,7 @@ pub fn flatten(
     let mut walk = Walk {
         flat: Flat::default(),
         removed: &input.removed,
+        left: MAX_RESOURCES,
         settle,
     };
     let level = walk.level(input.clone(), &Place::default(), 0)?;
@@ -144,6 +147,8 @@ struct Level {
 struct Walk<'a> {
     flat: Flat,
     removed: &'a BTreeMap<String, BTreeSet<String>>,
+    /// How many resources there may be more.
+    left: usize,
     settle: &'a mut dyn FnMut(&str, &Leaf) -> Option<Known>,
 }
 
@@ -164,17 +169,37 @@ impl Walk<'_> {
         let mut asked: BTreeSet<String> = BTreeSet::new();
         let mut settled: BTreeSet<String> = BTreeSet::new();
         let stack = loop {
-            let stack = render::stack(&input)?;
-            stack.order.as_ref().map_err(|error| stop(error.clone()))?;
+            let mut stack = render::stack(&input)?;
+            if asked.is_empty() {
+                let left = self.left.checked_sub(stack.resources.len());
+                self.left = left.ok_or_else(too_many)?;
+            }
+            let order = stack.order.clone().map_err(stop)?;
             let hidden = hide::tainted(&stack, place.hidden);
+            let template = Arc::clone(&stack.template);
+            let names = template.resources.keys().map(String::as_str);
+            let existing: HashSet<&str> = names
+                .filter(|name| stack.resources.contains_key(*name))
+                .collect();
             let mut progress = false;
-            // Values of what settles in this round are in the next one's.
             let evaluated = settled.clone();
-            for (name, resource) in &stack.resources {
-                let met = required(&stack, name).all(|r| evaluated.contains(r));
-                if !met || asked.contains(name) {
+            for name in &order {
+                let met = |stack: &Stack, by: &BTreeSet<String>| {
+                    required(stack, name).all(|required| by.contains(required))
+                };
+                if asked.contains(name) || !met(&stack, &settled) {
                     continue;
                 }
+                // What it is made from has settled in this very round.
+                if !met(&stack, &evaluated) {
+                    render::again(&input, &mut stack, &existing, name)?;
+                    if !met(&stack, &settled) {
+                        continue;
+                    }
+                }
+                let Some(resource) = stack.resources.get(name) else {
+                    continue;
+                };
                 asked.insert(name.clone());
                 progress = true;
                 let tainted = hidden.contains(name);
@@ -208,7 +233,7 @@ impl Walk<'_> {
                 break stack;
             }
         };
-        self.finish(&stack, &input, place, inside, &asked, &settled)
+        Ok(self.finish(&stack, &input, place, inside, &asked, &settled))
     }
 
     /// A group that has been told before not to use some names, and whose policy appends to
@@ -250,7 +275,7 @@ impl Walk<'_> {
         inside: BTreeMap<String, Level>,
         asked: &BTreeSet<String>,
         settled: &BTreeSet<String>,
-    ) -> std::result::Result<Level, Stop> {
+    ) -> Level {
         let hidden = hide::tainted(stack, place.hidden);
         let mut level = Level {
             complete: settled.len() == stack.resources.len(),
@@ -271,12 +296,6 @@ impl Walk<'_> {
             }
             level.leaves.insert(path);
         }
-        if self.flat.leaves.len() > super::template::MAX_RESOURCES {
-            return Err(stop(Error::new(format!(
-                "more than {} resources in all",
-                super::template::MAX_RESOURCES
-            ))));
-        }
         for (_, inner) in inside {
             level.leaves.extend(inner.leaves);
         }
@@ -296,7 +315,7 @@ impl Walk<'_> {
             };
             level.outputs.insert(name.clone(), output);
         }
-        Ok(level)
+        level
     }
 }
 
@@ -330,6 +349,12 @@ fn below(
         batches,
         hidden,
     }
+}
+
+fn too_many() -> Stop {
+    stop(Error::new(format!(
+        "more than {MAX_RESOURCES} resources in all"
+    )))
 }
 
 fn stop(error: Error) -> Stop {
@@ -387,9 +412,15 @@ fn leaf(
         },
         ..batch.clone()
     });
+    // What is made from attributes is known only now.
+    let within = if ready && !resource.references.is_empty() {
+        validate::constraints(resource, &|_| false)
+    } else {
+        Ok(())
+    };
     Leaf {
         kind: resource.resolved.clone(),
-        properties: resource.typed.clone(),
+        properties: within.and_then(|()| resource.typed.clone()),
         metadata: resource.metadata.clone().unwrap_or_default(),
         references: references.collect(),
         requires: paths(stack, name, place, inside),

@@ -67,7 +67,7 @@ fn template(template: &Template) -> Result<()> {
 }
 
 fn properties(resource: &Rendered) -> Result<()> {
-    let Some(schema) = &resource.schema else {
+    if resource.schema.is_none() {
         return Err(Error::at(
             "type",
             if render::is_template_name(&resource.resolved) {
@@ -79,6 +79,22 @@ fn properties(resource: &Rendered) -> Result<()> {
                 format!("the resource type `{}` is not known", resource.kind)
             },
         ));
+    }
+    let unknown_yet = |name: &str| {
+        let found = |key: &str| resource.references.get(key).is_some_and(|r| !r.is_empty());
+        found(name) || found("*")
+    };
+    constraints(resource, &unknown_yet)
+}
+
+/// Whether a resource's properties are such as its type takes. Of those that are
+/// `unknown_yet` only the shape is looked at.
+///
+/// # Errors
+/// For the first one that is not.
+pub(super) fn constraints(resource: &Rendered, unknown_yet: &dyn Fn(&str) -> bool) -> Result<()> {
+    let Some(schema) = &resource.schema else {
+        return Ok(());
     };
     let empty = Map::new();
     let given = match &resource.properties {
@@ -92,15 +108,11 @@ fn properties(resource: &Rendered) -> Result<()> {
     if let Err(error) = &resource.typed {
         return Err(error.clone().below("properties"));
     }
-    let unknown_yet = |name: &str| {
-        let found = |key: &str| resource.references.get(key).is_some_and(|r| !r.is_empty());
-        found(name) || found("*")
-    };
     // A type that stands for a template of Heat's own takes what that takes.
     if schema.mapped.is_some() || registry::takes_anything(&resource.resolved, schema) {
         return Ok(());
     }
-    typed::check(&schema.properties, given, &unknown_yet).map_err(|error| error.below("properties"))
+    typed::check(&schema.properties, given, unknown_yet).map_err(|error| error.below("properties"))
 }
 
 #[cfg(test)]

@@ -70,7 +70,7 @@ impl Builder {
                     None if matches!(style, ScalarStyle::Plain) => scalar(&text),
                     None => Value::String(text.into_owned()),
                 };
-                self.count(1)?;
+                self.count(size(&value))?;
                 self.place(value, anchor)?;
             }
             Event::SequenceStart(_, anchor, _) => self.push(Open::List(Vec::new()), anchor)?,
@@ -164,6 +164,8 @@ fn size(value: &Value) -> usize {
     1 + match value {
         Value::Array(items) => items.iter().map(size).sum(),
         Value::Object(map) => map.values().map(size).sum(),
+        // Short texts are one value each; long ones would multiply as well as lists.
+        Value::String(text) => text.len() / 64,
         _ => 0,
     }
 }

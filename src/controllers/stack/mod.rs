@@ -6,6 +6,7 @@
 //! returns all of it, hidden parameters never have to be written into a child's spec, and
 //! no crash can leave an outer and an inner stack of two minds.
 
+pub mod apart;
 pub mod children;
 pub mod follow;
 pub mod ledger;
@@ -139,7 +140,14 @@ pub async fn reconcile(stack: Arc<Stack>, manager: Arc<Manager>) -> Outcome {
         tell(&api, &stack, &manager, &status).await?;
         return Ok(Some(UNWATCHED));
     }
-    let mut plan = plan::plan(&stack, &seen);
+    let mut plan = match apart::compute(|| plan::plan(&stack, &seen)) {
+        Ok(plan) => plan,
+        Err(fault) => {
+            let status = status::stuck(&stack, &fault, seen.now);
+            tell(&api, &stack, &manager, &status).await?;
+            return Ok(Some(apart::AFTER_FAULT));
+        }
+    };
     if let Some(sources) = &plan.store {
         records.keep(sources).await?;
     }

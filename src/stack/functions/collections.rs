@@ -149,7 +149,7 @@ pub(super) fn repeat(scope: &Scope<'_>, argument: &Value) -> Result<Value> {
     let rows = rows.into_iter().map(|row| {
         let pairs: Vec<_> = names.iter().map(String::as_str).zip(row).collect();
         let row = fill(template, &pairs);
-        scope.pay(super::weight(&row))?;
+        scope.budget.pay(super::weight(&row))?;
         scope.evaluate(&row)
     });
     rows.collect()

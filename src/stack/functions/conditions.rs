@@ -50,6 +50,9 @@ fn is_logic(name: &str) -> bool {
 }
 
 fn named(scope: &Scope<'_>, name: &str, path: &mut Vec<String>) -> Result<bool> {
+    if let Some(held) = scope.held.borrow().get(name) {
+        return Ok(*held);
+    }
     let definition = scope
         .conditions
         .get(name)
@@ -61,10 +64,18 @@ fn named(scope: &Scope<'_>, name: &str, path: &mut Vec<String>) -> Result<bool> 
             path.join(" → ")
         )));
     }
+    if path.len() > super::MAX_DEPTH {
+        return Err(Error::new(format!(
+            "conditions name one another over more than {} levels",
+            super::MAX_DEPTH
+        )));
+    }
     path.push(name.to_owned());
     let result = holds(scope, definition, path);
     path.pop();
-    result
+    let result = result?;
+    scope.held.borrow_mut().insert(name.to_owned(), result);
+    Ok(result)
 }
 
 fn call(scope: &Scope<'_>, name: &str, argument: &Value, path: &mut Vec<String>) -> Result<bool> {

@@ -9,18 +9,16 @@ mod yaql;
 
 pub use references::References;
 
-use std::collections::{BTreeMap, HashSet};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde_json::{Map, Value};
 
+use super::budget::Budget;
 use super::files::Files;
 use super::parameters;
 use super::version::Version;
 use super::{Error, Result, kind_of};
-
-/// What the functions of one stack may make in all, in bytes or so: functions in
-/// functions can double what they are given at every level.
-pub const BUDGET: usize = 64 << 20;
 
 /// How deep functions may stand in functions.
 const MAX_DEPTH: usize = 200;
@@ -56,8 +54,10 @@ pub struct Scope<'a> {
     pub conditions: &'a Map<String, Value>,
     /// The outer resource of a nested stack: metadata, deletion_policy, update_policy.
     pub facade: &'a Map<String, Value>,
-    /// What functions may still make; begins as [`BUDGET`].
-    pub left: std::cell::Cell<usize>,
+    /// What evaluating may still cost.
+    pub budget: Budget,
+    /// Conditions that have been looked at: many may name the same one.
+    pub held: RefCell<HashMap<String, bool>>,
 }
 
 /// A value that `if` without an else leaves out.
@@ -139,7 +139,10 @@ impl Scope<'_> {
                 }
                 Value::Object(result)
             }
-            plain => plain.clone(),
+            plain => {
+                self.budget.pay(weight(plain))?;
+                plain.clone()
+            }
         }))
     }
 
@@ -180,22 +183,23 @@ impl Scope<'_> {
             "map_merge" => collections::map_merge(argument),
             "map_replace" => collections::map_replace(argument),
             "list_concat" => collections::list_concat(argument, false),
-            "list_concat_unique" => collections::list_concat(argument, true),
+            "list_concat_unique" => {
+                // Each is compared with every other.
+                let items = lengths(argument);
+                self.budget.pay(items.saturating_mul(items) / 4)?;
+                collections::list_concat(argument, true)
+            }
             "contains" => collections::contains(argument),
-            "filter" => collections::filter(argument),
-            "yaql" => yaql::call(argument),
+            "filter" => {
+                let items = lengths(argument);
+                self.budget.pay(items.saturating_mul(items) / 4)?;
+                collections::filter(argument)
+            }
+            "yaql" => yaql::call(argument, &self.budget),
             _ => cfn::call(self, name, argument),
         }?;
-        self.pay(weight(&value))?;
+        self.budget.pay(weight(&value))?;
         Ok(Evaluated::Value(value))
-    }
-
-    /// Takes `cost` from what functions may still make.
-    fn pay(&self, cost: usize) -> Result<()> {
-        let left = self.left.get().checked_sub(cost);
-        self.left.set(left.unwrap_or(0));
-        left.map(drop)
-            .ok_or_else(|| Error::new("the template's functions make too much"))
     }
 
     /// Whether `map` is a function's call.
@@ -339,8 +343,14 @@ impl Scope<'_> {
     }
 }
 
+/// How many items the lists of a list have in all.
+fn lengths(lists: &Value) -> usize {
+    let lists = lists.as_array().into_iter().flatten();
+    lists.filter_map(|list| Some(list.as_array()?.len())).sum()
+}
+
 /// About how many bytes a value takes.
-fn weight(value: &Value) -> usize {
+pub(super) fn weight(value: &Value) -> usize {
     16 + match value {
         Value::Array(items) => items.iter().map(weight).sum(),
         Value::Object(map) => map.iter().map(|(key, v)| key.len() + weight(v)).sum(),

@@ -110,7 +110,7 @@ fn put(
     *used = true;
     for (at, part) in text.split(*key).enumerate() {
         if at > 0 {
-            scope.pay(value.len())?;
+            scope.budget.pay(value.len())?;
             result.push_str(value);
         }
         put(scope, part, rest, result)?;
@@ -155,7 +155,9 @@ pub(super) fn join(scope: &Scope<'_>, argument: &Value, several: bool) -> Result
             });
         }
     }
-    scope.pay(parts.len().saturating_mul(delimiter.len()))?;
+    scope
+        .budget
+        .pay(parts.len().saturating_mul(delimiter.len()))?;
     Ok(Value::from(parts.join(delimiter)))
 }
 

@@ -25,7 +25,8 @@ fn evaluate(version: Version, value: &Value) -> Result<Value> {
         mappings: &Map::new(),
         conditions: conditions.as_object().unwrap(),
         facade: &Map::new(),
-        left: BUDGET.into(),
+        budget: Budget::default(),
+        held: RefCell::default(),
     }
     .evaluate(value)
 }
@@ -212,7 +213,8 @@ fn an_attribute_left_out_leaves_the_others_in_order() {
         mappings: &none,
         conditions: &none,
         facade: &none,
-        left: BUDGET.into(),
+        budget: Budget::default(),
+        held: RefCell::default(),
     };
     let all = scope.evaluate(&json!({"get_attr": ["web"]})).unwrap();
     assert_eq!(all.to_string(), r#"{"z":1,"b":2,"a":3}"#);

@@ -295,6 +295,9 @@ fn class(name: &str) -> Vec<char> {
     all.chars().collect()
 }
 
+/// Characters that Heat's `OS::Heat::RandomString` has at most.
+const LONGEST: usize = 512;
+
 fn random_string(request: &Request<'_>) -> Result<Settles> {
     let mut seed = request.seed.to_vec();
     seed.extend(request.text("salt").unwrap_or_default().bytes());
@@ -324,7 +327,14 @@ fn random_string(request: &Request<'_>) -> Result<Settles> {
     }
     sets.retain(|(characters, _)| !characters.is_empty());
     let length = usize::try_from(request.integer("length")).unwrap_or(0);
-    let needed: usize = sets.iter().map(|(_, least)| *least).sum();
+    if length > LONGEST {
+        return Err(Error::at(
+            "length",
+            format!("{length} characters are asked for; there are at most {LONGEST}"),
+        ));
+    }
+    let least = sets.iter().map(|(_, least)| *least);
+    let needed = least.fold(0_usize, usize::saturating_add);
     if needed > length {
         return Err(Error::at(
             "length",

@@ -8,10 +8,15 @@ use serde_json::{Map, Number, Value};
 use super::library;
 use super::parse::{Ast, Call};
 use super::regexes;
+use crate::stack::budget::Budget;
 use crate::stack::{Error, Result, kind_of};
 
 /// Values an expression may touch.
 const BUDGET: usize = 2_000_000;
+/// What touching one costs its stack.
+const VALUE: usize = 32;
+/// What looking for a pattern costs, in values: it may go back many steps.
+pub(super) const SEARCH: usize = 200;
 /// How deep lambdas may stand in lambdas.
 const MAX_DEPTH: usize = 100;
 
@@ -19,17 +24,21 @@ const MAX_DEPTH: usize = 100;
 pub(super) struct Env<'e> {
     outer: Option<&'e Env<'e>>,
     names: Vec<(String, Value)>,
-    budget: &'e Cell<usize>,
+    /// Of this expression.
+    left: &'e Cell<usize>,
+    /// Of the stack that it stands in.
+    stack: &'e Budget,
     depth: usize,
 }
 
 /// Evaluates `ast` where `$` is `root`.
-pub(super) fn run(ast: &Ast, root: Value) -> Result<Value> {
-    let budget = Cell::new(BUDGET);
+pub(super) fn run(ast: &Ast, root: Value, stack: &Budget) -> Result<Value> {
+    let left = Cell::new(BUDGET);
     let env = Env {
         outer: None,
         names: vec![(String::new(), root)],
-        budget: &budget,
+        left: &left,
+        stack,
         depth: 0,
     };
     env.eval(ast)
@@ -47,10 +56,12 @@ fn size(value: &Value) -> usize {
 impl<'e> Env<'e> {
     /// Pays for `cost` values.
     pub(super) fn pay(&self, cost: usize) -> Result<()> {
-        let left = self.budget.get().checked_sub(cost);
-        self.budget.set(left.unwrap_or(0));
-        left.map(drop)
-            .ok_or_else(|| Error::new("the expression costs too much"))
+        let left = self.left.get().checked_sub(cost);
+        self.left.set(left.unwrap_or(0));
+        if left.is_none() {
+            return Err(Error::new("the expression costs too much"));
+        }
+        self.stack.pay(cost.saturating_mul(VALUE))
     }
 
     fn with(&'e self, names: Vec<(String, Value)>) -> Result<Self> {
@@ -60,7 +71,8 @@ impl<'e> Env<'e> {
         Ok(Self {
             outer: Some(self),
             names,
-            budget: self.budget,
+            left: self.left,
+            stack: self.stack,
             depth: self.depth + 1,
         })
     }
@@ -191,6 +203,9 @@ impl<'e> Env<'e> {
             _ => {}
         }
         let (left, right) = (self.eval(left)?, self.eval(right)?);
+        if matches!(operator, "=~" | "!~") {
+            self.pay(SEARCH)?;
+        }
         let value = operate(operator, &left, &right)?;
         self.pay(size(&value))?;
         Ok(value)

@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 
 use serde_json::{Map, Value};
 
-use super::eval::{Env, compare, equal, key_text, operate, truthy};
+use super::eval::{Env, SEARCH, compare, equal, key_text, operate, truthy};
 use super::parse::{Ast, Call};
 use super::{sequences, texts};
 use crate::stack::{Error, Result};
@@ -437,6 +437,12 @@ impl Merge<'_> {
 
 /// Functions of values alone.
 fn plain(env: &Env<'_>, name: &str, subject: Value, rest: Vec<Value>) -> Result<Value> {
+    if matches!(
+        name,
+        "matches" | "regex" | "replace" | "search" | "searchAll" | "split"
+    ) {
+        env.pay(SEARCH)?;
+    }
     let found = match &subject {
         Value::String(text) => match (name, &rest[..]) {
             ("join", [list @ Value::Array(_)]) => {

@@ -12,10 +12,11 @@ mod texts;
 
 use serde_json::{Map, Value};
 
+use crate::stack::budget::Budget;
 use crate::stack::{Error, Result};
 
 /// `yaql`: evaluates `expression` over `data`.
-pub(super) fn call(argument: &Value) -> Result<Value> {
+pub(super) fn call(argument: &Value, budget: &Budget) -> Result<Value> {
     let usage = "takes a map with `expression`, text, and `data`";
     let Value::Object(map) = argument else {
         return Err(Error::new(usage));
@@ -30,7 +31,7 @@ pub(super) fn call(argument: &Value) -> Result<Value> {
         .get("data")
         .cloned()
         .unwrap_or_else(|| Value::Object(Map::new()));
-    evaluate(expression, data)
+    evaluate(expression, data, budget)
 }
 
 /// The value of `expression` where `$.data` is `data`.
@@ -38,11 +39,11 @@ pub(super) fn call(argument: &Value) -> Result<Value> {
 /// # Errors
 /// When the expression is none, costs too much, or does what the values do not
 /// allow.
-pub fn evaluate(expression: &str, data: Value) -> Result<Value> {
+pub fn evaluate(expression: &str, data: Value, budget: &Budget) -> Result<Value> {
     let ast = parse::parse(expression)?;
     let mut root = Map::new();
     root.insert("data".to_owned(), data);
-    let value = eval::run(&ast, Value::Object(root))?;
+    let value = eval::run(&ast, Value::Object(root), budget)?;
     Ok(regexes::plain(value))
 }
 

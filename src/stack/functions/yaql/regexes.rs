@@ -1,15 +1,15 @@
 //! Patterns: `regex("…")`, `=~`, `matches`, `search`, `replace`, `split`.
 
-use fancy_regex::{Regex, RegexBuilder};
+use std::sync::Arc;
+
 use serde_json::{Map, Value, json};
 
 use super::eval::wrong;
+use crate::stack::patterns::{self, Made};
 use crate::stack::{Error, Result};
 
 /// How a compiled pattern travels among values; no template writes this key.
 const MARK: &str = "\u{0}regex";
-/// Steps back a pattern may take.
-const BACKTRACK: usize = 100_000;
 
 /// The value that stands for a pattern.
 pub(super) fn make(pattern: &Value, ignore_case: bool) -> Result<Value> {
@@ -46,14 +46,12 @@ pub(super) fn plain(value: Value) -> Value {
     }
 }
 
-fn compile(text: &str) -> Result<Regex> {
-    RegexBuilder::new(text)
-        .backtrack_limit(BACKTRACK)
-        .build()
-        .map_err(|_| Error::new(format!("`{text}` is no pattern that is understood here")))
+fn compile(text: &str) -> Result<Arc<Made>> {
+    let unknown = || Error::new(format!("`{text}` is no pattern that is understood here"));
+    patterns::made(text).ok_or_else(unknown)
 }
 
-fn pattern(value: &Value) -> Result<Regex> {
+fn pattern(value: &Value) -> Result<Arc<Made>> {
     match value.get(MARK).unwrap_or(value) {
         Value::String(text) => compile(text),
         other => Err(wrong("a pattern", other)),
@@ -72,19 +70,19 @@ fn text(value: &Value) -> Result<&str> {
 
 /// Whether the pattern is found in `value`.
 pub(super) fn matches(by: &Value, value: &Value) -> Result<bool> {
-    pattern(by)?.is_match(text(value)?).map_err(costly)
+    pattern(by)?.regex.is_match(text(value)?).map_err(costly)
 }
 
 /// The first match, or null.
 pub(super) fn search(by: &Value, value: &Value) -> Result<Value> {
-    let found = pattern(by)?.find(text(value)?).map_err(costly)?;
+    let found = pattern(by)?.regex.find(text(value)?).map_err(costly)?;
     Ok(found.map_or(Value::Null, |found| Value::from(found.as_str())))
 }
 
 /// Every match.
 pub(super) fn search_all(by: &Value, value: &Value) -> Result<Value> {
     let by = pattern(by)?;
-    let found = by.find_iter(text(value)?);
+    let found = by.regex.find_iter(text(value)?);
     found
         .map(|found| Ok(Value::from(found.map_err(costly)?.as_str())))
         .collect()
@@ -96,7 +94,7 @@ pub(super) fn replace(by: &Value, value: &Value, new: &Value) -> Result<Value> {
     let (text, new) = (text(value)?, text(new)?);
     let mut result = String::new();
     let mut end = 0;
-    for captures in by.captures_iter(text) {
+    for captures in by.regex.captures_iter(text) {
         let captures = captures.map_err(costly)?;
         let Some(whole) = captures.get(0) else {
             continue;
@@ -125,7 +123,7 @@ pub(super) fn split(by: &Value, value: &Value) -> Result<Value> {
     let text = text(value)?;
     let mut parts = Vec::new();
     let mut end = 0;
-    for found in by.find_iter(text) {
+    for found in by.regex.find_iter(text) {
         let found = found.map_err(costly)?;
         parts.push(Value::from(&text[end..found.start()]));
         end = found.end();

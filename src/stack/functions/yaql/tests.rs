@@ -1,7 +1,12 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 use serde_json::{Value, json};
 
-use super::evaluate;
+use crate::stack::Result;
+use crate::stack::budget::Budget;
+
+fn evaluate(expression: &str, data: Value) -> Result<Value> {
+    super::evaluate(expression, data, &Budget::default())
+}
 
 /// Expressions as their language's manual has them, and what they give.
 #[test]

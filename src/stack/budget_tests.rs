@@ -1,0 +1,167 @@
+//! Small templates that ask for a lot: each is answered at once, or refused. What is not would
+//! not end within anybody's patience, or take more memory than there is.
+#![allow(clippy::unwrap_used, reason = "tests")]
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+
+use serde_json::{Map, Value, json};
+
+use super::super::functions::Known;
+use super::super::render::{self, Input};
+use super::super::tree::{self, Flat};
+use super::super::{expand, yaml};
+
+fn input(template: &str, files: &[(&str, &str)]) -> Input {
+    let files = files.iter();
+    Input {
+        template: yaml::parse(template).unwrap().into(),
+        files: files
+            .map(|(name, text)| ((*name).to_owned(), (*text).to_owned()))
+            .collect(),
+        ..Input::default()
+    }
+}
+
+/// Evaluated as when everything settles at once, a Value with what it is given.
+fn flat(input: &Input) -> std::result::Result<Flat, String> {
+    tree::flatten(input, &mut |_, leaf| {
+        let value = leaf.properties.as_ref().ok()?.get("value").cloned();
+        let mut attributes = Map::new();
+        attributes.insert("value".to_owned(), value.unwrap_or_default());
+        Some(Known {
+            refid: Value::from("id"),
+            attributes,
+            open: false,
+        })
+    })
+    .map_err(|stop| stop.error.message)
+}
+
+fn with_outputs(outputs: &str) -> String {
+    format!(
+        "heat_template_version: 2021-04-16\nresources: {{r: {{type: OS::Heat::None}}}}\n{outputs}"
+    )
+}
+
+/// What an output says, or why it has no value.
+fn output(template: &str) -> std::result::Result<Value, String> {
+    let stack = render::stack(&input(template, &[])).map_err(|stop| stop.error.message)?;
+    let (_, value) = stack.outputs.into_values().next_back().unwrap();
+    value.map_err(|error| error.message)
+}
+
+#[test]
+fn a_condition_is_looked_at_once_however_many_name_it() {
+    let mut text = with_outputs("outputs: {o: {value: {if: [c60, yes, no]}}}\nconditions:\n");
+    text.push_str("  c0: {equals: [a, a]}\n");
+    for at in 1..=60 {
+        let before = at - 1;
+        writeln!(text, "  c{at}: {{and: [c{before}, c{before}]}}").unwrap();
+    }
+    assert_eq!(output(&text), Ok(json!(true)));
+}
+
+#[test]
+fn conditions_that_name_one_another_without_end_are_refused() {
+    let mut text = with_outputs("outputs: {o: {value: {if: [c5000, 1, 2]}}}\nconditions:\n");
+    text.push_str("  c0: {equals: [a, a]}\n");
+    for at in 1..=5000 {
+        writeln!(text, "  c{at}: {{not: c{}}}", at - 1).unwrap();
+    }
+    assert!(output(&text).unwrap_err().contains("levels"));
+}
+
+#[test]
+fn groups_in_groups_have_no_more_resources_than_a_stack_may() {
+    let group = |inner: &str| {
+        format!(
+            "{{type: OS::Heat::ResourceGroup, properties: {{count: {{get_attr: [v, value]}}, resource_def: {inner}}}}}"
+        )
+    };
+    let empty = "{type: OS::Heat::ResourceGroup, properties: {count: 0, resource_def: {type: OS::Heat::None}}}";
+    let text = format!(
+        "heat_template_version: 2021-04-16\nresources:\n  v: {{type: OS::Heat::Value, properties: {{value: 1000}}}}\n  g: {}\n",
+        group(&group(&group(empty)))
+    );
+    let input = input(&text, &[]);
+    assert!(expand::expand(&input).is_ok(), "the count is not known yet");
+    assert!(flat(&input).unwrap_err().contains("more than 1000"));
+}
+
+#[test]
+fn a_long_text_is_not_multiplied_by_aliases() {
+    let text = format!(
+        "a: &a '{}'\nb: [{}*a]\n",
+        "x".repeat(50_000),
+        "*a, ".repeat(9_999)
+    );
+    assert!(yaml::parse(&text).unwrap_err().message.contains("aliases"));
+}
+
+#[test]
+fn all_stacks_inside_of_one_spend_from_one_account() {
+    let long = "ab".repeat(4000);
+    let twice =
+        "{str_replace: {template: INNER, params: {a: '0123456789012345678901234567890123456789'}}}";
+    let member = format!(
+        "heat_template_version: 2021-04-16\nparameters: {{i: {{type: string}}}}\nresources: {{r: {{type: OS::Heat::Value, properties: {{value: {}}}}}}}\n",
+        twice.replace(
+            "INNER",
+            &format!(
+                "{{str_replace: {{template: '{long}', params: {{b: '{}'}}}}}}",
+                "a".repeat(20)
+            )
+        )
+    );
+    let text = "heat_template_version: 2021-04-16\nresources:\n  g: {type: OS::Heat::ResourceGroup, properties: {count: 490, resource_def: {type: n.yaml, properties: {i: '%index%'}}}}\n";
+    let input = input(text, &[("n.yaml", &member)]);
+    let refused = flat(&input).unwrap_err();
+    assert!(refused.contains("too much"), "{refused}");
+}
+
+#[test]
+fn expressions_of_one_stack_spend_from_one_account() {
+    let mut text = with_outputs("outputs:\n");
+    for at in 0..2000 {
+        writeln!(text, "  o{at}: {{value: {{yaql: {{expression: 'range(1400).select($ * range(500).len()).len()', data: 1}}}}}}").unwrap();
+    }
+    assert!(output(&text).unwrap_err().contains("too much"));
+}
+
+#[test]
+fn patterns_and_lists_that_cost_much_are_refused() {
+    let expression = |text: &str| {
+        with_outputs(&format!(
+            "outputs: {{o: {{value: {{yaql: {{expression: \"{text}\", data: 1}}}}}}}}\n"
+        ))
+    };
+    let large = expression(r"range(100000).select('a' =~ '(\\w{0,100}){0,9}').len()");
+    assert!(output(&large).is_err());
+    let many =
+        expression(r"range(90000).select('aaaaaaaaaaaaaaaaaaaaaaaaaaaa!' =~ '(?=(a+)+$)b').len()");
+    assert!(output(&many).is_err());
+    let items: Vec<String> = (0..50_000).map(|at| at.to_string()).collect();
+    let unique = with_outputs(&format!(
+        "outputs: {{o: {{value: {{list_concat_unique: [[{}]]}}}}}}\n",
+        items.join(",")
+    ));
+    assert!(output(&unique).unwrap_err().contains("too much"));
+}
+
+#[test]
+fn a_long_chain_is_evaluated_along_itself() {
+    let mut text = "heat_template_version: 2021-04-16\nresources:\n  r000: {type: OS::Heat::Value, properties: {value: x}}\n".to_owned();
+    for at in 1..1000 {
+        let before = at - 1;
+        writeln!(text, "  r{at:03}: {{type: OS::Heat::Value, properties: {{value: {{get_attr: [r{before:03}, value]}}}}}}").unwrap();
+    }
+    text.push_str("outputs: {o: {value: {get_attr: [r999, value]}}}\n");
+    let flat = flat(&input(&text, &[])).unwrap();
+    assert_eq!(flat.leaves.len(), 1000);
+    assert_eq!(flat.outputs["o"].value, Ok(json!("x")));
+    let values = flat.leaves.values();
+    let values: BTreeSet<String> = values
+        .map(|leaf| leaf.properties.clone().unwrap()["value"].to_string())
+        .collect();
+    assert_eq!(values.len(), 1, "each has the value of the first");
+}
