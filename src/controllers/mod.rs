@@ -27,7 +27,6 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::api::{ObjectMeta, PostParams};
 use kube::{Api, Client};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::AbortOnDropHandle;
 
 use crate::api::names::SYSTEM_NAMESPACE;
 use crate::kube_ext::lease::Leader;
@@ -87,12 +86,12 @@ pub async fn run(
     stop: CancellationToken,
 ) -> Result<(), Error> {
     ensure_namespace(&context.client, SYSTEM_NAMESPACE).await?;
-    let leader = Arc::new(Leader::new(
+    let leader = Leader::new(
         context.client.clone(),
         SYSTEM_NAMESPACE,
         "pileus-manager",
         config.identity.clone(),
-    ));
+    );
     // A replica that waits for its turn is as ready as it should be.
     ready.set(true);
     tokio::select! {
@@ -101,12 +100,6 @@ pub async fn run(
     }
     tracing::info!(identity = %config.identity, "leading");
     let work = lead(config, context, stop.clone());
-    // In a task of its own: work that takes long must not cost the lease.
-    let held = tokio::spawn({
-        let leader = Arc::clone(&leader);
-        async move { leader.hold().await }
-    });
-    let held = AbortOnDropHandle::new(held);
     let lost = tokio::select! {
         ended = work => {
             if let Err(error) = ended {
@@ -115,7 +108,7 @@ pub async fn run(
             }
             None
         }
-        why = held => Some(why.unwrap_or_else(|error| error.to_string())),
+        why = leader.hold() => Some(why),
     };
     match lost {
         None => {

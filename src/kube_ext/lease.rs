@@ -9,6 +9,7 @@ use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use serde_json::json;
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::ApiError;
 
@@ -24,6 +25,7 @@ const GIVE_UP: Duration = Duration::from_secs(20);
 const RENEWAL: Duration = Duration::from_secs(10);
 
 /// Holds the leadership of a role among its replicas.
+#[derive(Clone)]
 pub struct Leader {
     api: Api<Lease>,
     name: String,
@@ -131,7 +133,17 @@ impl Leader {
 
     /// Renews until leadership is lost: somebody else holds the lease, or it could not be
     /// renewed for 20 seconds. The caller must end the process then.
+    ///
+    /// In a task of its own: what the caller does meanwhile may take long without a pause,
+    /// and must not cost the lease by that.
     pub async fn hold(&self) -> String {
+        let leader = self.clone();
+        let held = tokio::spawn(async move { leader.renew_until_lost().await });
+        let held = AbortOnDropHandle::new(held).await;
+        held.unwrap_or_else(|error| format!("the lease is not renewed: {error}"))
+    }
+
+    async fn renew_until_lost(&self) -> String {
         let mut renewed = Instant::now();
         loop {
             tokio::time::sleep(RENEW).await;
