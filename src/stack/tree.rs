@@ -131,6 +131,8 @@ struct Place {
     batches: Vec<Batch>,
     /// The parameters come from hidden ones.
     hidden: bool,
+    /// What holds it is kept when the stack lets go of it, and so is what is in it.
+    retain: bool,
 }
 
 /// One stack of the tree.
@@ -348,6 +350,7 @@ fn below(
         prefix,
         batches,
         hidden,
+        retain: place.retain || is_retained(resource),
     }
 }
 
@@ -425,11 +428,15 @@ fn leaf(
         references: references.collect(),
         requires: paths(stack, name, place, inside),
         ready,
-        retain: resource.deletion_policy == "Retain",
+        retain: place.retain || is_retained(resource),
         external_id: resource.external_id.clone(),
         batches: batches.collect(),
         hidden,
     }
+}
+
+fn is_retained(resource: &Rendered) -> bool {
+    resource.deletion_policy == "Retain"
 }
 
 /// A group's way of changing members, if it has one.

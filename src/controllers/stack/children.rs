@@ -20,7 +20,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::Shared;
-use super::ledger::{Action, Entry, Ledger, Reference};
+use super::ledger::{Entry, Ledger, Reference};
 use super::recall::Recall;
 use crate::api::names::{MANAGER, STACK_UID_LABEL};
 use crate::api::{
@@ -28,7 +28,7 @@ use crate::api::{
     Stack, Subnet,
 };
 use crate::controllers::Stores;
-use crate::kube_ext::{ApiError, chain, find, is_gone};
+use crate::kube_ext::{ApiError, chain, finalize, find, is_gone};
 use k8s_openapi::api::core::v1::{Namespace, Secret};
 
 /// How many requests of one Stack are under way at once.
@@ -104,6 +104,7 @@ impl<'a> Children<'a> {
         let mut found = BTreeMap::new();
         let mut denied = None;
         let mut unknown = Vec::new();
+        let deleting = finalize::is_deleting(self.stack);
         for entry in ledger.entries.values() {
             let mut whole = false;
             if let Some(object) = entry.objects.last() {
@@ -115,8 +116,7 @@ impl<'a> Children<'a> {
                     None => unknown.push((object.clone(), entry.by_account)),
                 }
             }
-            // What only serves a resource matters while that is made, and when it goes.
-            if !whole || entry.action == Action::Delete {
+            if super::plan::needs_serving(ledger, entry, whole, deleting) {
                 let served = entry.objects.split_last().map(|(_, serving)| serving);
                 let serving = served.into_iter().flatten();
                 unknown.extend(serving.map(|object| (object.clone(), entry.by_account)));

@@ -145,6 +145,10 @@ pub struct Entry {
     /// Failed or lost before the action that is under way: another takes its place.
     #[serde(default)]
     pub replace: bool,
+    /// It works, whatever has failed: it is applied again where it is. After a check: it is
+    /// only not ready, which is no reason to do anything with it.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub again: bool,
     /// Its hooks when it was last looked at; those of its deletion must outlive the template.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub hooks: BTreeSet<String>,
@@ -156,10 +160,21 @@ pub struct Entry {
     pub passed: BTreeSet<String>,
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
 /// The hook before a resource is made: an entry that waits at it stands for nothing yet.
 pub const PRE_CREATE: &str = "pre-create";
 
 impl Entry {
+    /// Whether it has failed in the action that is under way.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.state == State::Failed && !self.replace && !self.again
+    }
+
     /// Whether it waits at a hook that is not cleared.
     #[must_use]
     pub fn is_waiting(&self) -> bool {
@@ -229,6 +244,9 @@ pub struct Ledger {
     pub reason: String,
     /// When the action began.
     pub started: Timestamp,
+    /// It failed, and what there is was left for people to look at.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub kept: bool,
     /// When the first resource failed in it.
     #[serde(default)]
     pub failing_since: Option<Timestamp>,
@@ -268,6 +286,7 @@ impl Ledger {
             state: State::Complete,
             reason: String::new(),
             started: now,
+            kept: false,
             failing_since: None,
             wanted: String::new(),
             goal: None,
@@ -293,12 +312,13 @@ impl Ledger {
         self.action.is_some() && self.state == State::InProgress
     }
 
-    /// Begins an action: what failed before is to be replaced, not given up again.
+    /// Begins an action.
     pub fn begin(&mut self, action: Action, goal: Option<String>, now: Timestamp) {
         self.action = Some(action);
         self.state = State::InProgress;
         self.reason = format!("Stack {} started", action.word());
         self.started = now;
+        self.kept = false;
         self.failing_since = None;
         self.goal = goal;
         // Each action comes to each hook anew.
@@ -308,11 +328,7 @@ impl Ledger {
             entry.passed.clear();
             if entry.waits.take().as_deref() == Some("pre-update") {
                 entry.set(Action::Update, State::Complete, "", now);
-            }
-        }
-        if matches!(action, Action::Create | Action::Update | Action::Rollback) {
-            for entry in self.entries.values_mut() {
-                entry.replace |= entry.state == State::Failed;
+                entry.again = false;
             }
         }
     }

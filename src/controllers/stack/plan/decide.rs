@@ -2,9 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::Action;
-use super::Entry;
 use super::forward::Walk;
+use super::{Action, Entry, State};
 use crate::controllers::stack::ledger::PRE_CREATE;
 use crate::stack::plan::Change;
 use crate::stack::tree::Leaf;
@@ -43,15 +42,23 @@ impl Walk<'_, '_> {
             .peekable();
         let candidate = usable.peek().copied();
         // A rollback finds what the replacement has not taken the place of yet.
-        if let Some((number, _)) = usable.find(|(_, entry)| entry.properties == *digests) {
-            return Ok(Decision::Keep(number));
+        if let Some((number, entry)) = usable.find(|(_, entry)| entry.properties == *digests) {
+            return Ok(if entry.again {
+                Decision::Change(number)
+            } else {
+                Decision::Keep(number)
+            });
         }
         let next = match newest {
             Some((number, entry)) if entry.waits.as_deref() == Some(PRE_CREATE) => number,
             Some((number, _)) => number.saturating_add(1),
             None => 1,
         };
+        let restricted = hooks::of(&self.registry, path).restricted;
         let Some((number, have)) = candidate else {
+            if ledger.incarnations(path).any(|(_, entry)| is_worth(entry)) {
+                permit(&restricted, "replace")?;
+            }
             return Ok(Decision::Make(next));
         };
         let names: BTreeSet<&String> = digests.keys().chain(have.properties.keys()).collect();
@@ -71,21 +78,32 @@ impl Walk<'_, '_> {
                 }
             }
         }
-        let action = if replace { "replace" } else { "update" };
-        let asked = hooks::of(&self.registry, path);
-        if asked.restricted.contains(action) {
-            // Heat's words, and the way out.
-            return Err(crate::stack::Error::new(format!(
-                "{action} is restricted for resource: the environment's restricted_actions forbid \
-                 it; take it out of them, or leave the resource as it is"
-            )));
-        }
+        permit(&restricted, if replace { "replace" } else { "update" })?;
         Ok(if replace {
             Decision::Make(next)
         } else {
             Decision::Change(number)
         })
     }
+}
+
+/// Whether a restriction protects an incarnation: something was made, and nobody has asked for
+/// it to go.
+fn is_worth(entry: &Entry) -> bool {
+    let there = !entry.objects.is_empty() || entry.state == State::Complete;
+    there && !entry.external && entry.action != Action::Delete
+}
+
+/// Refuses what the environment's `restricted_actions` forbid.
+pub(super) fn permit(restricted: &BTreeSet<String>, action: &str) -> crate::stack::Result<()> {
+    if !restricted.contains(action) {
+        return Ok(());
+    }
+    // Heat's words, and the way out.
+    Err(crate::stack::Error::new(format!(
+        "{action} is restricted for resource: the environment's restricted_actions forbid it; take \
+         it out of them, or leave the resource as it is"
+    )))
 }
 
 /// How a resource takes a change of a property: as its type does, but for user data, whose

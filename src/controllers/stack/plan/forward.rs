@@ -347,6 +347,7 @@ impl<'p, 'a> Walk<'p, 'a> {
         entry.kind.clone_from(&leaf.kind);
         entry.properties.clone_from(digests);
         entry.waits = None;
+        entry.again = false;
         entry.set(action, State::InProgress, "", now);
         entry.since = now;
     }
@@ -496,7 +497,7 @@ impl<'p, 'a> Walk<'p, 'a> {
 /// Whether a resource has failed in the action that is under way.
 fn is_failing(pass: &Pass<'_>) -> bool {
     let mut entries = pass.plan.ledger.entries.values();
-    entries.any(|entry| entry.state == State::Failed && !entry.replace)
+    entries.any(Entry::has_failed)
 }
 
 impl Pass<'_> {
@@ -551,7 +552,7 @@ impl Pass<'_> {
             return;
         }
         let failed = self.plan.ledger.entries.iter();
-        let mut failed = failed.filter(|(_, entry)| entry.state == State::Failed && !entry.replace);
+        let mut failed = failed.filter(|(_, entry)| entry.has_failed());
         let message = failed
             .next()
             .map(|((path, _), entry)| leaf::failure(path, entry))

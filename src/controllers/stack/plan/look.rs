@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::forward::Walk;
 use super::leaf::{self, Progress};
-use super::{Action, Pass, Problem, Sources, State};
+use super::{Action, Entry, Ledger, Pass, Problem, Reference, Sources, State};
 use crate::api::stack::{StackOutput, StackPreview};
 use crate::stack::graph::Graph;
 use crate::stack::kinds;
@@ -51,42 +51,45 @@ impl Pass<'_> {
         let mut walk = Walk::new(self, true);
         let flat = walk.walk(goal);
         let wanted = std::mem::take(&mut walk.wanted);
-        if let Ok(flat) = flat {
-            self.plan.outputs = Some(told(&flat));
-            self.plan.secrets = flat.secrets;
-        }
-        let mut wrong = Vec::new();
+        let flat = match flat {
+            Ok(flat) => flat,
+            Err(error) => {
+                self.plan.ledger.end(State::Failed, error.to_string());
+                return;
+            }
+        };
+        self.plan.outputs = Some(told(&flat));
+        // What was never begun is not there.
+        let missing = flat.leaves.keys().chain(&flat.unexpanded);
+        let ledger = &self.plan.ledger;
+        let missing = missing.filter(|path| {
+            let made = ledger.incarnations(path).next().is_some();
+            !(made || flat.unexpanded.contains(*path) && is_begun(ledger, path))
+        });
+        let mut wrong: Vec<String> = missing.cloned().collect();
+        self.plan.secrets = flat.secrets;
         for (key, entry) in &mut self.plan.ledger.entries {
             if entry.external || entry.action == Action::Delete {
                 continue;
             }
-            let mut found = None;
-            for (index, object) in entry.objects.iter().enumerate() {
-                let Some(live) = self.seen.objects.get(object) else {
-                    found = Some(format!("{} {} is gone", object.kind, object.name));
-                    break;
-                };
-                if let Some(manifest) = wanted.get(key).and_then(|objects| objects.get(index))
-                    && let Some(field) = leaf::difference(&live["spec"], &manifest["spec"], "spec")
-                {
-                    found = Some(format!(
-                        "{} {}: {field} has been changed",
-                        object.kind, object.name
-                    ));
-                    break;
-                }
-                if let Progress::Failed(why) | Progress::Pending(why) = leaf::progress(live, None) {
-                    found = Some(why);
-                }
+            if entry.objects.is_empty() && entry.state != State::Complete {
+                // It was never made: that stays its failure.
+                wrong.push(key.0.clone());
+                continue;
             }
+            let manifests = wanted.get(key).map(Vec::as_slice).unwrap_or_default();
+            let found = fault(entry, manifests, &self.seen.objects);
+            entry.again = matches!(found, Some(Fault::NotReady(_)));
             match found {
-                Some(why) => {
+                Some(Fault::Wrong(why) | Fault::NotReady(why)) => {
                     wrong.push(key.0.clone());
                     entry.set(Action::Check, State::Failed, why, now);
                 }
                 None => entry.set(Action::Check, State::Complete, "", now),
             }
         }
+        wrong.sort();
+        wrong.dedup();
         let (state, reason) = if wrong.is_empty() {
             (
                 State::Complete,
@@ -97,7 +100,8 @@ impl Pass<'_> {
             (
                 State::Failed,
                 format!(
-                    "not as they should be: {names}; set spec.healRequestedAt to have them made anew"
+                    "not as they should be: {names}; set spec.healRequestedAt to have what is gone, \
+                     changed or broken made anew"
                 ),
             )
         };
@@ -116,6 +120,51 @@ impl Pass<'_> {
         self.plan.preview = Some(preview(self, &flat));
         self.plan.secrets = flat.secrets;
     }
+}
+
+/// What a check finds.
+enum Fault {
+    /// It is gone, has been changed, or says that nothing becomes of it.
+    Wrong(String),
+    /// It is not ready now: a Server that reboots, or whose host is not heard from.
+    NotReady(String),
+}
+
+/// What is wrong with what an entry has made, if anything is.
+fn fault(
+    entry: &Entry,
+    manifests: &[Value],
+    objects: &BTreeMap<Reference, Value>,
+) -> Option<Fault> {
+    let mut found = None;
+    for (index, object) in entry.objects.iter().enumerate() {
+        let Some(live) = objects.get(object) else {
+            let why = format!("{} {} is gone", object.kind, object.name);
+            return Some(Fault::Wrong(why));
+        };
+        // Specs of other kinds are not kept as they were written: `1024Mi` becomes `1Gi`.
+        let kept_as_written = object.api_version.starts_with(crate::api::GROUP);
+        if let Some(manifest) = manifests.get(index).filter(|_| kept_as_written)
+            && let Some(field) = leaf::difference(&live["spec"], &manifest["spec"], "spec")
+        {
+            let (kind, name) = (&object.kind, &object.name);
+            let why = format!("{kind} {name}: {field} has been changed");
+            return Some(Fault::Wrong(why));
+        }
+        match leaf::progress(live, None) {
+            Progress::Ready => {}
+            Progress::Pending(why) => found = Some(Fault::NotReady(why)),
+            Progress::Failed(why) => found = Some(Fault::Wrong(why)),
+        }
+    }
+    found
+}
+
+/// Whether something was begun inside of what holds a stack.
+fn is_begun(ledger: &Ledger, holder: &str) -> bool {
+    let prefix = format!("{holder}{}", crate::stack::tree::SEPARATOR);
+    let mut entries = ledger.entries.keys();
+    entries.any(|(path, _)| path.starts_with(&prefix))
 }
 
 fn preview(pass: &Pass<'_>, flat: &Flat) -> StackPreview {

@@ -221,15 +221,20 @@ impl Pass<'_> {
             (None, _) => {}
             (Some(_), Some(goal)) => match action {
                 _ if !busy => self.outputs(&goal),
-                Action::Check => self.check(&goal),
+                // It looks at what was read for it, which is more than is read otherwise.
+                Action::Check if self.was_busy() => self.check(&goal),
+                Action::Check => self.again_in(Duration::ZERO),
                 _ => self.forward(&goal),
             },
         }
         self.time_out();
-        // One that has just failed may have to be undone.
-        if self.undo().is_some() {
-            self.again_in(Duration::ZERO);
-        }
+        self.settle_undo();
+    }
+
+    /// Whether what was seen was seen for the action that is under way.
+    fn was_busy(&self) -> bool {
+        let before = self.seen.ledger.as_ref();
+        before.is_some_and(|ledger| ledger.is_busy() && ledger.action == self.plan.ledger.action)
     }
 
     fn goal(&self) -> Option<Sources> {
@@ -402,6 +407,14 @@ fn give_up(entries: &mut BTreeMap<Key, Entry>, why: &str, now: Timestamp) {
         };
         entry.set(entry.action, State::Failed, reason, now);
     }
+}
+
+/// Whether the objects that serve an entry's are to be read: while they are made, when they
+/// go, and when they are looked at. `whole` says whether its object is what the entry says.
+#[must_use]
+pub fn needs_serving(ledger: &Ledger, entry: &Entry, whole: bool, deleting: bool) -> bool {
+    let checks = ledger.is_busy() && ledger.action == Some(Action::Check);
+    !whole || checks || deleting || entry.action == Action::Delete
 }
 
 /// Whether an entry's object was last made or changed to be what the entry says.

@@ -1,6 +1,10 @@
 //! Which action begins.
 
-use super::{Action, Pass, Problem, State};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::{Action, Pass, Problem, State, leaf};
 use crate::api::Reason;
 use crate::api::stack::OnFailure;
 use crate::controllers::stack::ledger::Sources;
@@ -22,14 +26,15 @@ impl Pass<'_> {
             return;
         }
         if let Some((action, goal)) = self.undo() {
-            self.mark_missing();
+            self.mark();
             self.plan.ledger.begin(action, goal, self.seen.now);
             return;
         }
         let spec = &self.stack.spec;
-        let ledger = &mut self.plan.ledger;
         // What is stopped is started before anything else is done with it.
-        if ledger.suspended && !spec.suspend {
+        if self.plan.ledger.suspended && !spec.suspend {
+            self.mark_again();
+            let ledger = &mut self.plan.ledger;
             ledger.suspended = false;
             ledger.begin(Action::Resume, ledger.goal.clone(), self.seen.now);
             return;
@@ -53,19 +58,36 @@ impl Pass<'_> {
         }
     }
 
-    /// What an action that has failed is followed by.
+    /// What an action that has failed is followed by: as the spec says when it fails. What it
+    /// says later is for the next failure.
     pub(super) fn undo(&self) -> Option<(Action, Option<String>)> {
-        let ledger = &self.plan.ledger;
-        if ledger.state != State::Failed
-            || !matches!(ledger.action, Some(Action::Create | Action::Update))
-        {
+        if !self.is_undoable() || self.plan.ledger.kept {
             return None;
         }
+        let ledger = &self.plan.ledger;
         match self.stack.spec.on_failure {
             OnFailure::Keep => None,
             OnFailure::Rollback => Some((Action::Rollback, ledger.good.clone())),
             OnFailure::Delete => Some((Action::Delete, None)),
         }
+    }
+
+    /// A failure that is not undone now never is.
+    pub(super) fn settle_undo(&mut self) {
+        if !self.is_undoable() {
+            return;
+        }
+        if self.undo().is_some() {
+            self.again_in(Duration::ZERO);
+        } else {
+            self.plan.ledger.kept = true;
+        }
+    }
+
+    fn is_undoable(&self) -> bool {
+        let ledger = &self.plan.ledger;
+        let action = matches!(ledger.action, Some(Action::Create | Action::Update));
+        action && ledger.state == State::Failed
     }
 
     /// Begins to create or update when the spec says something new; whether it did.
@@ -106,7 +128,7 @@ impl Pass<'_> {
             });
             return false;
         }
-        self.mark_missing();
+        self.mark();
         let ledger = &mut self.plan.ledger;
         let action = match ledger.action {
             None => Action::Create,
@@ -172,14 +194,49 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// What somebody has deleted is made anew by the action that begins now.
-    fn mark_missing(&mut self) {
+    /// What the action that begins now makes anew: what somebody has deleted, and what has
+    /// failed and only another can take the place of. As in Heat (`needs_replace_failed`) a
+    /// failure alone is no reason to destroy what works.
+    fn mark(&mut self) {
         for entry in self.plan.ledger.entries.values_mut() {
-            let there = entry
+            let live = entry
                 .objects
                 .last()
-                .is_none_or(|o| self.seen.objects.contains_key(o));
-            entry.replace |= !there && entry.state == State::Complete;
+                .map(|object| self.seen.objects.get(object));
+            let lost = live.is_some_and(|live| live.is_none_or(is_beyond_help));
+            match (entry.state, entry.action) {
+                (State::Complete, _) => entry.replace |= live == Some(None),
+                (State::InProgress, _) => {}
+                // It was only not ready when it was checked.
+                (State::Failed, Action::Check) if entry.again && !lost => {
+                    entry.set(Action::Check, State::Complete, "", self.seen.now);
+                    entry.again = false;
+                }
+                // Heat replaces whatever has failed a check; what was never made to the end
+                // is worth nothing yet.
+                (State::Failed, Action::Create | Action::Check | Action::Delete) => {
+                    (entry.replace, entry.again) = (true, false);
+                }
+                (State::Failed, _) => {
+                    entry.replace |= lost || live.is_none();
+                    entry.again = !entry.replace;
+                }
+            }
         }
     }
+
+    /// Before what was stopped is started: what could not be stopped or started is tried again.
+    fn mark_again(&mut self) {
+        for entry in self.plan.ledger.entries.values_mut() {
+            let tried = matches!(entry.action, Action::Suspend | Action::Resume);
+            entry.again |= tried && entry.state == State::Failed;
+        }
+    }
+}
+
+/// Whether an object says that nothing becomes of it, as Nova's `ERROR` does, or goes.
+fn is_beyond_help(live: &Value) -> bool {
+    let stalled = leaf::condition(live, "Stalled");
+    !live["metadata"]["deletionTimestamp"].is_null()
+        || stalled.is_some_and(|stalled| stalled["status"] == "True")
 }

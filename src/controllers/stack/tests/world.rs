@@ -1,12 +1,12 @@
 //! What is outside of the planner, in memory.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 use super::super::ledger::{Ledger, Reference, Sources};
-use super::super::plan::{self, Lookup, Plan, Seen, Step};
+use super::super::plan::{self, Lookup, Plan, Seen, Step, trouble};
 use crate::api::Stack;
 use crate::api::names::STACK_UID_LABEL;
 
@@ -23,6 +23,30 @@ pub(super) struct World {
     pub(super) log: Vec<String>,
     /// Objects whose names hold this never become ready.
     pub(super) broken: Option<&'static str>,
+    /// Objects whose names hold this are not ready, and do not say that they never will be.
+    pub(super) slow: Option<&'static str>,
+    /// Objects whose names hold this are refused by the API server.
+    pub(super) refused: Option<&'static str>,
+}
+
+/// One object for the API server, whichever version of its kind is asked for.
+fn is_same(one: &Reference, other: &Reference) -> bool {
+    let group = |object: &Reference| -> usize { object.api_version.rfind('/').unwrap_or(0) };
+    let namespace = |object: &Reference| object.namespace.clone().unwrap_or("demo".to_owned());
+    one.name == other.name
+        && one.kind == other.kind
+        && one.api_version[..group(one)] == other.api_version[..group(other)]
+        && namespace(one) == namespace(other)
+}
+
+/// Whether a text stands anywhere in a value.
+fn names(value: &Value, text: &str) -> bool {
+    match value {
+        Value::String(other) => other == text,
+        Value::Array(items) => items.iter().any(|item| names(item, text)),
+        Value::Object(map) => map.values().any(|item| names(item, text)),
+        _ => false,
+    }
 }
 
 impl Lookup for BTreeMap<Reference, Value> {
@@ -58,28 +82,81 @@ impl World {
             uids: 0,
             log: Vec::new(),
             broken: None,
+            slow: None,
+            refused: None,
+        }
+    }
+
+    fn find(&self, wanted: &Reference) -> Option<&Value> {
+        let other = || self.objects.iter().find(|(o, _)| is_same(o, wanted));
+        let found = self.objects.get(wanted);
+        found.or_else(|| other().map(|(_, live)| live))
+    }
+
+    /// What a pass reads: serving objects only where they are asked for.
+    fn seen(&self) -> BTreeMap<Reference, Value> {
+        let mut seen = BTreeMap::new();
+        let Some(ledger) = &self.ledger else {
+            return seen;
+        };
+        for entry in ledger.entries.values() {
+            let Some((last, serving)) = entry.objects.split_last() else {
+                continue;
+            };
+            let live = self.find(last);
+            let whole = live.is_some_and(|live| plan::is_whole(live, entry));
+            let deleting = self.stack.metadata.deletion_timestamp.is_some();
+            let serving = serving
+                .iter()
+                .filter(|_| plan::needs_serving(ledger, entry, whole, deleting));
+            for object in serving.chain([last]) {
+                if let Some(live) = self.find(object) {
+                    seen.insert(object.clone(), live.clone());
+                }
+            }
+        }
+        seen
+    }
+
+    /// What the controllers say of whoever keeps an object from going.
+    fn users(&self, object: &Reference) -> Vec<String> {
+        let pileus = object.api_version.starts_with(crate::api::GROUP);
+        let subnet = (object.kind == "Subnet")
+            .then(|| self.objects[object]["spec"]["network"].as_str())
+            .flatten();
+        let others = self.objects.iter().filter(|(other, live)| {
+            let has_address = matches!(other.kind.as_str(), "Port" | "Server");
+            let inside = subnet.is_some_and(|network| has_address && names(&live["spec"], network));
+            *other != object && (inside || names(&live["spec"], &object.name))
+        });
+        let users = others.filter(|_| pileus);
+        users.map(|(other, _)| other.name.clone()).collect()
+    }
+
+    /// What is to go and that nothing uses any more goes.
+    fn collect(&mut self) {
+        loop {
+            let going = self.objects.iter().find(|(object, live)| {
+                !live["metadata"]["deletionTimestamp"].is_null() && self.users(object).is_empty()
+            });
+            let Some(object) = going.map(|(object, _)| object.clone()) else {
+                return;
+            };
+            let live = self.objects.remove(&object).unwrap();
+            let path = &live["metadata"]["annotations"]["pileus.dev/stack-resource"];
+            self.log
+                .push(format!("delete {} {}", object.kind, path.as_str().unwrap()));
         }
     }
 
     pub(super) fn plan(&self) -> Plan {
-        let named: BTreeSet<&Reference> = self
-            .ledger
-            .iter()
-            .flat_map(|ledger| ledger.entries.values())
-            .flat_map(|entry| &entry.objects)
-            .collect();
         let seen = Seen {
             now: self.now,
             sources: Ok(self.sources.clone()),
             stored: self.stored.clone(),
             ledger: self.ledger.clone(),
             seed: "seed".to_owned(),
-            objects: self
-                .objects
-                .iter()
-                .filter(|(object, _)| named.contains(object))
-                .map(|(object, live)| (object.clone(), live.clone()))
-                .collect(),
+            objects: self.seen(),
             denied: None,
             strays: Vec::new(),
             find: &self.objects,
@@ -96,10 +173,21 @@ impl World {
             self.stored.insert(sources.digest(), sources.clone());
         }
         self.ledger = Some(plan.ledger.clone());
+        let mut refused = trouble::Refused::new();
         for step in &plan.steps {
-            if !lost() {
+            let applied = match step {
+                Step::Apply { key, manifest, .. } => Some((key, Reference::of(manifest))),
+                _ => None,
+            };
+            let is_refused = |name: &str| self.refused.is_some_and(|part| name.contains(part));
+            if let Some((key, _)) = applied.filter(|(_, object)| is_refused(&object.name)) {
+                refused.insert(key.clone(), "the API server refuses it".to_owned());
+            } else if !lost() {
                 self.act(step);
             }
+        }
+        if let Some(ledger) = &mut self.ledger {
+            trouble::refuse(ledger, refused, self.now);
         }
         self.now += SignedDuration::from_millis(100);
         plan
@@ -111,8 +199,7 @@ impl World {
                 let object = Reference::of(manifest);
                 let word = if live.is_some() { "change" } else { "make" };
                 let path = manifest["metadata"]["annotations"]["pileus.dev/stack-resource"].clone();
-                self.log
-                    .push(format!("{word} {} {}", object.kind, path.as_str().unwrap()));
+                let told = format!("{word} {} {}", object.kind, path.as_str().unwrap());
                 let mut new = manifest.clone();
                 self.uids += 1;
                 let uid = live.as_ref().map_or_else(
@@ -120,18 +207,36 @@ impl World {
                     |live| live["metadata"]["uid"].clone(),
                 );
                 new["metadata"]["uid"] = uid;
-                assert!(
-                    live.is_some() || !self.objects.contains_key(&object),
-                    "{object:?} is made twice"
-                );
+                let before = self.find(&object).map(|live| live["metadata"].clone());
+                match (live, before) {
+                    // It is the Stack's, and is looked at by the next pass.
+                    (None, Some(_)) if object.kind == "Secret" => return,
+                    (None, Some(_)) => panic!("{object:?} is made twice"),
+                    (Some(_), None) => panic!("{object:?} is gone"),
+                    (Some(live), Some(before)) => {
+                        assert_eq!(live["metadata"]["uid"], before["uid"], "{object:?}");
+                        if !before["deletionTimestamp"].is_null() {
+                            new["metadata"]["deletionTimestamp"] =
+                                before["deletionTimestamp"].clone();
+                        }
+                    }
+                    (None, None) => {}
+                }
+                self.log.push(told);
+                self.objects.retain(|other, _| !is_same(other, &object));
                 self.objects.insert(object, new);
             }
-            Step::Delete { object, .. } => {
-                if let Some(live) = self.objects.remove(object) {
-                    let path = &live["metadata"]["annotations"]["pileus.dev/stack-resource"];
-                    self.log
-                        .push(format!("delete {} {}", object.kind, path.as_str().unwrap()));
+            Step::Delete { object, uid, .. } => {
+                let mut objects = self.objects.iter_mut();
+                let found = objects.find(|(other, _)| is_same(other, object));
+                if let Some((_, live)) = found
+                    && uid
+                        .as_ref()
+                        .is_none_or(|uid| live["metadata"]["uid"] == **uid)
+                {
+                    live["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
                 }
+                self.collect();
             }
             Step::Release { live, .. } => {
                 let object = Reference::of(live);
@@ -142,14 +247,15 @@ impl World {
         }
     }
 
-    /// What exists becomes ready, unless it is broken.
+    /// What exists becomes ready, unless it is broken; what is to go goes once it may.
     pub(super) fn tend(&mut self) {
+        self.collect();
         for (object, live) in &mut self.objects {
-            let broken = self.broken.is_some_and(|part| object.name.contains(part));
-            let (ready, stalled) = if broken {
-                ("False", "True")
-            } else {
-                ("True", "False")
+            let is = |part: Option<&str>| part.is_some_and(|part| object.name.contains(part));
+            let (ready, stalled) = match (is(self.broken), is(self.slow)) {
+                (true, _) => ("False", "True"),
+                (_, true) => ("Unknown", "False"),
+                _ => ("True", "False"),
             };
             live["status"] = json!({
                 "addresses": [{"name": "nic-0", "port": "p", "macAddress": "m", "ips": ["10.0.0.9"]}],
