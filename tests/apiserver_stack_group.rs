@@ -116,6 +116,65 @@ async fn a_group_grows_shrinks_and_returns_from_a_failed_update() {
     cloud.delete("many").await;
 }
 
+const ROLLING: &str = "heat_template_version: newton
+parameters: {v: {type: string}, gone: {type: comma_delimited_list, default: ''}}
+resources:
+  group:
+    type: OS::Heat::ResourceGroup
+    update_policy: {rolling_update: {max_batch_size: 2, min_in_service: 3}}
+    properties:
+      count: 3
+      removal_policies: [{resource_list: {get_param: gone}}]
+      resource_def:
+        type: OS::Nova::Server
+        properties: {image: tiny, flavor: small, metadata: {v: {get_param: v}}}
+outputs:
+  refs: {value: {get_attr: [group, refs]}}
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_grows_while_it_is_changed_and_lets_go_of_a_member_by_its_id() {
+    let cloud = Cloud::start().await;
+    let spec =
+        |v: &str, gone: &str| json!({"template": ROLLING, "parameters": {"v": v, "gone": gone}});
+    cloud.stack("many", spec("a", "")).await;
+    let made = cloud.becomes("many", "CREATE_COMPLETE").await;
+    let refs = output(&made, "refs").unwrap();
+    let before = servers(&cloud).await;
+
+    cloud.change("many", spec("b", "")).await;
+    let start = Instant::now();
+    // Those that are there for the time of the update come, and go when it is done.
+    for wanted in [5, 3] {
+        while servers(&cloud).await.len() != wanted {
+            assert!(start.elapsed() < PATIENCE, "never {wanted} members");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+    let changed = cloud.becomes("many", "UPDATE_COMPLETE").await;
+    assert_eq!(output(&changed, "refs"), Some(refs.clone()));
+    assert_eq!(servers(&cloud).await, before);
+    for server in cloud
+        .api::<Server>()
+        .list(&ListParams::default())
+        .await
+        .unwrap()
+    {
+        assert_eq!(server.spec.metadata["v"], "b");
+    }
+
+    cloud
+        .change("many", spec("b", refs[1].as_str().unwrap()))
+        .await;
+    let start = Instant::now();
+    while servers(&cloud).await.keys().collect::<Vec<_>>() != ["group/0", "group/2", "group/3"] {
+        assert!(start.elapsed() < PATIENCE);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    cloud.becomes("many", "UPDATE_COMPLETE").await;
+    cloud.delete("many").await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_controller_that_is_killed_at_any_moment_leaves_no_mark() {
     let mut cloud = Cloud::start().await;

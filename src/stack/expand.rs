@@ -123,9 +123,11 @@ pub(super) fn inner(
             resources: BTreeMap::new(),
             facade: facade(resource),
             secret: BTreeSet::new(),
-            // The tree's walk knows them for all.
+            // The tree's walk knows these for all.
             removed: BTreeMap::new(),
             budget: input.budget.clone(),
+            sizes: BTreeMap::new(),
+            members: BTreeMap::new(),
         }
     };
     if render::is_template_name(&resource.resolved) {
@@ -228,7 +230,7 @@ fn group(properties: &Map<String, Value>, budget: &Budget) -> Result<Value> {
         super::registry::without_nulls(definition.cloned().unwrap_or_default());
     let index = properties.get("index_var").and_then(Value::as_str);
     let index = index.filter(|text| !text.is_empty()).unwrap_or("%index%");
-    let removed = removed(properties.get("removal_policies"));
+    let removed = listed(properties.get("removal_policies"));
     let total = count(properties.get("count"))?;
     let names = (0..).map(|at: usize| at.to_string());
     let names = names.filter(|name| !removed.contains(name)).take(total);
@@ -244,13 +246,18 @@ fn group(properties: &Map<String, Value>, budget: &Budget) -> Result<Value> {
     members(budget, all)
 }
 
-/// Names that a group must not use any more.
-pub(super) fn removed(policies: Option<&Value>) -> Vec<String> {
+/// What a group's policies say that it must not have any more: members' names, or the ids that
+/// they are referred to by.
+pub(super) fn listed(policies: Option<&Value>) -> Vec<String> {
     let lists = policies.and_then(Value::as_array).into_iter().flatten();
     let names = lists.filter_map(|policy| policy.get("resource_list")?.as_array());
     names
         .flatten()
-        .filter_map(|name| name.as_str().map(str::to_owned))
+        .filter_map(|name| match name {
+            Value::String(name) => Some(name.clone()),
+            Value::Number(number) => Some(number.to_string()),
+            _ => None,
+        })
         .collect()
 }
 

@@ -21,6 +21,7 @@
 //! | [`expand`] | a stack with the stacks inside of it |
 //! | [`plan`] | create, update and delete as steps with dependencies |
 //! | [`tree`] | a stack and those inside as one set of resources, as they become known |
+//! | [`rolling`] | how groups change a few members at a time |
 //! | [`hide`] | which values come from hidden parameters |
 //! | [`hooks`] | where resources wait, and what must not be done with them |
 //! | [`kinds`] | what each resource type becomes in Kubernetes |
@@ -44,6 +45,7 @@ mod patterns;
 pub mod plan;
 pub mod registry;
 pub mod render;
+pub mod rolling;
 pub mod template;
 pub mod tree;
 pub mod typed;

@@ -39,6 +39,11 @@ pub struct Input {
     pub removed: BTreeMap<String, BTreeSet<String>>,
     /// What evaluating it, and what is inside of it, may still cost.
     pub budget: Budget,
+    /// By the path of a group that changes a few members at a time: how many it has in the
+    /// batch that is under way.
+    pub sizes: BTreeMap<String, usize>,
+    /// By the path of a group: the names of its members by the ids that they are referred to by.
+    pub members: BTreeMap<String, BTreeMap<String, String>>,
 }
 
 /// One resource, evaluated.

@@ -16,6 +16,7 @@ use serde_json::{Map, Value, json};
 
 use super::functions::Known;
 use super::render::{self, Input, Rendered, Stack, Stop};
+use super::rolling::Policy;
 use super::template::MAX_RESOURCES;
 use super::{Error, Result, expand, hide, validate};
 
@@ -57,10 +58,12 @@ pub struct Batch {
     pub group: String,
     /// Path of the member that the resource belongs to.
     pub member: String,
-    /// Members made at once, and the pause after them in seconds; all at once when absent.
-    pub create: Option<(usize, f64)>,
-    /// The same for changing them.
-    pub update: Option<(usize, f64)>,
+    /// How many members it is to have.
+    pub target: usize,
+    /// How its first members are made; all at once when absent.
+    pub create: Option<Policy>,
+    /// How members are changed.
+    pub update: Option<Policy>,
 }
 
 /// An output of the stack.
@@ -85,6 +88,9 @@ pub struct Flat {
     pub secrets: BTreeSet<String>,
     /// By the path of a group: names that it does not use any more.
     pub removed: BTreeMap<String, BTreeSet<String>>,
+    /// By the path of a group: names of those of its members that it is told to let go of by the
+    /// ids that they are referred to by.
+    pub named: BTreeMap<String, BTreeMap<String, String>>,
 }
 
 impl Flat {
@@ -106,8 +112,8 @@ pub fn flatten(
 ) -> std::result::Result<Flat, Stop> {
     let mut walk = Walk {
         flat: Flat::default(),
-        removed: &input.removed,
         left: MAX_RESOURCES,
+        input,
         settle,
     };
     let level = walk.level(input.clone(), &Place::default(), 0)?;
@@ -144,13 +150,16 @@ struct Level {
     complete: bool,
     members: BTreeMap<String, Known>,
     outputs: BTreeMap<String, Output>,
+    /// Of a group: names that it does not use any more.
+    removed: BTreeSet<String>,
 }
 
 struct Walk<'a> {
     flat: Flat,
-    removed: &'a BTreeMap<String, BTreeSet<String>>,
     /// How many resources there may be more.
     left: usize,
+    /// The outermost.
+    input: &'a Input,
     settle: &'a mut dyn FnMut(&str, &Leaf) -> Option<Known>,
 }
 
@@ -206,15 +215,18 @@ impl Walk<'_> {
                 progress = true;
                 let tainted = hidden.contains(name);
                 if expand::holds_a_stack(resource) {
-                    let remembering = self.remembering(&place.prefix, name, resource);
-                    let resource = remembering.as_ref().unwrap_or(resource);
+                    let now = self.as_it_is_now(&place.prefix, name, resource);
+                    let resource = now.as_ref().unwrap_or(resource);
                     let at = |error: Error| stop(error.below(&format!("resources.{name}")));
                     let Some(inner) = expand::inner(&input, &stack, name, resource).map_err(at)?
                     else {
                         continue;
                     };
                     let below = below(&stack, name, resource, place, &inside, tainted);
-                    let level = self.level(inner, &below, depth + 1)?;
+                    let mut level = self.level(inner, &below, depth + 1)?;
+                    let path = format!("{}{name}", place.prefix);
+                    level.complete &= !self.input.sizes.contains_key(&path);
+                    level.removed = self.flat.removed.get(&path).cloned().unwrap_or_default();
                     let known = outside(resource, &below.prefix, &level);
                     input.resources.insert(name.clone(), known);
                     if level.complete {
@@ -238,34 +250,42 @@ impl Walk<'_> {
         Ok(self.finish(&stack, &input, place, inside, &asked, &settled))
     }
 
-    /// A group that has been told before not to use some names, and whose policy appends to
-    /// those, as by Heat's default; noted is what it is told in all.
-    fn remembering(&mut self, prefix: &str, name: &str, group: &Rendered) -> Option<Rendered> {
+    /// A group with the names that it does not use: those that its policies name, and those
+    /// that it has been told before where its policy appends, as by Heat's default. And with as
+    /// many members as it has in the batch that is under way.
+    fn as_it_is_now(&mut self, prefix: &str, name: &str, group: &Rendered) -> Option<Rendered> {
         if group.resolved != "OS::Heat::ResourceGroup" {
             return None;
         }
-        let properties = group.typed.as_ref().ok()?;
-        let own: BTreeSet<String> = expand::removed(properties.get("removal_policies"))
-            .into_iter()
-            .collect();
+        let mut properties = group.typed.as_ref().ok()?.clone();
         let path = format!("{prefix}{name}");
-        let appends = properties.get("removal_policies_mode") != Some(&Value::from("update"));
-        let before = self.removed.get(&path).filter(|_| appends);
-        let all: BTreeSet<String> = before.into_iter().flatten().chain(&own).cloned().collect();
-        let mut told = None;
-        if all != own {
-            let mut properties = properties.clone();
-            properties.insert("removal_policies".into(), json!([{"resource_list": all}]));
-            let typed = Ok(properties);
-            told = Some(Rendered {
-                typed,
-                ..group.clone()
-            });
+        let members = self.input.members.get(&path);
+        let mut all = BTreeSet::new();
+        for given in expand::listed(properties.get("removal_policies")) {
+            if let Some(member) = members.and_then(|members| members.get(&given)) {
+                let named = self.flat.named.entry(path.clone()).or_default();
+                all.insert(member.clone());
+                named.insert(given, member.clone());
+            } else {
+                // What is neither a name nor known as an id is nobody's, and costs nothing.
+                all.insert(given);
+            }
         }
+        if properties.get("removal_policies_mode") != Some(&Value::from("update")) {
+            all.extend(self.input.removed.get(&path).into_iter().flatten().cloned());
+        }
+        properties.insert("removal_policies".into(), json!([{"resource_list": all}]));
+        if let Some(size) = self.input.sizes.get(&path) {
+            properties.insert("count".into(), Value::from(*size));
+        }
+        all.retain(|name| name.parse::<usize>().is_ok());
         if !all.is_empty() {
             self.flat.removed.insert(path, all);
         }
-        told
+        Some(Rendered {
+            typed: Ok(properties),
+            ..group.clone()
+        })
     }
 
     /// What was not reached, and what the stack says to the outside.
@@ -344,7 +364,11 @@ fn below(
             ..batch.clone()
         })
         .collect();
-    batches.extend(batch(resource, &prefix));
+    // The template's own count, whatever it is in the batch that is under way.
+    let own = stack.resources.get(name).unwrap_or(resource);
+    let target = own.typed.as_ref().ok();
+    let target = target.and_then(|map| map.get("count").and_then(number));
+    batches.extend(batch(resource, &prefix, target));
     Place {
         requires: paths(stack, name, place, inside),
         prefix,
@@ -440,36 +464,38 @@ fn is_retained(resource: &Rendered) -> bool {
 }
 
 /// A group's way of changing members, if it has one.
-fn batch(resource: &Rendered, prefix: &str) -> Option<Batch> {
+fn batch(resource: &Rendered, prefix: &str, count: Option<f64>) -> Option<Batch> {
     if resource.resolved != "OS::Heat::ResourceGroup" {
         return None;
     }
     let policy = resource.update_policy.as_ref().ok()?;
-    let count = resource.typed.as_ref().ok()?.get("count").and_then(number);
     let of = |key: &str| {
         let map = policy.get(key)?.as_object()?;
-        let size = map.get("max_batch_size").and_then(number).unwrap_or(1.0);
-        // So many are left untouched, but one goes on, or nothing ever would.
-        let kept = map.get("min_in_service").and_then(number).unwrap_or(0.0);
-        let size = match count {
-            Some(count) if kept > 0.0 => size.min((count - kept).max(1.0)),
-            _ => size,
-        };
-        let pause = map.get("pause_time").and_then(number).unwrap_or(0.0);
-        #[allow(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "a cast from a float stays within bounds, and no group is bigger"
-        )]
-        Some(((size as usize).max(1), pause.max(0.0)))
+        let number = |key: &str| map.get(key).and_then(number);
+        Some(Policy {
+            size: whole(number("max_batch_size").unwrap_or(1.0)).max(1),
+            min_in_service: whole(number("min_in_service").unwrap_or(0.0)),
+            pause: number("pause_time").unwrap_or(0.0).max(0.0),
+        })
     };
     let (create, update) = (of("batch_create"), of("rolling_update"));
     (create.is_some() || update.is_some()).then(|| Batch {
         group: prefix.trim_end_matches(SEPARATOR).to_owned(),
         member: String::new(),
+        target: whole(count.unwrap_or(0.0)),
         create,
         update,
     })
+}
+
+/// How many members a figure stands for.
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a cast from a float stays within bounds, and no group is bigger"
+)]
+fn whole(number: f64) -> usize {
+    number as usize
 }
 
 fn number(value: &Value) -> Option<f64> {
@@ -550,7 +576,7 @@ fn of_members(level: &Level) -> Map<String, Value> {
         .collect();
     attributes.insert("refs_map".into(), Value::Object(refs));
     attributes.insert("attributes".into(), Value::Object(by_attribute));
-    attributes.insert("removed_rsrc_list".into(), json!([]));
+    attributes.insert("removed_rsrc_list".into(), json!(level.removed));
     attributes
 }
 

@@ -106,8 +106,13 @@ fn a_member_knows_its_group() {
     let batch = Batch {
         group: "group".into(),
         member: "group/0".into(),
+        target: 1,
         create: None,
-        update: Some((2, 5.0)),
+        update: Some(Policy {
+            size: 2,
+            min_in_service: 0,
+            pause: 5.0,
+        }),
     };
     assert_eq!(flat.leaves["group/0/v"].batches, [batch]);
 }

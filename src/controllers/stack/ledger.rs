@@ -231,6 +231,42 @@ impl Sources {
     }
 }
 
+/// How far a group is that changes a few members at a time.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Rolling {
+    /// A batch is under way.
+    Batch {
+        /// How many members the group has in it.
+        capacity: usize,
+        /// Names of members that must not be changed yet.
+        held: BTreeSet<String>,
+        /// These are the group's first members.
+        first: bool,
+    },
+    /// Between two batches.
+    Pause {
+        /// The next one begins then.
+        until: Timestamp,
+        /// How many members the group has.
+        capacity: usize,
+        /// These are the group's first members.
+        first: bool,
+    },
+    /// Nothing is held back, or not any more.
+    Free,
+}
+
+impl Rolling {
+    /// How many members the group has now; as many as it is to have when absent.
+    #[must_use]
+    pub fn capacity(&self) -> Option<usize> {
+        match self {
+            Self::Batch { capacity, .. } | Self::Pause { capacity, .. } => Some(*capacity),
+            Self::Free => None,
+        }
+    }
+}
+
 /// A stack's record.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Ledger {
@@ -271,6 +307,14 @@ pub struct Ledger {
     /// By the path of a group: names that it does not use any more.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub removed: BTreeMap<String, BTreeSet<String>>,
+    /// By the path of a group: names of members that it is told to let go of by the ids that they
+    /// are referred to by. Once a member is gone nothing else says which it was.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub named: BTreeMap<String, BTreeMap<String, String>>,
+    /// By the path of a group that changes a few members at a time: how far it is in the action
+    /// that is under way.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub rolling: BTreeMap<String, Rolling>,
     /// What exists, or is about to.
     #[serde(with = "entries")]
     pub entries: BTreeMap<Key, Entry>,
@@ -295,6 +339,8 @@ impl Ledger {
             healed: None,
             suspended: false,
             removed: BTreeMap::new(),
+            named: BTreeMap::new(),
+            rolling: BTreeMap::new(),
             entries: BTreeMap::new(),
         }
     }
@@ -320,6 +366,7 @@ impl Ledger {
         self.started = now;
         self.kept = false;
         self.failing_since = None;
+        self.rolling.clear();
         self.goal = goal;
         // Each action comes to each hook anew.
         self.entries

@@ -2,6 +2,7 @@
 //! it is asked again until it says no more.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+mod groups;
 mod hooks;
 mod trouble;
 mod world;

@@ -7,6 +7,7 @@ use kube::ResourceExt;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
+use super::batch;
 use super::decide::Decision;
 use super::leaf::{self, Progress};
 use super::{Action, Entry, Key, Pass, Reference, Sources, State, Step, since};
@@ -29,11 +30,11 @@ pub(super) struct Walk<'p, 'a> {
     /// Incarnations that are wanted.
     pub(super) targets: BTreeMap<String, u32>,
     /// Those that are as they should be.
-    settled: BTreeSet<String>,
+    pub(super) settled: BTreeSet<String>,
     /// Texts of software configurations.
     configs: BTreeMap<String, String>,
     /// A resource has failed: nothing more is begun.
-    failing: bool,
+    pub(super) failing: bool,
     /// Servers that are to be stopped, once what uses them is.
     pub(super) to_stop: Vec<(Key, Vec<Value>, String)>,
     /// The environment's, which says where resources wait and what must not be done.
@@ -61,7 +62,14 @@ impl<'p, 'a> Walk<'p, 'a> {
     /// Evaluates the template, and does what can be done on the way.
     pub(super) fn walk(&mut self, sources: &Sources) -> crate::stack::Result<Flat> {
         let mut input = super::input(self.pass.stack, sources)?;
-        input.removed.clone_from(&self.pass.plan.ledger.removed);
+        let ledger = &self.pass.plan.ledger;
+        input.removed.clone_from(&ledger.removed);
+        input.members = batch::members(ledger);
+        if !self.only_look {
+            let sizes = ledger.rolling.iter();
+            let sizes = sizes.filter_map(|(path, at)| Some((path.clone(), at.capacity()?)));
+            input.sizes = sizes.collect();
+        }
         self.registry.clone_from(&input.environment.registry);
         let flat = tree::flatten(&input, &mut |path, leaf| self.settle(path, leaf));
         flat.map_err(|stop| stop.error)
@@ -324,7 +332,7 @@ impl<'p, 'a> Walk<'p, 'a> {
         let makes = matches!(decision, Decision::Make(_));
         !self.only_look
             && !self.failing
-            && self.may_join(&leaf.batches, makes)
+            && self.may_join(&leaf.batches)
             && self.may_pass(path, number, leaf, makes)
     }
 
@@ -513,15 +521,21 @@ impl Pass<'_> {
             }
         };
         walk.stop_users_first();
-        let done = walk.is_done(&flat) && !walk.failing;
+        let rolled = walk.next_batches(&flat);
+        let done = walk.is_done(&flat) && rolled && !walk.failing;
         let targets: BTreeSet<Key> = walk.targets.clone().into_iter().collect();
         self.plan.secrets.clone_from(&flat.secrets);
+        for (path, named) in &flat.named {
+            let known = self.plan.ledger.named.entry(path.clone()).or_default();
+            known.extend(named.clone());
+        }
         if done && self.remove_but(&targets) && self.is_at_rest() {
             let ledger = &mut self.plan.ledger;
             let action = ledger.action.unwrap_or_default();
             if matches!(action, Action::Create | Action::Update) {
                 ledger.good.clone_from(&ledger.goal);
                 ledger.removed = flat.removed;
+                ledger.named = flat.named;
             }
             ledger.end(
                 State::Complete,
