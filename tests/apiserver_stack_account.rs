@@ -12,7 +12,11 @@ mod support {
 }
 
 use k8s_openapi::api::core::v1::{ConfigMap, ServiceAccount};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::Api;
 use kube::ResourceExt;
+use kube::api::{DeleteParams, Patch, PatchParams};
+use pileus::api::Stack;
 use serde_json::json;
 use support::apiserver::{create, until};
 use support::stacks::{Cloud, output, resources};
@@ -27,7 +31,7 @@ resources:
   settings:
     type: Kubernetes::Object
     properties:
-      manifest: {apiVersion: v1, kind: ConfigMap, metadata: {name: settings}, data: {a: b}}
+      manifest: {apiVersion: v1, kind: ConfigMap, metadata: {name: settings}, data: {a: b, gone: x}}
 outputs:
   kind: {value: {get_attr: [settings, object, data, a]}}
 ";
@@ -46,18 +50,26 @@ outputs:
     let maps = cloud.api::<ConfigMap>();
     let first = maps.get("settings").await.unwrap();
 
-    // A change in place, and one of the name, which is another object.
-    cloud
-        .change(
-            "objects",
-            json!({"template": template.replace("a: b", "a: c")}),
-        )
+    // A change in place, and one of the name, which is another object. What is taken out of
+    // the manifest goes, what others have added stays.
+    let theirs = json!({"data": {"theirs": "x"}});
+    let params = PatchParams::default();
+    let patch = Patch::Merge(&theirs);
+    maps.patch("settings", &params, &patch).await.unwrap();
+    for (data, left) in [
+        ("a: c, more: d", vec!["a", "more", "theirs"]),
+        ("a: d", vec!["a", "theirs"]),
+        ("last: e", vec!["last", "theirs"]),
+    ] {
+        let changed = template.replace("a: b, gone: x", data);
+        cloud.change("objects", json!({"template": changed})).await;
+        until(&maps, "settings", "is changed", |map: &ConfigMap| {
+            let data = map.data.clone().unwrap_or_default();
+            data.keys().eq(&left)
+        })
         .await;
-    until(&maps, "settings", "is changed", |map: &ConfigMap| {
-        map.data.as_ref().is_some_and(|data| data["a"] == "c")
-    })
-    .await;
-    cloud.becomes("objects", "UPDATE_COMPLETE").await;
+        cloud.becomes("objects", "UPDATE_COMPLETE").await;
+    }
     assert_eq!(maps.get("settings").await.unwrap().uid(), first.uid());
     cloud
         .change(
@@ -70,4 +82,72 @@ outputs:
     assert!(maps.get_opt("settings").await.unwrap().is_none());
     cloud.delete("objects").await;
     assert!(maps.get_opt("other").await.unwrap().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kind_that_does_not_exist_fails_and_can_be_corrected_or_deleted() {
+    let cloud = Cloud::start().await;
+    cloud.account("maker", "", &["configmaps"]).await;
+    let template = "heat_template_version: newton
+resources:
+  settings:
+    type: Kubernetes::Object
+    properties:
+      manifest: {apiVersion: v1, kind: ConfigMapp, metadata: {name: typed}, data: {a: b}}
+";
+    let spec = json!({"template": template, "serviceAccountName": "maker"});
+    cloud.stack("typo", spec.clone()).await;
+    let failed = cloud.becomes("typo", "CREATE_FAILED").await;
+    let why = &resources(&failed)["settings"].reason.clone().unwrap();
+    assert!(why.contains("no kind ConfigMapp in v1"), "{why}");
+    let right = template.replace("ConfigMapp", "ConfigMap");
+    cloud.change("typo", json!({"template": right})).await;
+    cloud.becomes("typo", "UPDATE_COMPLETE").await;
+    let maps = cloud.api::<ConfigMap>();
+    assert!(maps.get_opt("typed").await.unwrap().is_some());
+    cloud.delete("typo").await;
+    assert!(maps.get_opt("typed").await.unwrap().is_none());
+
+    cloud.stack("wrong", spec).await;
+    cloud.becomes("wrong", "CREATE_FAILED").await;
+    cloud.delete("wrong").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stack_outlives_the_kind_of_what_it_made() {
+    let cloud = Cloud::start().await;
+    cloud.account("maker", "example.org", &["widgets"]).await;
+    let definition = json!({"metadata": {"name": "widgets.example.org"}, "spec": {
+        "group": "example.org", "scope": "Namespaced",
+        "names": {"plural": "widgets", "singular": "widget", "kind": "Widget"},
+        "versions": [{"name": "v1", "served": true, "storage": true,
+            "schema": {"openAPIV3Schema": {"type": "object",
+                "x-kubernetes-preserve-unknown-fields": true}}}]}});
+    let definitions: Api<CustomResourceDefinition> = Api::all(cloud.server.client());
+    create(&definitions, definition).await;
+    let template = "heat_template_version: newton
+resources:
+  widget:
+    type: Kubernetes::Object
+    properties:
+      manifest: {apiVersion: example.org/v1, kind: Widget, spec: {a: b}}
+";
+    let spec = json!({"template": template, "serviceAccountName": "maker"});
+    cloud.stack("widgets", spec).await;
+    cloud.becomes("widgets", "CREATE_COMPLETE").await;
+    let params = DeleteParams::default();
+    definitions
+        .delete("widgets.example.org", &params)
+        .await
+        .unwrap();
+    let told = cloud.api::<Stack>();
+    cloud
+        .change("widgets", json!({"checkRequestedAt": "1"}))
+        .await;
+    until(&told, "widgets", "says that it is gone", |stack: &Stack| {
+        let status = stack.status.as_ref().unwrap();
+        status.stack_status.as_deref() == Some("CHECK_FAILED")
+    })
+    .await;
+    cloud.delete("widgets").await;
 }

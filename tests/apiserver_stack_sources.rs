@@ -11,7 +11,9 @@ mod support {
     pub mod stacks;
 }
 
-use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{ConfigMap, Secret, ServiceAccount};
 use kube::api::{DeleteParams, Patch, PatchParams};
 use pileus::api::{Network, Stack};
 use serde_json::{Value, json};
@@ -108,4 +110,63 @@ async fn a_change_of_a_source_is_taken_up_and_one_that_goes_costs_nothing() {
     let shown = serde_json::to_string(&back).unwrap();
     assert!(!shown.contains("s3cret"), "{shown}");
     cloud.delete("from").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_from_secrets_is_read_with_the_accounts_rights_and_never_shown() {
+    let cloud = Cloud::start().await;
+    let (api, secrets) = (cloud.api::<Stack>(), cloud.api::<Secret>());
+    let files = json!({"metadata": {"name": "files"}, "stringData": {"key": "s3cret words"}});
+    create(&secrets, files).await;
+    let template = "heat_template_version: 2021-04-16
+resources:
+  none: {type: OS::Heat::None}
+outputs:
+  whole: {value: {get_file: key}}
+  part: {value: {yaql: {expression: '$.data.substring(0, 6)', data: {get_file: key}}}}
+";
+    // Without an account the manager reads it.
+    let spec = json!({"template": template, "filesFrom": [{"name": "files", "kind": "Secret"}]});
+    cloud.stack("plain", spec.clone()).await;
+    let made = cloud.becomes("plain", "CREATE_COMPLETE").await;
+    assert_eq!(output(&made, "whole"), Some(json!("******")));
+    assert_eq!(output(&made, "part"), Some(json!("******")));
+
+    // An account that may not read it makes nothing, until it may.
+    let account = json!({"metadata": {"name": "reader"}});
+    create(&cloud.api::<ServiceAccount>(), account).await;
+    let mut with_account = spec;
+    with_account["serviceAccountName"] = json!("reader");
+    cloud.stack("theirs", with_account).await;
+    let denied = until(&api, "theirs", "is denied the Secret", |stack: &Stack| {
+        is_observed(stack) && ready(stack).1 == "AccountDenied"
+    })
+    .await;
+    let why = ready(&denied).2;
+    assert!(why.contains("`reader`"), "{why}");
+    cloud.allow("reader", "", &["secrets"]).await;
+    cloud.becomes("theirs", "CREATE_COMPLETE").await;
+
+    // What Stacks keep is for no other.
+    let record = made.status.as_ref().unwrap().record.clone().unwrap();
+    let thief = json!({"template": template.replace("key", "record"),
+        "filesFrom": [{"name": record, "kind": "Secret"}]});
+    cloud.stack("thief", thief).await;
+    let refused = until(&api, "thief", "is refused", |stack: &Stack| {
+        is_observed(stack) && ready(stack).1 == "InvalidSpec"
+    })
+    .await;
+    let why = ready(&refused).2;
+    assert!(why.contains("belongs to a Stack"), "{why}");
+    for name in ["plain", "theirs", "thief"] {
+        let stack = api.get(name).await.unwrap();
+        let shown = serde_json::to_string(&stack.status).unwrap();
+        assert!(!shown.contains("s3cret"), "{shown}");
+        api.delete(name, &DeleteParams::default()).await.unwrap();
+    }
+    for name in ["plain", "theirs", "thief"] {
+        while api.get_opt(name).await.unwrap().is_some() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
 }

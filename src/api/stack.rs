@@ -102,7 +102,8 @@ pub struct StackSpec {
     #[schemars(length(max = 128))]
     pub heal_requested_at: Option<String>,
     /// ServiceAccount of the same namespace with whose rights everything is made that is not
-    /// Pileus' own and in this namespace: Flavors, and the objects of `Kubernetes::Object`.
+    /// Pileus' own and in this namespace: Flavors, and the objects of `Kubernetes::Object`. The
+    /// Secrets that the Stack names are read with its rights, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub service_account_name: Option<String>,

@@ -317,7 +317,42 @@ pub fn stack(spec: &StackSpec) -> Result<(), String> {
             ));
         }
     }
+    // They become parts of paths at the API server.
+    let from = spec
+        .template_from
+        .iter()
+        .map(|from| ("templateFrom", &from.name));
+    let files = spec.files_from.iter().map(|from| ("filesFrom", &from.name));
+    let parameters = spec
+        .parameters_from
+        .iter()
+        .map(|from| ("parametersFrom", &from.name));
+    let environments = spec.environments.iter().filter_map(|e| e.from.as_ref());
+    let environments = environments.map(|from| ("environments", &from.name));
+    let account = spec
+        .service_account_name
+        .iter()
+        .map(|name| ("serviceAccountName", name));
+    let named = from.chain(files).chain(parameters).chain(environments);
+    for (field, name) in named.chain(account) {
+        if !is_name(name) {
+            faults.add(format!(
+                "spec.{field}: `{name}` is no name of an object: lower case letters, digits, `-` \
+                 and `.`, 253 at most"
+            ));
+        }
+    }
     faults.done()
+}
+
+/// Whether a text is a name that objects can have: a subdomain by RFC 1123.
+fn is_name(text: &str) -> bool {
+    let plain = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let bytes = text.as_bytes();
+    text.len() <= 253
+        && bytes.first().is_some_and(|c| plain(*c))
+        && bytes.last().is_some_and(|c| plain(*c))
+        && bytes.iter().all(|c| plain(*c) || b"-.".contains(c))
 }
 
 /// Checks a Port's spec.

@@ -1,6 +1,6 @@
 //! What comes with a template: texts for `get_file`, templates for stacks inside.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
 
 use super::parameters::Schema;
@@ -11,7 +11,7 @@ use super::{Error, Result, yaml};
 /// Files by name. A copy is the same files; each is read once, however many resources
 /// are made of it.
 #[derive(Debug, Clone, Default)]
-pub struct Files(Arc<BTreeMap<String, File>>);
+pub struct Files(Arc<BTreeMap<String, File>>, Arc<BTreeSet<String>>);
 
 #[derive(Debug, Default)]
 struct File {
@@ -21,6 +21,18 @@ struct File {
 }
 
 impl Files {
+    /// The same files, those with these names hidden: what is made of them is never shown.
+    #[must_use]
+    pub fn hiding(self, names: BTreeSet<String>) -> Self {
+        Self(self.0, Arc::new(names))
+    }
+
+    /// Whether the file `name` is hidden; without a name, whether any is.
+    #[must_use]
+    pub fn hides(&self, name: Option<&str>) -> bool {
+        name.map_or(!self.1.is_empty(), |name| self.1.contains(name))
+    }
+
     /// The text of the file `name`.
     #[must_use]
     pub fn text(&self, name: &str) -> Option<&str> {
@@ -70,7 +82,7 @@ impl FromIterator<(String, String)> for Files {
             ..File::default()
         };
         let files = texts.into_iter().map(|(name, text)| (name, file(text)));
-        Self(Arc::new(files.collect()))
+        Self(Arc::new(files.collect()), Arc::default())
     }
 }
 

@@ -21,7 +21,7 @@ const SHORTEST_PART: usize = 4;
 #[must_use]
 pub fn tainted(stack: &Stack, outer: bool) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
-    if stack.parameters.hidden.is_empty() && !outer {
+    if stack.parameters.hidden.is_empty() && !outer && !stack.files.hides(None) {
         return found;
     }
     for name in stack.order.iter().flatten() {
@@ -70,6 +70,7 @@ impl Look<'_> {
                 let is_named = match key.as_str() {
                     "get_param" | "Ref" => first.is_some_and(|name| self.is_parameter(name)),
                     "get_attr" | "Fn::GetAtt" => first.is_some_and(|name| self.shows(name)),
+                    "get_file" => self.stack.files.hides(item.as_str()),
                     _ => false,
                 };
                 is_named || self.is_hidden(item)
@@ -111,7 +112,7 @@ fn named(argument: &Value) -> Option<&str> {
     }
 }
 
-/// Adds the texts of the stack's hidden values to `found`.
+/// Adds the texts of the stack's hidden values to `found`, in each form of [`note`].
 pub fn secrets(stack: &Stack, found: &mut BTreeSet<String>) {
     for name in &stack.parameters.hidden {
         if let Some(value) = stack.parameters.values.get(name) {
@@ -120,17 +121,40 @@ pub fn secrets(stack: &Stack, found: &mut BTreeSet<String>) {
     }
 }
 
-fn texts(value: &Value, found: &mut BTreeSet<String>) {
+/// Adds every text and number in `value`, in each form of [`note`].
+pub fn texts(value: &Value, found: &mut BTreeSet<String>) {
     match value {
-        Value::String(text) if !text.is_empty() => {
-            found.insert(text.clone());
-        }
+        Value::String(text) => note(text, found),
         Value::Number(number) => {
             found.insert(number.to_string());
         }
         Value::Array(items) => items.iter().for_each(|item| texts(item, found)),
         Value::Object(map) => map.values().for_each(|item| texts(item, found)),
         _ => {}
+    }
+}
+
+/// Adds a text as it is, and as it comes back in the words of others: without the space
+/// around it, with its line ends and quotes escaped as JSON and Go's `%q` do, and
+/// percent-encoded as in a URL.
+pub fn note(text: &str, found: &mut BTreeSet<String>) {
+    if text.is_empty() {
+        return;
+    }
+    found.insert(text.to_owned());
+    let plain = text.trim();
+    if plain.is_empty() {
+        return;
+    }
+    found.insert(plain.to_owned());
+    if plain.contains(|c: char| c.is_control() || c == '"' || c == '\\') {
+        let escaped = Value::from(plain).to_string();
+        found.insert(escaped[1..escaped.len() - 1].to_owned());
+    }
+    let quoted = super::functions::strings::quote(plain, "");
+    if quoted != plain {
+        found.insert(quoted);
+        found.insert(super::functions::strings::quote(plain, "/"));
     }
 }
 
@@ -162,11 +186,16 @@ fn holds(text: &str, secrets: &BTreeSet<String>) -> bool {
 /// The text with every secret in it masked.
 #[must_use]
 pub fn mask_text(text: &str, secrets: &BTreeSet<String>) -> String {
+    let is_part = |secret: &&String| secret.len() >= SHORTEST_PART && text.contains(*secret);
+    let mut parts: Vec<&String> = secrets.iter().filter(is_part).collect();
+    // One may be a part of another, whose rest must not stay.
+    parts.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
     let mut text = text.to_owned();
-    for secret in secrets {
-        if secret.len() >= SHORTEST_PART && text.contains(secret) {
-            text = text.replace(secret, MASK);
-        }
+    for secret in parts {
+        text = text.replace(secret, MASK);
+    }
+    if secrets.contains(&text) {
+        MASK.clone_into(&mut text);
     }
     text
 }

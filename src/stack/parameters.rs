@@ -294,7 +294,8 @@ impl Schema {
             (Type::Number, Value::Number(_)) => Ok(value.clone()),
             (Type::Number, Value::String(text)) => number(text)
                 .map(Value::Number)
-                .ok_or_else(|| Error::new(format!("`{text}` is no number"))),
+                // The text itself is left out: it may be hidden.
+                .ok_or_else(|| Error::new("is no number")),
             (Type::Boolean, _) => boolean(value).map(Value::Bool).ok_or_else(|| {
                 Error::new("must be a boolean: true, false, yes, no, on, off, 1, 0")
             }),

@@ -80,6 +80,8 @@ pub struct Stack {
     pub template: Arc<Template>,
     /// Parameters' values.
     pub parameters: Parameters,
+    /// The files it was made with.
+    pub files: Files,
     /// Resources that exist, by name.
     pub resources: BTreeMap<String, Rendered>,
     /// What depends on what, Heat's own dependencies among it.
@@ -160,6 +162,7 @@ pub fn stack(input: &Input) -> std::result::Result<Stack, Stop> {
     Ok(Stack {
         template,
         parameters,
+        files: input.files.clone(),
         resources,
         graph,
         hidden,

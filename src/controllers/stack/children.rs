@@ -4,11 +4,13 @@
 //! everything else by impersonation of the Stack's service account, so that a Stack never
 //! gives its author a right.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use http::HeaderValue;
+use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::Request;
 use kube::core::gvk::ParseGroupVersionError;
@@ -18,6 +20,7 @@ use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::Serialize;
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 
 use super::Shared;
 use super::ledger::{Entry, Ledger, Reference};
@@ -28,22 +31,61 @@ use crate::api::{
     Stack, Subnet,
 };
 use crate::controllers::Stores;
-use crate::kube_ext::{ApiError, chain, finalize, find, is_gone};
+use crate::kube_ext::{ApiError, chain, finalize, find, is_gone, is_unserved};
 use k8s_openapi::api::core::v1::{Namespace, Secret};
 
 /// How many requests of one Stack are under way at once.
 const AT_ONCE: usize = 16;
+/// Why a kind cannot be had; not the reason of a missing object.
+const UNSERVED: &str = "KindNotServed";
 
 /// What the API server calls kinds, once it has been asked.
 #[derive(Default)]
-pub struct Kinds(Mutex<HashMap<GroupVersionKind, (ApiResource, bool)>>);
+pub struct Kinds {
+    known: Mutex<HashMap<GroupVersionKind, (ApiResource, bool)>>,
+    /// Since when it has said of a kind that there is none.
+    missing: Mutex<HashMap<GroupVersionKind, Instant>>,
+}
+
+impl Kinds {
+    fn known(&self, kind: &GroupVersionKind) -> Option<(ApiResource, bool)> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(kind).cloned()
+    }
+
+    fn note(&self, kind: GroupVersionKind, found: (ApiResource, bool)) {
+        let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
+        missing.remove(&kind);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.insert(kind, found);
+    }
+
+    fn forget(&self, object: &Reference) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known
+            .retain(|kind, _| kind.kind != object.kind || kind.api_version() != object.api_version);
+    }
+
+    /// Notes that the API server knows no such kind; for how long it has said so.
+    fn miss(&self, kind: &GroupVersionKind) -> Duration {
+        let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
+        missing
+            .entry(kind.clone())
+            .or_insert_with(Instant::now)
+            .elapsed()
+    }
+}
 
 /// The objects of one Stack.
 pub struct Children<'a> {
     client: &'a Client,
     stores: &'a Stores,
     kinds: &'a Kinds,
+    /// How long a kind may be missing before there is none.
+    grace: Duration,
     recall: &'a Recall,
+    /// How many reads with the rights of accounts are under way, of all Stacks.
+    reads: &'a Semaphore,
     stack: &'a Stack,
     namespace: String,
 }
@@ -69,6 +111,8 @@ impl<'a> Children<'a> {
             client,
             stores,
             kinds: &shared.kinds,
+            grace: shared.grace,
+            reads: &shared.reads,
             recall: &shared.recall,
             stack,
             namespace: stack.namespace().unwrap_or_default(),
@@ -105,10 +149,13 @@ impl<'a> Children<'a> {
         let mut denied = None;
         let mut unknown = Vec::new();
         let deleting = finalize::is_deleting(self.stack);
+        let now = Timestamp::now();
+        let under_way = super::plan::under_way(ledger);
         for entry in ledger.entries.values() {
+            let pace = super::plan::pace(under_way, entry, now);
             let mut whole = false;
             if let Some(object) = entry.objects.last() {
-                match self.stored(entry, object, anew) {
+                match self.stored(entry, object, anew, pace) {
                     Some(live) => {
                         whole = super::plan::is_whole(&live, entry);
                         found.insert(object.clone(), live);
@@ -124,6 +171,12 @@ impl<'a> Children<'a> {
         }
         let mut reads = futures::stream::iter(unknown)
             .map(|(object, by_account)| async move {
+                // Closed by nobody; without a permit it is read all the same.
+                let _permit = if by_account {
+                    self.reads.acquire().await.ok()
+                } else {
+                    None
+                };
                 let live = self.get(&object, by_account).await;
                 (object, by_account, live)
             })
@@ -160,22 +213,35 @@ impl<'a> Children<'a> {
         self.stack.uid().unwrap_or_default()
     }
 
-    fn stored(&self, entry: &Entry, object: &Reference, anew: bool) -> Option<Value> {
+    fn stored(
+        &self,
+        entry: &Entry,
+        object: &Reference,
+        anew: bool,
+        pace: Duration,
+    ) -> Option<Value> {
         if entry.by_account {
-            return (!anew).then(|| self.recall.recall(&self.uid(), entry, object))?;
+            return (!anew).then(|| self.recall.recall(&self.uid(), entry, object, pace))?;
         }
         let ours = object.api_version.starts_with(crate::api::GROUP) && object.namespace.is_none();
         ours.then(|| self.watched(&object.kind, &object.name))?
     }
 
-    /// Watched objects with the Stack's mark that the record does not name.
+    /// Watched objects with the Stack's mark that the record does not name, and their uids.
     #[must_use]
-    pub fn strays(&self, ledger: Option<&Ledger>) -> Vec<Reference> {
+    pub fn strays(&self, ledger: Option<&Ledger>) -> Vec<(Reference, String)> {
         let uid = self.uid();
         let entries = ledger
             .into_iter()
             .flat_map(|ledger| ledger.entries.values());
-        let known: Vec<&Reference> = entries.flat_map(|entry| &entry.objects).collect();
+        let known = entries.flat_map(|entry| &entry.objects).cloned();
+        // A manifest may name the Stack's own namespace.
+        let known: BTreeSet<Reference> = known
+            .map(|object| Reference {
+                namespace: object.namespace.filter(|other| *other != self.namespace),
+                ..object
+            })
+            .collect();
         let mut found = Vec::new();
         macro_rules! look {
             (; $($store:ident $type:ident),+) => {
@@ -183,7 +249,7 @@ impl<'a> Children<'a> {
             };
         }
         each_kind!(look!());
-        found.retain(|object| !known.contains(&object));
+        found.retain(|(object, _)| !known.contains(object));
         found
     }
 
@@ -217,21 +283,28 @@ impl<'a> Children<'a> {
                     ))
                 })?;
         let kind = GroupVersionKind::gvk(&version.group, &version.version, &object.kind);
-        if let Some(known) = self.known(&kind) {
+        if let Some(known) = self.kinds.known(&kind) {
             return Ok(known);
         }
-        let (resource, capabilities) = discovery::pinned_kind(self.client, &kind)
-            .await
-            .map_err(ApiError::doing(doing()))?;
-        let found = (resource, capabilities.scope == Scope::Namespaced);
-        let mut kinds = self.kinds.0.lock().unwrap_or_else(PoisonError::into_inner);
-        kinds.insert(kind, found.clone());
-        Ok(found)
-    }
-
-    fn known(&self, kind: &GroupVersionKind) -> Option<(ApiResource, bool)> {
-        let kinds = self.kinds.0.lock().unwrap_or_else(PoisonError::into_inner);
-        kinds.get(kind).cloned()
+        match discovery::pinned_kind(self.client, &kind).await {
+            Ok((resource, capabilities)) => {
+                let found = (resource, capabilities.scope == Scope::Namespaced);
+                self.kinds.note(kind, found.clone());
+                Ok(found)
+            }
+            // An API server that has just started does not know all yet, and a definition may
+            // come a little later than the first object of its kind.
+            Err(error) if is_missing(&error) && self.kinds.miss(&kind) >= self.grace => {
+                let message = format!(
+                    "the API server has no kind {} in {}; correct apiVersion and kind, or \
+                     install its definition and set spec.healRequestedAt",
+                    object.kind, object.api_version
+                );
+                let status = kube::core::Status::failure(&message, UNSERVED).with_code(404);
+                Err(ApiError::doing(doing())(kube::Error::Api(status.boxed())))
+            }
+            Err(error) => Err(ApiError::doing(doing())(error)),
+        }
     }
 
     /// Whether the manager's own rights may be used for an object: for Pileus' namespaced
@@ -259,6 +332,12 @@ impl<'a> Children<'a> {
             let doing = format!("touch {} {}", object.kind, object.name);
             return Err(ApiError::doing(doing)(kube::Error::Api(status.boxed())));
         }
+        if !is_segment(&object.name) {
+            let message = format!("`{}` is no name of an object", object.name);
+            let status = kube::core::Status::failure(&message, "Invalid").with_code(422);
+            let doing = format!("touch a {}", object.kind);
+            return Err(ApiError::doing(doing)(kube::Error::Api(status.boxed())));
+        }
         let (resource, namespaced) = self.resource(object).await?;
         let namespace = object.namespace.as_deref().unwrap_or(&self.namespace);
         let namespace = namespaced.then_some(namespace);
@@ -274,16 +353,8 @@ impl<'a> Children<'a> {
         let mut request = request.map_err(kube::Error::BuildRequest)?;
         if by_account {
             // Without an account there is nobody: the check of the spec asks for one.
-            let account = self
-                .stack
-                .spec
-                .service_account_name
-                .as_deref()
-                .unwrap_or_default();
-            let user = format!("system:serviceaccount:{}:{account}", self.namespace);
-            let user =
-                HeaderValue::from_str(&user).map_err(|e| kube::Error::HttpError(e.into()))?;
-            request.headers_mut().insert("Impersonate-User", user);
+            let account = self.stack.spec.service_account_name.as_deref();
+            impersonate(&mut request, &self.namespace, account.unwrap_or_default())?;
         }
         self.client.request(request).await
     }
@@ -293,13 +364,26 @@ impl<'a> Children<'a> {
             // Whatever the record says, the manager has not made it.
             return Ok(None);
         }
+        if !is_segment(&object.name) {
+            return Ok(None);
+        }
         let doing = || ApiError::doing(format!("read {} {}", object.kind, object.name));
-        let (path, _) = self.path(object, by_account).await?;
+        let path = match self.path(object, by_account).await {
+            // Objects go with their kind.
+            Err(error) if is_unserved(&error.source) || is_no_version(&error) => return Ok(None),
+            found => found?.0,
+        };
         let request = Request::new(path).get(&object.name, &Default::default());
         match self.send(request, by_account).await {
             Ok(live) => Ok(Some(live)),
             Err(error) if is_gone(&error) => Ok(None),
-            Err(error) => Err(doing()(error)),
+            Err(error) => {
+                if is_unserved(&error) {
+                    // What is known of the kind is over; the next look asks for it.
+                    self.kinds.forget(object);
+                }
+                Err(doing()(error))
+            }
         }
     }
 
@@ -337,6 +421,7 @@ impl<'a> Children<'a> {
             }
             // Whatever it is, the API server merges what others have written.
             Some(live) if by_account => {
+                self.hand_over(&object, live).await?;
                 wanted["metadata"]["uid"] = live["metadata"]["uid"].clone();
                 let params = PatchParams::apply(MANAGER).force();
                 request.patch(name, &params, &Patch::Apply(&wanted))
@@ -360,6 +445,45 @@ impl<'a> Children<'a> {
             // It went meanwhile; the next pass sees that, and makes it.
             Err(error) if live.is_some() && is_gone(&error) => Ok(()),
             done => done.map(drop).map_err(doing()),
+        }
+    }
+
+    /// Makes all that was said when an object was made part of what is applied to it.
+    ///
+    /// It is made by a POST, since only that never touches what is there already, and changed
+    /// by server-side apply. To the API server those are two owners, `Update` and `Apply`,
+    /// though of one name, and what the second leaves out still belongs to the first: it would
+    /// stay for ever. So the first one's fields are given to the second, as client-go's
+    /// `csaupgrade` does it, once before the first change.
+    async fn hand_over(&self, object: &Reference, live: &Value) -> Result<(), ApiError> {
+        let done = match live["metadata"].get("managedFields") {
+            Some(fields) => handed_over(fields).is_none(),
+            None => self.recall.is_handed_over(&self.uid(), object),
+        };
+        if done {
+            return Ok(());
+        }
+        let Some(live) = self.get(object, true).await? else {
+            return Ok(());
+        };
+        let metadata = &live["metadata"];
+        let Some(fields) = handed_over(&metadata["managedFields"]) else {
+            return Ok(());
+        };
+        let change = json!({"metadata": {
+            "uid": metadata["uid"],
+            "resourceVersion": metadata["resourceVersion"],
+            "managedFields": fields,
+        }});
+        let (path, _) = self.path(object, true).await?;
+        let params = PatchParams::default();
+        let request = Request::new(path).patch(&object.name, &params, &Patch::Merge(&change));
+        match self.send(request, true).await {
+            Err(error) if is_gone(&error) => Ok(()),
+            done => done.map(drop).map_err(ApiError::doing(format!(
+                "take over the fields of {} {}",
+                object.kind, object.name
+            ))),
         }
     }
 
@@ -463,6 +587,78 @@ impl super::plan::Lookup for Children<'_> {
     }
 }
 
+/// Has a request made with the rights of a service account of `namespace`; the API server
+/// knows by its name what groups it is in.
+pub(super) fn impersonate<B>(
+    request: &mut http::Request<B>,
+    namespace: &str,
+    account: &str,
+) -> Result<(), kube::Error> {
+    let user = format!("system:serviceaccount:{namespace}:{account}");
+    let user = HeaderValue::from_str(&user).map_err(|e| kube::Error::HttpError(e.into()))?;
+    request.headers_mut().insert("Impersonate-User", user);
+    Ok(())
+}
+
+/// Whether the API server says that there is no such kind.
+fn is_missing(error: &kube::Error) -> bool {
+    use kube::error::DiscoveryError::{MissingApiGroup, MissingKind};
+    matches!(
+        error,
+        kube::Error::Discovery(MissingKind(_) | MissingApiGroup(_))
+    ) || matches!(error, kube::Error::Api(status) if status.code == 404)
+}
+
+/// Whether an object's `apiVersion` is none: there can be no such object.
+pub(super) fn is_no_version(error: &ApiError) -> bool {
+    use kube::error::DiscoveryError::InvalidGroupVersion;
+    matches!(
+        &*error.source,
+        kube::Error::Discovery(InvalidGroupVersion(_))
+    )
+}
+
+/// Whether a name is one part of a path and no more: the record, which says it, lies where
+/// tenants can write.
+fn is_segment(name: &str) -> bool {
+    !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '?', '#', '%'])
+}
+
+/// The managed fields with what the manager's POST owns given to its apply; nothing when
+/// there is no such thing.
+pub(super) fn handed_over(fields: &Value) -> Option<Value> {
+    let mut entries = fields.as_array()?.clone();
+    let position = |entries: &[Value], operation: &str| {
+        entries.iter().position(|entry| {
+            entry["manager"] == MANAGER
+                && entry["operation"] == operation
+                && entry["subresource"].as_str().is_none_or(str::is_empty)
+        })
+    };
+    let mut made = entries.remove(position(&entries, "Update")?);
+    match position(&entries, "Apply") {
+        None => {
+            made["operation"] = Value::from("Apply");
+            entries.push(made);
+        }
+        // Fields of another version have other names.
+        Some(at) if entries[at]["apiVersion"] == made["apiVersion"] => {
+            unite(&mut entries[at]["fieldsV1"], made["fieldsV1"].take());
+        }
+        Some(_) => {}
+    }
+    Some(Value::from(entries))
+}
+
+/// Adds a set of fields, which is a tree of maps.
+fn unite(fields: &mut Value, more: Value) {
+    if let (Value::Object(fields), Value::Object(more)) = (fields, more) {
+        for (name, more) in more {
+            unite(fields.entry(name).or_insert_with(|| json!({})), more);
+        }
+    }
+}
+
 fn is_forbidden(error: &ApiError) -> bool {
     matches!(&*error.source, kube::Error::Api(status) if status.is_forbidden())
 }
@@ -494,7 +690,7 @@ fn replaced(wanted: &Value, live: &Value) -> Value {
     object
 }
 
-fn marked<K>(store: &Store<K>, namespace: &str, uid: &str, found: &mut Vec<Reference>)
+fn marked<K>(store: &Store<K>, namespace: &str, uid: &str, found: &mut Vec<(Reference, String)>)
 where
     K: Resource<DynamicType = ()> + Clone + 'static,
 {
@@ -505,12 +701,13 @@ where
             .is_some_and(|mark| mark == uid);
         if ours && object.namespace().as_deref() == Some(namespace) {
             let reference = ObjectRef::from_obj(&*object);
-            found.push(Reference {
+            let reference = Reference {
                 api_version: K::api_version(&()).into_owned(),
                 kind: K::kind(&()).into_owned(),
                 namespace: None,
                 name: reference.name,
-            });
+            };
+            found.push((reference, object.uid().unwrap_or_default()));
         }
     }
 }

@@ -206,6 +206,31 @@ pub struct Sources {
     pub parameters: Map<String, Value>,
     /// Names of parameters that are never shown, whatever the template says.
     pub secret: BTreeSet<String>,
+    /// What else came from Secrets, and is not shown either.
+    #[serde(default, skip_serializing_if = "Hidden::is_empty")]
+    pub hidden: Hidden,
+}
+
+/// Parts of a stack's sources that came from Secrets.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hidden {
+    /// The template.
+    #[serde(default)]
+    pub template: bool,
+    /// Names of files.
+    #[serde(default)]
+    pub files: BTreeSet<String>,
+    /// Places of environments among them.
+    #[serde(default)]
+    pub environments: BTreeSet<usize>,
+}
+
+impl Hidden {
+    /// Whether nothing is hidden.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 impl std::fmt::Debug for Sources {

@@ -28,17 +28,20 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use serde_json::json;
+use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use super::{Manager, Outcome, loss};
 use crate::api::names::{CLEAR_HOOKS_ANNOTATION, MANAGER, MANAGER_FINALIZER};
-use crate::api::{Stack, StackStatus};
+use crate::api::stack::OnFailure;
+use crate::api::{Reason, Stack, StackStatus};
 use crate::kube_ext::report::apply_status;
 use crate::kube_ext::{ApiError, chain, finalize};
+use crate::stack::hide::mask_text;
 use children::{Children, Kinds};
-use ledger::{Action, Key, Ledger, Sources};
+use ledger::{Action, Key, Ledger, Reference, Sources, State};
 use plan::trouble::Refused;
-use plan::{Plan, Seen, Step};
+use plan::{Plan, Problem, Seen, Step};
 use recall::Recall;
 use records::Records;
 
@@ -51,6 +54,8 @@ const PACE_EACH: Duration = Duration::from_millis(2);
 const UNWATCHED: Duration = Duration::from_secs(30);
 /// How many effects of one Stack are under way at once.
 const AT_ONCE: usize = 16;
+/// How many reads of what service accounts have made are under way at once, of all Stacks.
+const READS: usize = 32;
 
 /// How long what a resource names may be missing: what is applied together comes in any order.
 const GRACE: Duration = Duration::from_secs(60);
@@ -62,6 +67,8 @@ pub struct Shared {
     grace: Duration,
     kinds: Kinds,
     recall: Recall,
+    /// Reads with the rights of service accounts, which nothing else bounds.
+    reads: Semaphore,
     /// When each Stack, by uid, may be looked at again.
     rested: Mutex<HashMap<String, Instant>>,
 }
@@ -72,6 +79,7 @@ impl Default for Shared {
             grace: GRACE,
             kinds: Kinds::default(),
             recall: Recall::default(),
+            reads: Semaphore::new(READS),
             rested: Mutex::default(),
         }
     }
@@ -128,7 +136,14 @@ pub async fn reconcile(stack: Arc<Stack>, manager: Arc<Manager>) -> Outcome {
         return Ok(Some(left));
     }
     let records = Records::of(client, &stack);
-    let read = records.read().await?;
+    let read = match records.read().await {
+        // Without what it says, what carries the Stack's mark is removed.
+        Err(error) if deleting && matches!(&*error.source, kube::Error::SerdeError(_)) => {
+            records.forget_own(None).await?;
+            None
+        }
+        read => read?,
+    };
     let (ledger, mut version) = read.map_or((None, None), |(l, v)| (Some(l), Some(v)));
     let children = Children::of(client, &manager.stores, &manager.stacks, &stack);
     let seen = observe(&stack, &manager, &records, &children, ledger).await?;
@@ -156,7 +171,12 @@ pub async fn reconcile(stack: Arc<Stack>, manager: Arc<Manager>) -> Outcome {
     }
     let refused = act(&children, &plan).await;
     if plan.gone && refused.is_ok() {
-        records.forget_all().await?;
+        if seen.kind_lost {
+            // What serves the resources carries the same mark, and stays with them.
+            records.forget_own(Some(&plan.ledger)).await?;
+        } else {
+            records.forget_all().await?;
+        }
         finalize::remove(&api, &stack, MANAGER_FINALIZER).await?;
         manager.stacks.forget(&uid);
         return Ok(None);
@@ -164,8 +184,8 @@ pub async fn reconcile(stack: Arc<Stack>, manager: Arc<Manager>) -> Outcome {
     let acted = match refused {
         Ok(refused) if refused.is_empty() => Ok(()),
         Ok(refused) => {
-            plan::trouble::refuse(&mut plan.ledger, refused, Timestamp::now());
-            plan.again = Some(Duration::ZERO);
+            let again = plan::trouble::refuse(&mut plan.ledger, refused, Timestamp::now());
+            plan.again = Some(again);
             records
                 .write(&plan.ledger, version.as_deref())
                 .await
@@ -210,24 +230,42 @@ async fn observe<'a>(
     let client = &manager.context.client;
     let deleting = finalize::is_deleting(stack);
     let kind_lost = deleting && loss::of_kind::<Stack>(client).await?;
-    let sources = sources::resolve(client, stack).await?;
+    let sources = match sources::resolve(client, stack).await {
+        // What goes needs none of them; they only tell what must not be shown.
+        Err(error) if deleting => Err(Problem {
+            reason: Reason::SourceNotFound,
+            message: chain(&error),
+        }),
+        resolved => resolved?,
+    };
     let have = sources.as_ref().ok().map(Sources::digest);
     let named = ledger.as_ref().map(Ledger::sources).unwrap_or_default();
     let needed = named
         .into_iter()
         .filter(|digest| Some(*digest) != have.as_deref());
     let needed: BTreeSet<String> = needed.map(str::to_owned).collect();
-    let stored = if deleting {
-        BTreeMap::new()
-    } else {
-        records.sources(needed).await?
+    let stored = match records.sources(needed).await {
+        Err(_) if deleting => BTreeMap::new(),
+        stored => stored?,
     };
     let (objects, mut denied) = match &ledger {
         Some(ledger) => {
             let said = stack.status.as_ref().and_then(|s| s.observed_generation);
             let checks = ledger.is_busy() && ledger.action == Some(Action::Check);
-            let anew = checks || said != stack.metadata.generation;
-            children.observe(ledger, anew && !deleting).await?
+            // An action that is about to begin must know what has gone meanwhile.
+            let new = have.as_ref().filter(|have| **have != ledger.wanted);
+            let recall = &manager.stacks.recall;
+            let uid = stack.uid().unwrap_or_default();
+            let turns = new.is_some_and(|digest| recall.is_new(&uid, digest));
+            let undoes = ledger.state == State::Failed
+                && matches!(ledger.action, Some(Action::Create | Action::Update))
+                && stack.spec.on_failure != OnFailure::Keep;
+            let anew = checks || turns || undoes || said != stack.metadata.generation;
+            let found = children.observe(ledger, anew && !deleting).await?;
+            if let Some(digest) = new {
+                recall.note_new(&uid, digest);
+            }
+            found
         }
         None => (BTreeMap::new(), None),
     };
@@ -263,7 +301,9 @@ async fn act(children: &Children<'_>, plan: &Plan) -> Result<Refused, ApiError> 
     for step in plan.steps.iter().cloned() {
         match &step {
             Step::Apply { key, .. } => by_key.entry(key.clone()).or_default().push(step),
-            Step::Delete { .. } | Step::Release { .. } => groups.push((None, vec![step])),
+            Step::Delete { .. } | Step::Release { .. } => {
+                groups.push((removed_with(&step, &plan.ledger), vec![step]));
+            }
         }
     }
     groups.extend(by_key.into_iter().map(|(key, steps)| (Some(key), steps)));
@@ -276,16 +316,37 @@ async fn act(children: &Children<'_>, plan: &Plan) -> Result<Refused, ApiError> 
         match (key, result) {
             (_, Ok(())) => {}
             (Some(key), Err(error)) if is_final(&error) => {
-                refused.insert(key, chain(&error));
+                refused.insert(key, mask_text(&chain(&error), &plan.secrets));
             }
             // The others are done all the same.
-            (_, Err(error)) => failed = Some(error),
+            (_, Err(error)) => failed = Some(masked(error, &plan.secrets)),
         }
     }
     match failed {
         Some(error) if refused.is_empty() => Err(error),
         _ => Ok(refused),
     }
+}
+
+/// The resource that a step removes an object of.
+fn removed_with(step: &Step, ledger: &Ledger) -> Option<Key> {
+    let same = |object: &Reference| match step {
+        Step::Delete { object: other, .. } => object == other,
+        Step::Release { live, .. } => {
+            let other = Reference::of(live);
+            let namespace = object.namespace.clone().or(other.namespace.clone());
+            other
+                == Reference {
+                    namespace,
+                    ..object.clone()
+                }
+        }
+        Step::Apply { .. } => false,
+    };
+    let mut entries = ledger.entries.iter();
+    let found =
+        entries.find(|(_, entry)| entry.action == Action::Delete && entry.objects.iter().any(same));
+    found.map(|(key, _)| key.clone())
 }
 
 async fn each(children: &Children<'_>, steps: Vec<Step>) -> Result<(), ApiError> {
@@ -308,10 +369,20 @@ async fn each(children: &Children<'_>, steps: Vec<Step>) -> Result<(), ApiError>
     Ok(())
 }
 
+/// The error without what must not be shown: it is logged.
+fn masked(mut error: ApiError, secrets: &BTreeSet<String>) -> ApiError {
+    if let kube::Error::Api(status) = &mut *error.source {
+        status.message = mask_text(&status.message, secrets);
+        status.details = None;
+    }
+    error
+}
+
 /// Whether trying again is of no use: the object itself, or who makes it, is at fault.
 fn is_final(error: &ApiError) -> bool {
-    matches!(&*error.source, kube::Error::Api(status)
-        if matches!(status.code, 400 | 403 | 404 | 405 | 413 | 422))
+    children::is_no_version(error)
+        || matches!(&*error.source, kube::Error::Api(status)
+            if matches!(status.code, 400 | 403 | 404 | 405 | 413 | 422))
 }
 
 /// Templates that the record does not name any more.

@@ -131,6 +131,17 @@ impl Records {
         Ok(())
     }
 
+    /// Forgets the record and what it names, and nothing else that carries the Stack's mark.
+    ///
+    /// # Errors
+    /// When the API server refuses or does not answer.
+    pub async fn forget_own(&self, ledger: Option<&Ledger>) -> Result<(), ApiError> {
+        for digest in ledger.map(Ledger::sources).unwrap_or_default() {
+            self.delete(&self.name_of(digest)).await?;
+        }
+        self.delete(&self.name()).await
+    }
+
     /// Forgets everything, also what a pass that was cut off has left. What the resources
     /// were made of has gone before, or carries the mark no more.
     ///

@@ -4,6 +4,7 @@
 
 mod groups;
 mod hooks;
+mod secrets;
 mod trouble;
 mod world;
 
@@ -39,6 +40,21 @@ resources:
 outputs:
   refs: {value: {get_attr: [group, first_address]}}
 ";
+
+#[test]
+fn what_is_not_watched_is_looked_at_the_seldomer_the_more_and_the_longer() {
+    use super::ledger::Entry;
+    let now = k8s_openapi::jiff::Timestamp::UNIX_EPOCH;
+    let pace = |count: u32, age: i64| {
+        let entry = Entry {
+            since: now - SignedDuration::from_secs(age),
+            ..Entry::default()
+        };
+        super::plan::pace(count, &entry, now).as_secs()
+    };
+    assert_eq!((pace(1, 0), pace(500, 0)), (2, 25));
+    assert_eq!((pace(1, 80), pace(1, 3600)), (10, 60));
+}
 
 #[test]
 fn requirements_come_first_and_go_last() {
@@ -337,6 +353,29 @@ fn a_suspended_stack_has_its_servers_stopped() {
     world.stack.spec.suspend = false;
     world.settle();
     assert_eq!(states(&world), BTreeSet::from(["\"Running\"".to_owned()]));
+}
+
+#[test]
+fn metadata_that_an_object_is_made_from_changes_it() {
+    let mut world = World::new(
+        "heat_template_version: newton
+resources:
+  group: {type: OS::Nova::ServerGroup, metadata: {min_members: 2}, properties: {policies: [affinity]}}
+  other: {type: OS::Nova::Server, metadata: {a: 1}, properties: {image: i, flavor: small}}
+",
+    );
+    world.settle();
+    world.log.clear();
+    world.change("min_members: 2", "min_members: 3");
+    world.change("{a: 1}", "{a: 2}");
+    world.stack.spec.preview = true;
+    let preview = world.plan().preview.unwrap();
+    assert_eq!(preview.updated, ["group (metadata)"]);
+    world.stack.spec.preview = false;
+    world.settle();
+    assert_eq!(world.log, ["change ServerGroup group"]);
+    let group = world.objects.values().find(|o| o["kind"] == "ServerGroup");
+    assert_eq!(group.unwrap()["spec"]["minMembers"], json!(3));
 }
 
 #[test]

@@ -59,9 +59,8 @@ pub(super) fn call(scope: &Scope<'_>, name: &str, argument: &Value) -> Result<Va
                 .get(map)
                 .and_then(|value| value.get(first)?.get(second))
                 .cloned()
-                .ok_or_else(|| {
-                    Error::new(format!("no `{first}`, `{second}` in the mapping `{map}`"))
-                }),
+                // The keys are left out: they may be hidden.
+                .ok_or_else(|| Error::new(format!("the mapping `{map}` has no such keys"))),
             _ => Err(Error::new("takes [mapping, key, key]")),
         },
         "Fn::MemberListToMap" => member_list(argument),

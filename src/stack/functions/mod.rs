@@ -4,7 +4,7 @@ mod cfn;
 mod collections;
 mod conditions;
 mod references;
-mod strings;
+pub(in crate::stack) mod strings;
 mod yaql;
 
 pub use references::References;

@@ -204,10 +204,11 @@ pub(super) fn digest(argument: &Value) -> Result<Value> {
         "sha256" => hex::encode(sha2::Sha256::digest(bytes)),
         "sha384" => hex::encode(sha2::Sha384::digest(bytes)),
         "sha512" => hex::encode(sha2::Sha512::digest(bytes)),
-        other => {
-            return Err(Error::new(format!(
-                "no algorithm `{other}`; there are md5, sha1, sha224, sha256, sha384 and sha512"
-            )));
+        // The word itself is left out: it may be hidden.
+        _ => {
+            return Err(Error::new(
+                "no such algorithm; there are md5, sha1, sha224, sha256, sha384 and sha512",
+            ));
         }
     }))
 }
@@ -233,7 +234,9 @@ pub(super) fn make_url(argument: &Value) -> Result<Value> {
     };
     let port = text_of("port");
     if !port.is_empty() && !port.parse::<u16>().is_ok_and(|port| port > 0) {
-        return Err(Error::new(format!("`{port}` is no port")));
+        return Err(Error::new(
+            "the port is none: a whole number from 1 to 65535",
+        ));
     }
     let mut authority = String::new();
     if !text_of("username").is_empty() {
@@ -299,7 +302,8 @@ pub(super) fn make_url(argument: &Value) -> Result<Value> {
     Ok(Value::from(url))
 }
 
-fn quote(text: &str, safe: &str) -> String {
+/// Percent-encoded, but for letters, digits, `-._~` and what is `safe`.
+pub(in crate::stack) fn quote(text: &str, safe: &str) -> String {
     use std::fmt::Write as _;
     let mut result = String::new();
     for byte in text.bytes() {

@@ -153,8 +153,10 @@ pub fn find(name: &str) -> Option<&'static Kind> {
 /// change.
 #[must_use]
 pub fn change(kind: &str, property: &str) -> Change {
-    if property == IDENTITY {
-        return Change::Replace;
+    match property {
+        IDENTITY => return Change::Replace,
+        METADATA => return Change::InPlace,
+        _ => {}
     }
     match super::plan::change(kind, property) {
         Change::InPlace if find(kind).is_some_and(|k| k.fixed.contains(&property)) => {
@@ -167,6 +169,15 @@ pub fn change(kind: &str, property: &str) -> Change {
 /// Stands among a resource's properties for kind and name of its object: where those come
 /// from the template, another name is another object.
 pub const IDENTITY: &str = "@object";
+
+/// Stands among a resource's properties for its metadata, where [`reads_metadata`].
+pub const METADATA: &str = "@metadata";
+
+/// Whether the object of a resource follows from its metadata, too.
+#[must_use]
+pub fn reads_metadata(kind: &str) -> bool {
+    kind == "OS::Nova::ServerGroup"
+}
 
 /// A name for the object of the resource at `path`: the same each time, and another one for
 /// each incarnation. `stack` is the stack's name and `uid` its uid.

@@ -19,8 +19,6 @@ use crate::stack::tree::{self, Flat, Leaf};
 /// How long what is under way is waited for once something has failed; Heat's
 /// `error_wait_time`.
 const ERROR_WAIT: Duration = Duration::from_secs(240);
-/// How often objects are looked at that are not watched.
-const UNWATCHED: Duration = Duration::from_secs(2);
 
 /// One look at the template, with what has been found so far.
 pub(super) struct Walk<'p, 'a> {
@@ -188,7 +186,7 @@ impl<'p, 'a> Walk<'p, 'a> {
         properties: &Map<String, Value>,
         map: fn(&Request<'_>) -> crate::stack::Result<Settles>,
     ) -> crate::stack::Result<Option<Known>> {
-        let digests = leaf::digests(properties, &self.pass.plan.ledger.seed, None);
+        let digests = leaf::digests(leaf, properties, &self.pass.plan.ledger.seed, None);
         let decision = self.decide(path, leaf, &digests)?;
         let (Decision::Keep(number) | Decision::Change(number) | Decision::Make(number)) = decision;
         let name = self.name(path, number);
@@ -272,7 +270,7 @@ impl<'p, 'a> Walk<'p, 'a> {
         };
         let (makes, name) = made(self, 1)?;
         let seed = self.pass.plan.ledger.seed.clone();
-        let digests = leaf::digests(properties, &seed, Some((&makes, &name)));
+        let digests = leaf::digests(leaf, properties, &seed, Some((&makes, &name)));
         let decision = self.decide(path, leaf, &digests)?;
         let (Decision::Keep(number) | Decision::Change(number) | Decision::Make(number)) = decision;
         let (makes, _) = made(self, number)?;
@@ -415,7 +413,8 @@ impl<'p, 'a> Walk<'p, 'a> {
             return;
         }
         if entry.by_account {
-            self.pass.again_in(UNWATCHED);
+            let under_way = super::under_way(&self.pass.plan.ledger);
+            self.pass.again_in(super::pace(under_way, &entry, now));
         }
         let mut state = Progress::Pending(entry.reason.clone());
         let mut applied = true;

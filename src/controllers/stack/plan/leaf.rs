@@ -8,7 +8,8 @@ use sha2::{Digest, Sha256};
 use super::{Entry, Reference};
 use crate::api::Reason;
 use crate::api::names::{STACK_DIGEST_ANNOTATION, STACK_RESOURCE_ANNOTATION, STACK_UID_LABEL};
-use crate::stack::kinds::{IDENTITY, Makes};
+use crate::stack::kinds::{self, IDENTITY, METADATA, Makes};
+use crate::stack::tree::Leaf;
 
 /// How far an object is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -150,6 +151,7 @@ impl Missing {
 /// Digests of a resource's properties: equal values have equal ones, and nothing of the
 /// values, which may be secret, can be read from them.
 pub(super) fn digests(
+    leaf: &Leaf,
     properties: &serde_json::Map<String, Value>,
     seed: &str,
     makes: Option<(&Makes, &str)>,
@@ -158,6 +160,10 @@ pub(super) fn digests(
         .iter()
         .map(|(name, value)| (name.clone(), digest(seed, &canonical(value))))
         .collect();
+    if kinds::reads_metadata(&leaf.kind) && !leaf.metadata.is_null() {
+        let text = leaf.metadata.to_string();
+        found.insert(METADATA.to_owned(), digest(seed, &text));
+    }
     if let Some((makes, name)) = makes
         && let Some(object) = makes.objects.last()
         && object["metadata"]["name"] != name

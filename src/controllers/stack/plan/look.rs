@@ -180,7 +180,7 @@ fn preview(pass: &Pass<'_>, flat: &Flat) -> StackPreview {
         let properties = leaf.properties.clone().unwrap_or_default();
         let want = Wanted {
             kind: &leaf.kind,
-            properties: Cow::Owned(texts(&leaf::digests(&properties, &ledger.seed, None))),
+            properties: Cow::Owned(texts(&leaf::digests(leaf, &properties, &ledger.seed, None))),
             references: &leaf.references,
         };
         wanted.insert(path.clone(), want);
@@ -222,7 +222,8 @@ fn preview(pass: &Pass<'_>, flat: &Flat) -> StackPreview {
             engine::Action::Create if is_new => preview.added.push(path),
             engine::Action::Create => preview.replaced.push(path),
             engine::Action::Update => {
-                let changed: Vec<String> = step.changed.into_iter().collect();
+                let changed = step.changed.iter();
+                let changed: Vec<&str> = changed.map(|name| name.trim_start_matches('@')).collect();
                 preview
                     .updated
                     .push(format!("{path} ({})", changed.join(", ")));

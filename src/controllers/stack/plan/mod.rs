@@ -18,12 +18,16 @@
 //! | `leaf` | what one resource should be, and whether it is |
 //! | `removal` | what goes, and in which order |
 //! | `look` | outputs, previews and checks: nothing is touched |
+//! | `conceal` | what must never be shown |
+//! | `limits` | how much is told |
 
 mod batch;
+mod conceal;
 mod decide;
 mod forward;
 mod hooks;
 mod leaf;
+mod limits;
 mod look;
 mod removal;
 mod suspend;
@@ -41,13 +45,17 @@ use super::ledger::{Action, Entry, Key, Ledger, Reference, Sources, State};
 use crate::api::stack::{StackOutput, StackPreview};
 use crate::api::{Reason, Stack};
 use crate::kube_ext::finalize;
-use crate::stack::environment::Environment;
+use crate::stack::files::Files;
 use crate::stack::parameters::Identity;
 use crate::stack::render::Input;
 use crate::stack::{self, yaml};
 
 /// What is under way is looked at this often without any event.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// How often what a service account makes, which is not watched, is looked at at most.
+const UNWATCHED: Duration = Duration::from_secs(2);
+/// And how much longer that is for each such object: one Stack asks for 20 in a second.
+const UNWATCHED_EACH: Duration = Duration::from_millis(50);
 
 /// Something only a person can change, and where it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,8 +94,8 @@ pub struct Seen<'a> {
     pub objects: BTreeMap<Reference, Value>,
     /// Why some of them could not be read: the service account has no right to.
     pub denied: Option<String>,
-    /// Objects that carry the Stack's mark and are not in the record.
-    pub strays: Vec<Reference>,
+    /// Objects that carry the Stack's mark and are not in the record, and their uids.
+    pub strays: Vec<(Reference, String)>,
     /// Finds an object of the namespace by kind and name.
     pub find: &'a (dyn Lookup + Sync),
     /// It is being deleted only because the kind itself is: nobody has asked for that.
@@ -189,7 +197,10 @@ pub fn plan(stack: &Stack, seen: &Seen<'_>) -> Plan {
         pass.turn();
         pass.work();
     }
-    pass.plan
+    let mut plan = pass.plan;
+    conceal::conceal(seen, &mut plan);
+    limits::limit(plan.outputs.as_deref_mut().unwrap_or_default());
+    plan
 }
 
 /// One pass over one Stack.
@@ -297,9 +308,9 @@ impl Pass<'_> {
             ledger.state = State::InProgress;
         }
         self.remove_all();
-        let strays = self.seen.strays.iter().map(|object| Step::Delete {
+        let strays = self.seen.strays.iter().map(|(object, uid)| Step::Delete {
             object: object.clone(),
-            uid: None,
+            uid: Some(uid.clone()),
             by_account: false,
         });
         let entries = &self.plan.ledger.entries;
@@ -348,12 +359,13 @@ impl Pass<'_> {
 /// When the template or an environment is no YAML, or no environment.
 pub fn input(stack: &Stack, sources: &Sources) -> stack::Result<Input> {
     let template = yaml::parse(&sources.template).map_err(|error| error.below("template"))?;
-    let texts = sources.environments.iter().map(String::as_str);
-    let mut environment = Environment::parse(texts)?;
+    let mut environment = conceal::environment(sources)?;
+    let mut secret = sources.secret.clone();
+    secret.extend(conceal::named_by_secrets(sources));
     environment.parameters.extend(sources.parameters.clone());
     Ok(Input {
         template: template.into(),
-        files: sources.files.clone().into(),
+        files: Files::from(sources.files.clone()).hiding(sources.hidden.files.clone()),
         environment,
         identity: Identity {
             name: stack.name_any(),
@@ -361,7 +373,7 @@ pub fn input(stack: &Stack, sources: &Sources) -> stack::Result<Input> {
             project: stack.namespace().unwrap_or_default(),
             region: String::new(),
         },
-        secret: sources.secret.clone(),
+        secret,
         ..Input::default()
     })
 }
@@ -369,6 +381,22 @@ pub fn input(stack: &Stack, sources: &Sources) -> stack::Result<Input> {
 /// How long ago something was; no time for what is yet to come.
 fn since(then: Timestamp, now: Timestamp) -> Duration {
     Duration::try_from(now.duration_since(then)).unwrap_or_default()
+}
+
+/// How many of what service accounts make is under way.
+#[must_use]
+pub fn under_way(ledger: &Ledger) -> u32 {
+    let entries = ledger.entries.values();
+    let busy = entries.filter(|entry| entry.by_account && entry.state == State::InProgress);
+    u32::try_from(busy.count()).unwrap_or(u32::MAX)
+}
+
+/// How long after one look at what is not watched the next one is due: the longer, the more
+/// there is of it and the longer it has taken already.
+#[must_use]
+pub fn pace(under_way: u32, entry: &Entry, now: Timestamp) -> Duration {
+    let longest = UNWATCHED.max(UNWATCHED_EACH.saturating_mul(under_way));
+    longest.max(since(entry.since, now) / 8).min(LONGEST_WAIT)
 }
 
 /// Whether an object carries the mark of the Stack with this uid.

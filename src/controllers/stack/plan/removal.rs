@@ -98,8 +98,12 @@ impl Pass<'_> {
             entry.set(Action::Delete, State::InProgress, reason, now);
         }
         // What the service account made is not watched.
-        let seconds = if entry.by_account { 2 } else { 30 };
-        self.again_in(std::time::Duration::from_secs(seconds));
+        let again = if entry.by_account {
+            super::pace(super::under_way(&self.plan.ledger), &entry, now)
+        } else {
+            std::time::Duration::from_secs(30)
+        };
+        self.again_in(again);
     }
 }
 
@@ -125,7 +129,11 @@ fn reason(entry: &Entry, pass: &Pass<'_>) -> String {
         .last()
         .and_then(|object| pass.seen.objects.get(object));
     let Some(live) = live.filter(|live| !live["metadata"]["deletionTimestamp"].is_null()) else {
-        return String::new();
+        // Why it could not be asked to go stays told until it goes.
+        return match entry.action {
+            Action::Delete => entry.reason.clone(),
+            _ => String::new(),
+        };
     };
     super::leaf::condition(live, "Ready")
         .and_then(|ready| ready["message"].as_str().map(str::to_owned))

@@ -1,6 +1,7 @@
 //! What stands in the way of deciding, and what the API server refuses for good.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
 
@@ -42,19 +43,54 @@ pub fn obstacle(stack: &Stack, seen: &Seen<'_>, record: &str) -> Option<Problem>
     })
 }
 
-/// Notes what was refused: those resources have failed.
-pub fn refuse(ledger: &mut Ledger, refused: Refused, now: Timestamp) {
+/// How soon a deletion that was refused is tried again: it must be done all the same.
+const REFUSED_DELETION: Duration = Duration::from_secs(10);
+
+/// Notes what was refused: those resources have failed, and those that are being removed say
+/// why they are still there. When to look again.
+pub fn refuse(ledger: &mut Ledger, refused: Refused, now: Timestamp) -> Duration {
+    let mut again = REFUSED_DELETION;
     for (key, why) in refused {
         if let Some(entry) = ledger.entries.get_mut(&key) {
-            let action = match entry.action {
-                Action::Delete => continue,
-                action => action,
-            };
+            if entry.action == Action::Delete {
+                entry.reason = why;
+                continue;
+            }
             // Nothing was made; what may not be made may often not be read either.
-            if action == Action::Create && entry.by_account {
+            if entry.action == Action::Create && entry.by_account {
                 entry.objects.clear();
             }
-            entry.set(action, State::Failed, why, now);
+            entry.set(entry.action, State::Failed, why, now);
+            again = Duration::ZERO;
         }
+    }
+    again
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::controllers::stack::ledger::Entry;
+
+    #[test]
+    fn a_deletion_that_is_refused_says_so_and_goes_on() {
+        let now = Timestamp::UNIX_EPOCH;
+        let mut ledger = Ledger::new(String::new(), now);
+        for (path, action) in [("going", Action::Delete), ("new", Action::Create)] {
+            let entry = Entry {
+                action,
+                ..Entry::default()
+            };
+            ledger.entries.insert((path.to_owned(), 1), entry);
+        }
+        let refused = |path: &str| Refused::from([((path.to_owned(), 1), "403: no".to_owned())]);
+        assert_eq!(refuse(&mut ledger, refused("going"), now), REFUSED_DELETION);
+        assert_eq!(refuse(&mut ledger, refused("new"), now), Duration::ZERO);
+        let said = |path: &str| {
+            let entry = &ledger.entries[&(path.to_owned(), 1)];
+            (entry.state, entry.reason.clone())
+        };
+        assert_eq!(said("going"), (State::InProgress, "403: no".to_owned()));
+        assert_eq!(said("new"), (State::Failed, "403: no".to_owned()));
     }
 }

@@ -143,7 +143,8 @@ fn int(value: &Value) -> Result<Value> {
     }
     crate::stack::typed::integer(value)
         .map(Value::Number)
-        .ok_or_else(|| Error::new(format!("`{}` is no whole number", str_of(value))))
+        // The value itself is left out here and below: it may be hidden.
+        .ok_or_else(|| Error::new("what int() is given is no whole number"))
 }
 
 fn float(value: &Value) -> Result<Value> {
@@ -155,7 +156,7 @@ fn float(value: &Value) -> Result<Value> {
     number
         .and_then(Number::from_f64)
         .map(Value::Number)
-        .ok_or_else(|| Error::new(format!("`{}` is no number", str_of(value))))
+        .ok_or_else(|| Error::new("what float() is given is no number"))
 }
 
 fn round(number: &Number, digits: i64) -> Option<Value> {
