@@ -159,6 +159,8 @@ pub fn stack(input: &Input) -> std::result::Result<Stack, Stop> {
     let hidden = graph::hidden(&mut graph, &resources);
     let order = order(&template, &existing, &graph);
     let outputs = outputs(&template, &scope);
+    // Who has overspent in one property is done with the whole stack.
+    input.budget.pay(1).map_err(stop("resources"))?;
     Ok(Stack {
         template,
         parameters,
@@ -446,7 +448,7 @@ impl Stack {
             let error = format!("the resource type `{}` is not known", resource.kind);
             Error::new(error)
         });
-        let mut resources = Map::new();
+        let mut resources = Map::with_capacity(self.resources.len());
         for (name, resource) in self.resources {
             let entry = resource.into_json(&self.graph.requires[&name], self.hidden.get(&name));
             resources.insert(name, entry);
@@ -481,7 +483,7 @@ impl Stack {
 
 impl Rendered {
     fn into_json(self, all: &BTreeSet<String>, hidden: Option<&BTreeSet<String>>) -> Value {
-        let mut result = Map::new();
+        let mut result = Map::with_capacity(12);
         let mut put = |key: &str, value: Value| {
             if !value.is_null() {
                 result.insert(key.to_owned(), value);

@@ -16,9 +16,7 @@ pub fn coerce(
     schema: &BTreeMap<String, Property>,
     given: &Map<String, Value>,
 ) -> Result<Map<String, Value>> {
-    let mut result = all(schema, given)?;
-    result.retain(|_, value| !value.is_null());
-    Ok(result)
+    all(schema, given, false)
 }
 
 /// Every problem that stands in the way of using `given`: names that are
@@ -90,13 +88,16 @@ fn unknown(schema: &BTreeMap<String, Property>, name: &str) -> String {
     }
 }
 
+/// What is not given and has no default is null with `nulls`, and left out without.
 fn all(
     schema: &BTreeMap<String, Property>,
     given: &Map<String, Value>,
+    nulls: bool,
 ) -> Result<Map<String, Value>> {
     // Older spellings are gone once they have been read.
     let replaced: Vec<&str> = schema.values().filter_map(|p| p.from.as_deref()).collect();
-    let mut result = Map::new();
+    let room = if nulls { schema.len() } else { given.len() };
+    let mut result = Map::with_capacity(room);
     let mut joined = Vec::new();
     for (name, property) in schema {
         let value = if replaced.contains(&name.as_str()) {
@@ -110,6 +111,7 @@ fn all(
                     joined.push((join, value));
                 }
             }
+            None if value.is_null() && !nulls => {}
             None => {
                 result.insert(name.clone(), value);
             }
@@ -255,7 +257,7 @@ fn map(property: &Property, value: Option<&Value>) -> Result<Value> {
     if property.inner.is_empty() {
         return Ok(Value::Object(map.clone()));
     }
-    all(&property.inner, map).map(Value::Object)
+    all(&property.inner, map, true).map(Value::Object)
 }
 
 /// Python's `int()`: text is parsed, a fraction is cut off.

@@ -20,6 +20,9 @@ use super::parameters;
 use super::version::Version;
 use super::{Error, Result, kind_of};
 
+/// What one value costs, whatever is in it.
+const NODE: usize = 64;
+
 /// How deep functions may stand in functions.
 const MAX_DEPTH: usize = 200;
 
@@ -112,6 +115,7 @@ impl Scope<'_> {
         }
         Ok(Evaluated::Value(match value {
             Value::Array(items) => {
+                self.budget.pay(items.len().saturating_mul(NODE))?;
                 let mut list = Vec::with_capacity(items.len());
                 for (index, item) in items.iter().enumerate() {
                     match self
@@ -128,7 +132,8 @@ impl Scope<'_> {
                 if let Some((name, argument)) = function(self.version, map)? {
                     return self.call(name, argument, depth).map_err(|e| e.below(name));
                 }
-                let mut result = Map::new();
+                self.budget.pay(map.len().saturating_mul(NODE))?;
+                let mut result = Map::with_capacity(map.len());
                 for (key, item) in map {
                     match self.inner(item, depth + 1).map_err(|e| e.below(key))? {
                         Evaluated::Value(value) => {
@@ -139,10 +144,14 @@ impl Scope<'_> {
                 }
                 Value::Object(result)
             }
-            plain => {
-                self.budget.pay(weight(plain))?;
-                plain.clone()
+            Value::String(text) => {
+                // Short ones are paid for with what holds them.
+                if text.len() > NODE {
+                    self.budget.pay(text.len())?;
+                }
+                Value::String(text.clone())
             }
+            plain => plain.clone(),
         }))
     }
 
