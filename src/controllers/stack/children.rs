@@ -456,15 +456,18 @@ impl<'a> Children<'a> {
     /// stay for ever. So the first one's fields are given to the second, as client-go's
     /// `csaupgrade` does it, once before the first change.
     async fn hand_over(&self, object: &Reference, live: &Value) -> Result<(), ApiError> {
-        let done = match live["metadata"].get("managedFields") {
-            Some(fields) => handed_over(fields).is_none(),
-            None => self.recall.is_handed_over(&self.uid(), object),
-        };
-        if done {
+        let read;
+        let live = if live["metadata"].get("managedFields").is_some() {
+            live
+        } else if self.recall.is_handed_over(&self.uid(), object) {
             return Ok(());
-        }
-        let Some(live) = self.get(object, true).await? else {
-            return Ok(());
+        } else {
+            // What is remembered of an object is without them.
+            let Some(found) = self.get(object, true).await? else {
+                return Ok(());
+            };
+            read = found;
+            &read
         };
         let metadata = &live["metadata"];
         let Some(fields) = handed_over(&metadata["managedFields"]) else {
