@@ -28,7 +28,7 @@ resources:
   front:
     type: OS::Nova::Server
     depends_on: back
-    properties: {image: tiny, flavor: small, key_name: {get_resource: key}, networks: [{network: {get_resource: net}}]}
+    properties: {image: tiny, flavor: small, key_name: {get_resource: key}, user_data: '#!/bin/sh', networks: [{network: {get_resource: net}}]}
 ";
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
+use crate::stack::tree::SEPARATOR;
+
 /// What a stack or a resource is put through; Heat's words.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Action {
@@ -112,7 +114,9 @@ pub struct Entry {
     pub kind: String,
     /// Digests of the properties that it was made or last changed with.
     pub properties: BTreeMap<String, String>,
-    /// Which incarnation of each required resource it works with.
+    /// Which incarnation of each required resource it works with. What requires all of a group
+    /// or of a nested stack has its path with a separator at the end, and a sum over the
+    /// incarnations: each of hundreds naming each of hundreds, no Secret would hold the record.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub requires: BTreeMap<String, u32>,
     /// Its objects; the last one is the resource.
@@ -173,6 +177,14 @@ impl Entry {
     #[must_use]
     pub fn has_failed(&self) -> bool {
         self.state == State::Failed && !self.replace && !self.again
+    }
+
+    /// Whether it works with an incarnation.
+    #[must_use]
+    pub fn is_with(&self, (path, number): &Key) -> bool {
+        let mut all = self.requires.keys();
+        self.requires.get(path) == Some(number)
+            || all.any(|name| name.ends_with(SEPARATOR) && path.starts_with(name))
     }
 
     /// Whether it waits at a hook that is not cleared.

@@ -2,8 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use kube::ResourceExt;
+
 use super::forward::Walk;
-use super::{Action, Entry, State};
+use super::room::is_same;
+use super::{Action, Entry, Reference, State};
 use crate::controllers::stack::ledger::PRE_CREATE;
 use crate::stack::plan::Change;
 use crate::stack::tree::Leaf;
@@ -26,6 +29,7 @@ impl Walk<'_, '_> {
         path: &str,
         leaf: &Leaf,
         digests: &BTreeMap<String, String>,
+        object: Option<&Reference>,
     ) -> crate::stack::Result<Decision> {
         let ledger = &self.pass.plan.ledger;
         let usable = |entry: &Entry| {
@@ -65,10 +69,21 @@ impl Walk<'_, '_> {
         let changed = names
             .into_iter()
             .filter(|n| digests.get(*n) != have.properties.get(*n));
+        let own = self.pass.stack.namespace().unwrap_or_default();
+        let stays = || {
+            let same = |object| {
+                have.objects
+                    .last()
+                    .is_some_and(|o| is_same(o, object, &own))
+            };
+            object.is_some_and(same)
+        };
         let mut replace = false;
         for property in changed {
             match change(leaf, property) {
                 Change::InPlace => {}
+                // Another version of its kind, or its own namespace written out.
+                Change::Replace if property == kinds::IDENTITY && stays() => {}
                 Change::Replace => replace = true,
                 Change::Refuse => {
                     return Err(crate::stack::Error::at(

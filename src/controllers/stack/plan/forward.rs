@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use super::batch;
 use super::decide::Decision;
 use super::leaf::{self, Progress};
+use super::room::{Look, Names};
 use super::{Action, Entry, Key, Pass, Reference, Sources, State, Step, since};
 use crate::stack::functions::Known;
 use crate::stack::hooks;
@@ -33,6 +34,10 @@ pub(super) struct Walk<'p, 'a> {
     configs: BTreeMap<String, String>,
     /// A resource has failed: nothing more is begun.
     pub(super) failing: bool,
+    /// The incarnation that is kept, changed or made.
+    pub(super) decided: BTreeMap<String, u32>,
+    /// What the whole template wants, once that was asked for.
+    pub(super) look: Option<Look>,
     /// Servers that are to be stopped, once what uses them is.
     pub(super) to_stop: Vec<(Key, Vec<Value>, String)>,
     /// The environment's, which says where resources wait and what must not be done.
@@ -51,6 +56,8 @@ impl<'p, 'a> Walk<'p, 'a> {
             settled: BTreeSet::new(),
             configs: BTreeMap::new(),
             failing,
+            decided: BTreeMap::new(),
+            look: None,
             to_stop: Vec::new(),
             registry: Map::new(),
             wanted: BTreeMap::new(),
@@ -168,7 +175,7 @@ impl<'p, 'a> Walk<'p, 'a> {
         }
     }
 
-    fn name(&self, path: &str, number: u32) -> String {
+    pub(super) fn name(&self, path: &str, number: u32) -> String {
         let stack = self.pass.stack;
         kinds::object_name(
             &stack.name_any(),
@@ -187,7 +194,7 @@ impl<'p, 'a> Walk<'p, 'a> {
         map: fn(&Request<'_>) -> crate::stack::Result<Settles>,
     ) -> crate::stack::Result<Option<Known>> {
         let digests = leaf::digests(leaf, properties, &self.pass.plan.ledger.seed, None);
-        let decision = self.decide(path, leaf, &digests)?;
+        let decision = self.decide(path, leaf, &digests, None)?;
         let (Decision::Keep(number) | Decision::Change(number) | Decision::Make(number)) = decision;
         let name = self.name(path, number);
         let namespace = self.pass.stack.namespace().unwrap_or_default();
@@ -271,18 +278,32 @@ impl<'p, 'a> Walk<'p, 'a> {
         let (makes, name) = made(self, 1)?;
         let seed = self.pass.plan.ledger.seed.clone();
         let digests = leaf::digests(leaf, properties, &seed, Some((&makes, &name)));
-        let decision = self.decide(path, leaf, &digests)?;
+        let main = makes.objects.last().map(Reference::of);
+        let mut decision = self.decide(path, leaf, &digests, main.as_ref())?;
         let (Decision::Keep(number) | Decision::Change(number) | Decision::Make(number)) = decision;
         let (makes, _) = made(self, number)?;
         let key = (path.to_owned(), number);
+        self.decided.insert(path.to_owned(), number);
+        if matches!(decision, Decision::Keep(_)) && !self.only_look && self.was_taken(&key) {
+            decision = Decision::Change(number);
+        }
         let digest = leaf::digest(&seed, &leaf::canonical(&Value::from(makes.objects.clone())));
+        let mut unread = false;
         if !matches!(decision, Decision::Keep(_)) {
-            if !self.may_begin(path, number, leaf, &decision) || !self.make_room(&key, &makes) {
+            if !self.may_begin(path, number, leaf, &decision) || !self.make_room(&key, &makes)? {
+                return Ok(None);
+            }
+            let names = self.names(&key, &makes)?;
+            if matches!(names, Names::Wait) {
                 return Ok(None);
             }
             self.begin(path, number, leaf, &decision, &digests);
             let entry = self.entry(key.clone());
+            let before = std::mem::take(&mut entry.objects);
             entry.objects = makes.objects.iter().map(Reference::of).collect();
+            // What exists and was not asked for by this name has to be read first.
+            let renamed = !before.is_empty() && before.last() != entry.objects.last();
+            unread = renamed || matches!(names, Names::HandedOver);
             entry.claims = makes.claims;
             entry.digest.clone_from(&digest);
             entry.by_account = kind.by_account;
@@ -292,7 +313,11 @@ impl<'p, 'a> Walk<'p, 'a> {
         if !self.only_look {
             self.refresh(&key, leaf);
             self.suspend(&key, &makes.objects, &digest);
-            self.push_on(&key, &makes.objects, Some(properties));
+            if unread {
+                self.pass.again_in(Duration::ZERO);
+            } else {
+                self.push_on(&key, &makes.objects, Some(properties));
+            }
         }
         let Some(entry) = self.pass.plan.ledger.entries.get(&key) else {
             return Ok(None);
@@ -363,37 +388,13 @@ impl<'p, 'a> Walk<'p, 'a> {
         let targets = &self.targets;
         let requires = leaf.requires.iter();
         let requires = requires.filter_map(|path| Some((path.clone(), *targets.get(path)?)));
-        let requires: BTreeMap<String, u32> = requires.collect();
+        let requires = super::required::in_short(requires.collect(), targets);
         let hooks = hooks::of(&self.registry, &key.0).hooks;
         if let Some(entry) = self.pass.plan.ledger.entries.get_mut(key) {
             entry.requires = requires;
             entry.retain = leaf.retain;
             entry.hooks = hooks;
         }
-    }
-
-    /// What has the same claim as a resource that is about to be made goes first; whether it
-    /// is gone.
-    fn make_room(&mut self, key: &Key, makes: &Makes) -> bool {
-        if self.only_look || self.failing {
-            return false;
-        }
-        let in_the_way: Vec<Key> = self
-            .pass
-            .plan
-            .ledger
-            .entries
-            .iter()
-            .filter(|(other, entry)| {
-                *other != key && other.0 == key.0 && !entry.claims.is_disjoint(&makes.claims)
-            })
-            .map(|(other, _)| other.clone())
-            .collect();
-        for other in &in_the_way {
-            self.pass.remove(other);
-        }
-        let entries = &self.pass.plan.ledger.entries;
-        in_the_way.iter().all(|other| !entries.contains_key(other))
     }
 
     /// Applies what is not as it should be, and notes how far the object is.
@@ -421,7 +422,9 @@ impl<'p, 'a> Walk<'p, 'a> {
         let live = |object: &Reference| self.pass.seen.objects.get(object);
         // What serves a resource is made before it, so it is there when the resource is.
         let main = entry.objects.last().and_then(live);
-        let whole = main.is_some_and(|main| leaf::is_applied(main, &entry.digest));
+        let applied_here =
+            |live: &Value| leaf::is_applied(live, &entry.digest) && leaf::is_of(live, &key.0);
+        let whole = main.is_some_and(applied_here);
         let mut steps = Vec::new();
         for (index, (manifest, object)) in objects.iter().zip(&entry.objects).enumerate() {
             if whole && index + 1 < objects.len() {
@@ -438,7 +441,7 @@ impl<'p, 'a> Walk<'p, 'a> {
                 steps.clear();
                 break;
             }
-            if live.is_none_or(|live| !leaf::is_applied(live, &entry.digest)) {
+            if !live.is_some_and(applied_here) {
                 applied = false;
                 steps.push(Step::Apply {
                     key: key.clone(),

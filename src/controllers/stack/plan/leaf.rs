@@ -214,6 +214,11 @@ pub(super) fn is_applied(object: &Value, digest: &str) -> bool {
     object["metadata"]["annotations"][STACK_DIGEST_ANNOTATION] == digest
 }
 
+/// Whether an object was last made or changed for the resource at `path`.
+pub(super) fn is_of(object: &Value, path: &str) -> bool {
+    object["metadata"]["annotations"][STACK_RESOURCE_ANNOTATION] == path
+}
+
 /// The first field of `wanted` that `live` has otherwise, if there is one; what the API
 /// server fills in is no difference.
 pub(super) fn difference(live: &Value, wanted: &Value, path: &str) -> Option<String> {

@@ -12,7 +12,7 @@ use crate::api::stack::{StackOutput, StackPreview};
 use crate::stack::graph::Graph;
 use crate::stack::kinds;
 use crate::stack::plan::{self as engine, Existing, Wanted};
-use crate::stack::tree::{Flat, Leaf};
+use crate::stack::tree::{self, Flat, Leaf};
 
 /// Outputs as they are told.
 pub(super) fn told(flat: &Flat) -> Vec<StackOutput> {
@@ -162,7 +162,7 @@ fn fault(
 
 /// Whether something was begun inside of what holds a stack.
 fn is_begun(ledger: &Ledger, holder: &str) -> bool {
-    let prefix = format!("{holder}{}", crate::stack::tree::SEPARATOR);
+    let prefix = format!("{holder}{}", tree::SEPARATOR);
     let mut entries = ledger.entries.keys();
     entries.any(|(path, _)| path.starts_with(&prefix))
 }
@@ -199,11 +199,26 @@ fn preview(pass: &Pass<'_>, flat: &Flat) -> StackPreview {
             .map(|(path, leaf)| (path.clone(), requires(leaf)))
             .collect(),
     };
+    let in_full = |entry: &Entry| -> BTreeMap<String, u32> {
+        let inside = |holder: &str| {
+            let keys = ledger.entries.keys();
+            let inside = keys.filter(|(path, _)| path.starts_with(holder));
+            inside.cloned().collect()
+        };
+        let each = entry.requires.iter().flat_map(|(name, number)| {
+            if name.ends_with(tree::SEPARATOR) {
+                inside(name)
+            } else {
+                vec![(name.clone(), *number)]
+            }
+        });
+        each.collect()
+    };
     let existing = ledger.entries.iter().map(|(key, entry)| {
         let existing = Existing {
             kind: entry.kind.clone(),
             properties: texts(&entry.properties),
-            requires: entry.requires.clone(),
+            requires: in_full(entry),
             complete: entry.state != State::Failed,
             retain: entry.retain,
         };

@@ -14,6 +14,8 @@
 //! | `hooks` | what waits until somebody says that it may go on |
 //! | `decide` | what becomes of one resource: kept, changed, made anew |
 //! | `batch` | how many members of a group at once |
+//! | `required` | what a resource requires, as it is recorded |
+//! | `room` | what must go, or is handed over, before something is made |
 //! | `suspend` | what is stopped and started |
 //! | `leaf` | what one resource should be, and whether it is |
 //! | `removal` | what goes, and in which order |
@@ -30,6 +32,8 @@ mod leaf;
 mod limits;
 mod look;
 mod removal;
+mod required;
+mod room;
 mod suspend;
 pub mod trouble;
 mod turn;

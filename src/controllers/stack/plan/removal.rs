@@ -22,6 +22,7 @@ impl Pass<'_> {
     /// Removes what is not among `kept`; each as soon as nothing else works with it. Whether
     /// nothing is left to remove.
     pub(super) fn remove_but(&mut self, kept: &BTreeSet<Key>) -> bool {
+        let sums = super::required::sums(&self.plan.ledger, kept);
         // What has no object is gone at once, and what it used may follow.
         loop {
             let free: Vec<Key> = self
@@ -29,7 +30,7 @@ impl Pass<'_> {
                 .ledger
                 .entries
                 .keys()
-                .filter(|key| !kept.contains(*key) && !self.is_used(key))
+                .filter(|key| !kept.contains(*key) && !self.is_used(key, &sums))
                 .cloned()
                 .collect();
             let before = self.plan.ledger.entries.len();
@@ -47,11 +48,6 @@ impl Pass<'_> {
             .all(|key| kept.contains(key))
     }
 
-    fn is_used(&self, (path, number): &Key) -> bool {
-        let mut entries = self.plan.ledger.entries.values();
-        entries.any(|entry| entry.requires.get(path) == Some(number))
-    }
-
     /// Removes one incarnation, or goes on with it.
     pub(super) fn remove(&mut self, key: &Key) {
         let Some(entry) = self.plan.ledger.entries.get(key).cloned() else {
@@ -65,8 +61,9 @@ impl Pass<'_> {
             .objects
             .iter()
             .filter_map(|object| Some((object, self.seen.objects.get(object)?)))
-            // What carries another's mark, or none any more, is not ours to remove.
-            .filter(|(_, live)| is_ours(live, &uid))
+            // What carries another's mark, or none any more, is not ours to remove, nor is what
+            // another resource has now.
+            .filter(|(object, live)| is_ours(live, &uid) && !self.is_shared(key, object))
             .collect();
         if entry.external || live.is_empty() {
             if self.waits_to_go(key, "post-delete") {

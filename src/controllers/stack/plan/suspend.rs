@@ -40,7 +40,7 @@ impl Walk<'_, '_> {
             let ledger = &mut self.pass.plan.ledger;
             let used = ledger.entries.iter().any(|(other, entry)| {
                 let stopping = entry.action == Action::Suspend && entry.state == State::InProgress;
-                entry.requires.get(&key.0) == Some(&key.1) && (running.contains(other) || stopping)
+                entry.is_with(&key) && (running.contains(other) || stopping)
             });
             if used {
                 continue;

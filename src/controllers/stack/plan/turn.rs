@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use kube::ResourceExt;
 use serde_json::Value;
 
 use super::{Action, Pass, Problem, State, leaf};
@@ -155,6 +156,8 @@ impl Pass<'_> {
         let tree = expand::expand(&input).map_err(|stop| wrong(stop.error))?;
         let has_account = self.stack.spec.service_account_name.is_some();
         check::tree(&tree, has_account).map_err(wrong)?;
+        let namespace = self.stack.namespace().unwrap_or_default();
+        super::room::distinct(&tree, &namespace).map_err(wrong)?;
         self.unchangeable(sources, &tree).map_err(wrong)?;
         Ok(tree)
     }

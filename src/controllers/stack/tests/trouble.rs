@@ -242,3 +242,207 @@ outputs:";
     world.delete();
     assert_eq!((world.count("Network"), world.objects.len()), (2, 2));
 }
+
+const KEY: &str = "heat_template_version: newton
+resources:
+  k1: {type: OS::Nova::KeyPair, properties: {name: ops, public_key: ssh-ed25519 A}}
+";
+
+#[test]
+fn a_resource_that_is_renamed_keeps_its_object() {
+    let mut world = World::new(KEY);
+    world.settle();
+    let ops = world.uid("ops");
+    world.change("k1:", "k2:");
+    world.settle();
+    assert_eq!(world.word(), "UPDATE_COMPLETE");
+    assert_eq!((world.uid("ops"), world.count("KeyPair")), (ops.clone(), 1));
+    assert_eq!(world.log.last().unwrap(), "change KeyPair k2");
+    let paths = world.ledger.as_ref().unwrap().entries.keys();
+    assert_eq!(
+        paths.map(|(path, _)| path.as_str()).collect::<Vec<_>>(),
+        ["k2"]
+    );
+    // Returned by a failed update, too.
+    world.stack.spec.on_failure = OnFailure::Rollback;
+    world.broken = Some("-net-");
+    world.change("k2:", "net: {type: OS::Neutron::Net}\n  k3:");
+    world.settle();
+    assert_eq!(world.word(), "ROLLBACK_COMPLETE");
+    assert_eq!((world.uid("ops"), world.count("KeyPair")), (ops, 1));
+    let mut changes = world.log.iter().rev();
+    let last = changes.find(|line| line.starts_with("change KeyPair"));
+    assert_eq!(last.unwrap(), "change KeyPair k2");
+    world.delete();
+    assert!(world.objects.is_empty());
+}
+
+#[test]
+fn two_resources_do_not_share_an_object() {
+    let other =
+        "  K-2: {type: OS::Nova::KeyPair, properties: {name: OPS, public_key: ssh-ed25519 B}}\n";
+    let mut world = World::new(&format!("{KEY}{other}"));
+    let plan = world.plan();
+    let problem = plan.problem.unwrap().message;
+    assert!(
+        problem.contains("KeyPair ops is that of the resource"),
+        "{problem}"
+    );
+    // One whose name is only known later is refused before anything happens to the object.
+    let later = other.replace("name: OPS", "name: {get_attr: [word, value]}");
+    let value = "  word: {type: OS::Heat::Value, properties: {value: ops}}\n";
+    world = World::new(KEY);
+    world.settle();
+    world.sources.template = format!("{KEY}{value}{later}");
+    world.settle();
+    assert_eq!(world.word(), "UPDATE_FAILED");
+    assert!(
+        world.why("K-2").contains("is that of the resource k1"),
+        "{}",
+        world.why("K-2")
+    );
+    assert_eq!(world.log.len(), 1, "{:#?}", world.log);
+}
+
+#[test]
+fn another_version_of_a_kind_is_the_same_object() {
+    let template = "heat_template_version: newton
+resources:
+  scaler:
+    type: Kubernetes::Object
+    properties:
+      manifest: {apiVersion: autoscaling/v1, kind: HorizontalPodAutoscaler, metadata: {name: a}, spec: {b: c}}
+";
+    let mut world = World::new(template);
+    world.stack.spec.service_account_name = Some("maker".into());
+    world.settle();
+    let uid = world.uid("a");
+    world.change("autoscaling/v1", "autoscaling/v2");
+    world.settle();
+    world.change("{name: a}", "{name: a, namespace: demo}");
+    world.settle();
+    assert_eq!(world.word(), "UPDATE_COMPLETE", "{:#?}", world.ledger);
+    assert_eq!(
+        (world.uid("a"), world.objects.len()),
+        (uid, 1),
+        "{:#?}",
+        world.log
+    );
+}
+
+#[test]
+fn what_works_with_something_that_must_go_first_goes_before_it() {
+    let fixed =
+        "port: {type: OS::Neutron::Port, properties: {fixed_ips: [{ip_address: 10.0.0.5}], network";
+    let mut world = World::new(&PAIR.replace(
+        "port: {type: OS::Neutron::Port, properties: {network",
+        fixed,
+    ));
+    world.settle();
+    let two = world.uid("-two-");
+    world.log.clear();
+    world.change(
+        "{ip_address: 10.0.0.5}",
+        "{ip_address: 10.0.0.5}, {ip_address: 10.0.0.6}",
+    );
+    world.settle();
+    assert_eq!(world.word(), "UPDATE_COMPLETE");
+    let order = [
+        "delete Server one",
+        "delete Port port",
+        "make Port port",
+        "make Server one",
+    ];
+    let places: Vec<usize> = order.iter().map(|line| world.at(line)).collect();
+    assert!(places.is_sorted(), "{:#?}", world.log);
+    assert_eq!(world.uid("-two-"), two);
+    // The same to heal it.
+    let mut live = world.objects.values_mut();
+    let port = live.find(|live| live["kind"] == "Port").unwrap();
+    port["spec"]["network"]["name"] = json!("other");
+    world.check("CHECK_FAILED");
+    world.heal("UPDATE_COMPLETE");
+    assert_eq!(world.objects.len(), 6);
+}
+
+#[test]
+fn what_would_have_to_go_only_for_another_is_left() {
+    let mut world = World::new(PAIR);
+    world.settle();
+    let before = (world.uid("-one-"), world.uid("-sub-"));
+    let mut live = world.objects.values_mut();
+    let subnet = live.find(|live| live["kind"] == "Subnet").unwrap();
+    subnet["spec"]["dhcp"] = json!("Disabled");
+    world.check("CHECK_FAILED");
+    world.heal("UPDATE_FAILED");
+    assert!(
+        world
+            .why("sub")
+            .contains("has to go before another takes its place")
+    );
+    assert_eq!((world.uid("-one-"), world.uid("-sub-")), before);
+    let going = |live: &Value| !live["metadata"]["deletionTimestamp"].is_null();
+    assert!(!world.objects.values().any(going));
+}
+
+#[test]
+fn group_after_group_leaves_a_small_record() {
+    let template = "heat_template_version: newton
+resources:
+  a:
+    type: OS::Heat::ResourceGroup
+    properties: {count: 40, resource_def: {type: OS::Neutron::Net}}
+  b:
+    type: OS::Heat::ResourceGroup
+    depends_on: a
+    properties: {count: 40, resource_def: {type: OS::Neutron::Net}}
+";
+    let mut world = World::new(template);
+    world.settle();
+    let size = |world: &World| serde_json::to_string(&world.ledger).unwrap().len();
+    assert!(size(&world) < 80 * 1000, "{}", size(&world));
+    // One that is replaced goes although what waited for it is kept.
+    let name = world.ledger.as_ref().unwrap().entries[&("a/3".to_owned(), 1)].objects[0].clone();
+    world.objects.remove(&name);
+    world.heal("UPDATE_COMPLETE");
+    assert_eq!(world.count("Network"), 80);
+    let entries = &world.ledger.as_ref().unwrap().entries;
+    assert_eq!(entries.len(), 80);
+    assert!(entries.contains_key(&("a/3".to_owned(), 2)));
+    world.stack.spec.preview = true;
+    assert_eq!(world.plan().preview.unwrap().unchanged, 80);
+    world.stack.spec.preview = false;
+    world.log.clear();
+    world.delete();
+    let first = world
+        .log
+        .iter()
+        .position(|line| line.starts_with("delete Network a/"));
+    let last = world
+        .log
+        .iter()
+        .rposition(|line| line.starts_with("delete Network b/"));
+    assert!(last < first, "{:#?}", world.log);
+}
+
+#[test]
+fn what_is_gone_is_made_anew_and_what_names_it_stays() {
+    let key = "resources:
+  key: {type: OS::Nova::KeyPair, properties: {name: ops, public_key: ssh-ed25519 A}}";
+    let template = PAIR.replace("resources:", key);
+    let mut world = World::new(&template.replace("user_data: x", "key_name: {get_resource: key}"));
+    world.settle();
+    let one = world.uid("-one-");
+    world.objects.retain(|object, _| object.kind != "KeyPair");
+    world.check("CHECK_FAILED");
+    world.heal("UPDATE_COMPLETE");
+    assert_eq!(
+        (world.count("KeyPair"), world.uid("-one-")),
+        (1, one.clone())
+    );
+    // Another key under its name would have to wait for the Server to go.
+    world.change("ssh-ed25519 A", "ssh-ed25519 B");
+    world.settle();
+    assert_eq!(world.word(), "UPDATE_FAILED");
+    assert_eq!((world.count("KeyPair"), world.uid("-one-")), (1, one));
+}
