@@ -4,18 +4,15 @@
 //! everything else by impersonation of the Stack's service account, so that a Stack never
 //! gives its author a right.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use futures::StreamExt;
 use http::HeaderValue;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::Request;
-use kube::core::gvk::ParseGroupVersionError;
-use kube::core::{ApiResource, DynamicObject, GroupVersion, GroupVersionKind, TypeMeta};
-use kube::discovery::{self, Scope};
+use kube::core::{ApiResource, DynamicObject, TypeMeta};
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::Serialize;
@@ -23,8 +20,10 @@ use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
 use super::Shared;
+use super::fields::{handed_over, replaced};
 use super::ledger::{Entry, Ledger, Reference};
 use super::recall::Recall;
+use super::served::{Kinds, is_no_version};
 use crate::api::names::{MANAGER, STACK_UID_LABEL};
 use crate::api::{
     Flavor, Image, KeyPair, Network, Port, SecurityGroup, SecurityGroupRule, Server, ServerGroup,
@@ -36,46 +35,6 @@ use k8s_openapi::api::core::v1::{Namespace, Secret};
 
 /// How many requests of one Stack are under way at once.
 const AT_ONCE: usize = 16;
-/// Why a kind cannot be had; not the reason of a missing object.
-const UNSERVED: &str = "KindNotServed";
-
-/// What the API server calls kinds, once it has been asked.
-#[derive(Default)]
-pub struct Kinds {
-    known: Mutex<HashMap<GroupVersionKind, (ApiResource, bool)>>,
-    /// Since when it has said of a kind that there is none.
-    missing: Mutex<HashMap<GroupVersionKind, Instant>>,
-}
-
-impl Kinds {
-    fn known(&self, kind: &GroupVersionKind) -> Option<(ApiResource, bool)> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.get(kind).cloned()
-    }
-
-    fn note(&self, kind: GroupVersionKind, found: (ApiResource, bool)) {
-        let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
-        missing.remove(&kind);
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.insert(kind, found);
-    }
-
-    fn forget(&self, object: &Reference) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known
-            .retain(|kind, _| kind.kind != object.kind || kind.api_version() != object.api_version);
-    }
-
-    /// Notes that the API server knows no such kind; for how long it has said so.
-    fn miss(&self, kind: &GroupVersionKind) -> Duration {
-        let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
-        missing
-            .entry(kind.clone())
-            .or_insert_with(Instant::now)
-            .elapsed()
-    }
-}
-
 /// The objects of one Stack.
 pub struct Children<'a> {
     client: &'a Client,
@@ -272,39 +231,7 @@ impl<'a> Children<'a> {
         if object.api_version == "v1" && object.kind == "Secret" {
             return Ok((ApiResource::erase::<Secret>(&()), true));
         }
-        let doing = || format!("find the kind {} of {}", object.kind, object.api_version);
-        let version: GroupVersion =
-            object
-                .api_version
-                .parse()
-                .map_err(|e: ParseGroupVersionError| {
-                    ApiError::doing(doing())(kube::Error::Discovery(
-                        kube::error::DiscoveryError::InvalidGroupVersion(e.to_string()),
-                    ))
-                })?;
-        let kind = GroupVersionKind::gvk(&version.group, &version.version, &object.kind);
-        if let Some(known) = self.kinds.known(&kind) {
-            return Ok(known);
-        }
-        match discovery::pinned_kind(self.client, &kind).await {
-            Ok((resource, capabilities)) => {
-                let found = (resource, capabilities.scope == Scope::Namespaced);
-                self.kinds.note(kind, found.clone());
-                Ok(found)
-            }
-            // An API server that has just started does not know all yet, and a definition may
-            // come a little later than the first object of its kind.
-            Err(error) if is_missing(&error) && self.kinds.miss(&kind) >= self.grace => {
-                let message = format!(
-                    "the API server has no kind {} in {}; correct apiVersion and kind, or \
-                     install its definition and set spec.healRequestedAt",
-                    object.kind, object.api_version
-                );
-                let status = kube::core::Status::failure(&message, UNSERVED).with_code(404);
-                Err(ApiError::doing(doing())(kube::Error::Api(status.boxed())))
-            }
-            Err(error) => Err(ApiError::doing(doing())(error)),
-        }
+        self.kinds.of(self.client, object, self.grace).await
     }
 
     /// Whether the manager's own rights may be used for an object: for Pileus' namespaced
@@ -603,63 +530,10 @@ pub(super) fn impersonate<B>(
     Ok(())
 }
 
-/// Whether the API server says that there is no such kind.
-fn is_missing(error: &kube::Error) -> bool {
-    use kube::error::DiscoveryError::{MissingApiGroup, MissingKind};
-    matches!(
-        error,
-        kube::Error::Discovery(MissingKind(_) | MissingApiGroup(_))
-    ) || matches!(error, kube::Error::Api(status) if status.code == 404)
-}
-
-/// Whether an object's `apiVersion` is none: there can be no such object.
-pub(super) fn is_no_version(error: &ApiError) -> bool {
-    use kube::error::DiscoveryError::InvalidGroupVersion;
-    matches!(
-        &*error.source,
-        kube::Error::Discovery(InvalidGroupVersion(_))
-    )
-}
-
 /// Whether a name is one part of a path and no more: the record, which says it, lies where
 /// tenants can write.
 fn is_segment(name: &str) -> bool {
     !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '?', '#', '%'])
-}
-
-/// The managed fields with what the manager's POST owns given to its apply; nothing when
-/// there is no such thing.
-pub(super) fn handed_over(fields: &Value) -> Option<Value> {
-    let mut entries = fields.as_array()?.clone();
-    let position = |entries: &[Value], operation: &str| {
-        entries.iter().position(|entry| {
-            entry["manager"] == MANAGER
-                && entry["operation"] == operation
-                && entry["subresource"].as_str().is_none_or(str::is_empty)
-        })
-    };
-    let mut made = entries.remove(position(&entries, "Update")?);
-    match position(&entries, "Apply") {
-        None => {
-            made["operation"] = Value::from("Apply");
-            entries.push(made);
-        }
-        // Fields of another version have other names.
-        Some(at) if entries[at]["apiVersion"] == made["apiVersion"] => {
-            unite(&mut entries[at]["fieldsV1"], made["fieldsV1"].take());
-        }
-        Some(_) => {}
-    }
-    Some(Value::from(entries))
-}
-
-/// Adds a set of fields, which is a tree of maps.
-fn unite(fields: &mut Value, more: Value) {
-    if let (Value::Object(fields), Value::Object(more)) = (fields, more) {
-        for (name, more) in more {
-            unite(fields.entry(name).or_insert_with(|| json!({})), more);
-        }
-    }
 }
 
 fn is_forbidden(error: &ApiError) -> bool {
@@ -672,25 +546,6 @@ fn value(object: &impl Serialize) -> Option<Value> {
 
 fn bytes(value: &Value) -> Result<Vec<u8>, kube::Error> {
     serde_json::to_vec(value).map_err(kube::Error::SerdeError)
-}
-
-/// `wanted`, with what `live` has that is not the Stack's to say.
-fn replaced(wanted: &Value, live: &Value) -> Value {
-    let mut object = wanted.clone();
-    let mut metadata = live["metadata"].clone();
-    if let Some(map) = metadata.as_object_mut() {
-        map.shift_remove("managedFields");
-    }
-    for key in ["labels", "annotations"] {
-        for (name, value) in wanted["metadata"][key].as_object().into_iter().flatten() {
-            if !metadata[key].is_object() {
-                metadata[key] = json!({});
-            }
-            metadata[key][name] = value.clone();
-        }
-    }
-    object["metadata"] = metadata;
-    object
 }
 
 fn marked<K>(store: &Store<K>, namespace: &str, uid: &str, found: &mut Vec<(Reference, String)>)

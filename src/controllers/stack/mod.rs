@@ -8,11 +8,13 @@
 
 pub mod apart;
 pub mod children;
+mod fields;
 pub mod follow;
 pub mod ledger;
 pub mod plan;
 pub mod recall;
 pub mod records;
+pub mod served;
 pub mod sources;
 pub mod status;
 
@@ -38,12 +40,13 @@ use crate::api::{Reason, Stack, StackStatus};
 use crate::kube_ext::report::apply_status;
 use crate::kube_ext::{ApiError, chain, finalize};
 use crate::stack::hide::mask_text;
-use children::{Children, Kinds};
+use children::Children;
 use ledger::{Action, Key, Ledger, Reference, Sources, State};
 use plan::trouble::Refused;
 use plan::{Plan, Problem, Seen, Step};
 use recall::Recall;
 use records::Records;
+use served::Kinds;
 
 /// Shortest time between two passes over a Stack.
 const PACE: Duration = Duration::from_millis(100);
@@ -380,7 +383,7 @@ fn masked(mut error: ApiError, secrets: &BTreeSet<String>) -> ApiError {
 
 /// Whether trying again is of no use: the object itself, or who makes it, is at fault.
 fn is_final(error: &ApiError) -> bool {
-    children::is_no_version(error)
+    served::is_no_version(error)
         || matches!(&*error.source, kube::Error::Api(status)
             if matches!(status.code, 400 | 403 | 404 | 405 | 413 | 422))
 }

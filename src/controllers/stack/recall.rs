@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::children::handed_over;
+use super::fields::handed_over;
 use super::ledger::{Entry, Reference, State};
 
 /// How long what has been seen of a finished resource is good for. Hundreds of stacks with
