@@ -502,6 +502,22 @@ fn a_stack_of_five_hundred_is_made() {
 }
 
 #[test]
+fn a_long_chain_of_values_comes_and_goes() {
+    let first = "heat_template_version: rocky\nresources:\n  r000: {type: OS::Heat::Value, properties: {value: x}}\n";
+    let others = (1..400).map(|at| {
+        let before = at - 1;
+        format!(
+            "  r{at:03}: {{type: OS::Heat::Value, properties: {{value: {{get_attr: [r{before:03}, value]}}}}}}\n"
+        )
+    });
+    let template: String = std::iter::once(first.to_owned()).chain(others).collect();
+    let mut world = World::new(&template);
+    world.settle();
+    assert_eq!(world.word(), "CREATE_COMPLETE");
+    world.delete();
+}
+
+#[test]
 fn another_order_of_a_map_changes_nothing_and_of_a_text_does() {
     let template = "heat_template_version: rocky
 parameters: {map: {type: json, default: {}}}

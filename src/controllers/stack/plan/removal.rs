@@ -1,5 +1,6 @@
 //! What goes, and in which order: users before what they use.
 
+use super::required::Used;
 use super::{Action, Entry, Key, Pass, State, Step, is_ours};
 use kube::ResourceExt;
 use std::collections::BTreeSet;
@@ -25,14 +26,10 @@ impl Pass<'_> {
         let sums = super::required::sums(&self.plan.ledger, kept);
         // What has no object is gone at once, and what it used may follow.
         loop {
-            let free: Vec<Key> = self
-                .plan
-                .ledger
-                .entries
-                .keys()
-                .filter(|key| !kept.contains(*key) && !self.is_used(key, &sums))
-                .cloned()
-                .collect();
+            let ledger = &self.plan.ledger;
+            let used = Used::of(ledger, &sums);
+            let goes = |key: &&Key| !kept.contains(*key) && !used.has(key);
+            let free: Vec<Key> = ledger.entries.keys().filter(goes).cloned().collect();
             let before = self.plan.ledger.entries.len();
             for key in free {
                 self.remove(&key);

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sha2::{Digest, Sha256};
 
-use super::{Key, Ledger, Pass};
+use super::{Key, Ledger};
 use crate::stack::tree::SEPARATOR;
 
 /// So many names are written out.
@@ -62,18 +62,35 @@ pub(super) fn sums(ledger: &Ledger, kept: &BTreeSet<Key>) -> BTreeMap<String, u3
     holders.into_iter().map(sum).collect()
 }
 
-impl Pass<'_> {
-    /// Whether something works with an incarnation that is not kept. `sums` are those over
-    /// what is: what works with all of a group works with those if it has their sum.
-    pub(super) fn is_used(&self, (path, number): &Key, sums: &BTreeMap<String, u32>) -> bool {
-        let mut entries = self.plan.ledger.entries.values();
-        entries.any(|entry| {
-            let mut holders = entry
-                .requires
-                .iter()
-                .filter(|(name, _)| name.ends_with(SEPARATOR));
-            entry.requires.get(path) == Some(number)
-                || holders.any(|(name, sum)| path.starts_with(name) && sums.get(name) != Some(sum))
-        })
+/// What entries work with; found at once for all, since a big stack asks for each.
+pub(super) struct Used<'l> {
+    named: BTreeSet<(&'l str, u32)>,
+    /// Paths of what was required as a whole, and is not what is kept.
+    inside: BTreeSet<&'l str>,
+}
+
+impl<'l> Used<'l> {
+    /// `sums` are those over what is kept: what works with all of a group works with those if
+    /// it has their sum.
+    pub(super) fn of(ledger: &'l Ledger, sums: &BTreeMap<String, u32>) -> Self {
+        let requires = ledger.entries.values().flat_map(|entry| &entry.requires);
+        let mut used = Self {
+            named: BTreeSet::new(),
+            inside: BTreeSet::new(),
+        };
+        for (path, number) in requires {
+            used.named.insert((path, *number));
+            if path.ends_with(SEPARATOR) && sums.get(path) != Some(number) {
+                used.inside.insert(path);
+            }
+        }
+        used
+    }
+
+    /// Whether something works with an incarnation that is not kept.
+    pub(super) fn has(&self, (path, number): &Key) -> bool {
+        let mut holders = path.match_indices(SEPARATOR).map(|(at, _)| &path[..=at]);
+        self.named.contains(&(path.as_str(), *number))
+            || holders.any(|holder| self.inside.contains(holder))
     }
 }
