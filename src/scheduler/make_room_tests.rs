@@ -1,4 +1,5 @@
-//! Preemption, and room that is kept for those that wait long.
+//! Preemption, and room that is kept for those that wait long: in one file, as they take from
+//! the same hosts and the property tests play both.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -366,7 +366,13 @@ resources:
     );
     world.settle();
     world.log.clear();
-    world.change("min_members: 2", "min_members: 3");
+    world.change("{min_members: 2}", "{a: 1, min_members: 2}");
+    world.settle();
+    world.log.clear();
+    world.change("{a: 1, min_members: 2}", "{min_members: 2, a: 1}");
+    world.settle();
+    assert!(world.log.is_empty(), "another order is no change");
+    world.change("{min_members: 2, a: 1}", "{min_members: 3}");
     world.change("{a: 1}", "{a: 2}");
     world.stack.spec.preview = true;
     let preview = world.plan().preview.unwrap();

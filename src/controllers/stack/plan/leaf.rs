@@ -161,7 +161,7 @@ pub(super) fn digests(
         .map(|(name, value)| (name.clone(), digest(seed, &canonical(value))))
         .collect();
     if kinds::reads_metadata(&leaf.kind) && !leaf.metadata.is_null() {
-        let text = leaf.metadata.to_string();
+        let text = canonical(&leaf.metadata);
         found.insert(METADATA.to_owned(), digest(seed, &text));
     }
     if let Some((makes, name)) = makes
