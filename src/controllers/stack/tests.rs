@@ -370,8 +370,13 @@ resources:
     world.settle();
     world.log.clear();
     world.change("{a: 1, min_members: 2}", "{min_members: 2, a: 1}");
-    world.settle();
-    assert!(world.log.is_empty(), "another order is no change");
+    world.stack.spec.preview = true;
+    let updated = world.plan().preview.unwrap().updated;
+    assert!(
+        updated.is_empty(),
+        "another order is no change: {updated:?}"
+    );
+    world.stack.spec.preview = false;
     world.change("{min_members: 2, a: 1}", "{min_members: 3}");
     world.change("{a: 1}", "{a: 2}");
     world.stack.spec.preview = true;
