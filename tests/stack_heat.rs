@@ -153,10 +153,11 @@ fn parameters_are_read_as_heat_reads_them() {
     let mut figures = Figures::default();
     for case in &cases {
         let class = case["class"].as_str().unwrap_or_default();
-        let version = if class == "HOTParamSchema" {
-            Version::Rocky
-        } else {
-            Version::Cfn2010
+        let version = match class {
+            "HOTParamSchema" => Version::Newton,
+            "HOTParamSchema20170224" => Version::Ocata,
+            class if class.starts_with("HOTParamSchema") => Version::Rocky,
+            _ => Version::Cfn2010,
         };
         let (schema, version) = in_its_language(&case["schema"], version);
         let got = Schema::parse(&schema, version).and_then(|schema| {
@@ -165,7 +166,12 @@ fn parameters_are_read_as_heat_reads_them() {
                 .or(Some(&case["default"]).filter(|value| !value.is_null()))
                 .or(schema.default.as_ref())
                 .unwrap_or(&Value::Null);
-            schema.check(value)
+            // Some values were taken as they are.
+            if case["validate_value"] == false {
+                schema.coerce(value)
+            } else {
+                schema.check(value)
+            }
         });
         let wrong = case.get("error").is_some() || case.get("value_error").is_some();
         let fine = got

@@ -2,10 +2,11 @@
 
 use std::sync::{Arc, OnceLock};
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::parameters::{boolean, boolean_like, number};
 use super::patterns::{self, Made};
+use super::version::Version;
 use super::{Error, Result};
 
 /// A rule for a value, with the message its author gave.
@@ -98,84 +99,128 @@ fn loosely(a: &Value, b: &Value) -> bool {
         || (a.is_number() || b.is_number()) && numeric(a).is_some() && numeric(a) == numeric(b)
 }
 
+/// What a constraint may say, in the order in which Heat looks for it: of several the first is
+/// taken.
+const HOT: [&str; 6] = [
+    "modulo",
+    "range",
+    "length",
+    "allowed_values",
+    "allowed_pattern",
+    "custom_constraint",
+];
+
 /// One constraint as HOT writes it.
-pub(super) fn hot_constraint(value: &Value) -> Result<Constraint> {
+pub(super) fn hot_constraint(value: &Value, version: Version) -> Result<Constraint> {
     let Value::Object(map) = value else {
         return Err(Error::new("a constraint is a map"));
     };
-    let description = map
-        .get("description")
-        .and_then(Value::as_str)
-        .unwrap_or("")
-        .to_owned();
-    let mut rules = map.iter().filter(|(key, _)| *key != "description");
-    let Some((name, value)) = rules.next() else {
+    let description = map.get("description").and_then(Value::as_str);
+    let unknown = |key: &&String| *key != "description" && !HOT.contains(&key.as_str());
+    if let Some(key) = map.keys().find(unknown) {
+        return Err(Error::new(format!(
+            "no constraint `{key}`; there are length, range, modulo, allowed_values, allowed_pattern and custom_constraint"
+        )));
+    }
+    let known = |key: &&&str| **key != "modulo" || version >= Version::Ocata;
+    let mut named = HOT.iter().filter(known);
+    let found = named.find_map(|key| Some((*key, map.get(*key)?)));
+    let Some((name, value)) = found else {
         return Err(Error::new("no constraint expressed"));
     };
-    if rules.next().is_some() {
-        return Err(Error::new("one constraint in each map of the list"));
-    }
-    let fields = |allowed: [&str; 2]| -> Result<(Option<f64>, Option<f64>)> {
+    let rule = rule(name, value).map_err(|error| error.below(name))?;
+    Ok(Constraint {
+        rule,
+        description: description.unwrap_or("").to_owned(),
+    })
+}
+
+fn rule(name: &str, value: &Value) -> Result<Rule> {
+    let fields = |allowed: [&str; 2]| {
         let Value::Object(map) = value else {
-            return Err(Error::at(name, "must be a map"));
+            return Err(Error::new("must be a map"));
         };
-        if let Some(key) = map.keys().find(|key| !allowed.contains(&key.as_str())) {
-            return Err(Error::at(
-                name,
-                format!(
-                    "no key `{key}`; there are {} and {}",
-                    allowed[0], allowed[1]
-                ),
-            ));
+        match map.keys().find(|key| !allowed.contains(&key.as_str())) {
+            Some(key) => Err(Error::new(format!(
+                "no key `{key}`; there are {} and {}",
+                allowed[0], allowed[1]
+            ))),
+            None => Ok((map, bounds(map, allowed)?)),
         }
-        if map.is_empty() {
-            return Err(Error::at(
-                name,
-                format!("needs {} or {}", allowed[0], allowed[1]),
-            ));
-        }
-        let get = |key: &str| {
-            map.get(key)
-                .map(|v| numeric(v).ok_or_else(|| Error::at(name, "must be numbers")))
-                .transpose()
-        };
-        Ok((get(allowed[0])?, get(allowed[1])?))
     };
-    let rule = match name.as_str() {
-        "length" => fields(["min", "max"]).map(|(min, max)| Rule::Length(min, max))?,
-        "range" => fields(["min", "max"]).map(|(min, max)| Rule::Range(min, max))?,
+    Ok(match name {
+        "length" => {
+            let keys = ["min", "max"];
+            let (map, bounds) = fields(keys)?;
+            length(map, keys, bounds)?
+        }
+        "range" => {
+            let (_, (min, max)) = fields(["min", "max"])?;
+            Rule::Range(min, max)
+        }
         "modulo" => {
-            let (step, offset) = fields(["step", "offset"])?;
+            let (_, (step, offset)) = fields(["step", "offset"])?;
             let (Some(step), Some(offset)) = (step, offset) else {
-                return Err(Error::at("modulo", "needs step and offset"));
+                return Err(Error::new("needs step and offset"));
             };
             if step == 0.0
+                || step.fract() != 0.0
+                || offset.fract() != 0.0
                 || offset.abs() >= step.abs()
                 || (offset != 0.0 && (step < 0.0) != (offset < 0.0))
             {
-                return Err(Error::at(
-                    "modulo",
-                    "step must not be 0, and offset be smaller, of the same sign",
+                return Err(Error::new(
+                    "whole numbers: step must not be 0, and offset be smaller, of the same sign",
                 ));
             }
             Rule::Modulo { step, offset }
         }
         "allowed_values" => match value {
             Value::Array(values) => Rule::Allowed(values.clone()),
-            _ => return Err(Error::at("allowed_values", "must be a list")),
+            _ => return Err(Error::new("must be a list")),
         },
         "allowed_pattern" => match value {
             Value::String(text) => pattern(text)?,
-            _ => return Err(Error::at("allowed_pattern", "must be a string")),
+            _ => return Err(Error::new("must be a string")),
         },
-        "custom_constraint" => Rule::Custom(value.as_str().unwrap_or_default().to_owned()),
-        other => {
-            return Err(Error::new(format!(
-                "no constraint `{other}`; there are length, range, modulo, allowed_values, allowed_pattern and custom_constraint"
-            )));
-        }
+        _ => Rule::Custom(value.as_str().unwrap_or_default().to_owned()),
+    })
+}
+
+/// Two bounds of which one may be left out.
+pub(super) fn bounds(
+    map: &Map<String, Value>,
+    keys: [&str; 2],
+) -> Result<(Option<f64>, Option<f64>)> {
+    let get = |key: &str| {
+        let value = map.get(key).filter(|value| !value.is_null());
+        let number = value.map(|value| match value {
+            Value::Bool(flag) => Ok(f64::from(u8::from(*flag))),
+            value => numeric(value).ok_or_else(|| Error::new("must be numbers")),
+        });
+        number.transpose()
     };
-    Ok(Constraint { rule, description })
+    match (get(keys[0])?, get(keys[1])?) {
+        (None, None) => Err(Error::new(format!("needs {} or {}", keys[0], keys[1]))),
+        found => Ok(found),
+    }
+}
+
+/// The rule of a length between bounds, which are whole numbers: `1.0` is none.
+pub(super) fn length(
+    map: &Map<String, Value>,
+    keys: [&str; 2],
+    (min, max): (Option<f64>, Option<f64>),
+) -> Result<Rule> {
+    let is_whole = |key| match map.get(key) {
+        Some(Value::Number(number)) => !number.is_f64(),
+        Some(Value::String(text)) => number(text).is_some_and(|number| !number.is_f64()),
+        _ => true,
+    };
+    if !keys.into_iter().all(is_whole) {
+        return Err(Error::new("a length is a whole number"));
+    }
+    Ok(Rule::Length(min, max))
 }
 
 /// A number, or a text that is one.
@@ -206,7 +251,7 @@ impl Pattern {
     fn made(&self) -> Option<&Made> {
         let made = self
             .made
-            .get_or_init(|| patterns::made(&format!("^(?:{})$", self.text)));
+            .get_or_init(|| patterns::made(&format!("^(?:{})", self.text)));
         made.as_deref()
     }
 
@@ -217,7 +262,9 @@ impl Pattern {
 
     fn matches(&self, text: &str) -> bool {
         self.made()
-            .is_some_and(|made| made.regex.is_match(text).unwrap_or(false))
+            // What is found first must be the whole text: `a|ab` does not match `ab`.
+            .and_then(|made| made.regex.find(text).ok().flatten())
+            .is_some_and(|found| found.end() == text.len())
     }
 }
 

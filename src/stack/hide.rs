@@ -151,10 +151,10 @@ pub fn note(text: &str, found: &mut BTreeSet<String>) {
         let escaped = Value::from(plain).to_string();
         found.insert(escaped[1..escaped.len() - 1].to_owned());
     }
-    let quoted = super::functions::strings::quote(plain, "");
+    let quoted = super::functions::url::quote(plain, "");
     if quoted != plain {
         found.insert(quoted);
-        found.insert(super::functions::strings::quote(plain, "/"));
+        found.insert(super::functions::url::quote(plain, "/"));
     }
 }
 

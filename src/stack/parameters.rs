@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Number, Value};
 
-use super::constraint::{Constraint, Rule, hot_constraint, numeric, pattern};
+use super::constraint::{Constraint, Rule, bounds, hot_constraint, length, pattern};
+use super::functions::python;
 use super::version::Version;
 use super::{Error, Result, kind_of};
 
@@ -105,13 +106,13 @@ impl Schema {
             )));
         };
         if version.is_hot() {
-            Self::parse_hot(map)
+            Self::parse_hot(map, version)
         } else {
             Self::parse_cfn(map)
         }
     }
 
-    fn parse_hot(map: &Map<String, Value>) -> Result<Self> {
+    fn parse_hot(map: &Map<String, Value>, version: Version) -> Result<Self> {
         const KEYS: [&str; 9] = [
             "type",
             "description",
@@ -124,12 +125,16 @@ impl Schema {
             "schema",
         ];
         for key in map.keys() {
-            if !KEYS.contains(&key.as_str()) {
+            let known = KEYS.contains(&key.as_str());
+            if !known || (key == "tags" && version < Version::Queens) {
                 return Err(Error::at(
                     key,
                     format!("no key of a parameter; there are {}", KEYS.join(", ")),
                 ));
             }
+        }
+        if map.get("tags").is_some_and(|tags| !tags.is_array()) {
+            return Err(Error::at("tags", "must be a list"));
         }
         let kind = match map.get("type").and_then(Value::as_str) {
             Some("string") => Type::String,
@@ -151,7 +156,7 @@ impl Schema {
             None | Some(Value::Null) => Vec::new(),
             Some(Value::Array(items)) => items
                 .iter()
-                .map(hot_constraint)
+                .map(|item| hot_constraint(item, version))
                 .collect::<Result<_>>()
                 .map_err(|error| error.below("constraints"))?,
             Some(_) => return Err(Error::at("constraints", "must be a list")),
@@ -171,7 +176,7 @@ impl Schema {
     }
 
     fn parse_cfn(map: &Map<String, Value>) -> Result<Self> {
-        const KEYS: [&str; 13] = [
+        const KEYS: [&str; 12] = [
             "Type",
             "Description",
             "Default",
@@ -184,7 +189,6 @@ impl Schema {
             "MinValue",
             "MaxValue",
             "ConstraintDescription",
-            "CustomConstraint",
         ];
         for key in map.keys() {
             if !KEYS.contains(&key.as_str()) {
@@ -211,19 +215,17 @@ impl Schema {
             .get("ConstraintDescription")
             .and_then(Value::as_str)
             .unwrap_or("");
-        let bound = |key: &str| {
-            map.get(key)
-                .map(|value| numeric(value).ok_or_else(|| Error::at(key, "must be a number")))
-                .transpose()
-        };
         let mut rules = Vec::new();
-        let length = (bound("MinLength")?, bound("MaxLength")?);
-        if length != (None, None) {
-            rules.push(Rule::Length(length.0, length.1));
-        }
-        let range = (bound("MinValue")?, bound("MaxValue")?);
-        if range != (None, None) {
-            rules.push(Rule::Range(range.0, range.1));
+        for (least, most) in [("MinValue", "MaxValue"), ("MinLength", "MaxLength")] {
+            if !map.contains_key(least) && !map.contains_key(most) {
+                continue;
+            }
+            let bounds = bounds(map, [least, most]).map_err(|error| error.below(least))?;
+            rules.push(if least == "MinValue" {
+                Rule::Range(bounds.0, bounds.1)
+            } else {
+                length(map, [least, most], bounds)?
+            });
         }
         match map.get("AllowedValues") {
             None => {}
@@ -234,9 +236,6 @@ impl Schema {
             None => {}
             Some(Value::String(text)) => rules.push(pattern(text)?),
             Some(_) => return Err(Error::at("AllowedPattern", "must be a string")),
-        }
-        if let Some(name) = map.get("CustomConstraint").and_then(Value::as_str) {
-            rules.push(Rule::Custom(name.to_owned()));
         }
         Self {
             kind,
@@ -264,7 +263,7 @@ impl Schema {
                 Rule::Range(..) | Rule::Modulo { .. } => self.kind == Type::Number,
                 Rule::Allowed(_) => self.kind != Type::Json,
                 Rule::Pattern(..) => self.kind == Type::String,
-                Rule::Custom(_) => true,
+                Rule::Custom(_) => self.kind != Type::Json,
             };
             if !fits {
                 return Err(Error::at(
@@ -273,8 +272,20 @@ impl Schema {
                 ));
             }
         }
+        // Whether it is of the type shows where it is used.
         if let Some(default) = &self.default {
-            self.check(default)
+            let default = match (self.kind, default) {
+                (Type::List, Value::String(text)) => text.split(',').collect(),
+                (Type::List, Value::Array(_)) => self.coerce(default)?,
+                (Type::List, other) => {
+                    return Err(Error::at(
+                        "default",
+                        format!("must be text with commas or a list, is {}", kind_of(other)),
+                    ));
+                }
+                _ => default.clone(),
+            };
+            self.keeps(&default)
                 .map_err(|error| error.below("default"))?;
         }
         Ok(self)
@@ -286,12 +297,9 @@ impl Schema {
     /// When it is not of the type.
     pub fn coerce(&self, value: &Value) -> Result<Value> {
         match (self.kind, value) {
-            (Type::String, Value::String(_)) => Ok(value.clone()),
-            (Type::String, Value::Bool(flag)) => {
-                Ok(Value::from(if *flag { "True" } else { "False" }))
-            }
-            (Type::String, Value::Number(number)) => Ok(Value::from(number.to_string())),
-            (Type::Number, Value::Number(_)) => Ok(value.clone()),
+            (_, Value::Null) => Err(Error::new(MISSING)),
+            (Type::String, _) => Ok(Value::from(python::text(value))),
+            (Type::Number, Value::Number(_) | Value::Bool(_)) => Ok(value.clone()),
             (Type::Number, Value::String(text)) => number(text)
                 .map(Value::Number)
                 // The text itself is left out: it may be hidden.
@@ -299,23 +307,14 @@ impl Schema {
             (Type::Boolean, _) => boolean(value).map(Value::Bool).ok_or_else(|| {
                 Error::new("must be a boolean: true, false, yes, no, on, off, 1, 0")
             }),
-            (Type::List, Value::Array(items)) => Ok(items
-                .iter()
-                .map(|item| match item {
-                    Value::Number(number) => Value::from(number.to_string()),
-                    other => other.clone(),
-                })
-                .collect()),
+            (Type::List, Value::Array(items)) => Ok(items.iter().map(python::text).collect()),
             (Type::List, Value::String(text)) if text.is_empty() => Ok(Value::Array(Vec::new())),
-            (Type::List, Value::String(text)) => {
-                Ok(text.split(',').map(|part| part.trim().to_owned()).collect())
+            (Type::List, Value::String(text)) => Ok(text.split(',').collect()),
+            (Type::Json, Value::String(text)) if text.is_empty() => Ok(value.clone()),
+            (Type::Json, Value::String(text)) => {
+                serde_json::from_str(text).map_err(|_| Error::new("must be valid JSON"))
             }
-            (Type::Json, Value::Object(_) | Value::Array(_)) => Ok(value.clone()),
-            (Type::Json, Value::String(text)) if text.is_empty() => Ok(Value::Object(Map::new())),
-            (Type::Json, Value::String(text)) => match serde_json::from_str(text) {
-                Ok(value @ (Value::Object(_) | Value::Array(_))) => Ok(value),
-                _ => Err(Error::new("must be a JSON map or list")),
-            },
+            (Type::Json, _) => Ok(value.clone()),
             (_, other) => Err(Error::new(format!("does not take {}", kind_of(other)))),
         }
     }
@@ -325,9 +324,29 @@ impl Schema {
     /// # Errors
     /// When it is not of the type or breaks a constraint.
     pub fn check(&self, value: &Value) -> Result<Value> {
-        let value = self.coerce(value)?;
+        let coerced = self.coerce(value)?;
+        // Lists and maps are read first; the rest is looked at as it was given.
+        let read = matches!(self.kind, Type::List | Type::Json);
+        self.keeps(if read { &coerced } else { value })?;
+        Ok(coerced)
+    }
+
+    /// Whether a value keeps every constraint.
+    fn keeps(&self, value: &Value) -> Result<()> {
         for constraint in &self.constraints {
-            if !constraint.rule.holds(&value) {
+            let kept = match (&constraint.rule, value) {
+                (Rule::Length(..), Value::Number(_) | Value::Bool(_) | Value::Null) => false,
+                (Rule::Pattern(_), value) if !value.is_string() => false,
+                (Rule::Range(..) | Rule::Modulo { .. }, Value::Bool(flag)) => {
+                    constraint.rule.holds(&Value::from(u8::from(*flag)))
+                }
+                (Rule::Range(..) | Rule::Modulo { .. }, Value::String(text)) => {
+                    number(text).is_some_and(|number| constraint.rule.holds(&Value::Number(number)))
+                }
+                (Rule::Allowed(allowed), value) => self.is_among(allowed, value)?,
+                (rule, value) => rule.holds(value),
+            };
+            if !kept {
                 // The value itself is left out: it may be hidden.
                 return Err(Error::new(if constraint.description.is_empty() {
                     constraint.rule.explain()
@@ -336,7 +355,28 @@ impl Schema {
                 }));
             }
         }
-        Ok(value)
+        Ok(())
+    }
+
+    /// Whether a value is one of those, all of them read after the type; of a list every item,
+    /// as it is.
+    fn is_among(&self, allowed: &[Value], value: &Value) -> Result<bool> {
+        let has = |allowed: &[Value], value: &Value| {
+            allowed.iter().any(|allowed| python::equal(allowed, value))
+        };
+        if let Value::Array(items) = value {
+            return Ok(items.iter().all(|item| has(allowed, item)));
+        }
+        // Nothing as text is the text `None`.
+        let read = |value: &Value| match (self.kind, value) {
+            (Type::String, Value::Null) => Ok(Value::from("None")),
+            _ => self.coerce(value),
+        };
+        let allowed = allowed.iter().map(read);
+        let allowed = allowed
+            .collect::<Result<Vec<_>>>()
+            .map_err(|error| error.below("allowed_values"))?;
+        Ok(has(&allowed, &read(value)?))
     }
 }
 
@@ -346,9 +386,9 @@ pub(super) fn boolean_like(value: &Value) -> bool {
 
 pub(super) fn number(text: &str) -> Option<Number> {
     let text = text.trim();
-    text.parse::<i64>()
+    python::whole_text(text)
         .map(Number::from)
-        .ok()
+        .or_else(|| text.parse::<u64>().ok().map(Number::from))
         .or_else(|| text.parse::<f64>().ok().and_then(Number::from_f64))
 }
 

@@ -15,7 +15,7 @@ fn text_becomes_the_type() {
     assert_eq!(check("boolean", json!("off")), json!(false));
     assert_eq!(
         check("comma_delimited_list", json!("a, b")),
-        json!(["a", "b"])
+        json!(["a", " b"])
     );
     assert_eq!(check("json", json!("{\"a\": 1}")), json!({"a": 1}));
 }
@@ -73,4 +73,95 @@ fn values_are_in_the_order_of_the_template_and_maps_in_their_own() {
     let own = values.filter(|(name, _)| !name.starts_with("OS::"));
     let own = Value::Object(own.collect()).to_string();
     assert_eq!(own, r#"{"zone":{"z":1,"a":2},"area":{"y":1,"b":2}}"#);
+}
+
+#[test]
+fn values_are_read_as_python_reads_them() {
+    let check = |kind: &str, value: Value| hot(&json!({"type": kind})).unwrap().check(&value);
+    for (kind, value, given) in [
+        ("string", json!(["a", null]), json!("['a', None]")),
+        ("string", json!(1e16), json!("1e+16")),
+        ("number", json!(true), json!(true)),
+        ("number", json!(" 1_0 "), json!(10)),
+        (
+            "comma_delimited_list",
+            json!([1, true, null]),
+            json!(["1", "True", "None"]),
+        ),
+        ("json", json!("5"), json!(5)),
+        ("json", json!(""), json!("")),
+        ("boolean", json!(1), json!(true)),
+    ] {
+        assert_eq!(check(kind, value).unwrap(), given);
+    }
+    assert!(check("json", json!("{")).is_err() && check("number", json!([1])).is_err());
+}
+
+#[test]
+fn a_default_of_another_type_shows_where_it_is_used() {
+    let schema = hot(&json!({"type": "number", "default": "many"})).unwrap();
+    assert_eq!(schema.check(&json!(3)).unwrap(), json!(3));
+    assert!(schema.check(schema.default.as_ref().unwrap()).is_err());
+    let wrong = json!({"type": "number", "default": 5, "constraints": [{"range": {"max": 4}}]});
+    assert!(hot(&wrong).is_err());
+}
+
+#[test]
+fn constraints_see_what_was_given() {
+    let with = |kind: &str, constraint: Value, value: Value| {
+        let schema = hot(&json!({"type": kind, "constraints": [constraint]})).unwrap();
+        schema.check(&value).is_ok()
+    };
+    // Numbers have no length; what is allowed is of the type, but for lists.
+    assert!(!with("string", json!({"length": {"max": 3}}), json!(5)));
+    assert!(with(
+        "number",
+        json!({"allowed_values": ["1", 2]}),
+        json!("2")
+    ));
+    assert!(!with(
+        "string",
+        json!({"allowed_values": [true]}),
+        json!("true")
+    ));
+    assert!(!with(
+        "comma_delimited_list",
+        json!({"allowed_values": [1]}),
+        json!("1")
+    ));
+    // The first that matches must be the whole.
+    assert!(!with(
+        "string",
+        json!({"allowed_pattern": "a|ab"}),
+        json!("ab")
+    ));
+    assert!(with(
+        "string",
+        json!({"allowed_pattern": "ab|a"}),
+        json!("ab")
+    ));
+}
+
+#[test]
+fn constraints_that_are_none_are_refused() {
+    for (kind, constraint) in [
+        ("string", json!({"length": {"min": 1.0}})),
+        ("string", json!({"length": {"min": null}})),
+        ("number", json!({"modulo": {"step": 1.5, "offset": 0}})),
+        ("json", json!({"custom_constraint": "nova.flavor"})),
+        ("string", json!({"description": "alone"})),
+    ] {
+        let schema = json!({"type": kind, "constraints": [constraint]});
+        assert!(hot(&schema).is_err(), "{schema}");
+    }
+    // Of several the first that Heat looks for is taken.
+    let two = json!({"type": "number", "constraints": [
+        {"allowed_values": [9], "range": {"max": 4}}]});
+    assert!(hot(&two).unwrap().check(&json!(3)).is_ok());
+    let modulo = json!({"type": "number", "constraints": [{"modulo": {"step": 2, "offset": 0}}]});
+    assert!(Schema::parse(&modulo, Version::Ocata).is_ok());
+    assert!(Schema::parse(&modulo, Version::Newton).is_err());
+    let tags = json!({"type": "string", "tags": ["a"]});
+    assert!(Schema::parse(&tags, Version::Queens).is_ok());
+    assert!(Schema::parse(&tags, Version::Pike).is_err());
 }

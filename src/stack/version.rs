@@ -124,8 +124,8 @@ impl Version {
             | "list_concat_unique"
             | "contains"
             | "str_replace_vstrict" => Self::Pike,
-            // These were in the first HOT only.
-            "Fn::Select" => return self <= Self::V2014,
+            // These were in the first HOT versions only.
+            "Fn::Select" => return self <= Self::Kilo,
             "Ref"
             | "Fn::GetAZs"
             | "Fn::Join"

@@ -1,8 +1,10 @@
 //! CloudFormation's functions.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value};
 
-use super::{Scope, expect_list, strings};
+use super::{Scope, expect_list, python, strings};
 use crate::stack::{Error, Result};
 
 /// `Ref`: a parameter or a resource.
@@ -19,11 +21,7 @@ pub(super) fn reference(scope: &Scope<'_>, argument: &Value) -> Result<Value> {
 }
 
 pub(super) fn attribute(scope: &Scope<'_>, argument: &Value) -> Result<Value> {
-    let argument = match argument {
-        Value::String(text) => text.splitn(2, '.').map(Value::from).collect(),
-        other => other.clone(),
-    };
-    let items = expect_list(&argument, "takes [resource, attribute]")?;
+    let items = expect_list(argument, "takes [resource, attribute]")?;
     match &items[..] {
         [Value::String(name), Value::String(key)] => scope.attribute_of(name, key),
         _ => Err(Error::new("takes [resource, attribute]")),
@@ -85,9 +83,12 @@ fn select(argument: &Value) -> Result<Value> {
     };
     match (collection, key) {
         (Value::Null, _) => Ok(Value::from("")),
-        (Value::Array(list), key) => super::index(key, list.len().max(1))
-            .ok_or_else(|| Error::new("the index into a list must be an integer"))
-            .map(|at| list.get(at).cloned().unwrap_or_else(|| Value::from(""))),
+        (Value::Array(list), key) => {
+            let index = python::int(key)
+                .ok_or_else(|| Error::new("the index into a list must be an integer"))?;
+            let item = python::at(index, list.len()).and_then(|at| list.get(at));
+            Ok(item.cloned().unwrap_or_else(|| Value::from("")))
+        }
         (Value::Object(map), Value::String(key)) => {
             Ok(map.get(key).cloned().unwrap_or_else(|| Value::from("")))
         }
@@ -99,34 +100,38 @@ fn select(argument: &Value) -> Result<Value> {
 /// `[".member.0.Name=a", ".member.0.Value=b"]` becomes `{a: b}`.
 fn member_list(argument: &Value) -> Result<Value> {
     let usage = "takes [name of names, name of values, list]";
-    let [
-        Value::String(name),
-        Value::String(value),
-        Value::Array(list),
-    ] = expect_list(argument, usage)?.as_slice()
+    let [Value::String(name), Value::String(value), list] =
+        expect_list(argument, usage)?.as_slice()
     else {
         return Err(Error::new(usage));
     };
-    let mut names = Map::new();
-    let mut values = Map::new();
-    for item in list.iter().filter_map(Value::as_str) {
-        let Some((left, right)) = item.split_once('=') else {
-            continue;
+    let none = Vec::new();
+    let list = match list {
+        Value::Array(list) => list,
+        // What is empty has no items, whatever it is.
+        Value::Object(map) if map.is_empty() => &none,
+        Value::String(text) if text.is_empty() => &none,
+        _ => return Err(Error::new(usage)),
+    };
+    let mut members: BTreeMap<u64, Map<String, Value>> = BTreeMap::new();
+    for item in list {
+        let Some((left, right)) = item.as_str().and_then(|item| item.split_once('=')) else {
+            return Err(Error::new("items are text: `.member.0.Name=value`"));
         };
-        let mut parts = left.rsplitn(2, '.');
-        let (Some(field), Some(member)) = (parts.next(), parts.next()) else {
-            continue;
-        };
-        if field == name {
-            names.insert(member.to_owned(), Value::from(right));
-        } else if field == value {
-            values.insert(member.to_owned(), Value::from(right));
+        let rest = left
+            .strip_prefix(".member.")
+            .and_then(|rest| rest.split_once('.'));
+        if let Some((number, field)) = rest
+            && let Ok(number) = number.parse()
+        {
+            let field = field.lines().next().unwrap_or("").to_owned();
+            let member = members.entry(number).or_default();
+            member.insert(field, Value::from(right));
         }
     }
-    Ok(names
-        .into_iter()
-        .filter_map(|(member, name)| {
-            Some((name.as_str()?.to_owned(), values.get(&member)?.clone()))
-        })
-        .collect())
+    let pair = |mut member: Map<String, Value>| {
+        let key = member.get(name)?.as_str()?.to_owned();
+        Some((key, member.shift_remove(value)?))
+    };
+    Ok(members.into_values().filter_map(pair).collect())
 }

@@ -2,7 +2,8 @@
 
 use serde_json::{Map, Value};
 
-use super::{Scope, expect_list};
+use super::{Scope, expect_list, python};
+use crate::stack::version::Version;
 use crate::stack::{Error, Result, kind_of};
 
 /// Combinations one `repeat` may make.
@@ -10,6 +11,9 @@ const MAX_REPEAT: usize = 10_000;
 
 pub(super) fn map_merge(argument: &Value) -> Result<Value> {
     let mut result = Map::new();
+    if argument.as_str() == Some("") {
+        return Ok(Value::Object(result));
+    }
     for item in expect_list(argument, "takes a list of maps")? {
         match item {
             Value::Object(map) => result.extend(map.clone()),
@@ -28,9 +32,16 @@ pub(super) fn map_merge(argument: &Value) -> Result<Value> {
 pub(super) fn map_replace(argument: &Value) -> Result<Value> {
     let usage = "takes [map, {keys: {…}, values: {…}}]";
     let items = expect_list(argument, usage)?;
-    let [Value::Object(map), Value::Object(by)] = &items[..] else {
+    let none = Map::new();
+    let map_of = |value| match value {
+        &Value::Null => Ok(&none),
+        Value::Object(map) => Ok(map),
+        _ => Err(Error::new(usage)),
+    };
+    let [map, by] = &items[..] else {
         return Err(Error::new(usage));
     };
+    let (map, by) = (map_of(map)?, map_of(by)?);
     if by.keys().any(|key| key != "keys" && key != "values") {
         return Err(Error::new(usage));
     }
@@ -43,11 +54,17 @@ pub(super) fn map_replace(argument: &Value) -> Result<Value> {
     let mut result = Map::new();
     for (key, value) in map {
         let new_key = match keys.get(key) {
-            None => key.clone(),
+            None | Some(Value::Null) => key.clone(),
             Some(Value::String(text)) => text.clone(),
+            Some(Value::Array(_) | Value::Object(_)) => {
+                return Err(Error::at("keys", "must hold text"));
+            }
             Some(other) => other.to_string(),
         };
-        if &new_key != key && (map.contains_key(&new_key) || result.contains_key(&new_key)) {
+        let replaced = keys.get(key).is_some_and(|new| !new.is_null());
+        let taken =
+            (&new_key != key && map.contains_key(&new_key)) || result.contains_key(&new_key);
+        if replaced && taken {
             return Err(Error::new(format!("`{new_key}` would be there twice")));
         }
         let text = match value {
@@ -69,7 +86,7 @@ pub(super) fn list_concat(argument: &Value, unique: bool) -> Result<Value> {
             other => expect_list(other, "takes a list of lists")?,
         };
         for item in list {
-            if !unique || !result.contains(item) {
+            if !unique || !has(&result, item) {
                 result.push(item.clone());
             }
         }
@@ -77,13 +94,16 @@ pub(super) fn list_concat(argument: &Value, unique: bool) -> Result<Value> {
     Ok(Value::Array(result))
 }
 
+fn has(list: &[Value], value: &Value) -> bool {
+    list.iter().any(|item| python::equal(item, value))
+}
+
 pub(super) fn contains(argument: &Value) -> Result<Value> {
     let usage = "takes [value, list or text]";
     let items = expect_list(argument, usage)?;
     match &items[..] {
-        [value, Value::Array(list)] => Ok(Value::Bool(list.contains(value))),
+        [value, Value::Array(list)] => Ok(Value::Bool(has(list, value))),
         [Value::String(part), Value::String(text)] => Ok(Value::Bool(text.contains(part.as_str()))),
-        [Value::String(key), Value::Object(map)] => Ok(Value::Bool(map.contains_key(key))),
         _ => Err(Error::new(usage)),
     }
 }
@@ -91,10 +111,16 @@ pub(super) fn contains(argument: &Value) -> Result<Value> {
 pub(super) fn filter(argument: &Value) -> Result<Value> {
     let usage = "takes [values to leave out, list]";
     let items = expect_list(argument, usage)?;
-    match &items[..] {
-        [Value::Array(out), Value::Array(list)] => Ok(list
+    let [out, list] = &items[..] else {
+        return Err(Error::new(usage));
+    };
+    match (out, list) {
+        // Nothing to leave out, or nothing to leave it out of.
+        (_, list) if !python::truthy(list) => Ok(list.clone()),
+        (out, Value::Array(_)) if !python::truthy(out) => Ok(list.clone()),
+        (Value::Array(out), Value::Array(list)) => Ok(list
             .iter()
-            .filter(|item| !out.contains(item))
+            .filter(|item| !has(out, item))
             .cloned()
             .collect()),
         _ => Err(Error::new(usage)),
@@ -113,26 +139,26 @@ pub(super) fn repeat(scope: &Scope<'_>, argument: &Value) -> Result<Value> {
     let Value::Object(for_each) = scope.evaluate(for_each)? else {
         return Err(Error::at("for_each", "must be a map"));
     };
-    let permutations = match map
-        .get("permutations")
-        .map(|value| scope.evaluate(value))
-        .transpose()?
-    {
-        None => true,
-        Some(Value::Bool(flag)) => flag,
-        Some(_) => return Err(Error::at("permutations", "must be a boolean")),
-    };
+    let permutations = permutations(scope.version, map)?;
+    if for_each.is_empty() {
+        return Err(Error::at("for_each", "must name at least one list"));
+    }
     let mut names = Vec::new();
     let mut lists = Vec::new();
+    let mut lengths = Vec::new();
     for (name, list) in for_each {
         names.push(name);
         lists.push(match list {
             Value::Array(items) => items,
             // Since Newton a map gives its keys.
-            Value::Object(map) if permutations => {
+            Value::Object(map) if permutations && scope.version >= Version::Newton => {
                 map.into_iter().map(|(key, _)| Value::from(key)).collect()
             }
-            Value::Null => Vec::new(),
+            // Not there yet.
+            Value::Null => {
+                lists.push(Vec::new());
+                continue;
+            }
             other => {
                 return Err(Error::at(
                     "for_each",
@@ -140,19 +166,37 @@ pub(super) fn repeat(scope: &Scope<'_>, argument: &Value) -> Result<Value> {
                 ));
             }
         });
+        lengths.extend(lists.last().map(Vec::len));
     }
+    if !permutations && lengths.windows(2).any(|pair| pair[0] != pair[1]) {
+        return Err(Error::new(
+            "without permutations every list must be of the same length",
+        ));
+    }
+    // Before anything is put in: functions of the template see the names.
+    let template = scope.evaluate(template)?;
     let rows = if permutations {
         product(&lists)?
     } else {
-        zip(&lists)?
+        zip(&lists)
     };
     let rows = rows.into_iter().map(|row| {
         let pairs: Vec<_> = names.iter().map(String::as_str).zip(row).collect();
-        let row = fill(template, &pairs);
+        let row = fill(&template, &pairs)?;
         scope.budget.pay(super::weight(&row))?;
-        scope.evaluate(&row)
+        Ok(row)
     });
     rows.collect()
+}
+
+/// Whether every item meets every other, which since Pike may be turned off.
+pub(super) fn permutations(version: Version, argument: &Map<String, Value>) -> Result<bool> {
+    match argument.get("permutations") {
+        Some(_) if version < Version::Pike => Ok(true),
+        None => Ok(true),
+        Some(Value::Bool(flag)) => Ok(*flag),
+        Some(_) => Err(Error::at("permutations", "must be a boolean")),
+    }
 }
 
 fn product(lists: &[Vec<Value>]) -> Result<Vec<Vec<&Value>>> {
@@ -178,46 +222,41 @@ fn product(lists: &[Vec<Value>]) -> Result<Vec<Vec<&Value>>> {
     Ok(rows)
 }
 
-fn zip(lists: &[Vec<Value>]) -> Result<Vec<Vec<&Value>>> {
-    let length = lists.first().map_or(0, Vec::len);
-    if lists.iter().any(|list| list.len() != length) {
-        return Err(Error::new(
-            "without permutations every list must be of the same length",
-        ));
-    }
-    Ok((0..length)
-        .map(|at| lists.iter().map(|list| &list[at]).collect())
-        .collect())
+/// The lists side by side, as far as the shortest goes.
+fn zip(lists: &[Vec<Value>]) -> Vec<Vec<&Value>> {
+    let least = lists.iter().map(Vec::len).min().unwrap_or(0);
+    let row = |at: usize| lists.iter().map(|list| &list[at]).collect();
+    (0..least).map(row).collect()
 }
 
-/// The template with each name replaced, in keys too; where the whole text is
-/// one name the item keeps its type.
-fn fill(template: &Value, pairs: &[(&str, &Value)]) -> Value {
-    match template {
-        Value::String(text) => {
-            if let Some((_, value)) = pairs.iter().find(|(name, _)| name == text) {
-                return (*value).clone();
-            }
-            Value::from(fill_text(text, pairs))
+/// The template with each name replaced, in keys too.
+fn fill(template: &Value, pairs: &[(&str, &Value)]) -> Result<Value> {
+    Ok(match template {
+        Value::String(text) => Value::from(fill_text(text, pairs)?),
+        Value::Array(items) => {
+            let items = items.iter().map(|item| fill(item, pairs));
+            items.collect::<Result<_>>()?
         }
-        Value::Array(items) => items.iter().map(|item| fill(item, pairs)).collect(),
-        Value::Object(map) => map
-            .iter()
-            .map(|(key, value)| (fill_text(key, pairs), fill(value, pairs)))
-            .collect(),
+        Value::Object(map) => {
+            let entries = map.iter();
+            entries
+                .map(|(key, value)| Ok((fill_text(key, pairs)?, fill(value, pairs)?)))
+                .collect::<Result<_>>()?
+        }
         plain => plain.clone(),
-    }
+    })
 }
 
-fn fill_text(text: &str, pairs: &[(&str, &Value)]) -> String {
+fn fill_text(text: &str, pairs: &[(&str, &Value)]) -> Result<String> {
     let mut result = text.to_owned();
     for (name, value) in pairs {
-        if !name.is_empty() {
-            let value = value
-                .as_str()
-                .map_or_else(|| value.to_string(), str::to_owned);
-            result = result.replace(name, &value);
-        }
+        let Value::String(value) = value else {
+            return Err(Error::at(
+                "for_each",
+                format!("`{name}` must hold text to put in, has {}", kind_of(value)),
+            ));
+        };
+        result = result.replace(name, value);
     }
-    result
+    Ok(result)
 }

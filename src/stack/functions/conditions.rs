@@ -2,26 +2,28 @@
 
 use serde_json::Value;
 
-use super::Scope;
+use super::{Scope, python, references};
 use crate::stack::{Error, Result, kind_of};
 
 /// Whether `value` holds; `path` holds the conditions being evaluated.
 pub(super) fn holds(scope: &Scope<'_>, value: &Value, path: &mut Vec<String>) -> Result<bool> {
+    // The usual ones, without a copy.
     match value {
         Value::Bool(flag) => Ok(*flag),
         Value::String(name) => named(scope, name, path),
-        Value::Object(map) if map.len() == 1 => {
-            let Some((name, argument)) = map.iter().next() else {
-                return Err(Error::new("an empty condition"));
-            };
-            if !scope.version.has_condition_function(name) {
-                return Err(Error::at(
-                    name,
-                    "not a function of conditions in this template version",
-                ));
-            }
-            call(scope, name, argument, path).map_err(|error| error.below(name))
+        other => {
+            let value = self::value(scope, other, path)?;
+            enabled(scope, &value, path)
         }
+    }
+}
+
+/// Whether what a condition gave holds: a boolean, a condition's name, or nothing, which does.
+fn enabled(scope: &Scope<'_>, value: &Value, path: &mut Vec<String>) -> Result<bool> {
+    match value {
+        Value::Null => Ok(true),
+        Value::Bool(flag) => Ok(*flag),
+        Value::String(name) => named(scope, name, path),
         other => Err(Error::new(format!(
             "a condition is a name, a boolean or a function, this is {}",
             kind_of(other)
@@ -29,24 +31,47 @@ pub(super) fn holds(scope: &Scope<'_>, value: &Value, path: &mut Vec<String>) ->
     }
 }
 
-/// What a condition's function gives, be it a boolean or not.
-pub(super) fn value(scope: &Scope<'_>, value: &Value) -> Result<Value> {
-    if let Value::Object(map) = value
-        && map.len() == 1
-        && let Some((name, argument)) = map.iter().next()
-        && scope.version.has_condition_function(name)
-        && !is_logic(name)
-    {
-        return plain(scope, &serde_json::json!({ name: argument }));
+/// What `value` gives where only functions of conditions are; resources are out of reach there.
+pub(super) fn value(scope: &Scope<'_>, value: &Value, path: &mut Vec<String>) -> Result<Value> {
+    if path.len() > super::MAX_DEPTH {
+        return Err(too_deep());
     }
-    holds(scope, value, &mut Vec::new()).map(Value::Bool)
+    match value {
+        Value::Array(items) => {
+            let items = items.iter().enumerate().map(|(index, item)| {
+                self::value(scope, item, path).map_err(|error| error.below(&format!("[{index}]")))
+            });
+            items.collect()
+        }
+        Value::Object(map) => {
+            if map.len() == 1
+                && let Some((name, argument)) = map.iter().next()
+            {
+                if scope.version.has_condition_function(name) {
+                    return call(scope, name, argument, path).map_err(|error| error.below(name));
+                }
+                if scope.version.has_function(name) || scope.version.has_removed(name) {
+                    return Err(Error::at(
+                        name,
+                        "not a function of conditions in this template version",
+                    ));
+                }
+            }
+            let entries = map.iter().map(|(key, item)| {
+                let item = self::value(scope, item, path).map_err(|error| error.below(key))?;
+                Ok((key.clone(), item))
+            });
+            entries.collect()
+        }
+        plain => Ok(plain.clone()),
+    }
 }
 
-fn is_logic(name: &str) -> bool {
-    matches!(
-        name,
-        "equals" | "Fn::Equals" | "not" | "Fn::Not" | "and" | "or" | "Fn::And" | "Fn::Or"
-    )
+fn too_deep() -> Error {
+    Error::new(format!(
+        "conditions name one another over more than {} levels",
+        super::MAX_DEPTH
+    ))
 }
 
 fn named(scope: &Scope<'_>, name: &str, path: &mut Vec<String>) -> Result<bool> {
@@ -65,69 +90,61 @@ fn named(scope: &Scope<'_>, name: &str, path: &mut Vec<String>) -> Result<bool> 
         )));
     }
     if path.len() > super::MAX_DEPTH {
-        return Err(Error::new(format!(
-            "conditions name one another over more than {} levels",
-            super::MAX_DEPTH
-        )));
+        return Err(too_deep());
     }
     path.push(name.to_owned());
-    let result = holds(scope, definition, path);
+    let result = value(scope, definition, path);
     path.pop();
-    let result = result?;
+    let Value::Bool(result) = result? else {
+        return Err(Error::new(format!(
+            "the condition `{name}` gives no boolean"
+        )));
+    };
     scope.held.borrow_mut().insert(name.to_owned(), result);
     Ok(result)
 }
 
-fn call(scope: &Scope<'_>, name: &str, argument: &Value, path: &mut Vec<String>) -> Result<bool> {
-    match name {
+fn call(scope: &Scope<'_>, name: &str, argument: &Value, path: &mut Vec<String>) -> Result<Value> {
+    let result = match name {
         "equals" | "Fn::Equals" => match argument {
             Value::Array(items) if items.len() == 2 => {
-                Ok(plain(scope, &items[0])? == plain(scope, &items[1])?)
+                let (a, b) = (
+                    value(scope, &items[0], path)?,
+                    value(scope, &items[1], path)?,
+                );
+                python::equal(&a, &b)
             }
-            _ => Err(Error::new("takes [value, value]")),
+            _ => return Err(Error::new("takes [value, value]")),
         },
-        "not" | "Fn::Not" => {
-            let inner = match argument {
-                Value::Array(items) if items.len() == 1 => &items[0],
-                Value::Array(_) => return Err(Error::new("takes one condition")),
-                _ if name == "Fn::Not" => return Err(Error::new("takes [condition]")),
-                one => one,
-            };
-            Ok(!holds(scope, inner, path)?)
-        }
+        "not" if argument.is_null() => return Err(Error::new("takes a condition")),
+        "not" => !holds(scope, argument, path)?,
+        "Fn::Not" => match argument {
+            Value::Array(items) if items.len() == 1 => !holds(scope, &items[0], path)?,
+            _ => return Err(Error::new("takes [condition]")),
+        },
         "and" | "or" | "Fn::And" | "Fn::Or" => {
             let items = match argument {
                 Value::Array(items) if items.len() >= 2 => items,
                 _ => return Err(Error::new("takes a list of two or more conditions")),
             };
+            // Every one is evaluated, but names are followed only until the rest is settled.
+            let items = items.iter().map(|item| value(scope, item, path));
+            let items = items.collect::<Result<Vec<_>>>()?;
             let all = name.ends_with("nd");
             let mut result = all;
-            // Every one is looked at, so that a mistake in the last is found.
-            for item in items {
-                let held = holds(scope, item, path)?;
-                result = if all { result && held } else { result || held };
+            for item in &items {
+                result = enabled(scope, item, path)?;
+                if result != all {
+                    break;
+                }
             }
-            Ok(result)
+            result
         }
-        _ => match plain(scope, &serde_json::json!({ name: argument }))? {
-            Value::Bool(flag) => Ok(flag),
-            other => Err(Error::new(format!(
-                "gives {}, not a boolean",
-                kind_of(&other)
-            ))),
-        },
-    }
-}
-
-/// A value inside a condition: resources are out of reach there.
-fn plain(scope: &Scope<'_>, value: &Value) -> Result<Value> {
-    if let Value::Object(map) = value
-        && let Some(name) = map.keys().next()
-        && map.len() == 1
-        && scope.version.has_function(name)
-        && !scope.version.has_condition_function(name)
-    {
-        return Err(Error::at(name, "not a function of conditions"));
-    }
-    scope.evaluate(value)
+        _ => {
+            references::shape(scope, name, argument)?;
+            let argument = value(scope, argument, path)?;
+            return scope.apply(name, &argument);
+        }
+    };
+    Ok(Value::Bool(result))
 }

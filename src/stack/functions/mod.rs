@@ -3,10 +3,13 @@
 mod cfn;
 mod collections;
 mod conditions;
+pub(super) mod python;
 mod references;
-pub(in crate::stack) mod strings;
+mod strings;
+pub(in crate::stack) mod url;
 mod yaql;
 
+pub(super) use python::json as python_json;
 pub use references::References;
 
 use std::cell::RefCell;
@@ -106,7 +109,7 @@ impl Scope<'_> {
     /// # Errors
     /// As [`Self::condition`], but for the last.
     pub fn condition_value(&self, value: &Value) -> Result<Value> {
-        conditions::value(self, value)
+        conditions::value(self, value, &mut Vec::new())
     }
 
     fn inner(&self, value: &Value, depth: usize) -> Result<Evaluated> {
@@ -172,6 +175,11 @@ impl Scope<'_> {
         } else {
             argument
         };
+        self.apply(name, argument).map(Evaluated::Value)
+    }
+
+    /// What the function gives for an argument that is plain.
+    fn apply(&self, name: &str, argument: &Value) -> Result<Value> {
         let legacy = self.version < Version::Liberty;
         let value = match name {
             "get_param" => self.parameter(argument),
@@ -188,7 +196,7 @@ impl Scope<'_> {
             "Fn::Join" => strings::join(self, argument, false),
             "str_split" => strings::split(argument),
             "digest" => strings::digest(argument),
-            "make_url" => strings::make_url(argument),
+            "make_url" => url::make(argument),
             "map_merge" => collections::map_merge(argument),
             "map_replace" => collections::map_replace(argument),
             "list_concat" => collections::list_concat(argument, false),
@@ -208,7 +216,7 @@ impl Scope<'_> {
             _ => cfn::call(self, name, argument),
         }?;
         self.budget.pay(weight(&value))?;
-        Ok(Evaluated::Value(value))
+        Ok(value)
     }
 
     /// Whether `map` is a function's call.
@@ -271,7 +279,7 @@ impl Scope<'_> {
             .parameters
             .get(name)
             .ok_or_else(|| Error::new(format!("the parameter `{name}` {}", parameters::MISSING)))?;
-        Ok(select(value, path).unwrap_or_else(|| Value::from("")))
+        Ok(select(value, path, true).unwrap_or_else(|| Value::from("")))
     }
 
     fn reference(&self, argument: &Value) -> Result<Value> {
@@ -308,7 +316,9 @@ impl Scope<'_> {
             _ => return Err(Error::new("takes a list: [resource, attribute, key, …]")),
         };
         match items {
-            [Value::String(name)] if self.version >= Version::Liberty => {
+            [Value::String(name)] | [Value::String(name), Value::Null, ..]
+                if self.version >= Version::Liberty =>
+            {
                 let known = self.known(name)?;
                 let mut all = known.map_or_else(Map::new, |known| known.attributes.clone());
                 all.shift_remove("show");
@@ -316,7 +326,7 @@ impl Scope<'_> {
             }
             [Value::String(name), Value::String(attribute), path @ ..] => {
                 let value = self.attribute_of(name, attribute)?;
-                Ok(select(&value, path).unwrap_or_default())
+                Ok(select(&value, path, false).unwrap_or_default())
             }
             _ => Err(Error::new("takes [resource, attribute, key, …]")),
         }
@@ -387,74 +397,30 @@ fn function(version: Version, map: &Map<String, Value>) -> Result<Option<(&str, 
         .then_some((name.as_str(), argument)))
 }
 
-/// What `path` leads to; nothing when a step leads nowhere.
-fn select(value: &Value, path: &[Value]) -> Option<Value> {
+/// What `path` leads to; nothing when a step leads nowhere. A parameter's list takes an index
+/// that is text.
+fn select(value: &Value, path: &[Value], of_parameter: bool) -> Option<Value> {
     let mut current = value.clone();
     for key in path {
+        let index = |length: usize| {
+            let index = match key {
+                Value::String(text) if of_parameter => python::whole_text(text)?,
+                Value::Bool(flag) => i64::from(*flag),
+                other => other.as_i64()?,
+            };
+            python::at(index, length)
+        };
         current = match (&current, key) {
             (Value::Object(map), Value::String(key)) => map.get(key)?.clone(),
-            (Value::Object(map), Value::Number(key)) => map.get(&key.to_string())?.clone(),
-            (Value::Array(items), key) => items.get(index(key, items.len())?)?.clone(),
-            (Value::String(text), Value::Number(_)) => {
-                let characters: Vec<char> = text.chars().collect();
-                Value::from(characters.get(index(key, characters.len())?)?.to_string())
+            (Value::Array(items), _) => items.get(index(items.len())?)?.clone(),
+            (Value::String(text), _) => {
+                let at = index(text.chars().count())?;
+                Value::from(text.chars().nth(at)?.to_string())
             }
             _ => return None,
         };
     }
     Some(current)
-}
-
-/// A list index, from the end when negative.
-fn index(key: &Value, length: usize) -> Option<usize> {
-    let number = match key {
-        Value::String(text) => text.parse::<i64>().ok()?,
-        other => other.as_i64()?,
-    };
-    if number < 0 {
-        length.checked_sub(usize::try_from(number.unsigned_abs()).ok()?)
-    } else {
-        usize::try_from(number).ok()
-    }
-}
-
-/// JSON as Python writes it, which is what ends up in user data. Maps are in their own order
-/// or, where Heat asks for `sort_keys`, in that of their keys.
-pub(super) fn python_json(value: &Value, sorted: bool) -> String {
-    match value {
-        Value::Array(items) => {
-            let items: Vec<_> = items.iter().map(|item| python_json(item, sorted)).collect();
-            format!("[{}]", items.join(", "))
-        }
-        Value::Object(map) => {
-            let mut entries: Vec<_> = map.iter().collect();
-            if sorted {
-                entries.sort_unstable_by_key(|(key, _)| *key);
-            }
-            let entries: Vec<_> = entries
-                .into_iter()
-                .map(|(key, value)| format!("{}: {}", ascii(key), python_json(value, sorted)))
-                .collect();
-            format!("{{{}}}", entries.join(", "))
-        }
-        Value::String(text) => ascii(text),
-        other => other.to_string(),
-    }
-}
-
-fn ascii(text: &str) -> String {
-    use std::fmt::Write as _;
-    let mut result = String::new();
-    for character in Value::from(text).to_string().chars() {
-        if character.is_ascii() {
-            result.push(character);
-        } else {
-            for unit in character.encode_utf16(&mut [0; 2]) {
-                let _ = write!(result, "\\u{unit:04x}");
-            }
-        }
-    }
-    result
 }
 
 fn expect_list<'v>(value: &'v Value, usage: &str) -> Result<&'v Vec<Value>> {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::{Scope, function};
+use super::{Scope, collections, function, url};
 use crate::stack::version::Version;
 use crate::stack::{Error, Result};
 
@@ -64,7 +64,7 @@ fn call(
             None => Ok(()),
         };
     }
-    shape(scope.version, name, argument)?;
+    shape(scope, name, argument)?;
     let text = |value: &Value| match value {
         Value::String(name) => Some(name.clone()),
         Value::Object(_) => scope.evaluate(value).ok()?.as_str().map(str::to_owned),
@@ -73,14 +73,6 @@ fn call(
     match (name, argument) {
         ("get_resource", argument) => found.resources.extend(text(argument)),
         ("Ref", argument) => found.names.extend(text(argument)),
-        ("Fn::GetAtt", Value::String(both)) => {
-            if let Some((resource, attribute)) = both.split_once('.') {
-                found.resources.insert(resource.to_owned());
-                found
-                    .attributes
-                    .insert((resource.to_owned(), attribute.to_owned()));
-            }
-        }
         ("get_attr" | "Fn::GetAtt", Value::Array(items)) => {
             if let Some(resource) = items.first().and_then(text) {
                 if let Some(attribute) = items.get(1).and_then(text) {
@@ -95,9 +87,12 @@ fn call(
 }
 
 /// The shape arguments have before anything is evaluated.
-fn shape(version: Version, name: &str, argument: &Value) -> Result<()> {
+pub(super) fn shape(scope: &Scope<'_>, name: &str, argument: &Value) -> Result<()> {
+    let version = scope.version;
     let list = argument.as_array().map(Vec::len);
+    let item = |at: usize| argument.get(at).unwrap_or(&Value::Null);
     let has = |keys: &[&str]| keys.iter().all(|key| argument.get(key).is_some());
+    let is_call = |value: &Value| value.as_object().is_some_and(|map| scope.is_call(map));
     let (fits, usage) = match name {
         "get_attr" if version >= Version::Liberty => (
             list.is_some_and(|n| n > 0),
@@ -115,13 +110,35 @@ fn shape(version: Version, name: &str, argument: &Value) -> Result<()> {
             has(&["template", "params"]) && argument["params"].is_object(),
             "takes a map with `template` and `params`, a map",
         ),
-        "repeat" => (
-            has(&["template", "for_each"]),
-            "takes a map with `template` and `for_each`",
+        "Fn::Replace" => (list == Some(2) && item(0).is_object(), "takes [map, text]"),
+        "Fn::Split" => (
+            list == Some(2) && item(0).is_string(),
+            "takes [delimiter, text]",
         ),
+        "Fn::Select" | "Fn::GetAtt" => (list == Some(2), "takes a list of two"),
+        "Fn::FindInMap" => (list == Some(3), "takes [mapping, key, key]"),
+        "Fn::MemberListToMap" => (
+            list == Some(3) && item(0).is_string() && item(1).is_string(),
+            "takes [name of names, name of values, list]",
+        ),
+        "str_split" => (
+            is_call(argument) || !(argument.is_object() || argument.is_string()),
+            "takes [delimiter, text] or [delimiter, text, index]",
+        ),
+        "repeat" => {
+            if let Value::Object(map) = argument {
+                collections::permutations(version, map)?;
+            }
+            (
+                has(&["template", "for_each"]) && argument["for_each"].is_object(),
+                "takes a map with `template` and `for_each`, a map",
+            )
+        }
+        "make_url" => return url::check(argument, is_call),
         "map_replace" => (list == Some(2), "takes [map, {keys: …, values: …}]"),
         "yaql" => (
-            has(&["expression", "data"]) && argument["expression"].is_string(),
+            has(&["expression"])
+                && (argument["expression"].is_string() || is_call(&argument["expression"])),
             "takes a map with `expression`, text, and `data`",
         ),
         "contains" | "filter" => (list == Some(2), "takes a list of two"),

@@ -62,7 +62,7 @@ fn strict_replacement_wants_every_key() {
 #[test]
 fn repeat_makes_every_combination() {
     let value =
-        json!({"repeat": {"for_each": {"%a%": [1, 2], "%b%": ["x"]}, "template": "%a%%b%"}});
+        json!({"repeat": {"for_each": {"%a%": ["1", "2"], "%b%": ["x"]}, "template": "%a%%b%"}});
     assert_eq!(
         evaluate(Version::Rocky, &value).unwrap(),
         json!(["1x", "2x"])
@@ -71,7 +71,7 @@ fn repeat_makes_every_combination() {
 
 #[test]
 fn repeat_refuses_to_explode() {
-    let list: Vec<usize> = (0..200).collect();
+    let list: Vec<String> = (0..200).map(|n: usize| n.to_string()).collect();
     let value =
         json!({"repeat": {"for_each": {"a": list, "b": list, "c": list}, "template": "abc"}});
     assert!(evaluate(Version::Rocky, &value).is_err());
@@ -218,4 +218,87 @@ fn an_attribute_left_out_leaves_the_others_in_order() {
     };
     let all = scope.evaluate(&json!({"get_attr": ["web"]})).unwrap();
     assert_eq!(all.to_string(), r#"{"z":1,"b":2,"a":3}"#);
+}
+
+#[test]
+fn values_of_the_wrong_kind_are_refused_as_heat_refuses_them() {
+    for value in [
+        json!({"list_join": [",", ["a", 1]]}),
+        json!({"list_join": [null, ["a"]]}),
+        json!({"str_replace": {"template": null, "params": {}}}),
+        json!({"str_replace": {"template": 5, "params": {}}}),
+        json!({"str_replace_vstrict": {"template": "a", "params": {"a": []}}}),
+        json!({"repeat": {"template": "%a%", "for_each": {"%a%": [1]}}}),
+        json!({"repeat": {"template": "%a%", "for_each": {}}}),
+        json!({"repeat": {"template": "a", "for_each": {"a": []}, "permutations": "false"}}),
+        json!({"contains": ["a", {"a": 1}]}),
+        json!({"digest": ["md5", "日"]}),
+        json!({"if": [{"not": ["prod"]}, 1, 2]}),
+        json!({"if": [{"get_param": "map"}, 1, 2]}),
+        json!({"if": [{"and": ["prod", {"get_attr": ["web", "ips"]}]}, 1, 2]}),
+    ] {
+        assert!(evaluate(Version::Rocky, &value).is_err(), "{value}");
+    }
+    let members = json!({"Fn::MemberListToMap": ["Name", "Value", ["x"]]});
+    assert!(evaluate(Version::V2013, &members).is_err());
+}
+
+#[test]
+fn values_are_read_as_python_reads_them() {
+    let cases = [
+        (
+            json!({"list_join": ["-", ["a", {"k": 1e16}, null]]}),
+            json!("a-{\"k\": 1e+16}-"),
+        ),
+        (json!({"list_join": ["-", ["a"], false, ""]}), json!("a")),
+        (
+            json!({"str_replace": {"template": "x y", "params": {"x": 1.5e-7, "y": true}}}),
+            json!("1.5e-07 True"),
+        ),
+        (
+            json!({"str_split": [null, " a\tb ", true, "unread"]}),
+            json!("b"),
+        ),
+        (
+            json!({"list_concat_unique": [[1, {"a": 1}], [1.0, true, {"a": 1.0}]]}),
+            json!([1, {"a": 1}]),
+        ),
+        (json!({"filter": [[0], [false, "0"]]}), json!(["0"])),
+        (json!({"filter": [null, [1]]}), json!([1])),
+        (
+            json!({"map_replace": [{"a": 1}, {"keys": {"a": null}}]}),
+            json!({"a": 1}),
+        ),
+        (
+            json!({"digest": ["MD5", "ÿ"]}),
+            json!("00594fd4f42ba43fc1ca0427a0576295"),
+        ),
+        (json!({"get_param": ["env", "0"]}), json!("p")),
+        (json!({"get_attr": ["web", "ips", "net", "0"]}), json!(null)),
+        (
+            json!({"get_attr": ["web", null]}),
+            json!({"ips": {"net": ["10.0.0.5"]}}),
+        ),
+        (json!({"if": [null, 1, 2]}), json!(1)),
+        (json!({"if": [{"or": ["prod", "unknown"]}, 1, 2]}), json!(1)),
+        (
+            json!({"repeat": {"template": {"str_replace": {"template": "a-%i%", "params": {"a": "%i%"}}}, "for_each": {"%i%": ["1"]}}}),
+            json!(["1-1"]),
+        ),
+        (
+            json!({"repeat": {"template": "%a%%b%", "for_each": {"%a%": ["1"], "%b%": null}, "permutations": false}}),
+            json!([]),
+        ),
+    ];
+    for (value, given) in cases {
+        assert_eq!(evaluate(Version::Rocky, &value).unwrap(), given, "{value}");
+    }
+    let members = json!({"Fn::MemberListToMap": ["N", "V", [
+        ".member.1.N=b", ".member.1.V=c=d", "x.member.0.N=y", ".member.0.N=z"]]});
+    assert_eq!(
+        evaluate(Version::V2013, &members).unwrap(),
+        json!({"b": "c=d"})
+    );
+    let select = json!({"Fn::Select": [true, "[1, 2]"]});
+    assert_eq!(evaluate(Version::Kilo, &select).unwrap(), json!(2));
 }
