@@ -1,9 +1,10 @@
 //! YAML as Heat reads it: version 1.1 scalars, timestamps and dates as
 //! strings, within limits. JSON is a subset and comes the same way.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
-use granit_parser::{Event, Parser, ScalarStyle};
+use granit_parser::{ErrorKind, Event, Parser, ScalarStyle, ScanError};
 use serde_json::{Map, Number, Value};
 
 use super::{Error, Result};
@@ -14,6 +15,8 @@ pub const MAX_BYTES: usize = 524_288;
 pub const MAX_DEPTH: usize = 100;
 /// Values a document may have once its aliases are written out.
 pub const MAX_NODES: usize = 200_000;
+/// Places of a document at which a blank may be missing; it is read anew for each.
+const MAX_BLANKS: usize = 50;
 
 /// Reads the one document of `text`.
 ///
@@ -27,19 +30,67 @@ pub fn parse(text: &str) -> Result<Value> {
             text.len()
         )));
     }
+    let mut text = Cow::Borrowed(text);
+    for _ in 0..MAX_BLANKS {
+        match read(&text) {
+            Ok(value) => return Ok(value),
+            Err(Refused::Value(error)) => return Err(error),
+            Err(Refused::Syntax(error)) => match with_blank(&text, &error) {
+                Some(more) => text = Cow::Owned(more),
+                None => return Err(Error::new(format!("not YAML: {error}"))),
+            },
+        }
+    }
+    Err(Error::new(format!(
+        "blanks are missing at more than {MAX_BLANKS} places"
+    )))
+}
+
+/// Why a text is no document.
+enum Refused {
+    Syntax(ScanError),
+    Value(Error),
+}
+
+fn read(text: &str) -> std::result::Result<Value, Refused> {
     let mut builder = Builder::default();
     let mut parser = Parser::new_from_str(text);
+    // Where a text ends inside of a line, when it does.
+    let open_end = (!text.ends_with(['\n', '\r'])).then(|| text.chars().count());
     while let Some(next) = parser.next_event() {
-        let (event, span) = next.map_err(|error| Error::new(format!("not YAML: {error}")))?;
+        let (mut event, span) = next.map_err(Refused::Syntax)?;
+        if let Event::Scalar(text, ScalarStyle::Literal | ScalarStyle::Folded, ..) = &mut event
+            && open_end.is_some_and(|end| span.end.index() >= end)
+            && text.ends_with('\n')
+        {
+            // A block ends with the line break that it has; here it has none.
+            text.to_mut().pop();
+        }
         builder.take(event).map_err(|message| {
-            Error::new(format!(
+            Refused::Value(Error::new(format!(
                 "line {}, column {}: {message}",
                 span.start.line(),
                 span.start.col() + 1
-            ))
+            )))
         })?;
     }
     Ok(builder.root.unwrap_or(Value::Null))
+}
+
+/// The text with a blank more, where YAML wants one and Heat's parser does without: before a
+/// comment (`}# why`), between a key and a list in a map in braces (`{get_attr:[a, b]}`), and
+/// before the further lines of quoted text, where blanks mean nothing.
+fn with_blank(text: &str, error: &ScanError) -> Option<String> {
+    let index = error.marker().index();
+    let at = text.char_indices().nth(index).map(|(at, _)| at)?;
+    let (at, blanks) = match error.kind() {
+        ErrorKind::CommentNotSeparated if text[at..].starts_with('#') => (at, 1),
+        ErrorKind::FlowMappingValueAdjacentCollection if text[at..].starts_with(':') => (at + 1, 1),
+        // Deeper than anything that may be around it.
+        ErrorKind::InvalidQuotedScalarIndent => (at, 2 * MAX_DEPTH),
+        _ => return None,
+    };
+    Some([&text[..at], &" ".repeat(blanks), &text[at..]].concat())
 }
 
 enum Open {
@@ -72,6 +123,11 @@ impl Builder {
                 };
                 self.count(size(&value))?;
                 self.place(value, anchor)?;
+            }
+            Event::SequenceStart(_, _, Some(tag)) | Event::MappingStart(_, _, Some(tag))
+                if !matches!(tag.suffix(), "seq" | "map" | "!") =>
+            {
+                return Err(format!("the tag `{}` is not allowed", tag.suffix()));
             }
             Event::SequenceStart(_, anchor, _) => self.push(Open::List(Vec::new()), anchor)?,
             Event::MappingStart(_, anchor, _) => {
@@ -306,6 +362,39 @@ mod tests {
     fn depth_and_size_have_limits() {
         assert!(parse(&"[".repeat(5000)).is_err());
         assert!(parse(&" ".repeat(MAX_BYTES + 1)).is_err());
+    }
+
+    #[test]
+    fn a_block_ends_as_the_text_ends() {
+        for (text, value) in [
+            ("a: |\n  x\n  y", "x\ny"),
+            ("a: |\n  x\n", "x\n"),
+            ("a: >\n  x\n  y", "x y"),
+            ("a: |+\n  x", "x"),
+            ("a: |-\n  x", "x"),
+            ("a: |\n  x\n# why", "x\n"),
+        ] {
+            assert_eq!(parse(text).unwrap(), json!({"a": value}), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn blanks_that_heat_does_without_may_be_missing() {
+        let text = "a: {b: c}# why\nd: {get_attr:[x, y]}\ne:\n  f: \"{\n  g\n}\"\nh: 'i\nj'# so\n";
+        assert_eq!(
+            parse(text).unwrap(),
+            json!({"a": {"b": "c"}, "d": {"get_attr": ["x", "y"]}, "e": {"f": "{ g }"}, "h": "i j"})
+        );
+        let many = "- {a: b}#\n".repeat(MAX_BLANKS + 1);
+        assert!(parse(&many).unwrap_err().message.contains("blanks"));
+    }
+
+    #[test]
+    fn what_only_some_parsers_know_is_refused() {
+        for text in ["a: !Ref b", "a: !own [b]", "a: !own {b: c}"] {
+            assert!(parse(text).unwrap_err().message.contains("tag"), "{text}");
+        }
+        assert_eq!(parse("a: !!seq [b]").unwrap(), json!({"a": ["b"]}));
     }
 
     #[test]
