@@ -36,12 +36,17 @@ pub(in crate::stack) fn number(number: &Number) -> String {
 pub(in crate::stack) fn text(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
-        other => repr(other),
+        other => repr(other, false),
     }
 }
 
+/// `str(value)` where lists are tuples.
+pub(in crate::stack) fn tuple_text(value: &Value) -> String {
+    repr(value, true)
+}
+
 /// `repr(value)`.
-fn repr(value: &Value) -> String {
+fn repr(value: &Value, tuples: bool) -> String {
     match value {
         Value::Null => "None".into(),
         Value::Bool(true) => "True".into(),
@@ -49,13 +54,17 @@ fn repr(value: &Value) -> String {
         Value::Number(it) => number(it),
         Value::String(text) => quoted(text),
         Value::Array(items) => {
-            let items: Vec<_> = items.iter().map(repr).collect();
-            format!("[{}]", items.join(", "))
+            let items: Vec<_> = items.iter().map(|item| repr(item, tuples)).collect();
+            match &items[..] {
+                [one] if tuples => format!("({one},)"),
+                _ if tuples => format!("({})", items.join(", ")),
+                _ => format!("[{}]", items.join(", ")),
+            }
         }
         Value::Object(map) => {
             let items = map.iter();
             let items: Vec<_> = items
-                .map(|(key, value)| format!("{}: {}", quoted(key), repr(value)))
+                .map(|(key, value)| format!("{}: {}", quoted(key), repr(value, tuples)))
                 .collect();
             format!("{{{}}}", items.join(", "))
         }

@@ -8,6 +8,7 @@ use serde_json::{Map, Number, Value};
 use super::library;
 use super::parse::{Ast, Call};
 use super::regexes;
+use super::signatures::{Shape, shape_of};
 use crate::stack::budget::Budget;
 use crate::stack::{Error, Result, kind_of};
 
@@ -23,7 +24,9 @@ const MAX_DEPTH: usize = 100;
 /// The names an expression sees.
 pub(super) struct Env<'e> {
     outer: Option<&'e Env<'e>>,
-    names: Vec<(String, Value)>,
+    names: Vec<(String, Value, Shape)>,
+    /// What the list is that was evaluated last.
+    shape: &'e Cell<Shape>,
     /// Of this expression.
     left: &'e Cell<usize>,
     /// Of the stack that it stands in.
@@ -36,7 +39,8 @@ pub(super) fn run(ast: &Ast, root: Value, stack: &Budget) -> Result<Value> {
     let left = Cell::new(BUDGET);
     let env = Env {
         outer: None,
-        names: vec![(String::new(), root)],
+        names: vec![(String::new(), root, Shape::List)],
+        shape: &Cell::new(Shape::List),
         left: &left,
         stack,
         depth: 0,
@@ -64,13 +68,33 @@ impl<'e> Env<'e> {
         self.stack.pay(cost.saturating_mul(VALUE))
     }
 
-    fn with(&'e self, names: Vec<(String, Value)>) -> Result<Self> {
+    /// What the list is that was evaluated last.
+    pub(super) fn shape(&self) -> Shape {
+        self.shape.get()
+    }
+
+    /// Whether the value that was evaluated last counts as true.
+    pub(super) fn truthy(&self, value: &Value) -> bool {
+        match value {
+            Value::Array(_) if matches!(self.shape(), Shape::Iterator | Shape::Ordering) => true,
+            value => truthy(value),
+        }
+    }
+
+    /// Whether a lambda gives true for `arguments`.
+    pub(super) fn test(&self, lambda: &Ast, arguments: &[&Value]) -> Result<bool> {
+        let value = self.apply(lambda, arguments)?;
+        Ok(self.truthy(&value))
+    }
+
+    fn with(&'e self, names: Vec<(String, Value, Shape)>) -> Result<Self> {
         if self.depth > MAX_DEPTH {
             return Err(Error::new("lambdas nest too deep"));
         }
         Ok(Self {
             outer: Some(self),
             names,
+            shape: self.shape,
             left: self.left,
             stack: self.stack,
             depth: self.depth + 1,
@@ -82,23 +106,25 @@ impl<'e> Env<'e> {
         self.pay(1 + arguments.iter().map(|value| size(value)).sum::<usize>())?;
         let mut names = Vec::with_capacity(arguments.len() + 1);
         if let Some(first) = arguments.first() {
-            names.push((String::new(), (*first).clone()));
+            names.push((String::new(), (*first).clone(), Shape::List));
         }
         for (index, value) in arguments.iter().enumerate() {
-            names.push(((index + 1).to_string(), (*value).clone()));
+            names.push(((index + 1).to_string(), (*value).clone(), Shape::List));
         }
         self.with(names)?.eval(lambda)
     }
 
-    fn lookup(&self, name: &str) -> Option<&Value> {
-        let name = if name == "1" && !self.names.iter().any(|(n, _)| n == "1") {
-            ""
-        } else {
-            name
-        };
-        let own = self.names.iter().rev().find(|(n, _)| n == name);
+    fn lookup(&self, name: &str) -> Option<(&Value, Shape)> {
+        // `$` is `$1`.
+        let same = |own: &str| own == name || (own.is_empty() && name == "1");
+        let first = |own: &str| name.is_empty() && own == "1";
+        let own = self.names.iter().rev();
+        let own = own
+            .clone()
+            .find(|(n, ..)| same(n))
+            .or_else(|| own.clone().find(|(n, ..)| first(n)));
         match (own, self.outer) {
-            (Some((_, value)), _) => Some(value),
+            (Some((_, value, shape)), _) => Some((value, *shape)),
             (None, Some(outer)) => outer.lookup(name),
             (None, None) => None,
         }
@@ -107,16 +133,29 @@ impl<'e> Env<'e> {
     /// The value without copying it, where it is a part of what is there.
     fn borrow<'s>(&'s self, ast: &Ast) -> Result<Cow<'s, Value>> {
         match ast {
-            Ast::Variable(name) => Ok(self
-                .lookup(name)
-                .map_or(Cow::Owned(Value::Null), Cow::Borrowed)),
-            Ast::Member(receiver, name, safe) => match self.borrow(receiver)? {
-                Cow::Borrowed(Value::Object(map)) => match map.get(name) {
-                    Some(value) => Ok(Cow::Borrowed(value)),
-                    None => Err(no_key(name)),
-                },
-                value => member(&value, name, *safe).map(Cow::Owned),
-            },
+            Ast::Variable(name) => {
+                let Some((value, shape)) = self.lookup(name) else {
+                    return Ok(Cow::Owned(Value::Null));
+                };
+                self.shape.set(shape);
+                Ok(Cow::Borrowed(value))
+            }
+            Ast::Member(receiver, name, safe) => {
+                let value = self.borrow(receiver)?;
+                // Of a list's items a member is another walk.
+                self.shape.set(if value.is_array() {
+                    Shape::Iterator
+                } else {
+                    Shape::List
+                });
+                match value {
+                    Cow::Borrowed(Value::Object(map)) => match map.get(name) {
+                        Some(value) => Ok(Cow::Borrowed(value)),
+                        None => Err(no_key(name)),
+                    },
+                    value => member(&value, name, *safe).map(Cow::Owned),
+                }
+            }
             other => self.eval(other).map(Cow::Owned),
         }
     }
@@ -131,7 +170,12 @@ impl<'e> Env<'e> {
                 self.pay(size(&value))?;
                 Ok(value.into_owned())
             }
-            Ast::List(items) => items.iter().map(|item| self.eval(item)).collect(),
+            Ast::List(items) => {
+                let items = items.iter().map(|item| self.eval(item)).collect();
+                self.shape.set(Shape::List);
+                items
+            }
+            Ast::Rule(..) => Err(Error::new("`=>` has no place here")),
             Ast::Map(entries) => {
                 let mut map = Map::new();
                 for (key, value) in entries {
@@ -139,7 +183,10 @@ impl<'e> Env<'e> {
                 }
                 Ok(Value::Object(map))
             }
-            Ast::Unary("not", operand) => Ok(Value::Bool(!truthy(&self.eval(operand)?))),
+            Ast::Unary("not", operand) => {
+                let value = self.eval(operand)?;
+                Ok(Value::Bool(!self.truthy(&value)))
+            }
             Ast::Unary(sign, operand) => {
                 let value = self.eval(operand)?;
                 if value.is_number() {
@@ -151,12 +198,18 @@ impl<'e> Env<'e> {
             Ast::Binary(operator, left, right) => self.binary(operator, left, right),
             Ast::Index(receiver, indexes) => {
                 let value = self.borrow(receiver)?;
+                if value.is_array() && self.shape() != Shape::List {
+                    return Err(Error::new(
+                        "this has no places: make a list of it, `toList()`",
+                    ));
+                }
                 let indexes = indexes
                     .iter()
                     .map(|index| self.eval(index))
                     .collect::<Result<Vec<_>>>()?;
                 let found = index(&value, &indexes)?;
                 self.pay(size(&found))?;
+                self.shape.set(Shape::List);
                 Ok(found)
             }
             Ast::Call(call) => self.call(call),
@@ -167,7 +220,9 @@ impl<'e> Env<'e> {
         let receiver = match &call.receiver {
             // An order's further keys are read with its first.
             Some(inner) if call.name.starts_with("thenBy") => {
-                return library::order(self, call, inner);
+                let ordered = library::order(self, call, inner);
+                self.shape.set(Shape::Ordering);
+                return ordered;
             }
             Some(receiver) => Some(self.eval(receiver)?),
             None => None,
@@ -175,8 +230,12 @@ impl<'e> Env<'e> {
         if call.safe && receiver == Some(Value::Null) {
             return Ok(Value::Null);
         }
+        let subject = self.shape();
         let value = library::call(self, receiver, call)
             .map_err(|error| error.below(&format!("{}()", call.name)))?;
+        if let Some(shape) = shape_of(&call.name, subject) {
+            self.shape.set(shape);
+        }
         self.pay(size(&value))?;
         Ok(value)
     }
@@ -185,7 +244,7 @@ impl<'e> Env<'e> {
         match operator {
             "and" => {
                 let value = self.eval(left)?;
-                return if truthy(&value) {
+                return if self.truthy(&value) {
                     self.eval(right)
                 } else {
                     Ok(value)
@@ -193,7 +252,7 @@ impl<'e> Env<'e> {
             }
             "or" => {
                 let value = self.eval(left)?;
-                return if truthy(&value) {
+                return if self.truthy(&value) {
                     Ok(value)
                 } else {
                     self.eval(right)
@@ -202,9 +261,30 @@ impl<'e> Env<'e> {
             "->" => return self.send(left, right),
             _ => {}
         }
-        let (left, right) = (self.eval(left)?, self.eval(right)?);
+        let left = self.eval(left)?;
+        let first = self.shape();
+        let right = self.eval(right)?;
+        let second = self.shape();
         if matches!(operator, "=~" | "!~") {
             self.pay(SEARCH)?;
+        }
+        let lists = (left.is_array(), right.is_array());
+        let written = (!lists.0 || first == Shape::List) && (!lists.1 || second == Shape::List);
+        self.shape.set(match (first, second) {
+            _ if written => Shape::List,
+            (Shape::Set, Shape::Set) if operator == "-" => Shape::Set,
+            _ => Shape::Iterator,
+        });
+        if !written && first == Shape::Set && second == Shape::Set {
+            return sets(operator, &left, &right);
+        }
+        if !written {
+            match operator {
+                // What is walked is like nothing else.
+                "=" | "!=" => return Ok(Value::Bool(operator == "!=")),
+                "*" => return Err(Error::new("`*` takes a list that has places")),
+                _ => {}
+            }
         }
         let value = operate(operator, &left, &right)?;
         self.pay(size(&value))?;
@@ -222,9 +302,9 @@ impl<'e> Env<'e> {
                 for (index, argument) in call.arguments.iter().enumerate() {
                     let value = self.eval(argument)?;
                     if index == 0 && call.name == "with" {
-                        names.push((String::new(), value.clone()));
+                        names.push((String::new(), value.clone(), self.shape()));
                     }
-                    names.push(((index + 1).to_string(), value));
+                    names.push(((index + 1).to_string(), value, self.shape()));
                 }
             }
             "unpack" => {
@@ -238,16 +318,39 @@ impl<'e> Env<'e> {
                         Some(name) => key_text(&name?)?,
                         None => (index + 1).to_string(),
                     };
-                    names.push((name, value));
+                    names.push((name, value, Shape::List));
                 }
             }
             _ => return Err(Error::new("`->` comes after `let()` or `with()`")),
         }
         for (name, argument) in &call.named {
-            names.push((name.clone(), self.eval(argument)?));
+            let value = self.eval(argument)?;
+            names.push((name.clone(), value, self.shape()));
         }
         self.with(names)?.eval(right)
     }
+}
+
+/// Operators on two sets: whether one is within the other, or what is only in the first.
+fn sets(operator: &str, left: &Value, right: &Value) -> Result<Value> {
+    let (Value::Array(a), Value::Array(b)) = (left, right) else {
+        return operate(operator, left, right);
+    };
+    let within = |a: &[Value], b: &[Value]| a.iter().all(|a| b.iter().any(|b| equal(a, b)));
+    let (under, over) = (within(a, b), within(b, a));
+    Ok(Value::Bool(match operator {
+        "=" => under && over,
+        "!=" => !(under && over),
+        "<" => under && !over,
+        ">" => over && !under,
+        "<=" => under,
+        ">=" => over,
+        "-" => {
+            let left = a.iter().filter(|a| !b.iter().any(|b| equal(a, b)));
+            return Ok(left.cloned().collect());
+        }
+        _ => return operate(operator, left, right),
+    }))
 }
 
 fn no_key(name: &str) -> Error {
@@ -296,16 +399,7 @@ fn index(value: &Value, indexes: &[Value]) -> Result<Value> {
 }
 
 /// Python's idea of true.
-pub(super) fn truthy(value: &Value) -> bool {
-    match value {
-        Value::Null => false,
-        Value::Bool(flag) => *flag,
-        Value::Number(number) => number.as_f64() != Some(0.0),
-        Value::String(text) => !text.is_empty(),
-        Value::Array(items) => !items.is_empty(),
-        Value::Object(map) => !map.is_empty(),
-    }
-}
+pub(super) use crate::stack::functions::python::truthy;
 
 /// A map's key; JSON has only text.
 pub(super) fn key_text(value: &Value) -> Result<String> {
@@ -316,18 +410,10 @@ pub(super) fn key_text(value: &Value) -> Result<String> {
     }
 }
 
-/// Numbers are equal by value, everything else as it is.
-pub(super) fn equal(left: &Value, right: &Value) -> bool {
-    match (left, right) {
-        (Value::Number(a), Value::Number(b)) => a == b || a.as_f64() == b.as_f64(),
-        (Value::Array(a), Value::Array(b)) => {
-            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| equal(a, b))
-        }
-        _ => left == right,
-    }
-}
+/// Whether two values are the same, as Python sees them.
+pub(super) use crate::stack::functions::python::equal;
 
-/// The order of two values: numbers, texts, lists of those; null is least.
+/// The order of two values: numbers, or texts; nothing is less than anything.
 pub(super) fn compare(left: &Value, right: &Value) -> Result<std::cmp::Ordering> {
     use std::cmp::Ordering;
     match (left, right) {
@@ -340,16 +426,6 @@ pub(super) fn compare(left: &Value, right: &Value) -> Result<std::cmp::Ordering>
                 .ok_or_else(|| Error::new("numbers that do not compare")),
         },
         (Value::String(a), Value::String(b)) => Ok(a.cmp(b)),
-        (Value::Bool(a), Value::Bool(b)) => Ok(a.cmp(b)),
-        (Value::Array(a), Value::Array(b)) => {
-            for (a, b) in a.iter().zip(b) {
-                let order = compare(a, b)?;
-                if order != Ordering::Equal {
-                    return Ok(order);
-                }
-            }
-            Ok(a.len().cmp(&b.len()))
-        }
         _ => Err(Error::new(format!(
             "{} and {} do not compare",
             kind_of(left),
@@ -372,7 +448,6 @@ pub(super) fn operate(operator: &str, left: &Value, right: &Value) -> Result<Val
         "in" => match (left, right) {
             (Value::String(part), Value::String(text)) => text.contains(part.as_str()),
             (item, Value::Array(items)) => items.iter().any(|other| equal(item, other)),
-            (key, Value::Object(map)) => map.contains_key(&key_text(key)?),
             (_, other) => return Err(wrong("`in`", other)),
         },
         "=~" => regexes::matches(right, left)?,

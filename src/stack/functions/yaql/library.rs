@@ -6,46 +6,122 @@ use serde_json::{Map, Value};
 
 use super::eval::{Env, SEARCH, compare, equal, key_text, operate, truthy};
 use super::parse::{Ast, Call};
-use super::{sequences, texts};
+use super::signatures::{self, Shape, lacking};
+use super::{merge, regexes, sequences, texts};
 use crate::stack::{Error, Result};
 
 /// Items a function may make out of nothing.
 const MAX_ITEMS: usize = 10_000;
 
-/// Calls a function.
+/// Calls a function; the list that `receiver` is was evaluated last.
 pub(super) fn call(env: &Env<'_>, receiver: Option<Value>, call: &Call) -> Result<Value> {
-    let arguments: Vec<&Ast> = call.arguments.iter().collect();
+    let (arguments, mut fitting) = signatures::arrange(call)?;
     if let Some(result) = special(env, receiver.as_ref(), call) {
         return result;
     }
     // As a function the collection is the first argument.
     let (subject, rest) = match (receiver, arguments.split_first()) {
-        (Some(value), _) => (Some(value), &arguments[..]),
-        (None, Some((first, rest))) => (Some(env.eval(first)?), rest),
-        (None, None) => (None, &[][..]),
+        (Some(value), _) => (value, &arguments[..]),
+        (None, Some((first, rest))) => (env.eval(first)?, rest),
+        (None, None) => return Err(lacking(&call.name)),
     };
-    let Some(subject) = subject else {
-        return match call.name.as_str() {
-            "list" | "set" => Ok(Value::Array(Vec::new())),
-            "dict" => Ok(Value::Object(Map::new())),
-            _ => Err(lacking(&call.name)),
-        };
-    };
+    let shape = env.shape();
+    fitting.retain(|overload| overload.takes(0, &subject, shape));
+    if fitting.is_empty() {
+        return Err(lacking(&call.name));
+    }
+    match call.name.as_str() {
+        "isList" => return Ok(Value::Bool(subject.is_array() && shape == Shape::List)),
+        "isSet" => return Ok(Value::Bool(subject.is_array() && shape == Shape::Set)),
+        "bool" => return Ok(Value::Bool(env.truthy(&subject))),
+        _ => {}
+    }
     if let Some(result) = with_lambdas(env, &subject, call, rest) {
         return result;
     }
-    let mut values = Vec::with_capacity(rest.len());
-    for argument in rest {
-        values.push(env.eval(argument)?);
+    if call.name == "replaceBy" || (call.name.starts_with("search") && rest.len() > 1) {
+        return by_match(env, &call.name, &subject, rest);
     }
-    for (_, argument) in &call.named {
-        values.push(env.eval(argument)?);
+    let mut values = Vec::with_capacity(rest.len());
+    for (at, argument) in (1..).zip(rest) {
+        let value = env.eval(argument)?;
+        fitting.retain(|overload| overload.takes(at, &value, env.shape()));
+        if fitting.is_empty() {
+            return Err(lacking(&call.name));
+        }
+        values.push(value);
     }
     plain(env, &call.name, subject, values)
 }
 
-fn lacking(name: &str) -> Error {
-    Error::new(format!("yaql has no function `{name}` for this here"))
+/// `search`, `searchAll` and `replaceBy` with an expression of what was found: `$` is the match,
+/// `$2` its first group.
+fn by_match(env: &Env<'_>, name: &str, subject: &Value, rest: &[&Ast]) -> Result<Value> {
+    let [other, each, count @ ..] = rest else {
+        return Err(lacking(name));
+    };
+    env.pay(SEARCH)?;
+    let other = env.eval(other)?;
+    let (by, text) = if regexes::is(subject) {
+        (subject, &other)
+    } else {
+        (&other, subject)
+    };
+    let whole = text.as_str().ok_or_else(|| lacking(name))?;
+    if !regexes::is(by) {
+        return Err(lacking(name));
+    }
+    let count = count.first().map(|count| env.eval(count)).transpose()?;
+    let count = if name == "search" {
+        1
+    } else {
+        regexes::limit(count.as_ref())
+    };
+    let mut values = Vec::new();
+    let mut result = String::new();
+    let mut end = 0;
+    for found in regexes::found(by, text, count)? {
+        let groups: Vec<&Value> = found.groups.iter().collect();
+        let value = env.apply(each, &groups)?;
+        result.push_str(&whole[end..found.start]);
+        result.push_str(&texts::str_of(&value));
+        end = found.end;
+        values.push(value);
+    }
+    Ok(match name {
+        "search" => values.into_iter().next().unwrap_or_default(),
+        "searchAll" => Value::Array(values),
+        _ => Value::from(result + &whole[end..]),
+    })
+}
+
+/// `list()`, `set()` and `dict()`, of any number of values.
+fn collection(env: &Env<'_>, call: &Call) -> Result<Value> {
+    let mut items = Vec::new();
+    let mut map = Map::new();
+    for argument in &call.arguments {
+        if let Ast::Rule(key, value) = argument {
+            let key = key_text(&env.eval(key)?)?;
+            map.insert(key, env.eval(value)?);
+            continue;
+        }
+        match env.eval(argument)? {
+            // What is walked is walked here.
+            Value::Array(inner) if call.name != "dict" && env.shape() == Shape::Iterator => {
+                items.extend(inner);
+            }
+            value => items.push(value),
+        }
+    }
+    match call.name.as_str() {
+        "list" => Ok(Value::Array(items)),
+        "set" => Ok(Value::Array(sequences::distinct(items))),
+        _ => match &items[..] {
+            [] => Ok(Value::Object(map)),
+            [Value::Array(pairs)] if map.is_empty() => sequences::pairs(pairs),
+            _ => Err(lacking("dict")),
+        },
+    }
 }
 
 /// Functions whose arguments are not evaluated one after the other.
@@ -53,7 +129,8 @@ fn special(env: &Env<'_>, receiver: Option<&Value>, call: &Call) -> Option<Resul
     let cases = |many: bool| -> Result<Value> {
         let mut found = Vec::new();
         for (index, argument) in call.arguments.iter().enumerate() {
-            if truthy(&env.eval(argument)?) {
+            let value = env.eval(argument)?;
+            if env.truthy(&value) {
                 if !many {
                     return Ok(Value::from(index));
                 }
@@ -67,6 +144,7 @@ fn special(env: &Env<'_>, receiver: Option<&Value>, call: &Call) -> Option<Resul
         })
     };
     match (call.name.as_str(), receiver) {
+        ("list" | "set" | "dict", None) => Some(collection(env, call)),
         ("coalesce", None) => Some((|| {
             for argument in &call.arguments {
                 let value = env.eval(argument)?;
@@ -78,13 +156,12 @@ fn special(env: &Env<'_>, receiver: Option<&Value>, call: &Call) -> Option<Resul
         })()),
         ("switch", None) => Some((|| {
             for case in &call.arguments {
-                let Ast::Map(entries) = case else {
+                let Ast::Rule(condition, value) = case else {
                     return Err(Error::new("takes condition => value"));
                 };
-                for (condition, value) in entries {
-                    if truthy(&env.eval(condition)?) {
-                        return env.eval(value);
-                    }
+                let held = env.eval(condition)?;
+                if env.truthy(&held) {
+                    return env.eval(value);
                 }
             }
             Ok(Value::Null)
@@ -97,15 +174,36 @@ fn special(env: &Env<'_>, receiver: Option<&Value>, call: &Call) -> Option<Resul
             let chosen = call.arguments.get(at.unwrap_or(last).min(last))?;
             Some(env.eval(chosen))
         }
-        ("random" | "now" | "def" | "lambda" | "call", _) => Some(Err(Error::new(format!(
-            "yaql's `{}` is not available: the same template must give the same values",
-            call.name
-        )))),
+        ("set", Some(Value::Object(map)))
+            if call
+                .arguments
+                .iter()
+                .any(|rule| matches!(rule, Ast::Rule(..))) =>
+        {
+            let more = collection(
+                env,
+                &Call {
+                    name: "dict".to_owned(),
+                    receiver: None,
+                    ..call.clone()
+                },
+            );
+            Some(more.map(|more| {
+                let mut all = map.clone();
+                all.extend(more.as_object().cloned().unwrap_or_default());
+                Value::Object(all)
+            }))
+        }
         _ => None,
     }
 }
 
-fn lambda<'c>(call: &'c Call, rest: &[&'c Ast], at: usize, name: &str) -> Option<&'c Ast> {
+pub(super) fn lambda<'c>(
+    call: &'c Call,
+    rest: &[&'c Ast],
+    at: usize,
+    name: &str,
+) -> Option<&'c Ast> {
     let named = call.named.iter().find(|(key, _)| key == name);
     named
         .map(|(_, ast)| ast)
@@ -122,26 +220,30 @@ fn with_lambdas(
 ) -> Option<Result<Value>> {
     let name = call.name.as_str();
     if name == "mergeWith" {
-        return Some(merge_with(env, subject, call, rest));
+        return Some(merge::merge_with(env, subject, call, rest));
+    }
+    if name == "generate" {
+        return Some(generate(env, subject, rest));
     }
     if name == "assert" {
         let test = *rest.first()?;
-        return Some(env.apply(test, &[subject]).and_then(|held| {
-            if truthy(&held) {
+        return Some(env.test(test, &[subject]).and_then(|held| {
+            if held {
                 Ok(subject.clone())
             } else {
                 Err(Error::new("the assertion does not hold"))
             }
         }));
     }
-    if !matches!(subject, Value::Array(_) | Value::Object(_)) || super::regexes::is(subject) {
+    if !subject.is_array() {
         return None;
     }
     let first = lambda(call, rest, 0, "predicate");
     let apply = |ast: &Ast, item: &Value| env.apply(ast, &[item]);
+    let test_of = |ast: &Ast, item: &Value| env.test(ast, &[item]);
     let list = sequences::items(subject).ok()?;
     let result = match (name, first) {
-        ("where" | "filter", Some(test)) => keep(&list, |item| apply(test, item)),
+        ("where" | "filter", Some(test)) => keep(&list, |item| test_of(test, item)),
         ("select" | "map", Some(each)) => list.iter().map(|item| apply(each, item)).collect(),
         ("selectMany", Some(each)) => (|| {
             let mut all = Vec::new();
@@ -157,7 +259,7 @@ fn with_lambdas(
         ("all", None) => Ok(Value::Bool(list.iter().all(truthy))),
         ("any" | "all", Some(test)) => (|| {
             for item in &list {
-                if truthy(&apply(test, item)?) == (name == "any") {
+                if test_of(test, item)? == (name == "any") {
                     return Ok(Value::Bool(name == "any"));
                 }
             }
@@ -165,7 +267,7 @@ fn with_lambdas(
         })(),
         ("takeWhile" | "skipWhile", Some(test)) => (|| {
             let mut at = 0;
-            while at < list.len() && truthy(&apply(test, &list[at])?) {
+            while at < list.len() && test_of(test, &list[at])? {
                 at += 1;
             }
             let (taken, left) = list.split_at(at);
@@ -176,7 +278,7 @@ fn with_lambdas(
         ("indexWhere" | "lastIndexWhere", Some(test)) => (|| {
             let mut found = -1;
             for (at, item) in (0i64..).zip(&list) {
-                if (found < 0 || name != "indexWhere") && truthy(&apply(test, item)?) {
+                if (found < 0 || name != "indexWhere") && test_of(test, item)? {
                     found = at;
                 }
             }
@@ -188,7 +290,7 @@ fn with_lambdas(
             sorted(env, list, &[(key, name.ends_with("Descending"))])
         }
         ("groupBy", Some(_)) => group_by(env, &list, call, rest),
-        ("toDict" | "dict", Some(key)) if !subject.is_object() => (|| {
+        ("toDict", Some(key)) => (|| {
             let value = lambda(call, rest, 1, "valueSelector");
             let mut map = Map::new();
             for item in &list {
@@ -205,30 +307,64 @@ fn with_lambdas(
     Some(result)
 }
 
-fn keep(list: &[Value], test: impl Fn(&Value) -> Result<Value>) -> Result<Value> {
+/// `generate(first, while, next)`, and what of each.
+fn generate(env: &Env<'_>, first: &Value, rest: &[&Ast]) -> Result<Value> {
+    let [test, next, of @ ..] = rest else {
+        return Err(lacking("generate"));
+    };
+    if of.len() > 1 {
+        return Err(lacking("generate"));
+    }
+    let mut at = first.clone();
+    let mut items = Vec::new();
+    while env.test(test, &[&at])? {
+        if items.len() >= MAX_ITEMS {
+            return Err(Error::new(format!("more than {MAX_ITEMS} items")));
+        }
+        items.push(match of.first() {
+            Some(of) => env.apply(of, &[&at])?,
+            None => at.clone(),
+        });
+        at = env.apply(next, &[&at])?;
+    }
+    Ok(Value::Array(items))
+}
+
+fn keep(list: &[Value], test: impl Fn(&Value) -> Result<bool>) -> Result<Value> {
     let mut kept = Vec::new();
     for item in list {
-        if truthy(&test(item)?) {
+        if test(item)? {
             kept.push(item.clone());
         }
     }
     Ok(Value::Array(kept))
 }
 
+/// Cut at the items of which `test` holds, or where what it gives changes.
 fn split_where(env: &Env<'_>, list: &[Value], test: &Ast, name: &str) -> Result<Value> {
-    let mut parts: Vec<Vec<Value>> = vec![Vec::new()];
+    let mut parts: Vec<Value> = Vec::new();
+    let mut part = Vec::new();
+    let mut before = None;
     for item in list {
-        let cuts = truthy(&env.apply(test, &[item])?);
-        if cuts {
-            parts.push(Vec::new());
+        if name == "splitWhere" {
+            if env.test(test, &[item])? {
+                parts.push(Value::Array(std::mem::take(&mut part)));
+            } else {
+                part.push(item.clone());
+            }
+            continue;
         }
-        if (!cuts || name == "sliceWhere")
-            && let Some(part) = parts.last_mut()
-        {
-            part.push(item.clone());
+        let now = env.apply(test, &[item])?;
+        if before.as_ref().is_some_and(|before| !equal(before, &now)) {
+            parts.push(Value::Array(std::mem::take(&mut part)));
         }
+        part.push(item.clone());
+        before = Some(now);
     }
-    Ok(parts.into_iter().map(Value::Array).collect())
+    if !part.is_empty() {
+        parts.push(Value::Array(part));
+    }
+    Ok(Value::Array(parts))
 }
 
 fn distinct(env: &Env<'_>, list: &[Value], key: Option<&Ast>) -> Result<Value> {
@@ -271,7 +407,10 @@ pub(super) fn order(env: &Env<'_>, call: &Call, receiver: &Ast) -> Result<Value>
                 keys.reverse();
                 let list = next.receiver.as_deref().map(|receiver| env.eval(receiver));
                 let list = list.unwrap_or(Ok(Value::Null))?;
-                return sorted(env, sequences::items(&list)?, &keys);
+                let Value::Array(list) = list else {
+                    return Err(lacking(&next.name));
+                };
+                return sorted(env, list, &keys);
             }
             _ => None,
         };
@@ -363,76 +502,18 @@ fn fold(env: &Env<'_>, list: &[Value], step: &Ast, rest: &[&Ast], name: &str) ->
 }
 
 fn join(env: &Env<'_>, list: &[Value], rest: &[&Ast]) -> Result<Value> {
-    let other = sequences::items(&env.eval(rest[0])?)?;
+    let Value::Array(other) = env.eval(rest[0])? else {
+        return Err(lacking("join"));
+    };
     let mut rows = Vec::new();
     for left in list {
         for right in &other {
-            if truthy(&env.apply(rest[1], &[left, right])?) {
+            if env.test(rest[1], &[left, right])? {
                 rows.push(env.apply(rest[2], &[left, right])?);
             }
         }
     }
     Ok(Value::Array(rows))
-}
-
-/// How two maps become one.
-struct Merge<'a> {
-    lists: Option<&'a Ast>,
-    items: Option<&'a Ast>,
-}
-
-fn merge_with(env: &Env<'_>, subject: &Value, call: &Call, rest: &[&Ast]) -> Result<Value> {
-    let other = rest.first().map_or(Ok(Value::Null), |ast| env.eval(ast))?;
-    let (Value::Object(left), Value::Object(right)) = (subject, &other) else {
-        return Err(Error::new("merges two maps"));
-    };
-    let levels = lambda(call, rest, 3, "maxLevels")
-        .map(|ast| env.eval(ast))
-        .transpose()?;
-    let levels = levels.and_then(|levels| levels.as_u64()).unwrap_or(0);
-    let merge = Merge {
-        lists: lambda(call, rest, 1, "listMerger"),
-        items: lambda(call, rest, 2, "itemMerger"),
-    };
-    merge.maps(env, left, right, levels).map(Value::Object)
-}
-
-impl Merge<'_> {
-    fn maps(
-        &self,
-        env: &Env<'_>,
-        left: &Map<String, Value>,
-        right: &Map<String, Value>,
-        levels: u64,
-    ) -> Result<Map<String, Value>> {
-        env.pay(1 + left.len() + right.len())?;
-        let mut result = left.clone();
-        for (key, new) in right {
-            let merged = match (left.get(key), new) {
-                (None, _) => new.clone(),
-                (Some(Value::Object(a)), Value::Object(b)) if levels != 1 => {
-                    Value::Object(self.maps(env, a, b, levels.saturating_sub(1))?)
-                }
-                (Some(Value::Array(a)), Value::Array(b)) if levels != 1 => {
-                    if let Some(ast) = self.lists {
-                        env.apply(ast, &[&Value::from(a.clone()), new])?
-                    } else {
-                        let all = a.iter().chain(b).cloned();
-                        Value::Array(sequences::distinct(all))
-                    }
-                }
-                (Some(old), Value::Object(_) | Value::Array(_)) if levels != 1 => {
-                    return Err(super::eval::wrong("a merge of maps or lists", old));
-                }
-                (Some(old), _) => match self.items {
-                    Some(ast) => env.apply(ast, &[old, new])?,
-                    None => new.clone(),
-                },
-            };
-            result.insert(key.clone(), merged);
-        }
-        Ok(result)
-    }
 }
 
 /// Functions of values alone.
@@ -456,22 +537,14 @@ fn plain(env: &Env<'_>, name: &str, subject: Value, rest: Vec<Value>) -> Result<
             _ => texts::of_text(name, text, &rest),
         },
         Value::Array(list) if name != "range" => sequences::of_list(name, list, &rest),
-        Value::Object(map) if !super::regexes::is(&subject) => {
-            match sequences::of_map(name, map, &rest) {
-                Some(found) => Some(found),
-                None if matches!(name, "toList" | "list" | "first" | "last") => {
-                    sequences::of_list(name, &sequences::items(&subject)?, &rest)
-                }
-                None => None,
-            }
-        }
+        Value::Object(map) if !regexes::is(&subject) => sequences::of_map(name, map, &rest),
         _ => None,
     };
     if let Some(result) = found {
         return result;
     }
     match name {
-        "range" | "sequence" => range(env, &subject, &rest),
+        "range" => range(env, &subject, &rest),
         "repeat" => {
             let times = rest.first().and_then(Value::as_u64).unwrap_or(u64::MAX);
             let times = usize::try_from(times).unwrap_or(usize::MAX);
@@ -479,26 +552,6 @@ fn plain(env: &Env<'_>, name: &str, subject: Value, rest: Vec<Value>) -> Result<
                 return Err(Error::new(format!("more than {MAX_ITEMS} items")));
             }
             Ok(std::iter::repeat_n(subject, times).collect())
-        }
-        "list" | "set" => {
-            let mut items = vec![subject];
-            items.extend(rest);
-            Ok(Value::Array(items))
-        }
-        "dict" => {
-            let mut map = Map::new();
-            for part in std::iter::once(subject).chain(rest) {
-                match part {
-                    Value::Object(part) => map.extend(part),
-                    _ => return Err(lacking(name)),
-                }
-            }
-            Ok(Value::Object(map))
-        }
-        "max" | "min" | "sum" if rest.len() > 1 => {
-            let mut values = vec![subject];
-            values.extend(rest);
-            sequences::of_list(name, &values, &[]).unwrap_or_else(|| Err(lacking(name)))
         }
         _ => {
             let mut values = vec![subject];

@@ -5,9 +5,11 @@
 
 mod eval;
 mod library;
+mod merge;
 mod parse;
 mod regexes;
 mod sequences;
+mod signatures;
 mod texts;
 
 use serde_json::{Map, Value};

@@ -20,6 +20,8 @@ pub(super) enum Ast {
     /// `receiver.name`, `receiver?.name`
     Member(Box<Ast>, String, bool),
     Index(Box<Ast>, Vec<Ast>),
+    /// `key => value` among arguments.
+    Rule(Box<Ast>, Box<Ast>),
     Call(Call),
 }
 
@@ -190,8 +192,13 @@ fn quoted(chars: &[char], quote: char) -> Result<(String, usize)> {
             'n' => value.push('\n'),
             't' => value.push('\t'),
             'r' => value.push('\r'),
+            'a' => value.push('\u{7}'),
+            'b' => value.push('\u{8}'),
+            'f' => value.push('\u{c}'),
+            'v' => value.push('\u{b}'),
             'x' => value.push(hex(2)?),
             'u' => value.push(hex(4)?),
+            'U' => value.push(hex(8)?),
             '\\' | '\'' | '"' => value.push(next),
             other => value.extend(['\\', other]),
         }
@@ -325,11 +332,14 @@ impl Parser {
             Some(Token::Symbol("[")) => self.list("]").map(Ast::List),
             Some(Token::Symbol("{")) => {
                 let mut entries = Vec::new();
-                while !self.take("}") {
-                    let key = self.binary(0)?;
-                    self.expect("=>")?;
-                    entries.push((key, self.binary(0)?));
-                    if !self.peek("}") {
+                if !self.take("}") {
+                    loop {
+                        let key = self.binary(0)?;
+                        self.expect("=>")?;
+                        entries.push((key, self.binary(0)?));
+                        if self.take("}") {
+                            break;
+                        }
                         self.expect(",")?;
                     }
                 }
@@ -342,13 +352,16 @@ impl Parser {
 
     fn list(&mut self, end: &str) -> Result<Vec<Ast>> {
         let mut items = Vec::new();
-        while !self.take(end) {
-            items.push(self.binary(0)?);
-            if !self.peek(end) {
-                self.expect(",")?;
-            }
+        if self.take(end) {
+            return Ok(items);
         }
-        Ok(items)
+        loop {
+            items.push(self.binary(0)?);
+            if self.take(end) {
+                return Ok(items);
+            }
+            self.expect(",")?;
+        }
     }
 
     fn call(&mut self, name: String, receiver: Option<Box<Ast>>, safe: bool) -> Result<Ast> {
@@ -364,12 +377,10 @@ impl Parser {
             if self.take("=>") {
                 let value = self.binary(0)?;
                 match argument {
-                    Ast::Constant(Value::String(key)) if name != "switch" => {
-                        named.push((key, value));
+                    key if matches!(name.as_str(), "dict" | "switch" | "set") => {
+                        arguments.push(Ast::Rule(Box::new(key), Box::new(value)));
                     }
-                    key if matches!(name.as_str(), "dict" | "switch") => {
-                        arguments.push(Ast::Map(vec![(key, value)]));
-                    }
+                    Ast::Constant(Value::String(key)) => named.push((key, value)),
                     _ => return Err(bad("an argument's name is no name")),
                 }
             } else {
@@ -377,6 +388,9 @@ impl Parser {
             }
             if !self.peek(")") {
                 self.expect(",")?;
+                if self.peek(")") {
+                    return Err(bad("an argument is missing after `,`"));
+                }
             }
         }
         Ok(Ast::Call(Call {

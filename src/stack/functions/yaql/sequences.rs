@@ -5,11 +5,10 @@ use serde_json::{Map, Value};
 use super::eval::{compare, equal, key_text, operate, wrong};
 use crate::stack::{Error, Result};
 
-/// The items that `value` is walked by: a list's, or a map's keys.
+/// The items that `value` is walked by; a map is not walked.
 pub(super) fn items(value: &Value) -> Result<Vec<Value>> {
     match value {
         Value::Array(items) => Ok(items.clone()),
-        Value::Object(map) => Ok(map.keys().cloned().map(Value::from).collect()),
         other => Err(wrong("this function", other)),
     }
 }
@@ -68,7 +67,7 @@ pub(super) fn of_list(name: &str, list: &[Value], rest: &[Value]) -> Option<Resu
     let some = |items: Vec<Value>| Ok(Value::Array(items));
     let result = match name {
         "len" | "count" => Ok(Value::from(list.len())),
-        "toList" | "list" | "memorize" => some(list.to_vec()),
+        "toList" | "memorize" => some(list.to_vec()),
         "skip" => count(rest.first()).map(|n| list.iter().skip(n).cloned().collect()),
         "limit" | "take" => count(rest.first()).map(|n| list.iter().take(n).cloned().collect()),
         "append" => some(list.iter().chain(rest).cloned().collect()),
@@ -123,6 +122,14 @@ pub(super) fn of_list(name: &str, list: &[Value], rest: &[Value]) -> Option<Resu
             )
         }
         "zip" => zip(list, rest),
+        "add" => some(distinct(list.iter().chain(rest).cloned())),
+        "remove" => {
+            let kept = list
+                .iter()
+                .filter(|item| !rest.iter().any(|o| equal(o, item)));
+            some(kept.cloned().collect())
+        }
+        "replace" | "replaceMany" => exchange(name, list, rest),
         "join" => match rest {
             [Value::String(separator)] => {
                 let parts: Vec<_> = list.iter().map(super::texts::str_of).collect();
@@ -135,12 +142,31 @@ pub(super) fn of_list(name: &str, list: &[Value], rest: &[Value]) -> Option<Resu
         "defaultIfEmpty" => some(list.to_vec()),
         "toSet" => some(distinct(list.to_vec())),
         "union" | "intersect" | "difference" | "symmetricDifference" => sets(name, list, rest),
-        "slice" | "splitAt" => count(rest.first()).and_then(|n| cut(name, list, n)),
+        "slice" | "splitAt" => cut(name, list, rest),
         "insert" | "insertMany" | "delete" => edit(name, list, rest),
-        "toDict" | "dict" if rest.is_empty() => pairs(list),
         _ => return None,
     };
     Some(result)
+}
+
+/// `replace` and `replaceMany`: other items in the places of some.
+fn exchange(name: &str, list: &[Value], rest: &[Value]) -> Result<Value> {
+    let at = count(rest.first())?;
+    // A negative number goes to the end.
+    let number = match rest.get(2).and_then(Value::as_i64) {
+        Some(n) => usize::try_from(n).unwrap_or(usize::MAX),
+        None => 1,
+    };
+    let new = match rest.get(1) {
+        Some(Value::Array(new)) if name == "replaceMany" => new.clone(),
+        Some(new) if name == "replace" => vec![new.clone()],
+        _ => return Err(Error::new("takes a place and what comes there")),
+    };
+    let mut result = list.to_vec();
+    if at < list.len() {
+        result.splice(at..at.saturating_add(number).min(list.len()), new);
+    }
+    Ok(Value::Array(result))
 }
 
 fn at_end(item: Option<&Value>, rest: &[Value]) -> Result<Value> {
@@ -179,16 +205,29 @@ fn sets(name: &str, list: &[Value], rest: &[Value]) -> Result<Value> {
     })))
 }
 
-fn cut(name: &str, list: &[Value], at: usize) -> Result<Value> {
+/// Where a place from the start, or from the end when it is negative, is in a list.
+fn place(list: &[Value], at: Option<&Value>) -> Result<usize> {
+    let at = at.and_then(Value::as_i64);
+    let at = at.ok_or_else(|| Error::new("takes a place"))?;
+    let from_end = usize::try_from(at.unsigned_abs()).unwrap_or(usize::MAX);
+    Ok(if at < 0 {
+        list.len().saturating_sub(from_end)
+    } else {
+        from_end.min(list.len())
+    })
+}
+
+fn cut(name: &str, list: &[Value], rest: &[Value]) -> Result<Value> {
     if name == "splitAt" {
-        let (left, right) = list.split_at(at.min(list.len()));
+        let (left, right) = list.split_at(place(list, rest.first())?);
         return Ok(Value::from(vec![
             Value::from(left.to_vec()),
             Value::from(right.to_vec()),
         ]));
     }
+    let at = count(rest.first())?;
     if at == 0 {
-        return Err(Error::new("a slice of 0 items"));
+        return Ok(Value::Array(Vec::new()));
     }
     Ok(list
         .chunks(at)
@@ -197,15 +236,25 @@ fn cut(name: &str, list: &[Value], at: usize) -> Result<Value> {
 }
 
 fn edit(name: &str, list: &[Value], rest: &[Value]) -> Result<Value> {
-    let at = count(rest.first())?.min(list.len());
     let mut result = list.to_vec();
+    let negative = rest
+        .first()
+        .and_then(Value::as_i64)
+        .is_some_and(|at| at < 0);
+    if negative && name != "insert" {
+        return Err(Error::new("takes a place from the start"));
+    }
+    let at = place(list, rest.first())?;
     match (name, rest.get(1)) {
         ("insert", Some(value)) => result.insert(at, value.clone()),
         ("insertMany", Some(values)) => {
             result.splice(at..at, items(values)?);
         }
         ("delete", number) => {
-            let number = number.map_or(Ok(1), |n| count(Some(n)))?;
+            let number = match number.and_then(Value::as_i64) {
+                Some(n) => usize::try_from(n).unwrap_or(usize::MAX),
+                None => 1,
+            };
             result.drain(at..at.saturating_add(number).min(list.len()));
         }
         _ => return Err(Error::new("takes a place and a value")),
@@ -218,7 +267,7 @@ pub(super) fn pairs(list: &[Value]) -> Result<Value> {
     let mut map = Map::new();
     for pair in list {
         match pair.as_array().map(Vec::as_slice) {
-            Some([key, value]) => map.insert(key_text(key)?, value.clone()),
+            Some([key, value, ..]) => map.insert(key_text(key)?, value.clone()),
             _ => return Err(Error::new("takes a list of [key, value]")),
         };
     }
@@ -240,8 +289,11 @@ pub(super) fn of_map(
             .iter()
             .map(|(key, value)| Value::from(vec![Value::from(key.clone()), value.clone()]))
             .collect()),
-        "get" => key().map(|key| map.get(&key).or(rest.get(1)).cloned().unwrap_or_default()),
-        "containsKey" => key().map(|key| Value::Bool(map.contains_key(&key))),
+        "get" => {
+            let found = key().ok().and_then(|key| map.get(&key));
+            Ok(found.or(rest.get(1)).cloned().unwrap_or_default())
+        }
+        "containsKey" => Ok(Value::Bool(key().is_ok_and(|key| map.contains_key(&key)))),
         "containsValue" => {
             Ok(Value::Bool(rest.first().is_some_and(|value| {
                 map.values().any(|other| equal(other, value))
@@ -259,7 +311,6 @@ pub(super) fn of_map(
             }
             Ok(Value::Object(result))
         }
-        "dict" | "toDict" if rest.is_empty() => Ok(Value::Object(map.clone())),
         _ => return None,
     };
     Some(result)

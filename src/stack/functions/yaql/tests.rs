@@ -110,7 +110,7 @@ fn maps_keep_their_order() {
         ("$.data.map.keys()", r#"["z","c","a","b"]"#),
         ("$.data.map.values()", "[1,2,3,4]"),
         ("$.data.map.items()", r#"[["z",1],["c",2],["a",3],["b",4]]"#),
-        ("$.data.map.select($)", r#"["z","c","a","b"]"#),
+        ("$.data.map.keys().select($)", r#"["z","c","a","b"]"#),
         ("$.data.map.delete(z)", r#"{"c":2,"a":3,"b":4}"#),
         ("$.data.map.set(c, 0)", r#"{"z":1,"c":0,"a":3,"b":4}"#),
         (
@@ -172,5 +172,91 @@ proptest::proptest! {
     #[test]
     fn any_characters_are_evaluated_or_refused(text in "\\PC{0,40}") {
         let _ = evaluate(&text, json!(1));
+    }
+}
+
+#[test]
+fn what_is_walked_once_is_no_list() {
+    let data = json!({"l": [1, 2], "m": {"a": 1}, "d": [{"a": 1}, {"a": 2}]});
+    for refused in [
+        "$.data.l.where(true)[0]",
+        "$.data.d.a[0]",
+        "$.data.m.keys()[0]",
+        "$.data.m.values().len()",
+        "$.data.l.select($) * 2",
+        "[1].union([2])",
+    ] {
+        assert!(evaluate(refused, data.clone()).is_err(), "{refused}");
+    }
+    for (expression, given) in [
+        ("$.data.l.where(true).toList()[0]", json!(1)),
+        ("($.data.l + [3])[2]", json!(3)),
+        ("list($.data.l)", json!([[1, 2]])),
+        ("list($.data.l.select($ + 1), 9)", json!([2, 3, 9])),
+        ("set($.data.l.append(2)).where(true)", json!([1, 2])),
+        ("$.data.l.where(false) and yes", json!("yes")),
+        ("not $.data.l.where(false)", json!(false)),
+        ("$.data.l.where(true) = [1, 2]", json!(false)),
+        ("set(1, 2) = set(2, 1)", json!(true)),
+        ("isList($.data.l.where(true))", json!(false)),
+        ("let(x => $.data.d.a) -> isList($x)", json!(false)),
+    ] {
+        let got = evaluate(expression, data.clone());
+        assert_eq!(got.as_ref().ok(), Some(&given), "{expression}: {got:?}");
+    }
+}
+
+#[test]
+fn functions_take_what_yaqls_take_and_nothing_else() {
+    let data = json!({"l": [3, null, 1], "m": {"a": 1}, "t": "a b c"});
+    for refused in [
+        "$.data.m.where(true)",
+        "$.data.m.contains(a)",
+        "a in $.data.m",
+        "$.data.t.contains(a)",
+        "where($.data.l, true)",
+        "max([1, 2])",
+        "[1] < [2]",
+        "1 + true",
+        "true < false",
+        "$.data.t.split(nope => 1)",
+        "'a'.concat(b)",
+        "dict({a => 1})",
+        "[1, 2,]",
+        "str(1,)",
+    ] {
+        assert!(evaluate(refused, data.clone()).is_err(), "{refused}");
+    }
+    for (expression, given) in [
+        ("$.data.l.max()", json!(3)),
+        ("1 = true", json!(true)),
+        ("str([1])", json!("(1,)")),
+        ("str({a => [1, null]})", json!("{'a': (1, None)}")),
+        ("$.data.t.split(maxSplits => 1)", json!(["a", "b c"])),
+        ("$.data.t.rightSplit(' ', 1)[0]", json!("a b")),
+        ("'abcdef'.substring(-3, 2)", json!("de")),
+        ("'abcabc'.indexOf(b, 2)", json!(4)),
+        ("dict(a => 1, b => 2).b", json!(2)),
+        ("$.data.m.set(b => 2)", json!({"a": 1, "b": 2})),
+        ("[1, 2, 3].splitAt(-1)", json!([[1, 2], [3]])),
+        ("[1, 1, 2, 1].sliceWhere($ = 1)", json!([[1, 1], [2], [1]])),
+        ("[1, 2, 3].splitWhere($ = 2)", json!([[1], [3]])),
+        ("hex(-255)", json!("-0xff")),
+        ("round(2.675, 2)", json!(2.67)),
+        ("round(1250, -2)", json!(1200)),
+        ("regex('(b)').split(abc)", json!(["a", "b", "c"])),
+        (
+            "regex('[bc]').replace(abc, '<\\\\g<0>>', 1)",
+            json!("a<b>c"),
+        ),
+        ("regex('(.)b').search(abc, $2.value)", json!("a")),
+        ("abc.replaceBy(regex('[ab]'), $.start)", json!("01c")),
+        ("generate(1, $ < 9, $ * 2)", json!([1, 2, 4, 8])),
+        ("let(5) -> $ + $1", json!(10)),
+        ("let(a => 5) -> $.data.m.a", json!(1)),
+        ("isEmpty(null) and not isEmpty(' ', false)", json!(true)),
+    ] {
+        let got = evaluate(expression, data.clone());
+        assert_eq!(got.as_ref().ok(), Some(&given), "{expression}: {got:?}");
     }
 }

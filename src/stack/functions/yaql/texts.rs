@@ -4,6 +4,7 @@ use serde_json::{Number, Value};
 
 use super::eval::{compare, operate, wrong};
 use super::regexes;
+use crate::stack::functions::python;
 use crate::stack::{Error, Result};
 
 /// `str()`.
@@ -11,8 +12,9 @@ pub(super) fn str_of(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
         Value::Null => "null".into(),
-        Value::Array(_) | Value::Object(_) => crate::stack::functions::python_json(value, false),
-        other => other.to_string(),
+        Value::Bool(flag) => flag.to_string(),
+        // Lists are tuples there.
+        other => python::tuple_text(other),
     }
 }
 
@@ -32,10 +34,18 @@ pub(super) fn of_text(name: &str, text: &str, rest: &[Value]) -> Option<Result<V
         "startsWith" => ok(Value::Bool(matching(&|part| text.starts_with(part)))),
         "endsWith" => ok(Value::Bool(matching(&|part| text.ends_with(part)))),
         "toCharArray" => ok(text.chars().map(String::from).collect()),
-        "isEmpty" => ok(Value::Bool(text.trim().is_empty())),
+        "isEmpty" if rest.first() == Some(&Value::Bool(false)) => ok(Value::Bool(text.is_empty())),
+        "isEmpty" => {
+            let outer = |c: char| match rest.get(1) {
+                Some(Value::String(chars)) => chars.contains(c),
+                _ => python::is_blank(c),
+            };
+            ok(Value::Bool(text.trim_matches(outer).is_empty()))
+        }
         "trim" | "trimLeft" | "trimRight" | "norm" => {
             let chars = string(0);
-            let outer = |c: char| chars.map_or(c.is_whitespace(), |chars| chars.contains(c));
+            let outer =
+                |c: char| chars.map_or_else(|| python::is_blank(c), |chars| chars.contains(c));
             let trimmed = match name {
                 "trimLeft" => text.trim_start_matches(outer),
                 "trimRight" => text.trim_end_matches(outer),
@@ -48,7 +58,7 @@ pub(super) fn of_text(name: &str, text: &str, rest: &[Value]) -> Option<Result<V
             })
         }
         "split" if rest.first().is_some_and(regexes::is) => {
-            Some(regexes::split(&rest[0], &Value::from(text)))
+            Some(regexes::split(&rest[0], &Value::from(text), rest.get(1)))
         }
         "split" | "rightSplit" => Some(split(text, rest, name == "rightSplit")),
         "replace" => Some(replace(text, rest)),
@@ -56,25 +66,62 @@ pub(super) fn of_text(name: &str, text: &str, rest: &[Value]) -> Option<Result<V
         "matches" => rest
             .first()
             .map(|by| regexes::matches(by, &Value::from(text)).map(Value::Bool)),
-        "indexOf" | "lastIndexOf" => {
-            let part = string(0)?;
-            let found = if name == "indexOf" {
-                text.find(part)
-            } else {
-                text.rfind(part)
-            };
-            ok(found.map_or(Value::from(-1), |at| {
-                Value::from(text[..at].chars().count())
-            }))
-        }
+        "indexOf" | "lastIndexOf" => Some(Ok(index_of(text, string(0)?, &rest[1..], name))),
         _ => None,
     }
+}
+
+/// A part of a text by places that may be counted from its end, as Python cuts it.
+fn part(text: &str, start: i64, end: i64) -> (usize, String) {
+    let length = i64::try_from(text.chars().count()).unwrap_or(i64::MAX);
+    let place = |at: i64| {
+        let at = if at < 0 {
+            at.saturating_add(length).max(0)
+        } else {
+            at.min(length)
+        };
+        usize::try_from(at).unwrap_or(0)
+    };
+    let (start, end) = (place(start), place(end));
+    let part = text.chars().skip(start).take(end.saturating_sub(start));
+    (start, part.collect())
+}
+
+fn index_of(text: &str, wanted: &str, rest: &[Value], name: &str) -> Value {
+    let length = i64::try_from(text.chars().count()).unwrap_or(i64::MAX);
+    let mut start = usize_of(rest.first()).unwrap_or(0);
+    let end = match usize_of(rest.get(1)) {
+        None => length,
+        Some(size) => {
+            if start < 0 {
+                start = start.saturating_add(length);
+            }
+            let size = if size < 0 {
+                length.saturating_sub(start)
+            } else {
+                size
+            };
+            start.saturating_add(size)
+        }
+    };
+    if start > length {
+        return Value::from(-1);
+    }
+    let (start, part) = part(text, start, end);
+    let found = if name == "indexOf" {
+        part.find(wanted)
+    } else {
+        part.rfind(wanted)
+    };
+    found.map_or(Value::from(-1), |at| {
+        Value::from(start + part[..at].chars().count())
+    })
 }
 
 fn split(text: &str, rest: &[Value], from_right: bool) -> Result<Value> {
     let limit = usize_of(rest.get(1)).and_then(|n| usize::try_from(n).ok());
     match (rest.first(), limit) {
-        (None | Some(Value::Null), _) => Ok(text.split_whitespace().map(Value::from).collect()),
+        (None | Some(Value::Null), limit) => Ok(blank_split(text, limit, from_right)),
         (Some(Value::String(by)), _) if by.is_empty() => {
             Err(Error::new("the separator must not be empty"))
         }
@@ -93,6 +140,54 @@ fn split(text: &str, rest: &[Value], from_right: bool) -> Result<Value> {
     }
 }
 
+/// Split at runs of blanks, at most `limit` times.
+fn blank_split(text: &str, limit: Option<usize>, from_right: bool) -> Value {
+    let mut left = text;
+    let mut parts: Vec<Value> = Vec::new();
+    loop {
+        left = if from_right {
+            left.trim_end_matches(python::is_blank)
+        } else {
+            left.trim_start_matches(python::is_blank)
+        };
+        if left.is_empty() {
+            break;
+        }
+        let cut = match limit {
+            Some(limit) if parts.len() >= limit => None,
+            _ if from_right => left.rfind(python::is_blank),
+            _ => left.find(python::is_blank),
+        };
+        let Some(cut) = cut else {
+            let rest = if from_right {
+                left.trim_start_matches(python::is_blank)
+            } else {
+                left.trim_end_matches(python::is_blank)
+            };
+            // What is left over keeps its blanks on the far side only when it was cut off.
+            let rest = if parts.is_empty() && limit != Some(0) {
+                rest
+            } else {
+                left
+            };
+            parts.push(Value::from(rest));
+            break;
+        };
+        if from_right {
+            let blank = left[cut..].chars().next().map_or(1, char::len_utf8);
+            parts.push(Value::from(&left[cut + blank..]));
+            left = &left[..cut];
+        } else {
+            parts.push(Value::from(&left[..cut]));
+            left = &left[cut..];
+        }
+    }
+    if from_right {
+        parts.reverse();
+    }
+    Value::Array(parts)
+}
+
 fn replace(text: &str, rest: &[Value]) -> Result<Value> {
     let count = |at: usize| {
         usize_of(rest.get(at))
@@ -106,7 +201,9 @@ fn replace(text: &str, rest: &[Value]) -> Result<Value> {
             }
             Ok(Value::from(text.replacen(old, new, count(2))))
         }
-        [by, new, ..] if regexes::is(by) => regexes::replace(by, &Value::from(text), new),
+        [by, new, ..] if regexes::is(by) => {
+            regexes::replace(by, &Value::from(text), new, rest.get(2))
+        }
         [Value::Object(map), ..] => {
             let mut result = text.to_owned();
             for (old, new) in map {
@@ -125,15 +222,13 @@ fn replace(text: &str, rest: &[Value]) -> Result<Value> {
 fn substring(text: &str, rest: &[Value]) -> Result<Value> {
     let length = i64::try_from(text.chars().count()).unwrap_or(i64::MAX);
     let start = usize_of(rest.first()).ok_or_else(|| Error::new("takes a start"))?;
+    let size = usize_of(rest.get(1)).filter(|n| *n >= 0).unwrap_or(length);
     let start = if start < 0 {
-        (length + start).max(0)
+        start.saturating_add(length)
     } else {
         start
     };
-    let take = usize_of(rest.get(1)).filter(|n| *n >= 0).unwrap_or(length);
-    let count = |n: i64| usize::try_from(n).unwrap_or(0);
-    let part: String = text.chars().skip(count(start)).take(count(take)).collect();
-    Ok(Value::from(part))
+    Ok(Value::from(part(text, start, start.saturating_add(size)).1))
 }
 
 /// `int()`: text is parsed, a fraction cut off, nothing is 0.
@@ -141,8 +236,8 @@ fn int(value: &Value) -> Result<Value> {
     if value.is_null() {
         return Ok(Value::from(0));
     }
-    crate::stack::typed::integer(value)
-        .map(Value::Number)
+    python::int(value)
+        .map(Value::from)
         // The value itself is left out here and below: it may be hidden.
         .ok_or_else(|| Error::new("what int() is given is no whole number"))
 }
@@ -150,7 +245,8 @@ fn int(value: &Value) -> Result<Value> {
 fn float(value: &Value) -> Result<Value> {
     let number = match value {
         Value::Null => Some(0.0),
-        Value::String(text) => text.trim().parse().ok(),
+        Value::Bool(flag) => Some(f64::from(u8::from(*flag))),
+        Value::String(text) => text.trim_matches(python::is_blank).parse().ok(),
         other => other.as_f64(),
     };
     number
@@ -160,13 +256,29 @@ fn float(value: &Value) -> Result<Value> {
 }
 
 fn round(number: &Number, digits: i64) -> Option<Value> {
+    // Python rounds halves to the even number, of the number as it is.
     if let Some(whole) = number.as_i64() {
-        return Some(Value::from(whole));
+        let unit = match u32::try_from(digits.saturating_neg()) {
+            Ok(digits) if digits > 0 => 10i64.checked_pow(digits),
+            _ => return Some(Value::from(whole)),
+        };
+        let Some(unit) = unit else {
+            return Some(Value::from(0));
+        };
+        let (down, over) = (whole.div_euclid(unit), whole.rem_euclid(unit));
+        let up = over > unit - over || (over == unit - over && down % 2 != 0);
+        return (down + i64::from(up)).checked_mul(unit).map(Value::from);
     }
-    let factor = 10f64.powi(i32::try_from(digits.clamp(-300, 300)).unwrap_or(0));
-    let scaled = number.as_f64()? * factor;
-    // Python rounds halves to the even number.
-    Number::from_f64(scaled.round_ties_even() / factor).map(Value::Number)
+    let value = number.as_f64()?;
+    let rounded = match usize::try_from(digits) {
+        Ok(digits) if digits < 300 => format!("{value:.digits$}").parse().ok()?,
+        Ok(_) => value,
+        Err(_) => {
+            let unit = 10f64.powi(i32::try_from(digits.clamp(-300, 0)).unwrap_or(0));
+            (value * unit).round_ties_even() / unit
+        }
+    };
+    Number::from_f64(rounded).map(Value::Number)
 }
 
 /// Functions of plain values; nothing when `name` is none of them.
@@ -181,23 +293,28 @@ pub(super) fn of_values(name: &str, values: &[Value]) -> Option<Result<Value>> {
         ("isInteger", [value]) => Ok(Value::Bool(value.is_i64() || value.is_u64())),
         ("isNumber", [value]) => Ok(Value::Bool(value.is_number())),
         ("isBoolean", [value]) => Ok(Value::Bool(value.is_boolean())),
-        ("isList" | "isIterable", [value]) => Ok(Value::Bool(value.is_array())),
+        ("isIterable", [value]) => Ok(Value::Bool(value.is_array())),
         ("isDict", [value]) => Ok(Value::Bool(value.is_object() && !regexes::is(value))),
         ("isRegex", [value]) => Ok(Value::Bool(regexes::is(value))),
         ("regex", [value, rest @ ..]) => {
-            regexes::make(value, rest.first() == Some(&Value::Bool(true)))
+            let flag = |at: usize| rest.get(at) == Some(&Value::Bool(true));
+            regexes::make(value, flag(0), flag(1), flag(2))
         }
         ("matches", [by, value]) => regexes::matches(by, value).map(Value::Bool),
         ("search", [by, value]) if regexes::is(by) => regexes::search(by, value),
         ("searchAll", [by, value]) => regexes::search_all(by, value),
-        ("replace", [by, value, new]) if regexes::is(by) => regexes::replace(by, value, new),
-        ("split", [by, value]) if regexes::is(by) => regexes::split(by, value),
-        ("max", [a, b]) if !a.is_array() => {
-            compare(a, b).map(|order| if order.is_lt() { b } else { a }.clone())
+        ("replace", [by, value, new, rest @ ..]) if regexes::is(by) => {
+            regexes::replace(by, value, new, rest.first())
         }
-        ("min", [a, b]) if !a.is_array() => {
-            compare(a, b).map(|order| if order.is_gt() { b } else { a }.clone())
+        ("split", [by, value, rest @ ..]) if regexes::is(by) => {
+            regexes::split(by, value, rest.first())
         }
+        ("isEmpty", [Value::Null, ..]) => Ok(Value::Bool(true)),
+        ("norm", [Value::Null, ..]) => Ok(Value::Null),
+        ("escapeRegex", [Value::String(text)]) => Ok(Value::from(regexes::escape(text))),
+        ("bitwiseNot", [value]) if value.is_i64() => Ok(Value::from(!value.as_i64().unwrap_or(0))),
+        ("max", [a, b]) => compare(a, b).map(|order| if order.is_lt() { b } else { a }.clone()),
+        ("min", [a, b]) => compare(a, b).map(|order| if order.is_gt() { b } else { a }.clone()),
         ("abs", [Value::Number(_)])
             if compare(first, &Value::from(0)).is_ok_and(std::cmp::Ordering::is_lt) =>
         {
@@ -213,7 +330,11 @@ pub(super) fn of_values(name: &str, values: &[Value]) -> Option<Result<Value>> {
             round(n, digits).ok_or_else(|| Error::new("a number too large"))
         }
         ("pow", [Value::Number(a), Value::Number(b)]) => pow(a, b),
-        ("hex", [Value::Number(n)]) => Ok(Value::from(format!("{:#x}", n.as_i64().unwrap_or(0)))),
+        ("hex", [value]) => match value.as_i64() {
+            Some(n) if n < 0 => Ok(Value::from(format!("-{:#x}", n.unsigned_abs()))),
+            Some(n) => Ok(Value::from(format!("{n:#x}"))),
+            None => Err(wrong("hex", value)),
+        },
         (
             "bitwiseAnd" | "bitwiseOr" | "bitwiseXor" | "shiftBitsLeft" | "shiftBitsRight",
             [a, b],
