@@ -3,7 +3,8 @@
 //! Create, update, delete and rollback are one plan: from what exists to what
 //! is wanted (nothing, for a deletion; the last good template, for a
 //! rollback). A replacement creates first and deletes after. What an
-//! interrupted plan left behind is just something that exists.
+//! interrupted plan left behind is just something that exists. Check, suspend
+//! and resume put what exists through something, in order.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -66,6 +67,12 @@ pub enum Action {
     Delete,
     /// Lets go of it without removing it.
     Release,
+    /// Looks whether it is as it should be.
+    Check,
+    /// Stops it.
+    Suspend,
+    /// Starts it again.
+    Resume,
 }
 
 /// One step of a plan.
@@ -89,9 +96,9 @@ pub struct Plan {
     /// The steps; each comes after those in its `after`, which come before it
     /// in the list.
     pub steps: Vec<Step>,
-    /// Names that stay as they are, and which incarnation of each required resource they
-    /// have from now on: one that is only waited for may be replaced without a change here.
-    pub unchanged: BTreeMap<String, BTreeMap<String, u32>>,
+    /// What stays as it is, and which incarnation of each required resource it
+    /// has from now on: one that is only waited for may be replaced without a change here.
+    pub unchanged: BTreeMap<Key, BTreeMap<String, u32>>,
 }
 
 /// What a rendered stack wants, as a plan takes it.
@@ -131,7 +138,8 @@ pub fn change(kind: &str, property: &str) -> Change {
     }
 }
 
-/// The plan from `existing` to `wanted`.
+/// The plan from `existing` to `wanted`. What an earlier plan has replaced and left behind goes,
+/// as in Heat, which removes it before an update begins.
 ///
 /// # Errors
 /// When a property changes that its type does not let change, or the graph
@@ -141,6 +149,30 @@ pub fn plan(
     graph: &Graph,
     existing: &BTreeMap<Key, Existing>,
     change: impl Fn(&str, &str) -> Change,
+) -> Result<Plan> {
+    toward(wanted, graph, existing, change, false)
+}
+
+/// The same on the way back: what has been replaced and is there yet is taken back, as Heat's
+/// rollback does (`StackUpdate._create_resource` swaps in what the update has put aside).
+///
+/// # Errors
+/// As [`plan`].
+pub fn plan_back(
+    wanted: &BTreeMap<String, Wanted<'_>>,
+    graph: &Graph,
+    existing: &BTreeMap<Key, Existing>,
+    change: impl Fn(&str, &str) -> Change,
+) -> Result<Plan> {
+    toward(wanted, graph, existing, change, true)
+}
+
+fn toward(
+    wanted: &BTreeMap<String, Wanted<'_>>,
+    graph: &Graph,
+    existing: &BTreeMap<Key, Existing>,
+    change: impl Fn(&str, &str) -> Change,
+    back: bool,
 ) -> Result<Plan> {
     let mut plan = Plan::default();
     let graph = graph.numbered();
@@ -161,11 +193,21 @@ pub fn plan(
             .collect();
         let decision = match newest(existing, name) {
             None => Decision::Create(1),
-            Some((number, have)) => decide(name, want, have, number, &requires, &change)?,
+            Some((number, have)) => {
+                let decision = decide(name, want, have, number, &requires, &change)?;
+                match (decision, number) {
+                    // Only one that was replaced has others beside it.
+                    (Decision::Create(next), 2..) if back => {
+                        let older = before_it(existing, name, number, want, &requires);
+                        older.map_or(Decision::Create(next), Decision::Keep)
+                    }
+                    (decision, _) => decision,
+                }
+            }
         };
         let (action, number, changed) = match decision {
             Decision::Keep(number) => {
-                plan.unchanged.insert(name.clone(), requires);
+                plan.unchanged.insert((name.clone(), number), requires);
                 target[at] = Some(number);
                 continue;
             }
@@ -201,6 +243,69 @@ fn newest<'a>(existing: &'a BTreeMap<Key, Existing>, name: &str) -> Option<(u32,
         .next_back()
         .filter(|((found, _), _)| found == name)
         .map(|((_, number), have)| (*number, have))
+}
+
+/// An older incarnation that is what is wanted.
+fn before_it(
+    existing: &BTreeMap<Key, Existing>,
+    name: &str,
+    number: u32,
+    want: &Wanted<'_>,
+    requires: &BTreeMap<String, u32>,
+) -> Option<u32> {
+    let older = existing.range((name.to_owned(), 0)..(name.to_owned(), number));
+    let referred = || want.references.values().flatten();
+    let fits = |have: &Existing| {
+        have.complete
+            && have.kind == want.kind
+            && have.properties == *want.properties
+            && referred().all(|other| requires.get(other) == have.requires.get(other))
+    };
+    let mut fitting = older.rev().filter(|(_, have)| fits(have));
+    fitting.next().map(|((_, number), _)| *number)
+}
+
+/// Puts everything that exists through `action`: users before what they use when it is stopped,
+/// after it otherwise.
+///
+/// # Errors
+/// When what exists requires itself.
+pub fn through(existing: &BTreeMap<Key, Existing>, action: Action) -> Result<Plan> {
+    let label = |(name, number): &Key| format!("{name}#{number}");
+    let backwards = action == Action::Suspend;
+    let mut graph = Graph::default();
+    for key in existing.keys() {
+        graph.requires.insert(label(key), BTreeSet::new());
+    }
+    for (key, have) in existing {
+        let used = have.requires.iter().map(|(name, at)| (name.clone(), *at));
+        for used in used.filter(|used| existing.contains_key(used)) {
+            let (first, then) = if backwards {
+                (label(key), label(&used))
+            } else {
+                (label(&used), label(key))
+            };
+            graph.requires.entry(then).or_default().insert(first);
+        }
+    }
+    let keys: BTreeMap<String, &Key> = existing.keys().map(|key| (label(key), key)).collect();
+    let mut plan = Plan::default();
+    let mut steps: BTreeMap<String, usize> = BTreeMap::new();
+    for name in graph.order()? {
+        let before = graph.requires[&name].iter();
+        let key = keys[&name];
+        plan.steps.push(Step {
+            action,
+            key: key.clone(),
+            requires: existing[key].requires.clone(),
+            changed: BTreeSet::new(),
+            after: before
+                .filter_map(|other| steps.get(other).copied())
+                .collect(),
+        });
+        steps.insert(name, plan.steps.len() - 1);
+    }
+    Ok(plan)
 }
 
 fn decide(
@@ -242,11 +347,33 @@ fn decide(
             }
         }
     }
-    Ok(match (changed.is_empty(), replace) {
+    replace |= changed
+        .iter()
+        .any(|property| replaces(want.kind, property, &want.properties));
+    // Heat's `NoneResource._needs_update`: it stands for nothing, so nothing changes it.
+    let inert = want.kind == "OS::Heat::None";
+    Ok(match (changed.is_empty() || inert, replace) {
         (true, _) => Decision::Keep(number),
         (false, true) => Decision::Create(number.saturating_add(1)),
         (false, false) => Decision::Update(number, changed),
     })
+}
+
+/// Whether a resource's own properties ask for a replacement when this one changes: what Heat's
+/// plugins have in `needs_replace_with_prop_diff` and `needs_replace`.
+fn replaces(kind: &str, property: &str, properties: &Map<String, Value>) -> bool {
+    let given = |name: &str| properties.get(name).filter(|value| !value.is_null());
+    match (kind, property) {
+        ("OS::Nova::Server", "flavor" | "image") => {
+            given(&format!("{property}_update_policy")) == Some(&"REPLACE".into())
+        }
+        ("OS::Nova::Server", "user_data") => {
+            given("user_data_update_policy").is_none_or(|policy| policy == "REPLACE")
+        }
+        ("OS::Neutron::Port", _) => given("replacement_policy") == Some(&"REPLACE_ALWAYS".into()),
+        ("OS::Heat::TestResource", "value") => given("update_replace") == Some(&true.into()),
+        _ => false,
+    }
 }
 
 /// Removals: after everything new, dependents before what they depend on.

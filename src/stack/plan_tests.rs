@@ -96,10 +96,8 @@ fn planned(stack: &Stack, existing: &BTreeMap<Key, Existing>) -> Plan {
 
 /// What stays has what is new from now on.
 fn refresh(existing: &mut BTreeMap<Key, Existing>, plan: &Plan) {
-    for (name, requires) in &plan.unchanged {
-        let mut own = existing.iter_mut().rev();
-        let (_, have) = own.find(|(key, _)| key.0 == *name).unwrap();
-        have.requires.clone_from(requires);
+    for (key, requires) in &plan.unchanged {
+        existing.get_mut(key).unwrap().requires.clone_from(requires);
     }
 }
 
@@ -146,6 +144,7 @@ fn act(
                 };
                 existing.insert(step.key.clone(), made);
             }
+            Action::Check | Action::Suspend | Action::Resume => unreachable!("not in a plan"),
         }
     }
     if count >= plan.steps.len() {
@@ -196,7 +195,7 @@ proptest! {
         finish(&first, &mut existing);
         let update = planned(&second, &existing);
         for step in &update.steps {
-            prop_assert!(!update.unchanged.contains_key(&step.key.0));
+            prop_assert!(!update.unchanged.contains_key(&step.key));
         }
     }
 
@@ -297,7 +296,9 @@ fn every_type_takes_a_change_as_its_table_says() {
                 continue;
             };
             let actions: Vec<Action> = update.steps.iter().map(|step| step.action).collect();
-            let wanted = if schema.update {
+            // A server is made anew for other user data, unless its policy says otherwise.
+            let anew = *kind == "OS::Nova::Server" && property == "user_data";
+            let wanted = if schema.update && !anew {
                 vec![Action::Update]
             } else {
                 vec![Action::Create, Action::Delete]
@@ -306,4 +307,98 @@ fn every_type_takes_a_change_as_its_table_says() {
             assert!(!schema.immutable, "{kind}.{property}");
         }
     }
+}
+
+#[test]
+fn a_rollback_takes_back_what_was_replaced_and_an_update_does_not() {
+    let resource = |other: u8| Resource {
+        kind: "T",
+        properties: json!({"other": other}).as_object().unwrap().clone(),
+        references: BTreeMap::new(),
+        depends_on: BTreeSet::new(),
+    };
+    let (old, new) = (
+        Stack::from([("r0".to_owned(), resource(1))]),
+        Stack::from([("r0".to_owned(), resource(2))]),
+    );
+    let mut existing = BTreeMap::new();
+    let first = planned(&old, &existing);
+    act(&old, &mut existing, &first, 1, false);
+    // The new one is made and fails; the old one is there yet.
+    let update = planned(&new, &existing);
+    act(&new, &mut existing, &update, 1, true);
+    assert_eq!(existing.len(), 2);
+    let wanted = old.iter().map(|(name, r)| (name.clone(), r.wanted()));
+    let back = plan_back(&wanted.collect(), &graph(&old), &existing, change).unwrap();
+    let steps: Vec<_> = back.steps.iter().map(|s| (s.action, s.key.1)).collect();
+    assert_eq!(steps, [(Action::Delete, 2)]);
+    assert!(back.unchanged.contains_key(&("r0".to_owned(), 1)));
+    let again = planned(&old, &existing);
+    let steps: Vec<_> = again.steps.iter().map(|s| (s.action, s.key.1)).collect();
+    assert_eq!(
+        steps,
+        [
+            (Action::Create, 3),
+            (Action::Delete, 1),
+            (Action::Delete, 2)
+        ]
+    );
+}
+
+#[test]
+fn what_is_stopped_goes_by_users_first_and_is_started_the_other_way() {
+    let existing = |requires: &[&str]| Existing {
+        kind: "T".to_owned(),
+        properties: Map::new(),
+        requires: requires
+            .iter()
+            .map(|name| ((*name).to_owned(), 1))
+            .collect(),
+        complete: true,
+        retain: false,
+    };
+    let all = BTreeMap::from([
+        (("net".to_owned(), 1), existing(&[])),
+        (("port".to_owned(), 1), existing(&["net"])),
+        (("srv".to_owned(), 1), existing(&["net", "port"])),
+    ]);
+    let order = |action| -> Vec<String> {
+        let plan = through(&all, action).unwrap();
+        for (at, step) in plan.steps.iter().enumerate() {
+            assert!(step.after.iter().all(|before| *before < at));
+        }
+        plan.steps.into_iter().map(|step| step.key.0).collect()
+    };
+    assert_eq!(order(Action::Suspend), ["srv", "port", "net"]);
+    assert_eq!(order(Action::Resume), ["net", "port", "srv"]);
+    assert_eq!(order(Action::Check), ["net", "port", "srv"]);
+}
+
+#[test]
+fn a_servers_policies_say_what_replaces_it() {
+    let replaces = |property: &str, properties: Value| {
+        super::replaces(
+            "OS::Nova::Server",
+            property,
+            properties.as_object().unwrap(),
+        )
+    };
+    assert!(replaces("user_data", json!({})));
+    assert!(!replaces(
+        "user_data",
+        json!({"user_data_update_policy": "IGNORE"})
+    ));
+    assert!(!replaces("flavor", json!({})));
+    assert!(replaces(
+        "flavor",
+        json!({"flavor_update_policy": "REPLACE"})
+    ));
+    assert!(!replaces(
+        "image",
+        json!({"flavor_update_policy": "REPLACE"})
+    ));
+    assert!(!replaces(
+        "metadata",
+        json!({"image_update_policy": "REPLACE"})
+    ));
 }

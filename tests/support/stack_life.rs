@@ -1,11 +1,12 @@
-//! Stacks that live by their plans: what a plan says is taken as done, step by step, and what
-//! must hold at every moment is checked.
+//! Stacks that live by their plans: what a plan says is taken as done, step by step, or as
+//! failed where a case says so, and what must hold at every moment is checked.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use pileus::stack::expand::Tree;
 use pileus::stack::graph::Graph;
 use pileus::stack::plan::{self, Action, Existing, Key, Plan, Wanted};
+use serde_json::Value;
 
 /// What was done to a resource that holds no stack of its own.
 #[derive(Debug, Clone)]
@@ -16,6 +17,33 @@ pub struct Call {
     pub kind: String,
 }
 
+/// How a step goes: nothing but what a cloud and the time that things take decide.
+pub struct Course<'a> {
+    /// Resources that fail, by what is done to them and their names.
+    pub fails: BTreeSet<(Action, String)>,
+    /// What is done at all in a step that fails: once something has failed nothing more is
+    /// begun, and what was begun before that is a matter of time. By action and name, how often.
+    pub begun: BTreeMap<(Action, String), usize>,
+    /// Names of resources that are not begun; those that nobody is asked for are not in `begun`.
+    pub idle: BTreeSet<String>,
+    /// On the way back to what was.
+    pub back: bool,
+    /// Whether nobody is asked for anything when this is done to a resource of this type.
+    pub silent: &'a dyn Fn(Action, &str) -> bool,
+}
+
+impl Default for Course<'_> {
+    fn default() -> Self {
+        Self {
+            fails: BTreeSet::new(),
+            begun: BTreeMap::new(),
+            idle: BTreeSet::new(),
+            back: false,
+            silent: &|_, _| false,
+        }
+    }
+}
+
 /// What exists, by the path of its stack; the outermost has none.
 #[derive(Debug, Clone, Default)]
 pub struct World {
@@ -23,91 +51,263 @@ pub struct World {
     pub calls: Vec<Call>,
 }
 
+/// The name as cases tell it: members of groups and scaling groups are alike.
+pub fn told(name: &str) -> String {
+    let random = name.len() == 12 && name.chars().all(|c| matches!(c, 'a'..='z' | '2'..='7'));
+    let member = !name.is_empty() && name.chars().all(|c| c.is_ascii_digit());
+    if random || member { "*" } else { name }.to_owned()
+}
+
 fn planned(
     wanted: &BTreeMap<String, Wanted<'_>>,
     tree: Option<&Tree>,
     existing: &BTreeMap<Key, Existing>,
-) -> Plan {
+    back: bool,
+) -> pileus::stack::Result<Plan> {
     let graph = tree.map_or_else(Graph::default, |tree| tree.stack.graph.clone());
-    plan::plan(wanted, &graph, existing, plan::change).unwrap()
+    // Attributes are a cloud's, and what a case's says stays the same: only ids change.
+    let ids: BTreeMap<&String, _> = wanted
+        .keys()
+        .map(|name| (name, by_id(tree, name)))
+        .collect();
+    let wanted: BTreeMap<String, Wanted<'_>> = (wanted.iter())
+        .map(|(name, want)| {
+            let references = &ids[name];
+            let want = Wanted {
+                references,
+                ..want.clone()
+            };
+            (name.clone(), want)
+        })
+        .collect();
+    let wanted = &wanted;
+    if back {
+        plan::plan_back(wanted, &graph, existing, plan::change)
+    } else {
+        plan::plan(wanted, &graph, existing, plan::change)
+    }
+}
+
+/// By property: the resources whose ids it has.
+fn by_id(tree: Option<&Tree>, name: &str) -> BTreeMap<String, BTreeSet<String>> {
+    let raw = tree.and_then(|tree| tree.stack.template.resources.get(name));
+    let raw = raw.and_then(|raw| raw.properties.as_object());
+    let each = raw.into_iter().flatten().map(|(property, value)| {
+        let mut names = BTreeSet::new();
+        ids(value, &mut names);
+        (property.clone(), names)
+    });
+    each.filter(|(_, names)| !names.is_empty()).collect()
+}
+
+fn ids(value: &Value, names: &mut BTreeSet<String>) {
+    match value {
+        Value::Array(items) => items.iter().for_each(|item| ids(item, names)),
+        Value::Object(map) => {
+            for (key, value) in map {
+                match value
+                    .as_str()
+                    .filter(|_| key == "get_resource" || key == "Ref")
+                {
+                    Some(name) => drop(names.insert(name.to_owned())),
+                    None => ids(value, names),
+                }
+            }
+        }
+        _ => {}
+    }
 }
 
 /// What stays has what is new from now on.
 fn refresh(existing: &mut BTreeMap<Key, Existing>, plan: &Plan) {
-    for (name, requires) in &plan.unchanged {
-        let mut own = existing.iter_mut().rev();
-        let (_, have) = own.find(|(key, _)| key.0 == *name).unwrap();
-        have.requires.clone_from(requires);
+    for (key, requires) in &plan.unchanged {
+        existing.get_mut(key).unwrap().requires.clone_from(requires);
     }
 }
 
 impl World {
     /// Makes the stack at `path` what `tree` wants, and nothing without one.
     pub fn become_like(&mut self, path: &str, tree: Option<&Tree>) {
-        let mut existing = self.stacks.remove(path).unwrap_or_default();
-        let wanted = tree.map_or_else(BTreeMap::new, |tree| plan::wanted(&tree.stack));
-        let plan = planned(&wanted, tree, &existing);
-        for (at, step) in plan.steps.iter().enumerate() {
-            assert!(step.after.iter().all(|before| *before < at), "{path}");
-            let (name, number) = &step.key;
-            let (leaf, inside) = (format!("{path}/{name}"), format!("{path}/{name}#{number}"));
-            let nested = tree.and_then(|tree| tree.nested.get(name));
-            match step.action {
-                Action::Create | Action::Update => {
-                    for required in &step.requires {
-                        let key = (required.0.clone(), *required.1);
-                        assert!(existing.contains_key(&key), "{leaf} before {key:?}");
-                    }
-                    let want = &wanted[name];
-                    match nested {
-                        Some(nested) => self.become_like(&inside, Some(nested)),
-                        None => self.call(step.action, leaf, want.kind),
-                    }
-                    let made = Existing {
-                        kind: want.kind.to_owned(),
-                        properties: want.properties.clone().into_owned(),
-                        requires: step.requires.clone(),
-                        complete: true,
-                        retain: tree.is_some_and(|tree| {
-                            tree.stack.resources[name].deletion_policy == "Retain"
-                        }),
-                    };
-                    existing.insert(step.key.clone(), made);
-                }
-                Action::Delete | Action::Release => {
-                    refresh(&mut existing, &plan);
-                    let gone = existing.remove(&step.key).unwrap();
-                    let users = existing.values();
-                    let mut users = users.map(|user| user.requires.get(name));
-                    assert!(users.all(|used| used != Some(number)), "{leaf} is in use");
-                    if step.action == Action::Release {
-                        self.stacks.remove(&inside);
-                    } else if self.stacks.contains_key(&inside) {
-                        self.become_like(&inside, None);
-                    } else {
-                        self.call(Action::Delete, leaf, &gone.kind);
-                    }
-                }
-            }
-        }
-        refresh(&mut existing, &plan);
-        // What is inside decides for itself.
-        for name in plan.unchanged.keys() {
-            let number = existing.keys().rev().find(|key| key.0 == *name).unwrap().1;
-            if let Some(nested) = tree.and_then(|tree| tree.nested.get(name)) {
-                self.become_like(&format!("{path}/{name}#{number}"), Some(nested));
-            }
-        }
-        let again = planned(&wanted, tree, &existing);
-        assert!(again.steps.is_empty(), "{path}: {:?}", again.steps);
-        if tree.is_some() {
-            self.stacks.insert(path.to_owned(), existing);
-        }
+        assert!(self.go(path, tree, &mut Course::default()), "{path}");
     }
 
-    fn call(&mut self, action: Action, path: String, kind: &str) {
+    /// The same as the course has it; whether it came to its end.
+    pub fn go(&mut self, path: &str, tree: Option<&Tree>, course: &mut Course<'_>) -> bool {
+        let mut existing = self.stacks.remove(path).unwrap_or_default();
+        let wanted = tree.map_or_else(BTreeMap::new, |tree| plan::wanted(&tree.stack));
+        let Ok(plan) = planned(&wanted, tree, &existing, course.back) else {
+            self.stacks.insert(path.to_owned(), existing);
+            return false;
+        };
+        let mut done: BTreeSet<usize> = BTreeSet::new();
+        let mut ready: BTreeSet<String> = BTreeSet::new();
+        let order = tree.and_then(|tree| tree.stack.order.as_ref().ok());
+        for name in order.into_iter().flatten() {
+            let mut steps = plan.steps.iter().enumerate();
+            let step = steps.find(|(_, step)| {
+                step.key.0 == *name && matches!(step.action, Action::Create | Action::Update)
+            });
+            let requires = tree.unwrap().stack.graph.requires.get(name);
+            let mut requires = requires.into_iter().flatten();
+            if !requires.all(|other| ready.contains(other) || !wanted.contains_key(other)) {
+                continue;
+            }
+            let number = match step {
+                Some((at, step)) => {
+                    assert!(step.after.iter().all(|before| *before < at), "{path}");
+                    if !step.after.is_subset(&done) {
+                        continue;
+                    }
+                    step.key.1
+                }
+                None => plan.unchanged.keys().find(|key| key.0 == *name).unwrap().1,
+            };
+            let inside = format!("{path}/{name}#{number}");
+            let nested = tree.and_then(|tree| tree.nested.get(name));
+            // What is inside of what stays decides for itself.
+            let (begun, fine) = match (nested, step) {
+                (Some(nested), _) => {
+                    let idle = step.is_some() && course.idle.contains(name);
+                    let action = step.map_or(Action::Update, |(_, step)| step.action);
+                    // It can fail by itself once everything in it is there.
+                    let fine = !idle && self.go(&inside, Some(nested), course);
+                    (!idle, fine && !course.fails.contains(&(action, told(name))))
+                }
+                (None, Some((_, step))) => {
+                    let path = format!("{path}/{name}");
+                    self.call(step.action, path, wanted[name].kind, course)
+                }
+                (None, None) => (true, true),
+            };
+            if let Some((at, step)) = step.filter(|_| begun) {
+                let mut made = existing_of(&wanted[name], step, tree, name);
+                // What holds a stack is never made anew for what failed inside.
+                made.complete = fine || nested.is_some();
+                existing.insert(step.key.clone(), made);
+                if fine {
+                    done.insert(at);
+                }
+            }
+            if fine {
+                ready.insert(name.clone());
+            }
+        }
+        for (key, have) in &mut existing {
+            if let Some(tree) = tree.filter(|_| plan.unchanged.contains_key(key)) {
+                have.retain = retains(tree, &key.0);
+            }
+        }
+        let fine = self.remove(path, &plan, &mut existing, &mut done, course);
+        let fine = fine && done.len() == plan.steps.len() && ready.len() == wanted.len();
+        if fine {
+            refresh(&mut existing, &plan);
+            let again = planned(&wanted, tree, &existing, course.back).unwrap();
+            assert!(again.steps.is_empty(), "{path}: {:?}", again.steps);
+        }
+        if tree.is_some() || !existing.is_empty() {
+            self.stacks.insert(path.to_owned(), existing);
+        }
+        fine
+    }
+
+    /// The plan's removals.
+    fn remove(
+        &mut self,
+        path: &str,
+        plan: &Plan,
+        existing: &mut BTreeMap<Key, Existing>,
+        done: &mut BTreeSet<usize>,
+        course: &mut Course<'_>,
+    ) -> bool {
+        let mut fine = true;
+        for (at, step) in plan.steps.iter().enumerate() {
+            let removes = matches!(step.action, Action::Delete | Action::Release);
+            if !removes || !step.after.is_subset(done) {
+                continue;
+            }
+            let (name, number) = &step.key;
+            let inside = format!("{path}/{name}#{number}");
+            let (begun, gone) = if step.action == Action::Release {
+                self.stacks.remove(&inside);
+                (true, true)
+            } else if self.stacks.contains_key(&inside) {
+                (true, self.go(&inside, None, course))
+            } else {
+                let kind = existing[&step.key].kind.clone();
+                self.call(Action::Delete, format!("{path}/{name}"), &kind, course)
+            };
+            if gone {
+                refresh_but(existing, plan);
+                existing.remove(&step.key).unwrap();
+                let mut users = existing.values().map(|user| user.requires.get(name));
+                assert!(
+                    users.all(|used| used != Some(number)),
+                    "{path}/{name} is in use"
+                );
+                done.insert(at);
+            } else if begun {
+                fine = false;
+            }
+        }
+        fine
+    }
+
+    /// Everything that exists goes through `action`.
+    pub fn through(&mut self, path: &str, action: Action, course: &mut Course<'_>) -> bool {
+        let plan = plan::through(&self.stacks[path], action).unwrap();
+        let mut done = BTreeSet::new();
+        for (at, step) in plan.steps.iter().enumerate() {
+            // A check looks at everything, whatever it finds.
+            if action != Action::Check && !step.after.is_subset(&done) {
+                continue;
+            }
+            let (name, number) = &step.key;
+            let inside = format!("{path}/{name}#{number}");
+            let fine = if self.stacks.contains_key(&inside) {
+                self.through(&inside, action, course)
+            } else {
+                let kind = self.stacks[path][&step.key].kind.clone();
+                let (begun, fine) = self.call(action, format!("{path}/{name}"), &kind, course);
+                if begun && !fine {
+                    let stack = self.stacks.get_mut(path).unwrap();
+                    stack.get_mut(&step.key).unwrap().complete = false;
+                }
+                fine
+            };
+            if fine {
+                done.insert(at);
+            }
+        }
+        done.len() == plan.steps.len()
+    }
+
+    /// Asks for something; whether that was begun, and whether it came to its end.
+    fn call(
+        &mut self,
+        action: Action,
+        path: String,
+        kind: &str,
+        course: &mut Course<'_>,
+    ) -> (bool, bool) {
+        let name = told(path.rsplit('/').next().unwrap());
+        let failing = !course.fails.is_empty();
+        let key = (action, name);
+        if failing && course.fails.contains(&key) && !course.begun.contains_key(&key) {
+            // It fails before anybody is asked.
+            return (false, false);
+        }
+        if failing {
+            match course.begun.get_mut(&key) {
+                Some(left) if *left > 0 => *left -= 1,
+                Some(_) => return (false, false),
+                None if course.idle.contains(&key.1) => return (false, false),
+                None if (course.silent)(action, kind) => {}
+                None => return (false, false),
+            }
+        }
         let kind = kind.to_owned();
         self.calls.push(Call { action, path, kind });
+        (true, !course.fails.contains(&key))
     }
 
     /// Names of resources of the outermost stack.
@@ -115,4 +315,30 @@ impl World {
         let outermost = self.stacks.get("").into_iter().flatten();
         outermost.map(|((name, _), _)| name.as_str()).collect()
     }
+}
+
+/// What stays has what is new, as far as that is there.
+fn refresh_but(existing: &mut BTreeMap<Key, Existing>, plan: &Plan) {
+    for (key, requires) in &plan.unchanged {
+        let there =
+            |(name, number): &(&String, &u32)| existing.contains_key(&((*name).clone(), **number));
+        let now: BTreeMap<String, u32> = (requires.iter().filter(there))
+            .map(|(name, number)| (name.clone(), *number))
+            .collect();
+        existing.get_mut(key).unwrap().requires.extend(now);
+    }
+}
+
+fn existing_of(want: &Wanted<'_>, step: &plan::Step, tree: Option<&Tree>, name: &str) -> Existing {
+    Existing {
+        kind: want.kind.to_owned(),
+        properties: want.properties.clone().into_owned(),
+        requires: step.requires.clone(),
+        complete: true,
+        retain: tree.is_some_and(|tree| retains(tree, name)),
+    }
+}
+
+fn retains(tree: &Tree, name: &str) -> bool {
+    tree.stack.resources[name].deletion_policy == "Retain"
 }

@@ -248,6 +248,7 @@ fn preview(pass: &Pass<'_>, flat: &Flat) -> StackPreview {
                     preview.deleted.push(path);
                 }
             }
+            engine::Action::Check | engine::Action::Suspend | engine::Action::Resume => {}
         }
     }
     // What holds a stack is looked into once what it is made from is known.
