@@ -32,13 +32,7 @@ impl Walk<'_, '_> {
         object: Option<&Reference>,
     ) -> crate::stack::Result<Decision> {
         let ledger = &self.pass.plan.ledger;
-        let usable = |entry: &Entry| {
-            entry.kind == leaf.kind
-                && !entry.replace
-                && !entry.external
-                && entry.action != Action::Delete
-                && entry.waits.as_deref() != Some(PRE_CREATE)
-        };
+        let usable = |entry: &Entry| is_usable(entry, &leaf.kind);
         let newest = ledger.incarnations(path).next();
         let mut usable = ledger
             .incarnations(path)
@@ -100,6 +94,16 @@ impl Walk<'_, '_> {
             Decision::Change(number)
         })
     }
+}
+
+/// Whether an incarnation can be what is wanted of a type, as it is or changed; what cannot is
+/// made anew.
+pub(super) fn is_usable(entry: &Entry, kind: &str) -> bool {
+    entry.kind == kind
+        && !entry.replace
+        && !entry.external
+        && entry.action != Action::Delete
+        && entry.waits.as_deref() != Some(PRE_CREATE)
 }
 
 /// Whether a restriction protects an incarnation: something was made, and nobody has asked for

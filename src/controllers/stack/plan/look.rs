@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::forward::Walk;
 use super::leaf::{self, Progress};
-use super::{Action, Entry, Ledger, Pass, Problem, Reference, Sources, State};
+use super::{Action, Entry, Key, Ledger, Pass, Problem, Reference, Sources, State};
 use crate::api::stack::{StackOutput, StackPreview};
 use crate::stack::graph::Graph;
 use crate::stack::kinds;
@@ -110,15 +110,19 @@ impl Pass<'_> {
 
     /// What applying `sources` would do, as far as it can be known without doing it.
     pub(super) fn preview(&mut self, sources: &Sources) {
-        let flat = match Walk::new(self, true).walk(sources) {
-            Ok(flat) => flat,
-            Err(error) => {
-                self.plan.problem = Some(Problem::template(&error));
-                return;
+        let before = self.plan.ledger.clone();
+        // What an update would begin with: what it makes anew and what it applies again.
+        if before.action.is_some() {
+            self.mark();
+        }
+        match Walk::new(self, true).walk(sources) {
+            Ok(flat) => {
+                self.plan.preview = Some(preview(self, &flat));
+                self.plan.secrets = flat.secrets;
             }
-        };
-        self.plan.preview = Some(preview(self, &flat));
-        self.plan.secrets = flat.secrets;
+            Err(error) => self.plan.problem = Some(Problem::template(&error)),
+        }
+        self.plan.ledger = before;
     }
 }
 
@@ -219,17 +223,22 @@ fn preview(pass: &Pass<'_>, flat: &Flat) -> StackPreview {
             kind: entry.kind.clone(),
             properties: texts(&entry.properties),
             requires: in_full(entry),
-            complete: entry.state != State::Failed,
+            complete: super::decide::is_usable(entry, &entry.kind),
             retain: entry.retain,
         };
         (key.clone(), existing)
     });
     let existing: BTreeMap<_, _> = existing.collect();
     let mut preview = StackPreview::default();
-    let Ok(plan) = engine::plan(&wanted, &graph, &existing, kinds::change) else {
+    // As `decide`: what is there yet and is what is wanted is taken back.
+    let Ok(plan) = engine::plan_back(&wanted, &graph, &existing, kinds::change) else {
         return preview;
     };
-    preview.unchanged = i64::try_from(plan.unchanged.len()).unwrap_or(i64::MAX);
+    let again = |key: &&Key| ledger.entries.get(*key).is_some_and(|entry| entry.again);
+    let again: Vec<&Key> = plan.unchanged.keys().filter(again).collect();
+    preview.unchanged = i64::try_from(plan.unchanged.len() - again.len()).unwrap_or(i64::MAX);
+    let again = again.into_iter().map(|(path, _)| format!("{path} (again)"));
+    preview.updated.extend(again);
     for step in plan.steps {
         let path = step.key.0;
         let is_new = existing.keys().all(|(other, _)| *other != path);

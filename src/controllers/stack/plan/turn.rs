@@ -200,7 +200,7 @@ impl Pass<'_> {
     /// What the action that begins now makes anew: what somebody has deleted, and what has
     /// failed and only another can take the place of. As in Heat (`needs_replace_failed`) a
     /// failure alone is no reason to destroy what works.
-    fn mark(&mut self) {
+    pub(super) fn mark(&mut self) {
         for entry in self.plan.ledger.entries.values_mut() {
             let live = entry
                 .objects

@@ -446,3 +446,35 @@ fn what_is_gone_is_made_anew_and_what_names_it_stays() {
     assert_eq!(world.word(), "UPDATE_FAILED");
     assert_eq!((world.count("KeyPair"), world.uid("-one-")), (1, one));
 }
+
+#[test]
+fn a_preview_says_what_is_done_with_what_has_failed() {
+    let mut world = World::new(PAIR);
+    world.settle();
+    let two = world.uid("-two-");
+    world.refused = Some("-two-");
+    world.change("{a: b}", "{a: c}");
+    world.settle();
+    assert_eq!(world.word(), "UPDATE_FAILED");
+    world.refused = None;
+    let preview = |world: &mut World| {
+        world.stack.spec.preview = true;
+        let plan = world.plan();
+        assert_eq!(Some(&plan.ledger), world.ledger.as_ref());
+        world.stack.spec.preview = false;
+        plan.preview.unwrap()
+    };
+    let told = preview(&mut world);
+    assert_eq!(told.updated, ["two (again)"]);
+    assert_eq!((told.replaced, told.unchanged), (Vec::new(), 4));
+    world.heal("UPDATE_COMPLETE");
+    assert_eq!(world.uid("-two-"), two);
+    // What says that nothing becomes of it is made anew, and that is told, too.
+    world.broken = Some("-two-");
+    world.tend();
+    world.check("CHECK_FAILED");
+    world.broken = None;
+    assert_eq!(preview(&mut world).replaced, ["two"]);
+    world.heal("UPDATE_COMPLETE");
+    assert_ne!(world.uid("-two-"), two);
+}
