@@ -234,6 +234,8 @@ words! {
         SourceNotFound,
         /// Stack: the record of what it has made is gone.
         RecordMissing,
+        /// Stack: the record of what it is to make is bigger than a Secret holds.
+        RecordTooLarge,
         /// Stack: its service account may not see what it has made.
         AccountDenied,
         /// Stack: only shows what would be done.

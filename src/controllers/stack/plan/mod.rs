@@ -202,6 +202,7 @@ pub fn plan(stack: &Stack, seen: &Seen<'_>) -> Plan {
         pass.work();
     }
     let mut plan = pass.plan;
+    limits::record(seen, &mut plan);
     conceal::conceal(seen, &mut plan);
     limits::limit(plan.outputs.as_deref_mut().unwrap_or_default());
     plan

@@ -478,3 +478,66 @@ fn a_preview_says_what_is_done_with_what_has_failed() {
     world.heal("UPDATE_COMPLETE");
     assert_ne!(world.uid("-two-"), two);
 }
+
+#[test]
+fn a_record_that_no_secret_can_hold_is_told_and_nothing_is_made_beside_it() {
+    let long = |at: usize| format!("{at}{}", "x".repeat(250));
+    let values: String = (0..8)
+        .map(|at| {
+            format!(
+                "  {}: {{type: OS::Heat::Value, properties: {{value: a}}}}\n",
+                long(at)
+            )
+        })
+        .collect();
+    let names: Vec<String> = (0..8).map(long).collect();
+    let template = |count: usize| {
+        format!(
+            "heat_template_version: newton\nresources:\n{values}  group:\n    \
+             type: OS::Heat::ResourceGroup\n    depends_on: [{}]\n    \
+             properties: {{count: {count}, resource_def: {{type: OS::Neutron::Net}}}}\n",
+            names.join(", ")
+        )
+    };
+    let mut world = World::new(&template(3));
+    world.stack.spec.on_failure = OnFailure::Rollback;
+    world.settle();
+    assert_eq!(
+        (world.word().as_str(), world.count("Network")),
+        ("CREATE_COMPLETE", 3)
+    );
+    world.sources.template = template(800);
+    let mut told = None;
+    for _ in 0..5 {
+        let plan = world.pass(|| false);
+        told = told.or(plan.problem);
+        let size = serde_json::to_string(&world.ledger).unwrap().len();
+        assert!(size <= 1_000_000, "{size}");
+        assert!(world.count("Network") <= 3);
+    }
+    let told = told.unwrap();
+    assert_eq!(told.reason, crate::api::Reason::RecordTooLarge);
+    for part in [
+        "spec.template",
+        "808 resources",
+        "1000000",
+        "several Stacks",
+    ] {
+        assert!(told.message.contains(part), "{part}: {}", told.message);
+    }
+    // It has failed like any other update, and what there was is as it was.
+    world.settle();
+    assert_eq!(
+        (world.word().as_str(), world.count("Network")),
+        ("ROLLBACK_COMPLETE", 3)
+    );
+    assert!(world.log.iter().all(|line| !line.starts_with("delete")));
+    world.sources.template = template(4);
+    world.settle();
+    assert_eq!(
+        (world.word().as_str(), world.count("Network")),
+        ("UPDATE_COMPLETE", 4)
+    );
+    world.delete();
+    assert!(world.objects.is_empty());
+}
