@@ -342,4 +342,6 @@ pub fn attribute_names(kind: &str) -> Map<String, Value> {
 }
 
 #[cfg(test)]
+mod arbitrary;
+#[cfg(test)]
 mod tests;
