@@ -2,19 +2,18 @@
 //! cluster. The engine is [`crate::stack`]; here are files and flags.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use clap::{Args, Subcommand, ValueEnum};
-use serde_json::{Value, json};
 
 use crate::stack::environment::Environment;
 use crate::stack::kinds::manifests;
 use crate::stack::parameters::Identity;
 use crate::stack::render::{self, Input};
+use crate::stack::value::{Value, json};
 use crate::stack::{Error, cases, expand, validate, yaml};
 
 /// What to do with a template.
@@ -173,8 +172,8 @@ type Answer = fn(&str) -> serde_json::Result<Value>;
 
 /// One result for each line; a line that is no JSON gives an error in its place.
 fn each_line(path: &Path, answer: Answer) -> std::io::Result<ExitCode> {
-    let mut out = std::io::stdout().lock();
     if path == Path::new("-") {
+        let mut out = std::io::stdout().lock();
         // Who writes a line may wait for its result.
         for line in std::io::stdin().lock().lines() {
             let mut text = Vec::new();
@@ -184,34 +183,80 @@ fn each_line(path: &Path, answer: Answer) -> std::io::Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let text = std::fs::read_to_string(path)?;
-    let lines: Vec<&str> = text.lines().collect();
-    // A few lines at a time by whoever is free; written in their order.
-    let blocks: Vec<_> = (lines.chunks(16).map(|lines| (lines, OnceLock::new()))).collect();
-    let next = AtomicUsize::new(0);
-    let work = || {
-        while let Some((lines, result)) = blocks.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let mut text = Vec::new();
-            let done = lines.iter();
-            let done = done
-                .copied()
-                .try_for_each(|line| one_line(line, answer, &mut text));
-            let _ = result.set(done.map(|()| text));
-        }
+    let file = BufReader::with_capacity(1 << 16, std::fs::File::open(path)?);
+    let batch = Batch {
+        source: Mutex::new((0, file)),
+        results: Mutex::new(Results::default()),
+        answer,
     };
     std::thread::scope(|scope| {
         let others = std::thread::available_parallelism().map_or(0, |count| count.get() - 1);
-        for _ in 0..others {
-            scope.spawn(work);
-        }
-        work();
-    });
-    for (_, result) in blocks {
-        if let Some(text) = result.into_inner() {
-            out.write_all(&text?)?;
+        let others: Vec<_> = (0..others).map(|_| scope.spawn(|| batch.work())).collect();
+        let own = batch.work();
+        // A panic has been told of by whoever had it.
+        let others = others.into_iter().map(|other| {
+            (other.join())
+                .unwrap_or_else(|_| Err(std::io::Error::other("a case could not be done")))
+        });
+        others.fold(own, std::io::Result::and)
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Lines of a file, a few at a time by whoever is free; results in the order of lines.
+struct Batch {
+    /// How many blocks were taken, and where the next begins.
+    source: Mutex<(usize, BufReader<std::fs::File>)>,
+    results: Mutex<Results>,
+    answer: Answer,
+}
+
+/// What was done before its turn to be written.
+#[derive(Default)]
+struct Results {
+    written: usize,
+    early: BTreeMap<usize, Vec<u8>>,
+}
+
+/// Lines taken at a time.
+const BLOCK: usize = 16;
+
+impl Batch {
+    fn work(&self) -> std::io::Result<()> {
+        let mut lines = String::new();
+        loop {
+            lines.clear();
+            let number = self.take(&mut lines)?;
+            if lines.is_empty() {
+                return Ok(());
+            }
+            let mut text = Vec::with_capacity(lines.len());
+            for line in lines.lines() {
+                one_line(line, self.answer, &mut text)?;
+            }
+            let mut results = self.results.lock().unwrap_or_else(PoisonError::into_inner);
+            results.early.insert(number, text);
+            let mut out = std::io::stdout().lock();
+            let Results { written, early } = &mut *results;
+            while let Some(text) = early.remove(written) {
+                out.write_all(&text)?;
+                *written += 1;
+            }
         }
     }
-    Ok(ExitCode::SUCCESS)
+
+    /// Reads the next lines; none at the end. Gives the block's number.
+    fn take(&self, lines: &mut String) -> std::io::Result<usize> {
+        let mut source = self.source.lock().unwrap_or_else(PoisonError::into_inner);
+        let (number, file) = &mut *source;
+        for _ in 0..BLOCK {
+            if file.read_line(lines)? == 0 {
+                break;
+            }
+        }
+        *number += 1;
+        Ok(*number - 1)
+    }
 }
 
 fn one_line(line: &str, answer: Answer, out: &mut Vec<u8>) -> std::io::Result<()> {
@@ -313,9 +358,11 @@ fn named(value: &Value, names: &mut Vec<(String, bool)>) {
         Value::Object(map) => {
             for (key, item) in map {
                 match item {
-                    Value::String(name) if key == "get_file" => names.push((name.clone(), false)),
+                    Value::String(name) if key == "get_file" => {
+                        names.push((name.to_string(), false));
+                    }
                     Value::String(name) if render::is_template_name(name) => {
-                        names.push((name.clone(), true));
+                        names.push((name.to_string(), true));
                     }
                     other => named(other, names),
                 }

@@ -10,8 +10,8 @@
 )]
 use pileus::stack::cases;
 use pileus::stack::parameters::Schema;
+use pileus::stack::value::{Map, Value};
 use pileus::stack::version::Version;
-use serde_json::{Map, Value};
 
 #[path = "support/heat_cases.rs"]
 mod heat_cases;
@@ -62,7 +62,7 @@ fn functions_give_what_heat_gives() {
             continue;
         }
         let miss = (!fine).then(|| format!("{} got {}", short(&case["snippet"]), short(&got)));
-        figures.count(group.map_or("other", String::as_str), name, miss);
+        figures.count(group.map_or("other", |name| name.as_str()), name, miss);
     }
     figures.judge("functions", 98);
 }
@@ -77,9 +77,9 @@ fn in_its_language(schema: &Value, version: Version) -> (Value, Version) {
         Some("CommaDelimitedList") => "comma_delimited_list".to_owned(),
         other => other.unwrap_or_default().to_lowercase(),
     };
-    let schema = serde_json::json!({
+    let schema = Value::from(serde_json::json!({
         "type": kind, "default": schema["Default"], "constraints": constraints,
-    });
+    }));
     (schema, Version::Rocky)
 }
 
@@ -159,7 +159,7 @@ fn difference(want: &Value, got: &Value) -> Option<String> {
             "requires",
         ];
         for key in keys {
-            let failed = wanted.get(format!("{key}_error")).is_some();
+            let failed = wanted.get(&format!("{key}_error")).is_some();
             let differs = if failed {
                 key == "properties" && mine.get("properties_error").is_none()
             } else {

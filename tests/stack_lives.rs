@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use pileus::stack::cases;
 use pileus::stack::expand::{self, Tree};
 use pileus::stack::plan::{self, Action, Change};
-use serde_json::Value;
+use pileus::stack::value::Value;
 
 #[path = "support/heat_cases.rs"]
 mod heat_cases;
@@ -176,7 +176,7 @@ fn names_of(lists: &Value) -> BTreeMap<String, BTreeSet<String>> {
     };
     let lists = lists.as_object().into_iter().flatten();
     lists
-        .map(|(name, list)| (name.clone(), names(list)))
+        .map(|(name, list)| (name.to_string(), names(list)))
         .collect()
 }
 

@@ -7,9 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use engine::stack::environment::Environment;
 use engine::stack::functions::Known;
 use engine::stack::render::{self, Input};
+use engine::stack::value::{Map, Value};
 use engine::stack::{cases, plan, tree, validate, yaml};
 use libfuzzer_sys::fuzz_target;
-use serde_json::{Map, Value};
 
 /// Evaluates everything again and again until nothing new is known.
 fn flatten(input: &Input) {

@@ -1,13 +1,15 @@
 //! `yaql`: an expression and, after a line of `%%%`, what it looks at.
 #![no_main]
 
+use engine::stack::value::Value;
 use engine::stack::{cases, yaml};
 use libfuzzer_sys::fuzz_target;
-use serde_json::{Value, json};
+use serde_json::json;
 
 fuzz_target!(|text: &str| {
     let (expression, data) = text.split_once("\n%%%\n").unwrap_or((text, ""));
     let data = yaml::parse(data).unwrap_or(Value::Null);
     let snippet = json!({"yaql": {"expression": expression, "data": data}});
-    let _ = cases::function(&json!({"version": "2018-08-31", "snippet": snippet})).to_string();
+    let _ =
+        cases::function(&json!({"version": "2018-08-31", "snippet": snippet}).into()).to_string();
 });

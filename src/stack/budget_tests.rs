@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use serde_json::{Map, Value, json};
+use crate::stack::value::{Map, Value, json};
 
 use super::super::functions::Known;
 use super::super::render::{self, Input};

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashSet};
 
-use serde_json::{Map, Value, json};
+use crate::stack::value::{List, Map, Value, json};
 
 use super::budget::Budget;
 use super::environment::Environment;
@@ -50,7 +50,7 @@ pub fn input(mut case: Value) -> Result<Input> {
     let mut take = |key: &str| case.get_mut(key).map(Value::take).unwrap_or_default();
     let mut identity = identity(take("stack_name").as_str().unwrap_or("stack"));
     if let Value::String(id) = take("stack_id") {
-        identity.id = id;
+        identity.id = id.into();
     }
     let mut environment = Environment::default();
     environment
@@ -71,8 +71,8 @@ fn files(value: Value) -> Files {
     let entries = owned(value).into_iter();
     entries
         .map(|(name, text)| match text {
-            Value::String(text) => (name, text),
-            other => (name, other.to_string()),
+            Value::String(text) => (name.into(), text.into()),
+            other => (name.into(), other.to_string()),
         })
         .collect()
 }
@@ -89,13 +89,13 @@ pub fn known(value: Value) -> BTreeMap<String, Known> {
                 attributes: owned(take("attrs").unwrap_or_default()),
                 open: false,
             };
-            (name, known)
+            (name.into(), known)
         })
         .collect()
 }
 
 /// The map, or an empty one.
-fn owned(value: Value) -> Map<String, Value> {
+fn owned(value: Value) -> Map {
     match value {
         Value::Object(map) => map,
         _ => Map::new(),
@@ -151,7 +151,7 @@ fn evaluate(case: &Value) -> Result<Value> {
 fn lookups(value: Option<&Value>) -> BTreeMap<String, Known> {
     let mut resources: BTreeMap<String, Known> = BTreeMap::new();
     for lookup in value.and_then(Value::as_array).into_iter().flatten() {
-        let part = |at: usize| lookup.get(at).cloned().unwrap_or_default();
+        let part = |at: usize| lookup[at].clone();
         let name = part(1).as_str().unwrap_or_default().to_owned();
         let known = resources.entry(name).or_default();
         let (method, arguments, result) = (part(0), part(2), part(3));
@@ -177,7 +177,7 @@ fn around(inner: Value, key: &Value) -> Value {
     match key {
         Value::Number(at) => {
             let at = at.as_u64().map_or(0, |at| at.min(1000));
-            let mut list: Vec<Value> = (0..at).map(|_| Value::Null).collect();
+            let mut list: List = (0..at).map(|_| Value::Null).collect();
             list.push(inner);
             Value::Array(list)
         }
@@ -188,7 +188,7 @@ fn around(inner: Value, key: &Value) -> Value {
     }
 }
 
-fn map(value: Option<&Value>) -> Map<String, Value> {
+fn map(value: Option<&Value>) -> Map {
     value
         .and_then(Value::as_object)
         .cloned()

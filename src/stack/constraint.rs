@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use serde_json::{Map, Value};
+use crate::stack::value::{Map, Value};
 
 use super::parameters::{boolean, boolean_like, number};
 use super::patterns::{self, Made};
@@ -91,7 +91,7 @@ impl Rule {
 fn loosely(a: &Value, b: &Value) -> bool {
     let text = |value: &Value| match value {
         Value::String(text) => text.clone(),
-        other => other.to_string(),
+        other => other.to_string().into(),
     };
     a == b
         || (boolean_like(a) && boolean(a) == boolean(b))
@@ -116,7 +116,8 @@ pub(super) fn hot_constraint(value: &Value, version: Version) -> Result<Constrai
         return Err(Error::new("a constraint is a map"));
     };
     let description = map.get("description").and_then(Value::as_str);
-    let unknown = |key: &&String| *key != "description" && !HOT.contains(&key.as_str());
+    let unknown =
+        |key: &&crate::stack::value::Text| *key != "description" && !HOT.contains(&key.as_str());
     if let Some(key) = map.keys().find(unknown) {
         return Err(Error::new(format!(
             "no constraint `{key}`; there are length, range, modulo, allowed_values, allowed_pattern and custom_constraint"
@@ -124,7 +125,7 @@ pub(super) fn hot_constraint(value: &Value, version: Version) -> Result<Constrai
     }
     let known = |key: &&&str| **key != "modulo" || version >= Version::Ocata;
     let mut named = HOT.iter().filter(known);
-    let found = named.find_map(|key| Some((*key, map.get(*key)?)));
+    let found = named.find_map(|key| Some((*key, map.get(key)?)));
     let Some((name, value)) = found else {
         return Err(Error::new("no constraint expressed"));
     };
@@ -176,7 +177,7 @@ fn rule(name: &str, value: &Value) -> Result<Rule> {
             Rule::Modulo { step, offset }
         }
         "allowed_values" => match value {
-            Value::Array(values) => Rule::Allowed(values.clone()),
+            Value::Array(values) => Rule::Allowed(values.to_vec()),
             _ => return Err(Error::new("must be a list")),
         },
         "allowed_pattern" => match value {
@@ -188,10 +189,7 @@ fn rule(name: &str, value: &Value) -> Result<Rule> {
 }
 
 /// Two bounds of which one may be left out.
-pub(super) fn bounds(
-    map: &Map<String, Value>,
-    keys: [&str; 2],
-) -> Result<(Option<f64>, Option<f64>)> {
+pub(super) fn bounds(map: &Map, keys: [&str; 2]) -> Result<(Option<f64>, Option<f64>)> {
     let get = |key: &str| {
         let value = map.get(key).filter(|value| !value.is_null());
         let number = value.map(|value| match value {
@@ -208,7 +206,7 @@ pub(super) fn bounds(
 
 /// The rule of a length between bounds, which are whole numbers: `1.0` is none.
 pub(super) fn length(
-    map: &Map<String, Value>,
+    map: &Map,
     keys: [&str; 2],
     (min, max): (Option<f64>, Option<f64>),
 ) -> Result<Rule> {

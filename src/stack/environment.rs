@@ -1,6 +1,6 @@
 //! Environments: parameters, defaults and the registry, several merged in order.
 
-use serde_json::{Map, Value};
+use crate::stack::value::{Map, Value};
 
 use super::{Error, Result, kind_of, yaml};
 
@@ -8,11 +8,11 @@ use super::{Error, Result, kind_of, yaml};
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Environment {
     /// Values for parameters the template has.
-    pub parameters: Map<String, Value>,
+    pub parameters: Map,
     /// Values for parameters of any template of the tree.
-    pub parameter_defaults: Map<String, Value>,
+    pub parameter_defaults: Map,
     /// Type mappings, wildcards, per-resource overrides.
-    pub registry: Map<String, Value>,
+    pub registry: Map,
     /// Parts that are read and have no effect; shown to the user.
     pub notes: Vec<String>,
 }
@@ -129,7 +129,7 @@ impl Environment {
     }
 }
 
-fn section_map<'a>(name: &str, value: &'a Value) -> Result<Option<&'a Map<String, Value>>> {
+fn section_map<'a>(name: &str, value: &'a Value) -> Result<Option<&'a Map>> {
     match value {
         Value::Null => Ok(None),
         Value::Object(map) => Ok(Some(map)),
@@ -140,11 +140,7 @@ fn section_map<'a>(name: &str, value: &'a Value) -> Result<Option<&'a Map<String
     }
 }
 
-fn merge_maps(
-    into: &mut Map<String, Value>,
-    from: Option<&Map<String, Value>>,
-    strategy: &dyn Fn(&str) -> Strategy,
-) {
+fn merge_maps(into: &mut Map, from: Option<&Map>, strategy: &dyn Fn(&str) -> Strategy) {
     for (key, value) in from.into_iter().flatten() {
         match (strategy(key), into.get_mut(key), value) {
             (Strategy::Deep, Some(Value::Object(old)), Value::Object(new)) => {
@@ -166,9 +162,9 @@ fn merge_maps(
 }
 
 /// An exact entry first, then the longest wildcard.
-fn lookup(map: &Map<String, Value>, kind: &str) -> Option<String> {
+fn lookup(map: &Map, kind: &str) -> Option<String> {
     if let Some(Value::String(target)) = map.get(kind) {
-        return Some(target.clone());
+        return Some(target.to_string());
     }
     let (pattern, target) = map
         .iter()
@@ -206,7 +202,7 @@ mod tests {
             "parameters: {l: [2]}\nparameter_merge_strategies: {l: merge}",
         ])
         .unwrap();
-        assert_eq!(env.parameters["l"], serde_json::json!([1, 2]));
+        assert_eq!(env.parameters["l"], crate::stack::value::json!([1, 2]));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde_json::{Map, Value, json};
+use crate::stack::value::{Map, Value, json};
 
 use super::budget::Budget;
 use super::environment::Environment;
@@ -107,7 +107,7 @@ pub(super) fn inner(
     }
     let properties = resource.typed.clone()?;
     let get = |key: &str| properties.get(key);
-    let child = |template: Source, parameters: Map<String, Value>| {
+    let child = |template: Source, parameters: Map| {
         let mut identity = input.identity.clone();
         identity.name = format!("{}-{name}", identity.name);
         Input {
@@ -193,15 +193,12 @@ pub fn holds_a_stack(resource: &Rendered) -> bool {
             || resource.schema.as_ref().is_some_and(|kind| kind.stack))
 }
 
-fn facade(resource: &Rendered) -> Map<String, Value> {
+fn facade(resource: &Rendered) -> Map {
     let mut facade = Map::new();
     let value = |value: &Result<Value>| value.clone().unwrap_or_default();
-    facade.insert("metadata".into(), value(&resource.metadata));
-    facade.insert("update_policy".into(), value(&resource.update_policy));
-    facade.insert(
-        "deletion_policy".into(),
-        Value::from(resource.deletion_policy),
-    );
+    facade.insert("metadata", value(&resource.metadata));
+    facade.insert("update_policy", value(&resource.update_policy));
+    facade.insert("deletion_policy", Value::from(resource.deletion_policy));
     facade
 }
 
@@ -219,15 +216,14 @@ fn members(budget: &Budget, members: impl Iterator<Item = (String, Value)>) -> R
         budget.pay(super::functions::weight(&member))?;
         Ok((name, member))
     });
-    let resources: Map<String, Value> = resources.collect::<Result<_>>()?;
+    let resources: Map = resources.collect::<Result<_>>()?;
     Ok(json!({"heat_template_version": MADE, "resources": resources}))
 }
 
 /// A group's members: `%index%` stands for the name, at any depth.
-fn group(properties: &Map<String, Value>, budget: &Budget) -> Result<Value> {
+fn group(properties: &Map, budget: &Budget) -> Result<Value> {
     let definition = properties.get("resource_def").and_then(Value::as_object);
-    let definition: Map<String, Value> =
-        super::registry::without_nulls(definition.cloned().unwrap_or_default());
+    let definition: Map = super::registry::without_nulls(definition.cloned().unwrap_or_default());
     let index = properties.get("index_var").and_then(Value::as_str);
     let index = index.filter(|text| !text.is_empty()).unwrap_or("%index%");
     let removed = listed(properties.get("removal_policies"));
@@ -254,7 +250,7 @@ pub(super) fn listed(policies: Option<&Value>) -> Vec<String> {
     names
         .flatten()
         .filter_map(|name| match name {
-            Value::String(name) => Some(name.clone()),
+            Value::String(name) => Some(name.to_string()),
             Value::Number(number) => Some(number.to_string()),
             _ => None,
         })
@@ -263,21 +259,26 @@ pub(super) fn listed(policies: Option<&Value>) -> Vec<String> {
 
 fn indexed(value: &Value, index: &str, name: &str) -> Value {
     match value {
-        Value::String(text) => Value::from(text.replace(index, name)),
+        Value::String(text) => Value::from(text.as_str().replace(index, name)),
         Value::Array(items) => items
             .iter()
             .map(|item| indexed(item, index, name))
             .collect(),
         Value::Object(map) => map
             .iter()
-            .map(|(key, item)| (key.replace(index, name), indexed(item, index, name)))
+            .map(|(key, item)| {
+                (
+                    key.as_str().replace(index, name),
+                    indexed(item, index, name),
+                )
+            })
             .collect(),
         plain => plain.clone(),
     }
 }
 
 /// One resource of each type, one after the other unless told otherwise.
-fn chain(properties: &Map<String, Value>, budget: &Budget) -> Result<Value> {
+fn chain(properties: &Map, budget: &Budget) -> Result<Value> {
     let kinds = properties.get("resources").and_then(Value::as_array);
     let kinds = kinds.cloned().unwrap_or_default();
     let concurrent = properties.get("concurrent") == Some(&Value::Bool(true));
@@ -294,18 +295,18 @@ fn chain(properties: &Map<String, Value>, budget: &Budget) -> Result<Value> {
 }
 
 /// One deployment for each server.
-fn deployments(kind: &str, properties: &Map<String, Value>, budget: &Budget) -> Result<Value> {
+fn deployments(kind: &str, properties: &Map, budget: &Budget) -> Result<Value> {
     let kind = kind.strip_suffix("Group").unwrap_or(kind);
     let servers = properties.get("servers").and_then(Value::as_object);
-    let shared: Map<String, Value> = properties
+    let shared: Map = properties
         .iter()
         .filter(|(key, _)| *key != "servers")
         .map(|(key, value)| (key.clone(), value.clone()))
         .collect();
     let all = servers.into_iter().flatten().map(|(name, server)| {
         let mut own = shared.clone();
-        own.insert("server".into(), server.clone());
-        (name.clone(), json!({"type": kind, "properties": own}))
+        own.insert("server", server.clone());
+        (name.to_string(), json!({"type": kind, "properties": own}))
     });
     members(budget, all)
 }

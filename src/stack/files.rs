@@ -69,7 +69,10 @@ impl File {
         let template = self.template().and_then(|source| source.read()).ok()?;
         let mut schemas = BTreeMap::new();
         for (name, schema) in &template.parameters {
-            schemas.insert(name.clone(), Schema::parse(schema, template.version).ok()?);
+            schemas.insert(
+                name.to_string(),
+                Schema::parse(schema, template.version).ok()?,
+            );
         }
         Some(Arc::new(registry::of_template(&schemas)))
     }

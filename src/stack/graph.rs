@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
 
-use serde_json::Value;
+use crate::stack::value::Value;
 
 use super::render::Rendered;
 use super::{Error, Result};
@@ -316,7 +316,7 @@ fn is(resource: &Rendered, kind: &str) -> bool {
 
 fn property<'a>(resource: &'a Rendered, names: &[&str]) -> Option<&'a Value> {
     let typed = resource.typed.as_ref().ok()?;
-    names.iter().find_map(|name| typed.get(*name))
+    names.iter().find_map(|name| typed.get(name))
 }
 
 fn given(value: &Value) -> bool {

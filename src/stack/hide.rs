@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 
-use serde_json::Value;
+use crate::stack::value::Value;
 
 use super::render::Stack;
 use super::tree::MASK;
@@ -161,11 +161,14 @@ pub fn note(text: &str, found: &mut BTreeSet<String>) {
 /// Masks every text in `value` that holds a secret.
 pub fn mask(value: &mut Value, secrets: &BTreeSet<String>) {
     match value {
-        Value::String(text) if holds(text, secrets) => MASK.clone_into(text),
+        Value::String(text) if holds(text, secrets) => *text = MASK.into(),
         Value::Number(number) if secrets.contains(&number.to_string()) => {
             *value = Value::from(MASK);
         }
-        Value::Array(items) => items.iter_mut().for_each(|item| mask(item, secrets)),
+        Value::Array(items) => items
+            .make_mut()
+            .iter_mut()
+            .for_each(|item| mask(item, secrets)),
         Value::Object(map) => {
             if map.keys().any(|key| holds(key, secrets)) {
                 *value = Value::from(MASK);

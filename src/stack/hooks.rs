@@ -14,7 +14,7 @@
 
 use std::collections::BTreeSet;
 
-use serde_json::{Map, Value};
+use crate::stack::value::{Map, Value};
 
 use super::tree::SEPARATOR;
 use super::{Error, Result};
@@ -42,7 +42,7 @@ pub struct Asked {
 
 /// What `registry` asks of the resource at `path`.
 #[must_use]
-pub fn of(registry: &Map<String, Value>, path: &str) -> Asked {
+pub fn of(registry: &Map, path: &str) -> Asked {
     let mut asked = Asked::default();
     if let Some(resources) = registry.get("resources").and_then(Value::as_object) {
         let names: Vec<&str> = path.split(SEPARATOR).collect();
@@ -51,7 +51,7 @@ pub fn of(registry: &Map<String, Value>, path: &str) -> Asked {
     asked
 }
 
-fn gather(resources: &Map<String, Value>, names: &[&str], asked: &mut Asked) {
+fn gather(resources: &Map, names: &[&str], asked: &mut Asked) {
     let Some((first, rest)) = names.split_first() else {
         return;
     };
@@ -73,7 +73,7 @@ fn gather(resources: &Map<String, Value>, names: &[&str], asked: &mut Asked) {
 /// One word, or a list of them.
 fn words(value: Option<&Value>) -> Vec<String> {
     match value {
-        Some(Value::String(word)) => vec![word.clone()],
+        Some(Value::String(word)) => vec![word.to_string()],
         Some(Value::Array(words)) => words
             .iter()
             .filter_map(|word| word.as_str().map(str::to_owned))
@@ -106,14 +106,14 @@ pub fn matches(pattern: &str, text: &str) -> bool {
 ///
 /// # Errors
 /// For the first that is not, with its place.
-pub fn check(registry: &Map<String, Value>) -> Result<()> {
+pub fn check(registry: &Map) -> Result<()> {
     let resources = registry.get("resources").and_then(Value::as_object);
     resources.map_or(Ok(()), |resources| {
         look(resources, "resource_registry.resources")
     })
 }
 
-fn look(entries: &Map<String, Value>, path: &str) -> Result<()> {
+fn look(entries: &Map, path: &str) -> Result<()> {
     for (name, entry) in entries {
         let known: &[&str] = match name.as_str() {
             "hooks" => &HOOKS,
@@ -141,11 +141,11 @@ fn look(entries: &Map<String, Value>, path: &str) -> Result<()> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
 
-    use serde_json::json;
+    use crate::stack::value::json;
 
     use super::*;
 
-    fn registry() -> Map<String, Value> {
+    fn registry() -> Map {
         let registry = json!({"My::Type": "x.yaml", "resources": {
             "web*": {"hooks": "pre-create", "restricted_actions": ["update", "replace"]},
             "web1": {"hooks": ["post-update"], "OS::Nova::Server": "y.yaml"},

@@ -4,6 +4,7 @@
 //!
 //! | file | what it holds |
 //! |---|---|
+//! | [`value`] | what templates are made of, shared between all that is made of it |
 //! | [`yaml`] | YAML 1.1 and JSON as Heat reads them, within limits |
 //! | [`version`] | template versions and the functions each one has |
 //! | [`template`] | sections of HOT and CloudFormation templates, made alike |
@@ -50,6 +51,7 @@ pub mod template;
 pub mod tree;
 pub mod typed;
 pub mod validate;
+pub mod value;
 pub mod version;
 pub mod yaml;
 
@@ -93,8 +95,8 @@ impl Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// How Python names a value's type; Heat's messages speak so.
-fn kind_of(value: &serde_json::Value) -> &'static str {
-    use serde_json::Value;
+fn kind_of(value: &crate::stack::value::Value) -> &'static str {
+    use crate::stack::value::Value;
     match value {
         Value::Null => "nothing",
         Value::Bool(_) => "a boolean",

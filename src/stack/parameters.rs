@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use serde_json::{Map, Number, Value};
+use crate::stack::value::{List, Map, Number, Text, Value};
 
 use super::constraint::{Constraint, Rule, bounds, hot_constraint, length, pattern};
 use super::functions::python;
@@ -43,7 +43,7 @@ pub struct Schema {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Parameters {
     /// Value by name, after its type.
-    pub values: Map<String, Value>,
+    pub values: Map,
     /// Names whose values are never shown.
     pub hidden: BTreeSet<String>,
     /// Names that have neither a value nor a default.
@@ -69,20 +69,20 @@ pub struct Identity {
 impl Identity {
     /// The pseudo parameters of `version`.
     #[must_use]
-    pub fn pseudo(&self, version: Version) -> Map<String, Value> {
+    pub fn pseudo(&self, version: Version) -> Map {
         let mut values = Map::new();
         if version.is_hot() {
-            values.insert("OS::stack_name".into(), Value::from(self.name.clone()));
-            values.insert("OS::stack_id".into(), Value::from(self.id.clone()));
-            values.insert("OS::project_id".into(), Value::from(self.project.clone()));
+            values.insert("OS::stack_name", Value::from(self.name.clone()));
+            values.insert("OS::stack_id", Value::from(self.id.clone()));
+            values.insert("OS::project_id", Value::from(self.project.clone()));
         } else {
             let arn = format!(
                 "arn:openstack:heat::{}:stacks/{}/{}",
                 self.project, self.name, self.id
             );
-            values.insert("AWS::StackName".into(), Value::from(self.name.clone()));
-            values.insert("AWS::StackId".into(), Value::from(arn));
-            values.insert("AWS::Region".into(), Value::from(self.region.clone()));
+            values.insert("AWS::StackName", Value::from(self.name.clone()));
+            values.insert("AWS::StackId", Value::from(arn));
+            values.insert("AWS::Region", Value::from(self.region.clone()));
         }
         values
     }
@@ -112,7 +112,7 @@ impl Schema {
         }
     }
 
-    fn parse_hot(map: &Map<String, Value>, version: Version) -> Result<Self> {
+    fn parse_hot(map: &Map, version: Version) -> Result<Self> {
         const KEYS: [&str; 9] = [
             "type",
             "description",
@@ -175,7 +175,7 @@ impl Schema {
         .checked()
     }
 
-    fn parse_cfn(map: &Map<String, Value>) -> Result<Self> {
+    fn parse_cfn(map: &Map) -> Result<Self> {
         const KEYS: [&str; 12] = [
             "Type",
             "Description",
@@ -229,7 +229,7 @@ impl Schema {
         }
         match map.get("AllowedValues") {
             None => {}
-            Some(Value::Array(values)) => rules.push(Rule::Allowed(values.clone())),
+            Some(Value::Array(values)) => rules.push(Rule::Allowed(values.to_vec())),
             Some(_) => return Err(Error::at("AllowedValues", "must be a list")),
         }
         match map.get("AllowedPattern") {
@@ -308,7 +308,7 @@ impl Schema {
                 Error::new("must be a boolean: true, false, yes, no, on, off, 1, 0")
             }),
             (Type::List, Value::Array(items)) => Ok(items.iter().map(python::text).collect()),
-            (Type::List, Value::String(text)) if text.is_empty() => Ok(Value::Array(Vec::new())),
+            (Type::List, Value::String(text)) if text.is_empty() => Ok(Value::Array(List::new())),
             (Type::List, Value::String(text)) => Ok(text.split(',').collect()),
             (Type::Json, Value::String(text)) if text.is_empty() => Ok(value.clone()),
             (Type::Json, Value::String(text)) => {
@@ -420,10 +420,10 @@ impl Parameters {
     /// For the first schema or value that is wrong, or a value that the template
     /// does not know. What is missing is told by name, and refused where it is used.
     pub fn resolve(
-        schemas: &Map<String, Value>,
+        schemas: &Map,
         version: Version,
-        given: &Map<String, Value>,
-        defaults: &Map<String, Value>,
+        given: &Map,
+        defaults: &Map,
         identity: &Identity,
     ) -> Result<Self> {
         let mut result = Self {
@@ -453,7 +453,7 @@ impl Parameters {
             }
             parsed.push((name, schema));
         }
-        if let Some(name) = given.keys().find(|name| !schemas.contains_key(*name)) {
+        if let Some(name) = given.keys().find(|name| !schemas.contains_key(name)) {
             return Err(Error::at(
                 "parameters",
                 format!("the template has no parameter `{name}`"),
@@ -466,14 +466,14 @@ impl Parameters {
                 .or_else(|| defaults.get(name))
                 .or(schema.default.as_ref());
             let Some(value) = value else {
-                result.missing.insert(name.clone());
+                result.missing.insert(name.to_string());
                 continue;
             };
             let value = schema
                 .check(value)
                 .map_err(|error| error.below(&format!("parameters.{name}")))?;
             if schema.hidden {
-                result.hidden.insert(name.clone());
+                result.hidden.insert(name.to_string());
             }
             result.values.insert(name.clone(), value);
         }
@@ -482,9 +482,9 @@ impl Parameters {
 
     /// The values as they may be shown.
     #[must_use]
-    pub fn masked(&self) -> Map<String, Value> {
-        let shown = |name: &String, value: &Value| {
-            if self.hidden.contains(name) {
+    pub fn masked(&self) -> Map {
+        let shown = |name: &Text, value: &Value| {
+            if self.hidden.contains(name.as_str()) {
                 Value::from("******")
             } else {
                 value.clone()

@@ -9,7 +9,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde_json::{Map, Value};
+use crate::stack::value::Map;
 
 use super::graph::{Graph, Numbered};
 use super::registry;
@@ -33,7 +33,7 @@ pub struct Wanted<'a> {
     /// Its type.
     pub kind: &'a str,
     /// Properties, references to other resources not yet filled in.
-    pub properties: Cow<'a, Map<String, Value>>,
+    pub properties: Cow<'a, Map>,
     /// By property: the resources it refers to.
     pub references: &'a BTreeMap<String, BTreeSet<String>>,
 }
@@ -47,7 +47,7 @@ pub struct Existing {
     /// Its type.
     pub kind: String,
     /// Properties it was made or last updated with, as in [`Wanted`].
-    pub properties: Map<String, Value>,
+    pub properties: Map,
     /// Which incarnation of each required resource it was made with.
     pub requires: BTreeMap<String, u32>,
     /// Made or updated to the end.
@@ -323,8 +323,8 @@ fn decide(
         .properties
         .keys()
         .chain(have.properties.keys())
-        .filter(|key| want.properties.get(*key) != have.properties.get(*key))
-        .cloned()
+        .filter(|key| want.properties.get(key) != have.properties.get(key))
+        .map(ToString::to_string)
         .collect();
     // A reference to what was replaced has another id now. What may not change need not:
     // an attribute can be what it was, which is seen when it is known.
@@ -361,7 +361,7 @@ fn decide(
 
 /// Whether a resource's own properties ask for a replacement when this one changes: what Heat's
 /// plugins have in `needs_replace_with_prop_diff` and `needs_replace`.
-fn replaces(kind: &str, property: &str, properties: &Map<String, Value>) -> bool {
+fn replaces(kind: &str, property: &str, properties: &Map) -> bool {
     let given = |name: &str| properties.get(name).filter(|value| !value.is_null());
     match (kind, property) {
         ("OS::Nova::Server", "flavor" | "image") => {

@@ -13,7 +13,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
-use serde_json::{Map, Value};
+use crate::stack::value::{Map, Value};
 
 use super::constraint::{Pattern, Rule};
 
@@ -93,31 +93,69 @@ const TABLES: [&str; 8] = [
     include_str!("types/other.types"),
 ];
 
+/// A type as the tables have it; most are never asked for, and not read.
+struct Written {
+    lines: &'static str,
+    read: OnceLock<Arc<ResourceType>>,
+}
+
+impl Written {
+    fn read(&'static self) -> &'static Arc<ResourceType> {
+        self.read.get_or_init(|| Arc::new(read(self.lines)))
+    }
+}
+
 /// The type called `name`; old names of families are followed.
 #[must_use]
 pub fn find(name: &str) -> Option<&'static Arc<ResourceType>> {
-    let types = all();
-    let mut name = name.to_owned();
-    if let Some(rest) = name.strip_prefix("OS::Quantum") {
-        name = format!("OS::Neutron{rest}");
-    }
-    let found = types.get(name.as_str())?;
+    let types = written();
+    let newer;
+    let name = match name.strip_prefix("OS::Quantum") {
+        Some(rest) => {
+            newer = format!("OS::Neutron{rest}");
+            &newer
+        }
+        None => name,
+    };
+    let found = types.get(name)?.read();
     match &found.mapped {
-        Some(target) => types.get(target.as_str()).or(Some(found)),
+        Some(target) => types
+            .get(target.as_str())
+            .map(Written::read)
+            .or(Some(found)),
         None => Some(found),
     }
 }
 
-/// Every type by name.
+/// The name of every type, in order.
 #[must_use]
-pub fn all() -> &'static BTreeMap<&'static str, Arc<ResourceType>> {
-    static ALL: OnceLock<BTreeMap<&'static str, Arc<ResourceType>>> = OnceLock::new();
-    ALL.get_or_init(|| {
-        let mut types = BTreeMap::new();
-        for table in TABLES {
-            read(table, &mut types);
+pub fn names() -> impl ExactSizeIterator<Item = &'static str> {
+    written().keys().copied()
+}
+
+fn written() -> &'static BTreeMap<&'static str, Written> {
+    static ALL: OnceLock<BTreeMap<&'static str, Written>> = OnceLock::new();
+    ALL.get_or_init(|| TABLES.into_iter().flat_map(split).collect())
+}
+
+/// The types of a table: each is a line, and those after it that are further in.
+fn split(table: &'static str) -> impl Iterator<Item = (&'static str, Written)> {
+    let mut rest = table;
+    std::iter::from_fn(move || {
+        // Between types there are comments and empty lines.
+        while rest.starts_with(['#', '\n']) {
+            rest = rest.split_once('\n').map_or("", |(_, rest)| rest);
         }
-        types
+        let next = rest.match_indices('\n').map(|(at, _)| at + 1);
+        let mut next = next.filter(|at| !rest[*at..].starts_with(' '));
+        let (lines, after) = rest.split_at(next.next().unwrap_or(rest.len()));
+        rest = after;
+        let name = lines
+            .split(['\t', '\n'])
+            .next()
+            .filter(|name| !name.is_empty())?;
+        let read = OnceLock::new();
+        Some((name, Written { lines, read }))
     })
 }
 
@@ -125,39 +163,31 @@ fn depth(line: &str) -> usize {
     line.len() - line.trim_start_matches(' ').len()
 }
 
-fn read(table: &'static str, types: &mut BTreeMap<&'static str, Arc<ResourceType>>) {
-    let lines: Vec<&'static str> = table
-        .lines()
-        .filter(|line| !line.is_empty() && !line.starts_with('#'))
-        .collect();
-    let mut at = 0;
-    while at < lines.len() {
-        let mut columns = lines[at].split('\t');
-        let name = columns.next().unwrap_or_default();
-        let mut kind = ResourceType::default();
-        for column in columns {
-            match column.split_once(' ') {
-                Some(("mapped", target)) => kind.mapped = Some(target.to_owned()),
-                _ if column == "stack" => kind.stack = true,
-                _ => kind.retired = true,
-            }
+fn read(lines: &str) -> ResourceType {
+    let lines: Vec<&str> = lines.lines().collect();
+    let mut kind = ResourceType::default();
+    for column in lines[0].split('\t').skip(1) {
+        match column.split_once(' ') {
+            Some(("mapped", target)) => kind.mapped = Some(target.to_owned()),
+            _ if column == "stack" => kind.stack = true,
+            _ => kind.retired = true,
         }
-        at += 1;
-        while at < lines.len() && depth(lines[at]) > 0 {
-            let line = lines[at].trim_start();
-            if let Some(list) = line.strip_prefix("@attributes\t") {
-                let pairs = list.split(' ').filter_map(|pair| pair.rsplit_once(':'));
-                kind.attributes = pairs.map(|(a, k)| (a.to_owned(), k.to_owned())).collect();
-                at += 1;
-            } else if line == "@update_policy" {
-                at += 1;
-                kind.update_policy = properties(&lines, &mut at, 2);
-            } else {
-                kind.properties.append(&mut properties(&lines, &mut at, 1));
-            }
-        }
-        types.insert(name, Arc::new(kind));
     }
+    let mut at = 1;
+    while at < lines.len() {
+        let line = lines[at].trim_start();
+        if let Some(list) = line.strip_prefix("@attributes\t") {
+            let pairs = list.split(' ').filter_map(|pair| pair.rsplit_once(':'));
+            kind.attributes = pairs.map(|(a, k)| (a.to_owned(), k.to_owned())).collect();
+            at += 1;
+        } else if line == "@update_policy" {
+            at += 1;
+            kind.update_policy = properties(&lines, &mut at, 2);
+        } else {
+            kind.properties.append(&mut properties(&lines, &mut at, 1));
+        }
+    }
+    kind
 }
 
 /// The properties at `level` from the line `at` on.
@@ -218,7 +248,7 @@ fn property(line: &str) -> (String, Property) {
             "from" => property.from = Some(rest.to_owned()),
             "one-of" => {
                 let values = json().as_array().cloned().unwrap_or_default();
-                property.rules.push(Rule::Allowed(values));
+                property.rules.push(Rule::Allowed(values.to_vec()));
             }
             "range" | "length" => {
                 let bounds = json();
@@ -281,7 +311,7 @@ pub(super) fn takes_anything(name: &str, found: &ResourceType) -> bool {
 }
 
 /// The map without entries that are null.
-pub(super) fn without_nulls(map: Map<String, Value>) -> Map<String, Value> {
+pub(super) fn without_nulls(map: Map) -> Map {
     map.into_iter().filter(|(_, v)| !v.is_null()).collect()
 }
 
@@ -340,11 +370,8 @@ mod tests {
             "OS::Heat",
             "AWS",
         ] {
-            assert!(
-                all().keys().any(|name| name.starts_with(family)),
-                "{family}"
-            );
+            assert!(names().any(|name| name.starts_with(family)), "{family}");
         }
-        assert!(all().len() > 190);
+        assert!(names().len() > 190);
     }
 }

@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
-use serde_json::{Map, Value, json};
+use crate::stack::value::{Map, Value, json};
 
 use super::budget::Budget;
 use super::environment::Environment;
@@ -32,7 +32,7 @@ pub struct Input {
     /// Reference ids and attributes of resources, as far as they are known.
     pub resources: BTreeMap<String, Known>,
     /// Of the resource outside, for a nested stack.
-    pub facade: Map<String, Value>,
+    pub facade: Map,
     /// Parameters that are hidden, whatever the template says of them.
     pub secret: BTreeSet<String>,
     /// Of the whole tree, by the path of a group: names that it has been told before not to use.
@@ -56,9 +56,9 @@ pub struct Rendered {
     /// What the type's properties are, when the type is known.
     pub schema: Option<Arc<ResourceType>>,
     /// Properties, or why there are none.
-    pub properties: Result<Option<Map<String, Value>>>,
+    pub properties: Result<Option<Map>>,
     /// Properties after the type's schema.
-    pub typed: Result<Map<String, Value>>,
+    pub typed: Result<Map>,
     /// Metadata, or null.
     pub metadata: Result<Value>,
     /// Update policy, or null.
@@ -264,8 +264,8 @@ impl Needs {
             Value::Object(map) => {
                 for (property, value) in map {
                     let found = scope.references(value).and_then(|f| resolve(f, existing));
-                    let path = format!("properties.{property}");
-                    by_property.insert(property.clone(), found.map_err(|e| e.below(&path))?);
+                    let found = found.map_err(|e| e.below(&format!("properties.{property}")));
+                    by_property.insert(property.to_string(), found?);
                 }
             }
             _ => {}
@@ -366,7 +366,7 @@ fn one(
 }
 
 /// A property whose function gives nothing counts as not given.
-fn drop_nothing(resource: &Resource, scope: &Scope<'_>, map: &mut Map<String, Value>) {
+fn drop_nothing(resource: &Resource, scope: &Scope<'_>, map: &mut Map) {
     if let Value::Object(raw) = &resource.properties {
         map.retain(|name, value| {
             !value.is_null() || raw.get(name).is_none_or(|raw| !scope.is_nothing(raw))
@@ -456,26 +456,26 @@ impl Stack {
         let mut outputs = Map::new();
         for (name, (description, value)) in self.outputs {
             let mut entry = Map::new();
-            entry.insert("description".into(), description.into());
+            entry.insert("description", description.into());
             match value {
-                Ok(value) => entry.insert("value".into(), value),
-                Err(error) => entry.insert("error".into(), error_json("output", &error)),
+                Ok(value) => entry.insert("value", value),
+                Err(error) => entry.insert("error", error_json("output", &error)),
             };
             outputs.insert(name, Value::Object(entry));
         }
         let mut result = Map::new();
-        result.insert("parameters".into(), self.parameters.values.into());
-        result.insert("resources".into(), resources.into());
-        result.insert("outputs".into(), outputs.into());
+        result.insert("parameters", self.parameters.values.into());
+        result.insert("resources", resources.into());
+        result.insert("outputs", outputs.into());
         let error = match self.order {
             Ok(order) => {
-                result.insert("order".into(), order.into());
+                result.insert("order", order.into());
                 unknown
             }
             Err(error) => Some(unknown.unwrap_or(error)),
         };
         if let Some(error) = error {
-            result.insert("order_error".into(), error_json("dependencies", &error));
+            result.insert("order_error", error_json("dependencies", &error));
         }
         Value::Object(result)
     }

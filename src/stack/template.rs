@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use serde_json::{Map, Value};
+use crate::stack::value::{Map, Value};
 
 use super::version::Version;
 use super::{Error, Result, kind_of, yaml};
@@ -19,11 +19,11 @@ pub struct Template {
     /// What it says of itself.
     pub description: String,
     /// Parameter schemas as written.
-    pub parameters: Map<String, Value>,
+    pub parameters: Map,
     /// Condition definitions as written.
-    pub conditions: Map<String, Value>,
+    pub conditions: Map,
     /// CloudFormation's `Mappings`.
-    pub mappings: Map<String, Value>,
+    pub mappings: Map,
     /// Resources by logical name.
     pub resources: BTreeMap<String, Resource>,
     /// Outputs by name.
@@ -164,7 +164,7 @@ impl Template {
         for (name, definition) in section(&mut map, resources)? {
             let resource = read_resource(&name, definition, version, words)
                 .map_err(|error| error.below(&format!("{resources}.{name}")))?;
-            template.resources.insert(name, resource);
+            template.resources.insert(name.into(), resource);
         }
         if template.resources.len() > MAX_RESOURCES {
             return Err(Error::at(
@@ -178,7 +178,7 @@ impl Template {
         for (name, definition) in section(&mut map, outputs)? {
             let output = read_output(definition, words)
                 .map_err(|error| error.below(&format!("{outputs}.{name}")))?;
-            template.outputs.insert(name, output);
+            template.outputs.insert(name.into(), output);
         }
         Ok(template)
     }
@@ -211,14 +211,14 @@ impl Default for Source {
     }
 }
 
-fn version_of(map: &Map<String, Value>) -> Result<Version> {
+fn version_of(map: &Map) -> Result<Version> {
     let keys: Vec<&str> = [
         "heat_template_version",
         "HeatTemplateFormatVersion",
         "AWSTemplateFormatVersion",
     ]
     .into_iter()
-    .filter(|key| map.contains_key(*key))
+    .filter(|key| map.contains_key(key))
     .collect();
     match keys[..] {
         [] => Err(Error::new(
@@ -238,7 +238,7 @@ fn version_of(map: &Map<String, Value>) -> Result<Version> {
     }
 }
 
-fn unknown_sections(map: &Map<String, Value>, version: Version, words: &Words) -> Vec<String> {
+fn unknown_sections(map: &Map, version: Version, words: &Words) -> Vec<String> {
     let extra: &[&str] = if version.is_hot() {
         &["heat_template_version", "parameter_groups"]
     } else {
@@ -253,11 +253,14 @@ fn unknown_sections(map: &Map<String, Value>, version: Version, words: &Words) -
         let early = name == words.sections[2] && !version.has_conditions();
         !early && (words.sections.contains(&name) || extra.contains(&name))
     };
-    map.keys().filter(|name| !known(name)).cloned().collect()
+    map.keys()
+        .filter(|name| !known(name))
+        .map(ToString::to_string)
+        .collect()
 }
 
 /// Takes the section `name` out of `map`; one that is not there is empty.
-fn section(map: &mut Map<String, Value>, name: &str) -> Result<Map<String, Value>> {
+fn section(map: &mut Map, name: &str) -> Result<Map> {
     match map.shift_remove(name) {
         None | Some(Value::Null) => Ok(Map::new()),
         Some(Value::Object(section)) => Ok(section),
@@ -270,7 +273,7 @@ fn section(map: &mut Map<String, Value>, name: &str) -> Result<Map<String, Value
 
 fn text_of(value: Option<&Value>) -> String {
     match value {
-        Some(Value::String(text)) => text.clone(),
+        Some(Value::String(text)) => text.to_string(),
         None | Some(Value::Null) => String::new(),
         Some(other) => other.to_string(),
     }
@@ -308,7 +311,7 @@ fn read_resource(
         }
     }
     let kind = match map.shift_remove(words.keys[0]).unwrap_or_default() {
-        Value::String(kind) if !kind.is_empty() => kind,
+        Value::String(kind) if !kind.is_empty() => kind.into(),
         Value::Null => return Err(Error::new(format!("`{}` is missing", words.keys[0]))),
         Value::String(_) => return Err(Error::at(words.keys[0], "must not be empty")),
         other => {
@@ -385,11 +388,11 @@ pub fn deletion_policy(text: &str, version: Version) -> Result<&'static str> {
 fn names(value: &Value) -> Result<Vec<String>> {
     match value {
         Value::Null => Ok(Vec::new()),
-        Value::String(name) => Ok(vec![name.clone()]),
+        Value::String(name) => Ok(vec![name.to_string()]),
         Value::Array(items) => items
             .iter()
             .map(|item| match item {
-                Value::String(name) => Ok(name.clone()),
+                Value::String(name) => Ok(name.to_string()),
                 other => Err(Error::new(format!(
                     "must name resources, has {}",
                     kind_of(other)

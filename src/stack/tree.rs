@@ -12,7 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
-use serde_json::{Map, Value, json};
+use crate::stack::value::{Map, Text, Value, json};
 
 use super::functions::Known;
 use super::render::{self, Input, Rendered, Stack, Stop};
@@ -32,7 +32,7 @@ pub struct Leaf {
     /// Its type, after the environment's registry.
     pub kind: String,
     /// Properties after the type's schema, or why there are none.
-    pub properties: Result<Map<String, Value>>,
+    pub properties: Result<Map>,
     /// Its metadata, or null.
     pub metadata: Value,
     /// By property: paths of the resources it refers to.
@@ -274,9 +274,9 @@ impl Walk<'_> {
         if properties.get("removal_policies_mode") != Some(&Value::from("update")) {
             all.extend(self.input.removed.get(&path).into_iter().flatten().cloned());
         }
-        properties.insert("removal_policies".into(), json!([{"resource_list": all}]));
+        properties.insert("removal_policies", json!([{"resource_list": all}]));
         if let Some(size) = self.input.sizes.get(&path) {
-            properties.insert("count".into(), Value::from(*size));
+            properties.insert("count", Value::from(*size));
         }
         all.retain(|name| name.parse::<usize>().is_ok());
         if !all.is_empty() {
@@ -509,7 +509,7 @@ fn number(value: &Value) -> Option<f64> {
 fn outside(resource: &Rendered, prefix: &str, level: &Level) -> Known {
     let name = prefix.trim_end_matches(SEPARATOR);
     let value = |output: &Output| output.value.clone().unwrap_or_default();
-    let outputs: Map<String, Value> = level
+    let outputs: Map = level
         .outputs
         .iter()
         .map(|(name, output)| (name.clone(), value(output)))
@@ -519,8 +519,8 @@ fn outside(resource: &Rendered, prefix: &str, level: &Level) -> Known {
         "OS::Heat::ResourceGroup" | "OS::Heat::ResourceChain" => of_members(level),
         "OS::Heat::Stack" => {
             let mut attributes = Map::new();
-            attributes.insert("outputs".into(), Value::Object(outputs));
-            attributes.insert("stack_name".into(), Value::from(name));
+            attributes.insert("outputs", Value::Object(outputs));
+            attributes.insert("stack_name", Value::from(name));
             attributes
         }
         "AWS::CloudFormation::Stack" => outputs
@@ -542,11 +542,11 @@ fn outside(resource: &Rendered, prefix: &str, level: &Level) -> Known {
 }
 
 /// Attributes of a group: those of its members, as lists and by member.
-fn of_members(level: &Level) -> Map<String, Value> {
+fn of_members(level: &Level) -> Map {
     // `10` comes after `9`, as members were made.
     let mut members: Vec<(&String, &Known)> = level.members.iter().collect();
     members.sort_by_key(|(name, _)| (name.parse::<u64>().unwrap_or(u64::MAX), *name));
-    let names: BTreeSet<&String> = members
+    let names: BTreeSet<&Text> = members
         .iter()
         .flat_map(|(_, known)| known.attributes.keys())
         .collect();
@@ -554,12 +554,12 @@ fn of_members(level: &Level) -> Map<String, Value> {
     let mut by_attribute = Map::new();
     for name in names {
         let value = |known: &Known| known.attributes.get(name).cloned().unwrap_or_default();
-        let list: Vec<Value> = members.iter().map(|(_, known)| value(known)).collect();
-        let map: Map<String, Value> = members
+        let list: Value = members.iter().map(|(_, known)| value(known)).collect();
+        let map: Map = members
             .iter()
             .map(|(member, known)| ((*member).clone(), value(known)))
             .collect();
-        attributes.insert(name.clone(), Value::Array(list));
+        attributes.insert(name.clone(), list);
         by_attribute.insert(name.clone(), Value::Object(map));
     }
     for (member, known) in &members {
@@ -569,14 +569,14 @@ fn of_members(level: &Level) -> Map<String, Value> {
         }
     }
     let refs: Vec<&Value> = members.iter().map(|(_, known)| &known.refid).collect();
-    attributes.insert("refs".into(), json!(refs));
-    let refs: Map<String, Value> = members
+    attributes.insert("refs", json!(refs));
+    let refs: Map = members
         .iter()
         .map(|(member, known)| ((*member).clone(), known.refid.clone()))
         .collect();
-    attributes.insert("refs_map".into(), Value::Object(refs));
-    attributes.insert("attributes".into(), Value::Object(by_attribute));
-    attributes.insert("removed_rsrc_list".into(), json!(level.removed));
+    attributes.insert("refs_map", Value::Object(refs));
+    attributes.insert("attributes", Value::Object(by_attribute));
+    attributes.insert("removed_rsrc_list", json!(level.removed));
     attributes
 }
 

@@ -20,7 +20,7 @@ fn all(path: &str, leaf: &Leaf) -> Option<Known> {
     let properties = leaf.properties.clone().unwrap();
     let mut attributes = Map::new();
     attributes.insert(
-        "value".into(),
+        "value",
         properties.get("value").cloned().unwrap_or_default(),
     );
     Some(Known {

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::{Map, Number, Value};
+use crate::stack::value::{List, Map, Number, Value};
 
 use super::registry::{Kind, Property};
 use super::{Error, Result, kind_of};
@@ -12,10 +12,7 @@ use super::{Error, Result, kind_of};
 ///
 /// # Errors
 /// When one that is required is missing, or a value is not of its type.
-pub fn coerce(
-    schema: &BTreeMap<String, Property>,
-    given: &Map<String, Value>,
-) -> Result<Map<String, Value>> {
+pub fn coerce(schema: &BTreeMap<String, Property>, given: &Map) -> Result<Map> {
     all(schema, given, false)
 }
 
@@ -27,10 +24,13 @@ pub fn coerce(
 /// For the first problem, with its path.
 pub fn check(
     schema: &BTreeMap<String, Property>,
-    given: &Map<String, Value>,
+    given: &Map,
     unknown_yet: &dyn Fn(&str) -> bool,
 ) -> Result<()> {
-    if let Some(name) = given.keys().find(|name| !schema.contains_key(*name)) {
+    if let Some(name) = given
+        .keys()
+        .find(|name| !schema.contains_key(name.as_str()))
+    {
         return Err(Error::at(name, unknown(schema, name)));
     }
     for (name, property) in schema {
@@ -89,11 +89,7 @@ fn unknown(schema: &BTreeMap<String, Property>, name: &str) -> String {
 }
 
 /// What is not given and has no default is null with `nulls`, and left out without.
-fn all(
-    schema: &BTreeMap<String, Property>,
-    given: &Map<String, Value>,
-    nulls: bool,
-) -> Result<Map<String, Value>> {
+fn all(schema: &BTreeMap<String, Property>, given: &Map, nulls: bool) -> Result<Map> {
     // Older spellings are gone once they have been read.
     let replaced: Vec<&str> = schema.values().filter_map(|p| p.from.as_deref()).collect();
     let room = if nulls { schema.len() } else { given.len() };
@@ -140,7 +136,7 @@ fn fill(item: &Value, value: &Value) -> Value {
     }
 }
 
-fn one(name: &str, property: &Property, given: &Map<String, Value>) -> Result<Value> {
+fn one(name: &str, property: &Property, given: &Map) -> Result<Value> {
     let own = given.get(name);
     let old = property.from.as_ref().and_then(|from| given.get(from));
     let old = old.filter(|value| !value.is_null());
@@ -212,7 +208,7 @@ fn convert(property: &Property, value: Option<&Value>) -> Result<Value> {
 fn list(property: &Property, value: Option<&Value>) -> Result<Value> {
     let split;
     let items = match value {
-        None => return Ok(Value::Array(Vec::new())),
+        None => return Ok(Value::Array(List::new())),
         Some(Value::Array(items)) => items,
         Some(Value::String(text)) if property.converts => {
             split = comma_list(text);
@@ -232,9 +228,9 @@ fn list(property: &Property, value: Option<&Value>) -> Result<Value> {
 }
 
 /// The items of text with commas; empty text has none.
-pub(super) fn comma_list(text: &str) -> Vec<Value> {
+pub(super) fn comma_list(text: &str) -> List {
     if text.is_empty() {
-        return Vec::new();
+        return List::new();
     }
     text.split(',')
         .map(|part| Value::from(part.trim()))
@@ -283,12 +279,12 @@ pub(super) fn integer(value: &Value) -> Option<Number> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
-    use serde_json::json;
+    use crate::stack::value::json;
 
     use super::super::registry::find;
     use super::*;
 
-    fn typed(kind: &str, given: &Value) -> Result<Map<String, Value>> {
+    fn typed(kind: &str, given: &Value) -> Result<Map> {
         coerce(&find(kind).unwrap().properties, given.as_object().unwrap())
     }
 
@@ -328,9 +324,9 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn any_text_fits_or_is_refused(text in "\\PC{0,40}") {
-            for kind in super::super::registry::all().keys() {
+            for kind in super::super::registry::names() {
                 let schema = &find(kind).unwrap().properties;
-                let given: Map<String, Value> =
+                let given: Map =
                     schema.keys().map(|name| (name.clone(), Value::from(text.clone()))).collect();
                 let _ = coerce(schema, &given);
                 let _ = check(schema, &given, &|_| false);

@@ -1,7 +1,7 @@
 //! Whether a template could become a stack: everything that Heat would refuse
 //! before it makes anything.
 
-use serde_json::{Map, Value, json};
+use crate::stack::value::{Map, Value, json};
 
 use super::render::{self, Input, Rendered, Stack, Stop};
 use super::template::Template;

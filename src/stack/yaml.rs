@@ -4,8 +4,8 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
+use crate::stack::value::{List, Map, Number, Text, Value};
 use granit_parser::{ErrorKind, Event, Parser, ScalarStyle, ScanError};
-use serde_json::{Map, Number, Value};
 
 use super::{Error, Result};
 
@@ -94,8 +94,8 @@ fn with_blank(text: &str, error: &ScanError) -> Option<String> {
 }
 
 enum Open {
-    List(Vec<Value>),
-    Map(Map<String, Value>, Option<String>, Vec<Value>),
+    List(List),
+    Map(Map, Option<Text>, Vec<Value>),
 }
 
 #[derive(Default)]
@@ -115,11 +115,11 @@ impl Builder {
             Event::Scalar(text, style, anchor, tag) => {
                 let tag = tag.map(|tag| tag.suffix().to_owned());
                 let value = match tag.as_deref() {
-                    Some("str" | "!") => Value::String(text.into_owned()),
+                    Some("str" | "!") => Value::String(text.as_ref().into()),
                     Some("int" | "float" | "bool" | "null") => scalar(&text),
                     Some(other) => return Err(format!("the tag `{other}` is not allowed")),
                     None if matches!(style, ScalarStyle::Plain) => scalar(&text),
-                    None => Value::String(text.into_owned()),
+                    None => Value::String(text.as_ref().into()),
                 };
                 self.count(size(&value))?;
                 self.place(value, anchor)?;
@@ -129,7 +129,7 @@ impl Builder {
             {
                 return Err(format!("the tag `{}` is not allowed", tag.suffix()));
             }
-            Event::SequenceStart(_, anchor, _) => self.push(Open::List(Vec::new()), anchor)?,
+            Event::SequenceStart(_, anchor, _) => self.push(Open::List(List::new()), anchor)?,
             Event::MappingStart(_, anchor, _) => {
                 self.push(Open::Map(Map::new(), None, Vec::new()), anchor)?;
             }
@@ -227,11 +227,11 @@ fn size(value: &Value) -> usize {
 }
 
 /// A key as JSON has it; Heat's own engine sees keys after JSON, too.
-fn key_text(value: &Value) -> std::result::Result<String, String> {
+fn key_text(value: &Value) -> std::result::Result<Text, String> {
     match value {
         Value::String(text) => Ok(text.clone()),
-        Value::Number(number) => Ok(number.to_string()),
-        Value::Bool(flag) => Ok(flag.to_string()),
+        Value::Number(number) => Ok(number.to_string().into()),
+        Value::Bool(flag) => Ok(flag.to_string().into()),
         Value::Null => Ok("null".into()),
         _ => Err("a map's key must be a string, a number or a boolean".into()),
     }
@@ -252,7 +252,7 @@ fn scalar(text: &str) -> Value {
     if let Some(number) = integer(text).or_else(|| float(text)) {
         return Value::Number(number);
     }
-    Value::String(text.to_owned())
+    Value::String(text.into())
 }
 
 fn integer(text: &str) -> Option<Number> {
@@ -319,7 +319,7 @@ fn float(text: &str) -> Option<Number> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
-    use serde_json::json;
+    use crate::stack::value::json;
 
     use super::*;
 

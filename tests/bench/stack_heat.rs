@@ -50,7 +50,7 @@ fn engine(cases: &Path) -> Result<f64, Error> {
     let text = std::fs::read_to_string(cases)?;
     let mut spent = 0.0;
     for line in text.lines() {
-        let case: serde_json::Value = serde_json::from_str(line)?;
+        let case: pileus::stack::value::Value = serde_json::from_str(line)?;
         let start = Instant::now();
         let result = std::hint::black_box(pileus::stack::cases::render(case));
         spent += start.elapsed().as_secs_f64();

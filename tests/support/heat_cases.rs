@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use pileus::stack::value::Value;
 
 /// What is known to differ, and why.
 pub const DIFFERENCES: &str = include_str!("../heat-differences.md");

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use pileus::stack::expand::Tree;
 use pileus::stack::graph::Graph;
 use pileus::stack::plan::{self, Action, Existing, Key, Plan, Wanted};
-use serde_json::Value;
+use pileus::stack::value::Value;
 
 /// What was done to a resource that holds no stack of its own.
 #[derive(Debug, Clone)]
@@ -95,7 +95,7 @@ fn by_id(tree: Option<&Tree>, name: &str) -> BTreeMap<String, BTreeSet<String>> 
     let each = raw.into_iter().flatten().map(|(property, value)| {
         let mut names = BTreeSet::new();
         ids(value, &mut names);
-        (property.clone(), names)
+        (property.to_string(), names)
     });
     each.filter(|(_, names)| !names.is_empty()).collect()
 }

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use crate::stack::value::{Value, json};
 use futures::StreamExt;
 use http::HeaderValue;
 use k8s_openapi::jiff::Timestamp;
@@ -16,7 +17,6 @@ use kube::core::{ApiResource, DynamicObject, TypeMeta};
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::Serialize;
-use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
 use super::Shared;
@@ -541,7 +541,7 @@ fn is_forbidden(error: &ApiError) -> bool {
 }
 
 fn value(object: &impl Serialize) -> Option<Value> {
-    serde_json::to_value(object).ok()
+    serde_json::to_value(object).ok().map(Value::from)
 }
 
 fn bytes(value: &Value) -> Result<Vec<u8>, kube::Error> {

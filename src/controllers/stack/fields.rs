@@ -1,13 +1,13 @@
 //! Whose the fields of an object are, where the manager and others write the same one.
 
-use serde_json::{Value, json};
+use crate::stack::value::{Value, json};
 
 use crate::api::names::MANAGER;
 
 /// The managed fields with what the manager's POST owns given to its apply; nothing when
 /// there is no such thing.
 pub(super) fn handed_over(fields: &Value) -> Option<Value> {
-    let mut entries = fields.as_array()?.clone();
+    let mut entries = fields.as_array()?.to_vec();
     let position = |entries: &[Value], operation: &str| {
         entries.iter().position(|entry| {
             entry["manager"] == MANAGER
@@ -34,7 +34,7 @@ pub(super) fn handed_over(fields: &Value) -> Option<Value> {
 fn unite(fields: &mut Value, more: Value) {
     if let (Value::Object(fields), Value::Object(more)) = (fields, more) {
         for (name, more) in more {
-            unite(fields.entry(name).or_insert_with(|| json!({})), more);
+            unite(fields.or_insert_with(&name, || json!({})), more);
         }
     }
 }

@@ -160,13 +160,11 @@ fn changed(
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
 
-    use serde_json::json;
-
     use super::*;
 
     #[test]
     fn a_stack_is_woken_once_for_each_version_of_what_it_names() {
-        let stack: Stack = serde_json::from_value(json!({
+        let stack: Stack = serde_json::from_value(serde_json::json!({
             "apiVersion": "pileus.dev/v1alpha1", "kind": "Stack",
             "metadata": {"name": "shop", "namespace": "demo"},
             "spec": {

@@ -7,9 +7,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::stack::value::{Map, Value};
 use k8s_openapi::jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use crate::stack::tree::SEPARATOR;
@@ -215,7 +215,7 @@ pub struct Sources {
     /// Environments' texts, in order.
     pub environments: Vec<String>,
     /// Parameters' values.
-    pub parameters: Map<String, Value>,
+    pub parameters: Map,
     /// Names of parameters that are never shown, whatever the template says.
     pub secret: BTreeSet<String>,
     /// What else came from Secrets, and is not shown either.

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use crate::stack::value::Value;
 
 use super::fields::handed_over;
 use super::ledger::{Entry, Reference, State};
@@ -119,7 +119,7 @@ impl Recall {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
 
-    use serde_json::json;
+    use crate::stack::value::json;
 
     use super::*;
     use crate::api::names::STACK_DIGEST_ANNOTATION;

@@ -6,11 +6,11 @@
 
 use std::collections::BTreeMap;
 
+use crate::stack::value::Value;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::api::GetParams;
 use kube::core::Request;
 use kube::{Api, Client, Resource, ResourceExt};
-use serde_json::Value;
 
 use super::children::impersonate;
 use super::ledger::Sources;
@@ -109,7 +109,7 @@ impl Reader<'_> {
             sources.parameters.extend(values);
         }
         let own = spec.parameters.iter();
-        let own = own.map(|(name, value)| (name.clone(), value.clone()));
+        let own = own.map(|(name, value)| (name.clone(), value.clone().into()));
         sources.parameters.extend(own);
         for environment in &spec.environments {
             let field = format!("environments[{}].from", environment.name);
@@ -267,7 +267,7 @@ mod tests {
 
     #[test]
     fn credentials_of_accounts_and_what_stacks_keep_are_no_sources() {
-        let secret = |value: Value| texts(serde_json::from_value(value).unwrap());
+        let secret = |value: serde_json::Value| texts(serde_json::from_value(value).unwrap());
         let data = json!({"token": "aHVudGVyMg=="});
         let wrong = secret(json!({"type": "kubernetes.io/service-account-token", "data": data}));
         let why = wrong.unwrap_err();

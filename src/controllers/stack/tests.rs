@@ -10,8 +10,8 @@ mod world;
 
 use std::collections::BTreeSet;
 
+use crate::stack::value::json;
 use k8s_openapi::jiff::SignedDuration;
-use serde_json::json;
 
 use super::ledger::{Action, Ledger, Reference};
 use super::plan::Problem;
@@ -67,7 +67,10 @@ fn requirements_come_first_and_go_last() {
     assert!(world.at("make Port port") < world.at("make Server one"));
     // The Secret with the user data is there before the Server.
     assert!(world.at("make Secret one") < world.at("make Server one"));
-    assert_eq!(plan.outputs.unwrap()[0].value, Some(json!("10.0.0.9")));
+    assert_eq!(
+        plan.outputs.unwrap()[0].value,
+        Some(json!("10.0.0.9").into())
+    );
     world.delete();
     assert!(world.objects.is_empty(), "{:#?}", world.objects);
     assert!(world.at("delete Server one") < world.at("delete Port port"));
@@ -542,7 +545,10 @@ outputs:
     let map = |text: &str| serde_json::from_str(text).unwrap();
     world.sources.parameters = map(r#"{"map": {"z": 1, "a": {"y": 1, "b": 2}}}"#);
     let plan = world.settle();
-    assert_eq!(plan.outputs.unwrap()[0].value, Some(json!("//h?z=1&a=2")));
+    assert_eq!(
+        plan.outputs.unwrap()[0].value,
+        Some(json!("//h?z=1&a=2").into())
+    );
     let before = world.sources.digest();
     // As an API server gives it back.
     world.sources.parameters = map(r#"{"map": {"a": {"b": 2, "y": 1}, "z": 1}}"#);
@@ -555,5 +561,8 @@ outputs:
     let plan = world.settle();
     assert_eq!(world.word(), "UPDATE_COMPLETE");
     assert!(world.log.is_empty(), "{:#?}", world.log);
-    assert_eq!(plan.outputs.unwrap()[0].value, Some(json!("//h?a=2&z=1")));
+    assert_eq!(
+        plan.outputs.unwrap()[0].value,
+        Some(json!("//h?a=2&z=1").into())
+    );
 }

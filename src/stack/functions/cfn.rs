@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::{Map, Value};
+use crate::stack::value::{List, Map, Value};
 
 use super::{Scope, expect_list, python, strings};
 use crate::stack::{Error, Result};
@@ -105,7 +105,7 @@ fn member_list(argument: &Value) -> Result<Value> {
     else {
         return Err(Error::new(usage));
     };
-    let none = Vec::new();
+    let none = List::new();
     let list = match list {
         Value::Array(list) => list,
         // What is empty has no items, whatever it is.
@@ -113,7 +113,7 @@ fn member_list(argument: &Value) -> Result<Value> {
         Value::String(text) if text.is_empty() => &none,
         _ => return Err(Error::new(usage)),
     };
-    let mut members: BTreeMap<u64, Map<String, Value>> = BTreeMap::new();
+    let mut members: BTreeMap<u64, Map> = BTreeMap::new();
     for item in list {
         let Some((left, right)) = item.as_str().and_then(|item| item.split_once('=')) else {
             return Err(Error::new("items are text: `.member.0.Name=value`"));
@@ -129,7 +129,7 @@ fn member_list(argument: &Value) -> Result<Value> {
             member.insert(field, Value::from(right));
         }
     }
-    let pair = |mut member: Map<String, Value>| {
+    let pair = |mut member: Map| {
         let key = member.get(name)?.as_str()?.to_owned();
         Some((key, member.shift_remove(value)?))
     };

@@ -1,6 +1,6 @@
 //! Functions over lists and maps.
 
-use serde_json::{Map, Value};
+use crate::stack::value::{List, Map, Text, Value};
 
 use super::{Scope, expect_list, python};
 use crate::stack::version::Version;
@@ -59,7 +59,7 @@ pub(super) fn map_replace(argument: &Value) -> Result<Value> {
             Some(Value::Array(_) | Value::Object(_)) => {
                 return Err(Error::at("keys", "must hold text"));
             }
-            Some(other) => other.to_string(),
+            Some(other) => other.to_string().into(),
         };
         let replaced = keys.get(key).is_some_and(|new| !new.is_null());
         let taken =
@@ -69,7 +69,7 @@ pub(super) fn map_replace(argument: &Value) -> Result<Value> {
         }
         let text = match value {
             Value::String(text) => Some(text.clone()),
-            Value::Number(_) | Value::Bool(_) => Some(value.to_string()),
+            Value::Number(_) | Value::Bool(_) => Some(value.to_string().into()),
             _ => None,
         };
         let new = text.and_then(|text| values.get(&text)).unwrap_or(value);
@@ -79,7 +79,7 @@ pub(super) fn map_replace(argument: &Value) -> Result<Value> {
 }
 
 pub(super) fn list_concat(argument: &Value, unique: bool) -> Result<Value> {
-    let mut result: Vec<Value> = Vec::new();
+    let mut result = List::new();
     for list in expect_list(argument, "takes a list of lists")? {
         let list = match list {
             Value::Null => continue,
@@ -156,7 +156,7 @@ pub(super) fn repeat(scope: &Scope<'_>, argument: &Value) -> Result<Value> {
             }
             // Not there yet.
             Value::Null => {
-                lists.push(Vec::new());
+                lists.push(List::new());
                 continue;
             }
             other => {
@@ -166,7 +166,7 @@ pub(super) fn repeat(scope: &Scope<'_>, argument: &Value) -> Result<Value> {
                 ));
             }
         });
-        lengths.extend(lists.last().map(Vec::len));
+        lengths.extend(lists.last().map(List::len));
     }
     if !permutations && lengths.windows(2).any(|pair| pair[0] != pair[1]) {
         return Err(Error::new(
@@ -181,7 +181,7 @@ pub(super) fn repeat(scope: &Scope<'_>, argument: &Value) -> Result<Value> {
         zip(&lists)
     };
     let rows = rows.into_iter().map(|row| {
-        let pairs: Vec<_> = names.iter().map(String::as_str).zip(row).collect();
+        let pairs: Vec<_> = names.iter().map(Text::as_str).zip(row).collect();
         let row = fill(&template, &pairs)?;
         scope.budget.pay(super::weight(&row))?;
         Ok(row)
@@ -190,7 +190,7 @@ pub(super) fn repeat(scope: &Scope<'_>, argument: &Value) -> Result<Value> {
 }
 
 /// Whether every item meets every other, which since Pike may be turned off.
-pub(super) fn permutations(version: Version, argument: &Map<String, Value>) -> Result<bool> {
+pub(super) fn permutations(version: Version, argument: &Map) -> Result<bool> {
     match argument.get("permutations") {
         Some(_) if version < Version::Pike => Ok(true),
         None => Ok(true),
@@ -199,7 +199,7 @@ pub(super) fn permutations(version: Version, argument: &Map<String, Value>) -> R
     }
 }
 
-fn product(lists: &[Vec<Value>]) -> Result<Vec<Vec<&Value>>> {
+fn product(lists: &[List]) -> Result<Vec<Vec<&Value>>> {
     let total = lists
         .iter()
         .try_fold(1usize, |total, list| total.checked_mul(list.len()));
@@ -223,8 +223,8 @@ fn product(lists: &[Vec<Value>]) -> Result<Vec<Vec<&Value>>> {
 }
 
 /// The lists side by side, as far as the shortest goes.
-fn zip(lists: &[Vec<Value>]) -> Vec<Vec<&Value>> {
-    let least = lists.iter().map(Vec::len).min().unwrap_or(0);
+fn zip(lists: &[List]) -> Vec<Vec<&Value>> {
+    let least = lists.iter().map(List::len).min().unwrap_or(0);
     let row = |at: usize| lists.iter().map(|list| &list[at]).collect();
     (0..least).map(row).collect()
 }

@@ -1,6 +1,6 @@
 //! Conditions: `equals`, `not`, `and`, `or`, and names of other conditions.
 
-use serde_json::Value;
+use crate::stack::value::Value;
 
 use super::{Scope, python, references};
 use crate::stack::{Error, Result, kind_of};

@@ -15,7 +15,7 @@ pub use references::References;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use serde_json::{Map, Value};
+use crate::stack::value::{List, Map, Value};
 
 use super::budget::Budget;
 use super::files::Files;
@@ -35,7 +35,7 @@ pub struct Known {
     /// Its reference id.
     pub refid: Value,
     /// Its attributes.
-    pub attributes: Map<String, Value>,
+    pub attributes: Map,
     /// Attributes that are not listed are not known yet, and are null.
     pub open: bool,
 }
@@ -46,7 +46,7 @@ pub struct Scope<'a> {
     /// Which functions there are.
     pub version: Version,
     /// Parameters by name.
-    pub parameters: &'a Map<String, Value>,
+    pub parameters: &'a Map,
     /// What is known of resources.
     pub resources: &'a BTreeMap<String, Known>,
     /// The resources that exist, one with a false condition not among them; what of
@@ -55,21 +55,34 @@ pub struct Scope<'a> {
     /// Files for `get_file`.
     pub files: &'a Files,
     /// CloudFormation's `Mappings`.
-    pub mappings: &'a Map<String, Value>,
+    pub mappings: &'a Map,
     /// Condition definitions.
-    pub conditions: &'a Map<String, Value>,
+    pub conditions: &'a Map,
     /// The outer resource of a nested stack: metadata, deletion_policy, update_policy.
-    pub facade: &'a Map<String, Value>,
+    pub facade: &'a Map,
     /// What evaluating may still cost.
     pub budget: Budget,
     /// Conditions that have been looked at: many may name the same one.
     pub held: RefCell<HashMap<String, bool>>,
 }
 
-/// A value that `if` without an else leaves out.
+/// What evaluating a value gives.
 enum Evaluated {
+    /// The value itself: there is nothing to evaluate in it.
+    Same,
     Value(Value),
+    /// What `if` without an else leaves out.
     Nothing,
+}
+
+impl Evaluated {
+    fn of(self, value: &Value) -> Value {
+        match self {
+            Self::Same => value.clone(),
+            Self::Value(value) => value,
+            Self::Nothing => Value::Null,
+        }
+    }
 }
 
 impl Known {
@@ -90,10 +103,7 @@ impl Scope<'_> {
     /// # Errors
     /// When a function has the wrong arguments or refers to what is not there.
     pub fn evaluate(&self, value: &Value) -> Result<Value> {
-        match self.inner(value, 0)? {
-            Evaluated::Value(value) => Ok(value),
-            Evaluated::Nothing => Ok(Value::Null),
-        }
+        self.inner(value, 0).map(|evaluated| evaluated.of(value))
     }
 
     /// Whether a condition holds: a boolean, a condition's name or a function.
@@ -116,46 +126,68 @@ impl Scope<'_> {
         if depth > MAX_DEPTH {
             return Err(Error::new(format!("nested deeper than {MAX_DEPTH} levels")));
         }
-        Ok(Evaluated::Value(match value {
+        match value {
             Value::Array(items) => {
                 self.budget.pay(items.len().saturating_mul(NODE))?;
-                let mut list = Vec::with_capacity(items.len());
+                let mut list = None;
                 for (index, item) in items.iter().enumerate() {
-                    match self
+                    let evaluated = self
                         .inner(item, depth + 1)
-                        .map_err(|e| e.below(&format!("[{index}]")))?
-                    {
-                        Evaluated::Value(value) => list.push(value),
-                        Evaluated::Nothing => {}
+                        .map_err(|e| e.below(&format!("[{index}]")))?;
+                    let before = || items[..index].iter().cloned().collect();
+                    match evaluated {
+                        Evaluated::Same => {
+                            if let Some(list) = &mut list {
+                                List::push(list, item.clone());
+                            }
+                        }
+                        Evaluated::Value(value) => list.get_or_insert_with(before).push(value),
+                        Evaluated::Nothing => {
+                            list.get_or_insert_with(before);
+                        }
                     }
                 }
-                Value::Array(list)
+                Ok(list.map_or(Evaluated::Same, |list| Evaluated::Value(Value::Array(list))))
             }
             Value::Object(map) => {
                 if let Some((name, argument)) = function(self.version, map)? {
                     return self.call(name, argument, depth).map_err(|e| e.below(name));
                 }
                 self.budget.pay(map.len().saturating_mul(NODE))?;
-                let mut result = Map::with_capacity(map.len());
-                for (key, item) in map {
-                    match self.inner(item, depth + 1).map_err(|e| e.below(key))? {
-                        Evaluated::Value(value) => {
-                            result.insert(key.clone(), value);
+                let mut result = None;
+                for (index, (key, item)) in map.iter().enumerate() {
+                    let evaluated = self.inner(item, depth + 1).map_err(|e| e.below(key))?;
+                    let before = || {
+                        let mut before = Map::with_capacity(map.len());
+                        let entries = map.iter().take(index);
+                        before.extend(entries.map(|(key, value)| (key.clone(), value.clone())));
+                        before
+                    };
+                    match evaluated {
+                        Evaluated::Same => {
+                            if let Some(result) = &mut result {
+                                Map::insert(result, key.clone(), item.clone());
+                            }
                         }
-                        Evaluated::Nothing => {}
+                        Evaluated::Value(value) => {
+                            result.get_or_insert_with(before).insert(key.clone(), value);
+                        }
+                        Evaluated::Nothing => {
+                            result.get_or_insert_with(before);
+                        }
                     }
                 }
-                Value::Object(result)
+                Ok(result.map_or(Evaluated::Same, |map| Evaluated::Value(Value::Object(map))))
             }
             Value::String(text) => {
                 // Short ones are paid for with what holds them.
                 if text.len() > NODE {
                     self.budget.pay(text.len())?;
                 }
-                Value::String(text.clone())
+                Ok(Evaluated::Same)
             }
-            plain => plain.clone(),
-        }))
+            _ => Ok(Evaluated::Same),
+        }
     }
 
     fn call(&self, name: &str, argument: &Value, depth: usize) -> Result<Evaluated> {
@@ -167,10 +199,7 @@ impl Scope<'_> {
         }
         let evaluated;
         let argument = if argument.is_array() || argument.is_object() {
-            evaluated = match self.inner(argument, depth + 1)? {
-                Evaluated::Value(value) => value,
-                Evaluated::Nothing => Value::Null,
-            };
+            evaluated = self.inner(argument, depth + 1)?.of(argument);
             &evaluated
         } else {
             argument
@@ -221,7 +250,7 @@ impl Scope<'_> {
 
     /// Whether `map` is a function's call.
     #[must_use]
-    pub fn is_call(&self, map: &Map<String, Value>) -> bool {
+    pub fn is_call(&self, map: &Map) -> bool {
         function(self.version, map).is_ok_and(|found| found.is_some())
     }
 
@@ -243,7 +272,11 @@ impl Scope<'_> {
 
     fn choose(&self, argument: &Value, depth: usize) -> Result<Evaluated> {
         match self.branch(argument)? {
-            Some(chosen) => self.inner(chosen, depth + 1),
+            // It is not what stands in the place of the `if`.
+            Some(chosen) => Ok(match self.inner(chosen, depth + 1)? {
+                Evaluated::Same => Evaluated::Value(chosen.clone()),
+                other => other,
+            }),
             None => Ok(Evaluated::Nothing),
         }
     }
@@ -379,7 +412,7 @@ pub(super) fn weight(value: &Value) -> usize {
 }
 
 /// The function that `map` is a call of, if it is one.
-fn function(version: Version, map: &Map<String, Value>) -> Result<Option<(&str, &Value)>> {
+fn function(version: Version, map: &Map) -> Result<Option<(&str, &Value)>> {
     if map.len() != 1 {
         return Ok(None);
     }
@@ -423,7 +456,7 @@ fn select(value: &Value, path: &[Value], of_parameter: bool) -> Option<Value> {
     Some(current)
 }
 
-fn expect_list<'v>(value: &'v Value, usage: &str) -> Result<&'v Vec<Value>> {
+fn expect_list<'v>(value: &'v Value, usage: &str) -> Result<&'v List> {
     match value {
         Value::Array(items) => Ok(items),
         other => Err(Error::new(format!("{usage}; this is {}", kind_of(other)))),

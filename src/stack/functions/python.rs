@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use serde_json::{Number, Value};
+use crate::stack::value::{Number, Text, Value};
 
 /// A float as Python writes it: `1e+16`, `1.5e-07`, `2.0`.
 pub(in crate::stack) fn float(value: f64) -> String {
@@ -35,7 +35,7 @@ pub(in crate::stack) fn number(number: &Number) -> String {
 /// `str(value)`.
 pub(in crate::stack) fn text(value: &Value) -> String {
     match value {
-        Value::String(text) => text.clone(),
+        Value::String(text) => text.to_string(),
         other => repr(other, false),
     }
 }
@@ -154,7 +154,7 @@ pub(in crate::stack) fn equal(a: &Value, b: &Value) -> bool {
             a.len() == b.len() && a.iter().zip(b).all(|(a, b)| equal(a, b))
         }
         (Value::Object(a), Value::Object(b)) => {
-            let same = |(key, a)| b.get(key).is_some_and(|b| equal(a, b));
+            let same = |(key, a): (&Text, &Value)| b.get(key).is_some_and(|b| equal(a, b));
             a.len() == b.len() && a.iter().all(same)
         }
         (Value::Bool(_) | Value::Number(_), Value::Bool(_) | Value::Number(_)) => {
@@ -225,7 +225,7 @@ pub(in crate::stack) fn at(index: i64, length: usize) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use crate::stack::value::json;
 
     use super::*;
 

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use serde_json::Value;
+use crate::stack::value::{List, Value};
 
 use super::{Scope, collections, function, url};
 use crate::stack::version::Version;
@@ -66,7 +66,7 @@ fn call(
     }
     shape(scope, name, argument)?;
     let text = |value: &Value| match value {
-        Value::String(name) => Some(name.clone()),
+        Value::String(name) => Some(name.to_string()),
         Value::Object(_) => scope.evaluate(value).ok()?.as_str().map(str::to_owned),
         _ => None,
     };
@@ -89,8 +89,8 @@ fn call(
 /// The shape arguments have before anything is evaluated.
 pub(super) fn shape(scope: &Scope<'_>, name: &str, argument: &Value) -> Result<()> {
     let version = scope.version;
-    let list = argument.as_array().map(Vec::len);
-    let item = |at: usize| argument.get(at).unwrap_or(&Value::Null);
+    let list = argument.as_array().map(List::len);
+    let item = |at: usize| &argument[at];
     let has = |keys: &[&str]| keys.iter().all(|key| argument.get(key).is_some());
     let is_call = |value: &Value| value.as_object().is_some_and(|map| scope.is_call(map));
     let (fits, usage) = match name {

@@ -1,6 +1,6 @@
 //! Functions that make text.
 
-use serde_json::{Map, Value};
+use crate::stack::value::{List, Map, Value};
 use sha2::Digest as _;
 
 use super::{Scope, expect_list, python};
@@ -32,7 +32,7 @@ pub(super) fn replace(
 pub(super) fn substitute(
     scope: &Scope<'_>,
     template: &Value,
-    params: &Map<String, Value>,
+    params: &Map,
     json: bool,
     strict: u8,
 ) -> Result<Value> {
@@ -49,7 +49,7 @@ pub(super) fn substitute(
         }
         let text = match value {
             Value::Null => String::new(),
-            Value::String(text) => text.clone(),
+            Value::String(text) => text.to_string(),
             Value::Bool(_) | Value::Number(_) => python::text(value),
             other if json => python::json(other, true),
             other => {
@@ -128,7 +128,7 @@ pub(super) fn join(scope: &Scope<'_>, argument: &Value, several: bool) -> Result
         for item in list {
             parts.push(match item {
                 Value::Null => String::new(),
-                Value::String(text) => text.clone(),
+                Value::String(text) => text.to_string(),
                 Value::Array(_) | Value::Object(_) if several => python::json(item, true),
                 other => {
                     return Err(Error::new(format!(
@@ -158,7 +158,7 @@ pub(super) fn split(argument: &Value) -> Result<Value> {
         Value::String(text) => text,
         _ => return Err(Error::new(usage)),
     };
-    let parts: Vec<Value> = match delimiter {
+    let parts: List = match delimiter {
         Value::String(delimiter) if !delimiter.is_empty() => {
             text.split(delimiter.as_str()).map(Value::from).collect()
         }

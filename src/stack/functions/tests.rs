@@ -1,5 +1,5 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
-use serde_json::json;
+use crate::stack::value::json;
 
 use super::*;
 

@@ -1,6 +1,6 @@
 //! `make_url`: a URL out of its parts, escaped as each part needs it.
 
-use serde_json::{Map, Value};
+use crate::stack::value::{Map, Value};
 
 use super::python;
 use crate::stack::{Error, Result, kind_of};
@@ -133,7 +133,7 @@ fn authority(argument: &Value, username: &str, password: &str, host: &str) -> St
     authority
 }
 
-fn query_of(query: &Map<String, Value>) -> String {
+fn query_of(query: &Map) -> String {
     let escape = |text: &str| quote(text, "/ ").replace(' ', "+");
     let pairs = query.iter();
     let pairs: Vec<_> = pairs
@@ -163,7 +163,7 @@ pub(in crate::stack) fn quote(text: &str, safe: &str) -> String {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
-    use serde_json::json;
+    use crate::stack::value::json;
 
     use super::*;
 

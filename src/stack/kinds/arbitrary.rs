@@ -152,10 +152,7 @@ fn shaped(property: &Property) -> BoxedStrategy<Value> {
 }
 
 /// Some of these properties, and those that must be given.
-fn all_of(
-    properties: &BTreeMap<String, Property>,
-    often: f64,
-) -> BoxedStrategy<Map<String, Value>> {
+fn all_of(properties: &BTreeMap<String, Property>, often: f64) -> BoxedStrategy<Map> {
     let mut each: Vec<BoxedStrategy<Option<(String, Value)>>> = Vec::new();
     for (name, property) in properties {
         let chance = if property.required { 0.97 } else { often };
@@ -178,7 +175,7 @@ fn found() -> BoxedStrategy<Option<Value>> {
 }
 
 /// What one round works with.
-type Round = (Map<String, Value>, Value, Option<Value>, bool);
+type Round = (Map, Value, Option<Value>, bool);
 
 /// Whether the mapping gave something.
 fn map(kind: &Kind, (properties, metadata, object, suspended): &Round) -> bool {

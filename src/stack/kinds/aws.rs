@@ -3,7 +3,7 @@
 //! Heat makes a router of a VPC and puts its subnets on it; routers are not there yet, so a
 //! VPC is a Network, whose guests reach each other and nothing else.
 
-use serde_json::{Map, Value};
+use crate::stack::value::{Map, Value};
 
 use super::nova::{wishes, with_user_data};
 use super::{Find, How, Kind, Makes, Request, neutron, plain, reference, text};
@@ -93,7 +93,7 @@ pub(super) const KINDS: &[Kind] = &[
 ];
 
 /// A list of maps with a key and a value each, as one map.
-fn pairs(request: &Request<'_>, name: &str) -> Map<String, Value> {
+fn pairs(request: &Request<'_>, name: &str) -> Map {
     let items = request.list(name).into_iter().flatten();
     items
         .filter_map(|item| Some((text(&item["Key"])?, item["Value"].clone())))
@@ -133,7 +133,7 @@ fn instance(request: &Request<'_>) -> Result<Makes> {
         networks,
         key_pairs: request.text("KeyName").into_iter().collect(),
         metadata: tags
-            .filter_map(|(key, value)| Some((key, text(&value)?)))
+            .filter_map(|(key, value)| Some((key.into(), text(&value)?)))
             .collect(),
         placement: wishes(request.text("AvailabilityZone"), Some(&hints))?,
         ..ServerSpec::default()
@@ -141,7 +141,7 @@ fn instance(request: &Request<'_>) -> Result<Makes> {
     with_user_data(request, spec, &request.text("UserData").unwrap_or_default())
 }
 
-fn instance_attributes(server: &Value, _: Find<'_>) -> Map<String, Value> {
+fn instance_attributes(server: &Value, _: Find<'_>) -> Map {
     let interfaces = server["status"]["addresses"]
         .as_array()
         .into_iter()
@@ -153,11 +153,11 @@ fn instance_attributes(server: &Value, _: Find<'_>) -> Map<String, Value> {
     let zone = &server["spec"]["placement"]["availabilityZone"];
     let name = server["metadata"]["name"].clone();
     let mut attributes = Map::new();
-    attributes.insert("PrivateIp".into(), Value::from(address.clone()));
-    attributes.insert("PublicIp".into(), Value::from(address));
-    attributes.insert("PrivateDnsName".into(), name.clone());
-    attributes.insert("PublicDnsName".into(), name);
-    attributes.insert("AvailabilityZone".into(), zone.clone());
+    attributes.insert("PrivateIp", Value::from(address.clone()));
+    attributes.insert("PublicIp", Value::from(address));
+    attributes.insert("PrivateDnsName", name.clone());
+    attributes.insert("PublicDnsName", name);
+    attributes.insert("AvailabilityZone", zone.clone());
     attributes
 }
 
@@ -183,10 +183,10 @@ fn network_interface(request: &Request<'_>) -> Result<Makes> {
     neutron::make_port(request, &spec)
 }
 
-fn network_interface_attributes(port: &Value, _: Find<'_>) -> Map<String, Value> {
+fn network_interface_attributes(port: &Value, _: Find<'_>) -> Map {
     let address = port["status"]["fixedIPs"][0]["address"].clone();
     let mut attributes = Map::new();
-    attributes.insert("PrivateIpAddress".into(), address);
+    attributes.insert("PrivateIpAddress", address);
     attributes
 }
 

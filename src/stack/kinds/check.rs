@@ -1,6 +1,6 @@
 //! What cannot be made, told by name before anything is made.
 
-use serde_json::{Map, Value};
+use crate::stack::value::{Map, Value};
 
 use super::{Kind, find};
 use crate::stack::expand::{Tree, holds_a_stack};
@@ -114,7 +114,7 @@ fn not_yet(name: &str) -> Error {
 ///
 /// # Errors
 /// For the first such property.
-pub fn refuse(kind: &Kind, properties: &Map<String, Value>) -> Result<()> {
+pub fn refuse(kind: &Kind, properties: &Map) -> Result<()> {
     let schema = registry::find(kind.name);
     if schema.is_some_and(|schema| registry::takes_anything(kind.name, schema)) {
         return Ok(());
@@ -125,7 +125,7 @@ pub fn refuse(kind: &Kind, properties: &Map<String, Value>) -> Result<()> {
             continue;
         }
         let default = schema
-            .and_then(|schema| schema.properties.get(name))
+            .and_then(|schema| schema.properties.get(name.as_str()))
             .and_then(|property| property.default.as_ref());
         if default == Some(value) {
             continue;

@@ -1,6 +1,6 @@
 //! `OS::Glance`: Images.
 
-use serde_json::{Map, Value, json};
+use crate::stack::value::{Map, Value, json};
 
 use super::{Find, How, Kind, Makes, Request, as_texts, display_name};
 use crate::api::image::{DiskFormat, Source};
@@ -95,7 +95,7 @@ fn image(request: &Request<'_>) -> Result<Makes> {
     })
 }
 
-fn image_attributes(image: &Value, _: Find<'_>) -> Map<String, Value> {
+fn image_attributes(image: &Value, _: Find<'_>) -> Map {
     let mut attributes = Map::new();
     let shown = json!({
         "id": image["metadata"]["name"],
@@ -103,6 +103,6 @@ fn image_attributes(image: &Value, _: Find<'_>) -> Map<String, Value> {
         "size": image["status"]["size"],
         "status": "active",
     });
-    attributes.insert("show".into(), shown);
+    attributes.insert("show", shown);
     attributes
 }

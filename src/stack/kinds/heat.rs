@@ -2,9 +2,9 @@
 
 use std::fmt::Write;
 
+use crate::stack::value::{Map, Value, json};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use super::{How, Kind, Request, Settles, attribute_names, text};
@@ -119,7 +119,7 @@ fn value(request: &Request<'_>) -> Result<Settles> {
 fn none(request: &Request<'_>) -> Result<Settles> {
     let mut settles = settled("OS::Heat::None", request, &[]);
     // In Heat it has whatever attribute is asked for, without a value.
-    settles.attributes.clear();
+    settles.attributes = Map::new();
     Ok(settles)
 }
 
@@ -362,9 +362,7 @@ fn random_string(request: &Request<'_>) -> Result<Settles> {
         &[("value", Value::from(value.clone()))],
     );
     settles.refid = Value::from(value);
-    let shown: Map<String, Value> = Map::new();
-    settles
-        .attributes
-        .insert("show".into(), Value::Object(shown));
+    let shown: Map = Map::new();
+    settles.attributes.insert("show", Value::Object(shown));
     Ok(settles)
 }

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use serde_json::{Map, Value};
+use crate::stack::value::{Map, Value};
 
 use super::{How, Request, attribute_names, check, find, known, object_name};
 use crate::stack::functions::Known;
@@ -130,7 +130,7 @@ mod tests {
         assert_eq!(kinds, ["Network", "Server", "Server", "Subnet"]);
         assert_eq!(
             made[1]["spec"]["networks"][0]["network"],
-            serde_json::json!({"name": made[0]["metadata"]["name"]})
+            crate::stack::value::json!({"name": made[0]["metadata"]["name"]})
         );
         assert_eq!(made[3]["spec"]["network"], made[0]["metadata"]["name"]);
     }

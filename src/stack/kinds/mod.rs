@@ -28,8 +28,8 @@ pub mod object;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::stack::value::{List, Map, Value, json};
 use serde::Serialize;
-use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 pub use check::is_empty;
@@ -54,7 +54,7 @@ pub struct Request<'a> {
     /// The stack's namespace.
     pub namespace: &'a str,
     /// Properties after the type's schema.
-    pub properties: &'a Map<String, Value>,
+    pub properties: &'a Map,
     /// The resource's metadata, or null.
     pub metadata: &'a Value,
     /// The stack is suspended.
@@ -83,7 +83,7 @@ pub struct Settles {
     /// Its reference id.
     pub refid: Value,
     /// Its attributes.
-    pub attributes: Map<String, Value>,
+    pub attributes: Map,
     /// How long it takes, in milliseconds.
     pub takes: u64,
     /// It fails, and why.
@@ -102,7 +102,7 @@ pub enum How {
         /// The mapping.
         map: fn(&Request<'_>) -> Result<Makes>,
         /// Attributes of an object that exists.
-        attributes: fn(&Value, Find<'_>) -> Map<String, Value>,
+        attributes: fn(&Value, Find<'_>) -> Map,
     },
     /// By nothing but its properties.
     Values(fn(&Request<'_>) -> Result<Settles>),
@@ -236,7 +236,7 @@ impl Request<'_> {
         self.get(name).and_then(Value::as_i64).unwrap_or(0)
     }
 
-    fn list(&self, name: &str) -> Option<&Vec<Value>> {
+    fn list(&self, name: &str) -> Option<&List> {
         self.get(name).and_then(Value::as_array)
     }
 
@@ -268,7 +268,7 @@ impl Request<'_> {
 /// A plain value as text.
 fn text(value: &Value) -> Option<String> {
     match value {
-        Value::String(text) => Some(text.clone()),
+        Value::String(text) => Some(text.to_string()),
         Value::Number(number) => Some(number.to_string()),
         Value::Bool(flag) => Some(flag.to_string()),
         _ => None,
@@ -296,7 +296,7 @@ fn as_texts(map: Option<&Value>) -> BTreeMap<String, String> {
     entries
         .map(|(key, value)| {
             (
-                key.clone(),
+                key.to_string(),
                 text(value).unwrap_or_else(|| python_json(value, false)),
             )
         })
@@ -330,14 +330,14 @@ pub fn known(kind: &str, object: &Value, find_object: Find<'_>) -> super::functi
 
 /// Every attribute of a type, without a value.
 #[must_use]
-pub fn attribute_names(kind: &str) -> Map<String, Value> {
+pub fn attribute_names(kind: &str) -> Map {
     let names = registry::find(kind).map(|found| found.attributes.keys().cloned());
-    let mut names: Map<String, Value> = names
+    let mut names: Map = names
         .into_iter()
         .flatten()
         .map(|name| (name, Value::Null))
         .collect();
-    names.insert("show".into(), Value::Null);
+    names.insert("show", Value::Null);
     names
 }
 

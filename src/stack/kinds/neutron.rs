@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use serde_json::{Map, Value, json};
+use crate::stack::value::{Map, Value, json};
 
 use super::{Find, How, Kind, Makes, Request, display_name, reference, text};
 use crate::api::network::PortSecurity;
@@ -130,13 +130,13 @@ fn network(request: &Request<'_>) -> Result<Makes> {
     })
 }
 
-fn network_attributes(network: &Value, _: Find<'_>) -> Map<String, Value> {
+fn network_attributes(network: &Value, _: Find<'_>) -> Map {
     let security = network["spec"]["portSecurity"] != "Disabled";
     let mut attributes = named_attributes(network, &|_, _| None);
-    attributes.insert("admin_state_up".into(), Value::Bool(true));
-    attributes.insert("mtu".into(), network["status"]["mtu"].clone());
-    attributes.insert("port_security_enabled".into(), Value::Bool(security));
-    attributes.insert("status".into(), Value::from("ACTIVE"));
+    attributes.insert("admin_state_up", Value::Bool(true));
+    attributes.insert("mtu", network["status"]["mtu"].clone());
+    attributes.insert("port_security_enabled", Value::Bool(security));
+    attributes.insert("status", Value::from("ACTIVE"));
     attributes
 }
 
@@ -177,7 +177,7 @@ fn subnet(request: &Request<'_>) -> Result<Makes> {
     })
 }
 
-fn subnet_attributes(subnet: &Value, _: Find<'_>) -> Map<String, Value> {
+fn subnet_attributes(subnet: &Value, _: Find<'_>) -> Map {
     let spec = &subnet["spec"];
     let six = spec["cidr"].as_str().is_some_and(|cidr| cidr.contains(':'));
     let list = |value: &Value| {
@@ -245,7 +245,7 @@ pub(super) fn make_port(request: &Request<'_>, spec: &PortSpec) -> Result<Makes>
     })
 }
 
-fn port_attributes(port: &Value, find: Find<'_>) -> Map<String, Value> {
+fn port_attributes(port: &Value, find: Find<'_>) -> Map {
     let spec = &port["spec"];
     let fixed = port["status"]["fixedIPs"].as_array().into_iter().flatten();
     let fixed: Vec<Value> = fixed
@@ -259,8 +259,8 @@ fn port_attributes(port: &Value, find: Find<'_>) -> Map<String, Value> {
         .collect();
     let mut attributes = named_attributes(port, find);
     let mut put = |name: &str, value: Value| attributes.insert(name.to_owned(), value);
-    put("fixed_ips", Value::Array(fixed));
-    put("subnets", Value::Array(subnets));
+    put("fixed_ips", fixed.into());
+    put("subnets", subnets.into());
     put("mac_address", port["status"]["macAddress"].clone());
     put("network_id", spec["network"]["name"].clone());
     put("security_groups", spec["securityGroups"].clone());
@@ -363,11 +363,11 @@ fn rule<'a>(get: &dyn Fn(&str) -> Option<&'a Value>) -> Result<SecurityRule> {
     })
 }
 
-fn named_attributes(object: &Value, _: Find<'_>) -> Map<String, Value> {
+fn named_attributes(object: &Value, _: Find<'_>) -> Map {
     let mut attributes = Map::new();
-    attributes.insert("name".into(), display_name(object));
+    attributes.insert("name", display_name(object));
     attributes.insert(
-        "show".into(),
+        "show",
         json!({"id": object["metadata"]["name"], "name": display_name(object)}),
     );
     attributes

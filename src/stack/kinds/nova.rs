@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
+use crate::stack::value::{List, Map, Value, json};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use serde_json::{Map, Value, json};
 
 use super::{Find, How, Kind, Makes, Request, as_texts, display_name, plain, reference, text};
 use crate::api::names::host_name;
@@ -224,10 +224,7 @@ fn placement(request: &Request<'_>) -> Result<Option<PlacementWishes>> {
 }
 
 /// Wishes about the host, from Nova's hints.
-pub(super) fn wishes(
-    zone: Option<String>,
-    hints: Option<&Map<String, Value>>,
-) -> Result<Option<PlacementWishes>> {
+pub(super) fn wishes(zone: Option<String>, hints: Option<&Map>) -> Result<Option<PlacementWishes>> {
     let mut wishes = PlacementWishes {
         availability_zone: zone,
         ..PlacementWishes::default()
@@ -253,11 +250,11 @@ pub(super) fn wishes(
     Ok((wishes != PlacementWishes::default()).then_some(wishes))
 }
 
-fn server_attributes(server: &Value, find: Find<'_>) -> Map<String, Value> {
+fn server_attributes(server: &Value, find: Find<'_>) -> Map {
     let mut attributes = Map::new();
     let status = &server["status"];
-    let mut addresses: Map<String, Value> = Map::new();
-    let mut networks: Map<String, Value> = Map::new();
+    let mut addresses: Map = Map::new();
+    let mut networks: Map = Map::new();
     let mut first = String::new();
     for interface in status["addresses"].as_array().into_iter().flatten() {
         let network = network_of(server, interface, find);
@@ -303,8 +300,8 @@ fn server_attributes(server: &Value, find: Find<'_>) -> Map<String, Value> {
     attributes
 }
 
-fn extend(map: &mut Map<String, Value>, key: &str, more: Vec<Value>) {
-    let list = map.entry(key).or_insert_with(|| json!([]));
+fn extend(map: &mut Map, key: &str, more: List) {
+    let list = map.or_insert_with(key, || json!([]));
     if let Value::Array(list) = list {
         list.extend(more);
     }
@@ -343,10 +340,10 @@ fn key_pair(request: &Request<'_>) -> Result<Makes> {
     })
 }
 
-fn key_pair_attributes(pair: &Value, _: Find<'_>) -> Map<String, Value> {
+fn key_pair_attributes(pair: &Value, _: Find<'_>) -> Map {
     let mut attributes = Map::new();
-    attributes.insert("public_key".into(), pair["spec"]["publicKey"].clone());
-    attributes.insert("private_key".into(), Value::from(""));
+    attributes.insert("public_key", pair["spec"]["publicKey"].clone());
+    attributes.insert("private_key", Value::from(""));
     attributes
 }
 
@@ -437,12 +434,9 @@ fn flavor(request: &Request<'_>) -> Result<Makes> {
     })
 }
 
-fn flavor_attributes(flavor: &Value, _: Find<'_>) -> Map<String, Value> {
+fn flavor_attributes(flavor: &Value, _: Find<'_>) -> Map {
     let mut attributes = Map::new();
-    attributes.insert("extra_specs".into(), flavor["spec"]["extraSpecs"].clone());
-    attributes.insert(
-        "is_public".into(),
-        flavor["spec"]["access"].is_null().into(),
-    );
+    attributes.insert("extra_specs", flavor["spec"]["extraSpecs"].clone());
+    attributes.insert("is_public", flavor["spec"]["access"].is_null().into());
     attributes
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use serde_json::{Map, Value};
+use crate::stack::value::{Map, Value};
 
 use super::{Find, How, Kind, Makes, Request};
 use crate::stack::{Error, Result};
@@ -59,12 +59,12 @@ fn manifest(request: &Request<'_>) -> Result<Makes> {
 
 /// What the object is made of; not the data of a Secret, which an output would show to
 /// everybody who may read the Stack.
-fn attributes(object: &Value, _: Find<'_>) -> Map<String, Value> {
+fn attributes(object: &Value, _: Find<'_>) -> Map {
     let mut attributes = object.as_object().cloned().unwrap_or_default();
     if object["kind"] == "Secret" && object["apiVersion"] == "v1" {
         attributes.shift_remove("data");
         attributes.shift_remove("stringData");
     }
-    attributes.insert("object".into(), Value::Object(attributes.clone()));
+    attributes.insert("object", Value::Object(attributes.clone()));
     attributes
 }

@@ -55,7 +55,7 @@ fn settled(kind: &str, properties: &Value, seed: &[u8]) -> Result<Settles> {
 }
 
 fn spec<T: serde::de::DeserializeOwned>(makes: &Makes) -> T {
-    serde_json::from_value(makes.objects.last().unwrap()["spec"].clone()).unwrap()
+    serde_json::from_value(makes.objects.last().unwrap()["spec"].clone().into()).unwrap()
 }
 
 #[test]

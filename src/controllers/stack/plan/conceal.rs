@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use serde_json::Value;
+use crate::stack::value::Value;
 
 use super::{Plan, Problem, Seen, Sources};
 use crate::api::Reason;
@@ -48,7 +48,9 @@ pub(super) fn conceal(seen: &Seen<'_>, plan: &mut Plan) {
     }
     for output in plan.outputs.iter_mut().flatten() {
         if let Some(value) = &mut output.value {
-            mask(value, secrets);
+            let mut own = Value::from(value.take());
+            mask(&mut own, secrets);
+            *value = own.into();
         }
         if let Some(error) = &mut output.error {
             hide(error);
@@ -93,7 +95,7 @@ pub(super) fn named_by_secrets(sources: &Sources) -> BTreeSet<String> {
         let sections = GIVEN
             .iter()
             .filter_map(|section| value[section].as_object());
-        names.extend(sections.flat_map(|section| section.keys().cloned()));
+        names.extend(sections.flat_map(|section| section.keys().map(ToString::to_string)));
     }
     names
 }
@@ -107,7 +109,7 @@ fn secrets(sources: &Sources, found: &mut BTreeSet<String>) {
         hidden_parameters(text, &mut names, found);
     }
     for (name, value) in &sources.parameters {
-        if names.contains(name) {
+        if names.contains(name.as_str()) {
             given(value, found);
         }
     }
@@ -124,7 +126,7 @@ fn secrets(sources: &Sources, found: &mut BTreeSet<String>) {
             .iter()
             .filter_map(|section| value[section].as_object());
         for (name, value) in sections.flatten() {
-            if names.contains(name) {
+            if names.contains(name.as_str()) {
                 given(value, found);
             }
         }
@@ -154,7 +156,7 @@ fn hidden_parameters(text: &str, names: &mut BTreeSet<String>, found: &mut BTree
         for (name, schema) in template[section].as_object().into_iter().flatten() {
             let is_hidden = crate::stack::parameters::boolean(&schema[hidden]);
             if is_hidden == Some(true) {
-                names.insert(name.clone());
+                names.insert(name.to_string());
                 given(&schema[default], found);
             }
         }

@@ -128,7 +128,7 @@ pub(super) fn permit(restricted: &BTreeSet<String>, action: &str) -> crate::stac
 /// How a resource takes a change of a property: as its type does, but for user data, whose
 /// change may be ignored by a Server that has started with it.
 fn change(leaf: &Leaf, property: &str) -> Change {
-    let policy = |properties: &serde_json::Map<String, serde_json::Value>| {
+    let policy = |properties: &crate::stack::value::Map| {
         properties.get("user_data_update_policy") == Some(&"IGNORE".into())
     };
     if property == "user_data" && leaf.properties.as_ref().is_ok_and(policy) {

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use crate::stack::value::{Map, Value};
 use kube::ResourceExt;
-use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use super::batch;
@@ -41,7 +41,7 @@ pub(super) struct Walk<'p, 'a> {
     /// Servers that are to be stopped, once what uses them is.
     pub(super) to_stop: Vec<(Key, Vec<Value>, String)>,
     /// The environment's, which says where resources wait and what must not be done.
-    pub(super) registry: Map<String, Value>,
+    pub(super) registry: Map,
     /// What the resource's objects should be, for checks.
     pub(super) wanted: BTreeMap<Key, Vec<Value>>,
 }
@@ -158,7 +158,7 @@ impl<'p, 'a> Walk<'p, 'a> {
         &'r self,
         name: &'r str,
         namespace: &'r str,
-        properties: &'r Map<String, Value>,
+        properties: &'r Map,
         metadata: &'r Value,
         seed: &'r [u8],
         find: kinds::Find<'r>,
@@ -190,7 +190,7 @@ impl<'p, 'a> Walk<'p, 'a> {
         &mut self,
         path: &str,
         leaf: &Leaf,
-        properties: &Map<String, Value>,
+        properties: &Map,
         map: fn(&Request<'_>) -> crate::stack::Result<Settles>,
     ) -> crate::stack::Result<Option<Known>> {
         let digests = leaf::digests(leaf, properties, &self.pass.plan.ledger.seed, None);
@@ -263,7 +263,7 @@ impl<'p, 'a> Walk<'p, 'a> {
         path: &str,
         leaf: &Leaf,
         kind: &Kind,
-        properties: &Map<String, Value>,
+        properties: &Map,
         map: fn(&Request<'_>) -> crate::stack::Result<Makes>,
     ) -> crate::stack::Result<Option<Known>> {
         let namespace = self.pass.stack.namespace().unwrap_or_default();
@@ -398,12 +398,7 @@ impl<'p, 'a> Walk<'p, 'a> {
     }
 
     /// Applies what is not as it should be, and notes how far the object is.
-    pub(super) fn push_on(
-        &mut self,
-        key: &Key,
-        objects: &[Value],
-        properties: Option<&Map<String, Value>>,
-    ) {
+    pub(super) fn push_on(&mut self, key: &Key, objects: &[Value], properties: Option<&Map>) {
         let wait_for = properties.and_then(|properties| properties.get("wait_for")?.as_str());
         let uid = self.pass.stack.uid().unwrap_or_default();
         let now = self.pass.seen.now;

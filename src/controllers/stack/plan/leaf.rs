@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::{Value, json};
+use crate::stack::value::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use super::{Entry, Reference};
@@ -131,11 +131,11 @@ const NAMED: [(Reason, &[&str], &str); 8] = [
 
 impl Missing {
     /// Why the resource with these properties cannot be, and the way out.
-    pub(super) fn told(&self, properties: &serde_json::Map<String, Value>) -> String {
+    pub(super) fn told(&self, properties: &Map) -> String {
         let given = self
             .properties
             .iter()
-            .find_map(|name| Some((*name, properties.get(*name).filter(|v| !v.is_null())?)));
+            .find_map(|name| Some((*name, properties.get(name).filter(|v| !v.is_null())?)));
         let (property, value) = given.unwrap_or((self.properties[0], &Value::Null));
         let value = value.as_str().map(|text| format!(" ({text})"));
         format!(
@@ -152,13 +152,13 @@ impl Missing {
 /// values, which may be secret, can be read from them.
 pub(super) fn digests(
     leaf: &Leaf,
-    properties: &serde_json::Map<String, Value>,
+    properties: &Map,
     seed: &str,
     makes: Option<(&Makes, &str)>,
 ) -> BTreeMap<String, String> {
     let mut found: BTreeMap<String, String> = properties
         .iter()
-        .map(|(name, value)| (name.clone(), digest(seed, &canonical(value))))
+        .map(|(name, value)| (name.to_string(), digest(seed, &canonical(value))))
         .collect();
     if kinds::reads_metadata(&leaf.kind) && !leaf.metadata.is_null() {
         let text = canonical(&leaf.metadata);

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde_json::{Map, Value};
+use crate::stack::value::{Map, Value};
 
 use super::forward::Walk;
 use super::leaf::{self, Progress};
@@ -24,7 +24,7 @@ pub(super) fn told(flat: &Flat) -> Vec<StackOutput> {
         };
         match &output.value {
             Ok(Value::Null) => {}
-            Ok(value) => told.value = Some(value.clone()),
+            Ok(value) => told.value = Some(value.clone().into()),
             Err(error) => told.error = Some(flat.masked(&error.to_string())),
         }
         told
@@ -173,7 +173,7 @@ fn is_begun(ledger: &Ledger, holder: &str) -> bool {
 
 fn preview(pass: &Pass<'_>, flat: &Flat) -> StackPreview {
     let ledger = &pass.plan.ledger;
-    let texts = |digests: &BTreeMap<String, String>| -> Map<String, Value> {
+    let texts = |digests: &BTreeMap<String, String>| -> Map {
         let texts = digests.iter().filter(|(name, _)| *name != kinds::IDENTITY);
         texts
             .map(|(name, text)| (name.clone(), Value::from(text.clone())))

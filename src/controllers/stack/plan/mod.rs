@@ -41,9 +41,9 @@ mod turn;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use crate::stack::value::Value;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
-use serde_json::Value;
 
 use super::ledger::{Action, Entry, Key, Ledger, Reference, Sources, State};
 use crate::api::stack::{StackOutput, StackPreview};

@@ -3,8 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::stack::value::Value;
 use kube::ResourceExt;
-use serde_json::Value;
 
 use super::decide::permit;
 use super::forward::Walk;

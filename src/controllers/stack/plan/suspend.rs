@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use serde_json::Value;
+use crate::stack::value::Value;
 
 use super::forward::Walk;
 use super::{Action, Key, State};

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use crate::stack::value::Value;
 use kube::ResourceExt;
-use serde_json::Value;
 
 use super::{Action, Pass, Problem, State, leaf};
 use crate::api::Reason;

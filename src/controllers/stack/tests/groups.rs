@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use serde_json::{Value, json};
+use crate::stack::value::{Value, json};
 
 use super::super::ledger::{Action, Rolling, State};
 use super::world::World;
@@ -276,7 +276,7 @@ fn members_are_let_go_of_by_the_ids_that_they_are_referred_to_by() {
     assert_eq!(world.word(), "UPDATE_COMPLETE");
     assert_eq!(names(&world), "0 2 4 5");
     let gone = |world: &World| world.plan().outputs.unwrap()[0].value.clone();
-    assert_eq!(gone(&world), Some(json!(["1", "3"])));
+    assert_eq!(gone(&world), Some(json!(["1", "3"]).into()));
     // The ids are still in the template, and nothing has them.
     world.change("v: a", "v: b");
     world.settle();
@@ -285,12 +285,12 @@ fn members_are_let_go_of_by_the_ids_that_they_are_referred_to_by() {
     world.change(&format!("[{one}, {three}]"), "[nobody, 0]");
     world.settle();
     assert_eq!(names(&world), "2 4 5 6");
-    assert_eq!(gone(&world), Some(json!(["0", "1", "3"])));
+    assert_eq!(gone(&world), Some(json!(["0", "1", "3"]).into()));
     // Only what is named now counts.
     let five = id(&world, 2);
     let only = format!("[{five}]}}]\n      removal_policies_mode: update");
     world.change("[nobody, 0]}]", &only);
     world.settle();
     assert_eq!(names(&world), "0 1 2 3");
-    assert_eq!(gone(&world), Some(json!(["5"])));
+    assert_eq!(gone(&world), Some(json!(["5"]).into()));
 }

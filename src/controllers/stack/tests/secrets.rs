@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use serde_json::json;
+use crate::stack::value::json;
 
 use super::super::ledger::Hidden;
 use super::super::plan::Plan;
@@ -18,7 +18,7 @@ fn world(body: &str) -> World {
     let template =
         format!("heat_template_version: newton\nparameters: {{p: {{type: string}}}}\n{body}");
     let mut world = World::new(&template);
-    world.sources.parameters.insert("p".into(), SECRET.into());
+    world.sources.parameters.insert("p", SECRET.into());
     world.sources.secret.insert("p".into());
     world
 }
@@ -51,7 +51,7 @@ parameters: {n: {type: number, hidden: true}}
 resources: {r: {type: OS::Heat::None}}
 ",
     );
-    world.sources.parameters.insert("n".into(), "7x".into());
+    world.sources.parameters.insert("n", "7x".into());
     let plan = world.pass(|| false);
     let problem = plan.problem.unwrap();
     assert_eq!(problem.reason, Reason::InvalidTemplate);
@@ -69,21 +69,18 @@ fn what_was_masked_stays_so_when_the_stack_goes_or_its_secret_changes() {
     world
         .sources
         .parameters
-        .insert("p".into(), "it cannot work".into());
+        .insert("p", "it cannot work".into());
     world.broken = Some("-net-");
     let plan = world.settle();
     assert_eq!(world.word(), "CREATE_FAILED");
     let text = told(&world, &plan);
     assert!(!text.contains("it cannot work"), "{text}");
-    world
-        .sources
-        .parameters
-        .insert("p".into(), "another".into());
+    world.sources.parameters.insert("p", "another".into());
     let plan = world.pass(|| false);
     let text = told(&world, &plan);
     assert!(!text.contains("it cannot work"), "{text}");
     world.stored.clear();
-    world.sources.parameters.clear();
+    world.sources.parameters = Default::default();
     world.stack.metadata.deletion_timestamp = Some(
         k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(world.now),
     );
@@ -122,7 +119,7 @@ outputs:
         } else {
             "******"
         };
-        assert_eq!(output.value, Some(json!(shown)), "{}", output.name);
+        assert_eq!(output.value, Some(json!(shown).into()), "{}", output.name);
     }
 }
 
@@ -141,7 +138,12 @@ outputs:
     world.sources.hidden.environments.insert(0);
     let outputs = world.settle().outputs.unwrap();
     for output in outputs {
-        assert_eq!(output.value, Some(json!("******")), "{}", output.name);
+        assert_eq!(
+            output.value,
+            Some(json!("******").into()),
+            "{}",
+            output.name
+        );
     }
     world.sources.environments = vec![format!("{SECRET}: x")];
     let plan = world.pass(|| false);

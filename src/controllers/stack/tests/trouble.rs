@@ -1,7 +1,7 @@
 //! What failed, what was lost, and what is in use: nothing that works is destroyed for it.
 
+use crate::stack::value::{Value, json};
 use k8s_openapi::jiff::SignedDuration;
-use serde_json::{Value, json};
 
 use super::super::ledger::State;
 use super::PAIR;
@@ -482,14 +482,13 @@ fn a_preview_says_what_is_done_with_what_has_failed() {
 #[test]
 fn a_record_that_no_secret_can_hold_is_told_and_nothing_is_made_beside_it() {
     let long = |at: usize| format!("{at}{}", "x".repeat(250));
-    let values: String = (0..8)
-        .map(|at| {
-            format!(
-                "  {}: {{type: OS::Heat::Value, properties: {{value: a}}}}\n",
-                long(at)
-            )
-        })
-        .collect();
+    let one = |at| {
+        format!(
+            "  {}: {{type: OS::Heat::Value, properties: {{value: a}}}}",
+            long(at)
+        )
+    };
+    let values = (0..8).map(one).collect::<Vec<_>>().join("\n") + "\n";
     let names: Vec<String> = (0..8).map(long).collect();
     let template = |count: usize| {
         format!(

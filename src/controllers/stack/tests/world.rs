@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::stack::value::{Value, json};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
-use serde_json::{Value, json};
 
 use super::super::ledger::{Ledger, Reference, Sources};
 use super::super::plan::{self, Lookup, Plan, Seen, Step, trouble};
@@ -59,7 +59,7 @@ impl Lookup for BTreeMap<Reference, Value> {
 }
 
 pub(super) fn stack() -> Stack {
-    serde_json::from_value(json!({
+    serde_json::from_value(serde_json::json!({
         "apiVersion": "pileus.dev/v1alpha1", "kind": "Stack",
         "metadata": {"name": "shop", "namespace": "demo", "uid": "u-1"},
         "spec": {"template": "x"},

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::cell::Cell;
 
-use serde_json::{Map, Number, Value};
+use crate::stack::value::{Map, Number, Value};
 
 use super::library;
 use super::parse::{Ast, Call};
@@ -404,7 +404,7 @@ pub(super) use crate::stack::functions::python::truthy;
 /// A map's key; JSON has only text.
 pub(super) fn key_text(value: &Value) -> Result<String> {
     match value {
-        Value::String(text) => Ok(text.clone()),
+        Value::String(text) => Ok(text.to_string()),
         Value::Array(_) | Value::Object(_) => Err(wrong("a key", value)),
         other => Ok(other.to_string()),
     }

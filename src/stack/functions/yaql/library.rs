@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use serde_json::{Map, Value};
+use crate::stack::value::{Map, Value};
 
 use super::eval::{Env, SEARCH, compare, equal, key_text, operate, truthy};
 use super::parse::{Ast, Call};
@@ -90,7 +90,7 @@ fn by_match(env: &Env<'_>, name: &str, subject: &Value, rest: &[&Ast]) -> Result
     }
     Ok(match name {
         "search" => values.into_iter().next().unwrap_or_default(),
-        "searchAll" => Value::Array(values),
+        "searchAll" => Value::from(values),
         _ => Value::from(result + &whole[end..]),
     })
 }
@@ -114,8 +114,8 @@ fn collection(env: &Env<'_>, call: &Call) -> Result<Value> {
         }
     }
     match call.name.as_str() {
-        "list" => Ok(Value::Array(items)),
-        "set" => Ok(Value::Array(sequences::distinct(items))),
+        "list" => Ok(Value::from(items)),
+        "set" => Ok(Value::from(sequences::distinct(items))),
         _ => match &items[..] {
             [] => Ok(Value::Object(map)),
             [Value::Array(pairs)] if map.is_empty() => sequences::pairs(pairs),
@@ -138,7 +138,7 @@ fn special(env: &Env<'_>, receiver: Option<&Value>, call: &Call) -> Option<Resul
             }
         }
         Ok(if many {
-            Value::Array(found)
+            Value::from(found)
         } else {
             Value::from(call.arguments.len())
         })
@@ -253,7 +253,7 @@ fn with_lambdas(
                     other => all.push(other),
                 }
             }
-            Ok(Value::Array(all))
+            Ok(Value::from(all))
         })(),
         ("any", None) => Ok(Value::Bool(!list.is_empty())),
         ("all", None) => Ok(Value::Bool(list.iter().all(truthy))),
@@ -327,7 +327,7 @@ fn generate(env: &Env<'_>, first: &Value, rest: &[&Ast]) -> Result<Value> {
         });
         at = env.apply(next, &[&at])?;
     }
-    Ok(Value::Array(items))
+    Ok(Value::from(items))
 }
 
 fn keep(list: &[Value], test: impl Fn(&Value) -> Result<bool>) -> Result<Value> {
@@ -337,7 +337,7 @@ fn keep(list: &[Value], test: impl Fn(&Value) -> Result<bool>) -> Result<Value> 
             kept.push(item.clone());
         }
     }
-    Ok(Value::Array(kept))
+    Ok(Value::from(kept))
 }
 
 /// Cut at the items of which `test` holds, or where what it gives changes.
@@ -348,7 +348,7 @@ fn split_where(env: &Env<'_>, list: &[Value], test: &Ast, name: &str) -> Result<
     for item in list {
         if name == "splitWhere" {
             if env.test(test, &[item])? {
-                parts.push(Value::Array(std::mem::take(&mut part)));
+                parts.push(Value::from(std::mem::take(&mut part)));
             } else {
                 part.push(item.clone());
             }
@@ -356,21 +356,21 @@ fn split_where(env: &Env<'_>, list: &[Value], test: &Ast, name: &str) -> Result<
         }
         let now = env.apply(test, &[item])?;
         if before.as_ref().is_some_and(|before| !equal(before, &now)) {
-            parts.push(Value::Array(std::mem::take(&mut part)));
+            parts.push(Value::from(std::mem::take(&mut part)));
         }
         part.push(item.clone());
         before = Some(now);
     }
     if !part.is_empty() {
-        parts.push(Value::Array(part));
+        parts.push(Value::from(part));
     }
-    Ok(Value::Array(parts))
+    Ok(Value::from(parts))
 }
 
 fn distinct(env: &Env<'_>, list: &[Value], key: Option<&Ast>) -> Result<Value> {
     env.pay(list.len().saturating_mul(list.len()) / 8)?;
     let Some(key) = key else {
-        return Ok(Value::Array(sequences::distinct(list.to_vec())));
+        return Ok(Value::from(sequences::distinct(list.to_vec())));
     };
     let mut seen: Vec<Value> = Vec::new();
     let mut kept = Vec::new();
@@ -381,7 +381,7 @@ fn distinct(env: &Env<'_>, list: &[Value], key: Option<&Ast>) -> Result<Value> {
             kept.push(item.clone());
         }
     }
-    Ok(Value::Array(kept))
+    Ok(Value::from(kept))
 }
 
 /// `orderBy(…).thenBy(…)`: the keys from the inside out.
@@ -410,7 +410,7 @@ pub(super) fn order(env: &Env<'_>, call: &Call, receiver: &Ast) -> Result<Value>
                 let Value::Array(list) = list else {
                     return Err(lacking(&next.name));
                 };
-                return sorted(env, list, &keys);
+                return sorted(env, list.to_vec(), &keys);
             }
             _ => None,
         };
@@ -461,7 +461,7 @@ fn group_by(env: &Env<'_>, list: &[Value], call: &Call, rest: &[&Ast]) -> Result
         }
     }
     let rows = groups.into_iter().map(|(key, values)| {
-        let values = Value::Array(values);
+        let values = Value::from(values);
         let value = match aggregate {
             None => values,
             Some(ast) => match env.apply(ast, &[&values]) {
@@ -495,7 +495,7 @@ fn fold(env: &Env<'_>, list: &[Value], step: &Ast, rest: &[&Ast], name: &str) ->
         }
     }
     Ok(if name == "accumulate" {
-        Value::Array(steps)
+        Value::from(steps)
     } else {
         total
     })
@@ -513,7 +513,7 @@ fn join(env: &Env<'_>, list: &[Value], rest: &[&Ast]) -> Result<Value> {
             }
         }
     }
-    Ok(Value::Array(rows))
+    Ok(Value::from(rows))
 }
 
 /// Functions of values alone.
@@ -580,5 +580,5 @@ fn range(env: &Env<'_>, subject: &Value, rest: &[Value]) -> Result<Value> {
         let next = operate("+", &at, &step)?;
         items.push(std::mem::replace(&mut at, next));
     }
-    Ok(Value::Array(items))
+    Ok(Value::from(items))
 }

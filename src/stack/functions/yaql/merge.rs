@@ -1,6 +1,6 @@
 //! `mergeWith`: two maps into one, at any depth.
 
-use serde_json::{Map, Value};
+use crate::stack::value::{Map, Value};
 
 use super::eval::{Env, wrong};
 use super::library::lambda;
@@ -37,13 +37,7 @@ pub(super) fn merge_with(
 }
 
 impl Merge<'_> {
-    fn maps(
-        &self,
-        env: &Env<'_>,
-        left: &Map<String, Value>,
-        right: &Map<String, Value>,
-        levels: u64,
-    ) -> Result<Map<String, Value>> {
+    fn maps(&self, env: &Env<'_>, left: &Map, right: &Map, levels: u64) -> Result<Map> {
         env.pay(1 + left.len() + right.len())?;
         let mut result = left.clone();
         for (key, new) in right {
@@ -57,7 +51,7 @@ impl Merge<'_> {
                         env.apply(ast, &[&Value::from(a.clone()), new])?
                     } else {
                         let all = a.iter().chain(b).cloned();
-                        Value::Array(sequences::distinct(all))
+                        Value::from(sequences::distinct(all))
                     }
                 }
                 (Some(old), Value::Object(_) | Value::Array(_)) if levels != 1 => {

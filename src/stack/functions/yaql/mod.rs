@@ -12,7 +12,7 @@ mod sequences;
 mod signatures;
 mod texts;
 
-use serde_json::{Map, Value};
+use crate::stack::value::{Map, Value};
 
 use crate::stack::budget::Budget;
 use crate::stack::{Error, Result};

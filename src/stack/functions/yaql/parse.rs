@@ -1,6 +1,6 @@
 //! Expressions into trees.
 
-use serde_json::Value;
+use crate::stack::value::Value;
 
 use crate::stack::{Error, Result};
 
@@ -380,7 +380,7 @@ impl Parser {
                     key if matches!(name.as_str(), "dict" | "switch" | "set") => {
                         arguments.push(Ast::Rule(Box::new(key), Box::new(value)));
                     }
-                    Ast::Constant(Value::String(key)) => named.push((key, value)),
+                    Ast::Constant(Value::String(key)) => named.push((key.into(), value)),
                     _ => return Err(bad("an argument's name is no name")),
                 }
             } else {

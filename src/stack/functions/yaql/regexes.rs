@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use serde_json::{Map, Value, json};
+use crate::stack::value::{Value, json};
 
 use super::eval::wrong;
 use crate::stack::patterns::{self, Made};
@@ -30,7 +30,7 @@ pub(super) fn make(
     let text = if flags.is_empty() {
         text.clone()
     } else {
-        format!("(?{flags}){text}")
+        format!("(?{flags}){text}").into()
     };
     compile(&text)?;
     Ok(json!({ MARK: text }))
@@ -50,7 +50,7 @@ pub(super) fn plain(value: Value) -> Value {
         Value::Object(map) => Value::Object(
             map.into_iter()
                 .map(|(key, value)| (key, plain(value)))
-                .collect::<Map<_, _>>(),
+                .collect(),
         ),
         Value::Array(items) => items.into_iter().map(plain).collect(),
         other => other,
@@ -196,7 +196,7 @@ pub(super) fn split(by: &Value, value: &Value, count: Option<&Value>) -> Result<
         end = whole.end();
     }
     parts.push(Value::from(&text[end..]));
-    Ok(Value::Array(parts))
+    Ok(Value::from(parts))
 }
 
 /// A match: where it is, in bytes, and what an expression sees of it and of its groups.

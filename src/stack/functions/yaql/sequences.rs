@@ -1,6 +1,6 @@
 //! Functions of lists and maps that need no lambda.
 
-use serde_json::{Map, Value};
+use crate::stack::value::{List, Map, Value};
 
 use super::eval::{compare, equal, key_text, operate, wrong};
 use crate::stack::{Error, Result};
@@ -8,7 +8,7 @@ use crate::stack::{Error, Result};
 /// The items that `value` is walked by; a map is not walked.
 pub(super) fn items(value: &Value) -> Result<Vec<Value>> {
     match value {
-        Value::Array(items) => Ok(items.clone()),
+        Value::Array(items) => Ok(items.to_vec()),
         other => Err(wrong("this function", other)),
     }
 }
@@ -64,7 +64,7 @@ fn extreme(list: &[Value], initial: Option<&Value>, least: bool) -> Result<Value
 
 /// Functions of a list; nothing when `name` is none of them.
 pub(super) fn of_list(name: &str, list: &[Value], rest: &[Value]) -> Option<Result<Value>> {
-    let some = |items: Vec<Value>| Ok(Value::Array(items));
+    let some = |items: Vec<Value>| Ok(Value::from(items));
     let result = match name {
         "len" | "count" => Ok(Value::from(list.len())),
         "toList" | "memorize" => some(list.to_vec()),
@@ -138,7 +138,7 @@ pub(super) fn of_list(name: &str, list: &[Value], rest: &[Value]) -> Option<Resu
             [other] => Err(wrong("a separator", other)),
             _ => return None,
         },
-        "defaultIfEmpty" if list.is_empty() => rest.first().map(items)?.map(Value::Array),
+        "defaultIfEmpty" if list.is_empty() => rest.first().map(items)?.map(Value::from),
         "defaultIfEmpty" => some(list.to_vec()),
         "toSet" => some(distinct(list.to_vec())),
         "union" | "intersect" | "difference" | "symmetricDifference" => sets(name, list, rest),
@@ -158,7 +158,7 @@ fn exchange(name: &str, list: &[Value], rest: &[Value]) -> Result<Value> {
         None => 1,
     };
     let new = match rest.get(1) {
-        Some(Value::Array(new)) if name == "replaceMany" => new.clone(),
+        Some(Value::Array(new)) if name == "replaceMany" => new.to_vec(),
         Some(new) if name == "replace" => vec![new.clone()],
         _ => return Err(Error::new("takes a place and what comes there")),
     };
@@ -166,7 +166,7 @@ fn exchange(name: &str, list: &[Value], rest: &[Value]) -> Result<Value> {
     if at < list.len() {
         result.splice(at..at.saturating_add(number).min(list.len()), new);
     }
-    Ok(Value::Array(result))
+    Ok(Value::from(result))
 }
 
 fn at_end(item: Option<&Value>, rest: &[Value]) -> Result<Value> {
@@ -182,7 +182,7 @@ fn zip(list: &[Value], rest: &[Value]) -> Result<Value> {
         .map(|at| {
             let mut row = vec![list[at].clone()];
             row.extend(others.iter().map(|other| other[at].clone()));
-            Value::Array(row)
+            Value::from(row)
         })
         .collect())
 }
@@ -193,7 +193,7 @@ fn sets(name: &str, list: &[Value], rest: &[Value]) -> Result<Value> {
     let only = |a: &[Value], b: &[Value]| -> Vec<Value> {
         a.iter().filter(|item| !within(b, item)).cloned().collect()
     };
-    Ok(Value::Array(distinct(match name {
+    Ok(Value::from(distinct(match name {
         "union" => list.iter().chain(&other).cloned().collect(),
         "intersect" => list
             .iter()
@@ -227,7 +227,7 @@ fn cut(name: &str, list: &[Value], rest: &[Value]) -> Result<Value> {
     }
     let at = count(rest.first())?;
     if at == 0 {
-        return Ok(Value::Array(Vec::new()));
+        return Ok(Value::Array(List::new()));
     }
     Ok(list
         .chunks(at)
@@ -259,14 +259,14 @@ fn edit(name: &str, list: &[Value], rest: &[Value]) -> Result<Value> {
         }
         _ => return Err(Error::new("takes a place and a value")),
     }
-    Ok(Value::Array(result))
+    Ok(Value::from(result))
 }
 
 /// A map of `[key, value]` pairs.
 pub(super) fn pairs(list: &[Value]) -> Result<Value> {
     let mut map = Map::new();
     for pair in list {
-        match pair.as_array().map(Vec::as_slice) {
+        match pair.as_array().map(List::as_slice) {
             Some([key, value, ..]) => map.insert(key_text(key)?, value.clone()),
             _ => return Err(Error::new("takes a list of [key, value]")),
         };
@@ -275,11 +275,7 @@ pub(super) fn pairs(list: &[Value]) -> Result<Value> {
 }
 
 /// Functions of a map; nothing when `name` is none of them.
-pub(super) fn of_map(
-    name: &str,
-    map: &Map<String, Value>,
-    rest: &[Value],
-) -> Option<Result<Value>> {
+pub(super) fn of_map(name: &str, map: &Map, rest: &[Value]) -> Option<Result<Value>> {
     let key = || key_text(rest.first().unwrap_or(&Value::Null));
     let result = match name {
         "len" => Ok(Value::from(map.len())),
@@ -316,7 +312,7 @@ pub(super) fn of_map(
     Some(result)
 }
 
-fn set(map: &Map<String, Value>, rest: &[Value]) -> Result<Value> {
+fn set(map: &Map, rest: &[Value]) -> Result<Value> {
     let mut result = map.clone();
     match rest {
         [Value::Object(more)] => result.extend(more.clone()),

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::OnceLock;
 
-use serde_json::Value;
+use crate::stack::value::Value;
 
 use super::parse::{Ast, Call};
 use super::regexes;

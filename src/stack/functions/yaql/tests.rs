@@ -1,5 +1,5 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
-use serde_json::{Value, json};
+use crate::stack::value::{Value, json};
 
 use crate::stack::Result;
 use crate::stack::budget::Budget;

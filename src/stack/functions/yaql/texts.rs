@@ -1,6 +1,6 @@
 //! Functions of text and numbers.
 
-use serde_json::{Number, Value};
+use crate::stack::value::{Number, Value};
 
 use super::eval::{compare, operate, wrong};
 use super::regexes;
@@ -10,7 +10,7 @@ use crate::stack::{Error, Result};
 /// `str()`.
 pub(super) fn str_of(value: &Value) -> String {
     match value {
-        Value::String(text) => text.clone(),
+        Value::String(text) => text.to_string(),
         Value::Null => "null".into(),
         Value::Bool(flag) => flag.to_string(),
         // Lists are tuples there.
@@ -130,7 +130,7 @@ fn split(text: &str, rest: &[Value], from_right: bool) -> Result<Value> {
             let parts = text.rsplitn(limit.saturating_add(1), by.as_str());
             let mut parts: Vec<Value> = parts.map(Value::from).collect();
             parts.reverse();
-            Ok(Value::Array(parts))
+            Ok(Value::from(parts))
         }
         (Some(Value::String(by)), Some(limit)) => Ok(text
             .splitn(limit.saturating_add(1), by.as_str())
@@ -185,7 +185,7 @@ fn blank_split(text: &str, limit: Option<usize>, from_right: bool) -> Value {
     if from_right {
         parts.reverse();
     }
-    Value::Array(parts)
+    Value::from(parts)
 }
 
 fn replace(text: &str, rest: &[Value]) -> Result<Value> {
@@ -199,7 +199,7 @@ fn replace(text: &str, rest: &[Value]) -> Result<Value> {
             if old.is_empty() || new.len().saturating_mul(text.len()) > 50_000_000 {
                 return Err(Error::new("replaces too much"));
             }
-            Ok(Value::from(text.replacen(old, new, count(2))))
+            Ok(Value::from(text.replacen(old.as_str(), new, count(2))))
         }
         [by, new, ..] if regexes::is(by) => {
             regexes::replace(by, &Value::from(text), new, rest.get(2))
@@ -211,7 +211,7 @@ fn replace(text: &str, rest: &[Value]) -> Result<Value> {
                 if old.is_empty() || new.len().saturating_mul(result.len()) > 50_000_000 {
                     return Err(Error::new("replaces too much"));
                 }
-                result = result.replacen(old, &new, count(1));
+                result = result.replacen(old.as_str(), &new, count(1));
             }
             Ok(Value::from(result))
         }
