@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashSet};
 
-use crate::stack::value::{List, Map, Value, json};
+use crate::stack::value::{List, Map, Text, Value, json};
 
 use super::budget::Budget;
 use super::environment::Environment;
@@ -161,15 +161,53 @@ fn lookups(value: Option<&Value>) -> BTreeMap<String, Known> {
         let arguments = arguments.as_array().cloned().unwrap_or_default();
         match (method.as_str(), &arguments[..]) {
             (Some("FnGetRefId"), _) => known.refid = result,
-            (Some("FnGetAtts"), _) => known.attributes = map(Some(&result)),
-            (_, [Value::String(name), path @ ..]) => {
+            (Some("FnGetAtts"), _) => {
+                for (name, value) in &map(Some(&result)) {
+                    learn(known, name, value);
+                }
+            }
+            // Nothing at a path says nothing of what is known already.
+            (_, [Value::String(name), path @ ..])
+                if !result.is_null() || known.attributes.get(name).is_none() =>
+            {
                 let value = path.iter().rev().fold(result, around);
-                known.attributes.insert(name.clone(), value);
+                learn(known, name, &value);
             }
             _ => {}
         }
     }
     resources
+}
+
+/// Adds what is known of an attribute: several paths of it make one value.
+fn learn(known: &mut Known, name: &Text, value: &Value) {
+    let before = known.attributes.get(name).unwrap_or(&Value::Null);
+    let all = overlay(before, value);
+    known.attributes.insert(name.clone(), all);
+}
+
+fn overlay(known: &Value, more: &Value) -> Value {
+    match (known, more) {
+        (Value::Object(known), Value::Object(more)) => {
+            let mut all = known.clone();
+            for (key, value) in more {
+                let before = known.get(key).unwrap_or(&Value::Null);
+                all.insert(key.clone(), overlay(before, value));
+            }
+            Value::Object(all)
+        }
+        (Value::Array(known), Value::Array(more)) => {
+            let at = |list: &List, at: usize| list.get(at).cloned().unwrap_or_default();
+            let places = 0..known.len().max(more.len());
+            Value::Array(
+                places
+                    .map(|n| overlay(&at(known, n), &at(more, n)))
+                    .collect(),
+            )
+        }
+        (known, Value::Null) => known.clone(),
+        (_, more) => more.clone(),
+    }
 }
 
 /// What a path leads to is known; what it passes is made up.
@@ -220,6 +258,15 @@ mod tests {
         };
         assert_eq!(function(&case("resolve")), json!({"result": ""}));
         assert!(function(&case("validate")).get("error").is_some());
+    }
+
+    #[test]
+    fn several_paths_of_an_attribute_are_known_at_once() {
+        let case = json!({"version_key": "heat_template_version", "version": "rocky",
+            "lookups": [["FnGetAtt", "r", ["m", "a"], 1], ["FnGetAtt", "r", ["m", "b", 1], 2],
+                ["FnGetAtt", "r", ["m", "b", 0], 3]],
+            "snippet": [{"get_attr": ["r", "m", "a"]}, {"get_attr": ["r", "m", "b"]}]});
+        assert_eq!(function(&case), json!({"result": [1, [3, 2]]}));
     }
 
     #[test]
