@@ -13,7 +13,9 @@ mod support {
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{Api, ListParams};
-use pileus::api::{Flavor, Image, Network, Port, SecurityGroup, Server, Stack, Subnet};
+use pileus::api::{
+    Flavor, Image, Network, Port, SecurityGroup, Server, ServerGroup, Stack, Subnet,
+};
 use serde_json::json;
 use support::stacks::{Cloud, object_name, output, resources};
 
@@ -175,4 +177,55 @@ resources:
     assert_eq!(resources(&made)["size"].physical_id, flavor.metadata.uid);
     cloud.delete("sized").await;
     assert!(flavors.get_opt("tailored").await.unwrap().is_none());
+}
+
+/// Every kind that the manager makes by its own rights is made, changed and removed with what
+/// `config/rbac/manager.yaml` gives it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_managers_own_rights_are_enough_to_make_change_and_remove() {
+    let cloud = Cloud::start_with_the_managers_rights().await;
+    let template = |members: u8, name: &str| {
+        format!(
+            "heat_template_version: 2021-04-16
+resources:
+  key: {{type: OS::Nova::KeyPair, properties: {{name: ops, public_key: ssh-ed25519 AAAA}}}}
+  net: {{type: OS::Neutron::Net, properties: {{name: {name}}}}}
+  sub: {{type: OS::Neutron::Subnet, properties: {{name: {name}, network: {{get_resource: net}}, cidr: 10.0.0.0/24}}}}
+  walls: {{type: OS::Neutron::SecurityGroup, properties: {{name: {name}}}}}
+  port: {{type: OS::Neutron::Port, properties: {{name: {name}, network: {{get_resource: net}}}}}}
+  group:
+    type: OS::Nova::ServerGroup
+    metadata: {{min_members: {members}}}
+    properties: {{policies: [affinity]}}
+  server:
+    type: OS::Nova::Server
+    properties:
+      name: {name}
+      image: tiny
+      flavor: small
+      networks: [{{port: {{get_resource: port}}}}]
+      user_data: hello
+      scheduler_hints: {{group: {{get_resource: group}}}}
+"
+        )
+    };
+    cloud
+        .stack("own", json!({"template": template(2, "one")}))
+        .await;
+    let made = cloud.becomes("own", "CREATE_COMPLETE").await;
+    let group = object_name(&resources(&made)["group"]);
+    let groups = cloud.api::<ServerGroup>();
+    let before = groups.get(&group).await.unwrap();
+    assert_eq!(before.spec.min_members, Some(2));
+
+    let change = json!({"template": template(3, "two")});
+    cloud.change("own", change).await;
+    let changed = cloud.becomes("own", "UPDATE_COMPLETE").await;
+    assert_eq!(object_name(&resources(&changed)["group"]), group);
+    let after = groups.get(&group).await.unwrap();
+    assert_eq!(after.metadata.uid, before.metadata.uid);
+    assert_eq!(after.spec.min_members, Some(3));
+    cloud.delete("own").await;
+    let left = groups.list(&ListParams::default()).await.unwrap();
+    assert!(left.items.is_empty());
 }

@@ -21,7 +21,7 @@ use pileus::api::names::{MANAGER, STACK_UID_LABEL};
 use pileus::api::stack::StackResource;
 use pileus::api::{
     ConditionType, Flavor, Image, KeyPair, Network, Port, SecurityGroup, SecurityGroupRule, Server,
-    Stack, Subnet, conditions,
+    ServerGroup, Stack, Subnet, conditions,
 };
 use pileus::controllers::{Config, Manager, stack, stores, worker};
 use pileus::kube_ext::{Context, Metrics};
@@ -42,6 +42,8 @@ pub struct Cloud {
     pub server: TestServer,
     /// What the controller asks.
     pub counter: Counter,
+    /// As whom the controller asks; with every right when absent.
+    user: Option<String>,
     controller: Option<Controller>,
 }
 
@@ -57,6 +59,15 @@ struct Hand {
 
 impl Cloud {
     pub async fn start() -> Self {
+        Self::start_as(None).await
+    }
+
+    /// The controller has the rights that a manager is installed with, and no others.
+    pub async fn start_with_the_managers_rights() -> Self {
+        Self::start_as(Some("system:serviceaccount:pileus-system:manager")).await
+    }
+
+    async fn start_as(user: Option<&str>) -> Self {
         let server = TestServer::start().await;
         server.namespace(NAMESPACE).await;
         let hand = Hand {
@@ -71,14 +82,40 @@ impl Cloud {
         let mut cloud = Self {
             server,
             counter: Counter::default(),
+            user: user.map(str::to_owned),
             controller: None,
         };
+        if user.is_some() {
+            cloud.install_rights().await;
+        }
         cloud.start_controller().await;
         cloud
     }
 
+    /// What `config/rbac/manager.yaml` says.
+    async fn install_rights(&self) {
+        let text = include_str!("../../config/rbac/manager.yaml");
+        let client = self.server.client();
+        for part in text.split("\n---\n") {
+            let object = pileus::stack::yaml::parse(part).unwrap();
+            let object = serde_json::to_value(object).unwrap();
+            match object["kind"].as_str() {
+                Some("ClusterRole") => {
+                    create(&Api::<ClusterRole>::all(client.clone()), object).await;
+                }
+                Some("ClusterRoleBinding") => {
+                    create(&Api::<ClusterRoleBinding>::all(client.clone()), object).await;
+                }
+                // The account itself: nobody logs in with it here.
+                _ => {}
+            }
+        }
+    }
+
     pub async fn start_controller(&mut self) {
-        let client = ClientBuilder::try_from(self.server.config()).unwrap();
+        let mut config = self.server.config();
+        config.auth_info.impersonate.clone_from(&self.user);
+        let client = ClientBuilder::try_from(config).unwrap();
         let client = client.with_layer(&self.counter).build();
         let context = Context::with_client(client, MANAGER, Metrics::default());
         let context = context.await.unwrap();
@@ -214,6 +251,7 @@ impl Hand {
         self.ready::<SecurityGroupRule>(&|_| json!({})).await;
         self.ready::<KeyPair>(&|_| json!({})).await;
         self.ready::<Image>(&|_| json!({})).await;
+        self.ready::<ServerGroup>(&|_| json!({})).await;
         self.ready::<Server>(&|_| {
             json!({"phase": "Active", "addresses": [
                 {"name": "nic-0", "port": "p", "macAddress": "52:54:00:00:00:01", "ips": ["10.20.0.9"]}]})
