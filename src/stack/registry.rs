@@ -8,7 +8,8 @@
 //! `unimplemented`, `hidden`), then columns: `default JSON`, `one-of JSON`,
 //! `range JSON`, `length JSON`, `matches JSON`, `is NAME` (needs a cloud to
 //! check), `from NAME` (the older spelling beside it), `joins NAME JSON` (an
-//! older property that adds an item to a list). `*` is a list's item.
+//! older property that adds an item to a list), `as NAME` (of the type that
+//! this other property gives). `*` is a list's item.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
@@ -58,6 +59,8 @@ pub struct Property {
     /// The list that this older property adds to, and the item it adds with
     /// `$` for its value.
     pub joins: Option<(String, Value)>,
+    /// The property that says what this one's value is made into, in the words of parameters.
+    pub told_by: Option<String>,
     /// Takes text where a list or map is wanted, as parameters do.
     pub converts: bool,
     /// Properties inside: by name, or `*` alone for a list's items.
@@ -229,6 +232,7 @@ fn property(line: &str) -> (String, Property) {
         rules: Vec::new(),
         from: None,
         joins: None,
+        told_by: None,
         converts: false,
         inner: BTreeMap::new(),
     };
@@ -246,6 +250,7 @@ fn property(line: &str) -> (String, Property) {
                 }
             }
             "from" => property.from = Some(rest.to_owned()),
+            "as" => property.told_by = Some(rest.to_owned()),
             "one-of" => {
                 let values = json().as_array().cloned().unwrap_or_default();
                 property.rules.push(Rule::Allowed(values.to_vec()));
@@ -292,6 +297,7 @@ pub fn of_template(parameters: &BTreeMap<String, super::parameters::Schema>) -> 
             rules: schema.rules().cloned().collect(),
             from: None,
             joins: None,
+            told_by: None,
             converts: matches!(kind, Kind::List | Kind::Map),
             inner: BTreeMap::new(),
         };
@@ -327,7 +333,7 @@ mod tests {
             for column in line.split('\t').skip(2) {
                 let (word, rest) = column.split_once(' ').unwrap();
                 match word {
-                    "is" | "from" | "joins" => {}
+                    "is" | "from" | "joins" | "as" => {}
                     "default" | "one-of" | "range" | "length" => {
                         assert!(serde_json::from_str::<Value>(rest).is_ok(), "{line}");
                     }

@@ -147,10 +147,23 @@ fn one(name: &str, property: &Property, given: &Map) -> Result<Value> {
         return convert(property, Some(old));
     }
     match own {
-        Some(value) => convert(property, Some(value)),
+        Some(value) => convert_to(kind(property, given), property, Some(value)),
         None if property.default.is_some() => convert(property, None),
         None if property.required => Err(Error::new("is required and not given")),
         None => Ok(Value::Null),
+    }
+}
+
+/// What a property's value is made into, which another property may say.
+fn kind(property: &Property, given: &Map) -> Kind {
+    let told = property.told_by.as_ref().and_then(|by| given.get(by));
+    match told.and_then(Value::as_str) {
+        Some("string") => Kind::String,
+        Some("number") => Kind::Number,
+        Some("comma_delimited_list") => Kind::List,
+        Some("json") => Kind::Map,
+        Some("boolean") => Kind::Boolean,
+        _ => property.kind,
     }
 }
 
@@ -167,13 +180,17 @@ fn truthy(value: &Value) -> bool {
 
 /// The value as its type; nothing gives the default or the type's empty value.
 fn convert(property: &Property, value: Option<&Value>) -> Result<Value> {
+    convert_to(property.kind, property, value)
+}
+
+fn convert_to(kind: Kind, property: &Property, value: Option<&Value>) -> Result<Value> {
     let value = value.filter(|value| !value.is_null());
     let value = value.or(property.default.as_ref());
     let wrong = |wanted: &str| {
         let kind = value.map_or("nothing", kind_of);
         Err(Error::new(format!("must be {wanted}, is {kind}")))
     };
-    match (property.kind, value) {
+    match (kind, value) {
         (Kind::Any, value) => Ok(value.cloned().unwrap_or_default()),
         (Kind::String, None) => Ok(Value::from("")),
         (Kind::String, Some(Value::String(_))) => Ok(value.cloned().unwrap_or_default()),
@@ -232,9 +249,8 @@ pub(super) fn comma_list(text: &str) -> List {
     if text.is_empty() {
         return List::new();
     }
-    text.split(',')
-        .map(|part| Value::from(part.trim()))
-        .collect()
+    // Blanks belong to the items, as in parameters.
+    text.split(',').map(Value::from).collect()
 }
 
 fn map(property: &Property, value: Option<&Value>) -> Result<Value> {
@@ -294,6 +310,34 @@ mod tests {
         assert_eq!(volume["size"], 3);
         assert_eq!(volume["image"], "i");
         assert!(!volume.contains_key("imageRef"));
+    }
+
+    #[test]
+    fn the_type_of_a_value_is_the_one_that_stands_beside_it() {
+        let value = |kind: &str, value: Value| {
+            let given = json!({"type": kind, "value": value});
+            typed("OS::Heat::Value", &given).map(|typed| typed["value"].clone())
+        };
+        assert_eq!(value("number", json!("3")).unwrap(), 3);
+        assert_eq!(value("string", json!(3)).unwrap(), "3");
+        assert_eq!(value("boolean", json!("TRUE")).unwrap(), true);
+        assert_eq!(
+            value("comma_delimited_list", Value::Null).unwrap(),
+            json!([])
+        );
+        assert_eq!(value("json", json!({"a": 1})).unwrap(), json!({"a": 1}));
+        assert_eq!(value("other", json!("3")).unwrap(), "3");
+        assert!(value("number", json!("three")).is_err());
+        assert!(value("comma_delimited_list", json!("a,b")).is_err());
+    }
+
+    #[test]
+    fn what_has_no_properties_does_not_fail_for_them() {
+        let case = json!({"template": {"heat_template_version": "pike", "resources": {
+            "n": {"type": "OS::Heat::None", "properties": {"x": {"list_concat": "text"}}}}}});
+        let result = &super::super::cases::render(case)["resources"]["n"];
+        assert!(result.get("properties_error").is_some(), "{result}");
+        assert_eq!(result["typed_properties"], json!({}));
     }
 
     #[test]
