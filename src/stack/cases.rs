@@ -3,8 +3,6 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashSet};
 
-use crate::stack::value::{List, Map, Text, Value, json};
-
 use super::budget::Budget;
 use super::environment::Environment;
 use super::files::Files;
@@ -13,6 +11,7 @@ use super::parameters::Identity;
 use super::render::{self, Input};
 use super::version::Version;
 use super::{Error, Result};
+use crate::stack::value::{List, Map, Text, Value, json};
 
 /// The stack's id where a case gives none.
 pub const STACK_ID: &str = "11111111-2222-3333-4444-555555555555";

@@ -2,12 +2,11 @@
 
 use std::sync::{Arc, OnceLock};
 
-use crate::stack::value::{Map, Value};
-
 use super::parameters::{boolean, boolean_like, number};
 use super::patterns::{self, Made};
 use super::version::Version;
 use super::{Error, Result};
+use crate::stack::value::{Map, Value};
 
 /// A rule for a value, with the message its author gave.
 #[derive(Debug, Clone)]

@@ -1,8 +1,7 @@
 //! Environments: parameters, defaults and the registry, several merged in order.
 
-use crate::stack::value::{Map, Value};
-
 use super::{Error, Result, kind_of, yaml};
+use crate::stack::value::{Map, Value};
 
 /// What one or more environments say together.
 #[derive(Debug, Clone, Default, PartialEq)]

@@ -3,10 +3,9 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
 
-use crate::stack::value::Value;
-
 use super::render::Rendered;
 use super::{Error, Result};
+use crate::stack::value::Value;
 
 /// Resources and what each one waits for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -14,10 +14,9 @@
 
 use std::collections::BTreeSet;
 
-use crate::stack::value::{Map, Value};
-
 use super::tree::SEPARATOR;
 use super::{Error, Result};
+use crate::stack::value::{Map, Value};
 
 /// Where a resource can be made to wait; Heat's words.
 pub const HOOKS: [&str; 6] = [

@@ -2,12 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use crate::stack::value::{List, Map, Number, Text, Value};
-
 use super::constraint::{Constraint, Rule, bounds, hot_constraint, length, pattern};
 use super::functions::python;
 use super::version::Version;
 use super::{Error, Result, kind_of};
+use crate::stack::value::{List, Map, Number, Text, Value};
 
 /// What a parameter's value may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,7 +1,6 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
-use crate::stack::value::json;
-
 use super::*;
+use crate::stack::value::json;
 
 fn hot(schema: &Value) -> Result<Schema> {
     Schema::parse(schema, Version::Rocky)

@@ -1,8 +1,8 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
-use crate::stack::value::{Value, json};
 use proptest::prelude::*;
 
 use super::*;
+use crate::stack::value::{Value, json};
 
 type Stack = BTreeMap<String, Resource>;
 

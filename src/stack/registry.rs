@@ -14,9 +14,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
-use crate::stack::value::{Map, Value};
-
 use super::constraint::{Pattern, Rule};
+use crate::stack::value::{Map, Value};
 
 /// What a property's value is made into.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,8 +6,6 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
-use crate::stack::value::{Map, Value, json};
-
 use super::budget::Budget;
 use super::environment::Environment;
 use super::files::Files;
@@ -17,6 +15,7 @@ use super::parameters::{Identity, Parameters};
 use super::registry::{self, ResourceType};
 use super::template::{Resource, Source, Template, deletion_policy};
 use super::{Error, Result, typed};
+use crate::stack::value::{Map, Value, json};
 
 /// Everything a stack is rendered from.
 #[derive(Debug, Clone, Default)]

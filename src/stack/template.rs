@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::stack::value::{Map, Value};
-
 use super::version::Version;
 use super::{Error, Result, kind_of, yaml};
+use crate::stack::value::{Map, Value};
 
 /// Resources one stack may hold; Heat's `max_resources_per_stack`.
 pub const MAX_RESOURCES: usize = 1000;

@@ -3,10 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::stack::value::{List, Map, Number, Value};
-
 use super::registry::{Kind, Property};
 use super::{Error, Result, kind_of};
+use crate::stack::value::{List, Map, Number, Value};
 
 /// The properties as a plugin sees them.
 ///

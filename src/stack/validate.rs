@@ -1,12 +1,11 @@
 //! Whether a template could become a stack: everything that Heat would refuse
 //! before it makes anything.
 
-use crate::stack::value::{Map, Value, json};
-
 use super::render::{self, Input, Rendered, Stack, Stop};
 use super::template::Template;
 use super::{Error, Result, typed};
 use super::{expand, registry};
+use crate::stack::value::{Map, Value, json};
 
 /// What `pileus stack validate` prints: the resources of the stack and of those
 /// inside, in an order of creation, or `{"error": …}`.

@@ -4,10 +4,10 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use crate::stack::value::{List, Map, Number, Text, Value};
 use granit_parser::{ErrorKind, Event, Parser, ScalarStyle, ScanError};
 
 use super::{Error, Result};
+use crate::stack::value::{List, Map, Number, Text, Value};
 
 /// Bytes a document may have; Heat's `max_template_size`.
 pub const MAX_BYTES: usize = 524_288;

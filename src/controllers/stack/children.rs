@@ -7,9 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::stack::value::{Value, json};
 use futures::StreamExt;
 use http::HeaderValue;
+use k8s_openapi::api::core::v1::{Namespace, Secret};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::Request;
@@ -31,7 +31,7 @@ use crate::api::{
 };
 use crate::controllers::Stores;
 use crate::kube_ext::{ApiError, chain, finalize, find, is_gone, is_unserved};
-use k8s_openapi::api::core::v1::{Namespace, Secret};
+use crate::stack::value::{Value, json};
 
 /// How many requests of one Stack are under way at once.
 const AT_ONCE: usize = 16;

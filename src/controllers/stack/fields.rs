@@ -1,8 +1,7 @@
 //! Whose the fields of an object are, where the manager and others write the same one.
 
-use crate::stack::value::{Value, json};
-
 use crate::api::names::MANAGER;
+use crate::stack::value::{Value, json};
 
 /// The managed fields with what the manager's POST owns given to its apply; nothing when
 /// there is no such thing.

@@ -25,7 +25,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::stack::value::json;
 use futures::StreamExt;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
@@ -40,6 +39,7 @@ use crate::api::{Reason, Stack, StackStatus};
 use crate::kube_ext::report::apply_status;
 use crate::kube_ext::{ApiError, chain, finalize};
 use crate::stack::hide::mask_text;
+use crate::stack::value::json;
 use children::Children;
 use ledger::{Action, Key, Ledger, Reference, Sources, State};
 use plan::trouble::Refused;

@@ -10,10 +10,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::stack::value::Value;
-
 use super::fields::handed_over;
 use super::ledger::{Entry, Reference, State};
+use crate::stack::value::Value;
 
 /// How long what has been seen of a finished resource is good for. Hundreds of stacks with
 /// hundreds of objects each are then some dozens of reads a second at most.

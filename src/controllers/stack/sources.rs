@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 
-use crate::stack::value::Value;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::api::GetParams;
 use kube::core::Request;
@@ -20,6 +19,7 @@ use crate::api::names::STACK_UID_LABEL;
 use crate::api::stack::{SourceKey, SourceKind};
 use crate::api::{Reason, Stack, validation};
 use crate::kube_ext::{ApiError, chain, find, is_gone};
+use crate::stack::value::Value;
 
 /// Secrets that give whoever holds them the rights of an account, or of a new host.
 const CREDENTIALS: [&str; 2] = [

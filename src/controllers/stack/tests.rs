@@ -10,13 +10,13 @@ mod world;
 
 use std::collections::BTreeSet;
 
-use crate::stack::value::json;
 use k8s_openapi::jiff::SignedDuration;
 
 use super::ledger::{Action, Ledger, Reference};
 use super::plan::Problem;
 use crate::api::Reason;
 use crate::api::stack::OnFailure;
+use crate::stack::value::json;
 use world::World;
 
 const PAIR: &str = "heat_template_version: newton

@@ -2,9 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::stack::value::{List, Map, Value};
-
 use super::{Scope, expect_list, python, strings};
+use crate::stack::value::{List, Map, Value};
 use crate::stack::{Error, Result};
 
 /// `Ref`: a parameter or a resource.

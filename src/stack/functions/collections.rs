@@ -1,8 +1,7 @@
 //! Functions over lists and maps.
 
-use crate::stack::value::{List, Map, Text, Value};
-
 use super::{Scope, expect_list, python};
+use crate::stack::value::{List, Map, Text, Value};
 use crate::stack::version::Version;
 use crate::stack::{Error, Result, kind_of};
 

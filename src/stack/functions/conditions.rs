@@ -1,8 +1,7 @@
 //! Conditions: `equals`, `not`, `and`, `or`, and names of other conditions.
 
-use crate::stack::value::Value;
-
 use super::{Scope, python, references};
+use crate::stack::value::Value;
 use crate::stack::{Error, Result, kind_of};
 
 /// Whether `value` holds; `path` holds the conditions being evaluated.

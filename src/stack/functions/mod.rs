@@ -15,13 +15,12 @@ pub use references::References;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use crate::stack::value::{List, Map, Value};
-
 use super::budget::Budget;
 use super::files::Files;
 use super::parameters;
 use super::version::Version;
 use super::{Error, Result, kind_of};
+use crate::stack::value::{List, Map, Value};
 
 /// What one value costs, whatever is in it.
 const NODE: usize = 64;

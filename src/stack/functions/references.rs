@@ -3,9 +3,8 @@
 
 use std::collections::BTreeSet;
 
-use crate::stack::value::{List, Value};
-
 use super::{Scope, collections, function, url};
+use crate::stack::value::{List, Value};
 use crate::stack::version::Version;
 use crate::stack::{Error, Result};
 

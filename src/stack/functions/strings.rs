@@ -1,9 +1,9 @@
 //! Functions that make text.
 
-use crate::stack::value::{List, Map, Value};
 use sha2::Digest as _;
 
 use super::{Scope, expect_list, python};
+use crate::stack::value::{List, Map, Value};
 use crate::stack::{Error, Result, kind_of};
 
 /// `str_replace` and its strict kin: `strict` 1 wants every key to occur, 2

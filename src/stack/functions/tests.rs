@@ -1,7 +1,6 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
-use crate::stack::value::json;
-
 use super::*;
+use crate::stack::value::json;
 
 fn evaluate(version: Version, value: &Value) -> Result<Value> {
     let parameters = json!({"env": "prod", "map": {"a": [1, 2]}});

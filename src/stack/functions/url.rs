@@ -1,8 +1,7 @@
 //! `make_url`: a URL out of its parts, escaped as each part needs it.
 
-use crate::stack::value::{Map, Value};
-
 use super::python;
+use crate::stack::value::{Map, Value};
 use crate::stack::{Error, Result, kind_of};
 
 const PARTS: [&str; 8] = [

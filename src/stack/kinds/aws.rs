@@ -3,14 +3,13 @@
 //! Heat makes a router of a VPC and puts its subnets on it; routers are not there yet, so a
 //! VPC is a Network, whose guests reach each other and nothing else.
 
-use crate::stack::value::{Map, Value};
-
 use super::nova::{wishes, with_user_data};
 use super::{Find, How, Kind, Makes, Request, neutron, plain, reference, text};
 use crate::api::port::FixedIp;
 use crate::api::security_group::{Direction, EtherType, NamedRule, SecurityRule};
 use crate::api::server::ServerNetwork;
 use crate::api::{NetworkSpec, PortSpec, ServerSpec, SubnetSpec};
+use crate::stack::value::{Map, Value};
 use crate::stack::{Error, Result};
 
 pub(super) const KINDS: &[Kind] = &[

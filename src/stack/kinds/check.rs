@@ -1,10 +1,9 @@
 //! What cannot be made, told by name before anything is made.
 
-use crate::stack::value::{Map, Value};
-
 use super::{Kind, find};
 use crate::stack::expand::{Tree, holds_a_stack};
 use crate::stack::render::Rendered;
+use crate::stack::value::{Map, Value};
 use crate::stack::{Error, Result, registry};
 
 /// Types that hold a stack and can be made; templates used as types are the others.

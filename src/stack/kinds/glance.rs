@@ -1,10 +1,9 @@
 //! `OS::Glance`: Images.
 
-use crate::stack::value::{Map, Value, json};
-
 use super::{Find, How, Kind, Makes, Request, as_texts, display_name};
 use crate::api::image::{DiskFormat, Source};
 use crate::api::{ImageSpec, Sharing};
+use crate::stack::value::{Map, Value, json};
 use crate::stack::{Error, Result};
 
 pub(super) const KINDS: &[Kind] = &[Kind {

@@ -2,12 +2,12 @@
 
 use std::fmt::Write;
 
-use crate::stack::value::{Map, Value, json};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest, Sha256};
 
 use super::{How, Kind, Request, Settles, attribute_names, text};
+use crate::stack::value::{Map, Value};
 use crate::stack::{Error, Result};
 
 macro_rules! values {
@@ -84,34 +84,10 @@ fn settled(kind: &str, request: &Request<'_>, given: &[(&str, Value)]) -> Settle
     }
 }
 
+#[allow(clippy::unnecessary_wraps, reason = "the shape of every mapping")]
 fn value(request: &Request<'_>) -> Result<Settles> {
-    let given = request.get("value").cloned().unwrap_or_default();
-    let wrong = |what: &str| Error::at("value", format!("is no {what}"));
-    let value = match request.text("type").as_deref() {
-        Some("string") => Value::from(text(&given).unwrap_or_else(|| given.to_string())),
-        Some("number") => match &given {
-            Value::String(text) => serde_json::from_str(text)
-                .ok()
-                .filter(Value::is_number)
-                .ok_or_else(|| wrong("number"))?,
-            other => other.clone(),
-        },
-        Some("comma_delimited_list") => match &given {
-            Value::String(text) => text.split(',').map(|item| json!(item.trim())).collect(),
-            other => other.clone(),
-        },
-        Some("json") => match &given {
-            Value::String(text) => serde_json::from_str(text).map_err(|_| wrong("JSON"))?,
-            other => other.clone(),
-        },
-        Some("boolean") => match given.as_str().map(str::to_lowercase).as_deref() {
-            Some("true" | "t" | "yes" | "y" | "on" | "1") => Value::Bool(true),
-            Some("false" | "f" | "no" | "n" | "off" | "0") => Value::Bool(false),
-            Some(_) => return Err(wrong("boolean")),
-            None => given,
-        },
-        _ => given,
-    };
+    // Of the type that `type` says, by its schema.
+    let value = request.get("value").cloned().unwrap_or_default();
     Ok(settled("OS::Heat::Value", request, &[("value", value)]))
 }
 

@@ -3,12 +3,11 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use crate::stack::value::{Map, Value};
-
 use super::{How, Request, attribute_names, check, find, known, object_name};
 use crate::stack::functions::Known;
 use crate::stack::render::{Input, Stop};
 use crate::stack::tree::{self, Leaf};
+use crate::stack::value::{Map, Value};
 use crate::stack::{Error, Result, expand};
 
 /// What random strings of a preview are made from: they are as good as any.

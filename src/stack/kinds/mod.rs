@@ -28,9 +28,10 @@ pub mod object;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::stack::value::{List, Map, Value, json};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
+
+use crate::stack::value::{List, Map, Value, json};
 
 pub use check::is_empty;
 

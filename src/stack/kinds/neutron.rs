@@ -2,8 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use crate::stack::value::{Map, Value, json};
-
 use super::{Find, How, Kind, Makes, Request, display_name, reference, text};
 use crate::api::network::PortSecurity;
 use crate::api::port::{AddressPair, FixedIp};
@@ -12,6 +10,7 @@ use crate::api::subnet::{AllocationPool, Dhcp, HostRoute};
 use crate::api::{
     NetworkSpec, PortSpec, SecurityGroupRuleSpec, SecurityGroupSpec, Sharing, SubnetSpec,
 };
+use crate::stack::value::{Map, Value, json};
 use crate::stack::{Error, Result};
 
 pub(super) const KINDS: &[Kind] = &[

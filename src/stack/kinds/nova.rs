@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use crate::stack::value::{List, Map, Value, json};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
@@ -11,6 +10,7 @@ use crate::api::names::host_name;
 use crate::api::server::{ConfigDrive, PlacementWishes, RunState, ServerNetwork};
 use crate::api::server_group::GroupPolicy;
 use crate::api::{FlavorSpec, KeyPairSpec, SecretKey, ServerGroupSpec, ServerSpec, Sharing};
+use crate::stack::value::{List, Map, Value, json};
 use crate::stack::{Error, Result};
 
 /// Key of the user data in the Secret that is made for it.

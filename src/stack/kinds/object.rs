@@ -2,9 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use crate::stack::value::{Map, Value};
-
 use super::{Find, How, Kind, Makes, Request};
+use crate::stack::value::{Map, Value};
 use crate::stack::{Error, Result};
 
 /// The type's name.

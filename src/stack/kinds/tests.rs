@@ -410,25 +410,29 @@ fn random_strings_follow_from_their_seed_and_hold_what_is_asked_for() {
 
 #[test]
 fn values_have_the_type_they_say() {
-    let value = |properties: Value| {
-        settled("OS::Heat::Value", &properties, b"")
-            .unwrap()
-            .attributes["value"]
-            .clone()
+    let value = |value: Value, kind: &str| {
+        let properties = json!({"value": value, "type": kind});
+        let settles = settled("OS::Heat::Value", &properties, b"");
+        settles.map(|settles| settles.attributes["value"].clone())
     };
-    assert_eq!(
-        value(json!({"value": "1,2", "type": "comma_delimited_list"})),
-        json!(["1", "2"])
-    );
-    assert_eq!(
-        value(json!({"value": "{\"a\": 1}", "type": "json"})),
-        json!({"a": 1})
-    );
-    assert_eq!(
-        value(json!({"value": "on", "type": "boolean"})),
-        json!(true)
-    );
-    assert_eq!(value(json!({"value": "1.5", "type": "number"})), json!(1.5));
+    let list = json!(["1", "2"]);
+    assert_eq!(value(list.clone(), "comma_delimited_list").unwrap(), list);
+    assert_eq!(value(json!({"a": 1}), "json").unwrap(), json!({"a": 1}));
+    assert_eq!(value(json!("True"), "boolean").unwrap(), true);
+    assert_eq!(value(json!("1.5"), "number").unwrap(), json!(1.5));
+    assert_eq!(value(json!(3), "string").unwrap(), "3");
+    // As in Heat, text is not taken apart: that is for parameters.
+    for (text, kind) in [
+        ("1,2", "comma_delimited_list"),
+        ("{}", "json"),
+        ("on", "boolean"),
+    ] {
+        assert_eq!(
+            value(json!(text), kind).unwrap_err().path,
+            "value",
+            "{text}"
+        );
+    }
 }
 
 #[test]

@@ -6,12 +6,11 @@
 
 use std::collections::BTreeSet;
 
-use crate::stack::value::Value;
-
 use super::{Plan, Problem, Seen, Sources};
 use crate::api::Reason;
 use crate::stack::environment::Environment;
 use crate::stack::hide::{mask, mask_text, note, texts};
+use crate::stack::value::Value;
 use crate::stack::{self, yaml};
 
 /// Sections of an environment that give parameters their values.

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::stack::value::{Map, Value};
 use kube::ResourceExt;
 use sha2::{Digest, Sha256};
 
@@ -16,6 +15,7 @@ use crate::stack::functions::Known;
 use crate::stack::hooks;
 use crate::stack::kinds::{self, How, Kind, Makes, Request, Settles};
 use crate::stack::tree::{self, Flat, Leaf};
+use crate::stack::value::{Map, Value};
 
 /// How long what is under way is waited for once something has failed; Heat's
 /// `error_wait_time`.

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use crate::stack::value::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use super::{Entry, Reference};
@@ -10,6 +9,7 @@ use crate::api::Reason;
 use crate::api::names::{STACK_DIGEST_ANNOTATION, STACK_RESOURCE_ANNOTATION, STACK_UID_LABEL};
 use crate::stack::kinds::{self, IDENTITY, METADATA, Makes};
 use crate::stack::tree::Leaf;
+use crate::stack::value::{Map, Value, json};
 
 /// How far an object is.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -3,8 +3,6 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::stack::value::{Map, Value};
-
 use super::forward::Walk;
 use super::leaf::{self, Progress};
 use super::{Action, Entry, Key, Ledger, Pass, Problem, Reference, Sources, State};
@@ -13,6 +11,7 @@ use crate::stack::graph::Graph;
 use crate::stack::kinds;
 use crate::stack::plan::{self as engine, Existing, Wanted};
 use crate::stack::tree::{self, Flat, Leaf};
+use crate::stack::value::{Map, Value};
 
 /// Outputs as they are told.
 pub(super) fn told(flat: &Flat) -> Vec<StackOutput> {

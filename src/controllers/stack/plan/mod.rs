@@ -41,7 +41,6 @@ mod turn;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::stack::value::Value;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
@@ -52,6 +51,7 @@ use crate::kube_ext::finalize;
 use crate::stack::files::Files;
 use crate::stack::parameters::Identity;
 use crate::stack::render::Input;
+use crate::stack::value::Value;
 use crate::stack::{self, yaml};
 
 /// What is under way is looked at this often without any event.

@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::stack::value::Value;
 use kube::ResourceExt;
 
 use super::decide::permit;
@@ -12,6 +11,7 @@ use super::{Action, Entry, Key, Pass, Reference, State, is_ours, leaf};
 use crate::stack::expand::{Tree, holds_a_stack};
 use crate::stack::kinds::{self, How, Makes, Request};
 use crate::stack::tree::{Flat, SEPARATOR};
+use crate::stack::value::Value;
 use crate::stack::{Error, Result, hooks};
 
 /// Whether two references name one object, in whichever version of its kind. `own` is the

@@ -3,10 +3,9 @@
 
 use std::collections::BTreeSet;
 
-use crate::stack::value::Value;
-
 use super::forward::Walk;
 use super::{Action, Key, State};
+use crate::stack::value::Value;
 
 impl Walk<'_, '_> {
     /// Stops or starts what a suspended or resumed stack has running.

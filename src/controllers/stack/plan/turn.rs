@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use crate::stack::value::Value;
 use kube::ResourceExt;
 
 use super::{Action, Pass, Problem, State, leaf};
@@ -13,6 +12,7 @@ use crate::stack::expand::{self, Tree};
 use crate::stack::kinds::check;
 use crate::stack::parameters::Schema;
 use crate::stack::template::Template;
+use crate::stack::value::Value;
 
 impl Pass<'_> {
     /// Begins the action that is due, if one is.

@@ -2,11 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use crate::stack::value::{Value, json};
-
 use super::super::ledger::{Action, Rolling, State};
 use super::world::World;
 use crate::api::stack::OnFailure;
+use crate::stack::value::{Value, json};
 
 /// A group of Servers whose metadata can change in place; what comes after it has its ids.
 fn group(policy: &str, count: usize) -> String {

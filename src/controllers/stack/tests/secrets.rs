@@ -2,14 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use crate::stack::value::json;
-
 use super::super::ledger::Hidden;
 use super::super::plan::Plan;
 use super::super::status::status;
 use super::world::World;
 use crate::api::Reason;
 use crate::stack::hide::{mask_text, note};
+use crate::stack::value::json;
 
 const SECRET: &str = "hunter2-hunter2";
 

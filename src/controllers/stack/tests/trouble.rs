@@ -1,12 +1,12 @@
 //! What failed, what was lost, and what is in use: nothing that works is destroyed for it.
 
-use crate::stack::value::{Value, json};
 use k8s_openapi::jiff::SignedDuration;
 
 use super::super::ledger::State;
 use super::PAIR;
 use super::world::World;
 use crate::api::stack::OnFailure;
+use crate::stack::value::{Value, json};
 
 impl World {
     fn uid(&self, part: &str) -> Value {

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use crate::stack::value::{Value, json};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use super::super::ledger::{Ledger, Reference, Sources};
 use super::super::plan::{self, Lookup, Plan, Seen, Step, trouble};
 use crate::api::Stack;
 use crate::api::names::STACK_UID_LABEL;
+use crate::stack::value::{Value, json};
 
 /// Everything outside of the planner.
 pub(super) struct World {

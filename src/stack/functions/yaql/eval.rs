@@ -3,13 +3,12 @@
 use std::borrow::Cow;
 use std::cell::Cell;
 
-use crate::stack::value::{Map, Number, Value};
-
 use super::library;
 use super::parse::{Ast, Call};
 use super::regexes;
 use super::signatures::{Shape, shape_of};
 use crate::stack::budget::Budget;
+use crate::stack::value::{Map, Number, Value};
 use crate::stack::{Error, Result, kind_of};
 
 /// Values an expression may touch.

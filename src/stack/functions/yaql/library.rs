@@ -2,12 +2,11 @@
 
 use std::cmp::Ordering;
 
-use crate::stack::value::{Map, Value};
-
 use super::eval::{Env, SEARCH, compare, equal, key_text, operate, truthy};
 use super::parse::{Ast, Call};
 use super::signatures::{self, Shape, lacking};
 use super::{merge, regexes, sequences, texts};
+use crate::stack::value::{Map, Value};
 use crate::stack::{Error, Result};
 
 /// Items a function may make out of nothing.

@@ -1,11 +1,10 @@
 //! `mergeWith`: two maps into one, at any depth.
 
-use crate::stack::value::{Map, Value};
-
 use super::eval::{Env, wrong};
 use super::library::lambda;
 use super::parse::{Ast, Call};
 use super::sequences;
+use crate::stack::value::{Map, Value};
 use crate::stack::{Error, Result};
 
 /// How two maps become one.

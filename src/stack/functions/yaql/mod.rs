@@ -12,9 +12,8 @@ mod sequences;
 mod signatures;
 mod texts;
 
-use crate::stack::value::{Map, Value};
-
 use crate::stack::budget::Budget;
+use crate::stack::value::{Map, Value};
 use crate::stack::{Error, Result};
 
 /// `yaql`: evaluates `expression` over `data`.

@@ -1,7 +1,6 @@
 //! Expressions into trees.
 
 use crate::stack::value::Value;
-
 use crate::stack::{Error, Result};
 
 /// How deep an expression may nest.

@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::stack::value::{Value, json};
-
 use super::eval::wrong;
 use crate::stack::patterns::{self, Made};
+use crate::stack::value::{Value, json};
 use crate::stack::{Error, Result};
 
 /// How a compiled pattern travels among values; no template writes this key.

@@ -1,8 +1,7 @@
 //! Functions of lists and maps that need no lambda.
 
-use crate::stack::value::{List, Map, Value};
-
 use super::eval::{compare, equal, key_text, operate, wrong};
+use crate::stack::value::{List, Map, Value};
 use crate::stack::{Error, Result};
 
 /// The items that `value` is walked by; a map is not walked.

@@ -4,10 +4,9 @@
 use std::collections::HashMap;
 use std::sync::OnceLock;
 
-use crate::stack::value::Value;
-
 use super::parse::{Ast, Call};
 use super::regexes;
+use crate::stack::value::Value;
 use crate::stack::{Error, Result};
 
 /// How a list came about, which decides what can be done with it.

@@ -1,10 +1,9 @@
 //! Functions of text and numbers.
 
-use crate::stack::value::{Number, Value};
-
 use super::eval::{compare, operate, wrong};
 use super::regexes;
 use crate::stack::functions::python;
+use crate::stack::value::{Number, Value};
 use crate::stack::{Error, Result};
 
 /// `str()`.
