@@ -7,6 +7,7 @@ use super::library;
 use super::parse::{Ast, Call};
 use super::regexes;
 use super::signatures::{Shape, shape_of};
+use super::unique::Unique;
 use crate::stack::budget::Budget;
 use crate::stack::value::{Map, Number, Value};
 use crate::stack::{Error, Result, kind_of};
@@ -335,8 +336,9 @@ fn sets(operator: &str, left: &Value, right: &Value) -> Result<Value> {
     let (Value::Array(a), Value::Array(b)) = (left, right) else {
         return operate(operator, left, right);
     };
-    let within = |a: &[Value], b: &[Value]| a.iter().all(|a| b.iter().any(|b| equal(a, b)));
-    let (under, over) = (within(a, b), within(b, a));
+    let (all_of_a, all_of_b) = (Unique::of(a), Unique::of(b));
+    let under = a.iter().all(|item| all_of_b.contains(item));
+    let over = b.iter().all(|item| all_of_a.contains(item));
     Ok(Value::Bool(match operator {
         "=" => under && over,
         "!=" => !(under && over),
@@ -345,7 +347,7 @@ fn sets(operator: &str, left: &Value, right: &Value) -> Result<Value> {
         "<=" => under,
         ">=" => over,
         "-" => {
-            let left = a.iter().filter(|a| !b.iter().any(|b| equal(a, b)));
+            let left = a.iter().filter(|item| !all_of_b.contains(item));
             return Ok(left.cloned().collect());
         }
         _ => return operate(operator, left, right),

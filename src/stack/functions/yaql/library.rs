@@ -5,6 +5,7 @@ use std::cmp::Ordering;
 use super::eval::{Env, SEARCH, compare, equal, key_text, operate, truthy};
 use super::parse::{Ast, Call};
 use super::signatures::{self, Shape, lacking};
+use super::unique::Unique;
 use super::{merge, regexes, sequences, texts};
 use crate::stack::value::{Map, Value};
 use crate::stack::{Error, Result};
@@ -367,20 +368,14 @@ fn split_where(env: &Env<'_>, list: &[Value], test: &Ast, name: &str) -> Result<
 }
 
 fn distinct(env: &Env<'_>, list: &[Value], key: Option<&Ast>) -> Result<Value> {
-    env.pay(list.len().saturating_mul(list.len()) / 8)?;
     let Some(key) = key else {
         return Ok(Value::from(sequences::distinct(list.to_vec())));
     };
-    let mut seen: Vec<Value> = Vec::new();
-    let mut kept = Vec::new();
-    for item in list {
-        let key = env.apply(key, &[item])?;
-        if !seen.iter().any(|before| equal(before, &key)) {
-            seen.push(key);
-            kept.push(item.clone());
-        }
-    }
-    Ok(Value::from(kept))
+    let keys = list.iter().map(|item| env.apply(key, &[item]));
+    let keys = keys.collect::<Result<Vec<_>>>()?;
+    let mut seen = Unique::default();
+    let kept = list.iter().zip(&keys).filter(|(_, key)| seen.insert(key));
+    Ok(kept.map(|(item, _)| item.clone()).collect())
 }
 
 /// `orderBy(…).thenBy(…)`: the keys from the inside out.

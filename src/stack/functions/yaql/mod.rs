@@ -11,6 +11,7 @@ mod regexes;
 mod sequences;
 mod signatures;
 mod texts;
+mod unique;
 
 use crate::stack::budget::Budget;
 use crate::stack::value::{Map, Value};

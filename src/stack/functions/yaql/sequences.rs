@@ -1,6 +1,7 @@
 //! Functions of lists and maps that need no lambda.
 
 use super::eval::{compare, equal, key_text, operate, wrong};
+use super::unique::Unique;
 use crate::stack::value::{List, Map, Value};
 use crate::stack::{Error, Result};
 
@@ -21,13 +22,10 @@ fn count(value: Option<&Value>) -> Result<usize> {
 
 /// The items without those that were there before.
 pub(super) fn distinct(items: impl IntoIterator<Item = Value>) -> Vec<Value> {
-    let mut seen: Vec<Value> = Vec::new();
-    for item in items {
-        if !seen.iter().any(|before| equal(before, &item)) {
-            seen.push(item);
-        }
-    }
-    seen
+    let items: Vec<Value> = items.into_iter().collect();
+    let mut seen = Unique::default();
+    let kept = items.iter().filter(|item| seen.insert(item));
+    kept.cloned().collect()
 }
 
 fn flatten(value: &Value, into: &mut Vec<Value>) {
@@ -188,17 +186,17 @@ fn zip(list: &[Value], rest: &[Value]) -> Result<Value> {
 
 fn sets(name: &str, list: &[Value], rest: &[Value]) -> Result<Value> {
     let other = items(rest.first().unwrap_or(&Value::Null))?;
-    let within = |list: &[Value], item: &Value| list.iter().any(|o| equal(o, item));
     let only = |a: &[Value], b: &[Value]| -> Vec<Value> {
-        a.iter().filter(|item| !within(b, item)).cloned().collect()
+        let b = Unique::of(b);
+        a.iter().filter(|item| !b.contains(item)).cloned().collect()
     };
     Ok(Value::from(distinct(match name {
         "union" => list.iter().chain(&other).cloned().collect(),
-        "intersect" => list
-            .iter()
-            .filter(|item| within(&other, item))
-            .cloned()
-            .collect(),
+        "intersect" => {
+            let other = Unique::of(&other);
+            let both = list.iter().filter(|item| other.contains(item));
+            both.cloned().collect()
+        }
         "difference" => only(list, &other),
         _ => [only(list, &other), only(&other, list)].concat(),
     })))

@@ -259,3 +259,25 @@ fn functions_take_what_yaqls_take_and_nothing_else() {
         assert_eq!(got.as_ref().ok(), Some(&given), "{expression}: {got:?}");
     }
 }
+
+#[test]
+fn sets_of_many_are_made_at_once() {
+    let many = "range(9999)";
+    for (set, length) in [
+        (format!("{many}.toSet()"), 9999),
+        (format!("set({many})"), 9999),
+        (format!("{many}.toSet().union({many}.toSet())"), 9999),
+        (format!("{many}.toSet().intersect({many}.toSet())"), 9999),
+        (format!("{many}.toSet().difference({many}.toSet())"), 0),
+        (format!("{many}.distinct($ mod 100)"), 100),
+        (
+            format!("{{a => {many}.toList()}}.mergeWith({{a => {many}.toList()}}).a"),
+            9999,
+        ),
+    ] {
+        let sum = format!("range(10).select({set}.len()).sum()");
+        assert_eq!(evaluate(&sum, json!({})).unwrap(), 10 * length, "{set}");
+    }
+    let same = format!("range(10).select({many}.toSet() = {many}.toSet()).distinct().first()");
+    assert_eq!(evaluate(&same, json!({})).unwrap(), true);
+}
