@@ -6,7 +6,7 @@ use super::parameters::{boolean, boolean_like, number};
 use super::patterns::{self, Made};
 use super::version::Version;
 use super::{Error, Result};
-use crate::stack::value::{Map, Value};
+use crate::stack::value::{Map, Text, Value};
 
 /// A rule for a value, with the message its author gave.
 #[derive(Debug, Clone)]
@@ -115,8 +115,7 @@ pub(super) fn hot_constraint(value: &Value, version: Version) -> Result<Constrai
         return Err(Error::new("a constraint is a map"));
     };
     let description = map.get("description").and_then(Value::as_str);
-    let unknown =
-        |key: &&crate::stack::value::Text| *key != "description" && !HOT.contains(&key.as_str());
+    let unknown = |key: &&Text| *key != "description" && !HOT.contains(&key.as_str());
     if let Some(key) = map.keys().find(unknown) {
         return Err(Error::new(format!(
             "no constraint `{key}`; there are length, range, modulo, allowed_values, allowed_pattern and custom_constraint"

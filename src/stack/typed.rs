@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use super::functions::python::truthy;
 use super::registry::{Kind, Property};
 use super::{Error, Result, kind_of};
 use crate::stack::value::{List, Map, Number, Value};
@@ -163,17 +164,6 @@ fn kind(property: &Property, given: &Map) -> Kind {
         Some("json") => Kind::Map,
         Some("boolean") => Kind::Boolean,
         _ => property.kind,
-    }
-}
-
-fn truthy(value: &Value) -> bool {
-    match value {
-        Value::Null => false,
-        Value::Bool(flag) => *flag,
-        Value::Number(number) => number.as_f64() != Some(0.0),
-        Value::String(text) => !text.is_empty(),
-        Value::Array(items) => !items.is_empty(),
-        Value::Object(map) => !map.is_empty(),
     }
 }
 

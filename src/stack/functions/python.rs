@@ -171,7 +171,8 @@ fn small(value: &Value) -> Option<f64> {
     value.as_bool().map(|flag| f64::from(u8::from(flag)))
 }
 
-fn whole(value: &Value) -> Option<i128> {
+/// The whole number that a value is for Python, to which `true` is 1.
+pub(in crate::stack) fn whole(value: &Value) -> Option<i128> {
     match value {
         Value::Bool(flag) => Some(i128::from(*flag)),
         Value::Number(number) => {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ecow::EcoVec;
 use hashbrown::HashTable;
 
-use super::{Text, Value};
+use super::{NULL, Text, Value};
 
 /// Up to how many entries are looked through; more have an index.
 const FEW: usize = 12;
@@ -317,20 +317,12 @@ impl<K: Into<Text>> FromIterator<(K, Value)> for Map {
     }
 }
 
-/// What is under a key.
-///
-/// # Panics
-/// When there is nothing.
+/// What is under a key; null when there is nothing.
 impl<K: AsRef<str> + ?Sized> Index<&K> for Map {
     type Output = Value;
 
-    #[allow(clippy::panic, reason = "as of every map of the standard library")]
     fn index(&self, key: &K) -> &Value {
-        let key = key.as_ref();
-        match self.get(key) {
-            Some(value) => value,
-            None => panic!("no entry `{key}`"),
-        }
+        self.get(key.as_ref()).unwrap_or(&NULL)
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 
 use super::eval::equal;
+use crate::stack::functions::python::whole;
 use crate::stack::value::Value;
 
 /// Values, each once. To find one costs what the value costs, however many there are: with every
@@ -49,14 +50,10 @@ impl<'v> Unique<'v> {
 fn scatter(hasher: &RandomState, value: &Value) -> u64 {
     match value {
         Value::Null => hasher.hash_one(0),
-        Value::Bool(flag) => hasher.hash_one(i128::from(*flag)),
-        Value::Number(number) => {
-            let signed = number.as_i64().map(i128::from);
-            match signed.or_else(|| number.as_u64().map(i128::from)) {
-                Some(whole) => hasher.hash_one(whole),
-                None => fraction(hasher, number.as_f64().unwrap_or_default()),
-            }
-        }
+        Value::Bool(_) | Value::Number(_) => match whole(value) {
+            Some(whole) => hasher.hash_one(whole),
+            None => fraction(hasher, value.as_f64().unwrap_or_default()),
+        },
         Value::String(text) => hasher.hash_one(text.as_str()),
         Value::Array(items) => items.iter().fold(hasher.hash_one("list"), |before, item| {
             hasher.hash_one((before, scatter(hasher, item)))
