@@ -105,10 +105,12 @@ pub struct Plan {
 pub fn wanted(stack: &Stack) -> BTreeMap<String, Wanted<'_>> {
     let mut all = Vec::with_capacity(stack.resources.len());
     for (name, resource) in &stack.resources {
-        // As far as they can be told: what cannot be evaluated yet is as written.
+        // As far as they can be told: what cannot be evaluated yet is as written. A default that is
+        // given is no change, so the type's schema comes first.
         let raw = || stack.template.resources.get(name)?.properties.as_object();
-        let evaluated = resource.properties.as_ref().ok().and_then(Option::as_ref);
-        let properties = evaluated.or_else(raw);
+        let evaluated = || resource.properties.as_ref().ok()?.as_ref();
+        let typed = resource.typed.as_ref().ok();
+        let properties = typed.or_else(evaluated).or_else(raw);
         let wanted = Wanted {
             kind: &resource.resolved,
             properties: properties.map_or_else(Cow::default, Cow::Borrowed),
@@ -349,9 +351,11 @@ fn decide(
     replace |= changed
         .iter()
         .any(|property| replaces(want.kind, property, &want.properties));
-    // Heat's `NoneResource._needs_update`: it stands for nothing, so nothing changes it.
-    let inert = want.kind == "OS::Heat::None";
-    Ok(match (changed.is_empty() || inert, replace) {
+    // Heat's `NoneResource._needs_update`: it stands for nothing, or for what a cloud has no more,
+    // so nothing changes it.
+    let found = registry::find(want.kind);
+    let inert = || found.is_some_and(|found| registry::takes_anything(want.kind, found));
+    Ok(match (changed.is_empty() || inert(), replace) {
         (true, _) => Decision::Keep(number),
         (false, true) => Decision::Create(number.saturating_add(1)),
         (false, false) => Decision::Update(number, changed),

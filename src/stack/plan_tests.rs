@@ -403,3 +403,50 @@ fn a_servers_policies_say_what_replaces_it() {
         json!({"image_update_policy": "REPLACE"})
     ));
 }
+
+/// Steps and kinds of change from one template to another of the same engine.
+fn between(old: &str, new: &str) -> Vec<(Action, String)> {
+    let rendered = |resources: &str| {
+        let text = format!("heat_template_version: newton\nresources:\n{resources}");
+        let input = super::super::render::Input {
+            template: super::super::yaml::parse(&text).unwrap().into(),
+            ..Default::default()
+        };
+        super::super::render::stack(&input).ok().unwrap()
+    };
+    let (old, new) = (rendered(old), rendered(new));
+    let existing = |(name, want): (&String, &Wanted<'_>)| {
+        let existing = Existing {
+            kind: want.kind.to_owned(),
+            properties: want.properties.clone().into_owned(),
+            requires: BTreeMap::new(),
+            complete: true,
+            retain: false,
+        };
+        ((name.clone(), 1), existing)
+    };
+    let existing = wanted(&old).iter().map(existing).collect();
+    let plan = plan(&wanted(&new), &new.graph, &existing, super::change).unwrap();
+    let steps = plan.steps.into_iter();
+    steps.map(|step| (step.action, step.key.0)).collect()
+}
+
+#[test]
+fn a_default_that_is_given_is_no_change() {
+    let subnet = |more: &str| {
+        format!(
+            "  s: {{type: 'OS::Neutron::Subnet', properties: {{network: n, cidr: 10.0.0.0/24{more}}}}}\n"
+        )
+    };
+    assert!(between(&subnet(""), &subnet(", ip_version: 4")).is_empty());
+    let replaced = between(&subnet(""), &subnet(", ip_version: 6"));
+    assert_eq!(replaced.len(), 2);
+}
+
+#[test]
+fn what_only_stands_for_something_is_never_changed() {
+    for kind in ["OS::Heat::None", "OS::Heat::HARestarter"] {
+        let resource = |value: u8| format!("  r: {{type: '{kind}', properties: {{p: {value}}}}}\n");
+        assert!(between(&resource(1), &resource(2)).is_empty(), "{kind}");
+    }
+}
