@@ -246,6 +246,8 @@ impl World {
                 );
                 done.insert(at);
             } else if begun {
+                // Whoever wants it again has another made, as in Heat.
+                existing.get_mut(&step.key).unwrap().complete = false;
                 fine = false;
             }
         }
@@ -268,9 +270,10 @@ impl World {
             } else {
                 let kind = self.stacks[path][&step.key].kind.clone();
                 let (begun, fine) = self.call(action, format!("{path}/{name}"), &kind, course);
-                if begun && !fine {
+                // What has failed before and is found as it should be is fine again.
+                if begun && (!fine || action == Action::Check) {
                     let stack = self.stacks.get_mut(path).unwrap();
-                    stack.get_mut(&step.key).unwrap().complete = false;
+                    stack.get_mut(&step.key).unwrap().complete = fine;
                 }
                 fine
             };
@@ -297,12 +300,11 @@ impl World {
             return (false, false);
         }
         if failing {
-            match course.begun.get_mut(&key) {
+            let silent = (course.silent)(action, kind);
+            match course.begun.get_mut(&key).filter(|_| !silent) {
                 Some(left) if *left > 0 => *left -= 1,
-                Some(_) => return (false, false),
-                None if course.idle.contains(&key.1) => return (false, false),
-                None if (course.silent)(action, kind) => {}
-                None => return (false, false),
+                None if silent && !course.idle.contains(&key.1) => {}
+                _ => return (false, false),
             }
         }
         let kind = kind.to_owned();
@@ -317,7 +319,7 @@ impl World {
     }
 }
 
-/// What stays has what is new, as far as that is there.
+/// What stays has what is new, as far as that is there, and no more what it does not require.
 fn refresh_but(existing: &mut BTreeMap<Key, Existing>, plan: &Plan) {
     for (key, requires) in &plan.unchanged {
         let there =
@@ -325,7 +327,9 @@ fn refresh_but(existing: &mut BTreeMap<Key, Existing>, plan: &Plan) {
         let now: BTreeMap<String, u32> = (requires.iter().filter(there))
             .map(|(name, number)| (name.clone(), *number))
             .collect();
-        existing.get_mut(key).unwrap().requires.extend(now);
+        let kept = existing.get_mut(key).unwrap();
+        kept.requires.retain(|name, _| requires.contains_key(name));
+        kept.requires.extend(now);
     }
 }
 
