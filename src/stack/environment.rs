@@ -1,6 +1,6 @@
 //! Environments: parameters, defaults and the registry, several merged in order.
 
-use super::{Error, Result, kind_of, yaml};
+use super::{Error, Result, kind_of, registry, render, yaml};
 use crate::stack::value::{Map, Value};
 
 /// What one or more environments say together.
@@ -99,33 +99,62 @@ impl Environment {
     /// The type that `kind` of the resource `name` is mapped to.
     #[must_use]
     pub fn resolve_type(&self, name: &str, kind: &str) -> String {
-        let mut current = kind.to_owned();
-        // A mapping may lead to another; a loop ends at the bound.
-        for _ in 0..10 {
-            let Some(next) = self.map_once(name, &current) else {
-                break;
-            };
-            if next == current {
-                break;
-            }
-            current = next;
-        }
-        current
+        let found = self.mapped(name, kind, 0);
+        found.unwrap_or_else(|| kind.to_owned())
     }
 
-    fn map_once(&self, name: &str, kind: &str) -> Option<String> {
-        let resources = self.registry.get("resources").and_then(Value::as_object);
-        let own = resources
+    /// The type that there is at the end of a mapping: of several, the first that leads to one.
+    fn mapped(&self, name: &str, kind: &str, depth: usize) -> Option<String> {
+        if depth > MAX_MAPPINGS {
+            return None;
+        }
+        let of_resources = self.registry.get("resources").and_then(|all| all.get(name));
+        let own = of_resources.and_then(|own| own.get(kind));
+        let mut mappings: Vec<(&str, &str)> = (own.and_then(Value::as_str))
+            .map(|target| (kind, target))
             .into_iter()
-            .flatten()
-            .filter(|(pattern, _)| matches(pattern, name));
-        // The name itself before wildcards, and of those the longest.
-        let own = own
-            .filter_map(|(pattern, entry)| Some((pattern, entry.as_object()?)))
-            .max_by_key(|(pattern, _)| (*pattern == name, pattern.len()));
-        own.and_then(|(_, entry)| lookup(entry, kind))
-            .or_else(|| lookup(&self.registry, kind))
+            .collect();
+        // Those that are for any resource follow by their name: `OS::*` comes before `OS::Nova::*`
+        // and before the type itself.
+        let start = mappings.len();
+        let general = self.registry.iter();
+        let general = general.filter_map(|(key, target)| Some((key.as_str(), target.as_str()?)));
+        mappings.extend(general.filter(|(key, target)| takes(key, target, kind)));
+        mappings[start..].sort_unstable();
+        let mut found = mappings.into_iter().filter_map(|(key, target)| {
+            let prefix = key.strip_suffix('*').filter(|_| key != kind);
+            match (prefix, target.strip_suffix('*')) {
+                _ if is_template(target) => Some(target.to_owned()),
+                (Some(prefix), Some(target)) => self.mapped(
+                    name,
+                    &format!("{target}{}", &kind[prefix.len()..]),
+                    depth + 1,
+                ),
+                _ => self.mapped(name, target, depth + 1),
+            }
+        });
+        let there = || registry::find(kind).is_some() || render::is_template_name(kind);
+        found.next().or_else(|| there().then(|| kind.to_owned()))
     }
+}
+
+/// Mappings that lead to one another.
+const MAX_MAPPINGS: usize = 10;
+
+/// Whether an entry of the registry is for `kind`. What stands for a template is for no other.
+fn takes(key: &str, target: &str, kind: &str) -> bool {
+    let wildcard = || !is_template(target) && target != kind;
+    let begins = || {
+        key.strip_suffix('*')
+            .is_some_and(|prefix| kind.starts_with(prefix))
+    };
+    key != "resources" && (key == kind || (begins() && wildcard()))
+}
+
+fn is_template(name: &str) -> bool {
+    [".yaml", ".template"]
+        .iter()
+        .any(|suffix| name.ends_with(suffix))
 }
 
 fn section_map<'a>(name: &str, value: &'a Value) -> Result<Option<&'a Map>> {
@@ -158,28 +187,6 @@ fn merge_maps(into: &mut Map, from: Option<&Map>, strategy: &dyn Fn(&str) -> Str
             }
         }
     }
-}
-
-/// An exact entry first, then the longest wildcard.
-fn lookup(map: &Map, kind: &str) -> Option<String> {
-    if let Some(Value::String(target)) = map.get(kind) {
-        return Some(target.to_string());
-    }
-    let (pattern, target) = map
-        .iter()
-        .filter_map(|(pattern, target)| Some((pattern.strip_suffix('*')?, target.as_str()?)))
-        .filter(|(prefix, _)| kind.starts_with(prefix))
-        .max_by_key(|(prefix, _)| prefix.len())?;
-    Some(match target.strip_suffix('*') {
-        Some(prefix) => format!("{prefix}{}", &kind[pattern.len()..]),
-        None => target.to_owned(),
-    })
-}
-
-fn matches(pattern: &str, name: &str) -> bool {
-    pattern
-        .strip_suffix('*')
-        .map_or(pattern == name, |prefix| name.starts_with(prefix))
 }
 
 #[cfg(test)]
@@ -216,17 +223,23 @@ mod tests {
     }
 
     #[test]
-    fn a_resources_own_name_comes_before_wildcards_whatever_their_order() {
-        for registry in [
-            "web: {T: own.yaml}, w*: {T: w.yaml}, we*: {T: we.yaml}",
-            "we*: {T: we.yaml}, w*: {T: w.yaml}, web: {T: own.yaml}",
-        ] {
-            let text = format!("resource_registry: {{resources: {{{registry}}}}}");
-            let env = Environment::parse([text.as_str()]).unwrap();
-            assert_eq!(env.resolve_type("web", "T"), "own.yaml");
-            assert_eq!(env.resolve_type("wet", "T"), "we.yaml");
-            assert_eq!(env.resolve_type("who", "T"), "w.yaml");
-        }
+    fn a_resources_own_type_comes_first_then_types_by_their_name() {
+        let registry = "'OS::Heat::V*': 'OS::Heat::None', 'OS::*': 'OS::Heat::Delay', \
+            'OS::Heat::Value': 'OS::Heat::TestResource'";
+        let text = |registry: &str| format!("resource_registry: {{{registry}}}");
+        let env = Environment::parse([text(registry).as_str()]).unwrap();
+        assert_eq!(
+            env.resolve_type("web", "OS::Heat::Value"),
+            "OS::Heat::Delay"
+        );
+        // What is no type is passed over.
+        let registry = registry.replace("OS::Heat::Delay", "OS::Heat::Nothing");
+        let env = Environment::parse([text(&registry).as_str()]).unwrap();
+        assert_eq!(env.resolve_type("web", "OS::Heat::Value"), "OS::Heat::None");
+        let own = "resources: {web: {T: own.yaml}, 'w*': {T: w.yaml}}";
+        let env = Environment::parse([text(own).as_str()]).unwrap();
+        assert_eq!(env.resolve_type("web", "T"), "own.yaml");
+        assert_eq!(env.resolve_type("wet", "T"), "T");
     }
 
     #[test]
