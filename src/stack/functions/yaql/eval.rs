@@ -45,7 +45,14 @@ pub(super) fn run(ast: &Ast, root: Value, stack: &Budget) -> Result<Value> {
         stack,
         depth: 0,
     };
-    env.eval(ast)
+    let value = env.eval(ast)?;
+    let list = |item: &Value| item.is_array() || item.is_object();
+    if env.shape() == Shape::Set && value.as_array().is_some_and(|items| items.iter().any(list)) {
+        return Err(Error::new(
+            "gives a set of lists or maps, of which there is none: make a list of it by `.toList()`",
+        ));
+    }
+    Ok(value)
 }
 
 fn size(value: &Value) -> usize {

@@ -108,7 +108,10 @@ fn maps_keep_their_order() {
     let cases = [
         ("$.data.map.keys()", r#"["z","c","a","b"]"#),
         ("$.data.map.values()", "[1,2,3,4]"),
-        ("$.data.map.items()", r#"[["z",1],["c",2],["a",3],["b",4]]"#),
+        (
+            "$.data.map.items().toList()",
+            r#"[["z",1],["c",2],["a",3],["b",4]]"#,
+        ),
         ("$.data.map.keys().select($)", r#"["z","c","a","b"]"#),
         ("$.data.map.delete(z)", r#"{"c":2,"a":3,"b":4}"#),
         ("$.data.map.set(c, 0)", r#"{"z":1,"c":0,"a":3,"b":4}"#),
@@ -280,4 +283,11 @@ fn sets_of_many_are_made_at_once() {
     }
     let same = format!("range(10).select({many}.toSet() = {many}.toSet()).distinct().first()");
     assert_eq!(evaluate(&same, json!({})).unwrap(), true);
+}
+
+#[test]
+fn there_is_no_set_of_lists() {
+    let data = json!({"map": {"a": 1}, "none": {}});
+    assert!(evaluate("$.data.map.items()", data.clone()).is_err());
+    assert_eq!(evaluate("$.data.none.items()", data).unwrap(), json!([]));
 }
