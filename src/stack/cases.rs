@@ -7,6 +7,7 @@ use super::budget::Budget;
 use super::environment::Environment;
 use super::files::Files;
 use super::functions::{Known, Scope};
+use super::hooks;
 use super::parameters::Identity;
 use super::render::{self, Input};
 use super::version::Version;
@@ -33,10 +34,13 @@ pub fn identity(name: &str) -> Identity {
 pub fn render(mut case: Value) -> Value {
     let inner = case.get_mut("case").map(Value::take);
     match input(inner.unwrap_or(case)) {
-        Ok(input) => match render::stack(&input) {
-            Ok(stack) => stack.into_json(),
-            Err(stop) => stop.to_json(),
-        },
+        Ok(input) => {
+            let stack = render::stack(&input);
+            match stack.and_then(|stack| stack.complete().map(|()| stack)) {
+                Ok(stack) => stack.into_json(),
+                Err(stop) => stop.to_json(),
+            }
+        }
         Err(error) => json!({"error": render::error_json("case", &error)}),
     }
 }
@@ -54,6 +58,7 @@ pub fn input(mut case: Value) -> Result<Input> {
     let mut environment = Environment::default();
     environment
         .merge(&take("environment"))
+        .and_then(|()| hooks::check(&environment.registry))
         .map_err(|error| error.below("environment"))?;
     Ok(Input {
         template: take("template").into(),
@@ -125,7 +130,7 @@ fn evaluate(case: &Value) -> Result<Value> {
         files: &files(case.get("files").cloned().unwrap_or_default()),
         mappings: &map(case.get("Mappings")),
         conditions: &map(case.get("conditions")),
-        facade: &map(case.get("facade")),
+        facade: &facade(case),
         budget: Budget::default(),
         held: RefCell::default(),
     };
@@ -141,9 +146,20 @@ fn evaluate(case: &Value) -> Result<Value> {
         // Heat got past the check that what is named is there; where it then asked a
         // resource for nothing, the resource was not made yet.
         existing.extend(found.attributes.iter().map(|(name, _)| name.as_str()));
+    } else {
+        found.accepted()?;
     }
     scope.existing = Some(&existing);
     scope.evaluate(snippet)
+}
+
+/// The outer resource, of which cases tell nothing.
+fn facade(case: &Value) -> Map {
+    let mut facade = map(case.get("facade"));
+    if !facade.contains_key("deletion_policy") {
+        facade.insert("deletion_policy", Value::from("Delete"));
+    }
+    facade
 }
 
 /// What `[method, resource, arguments, result]` tells of each resource.

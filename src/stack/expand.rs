@@ -194,7 +194,10 @@ pub fn holds_a_stack(resource: &Rendered) -> bool {
 
 fn facade(resource: &Rendered) -> Map {
     let mut facade = Map::new();
-    let value = |value: &Result<Value>| value.clone().unwrap_or_default();
+    let value = |value: &Result<Value>| match value {
+        Ok(Value::Null) | Err(_) => Value::Object(Map::new()),
+        Ok(value) => value.clone(),
+    };
     facade.insert("metadata", value(&resource.metadata));
     facade.insert("update_policy", value(&resource.update_policy));
     facade.insert("deletion_policy", Value::from(resource.deletion_policy));

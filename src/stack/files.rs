@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::parameters::Schema;
 use super::registry::{self, ResourceType};
-use super::template::Source;
+use super::template::{Source, Template};
 use super::{Error, Result, yaml};
 
 /// Files by name. A copy is the same files; each is read once, however many resources
@@ -66,13 +66,15 @@ impl File {
     }
 
     fn read_kind(&self) -> Option<Arc<ResourceType>> {
-        let template = self.template().and_then(|source| source.read()).ok()?;
+        let template = self.template().and_then(|source| source.read());
+        // Its parameters say what it takes, whatever is wrong with the rest of it.
+        let (version, parameters) = match template {
+            Ok(template) => (template.version, template.parameters.clone()),
+            Err(_) => Template::parameters_of(yaml::parse(&self.text).ok()?).ok()?,
+        };
         let mut schemas = BTreeMap::new();
-        for (name, schema) in &template.parameters {
-            schemas.insert(
-                name.to_string(),
-                Schema::parse(schema, template.version).ok()?,
-            );
+        for (name, schema) in &parameters {
+            schemas.insert(name.to_string(), Schema::read(schema, version).ok()?);
         }
         Some(Arc::new(registry::of_template(&schemas)))
     }
@@ -92,5 +94,27 @@ impl FromIterator<(String, String)> for Files {
 impl From<BTreeMap<String, String>> for Files {
     fn from(texts: BTreeMap<String, String>) -> Self {
         texts.into_iter().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn a_template_that_is_wrong_elsewhere_takes_its_parameters() {
+        let text = "heat_template_version: newton\nresources: {r: {type: T, deletion_policy: Burn}}\n\
+            parameters: {p: {type: number, default: 0, constraints: [{range: {min: 1}}]}}\n";
+        let files: Files = [("f.yaml".to_owned(), text.to_owned())]
+            .into_iter()
+            .collect();
+        assert!(
+            files
+                .template("f.yaml")
+                .and_then(|source| source.read())
+                .is_err()
+        );
+        assert!(files.kind("f.yaml").unwrap().properties.contains_key("p"));
     }
 }

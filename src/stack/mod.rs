@@ -12,6 +12,7 @@
 //! | [`files`] | what comes with a template, read once |
 //! | [`functions`] | the intrinsic functions and conditions |
 //! | [`environment`] | environments and how several merge |
+//! | [`needs`] | what a resource names, and whether it is there |
 //! | [`graph`] | what depends on what, order, cycles |
 //! | [`registry`] | resource types: properties, defaults, constraints |
 //! | [`typed`] | properties after their type's schema |
@@ -41,6 +42,7 @@ pub mod hooks;
 // What builds the engine alone, to fuzz it, has no kinds to make.
 #[cfg(not(fuzzing))]
 pub mod kinds;
+mod needs;
 pub mod parameters;
 mod patterns;
 pub mod plan;

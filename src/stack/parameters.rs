@@ -98,6 +98,14 @@ impl Schema {
     /// # Errors
     /// When a key, the type or a constraint is not one there is.
     pub fn parse(value: &Value, version: Version) -> Result<Self> {
+        Self::read(value, version)?.checked()
+    }
+
+    /// Reads a schema, whose default may break it: what takes its value by it does not care.
+    ///
+    /// # Errors
+    /// As [`Self::parse`], but for the default and what fits the type.
+    pub(super) fn read(value: &Value, version: Version) -> Result<Self> {
         let Value::Object(map) = value else {
             return Err(Error::new(format!(
                 "a parameter is a map, this is {}",
@@ -160,7 +168,7 @@ impl Schema {
                 .map_err(|error| error.below("constraints"))?,
             Some(_) => return Err(Error::at("constraints", "must be a list")),
         };
-        Self {
+        Ok(Self {
             kind,
             default: map.get("default").filter(|value| !value.is_null()).cloned(),
             hidden: map
@@ -170,8 +178,7 @@ impl Schema {
                 .get("immutable")
                 .is_some_and(|v| boolean(v).unwrap_or(false)),
             constraints,
-        }
-        .checked()
+        })
     }
 
     fn parse_cfn(map: &Map) -> Result<Self> {
@@ -236,7 +243,7 @@ impl Schema {
             Some(Value::String(text)) => rules.push(pattern(text)?),
             Some(_) => return Err(Error::at("AllowedPattern", "must be a string")),
         }
-        Self {
+        Ok(Self {
             kind,
             default: map.get("Default").filter(|value| !value.is_null()).cloned(),
             hidden: map
@@ -250,8 +257,7 @@ impl Schema {
                     description: description.to_owned(),
                 })
                 .collect(),
-        }
-        .checked()
+        })
     }
 
     /// Which constraints fit which types.
@@ -462,7 +468,7 @@ impl Parameters {
             let value = given
                 .get(name)
                 .filter(|value| !value.is_null())
-                .or_else(|| defaults.get(name))
+                .or_else(|| defaults.get(name).filter(|value| !value.is_null()))
                 .or(schema.default.as_ref());
             let Some(value) = value else {
                 result.missing.insert(name.to_string());

@@ -9,11 +9,12 @@ use std::sync::Arc;
 use super::budget::Budget;
 use super::environment::Environment;
 use super::files::Files;
-use super::functions::{Known, References, Scope};
+use super::functions::{Known, Scope};
 use super::graph::{self, Graph};
+use super::needs::{self, Needs};
 use super::parameters::{Identity, Parameters};
 use super::registry::{self, ResourceType};
-use super::template::{Resource, Source, Template, deletion_policy};
+use super::template::{Output, Resource, Source, Template, deletion_policy};
 use super::{Error, Result, typed};
 use crate::stack::value::{Map, Value, json};
 
@@ -91,6 +92,8 @@ pub struct Stack {
     pub order: Result<Vec<String>>,
     /// Outputs: description, and the value or why there is none.
     pub outputs: BTreeMap<String, (String, Result<Value>)>,
+    /// The first thing that can be evaluated, but of which no stack is made.
+    pub refused: Option<Error>,
 }
 
 /// Where rendering stopped.
@@ -123,30 +126,40 @@ pub fn stack(input: &Input) -> std::result::Result<Stack, Stop> {
     let mut scope = scope(input, &template, &parameters);
     let nothing = BTreeMap::new();
     scope.resources = &nothing;
+    for (name, condition) in &template.conditions {
+        scope
+            .check_condition(condition)
+            .map_err(|error| error.below(&format!("conditions.{name}")))
+            .map_err(stop("resources"))?;
+    }
     let existing = existing(&template, &scope).map_err(stop("resources"))?;
+    let shown = shown(&template, &scope).map_err(stop("outputs"))?;
     scope.resources = &input.resources;
     scope.existing = Some(&existing);
+    let mut refused = None;
     // Maps are made at once of what is in order: large ones take half the room so.
     let mut needed = Vec::with_capacity(existing.len());
     for (name, resource) in &template.resources {
+        let below = |error: Error| error.below(&format!("resources.{name}"));
+        let mut found = Needs::of(&scope, &template, name, &existing)
+            .map_err(below)
+            .map_err(stop("resources"))?;
+        refused = refused.or_else(|| found.refused.take().map(below));
         if existing.contains(name.as_str()) {
-            let found = Needs::of(&scope, resource, &existing)
-                .map_err(|error| error.below(&format!("resources.{name}")))
-                .map_err(stop("resources"))?;
             needed.push((name, resource, found));
         }
     }
-    for (name, output) in &template.outputs {
-        scope
-            .references(&output.value)
-            .map_err(|error| error.below(&format!("outputs.{name}.value")))
-            .map_err(stop("outputs"))?;
+    for (name, output) in &shown {
+        let below = |error: Error| error.below(&format!("outputs.{name}.value"));
+        let found = (scope.references(&output.value)).map_err(below);
+        let found = found.map_err(stop("outputs"))?;
+        refused = refused.or_else(|| found.refused.map(below));
     }
     let mut requires = Vec::with_capacity(needed.len());
     let mut resources = Vec::with_capacity(needed.len());
     for (name, resource, needs) in needed {
         requires.push((name.clone(), needs.all()));
-        let rendered = one(input, &scope, &template, name, resource, needs)
+        let rendered = one(input, &scope, name, resource, needs)
             .map_err(|error| error.below(&format!("resources.{name}")))
             .map_err(stop("resources"))?;
         resources.push((name.clone(), rendered));
@@ -156,8 +169,11 @@ pub fn stack(input: &Input) -> std::result::Result<Stack, Stop> {
         requires: requires.into_iter().collect(),
     };
     let hidden = graph::hidden(&mut graph, &resources);
-    let order = order(&template, &existing, &graph);
-    let outputs = outputs(&template, &scope);
+    let order = match needs::unreadable(&scope, &template, &resources) {
+        Some(error) => Err(error),
+        None => order(&template, &existing, &graph),
+    };
+    let outputs = outputs(&template, &scope, &shown);
     // Who has overspent in one property is done with the whole stack.
     input.budget.pay(1).map_err(stop("resources"))?;
     Ok(Stack {
@@ -169,6 +185,7 @@ pub fn stack(input: &Input) -> std::result::Result<Stack, Stop> {
         hidden,
         order,
         outputs,
+        refused,
     })
 }
 
@@ -190,13 +207,10 @@ pub(super) fn again(
     else {
         return Ok(());
     };
-    let needs = Needs {
-        by_property: std::mem::take(&mut before.references),
-        ..Needs::default()
-    };
+    let needs = Needs::again(std::mem::take(&mut before.references));
     let mut scope = scope(input, &template, &stack.parameters);
     scope.existing = Some(existing);
-    let rendered = one(input, &scope, &template, name, resource, needs);
+    let rendered = one(input, &scope, name, resource, needs);
     let rendered = rendered.map_err(|error| Stop {
         stage: "resources",
         error: error.below(&format!("resources.{name}")),
@@ -243,75 +257,21 @@ fn existing<'t>(template: &'t Template, scope: &Scope<'_>) -> Result<HashSet<&'t
     Ok(existing)
 }
 
-/// What a resource waits for, as its template says.
-#[derive(Default)]
-struct Needs {
-    explicit: BTreeSet<String>,
-    by_property: BTreeMap<String, BTreeSet<String>>,
-    metadata: BTreeSet<String>,
-}
-
-impl Needs {
-    fn of(scope: &Scope<'_>, resource: &Resource, existing: &HashSet<&str>) -> Result<Self> {
-        let mut by_property = BTreeMap::new();
-        match &resource.properties {
-            Value::Object(map) if scope.is_call(map) => {
-                let found = scope.references(&resource.properties);
-                let found = found.and_then(|f| resolve(f, existing));
-                by_property.insert("*".to_owned(), found.map_err(|e| e.below("properties"))?);
-            }
-            Value::Object(map) => {
-                for (property, value) in map {
-                    let found = scope.references(value).and_then(|f| resolve(f, existing));
-                    let found = found.map_err(|e| e.below(&format!("properties.{property}")));
-                    by_property.insert(property.to_string(), found?);
-                }
-            }
-            _ => {}
+/// The outputs whose condition holds.
+fn shown<'t>(template: &'t Template, scope: &Scope<'_>) -> Result<BTreeMap<&'t str, &'t Output>> {
+    let mut shown = BTreeMap::new();
+    for (name, output) in &template.outputs {
+        let below = |error: Error| error.below(&format!("outputs.{name}.condition"));
+        if output.condition.is_null() || scope.condition(&output.condition).map_err(below)? {
+            shown.insert(name.as_str(), output);
         }
-        let metadata = scope.references(&resource.metadata);
-        let metadata = metadata.and_then(|found| resolve(found, existing));
-        Ok(Self {
-            explicit: resource.depends_on.iter().cloned().collect(),
-            by_property,
-            metadata: metadata.map_err(|error| error.below("metadata"))?,
-        })
     }
-
-    fn all(&self) -> BTreeSet<String> {
-        let inner = self.by_property.values().flatten();
-        inner
-            .chain(&self.explicit)
-            .chain(&self.metadata)
-            .cloned()
-            .collect()
-    }
-}
-
-fn resolve(found: References, existing: &HashSet<&str>) -> Result<BTreeSet<String>> {
-    if let Some(name) = found
-        .resources
-        .iter()
-        .find(|name| !existing.contains(name.as_str()))
-    {
-        return Err(Error::new(format!(
-            "refers to the resource `{name}`, which is not in the template or whose condition is false"
-        )));
-    }
-    let mut all = found.resources;
-    all.extend(
-        found
-            .names
-            .into_iter()
-            .filter(|name| existing.contains(name.as_str())),
-    );
-    Ok(all)
+    Ok(shown)
 }
 
 fn one(
     input: &Input,
     scope: &Scope<'_>,
-    template: &Template,
     name: &str,
     resource: &Resource,
     needs: Needs,
@@ -338,15 +298,13 @@ fn one(
             }
             match schema {
                 None if is_template_name(&resolved) => Ok(Map::new()),
-                Some(schema) => typed::coerce(&schema.properties, &map),
+                Some(schema) => {
+                    let typed = typed::coerce(&schema.properties, &map);
+                    typed.map(|typed| described(typed, schema, resource))
+                }
                 None => Ok(registry::without_nulls(map.into_owned())),
             }
         }
-    };
-    let policy = match scope.evaluate(&resource.deletion_policy)? {
-        Value::Null => "Delete",
-        other => deletion_policy(other.as_str().unwrap_or_default(), template.version)
-            .map_err(|error| error.below("deletion_policy"))?,
     };
     Ok(Rendered {
         kind: resource.kind.clone(),
@@ -356,7 +314,7 @@ fn one(
         typed,
         metadata: scope.evaluate(&resource.metadata),
         update_policy: scope.evaluate(&resource.update_policy),
-        deletion_policy: policy,
+        deletion_policy: policy(scope, resource)?,
         condition: match &resource.condition {
             Value::Object(_) => Value::Bool(true),
             named => named.clone(),
@@ -364,6 +322,32 @@ fn one(
         external_id: scope.evaluate(&resource.external_id)?,
         references: needs.by_property,
     })
+}
+
+/// What becomes of a resource that goes; what exists already stays, whatever is said of it.
+pub(super) fn policy(scope: &Scope<'_>, resource: &Resource) -> Result<&'static str> {
+    let policy = match scope.evaluate(&resource.deletion_policy)? {
+        Value::Null => "Delete",
+        other => deletion_policy(other.as_str().unwrap_or_default(), scope.version)
+            .map_err(|error| error.below("deletion_policy"))?,
+    };
+    Ok(if resource.external_id.is_null() {
+        policy
+    } else {
+        "Retain"
+    })
+}
+
+/// What a resource says of itself is its description where its type has one that can change.
+fn described(mut typed: Map, schema: &ResourceType, resource: &Resource) -> Map {
+    let takes = schema
+        .properties
+        .get("description")
+        .is_some_and(|it| it.update);
+    if takes && !resource.description.is_empty() && !typed.contains_key("description") {
+        typed.insert("description", Value::from(resource.description.clone()));
+    }
+    typed
 }
 
 /// A property whose function gives nothing counts as not given.
@@ -410,17 +394,19 @@ fn order(template: &Template, existing: &HashSet<&str>, graph: &Graph) -> Result
     graph.order()
 }
 
-fn outputs(template: &Template, scope: &Scope<'_>) -> BTreeMap<String, (String, Result<Value>)> {
-    let one = |output: &super::template::Output| {
-        if !output.condition.is_null() && !scope.condition(&output.condition)? {
-            return Ok(Value::Null);
-        }
-        scope.evaluate(&output.value)
+fn outputs(
+    template: &Template,
+    scope: &Scope<'_>,
+    shown: &BTreeMap<&str, &Output>,
+) -> BTreeMap<String, (String, Result<Value>)> {
+    let one = |name: &String| match shown.get(name.as_str()) {
+        Some(output) => scope.evaluate(&output.value),
+        None => Ok(Value::Null),
     };
     template
         .outputs
         .iter()
-        .map(|(name, output)| (name.clone(), (output.description.clone(), one(output))))
+        .map(|(name, output)| (name.clone(), (output.description.clone(), one(name))))
         .collect()
 }
 
@@ -439,6 +425,21 @@ impl Stop {
 }
 
 impl Stack {
+    /// Whether every parameter has a value.
+    ///
+    /// # Errors
+    /// For the first that has none.
+    pub fn complete(&self) -> std::result::Result<(), Stop> {
+        let Some(name) = self.parameters.missing.first() else {
+            return Ok(());
+        };
+        let error = format!("{}; give one", super::parameters::MISSING);
+        Err(Stop {
+            stage: "parameters",
+            error: Error::at(format!("parameters.{name}"), error),
+        })
+    }
+
     /// The stack as JSON: parameters, resources, outputs, order.
     #[must_use]
     pub fn into_json(self) -> Value {

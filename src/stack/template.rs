@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::functions::python::truthy;
 use super::version::Version;
 use super::{Error, Result, kind_of, yaml};
 use crate::stack::value::{Map, Value};
@@ -175,11 +176,26 @@ impl Template {
             ));
         }
         for (name, definition) in section(&mut map, outputs)? {
-            let output = read_output(definition, words)
+            let output = read_output(definition, version, words)
                 .map_err(|error| error.below(&format!("{outputs}.{name}")))?;
             template.outputs.insert(name.into(), output);
         }
         Ok(template)
+    }
+}
+
+impl Template {
+    /// The version of a template, and its parameters' schemas as written.
+    ///
+    /// # Errors
+    /// When it has no known version, or its parameters are no map.
+    pub fn parameters_of(value: Value) -> Result<(Version, Map)> {
+        let Value::Object(mut map) = value else {
+            return Err(Error::new("a template is a map of sections"));
+        };
+        let version = version_of(&map)?;
+        let words = if version.is_hot() { &HOT } else { &CFN };
+        Ok((version, section(&mut map, words.sections[1])?))
     }
 }
 
@@ -261,8 +277,9 @@ fn unknown_sections(map: &Map, version: Version, words: &Words) -> Vec<String> {
 /// Takes the section `name` out of `map`; one that is not there is empty.
 fn section(map: &mut Map, name: &str) -> Result<Map> {
     match map.shift_remove(name) {
-        None | Some(Value::Null) => Ok(Map::new()),
+        None => Ok(Map::new()),
         Some(Value::Object(section)) => Ok(section),
+        Some(empty) if !truthy(&empty) => Ok(Map::new()),
         Some(other) => Err(Error::at(
             name,
             format!("must be a map, is {}", kind_of(&other)),
@@ -320,7 +337,7 @@ fn read_resource(
             ));
         }
     };
-    for index in [3, 4] {
+    for index in [3, 4, 6, 7] {
         if map.get(words.keys[index]).is_some_and(Value::is_null) {
             return Err(Error::at(words.keys[index], "must not be empty"));
         }
@@ -335,11 +352,31 @@ fn read_resource(
             ));
         }
     }
+    let description = if version.is_hot() {
+        "description"
+    } else {
+        "Description"
+    };
+    if let Some(value) = map.get(description)
+        && !value.is_string()
+    {
+        return Err(Error::at(
+            description,
+            format!("must be a string, is {}", kind_of(value)),
+        ));
+    }
     let mut field = |index: usize| map.shift_remove(words.keys[index]).unwrap_or_default();
-    let external_id = field(7);
+    let external_id = match field(7) {
+        id @ (Value::Null | Value::String(_) | Value::Object(_)) => id,
+        other => {
+            return Err(Error::at(
+                words.keys[7],
+                format!("must be a string, is {}", kind_of(&other)),
+            ));
+        }
+    };
     let deletion_policy = match field(4) {
-        Value::Null if external_id.is_null() => Value::from("Delete"),
-        Value::Null => Value::from("Retain"),
+        Value::Null => Value::from("Delete"),
         Value::String(policy) => Value::from(deletion_policy(&policy, version)?),
         function @ Value::Object(_) => function,
         other => {
@@ -358,11 +395,7 @@ fn read_resource(
         update_policy: field(5),
         condition: field(6),
         external_id,
-        description: text_of(map.get(if version.is_hot() {
-            "description"
-        } else {
-            "Description"
-        })),
+        description: text_of(map.get(description)),
     })
 }
 
@@ -405,7 +438,7 @@ fn names(value: &Value) -> Result<Vec<String>> {
     }
 }
 
-fn read_output(definition: Value, words: &Words) -> Result<Output> {
+fn read_output(definition: Value, version: Version, words: &Words) -> Result<Output> {
     let Value::Object(mut map) = definition else {
         return Err(Error::new(format!(
             "an output is a map with the key `{}`, this is {}",
@@ -422,7 +455,10 @@ fn read_output(definition: Value, words: &Words) -> Result<Output> {
     Ok(Output {
         description: text_of(map.get(words.output[0])),
         value,
-        condition: map.shift_remove(words.output[2]).unwrap_or_default(),
+        condition: match map.shift_remove(words.output[2]) {
+            Some(condition) if version.has_conditions() => condition,
+            _ => Value::Null,
+        },
     })
 }
 
@@ -454,6 +490,30 @@ mod tests {
         let error =
             Template::parse("heat_template_version: 2013-05-23\noutputs: {o: {}}\n").unwrap_err();
         assert_eq!(error.path, "outputs.o");
+    }
+
+    #[test]
+    fn empty_sections_and_keys_without_a_value() {
+        let read = |more: &str| Template::parse(&format!("heat_template_version: newton\n{more}"));
+        assert!(read("resources: []\noutputs: ''\n").is_ok());
+        for key in [
+            "description: null",
+            "description: 5",
+            "condition: null",
+            "external_id: null",
+            "external_id: [x]",
+        ] {
+            assert!(
+                read(&format!("resources: {{r: {{type: T, {key}}}}}\n")).is_err(),
+                "{key}"
+            );
+        }
+        let early = "heat_template_version: 2015-10-15\noutputs: {o: {value: 1, condition: 7}}\n";
+        assert!(
+            Template::parse(early).unwrap().outputs["o"]
+                .condition
+                .is_null()
+        );
     }
 
     #[test]

@@ -44,7 +44,7 @@ pub fn check(
         if property.rules.is_empty() && property.inner.is_empty() || unknown_yet(name) {
             continue;
         }
-        let value = one(name, property, given).map_err(|error| error.below(name))?;
+        let value = one(name, property, given, None).map_err(|error| error.below(name))?;
         if value.is_null() {
             continue;
         }
@@ -99,16 +99,13 @@ fn all(schema: &BTreeMap<String, Property>, given: &Map, nulls: bool) -> Result<
         let value = if replaced.contains(&name.as_str()) {
             Value::Null
         } else {
-            one(name, property, given).map_err(|error| error.below(name))?
+            let top = (!nulls).then_some(schema);
+            one(name, property, given, top).map_err(|error| error.below(name))?
         };
         match &property.joins {
-            Some(join) => {
-                if given.get(name).is_some_and(truthy) {
-                    joined.push((join, value));
-                }
-            }
-            None if value.is_null() && !nulls => {}
-            None => {
+            Some(join) if given.get(name).is_some_and(truthy) => joined.push((join, value)),
+            _ if value.is_null() && !nulls => {}
+            _ => {
                 result.insert(name.clone(), value);
             }
         }
@@ -136,9 +133,20 @@ fn fill(item: &Value, value: &Value) -> Value {
     }
 }
 
-fn one(name: &str, property: &Property, given: &Map) -> Result<Value> {
+/// One property's value; `top` is the schema that it stands in, unless that is inside of another.
+fn one(
+    name: &str,
+    property: &Property,
+    given: &Map,
+    top: Option<&BTreeMap<String, Property>>,
+) -> Result<Value> {
     let own = given.get(name);
-    let old = property.from.as_ref().and_then(|from| given.get(from));
+    let from = property.from.as_ref();
+    let old = from.and_then(|from| given.get(from));
+    if let (Some(Value::Null), Some(schema)) = (old, top.zip(from).and_then(|(t, f)| t.get(f))) {
+        // Nothing by the older spelling is something: what is empty of its type.
+        return convert(property, Some(&convert(schema, None)?));
+    }
     let old = old.filter(|value| !value.is_null());
     if let (Some(old), Some(from)) = (old, &property.from) {
         if own.is_some_and(truthy) && truthy(old) {
@@ -168,13 +176,15 @@ fn kind(property: &Property, given: &Map) -> Kind {
 }
 
 /// The value as its type; nothing gives the default or the type's empty value.
-fn convert(property: &Property, value: Option<&Value>) -> Result<Value> {
+pub(super) fn convert(property: &Property, value: Option<&Value>) -> Result<Value> {
     convert_to(property.kind, property, value)
 }
 
 fn convert_to(kind: Kind, property: &Property, value: Option<&Value>) -> Result<Value> {
     let value = value.filter(|value| !value.is_null());
-    let value = value.or(property.default.as_ref());
+    // Some defaults are empty, and of another type.
+    let default = property.default.as_ref();
+    let value = value.or(default.filter(|value| kind == Kind::Map || truthy(value)));
     let wrong = |wanted: &str| {
         let kind = value.map_or("nothing", kind_of);
         Err(Error::new(format!("must be {wanted}, is {kind}")))
@@ -194,7 +204,8 @@ fn convert_to(kind: Kind, property: &Property, value: Option<&Value>) -> Result<
             Some(number) => Ok(Value::Number(number)),
             None => wrong("a whole number"),
         },
-        (Kind::Number, Some(Value::Number(number))) => Ok(Value::Number(number.clone())),
+        // A boolean is a number for Heat, and stays what it is.
+        (Kind::Number, Some(value @ (Value::Number(_) | Value::Bool(_)))) => Ok(value.clone()),
         (Kind::Number, Some(Value::String(text))) => super::parameters::number(text)
             .map_or_else(|| wrong("a number"), |n| Ok(Value::Number(n))),
         (Kind::Number, _) => wrong("a number"),
@@ -346,6 +357,40 @@ mod tests {
         let given = json!({"network": "n", "binding:vnic_type": "fast"});
         assert!(check(schema, given.as_object().unwrap(), &|_| false).is_err());
         assert!(check(schema, given.as_object().unwrap(), &|_| true).is_ok());
+    }
+
+    #[test]
+    fn nothing_by_an_older_spelling_is_what_is_empty() {
+        let given = json!({"network": "a", "network_id": null});
+        assert_eq!(typed("OS::Neutron::Subnet", &given).unwrap()["network"], "");
+        let router = typed("OS::Neutron::Router", &json!({"l3_agent_id": null})).unwrap();
+        assert_eq!(router["l3_agent_id"], "");
+        let gateway = json!({"devices": []});
+        let gateway = typed("OS::Neutron::NetworkGateway", &gateway).unwrap();
+        assert_eq!(gateway["connections"], json!([]));
+    }
+
+    #[test]
+    fn a_boolean_is_a_number() {
+        let given = json!({"wait_secs": true});
+        assert_eq!(
+            typed("OS::Heat::TestResource", &given).unwrap()["wait_secs"],
+            true
+        );
+    }
+
+    #[test]
+    fn a_resource_is_described_by_what_it_says_of_itself() {
+        let case = |properties: Value| {
+            let resource = json!({"type": "OS::Neutron::SecurityGroup", "description": "own", "properties": properties});
+            json!({"template": {"heat_template_version": "rocky", "resources": {"g": resource}}})
+        };
+        let said = |properties| {
+            let result = super::super::cases::render(case(properties));
+            result["resources"]["g"]["typed_properties"]["description"].clone()
+        };
+        assert_eq!(said(json!({})), "own");
+        assert_eq!(said(json!({"description": "other"})), "other");
     }
 
     #[test]

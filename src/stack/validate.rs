@@ -36,6 +36,9 @@ pub fn report(input: &Input) -> Value {
 pub fn stack(stack: &Stack) -> std::result::Result<(), Stop> {
     let at = |stage| move |error| Stop { stage, error };
     template(&stack.template).map_err(at("template"))?;
+    if let Some(error) = &stack.refused {
+        return Err(at("template")(error.clone()));
+    }
     stack.order.as_ref().map_err(|error| Stop {
         stage: "dependencies",
         error: error.clone(),
@@ -45,14 +48,7 @@ pub fn stack(stack: &Stack) -> std::result::Result<(), Stop> {
             .map_err(|error| error.below(&format!("resources.{name}")))
             .map_err(at("properties"))?;
     }
-    if let Some(name) = stack.parameters.missing.iter().next() {
-        let error = Error::at(
-            format!("parameters.{name}"),
-            format!("{}; give one", super::parameters::MISSING),
-        );
-        return Err(at("parameters")(error));
-    }
-    Ok(())
+    stack.complete()
 }
 
 fn template(template: &Template) -> Result<()> {

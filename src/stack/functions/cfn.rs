@@ -1,6 +1,6 @@
 //! CloudFormation's functions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use super::{Scope, expect_list, python, strings};
 use crate::stack::value::{List, Map, Value};
@@ -11,9 +11,10 @@ pub(super) fn reference(scope: &Scope<'_>, argument: &Value) -> Result<Value> {
     let Value::String(name) = argument else {
         return Err(Error::new("takes a name"));
     };
+    let is_resource = |names: &HashSet<&str>| names.contains(name.as_str());
     match scope.parameters.get(name) {
-        Some(value) => Ok(value.clone()),
-        None => scope
+        Some(value) if !scope.existing.is_some_and(is_resource) => Ok(value.clone()),
+        _ => scope
             .reference(argument)
             .map_err(|_| Error::new(format!("there is no parameter or resource `{name}`"))),
     }

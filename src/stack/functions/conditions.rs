@@ -1,7 +1,7 @@
 //! Conditions: `equals`, `not`, `and`, `or`, and names of other conditions.
 
 use super::{Scope, python, references};
-use crate::stack::value::Value;
+use crate::stack::value::{List, Map, Value};
 use crate::stack::{Error, Result, kind_of};
 
 /// Whether `value` holds; `path` holds the conditions being evaluated.
@@ -43,18 +43,8 @@ pub(super) fn value(scope: &Scope<'_>, value: &Value, path: &mut Vec<String>) ->
             items.collect()
         }
         Value::Object(map) => {
-            if map.len() == 1
-                && let Some((name, argument)) = map.iter().next()
-            {
-                if scope.version.has_condition_function(name) {
-                    return call(scope, name, argument, path).map_err(|error| error.below(name));
-                }
-                if scope.version.has_function(name) || scope.version.has_removed(name) {
-                    return Err(Error::at(
-                        name,
-                        "not a function of conditions in this template version",
-                    ));
-                }
+            if let Some((name, argument)) = function(scope, map)? {
+                return call(scope, name, argument, path).map_err(|error| error.below(name));
             }
             let entries = map.iter().map(|(key, item)| {
                 let item = self::value(scope, item, path).map_err(|error| error.below(key))?;
@@ -64,6 +54,63 @@ pub(super) fn value(scope: &Scope<'_>, value: &Value, path: &mut Vec<String>) ->
         }
         plain => Ok(plain.clone()),
     }
+}
+
+/// Whether the functions of a condition have a possible shape, whether it is asked for or not.
+pub(super) fn check(scope: &Scope<'_>, value: &Value, depth: usize) -> Result<()> {
+    if depth > super::MAX_DEPTH {
+        return Err(too_deep());
+    }
+    match value {
+        Value::Array(items) => items.iter().enumerate().try_for_each(|(index, item)| {
+            check(scope, item, depth + 1).map_err(|error| error.below(&format!("[{index}]")))
+        }),
+        Value::Object(map) => {
+            let called = function(scope, map)?;
+            map.iter().try_for_each(|(key, item)| {
+                check(scope, item, depth + 1).map_err(|error| error.below(key))
+            })?;
+            called.map_or(Ok(()), |(name, argument)| {
+                shape(scope, name, argument).map_err(|error| error.below(name))
+            })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The function of conditions that `map` is a call of, if it is one.
+fn function<'v>(scope: &Scope<'_>, map: &'v Map) -> Result<Option<(&'v str, &'v Value)>> {
+    let Some((name, argument)) = map.iter().next().filter(|_| map.len() == 1) else {
+        return Ok(None);
+    };
+    if scope.version.has_condition_function(name) {
+        return Ok(Some((name, argument)));
+    }
+    if scope.version.has_function(name) {
+        return Err(Error::at(
+            name,
+            "not a function of conditions in this template version",
+        ));
+    }
+    Ok(None)
+}
+
+/// The shape arguments have before anything is evaluated.
+fn shape(scope: &Scope<'_>, name: &str, argument: &Value) -> Result<()> {
+    let items = argument.as_array().map(List::len);
+    let (fits, usage) = match name {
+        "equals" | "Fn::Equals" => (items == Some(2), "takes [value, value]"),
+        "not" => (!argument.is_null(), "takes a condition"),
+        "Fn::Not" => (items == Some(1), "takes [condition]"),
+        "and" | "or" | "Fn::And" | "Fn::Or" => (
+            items.is_some_and(|n| n >= 2),
+            "takes a list of two or more conditions",
+        ),
+        // A parameter's name, which shows where it is asked for.
+        "Ref" => (true, ""),
+        _ => return references::shape(scope, name, argument),
+    };
+    if fits { Ok(()) } else { Err(Error::new(usage)) }
 }
 
 fn too_deep() -> Error {
@@ -104,28 +151,15 @@ fn named(scope: &Scope<'_>, name: &str, path: &mut Vec<String>) -> Result<bool> 
 }
 
 fn call(scope: &Scope<'_>, name: &str, argument: &Value, path: &mut Vec<String>) -> Result<Value> {
-    let result = match name {
-        "equals" | "Fn::Equals" => match argument {
-            Value::Array(items) if items.len() == 2 => {
-                let (a, b) = (
-                    value(scope, &items[0], path)?,
-                    value(scope, &items[1], path)?,
-                );
-                python::equal(&a, &b)
-            }
-            _ => return Err(Error::new("takes [value, value]")),
-        },
-        "not" if argument.is_null() => return Err(Error::new("takes a condition")),
-        "not" => !holds(scope, argument, path)?,
-        "Fn::Not" => match argument {
-            Value::Array(items) if items.len() == 1 => !holds(scope, &items[0], path)?,
-            _ => return Err(Error::new("takes [condition]")),
-        },
-        "and" | "or" | "Fn::And" | "Fn::Or" => {
-            let items = match argument {
-                Value::Array(items) if items.len() >= 2 => items,
-                _ => return Err(Error::new("takes a list of two or more conditions")),
-            };
+    shape(scope, name, argument)?;
+    let result = match (name, argument) {
+        ("equals" | "Fn::Equals", Value::Array(items)) => {
+            let a = value(scope, &items[0], path)?;
+            python::equal(&a, &value(scope, &items[1], path)?)
+        }
+        ("not", argument) => !holds(scope, argument, path)?,
+        ("Fn::Not", Value::Array(items)) => !holds(scope, &items[0], path)?,
+        ("and" | "or" | "Fn::And" | "Fn::Or", Value::Array(items)) => {
             // Every one is evaluated, but names are followed only until the rest is settled.
             let items = items.iter().map(|item| value(scope, item, path));
             let items = items.collect::<Result<Vec<_>>>()?;
@@ -140,7 +174,6 @@ fn call(scope: &Scope<'_>, name: &str, argument: &Value, path: &mut Vec<String>)
             result
         }
         _ => {
-            references::shape(scope, name, argument)?;
             let argument = value(scope, argument, path)?;
             return scope.apply(name, &argument);
         }

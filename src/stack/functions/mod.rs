@@ -121,6 +121,14 @@ impl Scope<'_> {
         conditions::value(self, value, &mut Vec::new())
     }
 
+    /// Whether the functions of a condition have a possible shape.
+    ///
+    /// # Errors
+    /// For the first that has not.
+    pub fn check_condition(&self, value: &Value) -> Result<()> {
+        conditions::check(self, value, 0)
+    }
+
     fn inner(&self, value: &Value, depth: usize) -> Result<Evaluated> {
         if depth > MAX_DEPTH {
             return Err(Error::new(format!("nested deeper than {MAX_DEPTH} levels")));
@@ -149,7 +157,7 @@ impl Scope<'_> {
                 Ok(list.map_or(Evaluated::Same, |list| Evaluated::Value(Value::Array(list))))
             }
             Value::Object(map) => {
-                if let Some((name, argument)) = function(self.version, map)? {
+                if let Some((name, argument)) = function(self.version, map) {
                     return self.call(name, argument, depth).map_err(|e| e.below(name));
                 }
                 self.budget.pay(map.len().saturating_mul(NODE))?;
@@ -196,6 +204,10 @@ impl Scope<'_> {
         if name == "repeat" {
             return collections::repeat(self, argument).map(Evaluated::Value);
         }
+        if let ("filter" | "contains", Value::Array(items)) = (name, argument) {
+            let evaluated = self.each(name, items, depth)?;
+            return self.apply(name, &evaluated).map(Evaluated::Value);
+        }
         let evaluated;
         let argument = if argument.is_array() || argument.is_object() {
             evaluated = self.inner(argument, depth + 1)?.of(argument);
@@ -204,6 +216,24 @@ impl Scope<'_> {
             argument
         };
         self.apply(name, argument).map(Evaluated::Value)
+    }
+
+    /// The arguments of a function that keeps each in its place, even where it is left out.
+    fn each(&self, name: &str, items: &List, depth: usize) -> Result<Value> {
+        let one = |item| Ok::<_, Error>(self.inner(item, depth + 1)?.of(item));
+        match &items[..] {
+            // Where there is nothing to leave out of, what to leave out is not asked for.
+            [out, list] if name == "filter" => {
+                let list = one(list)?;
+                let out = if python::truthy(&list) {
+                    one(out)?
+                } else {
+                    Value::Null
+                };
+                Ok([out, list].into_iter().collect())
+            }
+            items => items.iter().map(one).collect(),
+        }
     }
 
     /// What the function gives for an argument that is plain.
@@ -247,10 +277,11 @@ impl Scope<'_> {
         Ok(value)
     }
 
-    /// Whether `map` is a function's call.
+    /// Whether `map` is a function's call, of one that there is or was.
     #[must_use]
     pub fn is_call(&self, map: &Map) -> bool {
-        function(self.version, map).is_ok_and(|found| found.is_some())
+        let name = map.keys().next().filter(|_| map.len() == 1);
+        name.is_some_and(|name| self.version.has_function(name) || self.version.has_removed(name))
     }
 
     /// Whether `value` is an `if` that gives nothing.
@@ -385,11 +416,9 @@ impl Scope<'_> {
                 ));
             }
         };
-        let none = (key == "deletion_policy").then(|| Value::from("Delete"));
         self.facade
             .get(key)
             .cloned()
-            .or(none)
             .ok_or_else(|| Error::new("only a nested stack has an outer resource"))
     }
 }
@@ -411,22 +440,11 @@ pub(super) fn weight(value: &Value) -> usize {
 }
 
 /// The function that `map` is a call of, if it is one.
-fn function(version: Version, map: &Map) -> Result<Option<(&str, &Value)>> {
-    if map.len() != 1 {
-        return Ok(None);
-    }
-    let Some((name, argument)) = map.iter().next() else {
-        return Ok(None);
-    };
-    if version.has_removed(name) {
-        return Err(Error::at(
-            name,
-            "not a function in this template version any more",
-        ));
-    }
-    Ok(version
+fn function(version: Version, map: &Map) -> Option<(&str, &Value)> {
+    let (name, argument) = map.iter().next().filter(|_| map.len() == 1)?;
+    version
         .has_function(name)
-        .then_some((name.as_str(), argument)))
+        .then_some((name.as_str(), argument))
 }
 
 /// What `path` leads to; nothing when a step leads nowhere. A parameter's list takes an index

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::{Scope, collections, function, url};
-use crate::stack::value::{List, Value};
+use crate::stack::value::{List, Map, Text, Value};
 use crate::stack::version::Version;
 use crate::stack::{Error, Result};
 
@@ -17,6 +17,20 @@ pub struct References {
     pub names: BTreeSet<String>,
     /// Attributes it reads: resource and attribute.
     pub attributes: BTreeSet<(String, String)>,
+    /// The first call that names no resource, whatever it names.
+    pub nameless: Option<Error>,
+    /// The first thing that can be evaluated, but of which no stack is made.
+    pub refused: Option<Error>,
+}
+
+impl References {
+    /// What stands in the way of making a stack of it counts as an error.
+    ///
+    /// # Errors
+    /// For the first such thing.
+    pub fn accepted(self) -> Result<()> {
+        self.refused.map_or(Ok(()), Err)
+    }
 }
 
 /// Collects what `value` refers to; only the branch that an `if` takes counts.
@@ -37,9 +51,12 @@ pub(super) fn collect(
             }
         }
         Value::Object(map) => {
-            if let Some((name, argument)) = function(scope.version, map)? {
+            if let Some((name, argument)) = function(scope.version, map) {
                 return call(scope, name, argument, found, depth)
                     .map_err(|error| error.below(name));
+            }
+            if found.refused.is_none() {
+                found.refused = removed(scope, map);
             }
             for (key, item) in map {
                 collect(scope, item, found, depth + 1).map_err(|error| error.below(key))?;
@@ -48,6 +65,13 @@ pub(super) fn collect(
         _ => {}
     }
     Ok(())
+}
+
+/// Why a call of a function that there was once stands in the way; it is no call any more.
+fn removed(scope: &Scope<'_>, map: &Map) -> Option<Error> {
+    let name = map.keys().next().filter(|_| map.len() == 1)?;
+    (scope.version.has_removed(name))
+        .then(|| Error::at(name, "not a function in this template version any more"))
 }
 
 fn call(
@@ -64,21 +88,35 @@ fn call(
         };
     }
     shape(scope, name, argument)?;
+    if found.refused.is_none() {
+        let refused = usage(scope, name, argument).err();
+        found.refused = refused.map(|error| error.below(name));
+    }
     let text = |value: &Value| match value {
         Value::String(name) => Some(name.to_string()),
         Value::Object(_) => scope.evaluate(value).ok()?.as_str().map(str::to_owned),
         _ => None,
     };
-    match (name, argument) {
-        ("get_resource", argument) => found.resources.extend(text(argument)),
-        ("Ref", argument) => found.names.extend(text(argument)),
+    let resource = match (name, argument) {
+        ("get_resource", argument) => Some(text(argument)),
         ("get_attr" | "Fn::GetAtt", Value::Array(items)) => {
-            if let Some(resource) = items.first().and_then(text) {
-                if let Some(attribute) = items.get(1).and_then(text) {
-                    found.attributes.insert((resource.clone(), attribute));
-                }
-                found.resources.insert(resource);
-            }
+            let resource = items.first().and_then(text);
+            let attribute = items.get(1).and_then(text);
+            found.attributes.extend(resource.clone().zip(attribute));
+            Some(resource)
+        }
+        ("Ref", argument) => {
+            found.names.extend(text(argument));
+            None
+        }
+        _ => None,
+    };
+    match resource {
+        Some(Some(resource)) => {
+            found.resources.insert(resource);
+        }
+        Some(None) if found.nameless.is_none() => {
+            found.nameless = Some(Error::at(name, "names no resource"));
         }
         _ => {}
     }
@@ -101,6 +139,24 @@ pub(super) fn shape(scope: &Scope<'_>, name: &str, argument: &Value) -> Result<(
             list.is_some_and(|n| n > 1),
             "takes a list: [resource, attribute, key, …]",
         ),
+        "Ref" => (
+            !argument.is_array() && !argument.is_object(),
+            "takes a name",
+        ),
+        "resource_facade" => (
+            matches!(
+                argument.as_str(),
+                Some("metadata" | "deletion_policy" | "update_policy")
+            ),
+            "takes metadata, deletion_policy or update_policy",
+        ),
+        "Fn::ResourceFacade" => (
+            matches!(
+                argument.as_str(),
+                Some("Metadata" | "DeletionPolicy" | "UpdatePolicy")
+            ),
+            "takes Metadata, DeletionPolicy or UpdatePolicy",
+        ),
         "list_join" if version >= Version::Liberty => {
             (list.is_some_and(|n| n > 1), "takes [delimiter, list, …]")
         }
@@ -110,10 +166,7 @@ pub(super) fn shape(scope: &Scope<'_>, name: &str, argument: &Value) -> Result<(
             "takes a map with `template` and `params`, a map",
         ),
         "Fn::Replace" => (list == Some(2) && item(0).is_object(), "takes [map, text]"),
-        "Fn::Split" => (
-            list == Some(2) && item(0).is_string(),
-            "takes [delimiter, text]",
-        ),
+        "Fn::Split" => (list == Some(2), "takes [delimiter, text]"),
         "Fn::Select" | "Fn::GetAtt" => (list == Some(2), "takes a list of two"),
         "Fn::FindInMap" => (list == Some(3), "takes [mapping, key, key]"),
         "Fn::MemberListToMap" => (
@@ -129,19 +182,39 @@ pub(super) fn shape(scope: &Scope<'_>, name: &str, argument: &Value) -> Result<(
                 collections::permutations(version, map)?;
             }
             (
-                has(&["template", "for_each"]) && argument["for_each"].is_object(),
+                has(&["template", "for_each"]),
                 "takes a map with `template` and `for_each`, a map",
             )
         }
-        "make_url" => return url::check(argument, is_call),
-        "map_replace" => (list == Some(2), "takes [map, {keys: …, values: …}]"),
         "yaql" => (
-            has(&["expression"])
-                && (argument["expression"].is_string() || is_call(&argument["expression"])),
-            "takes a map with `expression`, text, and `data`",
+            argument.as_object().is_some_and(|map| {
+                let known = |key: &Text| key == "expression" || key == "data";
+                map.contains_key("expression") && map.keys().all(known)
+            }),
+            YAQL,
         ),
         "contains" | "filter" => (list == Some(2), "takes a list of two"),
         _ => (true, ""),
+    };
+    if fits { Ok(()) } else { Err(Error::new(usage)) }
+}
+
+const YAQL: &str = "takes a map with `expression`, text, and `data`";
+
+/// What Heat checks before it makes a stack, and not when it evaluates.
+fn usage(scope: &Scope<'_>, name: &str, argument: &Value) -> Result<()> {
+    let is_call = |value: &Value| value.as_object().is_some_and(|map| scope.is_call(map));
+    let (fits, usage) = match name {
+        "repeat" => (
+            argument["for_each"].is_object(),
+            "takes a map with `template` and `for_each`, a map",
+        ),
+        "yaql" => {
+            let expression = &argument["expression"];
+            (expression.is_string() || is_call(expression), YAQL)
+        }
+        "make_url" => return url::check(argument, is_call),
+        _ => return Ok(()),
     };
     if fits { Ok(()) } else { Err(Error::new(usage)) }
 }

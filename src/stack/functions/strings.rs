@@ -108,9 +108,7 @@ pub(super) fn join(scope: &Scope<'_>, argument: &Value, several: bool) -> Result
     let usage = "takes [delimiter, list]";
     let (delimiter, lists) = match argument {
         Value::Array(items) => match &items[..] {
-            [delimiter, lists @ ..] if lists.len() == 1 || (several && !lists.is_empty()) => {
-                (delimiter, lists)
-            }
+            [delimiter, lists @ ..] if lists.len() == 1 || several => (delimiter, lists),
             _ => return Err(Error::new(usage)),
         },
         _ => return Err(Error::new(usage)),

@@ -301,3 +301,60 @@ fn values_are_read_as_python_reads_them() {
     let select = json!({"Fn::Select": [true, "[1, 2]"]});
     assert_eq!(evaluate(Version::Kilo, &select).unwrap(), json!(2));
 }
+
+#[test]
+fn what_is_left_out_keeps_its_place_among_arguments() {
+    let run = |value| evaluate(Version::Wallaby, &value).unwrap();
+    let nothing = json!({"if": [{"equals": [1, 2]}, "x"]});
+    let filter = json!({"filter": [nothing, ["a"]]});
+    assert_eq!(run(filter), json!(["a"]));
+    assert_eq!(run(json!({"contains": [nothing, ["a"]]})), json!(false));
+    assert_eq!(run(json!({"list_join": [",", nothing]})), json!(""));
+    // Where the list is empty nobody asks what to leave out.
+    let unknown = json!({"get_attr": ["web", "nope"]});
+    assert_eq!(run(json!({"filter": [unknown, []]})), json!([]));
+    assert!(evaluate(Version::Wallaby, &json!({"filter": [unknown, ["a"]]})).is_err());
+}
+
+#[test]
+fn what_only_a_validation_refuses_can_be_evaluated() {
+    let case = |stage: &str, snippet: &Value| {
+        crate::stack::cases::function(
+            &json!({"version": "2018-08-31", "stage": stage, "snippet": snippet}),
+        )
+    };
+    let removed = json!({"Fn::GetAZs": "x"});
+    for (snippet, result) in [
+        (&removed, &removed),
+        (
+            &json!({"make_url": {"host": "h", "hots": "x"}}),
+            &json!("//h"),
+        ),
+    ] {
+        assert_eq!(&case("resolve", snippet)["result"], result);
+        assert!(case("validate", snippet).get("error").is_some());
+    }
+    let template = json!({"heat_template_version": "rocky", "outputs": {"o": {"value": removed}}});
+    let input = crate::stack::cases::input(json!({"template": template})).unwrap();
+    assert!(
+        crate::stack::validate::report(&input)
+            .get("error")
+            .is_some()
+    );
+}
+
+#[test]
+fn a_facade_is_named_in_the_words_of_its_language() {
+    let case = |snippet: Value| {
+        crate::stack::cases::function(&json!({"version": "rocky", "snippet": snippet}))
+    };
+    assert_eq!(
+        case(json!({"resource_facade": "deletion_policy"}))["result"],
+        "Delete"
+    );
+    assert!(
+        case(json!({"resource_facade": "DeletionPolicy"}))
+            .get("error")
+            .is_some()
+    );
+}

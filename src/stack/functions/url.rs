@@ -38,7 +38,7 @@ const WITH_HOST: [&str; 26] = [
     "itms-services",
 ];
 
-/// Checks the parts, of which those that `later` says are not known yet.
+/// Checks the parts and their names; those that `later` says are not known yet.
 pub(super) fn check(argument: &Value, later: impl Fn(&Value) -> bool) -> Result<()> {
     let Value::Object(map) = argument else {
         return Err(Error::new("takes a map"));
@@ -49,6 +49,10 @@ pub(super) fn check(argument: &Value, later: impl Fn(&Value) -> bool) -> Result<
             PARTS.join(", ")
         )));
     }
+    check_parts(map, later)
+}
+
+fn check_parts(map: &Map, later: impl Fn(&Value) -> bool) -> Result<()> {
     for part in PARTS {
         let Some(value) = map.get(part).filter(|value| !later(value)) else {
             continue;
@@ -76,7 +80,10 @@ pub(super) fn check(argument: &Value, later: impl Fn(&Value) -> bool) -> Result<
 
 /// `make_url`, by the rules of RFC 3986.
 pub(super) fn make(argument: &Value) -> Result<Value> {
-    check(argument, |_| false)?;
+    let Value::Object(map) = argument else {
+        return Err(Error::new("takes a map"));
+    };
+    check_parts(map, |_| false)?;
     let part = |key: &str| argument.get(key).and_then(Value::as_str).unwrap_or("");
     let scheme = part("scheme");
     if scheme.contains(':') {
@@ -197,9 +204,11 @@ mod tests {
             json!({"port": ""}),
             json!({"port": null}),
             json!({"scheme": "a:b"}),
-            json!({"extra": ""}),
         ] {
             assert!(make(&wrong).is_err(), "{wrong}");
         }
+        // What has a name that there is not is passed over, and refused before.
+        let extra = json!({"extra": ""});
+        assert!(make(&extra).is_ok() && check(&extra, |_| false).is_err());
     }
 }
