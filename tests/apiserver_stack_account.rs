@@ -11,6 +11,7 @@ mod support {
     pub mod stacks;
 }
 
+use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
 use k8s_openapi::api::core::v1::{ConfigMap, ServiceAccount};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Api;
@@ -19,7 +20,7 @@ use kube::api::{DeleteParams, Patch, PatchParams};
 use pileus::api::Stack;
 use serde_json::json;
 use support::apiserver::{create, until};
-use support::stacks::{Cloud, output, resources};
+use support::stacks::{Cloud, output, resources, word_of};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_pileus_is_made_with_the_accounts_rights_only() {
@@ -150,4 +151,86 @@ resources:
     })
     .await;
     cloud.delete("widgets").await;
+}
+
+const SETTINGS: &str = "heat_template_version: newton
+resources:
+  settings:
+    type: Kubernetes::Object
+    properties:
+      manifest: {apiVersion: v1, kind: ConfigMap, metadata: {name: settings}, data: {a: b}}
+outputs:
+  a: {value: {get_attr: [settings, object, data, a]}}
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_does_not_work_now_is_told_and_goes_on_by_itself() {
+    let cloud = Cloud::start().await;
+    cloud.account("maker", "", &["configmaps"]).await;
+    let webhook = json!({"metadata": {"name": "down"}, "webhooks": [{
+        "name": "down.example.org", "sideEffects": "None", "admissionReviewVersions": ["v1"],
+        "timeoutSeconds": 1, "clientConfig": {"url": "https://127.0.0.1:1/"},
+        "namespaceSelector": {},
+        "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "resources": ["configmaps"],
+            "operations": ["CREATE"]}]}]});
+    let webhooks: Api<ValidatingWebhookConfiguration> = Api::all(cloud.server.client());
+    create(&webhooks, webhook).await;
+    // It takes the API server a moment to know of it.
+    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    let spec = json!({"template": SETTINGS, "serviceAccountName": "maker"});
+    cloud.stack("waits", spec).await;
+    let api = cloud.api::<Stack>();
+    let why = |stack: &Stack| {
+        let row = resources(stack).remove("settings");
+        row.and_then(|row| row.reason).unwrap_or_default()
+    };
+    let told = until(&api, "waits", "says what is wrong", |stack: &Stack| {
+        why(stack).contains("down.example.org")
+    })
+    .await;
+    assert_eq!(resources(&told)["settings"].status, "CREATE_IN_PROGRESS");
+    let params = DeleteParams::default();
+    webhooks.delete("down", &params).await.unwrap();
+    let made = cloud.becomes("waits", "CREATE_COMPLETE").await;
+    assert_eq!(why(&made), "");
+    cloud.delete("waits").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_holds_says_who() {
+    let cloud = Cloud::start().await;
+    cloud.account("maker", "", &["configmaps"]).await;
+    let spec = json!({"template": SETTINGS, "serviceAccountName": "maker"});
+    cloud.stack("held", spec).await;
+    cloud.becomes("held", "CREATE_COMPLETE").await;
+    // The last output goes, and comes back.
+    let without = SETTINGS.split("outputs:").next().unwrap();
+    cloud.change("held", json!({"template": without})).await;
+    let done = cloud.becomes("held", "UPDATE_COMPLETE").await;
+    assert_eq!(output(&done, "a"), None);
+    cloud.change("held", json!({"template": SETTINGS})).await;
+    let maps = cloud.api::<ConfigMap>();
+    let hold = |finalizers: serde_json::Value| {
+        Patch::Merge(json!({"metadata": {"finalizers": finalizers}}))
+    };
+    let params = PatchParams::default();
+    let by_another = hold(json!(["example.org/hold"]));
+    maps.patch("settings", &params, &by_another).await.unwrap();
+    let api = cloud.api::<Stack>();
+    until(&api, "held", "has its output", |stack: &Stack| {
+        output(stack, "a") == Some(json!("b"))
+    })
+    .await;
+    api.delete("held", &DeleteParams::default()).await.unwrap();
+    until(&api, "held", "says who holds it", |stack: &Stack| {
+        let row = resources(stack).remove("settings");
+        row.is_some_and(|row| {
+            row.reason
+                .is_some_and(|why| why.contains("example.org/hold"))
+        }) && word_of(stack) == "DELETE_IN_PROGRESS"
+    })
+    .await;
+    let free = hold(json!(null));
+    maps.patch("settings", &params, &free).await.unwrap();
+    cloud.goes("held").await;
 }

@@ -111,14 +111,39 @@ resources:
     cloud.stack("kept", json!({"template": template})).await;
     let made = cloud.becomes("kept", "CREATE_COMPLETE").await;
     let net = object_name(&resources(&made)["net"]);
+    // What may outlive the Stack is not owned by it: it would be deleted with it in the foreground.
+    let networks = cloud.api::<Network>();
+    let keys = cloud.api::<KeyPair>();
+    let uid = made.uid().unwrap();
+    let own = networks.get(&net).await.unwrap();
+    assert!(own.owner_references().is_empty());
+    assert_eq!(own.labels()[STACK_UID_LABEL], uid);
+    let key = keys.get("goes").await.unwrap();
+    assert_eq!(key.owner_references()[0].uid, uid);
+    let kept = template.replace("{name: goes", "{name: stays");
+    let stays = kept.replace("KeyPair,", "KeyPair, deletion_policy: Retain,");
+    for template in [kept, stays] {
+        cloud.change("kept", json!({"template": template})).await;
+        until(&keys, "stays", "is owned, or not", |key: &KeyPair| {
+            key.owner_references().is_empty() == template.contains("KeyPair, deletion_policy")
+        })
+        .await;
+        cloud.becomes("kept", "UPDATE_COMPLETE").await;
+    }
+    let back = template.replace("{name: goes", "{name: gone");
+    cloud.change("kept", json!({"template": back})).await;
+    until(&keys, "gone", "is made", |_: &KeyPair| true).await;
+    let done = cloud.becomes("kept", "UPDATE_COMPLETE").await;
+    assert_eq!(object_name(&resources(&done)["net"]), net);
+    let stays = keys.get("stays").await.unwrap();
+    assert!(!stays.labels().contains_key(STACK_UID_LABEL));
     let stacks = cloud.api::<Stack>();
     stacks
         .delete("kept", &DeleteParams::default())
         .await
         .unwrap();
-    let networks = cloud.api::<Network>();
     let kept = until(&networks, &net, "is let go", |network: &Network| {
-        network.owner_references().is_empty()
+        !network.labels().contains_key(STACK_UID_LABEL)
     })
     .await;
     assert!(!kept.labels().contains_key(STACK_UID_LABEL));
@@ -128,7 +153,7 @@ resources:
     assert!(
         cloud
             .api::<KeyPair>()
-            .get_opt("goes")
+            .get_opt("gone")
             .await
             .unwrap()
             .is_none()

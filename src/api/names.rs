@@ -35,6 +35,9 @@ pub const DISPLAY_NAME_ANNOTATION: &str = "pileus.dev/display-name";
 /// `server:pre-create,group/*:post-update`; `*` stands for anything, and a resource without a
 /// hook for whichever it waits at. The manager takes it away once it has cleared one.
 pub const CLEAR_HOOKS_ANNOTATION: &str = "pileus.dev/clear-hooks";
+/// Annotation on a Stack whose record is lost, with the name of the Secret that held it: go on
+/// with what exists, though it is not what the spec says. The manager takes it away.
+pub const REBUILD_RECORD_ANNOTATION: &str = "pileus.dev/rebuild-record";
 /// Annotation on a namespace: its `default` SecurityGroup has been made once and is the
 /// user's from then on, to change or to delete.
 pub const DEFAULT_GROUP_ANNOTATION: &str = "pileus.dev/default-security-group";

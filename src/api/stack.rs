@@ -220,7 +220,9 @@ pub struct StackStatus {
     #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub resources: Vec<StackResource>,
     /// The template's outputs.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    // Written when there are none, too: of a list whose last item its writer leaves out API
+    // servers make a null, and refuse it.
+    #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub outputs: Vec<StackOutput>,
     /// What would be done, when `spec.preview` is set.

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 
 use super::log_retry;
 use super::worker::Source;
-use crate::api::names::HOST_NAMESPACE_PREFIX;
+use crate::api::names::{HOST_NAMESPACE_PREFIX, STACK_UID_LABEL};
 use crate::api::{
     Flavor, Host, IPAllocation, Image, Instance, KeyPair, Network, Port, SecurityGroup,
     SecurityGroupRule, Server, ServerGroup, Stack, Subnet,
@@ -124,15 +124,26 @@ struct Wake {
     flavors: UnboundedSender<ObjectRef<Flavor>>,
     hosts: UnboundedSender<ObjectRef<Host>>,
     stacks: UnboundedSender<ObjectRef<Stack>>,
+    known_stacks: Store<Stack>,
     network: Arc<watch::Sender<u64>>,
 }
 
-/// Wakes the Stack that has made an object.
+/// Wakes the Stack that has made an object: its owner, or for what may outlive it the one whose
+/// mark it carries.
 fn wake_owner<K: Resource<DynamicType = ()>>(wake: &Wake, object: &K) {
     let owners = object.meta().owner_references.iter().flatten();
+    let mut owned = false;
     for owner in owners.filter(|owner| owner.kind == "Stack") {
+        owned = true;
         let namespace = object.namespace().unwrap_or_default();
         send(&wake.stacks, ObjectRef::new(&owner.name).within(&namespace));
+    }
+    let Some(uid) = object.labels().get(STACK_UID_LABEL).filter(|_| !owned) else {
+        return;
+    };
+    let is_it = |stack: &Stack| stack.metadata.uid.as_ref() == Some(uid);
+    if let Some(stack) = wake.known_stacks.find(is_it) {
+        send(&wake.stacks, ObjectRef::from_obj(&*stack));
     }
 }
 
@@ -206,6 +217,7 @@ pub fn watch(client: &Client) -> (Stores, Wiring) {
     let (hosts_tx, hosts_rx) = mpsc::unbounded_channel();
     let (stacks_tx, stacks_rx) = mpsc::unbounded_channel();
     let (network_tx, network_changes) = watch::channel(0);
+    let (stacks, stacks_writer) = reflector::store();
     let wake = Wake {
         servers: servers_tx,
         images: images_tx,
@@ -213,6 +225,7 @@ pub fn watch(client: &Client) -> (Stores, Wiring) {
         flavors: flavors_tx,
         hosts: hosts_tx,
         stacks: stacks_tx,
+        known_stacks: stacks.clone(),
         network: Arc::new(network_tx),
     };
     let all = || watcher::Config::default();
@@ -356,7 +369,7 @@ pub fn watch(client: &Client) -> (Stores, Wiring) {
         let wake = wake.clone();
         move |group: &ServerGroup| wake_owner(&wake, group)
     });
-    let stacks = watch_kind(Api::all(client.clone()), all(), {
+    follow(Api::all(client.clone()), all(), &stacks, stacks_writer, {
         let wake = wake.clone();
         move |stack: &Stack| send(&wake.stacks, ObjectRef::from_obj(stack))
     });

@@ -13,14 +13,39 @@ use tower::{Layer, Service};
 /// How often what was asked, by verb and kind.
 pub type Counts = BTreeMap<String, usize>;
 
-/// Counts the requests of one client.
+/// Counts the requests of one client, and has some of them fail.
 #[derive(Clone, Default)]
-pub struct Counter(Arc<Mutex<Counts>>);
+pub struct Counter(Arc<Mutex<Counts>>, Arc<Mutex<Trouble>>);
+
+/// Which requests the API server does not answer as it should.
+#[derive(Clone, Default)]
+pub enum Trouble {
+    #[default]
+    None,
+    /// All of this verb and kind.
+    Of(&'static str),
+    /// One of so many, but for watches.
+    OneOf(usize),
+}
 
 impl Counter {
     /// What was asked since the last time.
     pub fn take(&self) -> Counts {
         std::mem::take(&mut *self.0.lock().unwrap())
+    }
+
+    /// Has some requests fail from now on.
+    pub fn trouble(&self, trouble: Trouble) {
+        *self.1.lock().unwrap() = trouble;
+    }
+
+    fn fails(&self, what: &str) -> bool {
+        let all = || self.0.lock().unwrap().values().sum::<usize>();
+        match *self.1.lock().unwrap() {
+            Trouble::None => false,
+            Trouble::Of(other) => what == other,
+            Trouble::OneOf(many) => !what.ends_with("watch") && all() % many == 0,
+        }
     }
 }
 
@@ -51,9 +76,16 @@ impl<S: Service<http::Request<Body>>> Service<http::Request<Body>> for Counting<
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, request: http::Request<Body>) -> S::Future {
+    fn call(&mut self, mut request: http::Request<Body>) -> S::Future {
         let key = format!("{} {}", request.method(), what(request.uri()));
+        let fails = self.counter.fails(&key);
         *self.counter.0.lock().unwrap().entry(key).or_default() += 1;
+        if fails {
+            // A group and no user to act as: to that the API server says 500, and does nothing.
+            let headers = request.headers_mut();
+            headers.remove("Impersonate-User");
+            headers.insert("Impersonate-Group", "nobody".parse().unwrap());
+        }
         self.inner.call(request)
     }
 }

@@ -105,7 +105,6 @@ impl<'a> Children<'a> {
         anew: bool,
     ) -> Result<(BTreeMap<Reference, Value>, Option<String>), ApiError> {
         let mut found = BTreeMap::new();
-        let mut denied = None;
         let mut unknown = Vec::new();
         let deleting = finalize::is_deleting(self.stack);
         let now = Timestamp::now();
@@ -128,7 +127,24 @@ impl<'a> Children<'a> {
                 unknown.extend(serving.map(|object| (object.clone(), entry.by_account)));
             }
         }
-        let mut reads = futures::stream::iter(unknown)
+        let (read, denied) = self.read(unknown).await?;
+        found.extend(read);
+        Ok((found, denied))
+    }
+
+    /// These objects by direct reads, each with the service account's rights or not.
+    ///
+    /// Beside them: why the service account could not read one.
+    ///
+    /// # Errors
+    /// When the API server refuses the manager, or does not answer.
+    pub async fn read(
+        &self,
+        objects: Vec<(Reference, bool)>,
+    ) -> Result<(BTreeMap<Reference, Value>, Option<String>), ApiError> {
+        let mut found = BTreeMap::new();
+        let mut denied = None;
+        let mut reads = futures::stream::iter(objects)
             .map(|(object, by_account)| async move {
                 // Closed by nobody; without a permit it is read all the same.
                 let _permit = if by_account {
@@ -314,7 +330,8 @@ impl<'a> Children<'a> {
         }
     }
 
-    /// Makes an object, or changes it to what it should be.
+    /// Makes an object, or changes it to what it should be; the Stack does not own what may
+    /// outlive it.
     ///
     /// # Errors
     /// When the API server refuses or does not answer.
@@ -323,6 +340,7 @@ impl<'a> Children<'a> {
         manifest: &Value,
         live: Option<&Value>,
         by_account: bool,
+        retain: bool,
     ) -> Result<(), ApiError> {
         let object = Reference::of(manifest);
         let name = &object.name;
@@ -333,7 +351,7 @@ impl<'a> Children<'a> {
             .namespace
             .as_ref()
             .is_none_or(|own| *own == self.namespace);
-        if namespaced && own {
+        if namespaced && own && !retain {
             wanted["metadata"]["ownerReferences"] = json!([self.owner()]);
         }
         let request = Request::new(path);
@@ -355,7 +373,11 @@ impl<'a> Children<'a> {
             }
             // The spec is the Stack's alone. The version that was read goes with it.
             Some(live) => {
-                let bytes = bytes(&replaced(&wanted, live)).map_err(doing())?;
+                let mut object = replaced(&wanted, live);
+                if retain {
+                    object["metadata"]["ownerReferences"] = self.other_owners(live);
+                }
+                let bytes = bytes(&object).map_err(doing())?;
                 request.replace(name, &PostParams::default(), bytes)
             }
         };
@@ -444,6 +466,15 @@ impl<'a> Children<'a> {
         })
     }
 
+    /// The owners of an object but the Stack.
+    fn other_owners(&self, live: &Value) -> Value {
+        let uid = self.uid();
+        let owners = live["metadata"]["ownerReferences"].as_array();
+        let owners = owners.into_iter().flatten().cloned();
+        let others = owners.filter(|owner| owner["uid"] != uid.as_str());
+        Value::from(others.collect::<Vec<_>>())
+    }
+
     /// Deletes the very object that was seen; one that is gone is fine.
     ///
     /// # Errors
@@ -481,14 +512,8 @@ impl<'a> Children<'a> {
     pub async fn release(&self, live: &Value, by_account: bool) -> Result<(), ApiError> {
         let object = Reference::of(live);
         let (path, _) = self.path(&object, by_account).await?;
-        let uid = self.uid();
-        self.recall.forget(&uid, &object);
-        let owners = live["metadata"]["ownerReferences"].as_array();
-        let kept: Vec<&Value> = owners
-            .into_iter()
-            .flatten()
-            .filter(|owner| owner["uid"] != uid.as_str())
-            .collect();
+        self.recall.forget(&self.uid(), &object);
+        let kept = self.other_owners(live);
         let change = json!({"metadata": {
             "uid": live["metadata"]["uid"],
             "resourceVersion": live["metadata"]["resourceVersion"],

@@ -11,29 +11,32 @@ pub mod children;
 mod fields;
 pub mod follow;
 pub mod ledger;
+mod lost;
 pub mod plan;
 pub mod recall;
 pub mod records;
 pub mod served;
+mod shared;
 pub mod sources;
 pub mod status;
 
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
 
 use futures::StreamExt;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, ResourceExt};
-use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use super::{Manager, Outcome, loss};
-use crate::api::names::{CLEAR_HOOKS_ANNOTATION, MANAGER, MANAGER_FINALIZER};
+use crate::api::names::{
+    CLEAR_HOOKS_ANNOTATION, MANAGER, MANAGER_FINALIZER, REBUILD_RECORD_ANNOTATION,
+};
 use crate::api::stack::OnFailure;
 use crate::api::{Reason, Stack, StackStatus};
 use crate::kube_ext::report::apply_status;
@@ -44,116 +47,77 @@ use children::Children;
 use ledger::{Action, Key, Ledger, Reference, Sources, State};
 use plan::trouble::Refused;
 use plan::{Plan, Problem, Seen, Step};
-use recall::Recall;
 use records::Records;
-use served::Kinds;
+pub use shared::Shared;
 
-/// Shortest time between two passes over a Stack.
-const PACE: Duration = Duration::from_millis(100);
-/// What each resource adds to it: children that become ready one by one are looked at
-/// together, so that a big stack costs no more than a small one.
-const PACE_EACH: Duration = Duration::from_millis(2);
 /// How often it is looked whether what stands in the way is gone, which nothing tells.
 const UNWATCHED: Duration = Duration::from_secs(30);
 /// How many effects of one Stack are under way at once.
 const AT_ONCE: usize = 16;
-/// How many reads of what service accounts have made are under way at once, of all Stacks.
-const READS: usize = 32;
 
-/// How long what a resource names may be missing: what is applied together comes in any order.
-const GRACE: Duration = Duration::from_secs(60);
-
-/// What the passes over all Stacks share.
-pub struct Shared {
-    /// How long what a resource names from outside the stack may be missing before that is its
-    /// failure.
-    grace: Duration,
-    kinds: Kinds,
-    recall: Recall,
-    /// Reads with the rights of service accounts, which nothing else bounds.
-    reads: Semaphore,
-    /// When each Stack, by uid, may be looked at again.
-    rested: Mutex<HashMap<String, Instant>>,
-}
-
-impl Default for Shared {
-    fn default() -> Self {
-        Self {
-            grace: GRACE,
-            kinds: Kinds::default(),
-            recall: Recall::default(),
-            reads: Semaphore::new(READS),
-            rested: Mutex::default(),
-        }
-    }
-}
-
-impl Shared {
-    /// With another time of grace for what resources name.
-    #[must_use]
-    pub fn with_grace(grace: Duration) -> Self {
-        Self {
-            grace,
-            ..Self::default()
-        }
-    }
-
-    /// How long a Stack still has to rest.
-    fn rest(&self, uid: &str) -> Option<Duration> {
-        let rested = self.rested.lock().unwrap_or_else(PoisonError::into_inner);
-        let left = rested.get(uid)?.checked_duration_since(Instant::now())?;
-        (!left.is_zero()).then_some(left)
-    }
-
-    fn tire(&self, uid: &str, resources: usize) {
-        let each = PACE_EACH.saturating_mul(u32::try_from(resources).unwrap_or(u32::MAX));
-        let mut rested = self.rested.lock().unwrap_or_else(PoisonError::into_inner);
-        rested.insert(uid.to_owned(), Instant::now() + PACE + each);
-    }
-
-    fn forget(&self, uid: &str) {
-        self.rested
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(uid);
-        self.recall.forget_all(uid);
-    }
-}
-
-/// One pass.
+/// One pass. What keeps it from coming to its end for long is told.
 ///
 /// # Errors
 /// When the API server refused or did not answer; nothing is lost by it.
 pub async fn reconcile(stack: Arc<Stack>, manager: Arc<Manager>) -> Outcome {
+    let outcome = attempt(stack.clone(), manager.clone()).await;
+    let uid = stack.uid().unwrap_or_default();
+    let error = outcome.as_ref().err().filter(|error| !error.is_conflict());
+    if manager.stacks.fails_for_long(&uid, error.is_some())
+        && let Some(error) = error
+    {
+        let namespace = stack.namespace().unwrap_or_default();
+        let api: Api<Stack> = Api::namespaced(manager.context.client.clone(), &namespace);
+        let status = status::retrying(&stack, &chain(error), Timestamp::now());
+        // It is the API server that fails: the error itself is what matters.
+        let _ = apply_status(&api, MANAGER, &*stack, &status).await;
+    }
+    outcome
+}
+
+async fn attempt(stack: Arc<Stack>, manager: Arc<Manager>) -> Outcome {
     let client = &manager.context.client;
     let api: Api<Stack> = Api::namespaced(client.clone(), &stack.namespace().unwrap_or_default());
     let deleting = finalize::is_deleting(&*stack);
-    if deleting && !finalize::has(&*stack, MANAGER_FINALIZER) {
+    let uid = stack.uid().unwrap_or_default();
+    let is_free = deleting && !finalize::has(&*stack, MANAGER_FINALIZER);
+    if is_free || manager.stacks.is_gone(&uid) {
         return Ok(None);
     }
     if !deleting && finalize::add(&api, &stack, MANAGER_FINALIZER).await? {
         return Ok(None);
     }
-    let uid = stack.uid().unwrap_or_default();
     if let Some(left) = manager.stacks.rest(&uid) {
         return Ok(Some(left));
     }
     let records = Records::of(client, &stack);
     let read = match records.read().await {
         // Without what it says, what carries the Stack's mark is removed.
-        Err(error) if deleting && matches!(&*error.source, kube::Error::SerdeError(_)) => {
+        Err(error) if deleting && is_unreadable(&error) => {
             records.forget_own(None).await?;
             None
+        }
+        Err(error) if is_unreadable(&error) => {
+            let problem = lost::unreadable(&records.name());
+            let status = status::stuck(&stack, &problem, Timestamp::now());
+            tell(&api, &stack, &manager, &status).await?;
+            return Ok(Some(UNWATCHED));
         }
         read => read?,
     };
     let (ledger, mut version) = read.map_or((None, None), |(l, v)| (Some(l), Some(v)));
     let children = Children::of(client, &manager.stores, &manager.stacks, &stack);
-    let seen = observe(&stack, &manager, &records, &children, ledger).await?;
+    let is_lost = plan::rebuild::is_lost(&stack, ledger.as_ref());
+    let mut seen = observe(&stack, &manager, &records, &children, ledger).await?;
     manager
         .stacks
         .tire(&uid, seen.ledger.as_ref().map_or(0, |l| l.entries.len()));
-    if let Some(problem) = plan::trouble::obstacle(&stack, &seen, &records.name()) {
+    let lost = if is_lost {
+        lost::search(&stack, &mut seen, &children, &records.name()).await?
+    } else {
+        None
+    };
+    if let Some(problem) = plan::trouble::obstacle(&stack, &seen).or(lost) {
         let status = status::stuck(&stack, &problem, seen.now);
         tell(&api, &stack, &manager, &status).await?;
         return Ok(Some(UNWATCHED));
@@ -169,56 +133,99 @@ pub async fn reconcile(stack: Arc<Stack>, manager: Arc<Manager>) -> Outcome {
     if let Some(sources) = &plan.store {
         records.keep(sources).await?;
     }
-    if Some(&plan.ledger) != seen.ledger.as_ref() && plan.ledger.action.is_some() && !plan.gone {
-        version = Some(records.write(&plan.ledger, version.as_deref()).await?);
-    }
-    let refused = act(&children, &plan).await;
-    if plan.gone && refused.is_ok() {
-        if seen.kind_lost {
-            // What serves the resources carries the same mark, and stays with them.
-            records.forget_own(Some(&plan.ledger)).await?;
-        } else {
-            records.forget_all().await?;
+    // What goes without a record is found again by the next pass, and its namespace may take
+    // nothing new any more.
+    let is_news = if is_lost {
+        !deleting
+    } else {
+        Some(&plan.ledger) != seen.ledger.as_ref()
+    };
+    if is_news && plan.ledger.action.is_some() && !plan.gone {
+        if let (true, Ok(sources)) = (is_lost, &seen.sources) {
+            records.keep(sources).await?;
         }
-        finalize::remove(&api, &stack, MANAGER_FINALIZER).await?;
-        manager.stacks.forget(&uid);
+        version = Some(records.write(&plan.ledger, version.as_deref()).await?);
+        if is_lost {
+            lost::tell(&stack, &manager, &plan.ledger);
+        }
+    }
+    let acted = act(&children, &plan).await;
+    if plan.gone && acted.failed.is_none() {
+        let named = seen.kind_lost.then_some(&plan.ledger);
+        leave(&api, &stack, &manager, &records, named).await?;
         return Ok(None);
     }
-    let acted = match refused {
-        Ok(refused) if refused.is_empty() => Ok(()),
-        Ok(refused) => {
-            let again = plan::trouble::refuse(&mut plan.ledger, refused, Timestamp::now());
-            plan.again = Some(again);
-            records
-                .write(&plan.ledger, version.as_deref())
-                .await
-                .map(drop)
+    let mut failed = acted.failed;
+    if !acted.refused.is_empty() {
+        let again = plan::trouble::refuse(&mut plan.ledger, acted.refused, Timestamp::now());
+        plan.again = Some(again);
+        if !is_lost || !deleting {
+            let written = records.write(&plan.ledger, version.as_deref()).await;
+            failed = written.err();
         }
-        Err(error) => Err(error),
-    };
+    }
+    plan::trouble::tell(&mut plan.ledger, acted.told);
     forget_sources(&records, seen.ledger.as_ref(), &plan.ledger).await?;
     let again = report(&api, &stack, &manager, &plan, &records, &seen).await?;
-    if plan.cleared {
-        // A status that was written is a version that wakes us; it goes then.
-        match take_annotation(&api, &stack).await {
+    take_annotations(&api, &stack, &plan).await?;
+    failed.map_or(Ok(again), Err)
+}
+
+/// Lets a Stack go that has nothing any more. What it serves others with carries the same mark
+/// as its record and stays with them where its kind is lost: only what `named` names goes then.
+async fn leave(
+    api: &Api<Stack>,
+    stack: &Stack,
+    manager: &Manager,
+    records: &Records,
+    named: Option<&Ledger>,
+) -> Result<(), ApiError> {
+    match named {
+        Some(ledger) => records.forget_own(Some(ledger)).await?,
+        None => records.forget_all().await?,
+    }
+    finalize::remove(api, stack, MANAGER_FINALIZER).await?;
+    manager.stacks.forget(&stack.uid().unwrap_or_default());
+    Ok(())
+}
+
+fn is_unreadable(error: &ApiError) -> bool {
+    matches!(&*error.source, kube::Error::SerdeError(_))
+}
+
+/// Takes away the annotations that have done their work. A status that was written is a version
+/// that wakes us; they go then.
+async fn take_annotations(api: &Api<Stack>, stack: &Stack, plan: &Plan) -> Result<(), ApiError> {
+    let asked = stack.annotations().contains_key(REBUILD_RECORD_ANNOTATION);
+    let done = [
+        plan.cleared.then_some(CLEAR_HOOKS_ANNOTATION),
+        (asked && !finalize::is_deleting(stack)).then_some(REBUILD_RECORD_ANNOTATION),
+    ];
+    for annotation in done.into_iter().flatten() {
+        match take_annotation(api, stack, annotation).await {
             Err(error) if error.is_conflict() => {}
             done => done?,
         }
     }
-    acted?;
-    Ok(again)
+    Ok(())
 }
 
-/// Takes away the annotation that has cleared hooks, unless the Stack has changed: the next
-/// pass sees what it says then.
-async fn take_annotation(api: &Api<Stack>, stack: &Stack) -> Result<(), ApiError> {
+/// Takes away an annotation that has done its work, unless the Stack has changed: the next pass
+/// sees what it says then.
+async fn take_annotation(
+    api: &Api<Stack>,
+    stack: &Stack,
+    annotation: &str,
+) -> Result<(), ApiError> {
     let patch = Patch::Merge(json!({"metadata": {
         "uid": stack.uid(),
         "resourceVersion": stack.resource_version(),
-        "annotations": {CLEAR_HOOKS_ANNOTATION: null},
+        "annotations": {annotation: null},
     }}));
     let name = stack.name_any();
-    let doing = ApiError::doing(format!("take the cleared hooks from the Stack {name}"));
+    let doing = ApiError::doing(format!(
+        "take the annotation {annotation} from the Stack {name}"
+    ));
     let done = api.patch(&name, &PatchParams::default(), &patch).await;
     done.map(drop).map_err(doing)
 }
@@ -232,7 +239,7 @@ async fn observe<'a>(
 ) -> Result<Seen<'a>, ApiError> {
     let client = &manager.context.client;
     let deleting = finalize::is_deleting(stack);
-    let kind_lost = deleting && loss::of_kind::<Stack>(client).await?;
+    let kind_lost = deleting && is_kind_lost(stack, manager).await?;
     let sources = match sources::resolve(client, stack).await {
         // What goes needs none of them; they only tell what must not be shown.
         Err(error) if deleting => Err(Problem {
@@ -262,7 +269,8 @@ async fn observe<'a>(
             let turns = new.is_some_and(|digest| recall.is_new(&uid, digest));
             let undoes = ledger.state == State::Failed
                 && matches!(ledger.action, Some(Action::Create | Action::Update))
-                && stack.spec.on_failure != OnFailure::Keep;
+                && stack.spec.on_failure != OnFailure::Keep
+                && !ledger.kept;
             let anew = checks || turns || undoes || said != stack.metadata.generation;
             let found = children.observe(ledger, anew && !deleting).await?;
             if let Some(digest) = new {
@@ -297,8 +305,33 @@ async fn observe<'a>(
     })
 }
 
+/// Whether a Stack that goes does so only because its kind does, which is asked once: its mark
+/// was seen before.
+async fn is_kind_lost(stack: &Stack, manager: &Manager) -> Result<bool, ApiError> {
+    let uid = stack.uid().unwrap_or_default();
+    if manager.stacks.was_asked_to_go(&uid) {
+        return Ok(false);
+    }
+    let lost = loss::of_kind::<Stack>(&manager.context.client).await?;
+    if !lost {
+        manager.stacks.note_asked_to_go(&uid);
+    }
+    Ok(lost)
+}
+
+/// What became of steps.
+#[derive(Default)]
+struct Acted {
+    /// What is of no use to try again, and why.
+    refused: Refused,
+    /// Why what is tried again was not done.
+    told: Refused,
+    /// One of the errors to try again for.
+    failed: Option<ApiError>,
+}
+
 /// Does the steps; those of one resource in their order, resources at once.
-async fn act(children: &Children<'_>, plan: &Plan) -> Result<Refused, ApiError> {
+async fn act(children: &Children<'_>, plan: &Plan) -> Acted {
     let mut by_key: BTreeMap<Key, Vec<Step>> = BTreeMap::new();
     let mut groups = Vec::new();
     for step in plan.steps.iter().cloned() {
@@ -313,22 +346,22 @@ async fn act(children: &Children<'_>, plan: &Plan) -> Result<Refused, ApiError> 
     let mut done = futures::stream::iter(groups)
         .map(|(key, steps)| async move { (key, each(children, steps).await) })
         .buffer_unordered(AT_ONCE);
-    let mut refused = Refused::new();
-    let mut failed = None;
+    let mut acted = Acted::default();
     while let Some((key, result)) = done.next().await {
-        match (key, result) {
-            (_, Ok(())) => {}
-            (Some(key), Err(error)) if is_final(&error) => {
-                refused.insert(key, mask_text(&chain(&error), &plan.secrets));
+        // The others are done all the same.
+        let Err(error) = result else { continue };
+        let why = mask_text(&chain(&error), &plan.secrets);
+        match key {
+            Some(key) if is_final(&error) => drop(acted.refused.insert(key, why)),
+            key => {
+                // A conflict passes by itself.
+                let key = key.filter(|_| !error.is_conflict());
+                acted.told.extend(key.map(|key| (key, why)));
+                acted.failed = Some(masked(error, &plan.secrets));
             }
-            // The others are done all the same.
-            (_, Err(error)) => failed = Some(masked(error, &plan.secrets)),
         }
     }
-    match failed {
-        Some(error) if refused.is_empty() => Err(error),
-        _ => Ok(refused),
-    }
+    acted
 }
 
 /// The resource that a step removes an object of.
@@ -359,8 +392,12 @@ async fn each(children: &Children<'_>, steps: Vec<Step>) -> Result<(), ApiError>
                 manifest,
                 live,
                 by_account,
+                retain,
                 ..
-            } => children.apply(&manifest, live.as_ref(), by_account).await?,
+            } => {
+                let live = live.as_ref();
+                children.apply(&manifest, live, by_account, retain).await?;
+            }
             Step::Delete {
                 object,
                 uid,
@@ -413,6 +450,14 @@ async fn report(
         live["metadata"]["uid"].as_str().map(str::to_owned)
     };
     let status = status::status(stack, plan, &records.name(), &uid_of, seen.now);
+    if plan.ledger.is_busy() && status::is_progress(stack, &status) {
+        let uid = stack.uid().unwrap_or_default();
+        let spent = plan::since(plan.ledger.started, seen.now);
+        let held = manager.stacks.hold(&uid, status.resources.len(), spent);
+        if let Some(left) = held {
+            return Ok(Some(plan.again.map_or(left, |again| again.min(left))));
+        }
+    }
     tell(api, stack, manager, &status).await?;
     Ok(plan.again)
 }
@@ -426,6 +471,7 @@ async fn tell(
     if !apply_status(api, MANAGER, stack, status).await? {
         return Ok(());
     }
+    manager.stacks.note_told(&stack.uid().unwrap_or_default());
     manager.context.metrics.status_written("stack");
     if let Some((good, reason, note)) = status::transition(stack, status) {
         let events = &manager.context.events;

@@ -3,6 +3,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
+use sha2::{Digest, Sha256};
 
 use super::ledger::{Action, Entry, Key, Ledger, Reference, State};
 use super::plan::{Plan, Problem};
@@ -57,7 +58,7 @@ pub fn status(
         last_good: ledger
             .good
             .as_ref()
-            .map(|digest| format!("sha256:{digest}")),
+            .map(|digest| told_digest(ledger, digest)),
         record: ledger.action.map(|_| record.to_owned()),
         notes: plan.notes.clone(),
         conditions: conditions::merge(
@@ -69,17 +70,40 @@ pub fn status(
     }
 }
 
+/// The digest of sources as it is told: without the record's seed nobody can try passwords until
+/// one fits.
+fn told_digest(ledger: &Ledger, digest: &str) -> String {
+    let hash = Sha256::digest(format!("{}/{digest}", ledger.seed));
+    format!("sha256:{}", hex::encode(hash))
+}
+
 /// What is said as long as something stands in the way: all that was said, and why it may not
 /// be true any more.
 #[must_use]
 pub fn stuck(stack: &Stack, problem: &Problem, now: Timestamp) -> StackStatus {
+    let stalled = Observation::yes(ConditionType::Stalled, problem.reason, &problem.message);
+    unknown(stack, problem.reason, &problem.message, stalled, now)
+}
+
+/// The same for what is tried again by itself.
+#[must_use]
+pub fn retrying(stack: &Stack, why: &str, now: Timestamp) -> StackStatus {
+    let message = format!("{why}; it is tried again");
+    let stalled = Observation::no(ConditionType::Stalled, Reason::Retrying, &message);
+    unknown(stack, Reason::Retrying, &message, stalled, now)
+}
+
+fn unknown(
+    stack: &Stack,
+    reason: Reason,
+    message: &str,
+    stalled: Observation,
+    now: Timestamp,
+) -> StackStatus {
     let mut status = stack.status.clone().unwrap_or_default();
-    let message = || problem.message.clone();
-    let observations = [
-        Observation::unknown(ConditionType::Ready, problem.reason, message()),
-        Observation::yes(ConditionType::Stalled, problem.reason, message()),
-    ];
+    let ready = Observation::unknown(ConditionType::Ready, reason, message);
     let generation = stack.metadata.generation;
+    let observations = [ready, stalled];
     status.conditions = conditions::merge(&status.conditions, observations, generation, now);
     status
 }
@@ -182,6 +206,31 @@ fn waiting(ledger: &Ledger) -> String {
     }
     let names = crate::controllers::name_some(names);
     format!("; waits at a hook: {names}; the annotation {CLEAR_HOOKS_ANNOTATION} clears it")
+}
+
+/// Whether a status says nothing but how far an action is: no other state, no other condition, and
+/// nothing more that has failed.
+#[must_use]
+pub fn is_progress(stack: &Stack, status: &StackStatus) -> bool {
+    let failed = |status: &StackStatus| {
+        let rows = status.resources.iter();
+        rows.filter(|row| row.status.ends_with(State::Failed.word()))
+            .count()
+    };
+    let said = |status: &StackStatus| -> Vec<(String, String, String, Option<i64>)> {
+        let conditions = status.conditions.iter().cloned();
+        conditions
+            .map(|c| (c.type_, c.status, c.message, c.observed_generation))
+            .collect()
+    };
+    stack.status.as_ref().is_some_and(|before| {
+        before.stack_status == status.stack_status
+            && before.observed_generation == status.observed_generation
+            && before.preview == status.preview
+            && before.notes == status.notes
+            && said(before) == said(status)
+            && failed(before) == failed(status)
+    })
 }
 
 /// What an event says of a transition: from what the status said to what it says now.

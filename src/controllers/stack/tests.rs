@@ -4,6 +4,7 @@
 
 mod groups;
 mod hooks;
+mod lost;
 mod secrets;
 mod trouble;
 mod world;

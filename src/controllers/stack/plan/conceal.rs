@@ -57,6 +57,15 @@ pub(super) fn conceal(seen: &Seen<'_>, plan: &mut Plan) {
     }
 }
 
+/// The text without anything that is secret.
+pub(super) fn masked(seen: &Seen<'_>, text: &str) -> String {
+    let mut found = BTreeSet::new();
+    if let Ok(sources) = &seen.sources {
+        secrets(sources, &mut found);
+    }
+    mask_text(text, &found)
+}
+
 /// What is wrong with a template that came from a Secret is told without its words.
 fn without_words(problem: &mut Problem, sources: &Sources) {
     if sources.hidden.template && problem.reason == Reason::InvalidTemplate {

@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 use super::batch;
 use super::decide::Decision;
 use super::leaf::{self, Progress};
+use super::rebuild::Search;
 use super::room::{Look, Names};
 use super::{Action, Entry, Key, Pass, Reference, Sources, State, Step, since};
 use crate::stack::functions::Known;
@@ -44,6 +45,8 @@ pub(super) struct Walk<'p, 'a> {
     pub(super) registry: Map,
     /// What the resource's objects should be, for checks.
     pub(super) wanted: BTreeMap<Key, Vec<Value>>,
+    /// Nothing is done: what a lost record had is looked for.
+    pub(super) search: Option<Search>,
 }
 
 impl<'p, 'a> Walk<'p, 'a> {
@@ -61,6 +64,7 @@ impl<'p, 'a> Walk<'p, 'a> {
             to_stop: Vec::new(),
             registry: Map::new(),
             wanted: BTreeMap::new(),
+            search: None,
         }
     }
 
@@ -85,6 +89,10 @@ impl<'p, 'a> Walk<'p, 'a> {
     fn settle(&mut self, path: &str, leaf: &Leaf) -> Option<Known> {
         let known = match self.one(path, leaf) {
             Ok(known) => known,
+            Err(error) if self.search.is_some() => {
+                self.differs(path, &error.to_string());
+                None
+            }
             Err(error) => {
                 self.fail(path, leaf, &error.to_string());
                 None
@@ -103,6 +111,9 @@ impl<'p, 'a> Walk<'p, 'a> {
         };
         if !leaf.external_id.is_null() {
             return Ok(Some(self.external(path, leaf, kind)));
+        }
+        if self.search.is_some() {
+            return self.find_again(path, leaf, kind);
         }
         let properties = leaf.properties.clone()?;
         kinds::check::refuse(kind, &properties)?;
@@ -154,7 +165,7 @@ impl<'p, 'a> Walk<'p, 'a> {
         known
     }
 
-    fn request<'r>(
+    pub(super) fn request<'r>(
         &'r self,
         name: &'r str,
         namespace: &'r str,
@@ -226,15 +237,19 @@ impl<'p, 'a> Walk<'p, 'a> {
         {
             return Ok(None);
         }
+        Ok(Some(self.settled_value(settles)))
+    }
+
+    pub(super) fn settled_value(&mut self, settles: Settles) -> Known {
         if let (Some(config), Some(id)) = (&settles.config, settles.refid.as_str()) {
             self.configs.insert(id.to_owned(), config.clone());
         }
-        Ok(Some(Known {
+        Known {
             refid: settles.refid,
             // What has no attributes at all has whatever is asked for, without a value.
             open: settles.attributes.is_empty(),
             attributes: settles.attributes,
-        }))
+        }
     }
 
     /// Lets a resource that takes its time do so.
@@ -284,7 +299,10 @@ impl<'p, 'a> Walk<'p, 'a> {
         let (makes, _) = made(self, number)?;
         let key = (path.to_owned(), number);
         self.decided.insert(path.to_owned(), number);
-        if matches!(decision, Decision::Keep(_)) && !self.only_look && self.was_taken(&key) {
+        if matches!(decision, Decision::Keep(_))
+            && !self.only_look
+            && self.was_taken(&key, leaf.retain)
+        {
             decision = Decision::Change(number);
         }
         let digest = leaf::digest(&seed, &leaf::canonical(&Value::from(makes.objects.clone())));
@@ -384,7 +402,7 @@ impl<'p, 'a> Walk<'p, 'a> {
     }
 
     /// What a kept resource works with may have been replaced without it having changed.
-    fn refresh(&mut self, key: &Key, leaf: &Leaf) {
+    pub(super) fn refresh(&mut self, key: &Key, leaf: &Leaf) {
         let targets = &self.targets;
         let requires = leaf.requires.iter();
         let requires = requires.filter_map(|path| Some((path.clone(), *targets.get(path)?)));
@@ -417,8 +435,7 @@ impl<'p, 'a> Walk<'p, 'a> {
         let live = |object: &Reference| self.pass.seen.objects.get(object);
         // What serves a resource is made before it, so it is there when the resource is.
         let main = entry.objects.last().and_then(live);
-        let applied_here =
-            |live: &Value| leaf::is_applied(live, &entry.digest) && leaf::is_of(live, &key.0);
+        let applied_here = |live: &Value| leaf::is_whole(live, &entry, &key.0, &uid);
         let whole = main.is_some_and(applied_here);
         let mut steps = Vec::new();
         for (index, (manifest, object)) in objects.iter().zip(&entry.objects).enumerate() {
@@ -443,6 +460,7 @@ impl<'p, 'a> Walk<'p, 'a> {
                     manifest: leaf::marked(manifest, &uid, &key.0, &entry.digest),
                     live: live.cloned(),
                     by_account: entry.by_account,
+                    retain: entry.retain,
                 });
             }
             state = live.map_or(state, |live| leaf::progress(live, wait_for));
@@ -571,7 +589,7 @@ impl Pass<'_> {
         self.fail_action(&message);
     }
 
-    fn fail_action(&mut self, message: &str) {
+    pub(super) fn fail_action(&mut self, message: &str) {
         let now = self.seen.now;
         let ledger = &mut self.plan.ledger;
         super::give_up(&mut ledger.entries, "another resource failed", now);

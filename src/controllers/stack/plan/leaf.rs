@@ -219,6 +219,20 @@ pub(super) fn is_of(object: &Value, path: &str) -> bool {
     object["metadata"]["annotations"][STACK_RESOURCE_ANNOTATION] == path
 }
 
+/// Whether an object is what an entry says, made or changed for the resource at `path`.
+pub(super) fn is_whole(object: &Value, entry: &Entry, path: &str, uid: &str) -> bool {
+    is_applied(object, &entry.digest)
+        && is_of(object, path)
+        && !(entry.retain && is_owned(object, uid))
+}
+
+/// Whether the Stack with this uid owns an object, so that it goes with it.
+pub(super) fn is_owned(object: &Value, uid: &str) -> bool {
+    let owners = object["metadata"]["ownerReferences"].as_array();
+    let mut owners = owners.into_iter().flatten();
+    owners.any(|owner| owner["uid"] == uid)
+}
+
 /// The first field of `wanted` that `live` has otherwise, if there is one; what the API
 /// server fills in is no difference.
 pub(super) fn difference(live: &Value, wanted: &Value, path: &str) -> Option<String> {

@@ -16,12 +16,14 @@
 //! | `batch` | how many members of a group at once |
 //! | `required` | what a resource requires, as it is recorded |
 //! | `room` | what must go, or is handed over, before something is made |
+//! | `spec` | whether an object is what a manifest says |
 //! | `suspend` | what is stopped and started |
 //! | `leaf` | what one resource should be, and whether it is |
 //! | `removal` | what goes, and in which order |
 //! | `look` | outputs, previews and checks: nothing is touched |
 //! | `conceal` | what must never be shown |
 //! | `limits` | how much is told |
+//! | `rebuild` | what a lost record said |
 
 mod batch;
 mod conceal;
@@ -31,9 +33,11 @@ mod hooks;
 mod leaf;
 mod limits;
 mod look;
+pub mod rebuild;
 mod removal;
 mod required;
 mod room;
+mod spec;
 mod suspend;
 pub mod trouble;
 mod turn;
@@ -127,6 +131,9 @@ pub enum Step {
         live: Option<Value>,
         /// With the rights of the service account.
         by_account: bool,
+        /// It may outlive the Stack, and is not owned by it: what Kubernetes deletes with its
+        /// owner, in the foreground, nobody could let go of in time.
+        retain: bool,
     },
     /// Delete an object.
     Delete {
@@ -173,15 +180,11 @@ pub struct Plan {
     pub secrets: BTreeSet<String>,
 }
 
-/// Decides for one Stack.
-#[must_use]
-pub fn plan(stack: &Stack, seen: &Seen<'_>) -> Plan {
-    let fresh = || Ledger::new(seen.seed.clone(), seen.now);
-    let mut pass = Pass {
-        stack,
-        seen,
-        plan: Plan {
-            ledger: seen.ledger.clone().unwrap_or_else(fresh),
+impl Plan {
+    /// Nothing is to be done.
+    fn new(ledger: Ledger) -> Self {
+        Self {
+            ledger,
             store: None,
             steps: Vec::new(),
             outputs: None,
@@ -192,7 +195,18 @@ pub fn plan(stack: &Stack, seen: &Seen<'_>) -> Plan {
             cleared: false,
             gone: false,
             secrets: BTreeSet::new(),
-        },
+        }
+    }
+}
+
+/// Decides for one Stack.
+#[must_use]
+pub fn plan(stack: &Stack, seen: &Seen<'_>) -> Plan {
+    let fresh = || Ledger::new(seen.seed.clone(), seen.now);
+    let mut pass = Pass {
+        stack,
+        seen,
+        plan: Plan::new(seen.ledger.clone().unwrap_or_else(fresh)),
     };
     pass.clear_hooks();
     if finalize::is_deleting(stack) {
@@ -225,12 +239,17 @@ impl Pass<'_> {
         match (&self.plan.ledger.goal, self.goal()) {
             // That a template cannot be read is no reason to remove what was made by it.
             (Some(digest), None) => {
+                let message = format!(
+                    "the Secret with the template {digest} is gone; change the spec, so that \
+                     another is taken, or delete the Stack"
+                );
+                // Nothing is undone for that, and a change of the spec can be followed.
+                if busy && !matches!(action, Action::Create | Action::Update) {
+                    self.fail_action(&message);
+                }
                 self.plan.problem = Some(Problem {
                     reason: Reason::RecordMissing,
-                    message: format!(
-                        "the Secret with the template {digest} is gone; change the spec, so that \
-                         another is taken, or delete the Stack"
-                    ),
+                    message,
                 });
             }
             (None, _) if busy => self.remove_all(),
@@ -384,7 +403,8 @@ pub fn input(stack: &Stack, sources: &Sources) -> stack::Result<Input> {
 }
 
 /// How long ago something was; no time for what is yet to come.
-fn since(then: Timestamp, now: Timestamp) -> Duration {
+#[must_use]
+pub fn since(then: Timestamp, now: Timestamp) -> Duration {
     Duration::try_from(now.duration_since(then)).unwrap_or_default()
 }
 

@@ -2,6 +2,7 @@
 
 use super::required::Used;
 use super::{Action, Entry, Key, Pass, State, Step, is_ours};
+use crate::stack::value::Value;
 use kube::ResourceExt;
 use std::collections::BTreeSet;
 
@@ -129,7 +130,26 @@ fn reason(entry: &Entry, pass: &Pass<'_>) -> String {
             _ => String::new(),
         };
     };
-    super::leaf::condition(live, "Ready")
-        .and_then(|ready| ready["message"].as_str().map(str::to_owned))
-        .unwrap_or_default()
+    let ready = super::leaf::condition(live, "Ready");
+    let said = ready.and_then(|ready| ready["message"].as_str().map(str::to_owned));
+    let is_pileus = live["apiVersion"]
+        .as_str()
+        .is_some_and(|version| version.starts_with(crate::api::GROUP));
+    match said {
+        Some(said) if is_pileus => said,
+        // Other kinds do not say why they stay.
+        _ => held(live),
+    }
+}
+
+/// Which finalizers hold an object that is to go.
+fn held(live: &Value) -> String {
+    let all = live["metadata"]["finalizers"].as_array();
+    let names = all.into_iter().flatten().filter_map(Value::as_str);
+    let names: Vec<String> = names.map(str::to_owned).collect();
+    if names.is_empty() {
+        return String::new();
+    }
+    let names = crate::controllers::name_some(names);
+    format!("it is being deleted, and waits for its finalizers: {names}")
 }

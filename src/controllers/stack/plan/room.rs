@@ -138,13 +138,16 @@ impl Walk<'_, '_> {
     }
 
     /// Whether the object of a resource that stays as it is was another's in between: that has
-    /// to be taken back.
-    pub(super) fn was_taken(&self, key: &Key) -> bool {
+    /// to be taken back; or whether it is owned by the Stack, and is to outlive it now.
+    pub(super) fn was_taken(&self, key: &Key, retain: bool) -> bool {
         let uid = self.pass.stack.uid().unwrap_or_default();
         let entry = self.pass.plan.ledger.entries.get(key);
         let entry = entry.filter(|entry| entry.state == State::Complete);
         let live = entry.and_then(|entry| self.pass.seen.objects.get(entry.objects.last()?));
-        live.is_some_and(|live| is_ours(live, &uid) && !leaf::is_of(live, &key.0))
+        live.is_some_and(|live| {
+            let owned = retain && leaf::is_owned(live, &uid);
+            is_ours(live, &uid) && (owned || !leaf::is_of(live, &key.0))
+        })
     }
 
     /// What has the same claim as a resource that is about to be made goes first, and before

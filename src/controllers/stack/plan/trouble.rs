@@ -7,39 +7,27 @@ use k8s_openapi::jiff::Timestamp;
 
 use super::{Action, Key, Ledger, Problem, Seen, State};
 use crate::api::{Reason, Stack};
-use crate::kube_ext::finalize;
 
 /// What the API server refused for good, and why, by resource.
 pub type Refused = BTreeMap<Key, String>;
 
-/// Why nothing can be decided now: without a record what exists would be made a second time,
-/// and what cannot be seen may exist or not.
+/// Why nothing can be decided now: what cannot be seen may exist or not.
 #[must_use]
-pub fn obstacle(stack: &Stack, seen: &Seen<'_>, record: &str) -> Option<Problem> {
-    let recorded = stack
-        .status
-        .as_ref()
-        .is_some_and(|status| status.record.is_some());
-    if recorded && seen.ledger.is_none() && !finalize::is_deleting(stack) {
-        return Some(Problem {
-            reason: Reason::RecordMissing,
-            message: format!(
-                "the Secret {record} with the record of what the stack has made is gone; restore \
-                 it, or delete the Stack, which removes what carries its mark"
-            ),
-        });
-    }
-    seen.denied.as_ref().map(|why| Problem {
-        reason: Reason::AccountDenied,
-        message: format!(
-            "the ServiceAccount `{}` may not see what was made with its rights: {why}; give it \
-             the right to get, create, patch and delete it",
-            stack
-                .spec
-                .service_account_name
-                .as_deref()
-                .unwrap_or_default()
+pub fn obstacle(stack: &Stack, seen: &Seen<'_>) -> Option<Problem> {
+    let why = seen.denied.as_ref()?;
+    let message = match stack.spec.service_account_name.as_deref() {
+        Some(account) => format!(
+            "the ServiceAccount `{account}` may not see what was made with its rights: {why}; \
+             give it the right to get, create, patch and delete it"
         ),
+        None => format!(
+            "spec.serviceAccountName is not set, and what was made with an account's rights cannot \
+             be seen without: {why}; set it to the account that has made it"
+        ),
+    };
+    Some(Problem {
+        reason: Reason::AccountDenied,
+        message,
     })
 }
 
@@ -65,6 +53,16 @@ pub fn refuse(ledger: &mut Ledger, refused: Refused, now: Timestamp) -> Duration
         }
     }
     again
+}
+
+/// Says of resources why what is tried again was not done. It is not noted in the record: the
+/// next pass may know better.
+pub fn tell(ledger: &mut Ledger, told: Refused) {
+    for (key, why) in told {
+        if let Some(entry) = ledger.entries.get_mut(&key) {
+            entry.reason = why;
+        }
+    }
 }
 
 #[cfg(test)]

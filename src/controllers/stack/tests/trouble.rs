@@ -112,6 +112,31 @@ fn a_rollback_does_not_destroy_what_was_only_slow_to_change() {
 }
 
 #[test]
+fn a_rollback_to_a_template_that_is_gone_ends_and_another_can_be_given() {
+    let mut world = World::new(PAIR);
+    world.stack.spec.on_failure = OnFailure::Rollback;
+    world.settle();
+    let good = world.sources.digest();
+    world.broken = Some("-new-");
+    world.change("outputs:", "  new: {type: OS::Neutron::Net}\noutputs:");
+    for _ in 0..20 {
+        world.pass(|| false);
+        world.stored.remove(&good);
+        world.tend();
+    }
+    assert_eq!(world.word(), "ROLLBACK_FAILED", "{:#?}", world.ledger);
+    assert_eq!(
+        world.plan().problem.unwrap().reason,
+        crate::api::Reason::RecordMissing
+    );
+    assert!(world.log.iter().all(|line| !line.starts_with("delete")));
+    world.broken = None;
+    world.change("{a: b}", "{a: c}");
+    world.settle();
+    assert_eq!(world.word(), "UPDATE_COMPLETE");
+}
+
+#[test]
 fn a_change_that_was_refused_is_tried_again_where_it_is() {
     let mut world = World::new(PAIR);
     world.settle();

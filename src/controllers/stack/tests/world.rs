@@ -149,19 +149,27 @@ impl World {
         }
     }
 
-    pub(super) fn plan(&self) -> Plan {
-        let seen = Seen {
+    /// What is seen before anything is read.
+    pub(super) fn nothing_seen(&self) -> Seen<'_> {
+        Seen {
             now: self.now,
             sources: Ok(self.sources.clone()),
             stored: self.stored.clone(),
             ledger: self.ledger.clone(),
             seed: "seed".to_owned(),
-            objects: self.seen(),
+            objects: BTreeMap::new(),
             denied: None,
             strays: Vec::new(),
             find: &self.objects,
             kind_lost: false,
             grace: std::time::Duration::from_secs(60),
+        }
+    }
+
+    pub(super) fn plan(&self) -> Plan {
+        let seen = Seen {
+            objects: self.seen(),
+            ..self.nothing_seen()
         };
         plan::plan(&self.stack, &seen)
     }
