@@ -118,6 +118,121 @@ fn ids(value: &Value, names: &mut BTreeSet<String>) {
     }
 }
 
+/// What a stack gets from outside that is an id of something there: by parameter, or in a group
+/// by the property of its members (`member/property` where each has its own), which ones.
+#[derive(Debug, Default)]
+struct Outside {
+    names: BTreeMap<String, String>,
+    group: bool,
+}
+
+impl Outside {
+    /// The incarnations whose ids a value has.
+    fn label(&self, value: &Value, requires: &BTreeMap<String, u32>, told: &mut String) {
+        match value {
+            Value::Array(items) => items
+                .iter()
+                .for_each(|item| self.label(item, requires, told)),
+            Value::Object(map) => {
+                for (key, value) in map {
+                    let first = value.as_array().and_then(|path| path.first());
+                    let name = first.unwrap_or(value).as_str();
+                    match (key.as_str(), name) {
+                        ("get_resource" | "Ref", Some(name)) if requires.contains_key(name) => {
+                            *told += &format!("{name}#{} ", requires[name]);
+                        }
+                        ("get_param" | "Ref", Some(name)) => {
+                            let known = self.names.get(name).filter(|_| !self.group);
+                            *told += known.map_or("", String::as_str);
+                        }
+                        _ => self.label(value, requires, told),
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The properties of `name` that have such ids.
+    fn of(&self, tree: &Tree, name: &str) -> BTreeMap<String, String> {
+        let raw = tree.stack.template.resources.get(name);
+        let raw = raw.and_then(|raw| raw.properties.as_object());
+        let own = raw.into_iter().flatten().map(|(property, value)| {
+            let mut told = String::new();
+            self.label(value, &BTreeMap::new(), &mut told);
+            (property.to_string(), told)
+        });
+        let names = self.names.iter().filter(|_| self.group);
+        let given = names.filter_map(|(key, told)| {
+            let (member, property) = key.split_once('/').unwrap_or((name, key));
+            (member == name).then(|| (property.to_owned(), told.clone()))
+        });
+        own.chain(given)
+            .filter(|(_, told)| !told.is_empty())
+            .collect()
+    }
+
+    /// What the stack inside of `name` gets from here.
+    fn inside(&self, tree: &Tree, name: &str, requires: &BTreeMap<String, u32>) -> Self {
+        let raw = tree.stack.template.resources.get(name);
+        let raw = raw.map(|raw| raw.properties.clone()).unwrap_or_default();
+        let kind = tree.stack.resources[name].resolved.as_str();
+        let (passed, group) = match kind {
+            "OS::Heat::ResourceGroup" => (&raw["resource_def"]["properties"], true),
+            "OS::Heat::AutoScalingGroup" => (&raw["resource"]["properties"], true),
+            "OS::Heat::ResourceChain" => (&raw["resource_properties"], true),
+            "OS::Heat::Stack" => (&raw["parameters"], false),
+            _ => (&raw, kind.ends_with("DeploymentGroup")),
+        };
+        let mut all: Vec<(String, &Value)> = Vec::new();
+        for (property, value) in passed.as_object().into_iter().flatten() {
+            match value.as_object().filter(|_| group && property == "servers") {
+                Some(servers) => {
+                    all.extend(
+                        servers
+                            .iter()
+                            .map(|(at, one)| (format!("{at}/server"), one)),
+                    );
+                }
+                None => all.push((property.to_string(), value)),
+            }
+        }
+        let mut names = if group {
+            BTreeMap::new()
+        } else {
+            self.of(tree, name)
+        };
+        for (property, value) in all {
+            let mut told = String::new();
+            self.label(value, requires, &mut told);
+            if !told.is_empty() {
+                names.insert(property, told);
+            }
+        }
+        Self { names, group }
+    }
+
+    /// What a stack wants, with these ids for what they stand for.
+    fn wanted<'t>(&self, tree: &'t Tree) -> BTreeMap<String, Wanted<'t>> {
+        let mut wanted = plan::wanted(&tree.stack);
+        for (name, want) in &mut wanted {
+            if self.names.is_empty() || tree.nested.contains_key(name) {
+                continue;
+            }
+            for (property, told) in self.of(tree, name) {
+                let value = want.properties.get(property.as_str()).cloned();
+                let value = Value::Array(
+                    [value.unwrap_or_default(), told.into()]
+                        .into_iter()
+                        .collect(),
+                );
+                want.properties.to_mut().insert(property.as_str(), value);
+            }
+        }
+        wanted
+    }
+}
+
 /// What stays has what is new from now on.
 fn refresh(existing: &mut BTreeMap<Key, Existing>, plan: &Plan) {
     for (key, requires) in &plan.unchanged {
@@ -133,8 +248,18 @@ impl World {
 
     /// The same as the course has it; whether it came to its end.
     pub fn go(&mut self, path: &str, tree: Option<&Tree>, course: &mut Course<'_>) -> bool {
+        self.live(path, tree, course, &Outside::default())
+    }
+
+    fn live(
+        &mut self,
+        path: &str,
+        tree: Option<&Tree>,
+        course: &mut Course<'_>,
+        outside: &Outside,
+    ) -> bool {
         let mut existing = self.stacks.remove(path).unwrap_or_default();
-        let wanted = tree.map_or_else(BTreeMap::new, |tree| plan::wanted(&tree.stack));
+        let wanted = tree.map_or_else(BTreeMap::new, |tree| outside.wanted(tree));
         let Ok(plan) = planned(&wanted, tree, &existing, course.back) else {
             self.stacks.insert(path.to_owned(), existing);
             return false;
@@ -152,15 +277,19 @@ impl World {
             if !requires.all(|other| ready.contains(other) || !wanted.contains_key(other)) {
                 continue;
             }
-            let number = match step {
+            let (number, requires) = match step {
                 Some((at, step)) => {
                     assert!(step.after.iter().all(|before| *before < at), "{path}");
                     if !step.after.is_subset(&done) {
                         continue;
                     }
-                    step.key.1
+                    (step.key.1, &step.requires)
                 }
-                None => plan.unchanged.keys().find(|key| key.0 == *name).unwrap().1,
+                None => {
+                    let mut unchanged = plan.unchanged.iter();
+                    let (key, requires) = unchanged.find(|(key, _)| key.0 == *name).unwrap();
+                    (key.1, requires)
+                }
             };
             let inside = format!("{path}/{name}#{number}");
             let nested = tree.and_then(|tree| tree.nested.get(name));
@@ -170,7 +299,8 @@ impl World {
                     let idle = step.is_some() && course.idle.contains(name);
                     let action = step.map_or(Action::Update, |(_, step)| step.action);
                     // It can fail by itself once everything in it is there.
-                    let fine = !idle && self.go(&inside, Some(nested), course);
+                    let given = outside.inside(tree.unwrap(), name, requires);
+                    let fine = !idle && self.live(&inside, Some(nested), course, &given);
                     (!idle, fine && !course.fails.contains(&(action, told(name))))
                 }
                 (None, Some((_, step))) => {
