@@ -350,4 +350,5 @@ def main():
     print("%d templates are refused by Heat's parser" % refused, file=sys.stderr)
 
 
-main()
+if __name__ == "__main__":
+    main()
