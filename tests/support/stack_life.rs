@@ -139,7 +139,7 @@ impl Outside {
                     let name = first.unwrap_or(value).as_str();
                     match (key.as_str(), name) {
                         ("get_resource" | "Ref", Some(name)) if requires.contains_key(name) => {
-                            *told += &format!("{name}#{} ", requires[name]);
+                            told.extend([name, "#", &requires[name].to_string(), " "]);
                         }
                         ("get_param" | "Ref", Some(name)) => {
                             let known = self.names.get(name).filter(|_| !self.group);
@@ -277,19 +277,16 @@ impl World {
             if !requires.all(|other| ready.contains(other) || !wanted.contains_key(other)) {
                 continue;
             }
-            let (number, requires) = match step {
-                Some((at, step)) => {
-                    assert!(step.after.iter().all(|before| *before < at), "{path}");
-                    if !step.after.is_subset(&done) {
-                        continue;
-                    }
-                    (step.key.1, &step.requires)
+            let (number, requires) = if let Some((at, step)) = step {
+                assert!(step.after.iter().all(|before| *before < at), "{path}");
+                if !step.after.is_subset(&done) {
+                    continue;
                 }
-                None => {
-                    let mut unchanged = plan.unchanged.iter();
-                    let (key, requires) = unchanged.find(|(key, _)| key.0 == *name).unwrap();
-                    (key.1, requires)
-                }
+                (step.key.1, &step.requires)
+            } else {
+                let mut unchanged = plan.unchanged.iter();
+                let (key, requires) = unchanged.find(|(key, _)| key.0 == *name).unwrap();
+                (key.1, requires)
             };
             let inside = format!("{path}/{name}#{number}");
             let nested = tree.and_then(|tree| tree.nested.get(name));
