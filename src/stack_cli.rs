@@ -14,7 +14,7 @@ use crate::stack::kinds::manifests;
 use crate::stack::parameters::Identity;
 use crate::stack::render::{self, Input};
 use crate::stack::value::{Value, json};
-use crate::stack::{Error, cases, expand, validate, yaml};
+use crate::stack::{Error, cases, expand, show, validate, yaml};
 
 /// What to do with a template.
 #[derive(Subcommand)]
@@ -104,12 +104,14 @@ pub fn run(command: &Command) -> std::io::Result<ExitCode> {
                 }
                 Ok(input)
             });
-            let result = match input.map(|input| render::stack(&input)) {
-                Ok(Ok(stack)) => stack.into_json(),
-                Ok(Err(stop)) => stop.to_json(),
-                Err(error) => failed(&error),
-            };
-            print(&result, source.output)
+            match input.map(|input| render::stack(&input)) {
+                Ok(Ok(stack)) => {
+                    write(&stack, source.output)?;
+                    Ok(ExitCode::SUCCESS)
+                }
+                Ok(Err(stop)) => print(&stop.to_json(), source.output),
+                Err(error) => print(&failed(&error), source.output),
+            }
         }
         Command::Preview(source) => {
             let made = match source.input() {
@@ -134,17 +136,22 @@ pub fn run(command: &Command) -> std::io::Result<ExitCode> {
 }
 
 fn failed(error: &Error) -> Value {
-    json!({"error": render::error_json("input", error)})
+    json!({"error": show::error_json("input", error)})
 }
 
-fn print(result: &Value, format: Format) -> std::io::Result<ExitCode> {
+fn write(result: &impl serde::Serialize, format: Format) -> std::io::Result<()> {
     let text = match format {
         Format::Json => serde_json::to_string_pretty(result)? + "\n",
         Format::Yaml | Format::Manifests => {
             serde_saphyr::to_string(result).map_err(std::io::Error::other)?
         }
     };
-    std::io::stdout().lock().write_all(text.as_bytes())?;
+    std::io::stdout().lock().write_all(text.as_bytes())
+}
+
+/// Writes a result, which says itself whether it is an error.
+fn print(result: &Value, format: Format) -> std::io::Result<ExitCode> {
+    write(result, format)?;
     Ok(if result.get("error").is_some() {
         ExitCode::FAILURE
     } else {
@@ -158,17 +165,20 @@ struct Case {
     case: Value,
 }
 
-fn render_line(line: &str) -> serde_json::Result<Value> {
+fn render_line(line: &str, out: &mut Vec<u8>) -> serde_json::Result<()> {
     let case = serde_json::from_str::<Case>(line).map(|line| line.case);
-    case.or_else(|_| serde_json::from_str(line))
-        .map(cases::render)
+    match cases::render(case.or_else(|_| serde_json::from_str(line))?) {
+        Ok(stack) => serde_json::to_writer(out, &stack),
+        Err(stop) => serde_json::to_writer(out, &stop),
+    }
 }
 
-fn function_line(line: &str) -> serde_json::Result<Value> {
-    serde_json::from_str(line).map(|case| cases::function(&case))
+fn function_line(line: &str, out: &mut Vec<u8>) -> serde_json::Result<()> {
+    serde_json::to_writer(out, &cases::function(&serde_json::from_str(line)?))
 }
 
-type Answer = fn(&str) -> serde_json::Result<Value>;
+/// Writes what comes of a line; nothing when that is no JSON.
+type Answer = fn(&str, &mut Vec<u8>) -> serde_json::Result<()>;
 
 /// One result for each line; a line that is no JSON gives an error in its place.
 fn each_line(path: &Path, answer: Answer) -> std::io::Result<ExitCode> {
@@ -260,9 +270,10 @@ impl Batch {
 }
 
 fn one_line(line: &str, answer: Answer, out: &mut Vec<u8>) -> std::io::Result<()> {
-    let result =
-        answer(line).unwrap_or_else(|error| failed(&Error::new(format!("not JSON: {error}"))));
-    serde_json::to_writer(&mut *out, &result)?;
+    if let Err(error) = answer(line, out) {
+        let error = failed(&Error::new(format!("not JSON: {error}")));
+        serde_json::to_writer(&mut *out, &error)?;
+    }
     out.push(b'\n');
     Ok(())
 }

@@ -61,7 +61,7 @@ fuzz_target!(|text: &str| {
     if stack.order.is_ok() {
         planned(&stack);
     }
-    let _ = stack.into_json().to_string();
+    let _ = serde_json::to_string(&stack);
     let _ = validate::report(&input);
     flatten(&input);
 });

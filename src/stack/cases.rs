@@ -9,7 +9,7 @@ use super::files::Files;
 use super::functions::{Known, Scope};
 use super::hooks;
 use super::parameters::Identity;
-use super::render::{self, Input};
+use super::render::{self, Input, Stack, Stop};
 use super::version::Version;
 use super::{Error, Result};
 use crate::stack::value::{List, Map, Text, Value, json};
@@ -28,21 +28,29 @@ pub fn identity(name: &str) -> Identity {
     }
 }
 
-/// The result of one case, `{"case": …}` or what is in it: as `expected`, or
-/// `{"error": …}`.
-#[must_use]
-pub fn render(mut case: Value) -> Value {
+/// One case, `{"case": …}` or what is in it, rendered; as JSON it is as `expected`.
+///
+/// # Errors
+/// Where it stops, which as JSON is `{"error": …}`.
+pub fn render(mut case: Value) -> std::result::Result<Stack, Stop> {
     let inner = case.get_mut("case").map(Value::take);
-    match input(inner.unwrap_or(case)) {
-        Ok(input) => {
-            let stack = render::stack(&input);
-            match stack.and_then(|stack| stack.complete().map(|()| stack)) {
-                Ok(stack) => stack.into_json(),
-                Err(stop) => stop.to_json(),
-            }
-        }
-        Err(error) => json!({"error": render::error_json("case", &error)}),
-    }
+    let input = input(inner.unwrap_or(case)).map_err(|error| Stop {
+        stage: "case",
+        error,
+    })?;
+    let stack = render::stack(&input)?;
+    stack.complete().map(|()| stack)
+}
+
+/// What comes of a case, as JSON.
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+pub(in crate::stack) fn rendered(case: Value) -> Value {
+    let made = match render(case) {
+        Ok(stack) => serde_json::to_value(&stack),
+        Err(stop) => serde_json::to_value(&stop),
+    };
+    made.unwrap().into()
 }
 
 /// What a case renders.
@@ -259,7 +267,7 @@ mod tests {
             "resources": {"v": {"type": "OS::Heat::Value", "properties": {"value": {"get_param": "OS::stack_name"}}}},
             "outputs": {"o": {"value": {"get_attr": ["v", "value"]}}}},
             "resources": {"v": {"refid": "v-id", "attrs": {"value": "x"}}}}});
-        let result = render(case);
+        let result = rendered(case);
         assert_eq!(result["resources"]["v"]["properties"]["value"], "s");
         assert_eq!(result["outputs"]["o"]["value"], "x");
         assert_eq!(result["order"], json!(["v"]));
@@ -293,7 +301,7 @@ mod tests {
             json!({"template": "x"}),
         ] {
             assert!(function(&case).get("error").is_some(), "{case}");
-            assert!(render(case.clone()).get("error").is_some(), "{case}");
+            assert!(rendered(case.clone()).get("error").is_some(), "{case}");
         }
     }
 }

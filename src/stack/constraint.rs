@@ -231,7 +231,9 @@ pub(super) fn numeric(value: &Value) -> Option<f64> {
 #[derive(Debug, Clone)]
 pub struct Pattern {
     text: String,
-    made: OnceLock<Option<Arc<Made>>>,
+    /// For values of ASCII alone, which most are: it takes a tenth of the room and time.
+    narrow: OnceLock<Option<Arc<Made>>>,
+    whole: OnceLock<Option<Arc<Made>>>,
 }
 
 impl Pattern {
@@ -239,25 +241,30 @@ impl Pattern {
     pub(super) fn known(text: &str) -> Self {
         Self {
             text: text.to_owned(),
-            made: OnceLock::new(),
+            narrow: OnceLock::new(),
+            whole: OnceLock::new(),
         }
     }
 
-    /// What matches; nothing when this is no pattern.
-    fn made(&self) -> Option<&Made> {
-        let made = self
-            .made
-            .get_or_init(|| patterns::made(&format!("^(?:{})", self.text)));
+    /// What matches values that are ASCII, or all; nothing when this is no pattern.
+    fn made(&self, ascii: bool) -> Option<&Made> {
+        let text = || format!("^(?:{})", self.text);
+        let made = if ascii {
+            (self.narrow).get_or_init(|| patterns::made(&patterns::narrowed(&text())))
+        } else {
+            self.whole.get_or_init(|| patterns::made(&text()))
+        };
         made.as_deref()
     }
 
-    /// Whether it takes much room and time.
+    /// Whether it has taken much room and time to match what it was given.
     pub(super) fn is_large(&self) -> bool {
-        self.made().is_some_and(|made| made.large)
+        let made = [&self.narrow, &self.whole].into_iter().map(OnceLock::get);
+        made.flatten().flatten().any(|made| made.large)
     }
 
     fn matches(&self, text: &str) -> bool {
-        self.made()
+        self.made(text.is_ascii())
             // What is found first must be the whole text: `a|ab` does not match `ab`.
             .and_then(|made| made.regex.find(text).ok().flatten())
             .is_some_and(|found| found.end() == text.len())
@@ -267,7 +274,7 @@ impl Pattern {
 /// The rule that a value matches `text`.
 pub(super) fn pattern(text: &str) -> Result<Rule> {
     let pattern = Pattern::known(text);
-    if pattern.made().is_none() {
+    if pattern.made(true).is_none() {
         return Err(Error::new(format!(
             "`{text}` is no pattern that is understood here"
         )));

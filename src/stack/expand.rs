@@ -42,7 +42,7 @@ impl Tree {
             if let Some(inner) = self.nested.get(name) {
                 inner.walk(path, found);
             }
-            let kind = self.stack.resources[name].resolved.clone();
+            let kind = self.stack.resources[name].resolved.to_string();
             found.push((path.clone(), kind));
             path.pop();
         }

@@ -17,6 +17,7 @@
 //! | [`registry`] | resource types: properties, defaults, constraints |
 //! | [`typed`] | properties after their type's schema |
 //! | [`render`] | a template with everything evaluated |
+//! | [`show`] | that as JSON |
 //! | [`validate`] | whether a template could become a stack, nested ones included |
 //! | [`cases`] | cases as JSON, to compare with Heat's engine |
 //! | [`builtin`] | what Heat makes of three of CloudFormation's types |
@@ -49,6 +50,7 @@ pub mod plan;
 pub mod registry;
 pub mod render;
 pub mod rolling;
+pub mod show;
 pub mod template;
 pub mod tree;
 pub mod typed;

@@ -75,8 +75,10 @@ impl Needs {
             Value::Object(map) => {
                 for (property, value) in map {
                     let found = names(value);
-                    let found = found.map_err(|e| e.below(&format!("properties.{property}")));
-                    by_property.insert(property.to_string(), found?);
+                    let found = found.map_err(|e| e.below(&format!("properties.{property}")))?;
+                    if !found.is_empty() {
+                        by_property.insert(property.to_string(), found);
+                    }
                 }
             }
             _ => {}
@@ -176,7 +178,7 @@ mod tests {
     use super::*;
 
     fn rendered(template: &Value) -> Value {
-        super::super::cases::render(json!({"template": template}))
+        super::super::cases::rendered(json!({"template": template}))
     }
 
     fn error_of(template: &Value) -> String {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::constraint::{Constraint, Rule, bounds, hot_constraint, length, pattern};
+use super::constraint::{Constraint, Pattern, Rule, bounds, hot_constraint, length, pattern};
 use super::functions::python;
 use super::version::Version;
 use super::{Error, Result, kind_of};
@@ -71,23 +71,34 @@ impl Identity {
     pub fn pseudo(&self, version: Version) -> Map {
         let mut values = Map::new();
         if version.is_hot() {
-            values.insert("OS::stack_name", Value::from(self.name.clone()));
-            values.insert("OS::stack_id", Value::from(self.id.clone()));
-            values.insert("OS::project_id", Value::from(self.project.clone()));
+            values.insert("OS::stack_name", Value::from(self.name.as_str()));
+            values.insert("OS::stack_id", Value::from(self.id.as_str()));
+            values.insert("OS::project_id", Value::from(self.project.as_str()));
         } else {
             let arn = format!(
                 "arn:openstack:heat::{}:stacks/{}/{}",
                 self.project, self.name, self.id
             );
-            values.insert("AWS::StackName", Value::from(self.name.clone()));
+            values.insert("AWS::StackName", Value::from(self.name.as_str()));
             values.insert("AWS::StackId", Value::from(arn));
-            values.insert("AWS::Region", Value::from(self.region.clone()));
+            values.insert("AWS::Region", Value::from(self.region.as_str()));
         }
         values
     }
 }
 
 impl Schema {
+    fn patterns(&self) -> impl Iterator<Item = &Pattern> {
+        self.rules().filter_map(|rule| match rule {
+            Rule::Pattern(pattern) => Some(pattern),
+            _ => None,
+        })
+    }
+
+    fn large_patterns(&self) -> usize {
+        self.patterns().filter(|pattern| pattern.is_large()).count()
+    }
+
     /// What values must fulfil.
     pub(super) fn rules(&self) -> impl Iterator<Item = &Rule> {
         self.constraints.iter().map(|constraint| &constraint.rule)
@@ -417,6 +428,19 @@ const MAX_PATTERNS: usize = 1000;
 /// Large ones among them, which take time to make and much room.
 const MAX_LARGE_PATTERNS: usize = 8;
 
+fn within_limits(name: &str, patterns: usize, large: usize) -> Result<()> {
+    if patterns <= MAX_PATTERNS && large <= MAX_LARGE_PATTERNS {
+        return Ok(());
+    }
+    Err(Error::at(
+        format!("parameters.{name}"),
+        format!(
+            "a template may have {MAX_PATTERNS} patterns, {MAX_LARGE_PATTERNS} of them large ones, \
+             such as `\\pL{{1,300}}`"
+        ),
+    ))
+}
+
 impl Parameters {
     /// Every parameter's value: what the user gave, else `defaults` of the
     /// environment, else the template's default.
@@ -441,21 +465,9 @@ impl Parameters {
         for (name, schema) in schemas {
             let schema = Schema::parse(schema, version)
                 .map_err(|error| error.below(&format!("parameters.{name}")))?;
-            for rule in schema.rules() {
-                if let Rule::Pattern(pattern) = rule {
-                    patterns += 1;
-                    large += usize::from(pattern.is_large());
-                }
-            }
-            if patterns > MAX_PATTERNS || large > MAX_LARGE_PATTERNS {
-                return Err(Error::at(
-                    format!("parameters.{name}"),
-                    format!(
-                        "a template may have {MAX_PATTERNS} patterns, {MAX_LARGE_PATTERNS} of \
-                         them large ones, such as `\\w{{1,100}}`"
-                    ),
-                ));
-            }
+            patterns += schema.patterns().count();
+            large += schema.large_patterns();
+            within_limits(name, patterns, large)?;
             parsed.push((name, schema));
         }
         if let Some(name) = given.keys().find(|name| !schemas.contains_key(name)) {
@@ -474,9 +486,12 @@ impl Parameters {
                 result.missing.insert(name.to_string());
                 continue;
             };
+            let before = schema.large_patterns();
             let value = schema
                 .check(value)
                 .map_err(|error| error.below(&format!("parameters.{name}")))?;
+            large += schema.large_patterns() - before;
+            within_limits(name, patterns, large)?;
             if schema.hidden {
                 result.hidden.insert(name.to_string());
             }

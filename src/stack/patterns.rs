@@ -64,10 +64,110 @@ pub(super) fn made(text: &str) -> Option<Arc<Made>> {
     Some(made)
 }
 
+/// The pattern with the classes that hold most of Unicode cut down to ASCII: the same for texts
+/// that are ASCII. One whose flags say what its classes hold stays as it is.
+pub(super) fn narrowed(text: &str) -> String {
+    narrow(text).unwrap_or_else(|| text.to_owned())
+}
+
+fn narrow(text: &str) -> Option<String> {
+    let mut result = String::with_capacity(2 * text.len());
+    let mut rest = text.chars().peekable();
+    let mut inside = false;
+    while let Some(next) = rest.next() {
+        match next {
+            '\\' => {
+                let escaped = rest.next()?;
+                match ascii(escaped) {
+                    // `\w-x` is no range, and must not become one.
+                    Some(_) if inside && rest.peek() == Some(&'-') => return None,
+                    Some(class) if inside => result.push_str(class),
+                    Some(class) => result.extend(["[", class, "]"]),
+                    None => result.extend(['\\', escaped]),
+                }
+            }
+            // A class in a class: parsers differ.
+            '[' if inside => return None,
+            '[' => {
+                inside = true;
+                result.push('[');
+                if rest.next_if_eq(&'^').is_some() {
+                    result.push_str(r"^\x{80}-\x{10FFFF}");
+                }
+                // It ends the class only further on.
+                if rest.next_if_eq(&']').is_some() {
+                    result.push_str(r"\]");
+                }
+            }
+            ']' => {
+                inside = false;
+                result.push(']');
+            }
+            '.' if !inside => result.push_str(r"[\x00-\x09\x0B-\x7F]"),
+            '(' if !inside => {
+                result.push('(');
+                if rest.next_if_eq(&'?').is_some() {
+                    result.push('?');
+                    let flag = |next: &char| next.is_ascii_alphabetic() || *next == '-';
+                    if rest.peek().is_some_and(|next| flag(next) && *next != 'P') {
+                        return None;
+                    }
+                }
+            }
+            other => result.push(other),
+        }
+    }
+    Some(result)
+}
+
+/// What of ASCII an escaped letter stands for, as it stands in a class.
+fn ascii(escaped: char) -> Option<&'static str> {
+    Some(match escaped {
+        'd' => "0-9",
+        'w' => "0-9A-Za-z_",
+        's' => r"\t-\r ",
+        'D' => r"\x00-/:-\x7F",
+        'W' => r"\x00-/:-@\[-\^`{-\x7F",
+        'S' => r"\x00-\x08\x0E-\x1F!-\x7F",
+        _ => return None,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
+
+    #[test]
+    fn a_narrow_pattern_matches_what_the_whole_one_does() {
+        for text in [
+            r"^(?:[\w.-]{1,63})",
+            r"^(?:(?=.*\d)(?=.*[^A-Za-z0-9\s]).{8,128})",
+            r"[^]\d.]+\S\D\W?[\S]*",
+            r"[]\W]x\.\[.(?:[^\n]|\\)(?<=a)(?P<n>.)",
+            r"[^\D\W]\s[-\w]",
+        ] {
+            let narrow = narrow(text).unwrap();
+            let (narrow, whole) = (made(&narrow).unwrap(), made(text).unwrap());
+            let all: String = (0..=127_u8).map(char::from).collect();
+            for at in 0..all.len() {
+                for more in ["", "a", "aB-3 \n$", "]]", "x.[]aa"] {
+                    let text = format!("{}{more}", &all[at..]);
+                    let found = |made: &Made| made.regex.find(&text).unwrap().map(|m| m.range());
+                    assert_eq!(found(&narrow), found(&whole), "{text:?}");
+                }
+            }
+        }
+        for kept in ["(?s).", r"(?-u:\w)", r"[[:alpha:]]", r"[\w-~]", "(?i:.)"] {
+            assert_eq!(narrow(kept), None, "{kept}");
+        }
+    }
+
+    #[test]
+    fn a_narrow_pattern_is_small() {
+        let text = r"^(?:(?=^.{6,255}$)(?=.*[A-Z])[\w.-]{1,63}[^\d]{1,100})";
+        assert!(made(text).unwrap().large && !made(&narrowed(text)).unwrap().large);
+    }
 
     #[test]
     fn what_templates_use_is_made_and_what_explodes_is_not() {

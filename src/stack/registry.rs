@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
 use super::constraint::{Pattern, Rule};
-use crate::stack::value::{Map, Value};
+use crate::stack::value::{Map, Text, Value};
 
 /// What a property's value is made into.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,22 +57,22 @@ pub struct Property {
     pub from: Option<String>,
     /// The list that this older property adds to, and the item it adds with
     /// `$` for its value.
-    pub joins: Option<(String, Value)>,
+    pub joins: Option<(Text, Value)>,
     /// The property that says what this one's value is made into, in the words of parameters.
     pub told_by: Option<String>,
     /// Takes text where a list or map is wanted, as parameters do.
     pub converts: bool,
     /// Properties inside: by name, or `*` alone for a list's items.
-    pub inner: BTreeMap<String, Property>,
+    pub inner: BTreeMap<Text, Property>,
 }
 
 /// One resource type.
 #[derive(Debug, Clone, Default)]
 pub struct ResourceType {
     /// Properties by name.
-    pub properties: BTreeMap<String, Property>,
+    pub properties: BTreeMap<Text, Property>,
     /// Update policy by name.
-    pub update_policy: BTreeMap<String, Property>,
+    pub update_policy: BTreeMap<Text, Property>,
     /// Attributes by name.
     pub attributes: BTreeMap<String, String>,
     /// It holds a stack of its own.
@@ -193,7 +193,7 @@ fn read(lines: &str) -> ResourceType {
 }
 
 /// The properties at `level` from the line `at` on.
-fn properties(lines: &[&str], at: &mut usize, level: usize) -> BTreeMap<String, Property> {
+fn properties(lines: &[&str], at: &mut usize, level: usize) -> BTreeMap<Text, Property> {
     let mut found = BTreeMap::new();
     while let Some(line) = lines.get(*at) {
         if depth(line) != level || line.trim_start().starts_with('@') {
@@ -207,9 +207,9 @@ fn properties(lines: &[&str], at: &mut usize, level: usize) -> BTreeMap<String, 
     found
 }
 
-fn property(line: &str) -> (String, Property) {
+fn property(line: &str) -> (Text, Property) {
     let mut columns = line.split('\t');
-    let name = columns.next().unwrap_or_default().to_owned();
+    let name = columns.next().unwrap_or_default().into();
     let mut flags = columns.next().unwrap_or_default().split(' ');
     let kind = match flags.next().unwrap_or_default() {
         "String" => Kind::String,
@@ -245,7 +245,7 @@ fn property(line: &str) -> (String, Property) {
             "joins" => {
                 if let Some((target, item)) = rest.split_once(' ') {
                     let item = serde_json::from_str(item).unwrap_or_default();
-                    property.joins = Some((target.to_owned(), item));
+                    property.joins = Some((target.into(), item));
                 }
             }
             "from" => property.from = Some(rest.to_owned()),
@@ -300,7 +300,7 @@ pub fn of_template(parameters: &BTreeMap<String, super::parameters::Schema>) -> 
             converts: matches!(kind, Kind::List | Kind::Map),
             inner: BTreeMap::new(),
         };
-        (name.clone(), property)
+        (name.as_str().into(), property)
     });
     ResourceType {
         properties: properties.collect(),

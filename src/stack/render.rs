@@ -16,7 +16,7 @@ use super::parameters::{Identity, Parameters};
 use super::registry::{self, ResourceType};
 use super::template::{Output, Resource, Source, Template, deletion_policy};
 use super::{Error, Result, typed};
-use crate::stack::value::{Map, Value, json};
+use crate::stack::value::{Map, Text, Value};
 
 /// Everything a stack is rendered from.
 #[derive(Debug, Clone, Default)]
@@ -50,9 +50,9 @@ pub struct Input {
 #[derive(Debug, Clone)]
 pub struct Rendered {
     /// The type as the template has it.
-    pub kind: String,
+    pub kind: Text,
     /// The type after the environment's registry.
-    pub resolved: String,
+    pub resolved: Text,
     /// What the type's properties are, when the type is known.
     pub schema: Option<Arc<ResourceType>>,
     /// Properties, or why there are none.
@@ -276,7 +276,12 @@ fn one(
     resource: &Resource,
     needs: Needs,
 ) -> Result<Rendered> {
-    let resolved = input.environment.resolve_type(name, &resource.kind);
+    let environment = &input.environment;
+    let resolved = if environment.registry.is_empty() {
+        resource.kind.clone()
+    } else {
+        environment.resolve_type(name, &resource.kind).into()
+    };
     let schema = find_type(&input.files, &resolved);
     let properties = match &resource.properties {
         Value::Null => Ok(None),
@@ -410,20 +415,6 @@ fn outputs(
         .collect()
 }
 
-/// An error as JSON.
-#[must_use]
-pub fn error_json(stage: &str, error: &Error) -> Value {
-    json!({"stage": stage, "path": error.path, "message": error.message})
-}
-
-impl Stop {
-    /// The error as JSON.
-    #[must_use]
-    pub fn to_json(&self) -> Value {
-        json!({"error": error_json(self.stage, &self.error)})
-    }
-}
-
 impl Stack {
     /// Whether every parameter has a value.
     ///
@@ -438,89 +429,5 @@ impl Stack {
             stage: "parameters",
             error: Error::at(format!("parameters.{name}"), error),
         })
-    }
-
-    /// The stack as JSON: parameters, resources, outputs, order.
-    #[must_use]
-    pub fn into_json(self) -> Value {
-        let unknown = |resource: &&Rendered| {
-            resource.schema.is_none() && !is_template_name(&resource.resolved)
-        };
-        let unknown = self.resources.values().find(unknown).map(|resource| {
-            let error = format!("the resource type `{}` is not known", resource.kind);
-            Error::new(error)
-        });
-        let mut resources = Map::with_capacity(self.resources.len());
-        for (name, resource) in self.resources {
-            let entry = resource.into_json(&self.graph.requires[&name], self.hidden.get(&name));
-            resources.insert(name, entry);
-        }
-        let mut outputs = Map::new();
-        for (name, (description, value)) in self.outputs {
-            let mut entry = Map::new();
-            entry.insert("description", description.into());
-            match value {
-                Ok(value) => entry.insert("value", value),
-                Err(error) => entry.insert("error", error_json("output", &error)),
-            };
-            outputs.insert(name, Value::Object(entry));
-        }
-        let mut result = Map::new();
-        result.insert("parameters", self.parameters.values.into());
-        result.insert("resources", resources.into());
-        result.insert("outputs", outputs.into());
-        let error = match self.order {
-            Ok(order) => {
-                result.insert("order", order.into());
-                unknown
-            }
-            Err(error) => Some(unknown.unwrap_or(error)),
-        };
-        if let Some(error) = error {
-            result.insert("order_error", error_json("dependencies", &error));
-        }
-        Value::Object(result)
-    }
-}
-
-impl Rendered {
-    fn into_json(self, all: &BTreeSet<String>, hidden: Option<&BTreeSet<String>>) -> Value {
-        let mut result = Map::with_capacity(12);
-        let mut put = |key: &str, value: Value| {
-            if !value.is_null() {
-                result.insert(key.to_owned(), value);
-            }
-        };
-        let names = |names: &BTreeSet<String>| names.iter().cloned().collect::<Value>();
-        let said = |name: &&String| hidden.is_none_or(|hidden| !hidden.contains(*name));
-        put("type", self.kind.into());
-        put("requires", all.iter().filter(said).cloned().collect());
-        put("waits_for", hidden.map(names).unwrap_or_default());
-        put("deletion_policy", self.deletion_policy.into());
-        put("condition", self.condition);
-        put("external_id", self.external_id);
-        match self.properties {
-            Ok(Some(map)) if map.is_empty() => {}
-            Ok(Some(map)) => put("properties", Value::Object(map)),
-            Ok(None) => {}
-            Err(error) => put("properties_error", error_json("properties", &error)),
-        }
-        match self.typed {
-            Ok(map) => put("typed_properties", Value::Object(map)),
-            Err(error) => put(
-                "typed_properties_error",
-                error_json("typed_properties", &error),
-            ),
-        }
-        for (key, value) in [
-            ("metadata", self.metadata),
-            ("update_policy", self.update_policy),
-        ] {
-            match value {
-                Ok(value) => put(key, value),
-                Err(error) => put(&format!("{key}_error"), error_json(key, &error)),
-            }
-        }
-        Value::Object(result)
     }
 }

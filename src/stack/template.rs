@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::functions::python::truthy;
 use super::version::Version;
 use super::{Error, Result, kind_of, yaml};
-use crate::stack::value::{Map, Value};
+use crate::stack::value::{Map, Text, Value};
 
 /// Resources one stack may hold; Heat's `max_resources_per_stack`.
 pub const MAX_RESOURCES: usize = 1000;
@@ -36,7 +36,7 @@ pub struct Template {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Resource {
     /// Such as `OS::Nova::Server`, or a template's file name.
-    pub kind: String,
+    pub kind: Text,
     /// Properties as written, or null.
     pub properties: Value,
     /// Metadata as written, or null.
@@ -327,7 +327,7 @@ fn read_resource(
         }
     }
     let kind = match map.shift_remove(words.keys[0]).unwrap_or_default() {
-        Value::String(kind) if !kind.is_empty() => kind.into(),
+        Value::String(kind) if !kind.is_empty() => kind,
         Value::Null => return Err(Error::new(format!("`{}` is missing", words.keys[0]))),
         Value::String(_) => return Err(Error::at(words.keys[0], "must not be empty")),
         other => {

@@ -445,7 +445,7 @@ fn leaf(
         Ok(())
     };
     Leaf {
-        kind: resource.resolved.clone(),
+        kind: resource.resolved.to_string(),
         properties: within.and_then(|()| resource.typed.clone()),
         metadata: resource.metadata.clone().unwrap_or_default(),
         references: references.collect(),

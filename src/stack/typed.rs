@@ -6,13 +6,13 @@ use std::collections::BTreeMap;
 use super::functions::python::truthy;
 use super::registry::{Kind, Property};
 use super::{Error, Result, kind_of};
-use crate::stack::value::{List, Map, Number, Value};
+use crate::stack::value::{List, Map, Number, Text, Value};
 
 /// The properties as a plugin sees them.
 ///
 /// # Errors
 /// When one that is required is missing, or a value is not of its type.
-pub fn coerce(schema: &BTreeMap<String, Property>, given: &Map) -> Result<Map> {
+pub fn coerce(schema: &BTreeMap<Text, Property>, given: &Map) -> Result<Map> {
     all(schema, given, false)
 }
 
@@ -23,7 +23,7 @@ pub fn coerce(schema: &BTreeMap<String, Property>, given: &Map) -> Result<Map> {
 /// # Errors
 /// For the first problem, with its path.
 pub fn check(
-    schema: &BTreeMap<String, Property>,
+    schema: &BTreeMap<Text, Property>,
     given: &Map,
     unknown_yet: &dyn Fn(&str) -> bool,
 ) -> Result<()> {
@@ -78,9 +78,10 @@ fn inside(property: &Property, raw: Option<&Value>, value: &Value) -> Result<()>
     }
 }
 
-fn unknown(schema: &BTreeMap<String, Property>, name: &str) -> String {
+fn unknown(schema: &BTreeMap<Text, Property>, name: &str) -> String {
     let near = schema.keys().find(|known| {
-        known.eq_ignore_ascii_case(name) || known.replace('_', "") == name.replace(['_', '-'], "")
+        known.eq_ignore_ascii_case(name)
+            || known.as_str().replace('_', "") == name.replace(['_', '-'], "")
     });
     match near {
         Some(near) => format!("unknown property; is `{near}` meant?"),
@@ -89,7 +90,7 @@ fn unknown(schema: &BTreeMap<String, Property>, name: &str) -> String {
 }
 
 /// What is not given and has no default is null with `nulls`, and left out without.
-fn all(schema: &BTreeMap<String, Property>, given: &Map, nulls: bool) -> Result<Map> {
+fn all(schema: &BTreeMap<Text, Property>, given: &Map, nulls: bool) -> Result<Map> {
     // Older spellings are gone once they have been read.
     let replaced: Vec<&str> = schema.values().filter_map(|p| p.from.as_deref()).collect();
     let room = if nulls { schema.len() } else { given.len() };
@@ -138,10 +139,10 @@ fn one(
     name: &str,
     property: &Property,
     given: &Map,
-    top: Option<&BTreeMap<String, Property>>,
+    top: Option<&BTreeMap<Text, Property>>,
 ) -> Result<Value> {
     let own = given.get(name);
-    let from = property.from.as_ref();
+    let from = property.from.as_deref();
     let old = from.and_then(|from| given.get(from));
     if let (Some(Value::Null), Some(schema)) = (old, top.zip(from).and_then(|(t, f)| t.get(f))) {
         // Nothing by the older spelling is something: what is empty of its type.
@@ -335,9 +336,9 @@ mod tests {
     fn what_has_no_properties_does_not_fail_for_them() {
         let case = json!({"template": {"heat_template_version": "pike", "resources": {
             "n": {"type": "OS::Heat::None", "properties": {"x": {"list_concat": "text"}}}}}});
-        let result = &super::super::cases::render(case)["resources"]["n"];
-        assert!(result.get("properties_error").is_some(), "{result}");
-        assert_eq!(result["typed_properties"], json!({}));
+        let stack = super::super::cases::render(case).unwrap();
+        assert!(stack.resources["n"].properties.is_err());
+        assert_eq!(stack.resources["n"].typed, Ok(Map::new()));
     }
 
     #[test]
@@ -386,7 +387,7 @@ mod tests {
             json!({"template": {"heat_template_version": "rocky", "resources": {"g": resource}}})
         };
         let said = |properties| {
-            let result = super::super::cases::render(case(properties));
+            let result = super::super::cases::rendered(case(properties));
             result["resources"]["g"]["typed_properties"]["description"].clone()
         };
         assert_eq!(said(json!({})), "own");

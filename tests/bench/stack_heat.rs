@@ -1,18 +1,19 @@
 //! The engine beside Heat's own, on the cases that Heat made, one after the other: what both
-//! engines take for the cases once they are loaded and the cases are read, and what both
-//! programs take from start to end (`pileus stack render --cases` and `heat/render.py`).
+//! programs take from start to end (`pileus stack render --cases` and `heat/render.py`, which do
+//! the same and whose results are compared with the cases'), and what both engines take for the
+//! cases once they are loaded and the cases are read.
 //!
 //! `stack_heat [ROUNDS]`, by default 3; the best round of each counts. The cases are
 //! `golden.jsonl` of the folder that `PILEUS_HEAT_CASES` names, or of `shared/heat` beside
-//! the repository. Heat is run by the Python that `PILEUS_HEAT_PYTHON` names, or
-//! `heat/bin/python` in the cache folder, once made by
+//! the repository, with `compare.py`. Heat is run by the Python that `PILEUS_HEAT_PYTHON` names,
+//! or `heat/bin/python` in the cache folder, once made by
 //! `python3 -m venv ~/.cache/pileus/heat && ~/.cache/pileus/heat/bin/pip install openstack-heat`.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-/// How many times as fast as Heat the engine is to be.
+/// How many times as fast as Heat all cases are to be rendered, from start to end.
 const TARGET: f64 = 200.0;
 
 type Error = Box<dyn std::error::Error>;
@@ -59,6 +60,28 @@ fn engine(cases: &Path) -> Result<f64, Error> {
     Ok(spent)
 }
 
+fn run(command: &mut Command) -> Result<Vec<u8>, Error> {
+    let output = command.stderr(Stdio::inherit()).output()?;
+    if output.status.success() {
+        Ok(output.stdout)
+    } else {
+        Err(format!("{command:?} ended with {}", output.status).into())
+    }
+}
+
+/// How many of some results are the cases', in the words of `compare.py`.
+fn equal(python: &Path, cases: &Path, results: &[u8]) -> Result<String, Error> {
+    let file = std::env::temp_dir().join(format!("pileus-bench-{}", std::process::id()));
+    std::fs::write(&file, results)?;
+    let mut compare = Command::new(python);
+    let compare = compare.arg(cases.with_file_name("compare.py"));
+    let told = run(compare.arg("render").arg(cases).arg(&file));
+    std::fs::remove_file(&file)?;
+    let told = String::from_utf8(told?)?;
+    let line = told.lines().find_map(|line| line.strip_prefix("render: "));
+    Ok(line.unwrap_or("not compared").to_owned())
+}
+
 fn main() -> Result<(), Error> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let rounds = std::env::args().find_map(|argument| argument.parse().ok());
@@ -75,40 +98,31 @@ fn main() -> Result<(), Error> {
             return Ok(());
         }
     }
-    let run = |command: &mut Command| -> Result<Vec<u8>, Error> {
-        let output = command.stderr(Stdio::inherit()).output()?;
-        if output.status.success() {
-            Ok(output.stdout)
-        } else {
-            Err(format!("{command:?} ended with {}", output.status).into())
-        }
-    };
+    let driver = root.join("tests/bench/heat/render.py");
     let (ours, rendered) = best(rounds, || {
         let mut command = Command::new(env!("CARGO_BIN_EXE_pileus"));
         run(command.args(["stack", "render", "--cases"]).arg(&cases))
     })?;
+    let (heats, theirs) = best(rounds, || {
+        run(Command::new(&python).arg(&driver).arg(&cases))
+    })?;
+    println!("pileus: {}", equal(&python, &cases, &rendered)?);
+    println!("heat: {}", equal(&python, &cases, &theirs)?);
     let mut alone = f64::INFINITY;
     for _ in 0..rounds {
         alone = alone.min(engine(&cases)?);
     }
     // Heat's own rounds are inside of one process: its engine takes seconds to load.
-    let driver = root.join("tests/bench/heat/render.py");
     let mut command = Command::new(&python);
-    let told = run(command.arg(driver).arg(&cases).arg(rounds.to_string()))?;
-    let told: serde_json::Value = serde_json::from_slice(&told)?;
-    let seconds = |key: &str| told[key].as_f64().ok_or("no seconds from Heat");
-    let (heats, loading) = (seconds("seconds")?, seconds("loading")?);
-    let cases = told["cases"].as_u64().unwrap_or_default();
-    let lines = rendered.split(|byte| *byte == b'\n').count() - 1;
-    if usize::try_from(cases) != Ok(lines) {
-        return Err(format!("{lines} results for {cases} cases").into());
-    }
-    let (ratio, whole) = (heats / alone, (heats + loading) / ours);
+    let command = command.arg(driver).arg("--seconds").arg(rounds.to_string());
+    let told: serde_json::Value = serde_json::from_slice(&run(command.arg(&cases))?)?;
+    let heats_alone = told["seconds"].as_f64().ok_or("no seconds from Heat")?;
+    let ratio = heats / ours;
     println!(
-        "bench stack case=golden cases={cases} heat_s={heats:.3} pileus_s={alone:.4} \
-         ratio={ratio:.0} heat_whole_s={:.3} pileus_whole_s={ours:.4} ratio_whole={whole:.0} \
+        "bench stack case=golden heat_s={heats:.3} pileus_s={ours:.4} ratio={ratio:.0} \
+         heat_engine_s={heats_alone:.3} pileus_engine_s={alone:.4} ratio_engine={:.0} \
          target={TARGET} {}",
-        heats + loading,
+        heats_alone / alone,
         if ratio >= TARGET { "ok" } else { "MISSED" }
     );
     Ok(())

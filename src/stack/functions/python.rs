@@ -33,10 +33,10 @@ pub(in crate::stack) fn number(number: &Number) -> String {
 }
 
 /// `str(value)`.
-pub(in crate::stack) fn text(value: &Value) -> String {
+pub(in crate::stack) fn text(value: &Value) -> Text {
     match value {
-        Value::String(text) => text.to_string(),
-        other => repr(other, false),
+        Value::String(text) => text.clone(),
+        other => repr(other, false).into(),
     }
 }
 

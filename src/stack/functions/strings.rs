@@ -50,7 +50,7 @@ pub(super) fn substitute(
         let text = match value {
             Value::Null => String::new(),
             Value::String(text) => text.to_string(),
-            Value::Bool(_) | Value::Number(_) => python::text(value),
+            Value::Bool(_) | Value::Number(_) => python::text(value).into(),
             other if json => python::json(other, true),
             other => {
                 return Err(Error::new(format!(

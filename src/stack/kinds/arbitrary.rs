@@ -10,6 +10,7 @@ use super::*;
 use crate::stack::constraint::Rule;
 use crate::stack::registry::{Kind as Shape, Property};
 use crate::stack::typed;
+use crate::stack::value::Text;
 
 /// Words that mean something to some mapping, and some that mean nothing to any.
 const WORDS: &[&str] = &[
@@ -152,8 +153,8 @@ fn shaped(property: &Property) -> BoxedStrategy<Value> {
 }
 
 /// Some of these properties, and those that must be given.
-fn all_of(properties: &BTreeMap<String, Property>, often: f64) -> BoxedStrategy<Map> {
-    let mut each: Vec<BoxedStrategy<Option<(String, Value)>>> = Vec::new();
+fn all_of(properties: &BTreeMap<Text, Property>, often: f64) -> BoxedStrategy<Map> {
+    let mut each: Vec<BoxedStrategy<Option<(Text, Value)>>> = Vec::new();
     for (name, property) in properties {
         let chance = if property.required { 0.97 } else { often };
         let named = name.clone();
@@ -225,7 +226,7 @@ fn rounds(count: u32, strategy: &BoxedStrategy<Round>, mut check: impl FnMut(&Ro
 fn no_mapping_panics_whatever_a_template_gives_and_every_type_is_reached() {
     for kind in all() {
         let schema = &registry::find(kind.name).unwrap().properties;
-        let taken: BTreeMap<String, Property> = (schema.iter())
+        let taken: BTreeMap<Text, Property> = (schema.iter())
             .filter(|(name, property)| property.required || kind.takes.contains(&name.as_str()))
             .map(|(name, property)| (name.clone(), property.clone()))
             .collect();
@@ -252,7 +253,7 @@ fn no_mapping_panics_whatever_a_template_gives_and_every_type_is_reached() {
         );
         assert!(reached > 10 && made > 0, "{}: {reached} {made}", kind.name);
         // What is resolved need not be what the schema says: attributes of others are anything.
-        let names: Vec<String> = schema.keys().cloned().collect();
+        let names: Vec<Text> = schema.keys().cloned().collect();
         let each = names.into_iter().map(|name| {
             proptest::option::of(anything()).prop_map(move |value| Some((name.clone(), value?)))
         });
