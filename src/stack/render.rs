@@ -292,9 +292,12 @@ fn one(
         }),
     };
     let typed = match (&properties, &schema) {
-        // What takes no properties does not fail for those that it is given.
-        (Err(_), Some(schema)) if schema.properties.is_empty() => Ok(Map::new()),
-        (Err(error), _) => Err(error.clone()),
+        // What a type does not take does not make it fail.
+        (Err(_), Some(schema)) => {
+            let taken = taken(scope, resource, schema);
+            taken.and_then(|map| typed::coerce(&schema.properties, &map))
+        }
+        (Err(error), None) => Err(error.clone()),
         (Ok(map), schema) => {
             let empty = Map::new();
             let mut map = Cow::Borrowed(map.as_ref().unwrap_or(&empty));
@@ -327,6 +330,23 @@ fn one(
         external_id: scope.evaluate(&resource.external_id)?,
         references: needs.by_property,
     })
+}
+
+/// The properties that a type has, of a resource some of whose properties are wrong.
+fn taken(scope: &Scope<'_>, resource: &Resource, schema: &ResourceType) -> Result<Map> {
+    let mut taken = Map::new();
+    let given = match &resource.properties {
+        Value::Object(map) if !scope.is_call(map) => map,
+        value => return scope.evaluate(value).map(|_| taken),
+    };
+    for (name, value) in given {
+        if schema.properties.contains_key(name.as_str()) {
+            let value = scope.evaluate(value).map_err(|error| error.below(name))?;
+            taken.insert(name.clone(), value);
+        }
+    }
+    drop_nothing(resource, scope, &mut taken);
+    Ok(taken)
 }
 
 /// What becomes of a resource that goes; what exists already stays, whatever is said of it.

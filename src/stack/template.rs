@@ -327,9 +327,8 @@ fn read_resource(
         }
     }
     let kind = match map.shift_remove(words.keys[0]).unwrap_or_default() {
-        Value::String(kind) if !kind.is_empty() => kind,
+        Value::String(kind) => kind,
         Value::Null => return Err(Error::new(format!("`{}` is missing", words.keys[0]))),
-        Value::String(_) => return Err(Error::at(words.keys[0], "must not be empty")),
         other => {
             return Err(Error::at(
                 words.keys[0],

@@ -333,12 +333,20 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_properties_does_not_fail_for_them() {
+    fn what_a_type_does_not_take_does_not_make_it_fail() {
         let case = json!({"template": {"heat_template_version": "pike", "resources": {
             "n": {"type": "OS::Heat::None", "properties": {"x": {"list_concat": "text"}}}}}});
-        let stack = super::super::cases::render(case).unwrap();
-        assert!(stack.resources["n"].properties.is_err());
-        assert_eq!(stack.resources["n"].typed, Ok(Map::new()));
+        let result = &super::super::cases::rendered(case)["resources"]["n"];
+        assert!(result.get("properties_error").is_some(), "{result}");
+        assert_eq!(result["typed_properties"], json!({}));
+        let wrong = json!({"list_concat": "text"});
+        let typed = |property: &str| {
+            let case = json!({"template": {"heat_template_version": "pike", "resources": {
+                "n": {"type": "OS::Heat::RandomString", "properties": {"length": "5", property: wrong}}}}});
+            super::super::cases::rendered(case)["resources"]["n"].clone()
+        };
+        assert_eq!(typed("other")["typed_properties"]["length"], 5);
+        assert!(typed("salt").get("typed_properties").is_none());
     }
 
     #[test]

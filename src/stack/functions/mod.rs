@@ -204,6 +204,10 @@ impl Scope<'_> {
         if name == "repeat" {
             return collections::repeat(self, argument).map(Evaluated::Value);
         }
+        if name == "Fn::GetAZs" {
+            // Which region is asked for makes no difference, nor whether it is there.
+            return cfn::call(self, name, &Value::Null).map(Evaluated::Value);
+        }
         if let ("filter" | "contains", Value::Array(items)) = (name, argument) {
             let evaluated = self.each(name, items, depth)?;
             return self.apply(name, &evaluated).map(Evaluated::Value);
@@ -388,6 +392,9 @@ impl Scope<'_> {
                 Ok(Value::Object(all))
             }
             [Value::String(name), Value::String(attribute), path @ ..] => {
+                if self.version > Version::V2013 && path.iter().any(is_compound) {
+                    return Err(Error::new("a path is made of keys and indices"));
+                }
                 let value = self.attribute_of(name, attribute)?;
                 Ok(select(&value, path, false).unwrap_or_default())
             }
@@ -421,6 +428,10 @@ impl Scope<'_> {
             .cloned()
             .ok_or_else(|| Error::new("only a nested stack has an outer resource"))
     }
+}
+
+fn is_compound(value: &Value) -> bool {
+    value.is_array() || value.is_object()
 }
 
 /// How many items the lists of a list have in all.

@@ -358,3 +358,16 @@ fn a_facade_is_named_in_the_words_of_its_language() {
             .is_some()
     );
 }
+
+#[test]
+fn a_path_is_made_of_keys() {
+    let value = json!({"get_attr": ["web", "ips", ["net"]]});
+    assert!(evaluate(Version::Rocky, &value).is_err());
+    assert_eq!(evaluate(Version::V2013, &value).unwrap(), Value::Null);
+}
+
+#[test]
+fn zones_are_told_whatever_the_region() {
+    let value = json!({"Fn::GetAZs": {"Fn::FindInMap": ["no", "such", "map"]}});
+    assert_eq!(evaluate(Version::Cfn2010, &value).unwrap(), json!(["nova"]));
+}
