@@ -96,6 +96,9 @@ pub struct Stack {
     pub refused: Option<Error>,
 }
 
+/// How many parameters without a value are told by name.
+const TOLD: usize = 20;
+
 /// Where rendering stopped.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stop {
@@ -439,15 +442,29 @@ impl Stack {
     /// Whether every parameter has a value.
     ///
     /// # Errors
-    /// For the first that has none.
+    /// With the names of those that have none: all at once, as far as they are few.
     pub fn complete(&self) -> std::result::Result<(), Stop> {
-        let Some(name) = self.parameters.missing.first() else {
-            return Ok(());
+        let missing = &self.parameters.missing;
+        let names: Vec<&str> = missing.iter().take(TOLD).map(String::as_str).collect();
+        let error = match names[..] {
+            [] => return Ok(()),
+            [name] => Error::at(
+                format!("parameters.{name}"),
+                format!("{}; give one", super::parameters::MISSING),
+            ),
+            _ => {
+                let names = names.join(", ");
+                let more = match missing.len().saturating_sub(TOLD) {
+                    0 => String::new(),
+                    more => format!(" and {more} more"),
+                };
+                let error = format!("{names}{more} have no value and no default; give each one");
+                Error::at("parameters", error)
+            }
         };
-        let error = format!("{}; give one", super::parameters::MISSING);
         Err(Stop {
             stage: "parameters",
-            error: Error::at(format!("parameters.{name}"), error),
+            error,
         })
     }
 }

@@ -36,6 +36,8 @@ pub fn report(input: &Input) -> Value {
 pub fn stack(stack: &Stack) -> std::result::Result<(), Stop> {
     let at = |stage| move |error| Stop { stage, error };
     template(&stack.template).map_err(at("template"))?;
+    // What lacks its value is wrong wherever it is used.
+    stack.complete()?;
     if let Some(error) = &stack.refused {
         return Err(at("template")(error.clone()));
     }
@@ -48,7 +50,7 @@ pub fn stack(stack: &Stack) -> std::result::Result<(), Stop> {
             .map_err(|error| error.below(&format!("resources.{name}")))
             .map_err(at("properties"))?;
     }
-    stack.complete()
+    Ok(())
 }
 
 fn template(template: &Template) -> Result<()> {
@@ -168,10 +170,25 @@ mod tests {
             &[("m.yaml", MEMBER)],
         );
         assert_eq!(report["error"]["path"], "resources.s.properties.n");
-        let report = check(MEMBER, &[]);
-        assert_eq!(
-            report["error"]["path"],
-            "resources.v.properties.value.get_param"
+    }
+
+    #[test]
+    fn parameters_without_a_value_are_told_at_once() {
+        let error = |template: &str| check(template, &[])["error"].to_string();
+        assert!(error(MEMBER).contains(r#""path":"parameters.n""#));
+        let cfn = "AWSTemplateFormatVersion: 2010-09-09\nParameters: {Key: {Type: String}}\n\
+            Resources: {S: {Type: 'OS::Heat::Value', Properties: {value: {Ref: Key}}}}\n";
+        assert!(error(cfn).contains(r#""path":"parameters.Key""#));
+        let many: Vec<String> = (10..40)
+            .map(|n| format!("p{n}: {{type: string}}"))
+            .collect();
+        let many = many.join(", ");
+        let many = error(&format!(
+            "heat_template_version: newton\nparameters: {{{many}}}"
+        ));
+        assert!(
+            many.contains("p10, p11, ") && many.contains("p29 and 10 more have"),
+            "{many}"
         );
     }
 
