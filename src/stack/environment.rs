@@ -1,5 +1,7 @@
 //! Environments: parameters, defaults and the registry, several merged in order.
 
+use std::collections::BTreeSet;
+
 use super::{Error, Result, kind_of, registry, render, yaml};
 use crate::stack::value::{Map, Value};
 
@@ -99,13 +101,14 @@ impl Environment {
     /// The type that `kind` of the resource `name` is mapped to.
     #[must_use]
     pub fn resolve_type(&self, name: &str, kind: &str) -> String {
-        let found = self.mapped(name, kind, 0);
+        let found = self.mapped(name, kind, &mut BTreeSet::new());
         found.unwrap_or_else(|| kind.to_owned())
     }
 
     /// The type that there is at the end of a mapping: of several, the first that leads to one.
-    fn mapped(&self, name: &str, kind: &str, depth: usize) -> Option<String> {
-        if depth > MAX_MAPPINGS {
+    /// What has been looked at already led to nothing, or leads in a circle.
+    fn mapped(&self, name: &str, kind: &str, seen: &mut BTreeSet<String>) -> Option<String> {
+        if seen.len() >= MAX_MAPPINGS || !seen.insert(kind.to_owned()) {
             return None;
         }
         let of_resources = self.registry.get("resources").and_then(|all| all.get(name));
@@ -125,12 +128,11 @@ impl Environment {
             let prefix = key.strip_suffix('*').filter(|_| key != kind);
             match (prefix, target.strip_suffix('*')) {
                 _ if is_template(target) => Some(target.to_owned()),
-                (Some(prefix), Some(target)) => self.mapped(
-                    name,
-                    &format!("{target}{}", &kind[prefix.len()..]),
-                    depth + 1,
-                ),
-                _ => self.mapped(name, target, depth + 1),
+                (Some(prefix), Some(target)) => {
+                    let target = format!("{target}{}", &kind[prefix.len()..]);
+                    self.mapped(name, &target, seen)
+                }
+                _ => self.mapped(name, target, seen),
             }
         });
         let there = || registry::find(kind).is_some() || render::is_template_name(kind);
@@ -138,8 +140,9 @@ impl Environment {
     }
 }
 
-/// Mappings that lead to one another.
-const MAX_MAPPINGS: usize = 10;
+/// How many types are looked at to find one: mappings may lead to one another in more ways than
+/// can be tried.
+const MAX_MAPPINGS: usize = 32;
 
 /// Whether an entry of the registry is for `kind`. What stands for a template is for no other.
 fn takes(key: &str, target: &str, kind: &str) -> bool {
@@ -240,6 +243,21 @@ mod tests {
         let env = Environment::parse([text(own).as_str()]).unwrap();
         assert_eq!(env.resolve_type("web", "T"), "own.yaml");
         assert_eq!(env.resolve_type("wet", "T"), "T");
+    }
+
+    #[test]
+    fn mappings_that_lead_everywhere_and_nowhere_end() {
+        let name = "No::Such::Thing::AtAll";
+        for target in ["No::Such::Thing::AtAll{}", "{}*"] {
+            let each = |at: usize| {
+                let target = target.replace("{}", &name[..at]);
+                format!("'{}*': '{target}'", &name[..at])
+            };
+            let all: Vec<String> = (1..name.len()).map(each).collect();
+            let text = format!("resource_registry: {{{}}}", all.join(", "));
+            let env = Environment::parse([text.as_str()]).unwrap();
+            assert_eq!(env.resolve_type("n", name), name);
+        }
     }
 
     #[test]
