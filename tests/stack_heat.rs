@@ -8,6 +8,8 @@
     clippy::panic,
     reason = "tests"
 )]
+use std::collections::BTreeSet;
+
 use pileus::stack::cases;
 use pileus::stack::parameters::Schema;
 use pileus::stack::value::{Map, Value};
@@ -141,7 +143,7 @@ fn difference(want: &Value, got: &Value) -> Option<String> {
             .unwrap()
             .keys()
             .cloned()
-            .collect::<Vec<_>>()
+            .collect::<BTreeSet<_>>()
     };
     if names(&resources) != names(&ours) {
         return Some("resources".into());
