@@ -333,11 +333,9 @@ impl Walk<'_, '_> {
         let rows = rows.filter(|row| row.name == path || row.name.starts_with(&format!("{path}#")));
         let told = rows.filter_map(|row| Some(row.object.as_ref()?.split_once('/')?.1.to_owned()));
         let names: BTreeSet<String> = marked.into_iter().flatten().cloned().chain(told).collect();
-        let found = |number: &u32| names.contains(&self.name(path, *number));
-        if names.is_empty() {
-            return 1;
-        }
-        (1..=LAST).rev().find(found).unwrap_or(1)
+        // Most have one, which is the first.
+        let numbers = (1..=LAST).filter(|number| names.contains(&self.name(path, *number)));
+        numbers.take(names.len()).last().unwrap_or(1)
     }
 
     fn take(&mut self, path: &str, number: u32, leaf: &Leaf, entry: Entry) {
