@@ -154,6 +154,7 @@ fn takes(key: &str, target: &str, kind: &str) -> bool {
     key != "resources" && (key == kind || (begins() && wildcard()))
 }
 
+/// By what Heat's environment tells a template from a type.
 fn is_template(name: &str) -> bool {
     [".yaml", ".template"]
         .iter()

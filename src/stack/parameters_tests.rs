@@ -164,3 +164,23 @@ fn constraints_that_are_none_are_refused() {
     assert!(Schema::parse(&tags, Version::Queens).is_ok());
     assert!(Schema::parse(&tags, Version::Pike).is_err());
 }
+
+#[test]
+fn large_patterns_are_limited_once_they_are_matched() {
+    let resolve = |value: &str| {
+        let schema = |at: usize| {
+            let pattern = format!("{at}?[\\w.-]{{1,63}}");
+            let schema = json!({"type": "string", "constraints": [{"allowed_pattern": pattern}]});
+            (format!("p{at:02}"), schema)
+        };
+        let schemas: Map = (0..=MAX_LARGE_PATTERNS).map(schema).collect();
+        let given = |name: &Text| (name.clone(), Value::from(value));
+        let given: Map = schemas.keys().map(given).collect();
+        let identity = Identity::default();
+        Parameters::resolve(&schemas, Version::Pike, &given, &Map::new(), &identity)
+    };
+    assert!(resolve("word").is_ok());
+    let error = resolve("wörd").unwrap_err();
+    assert!(error.message.contains("large ones"), "{error}");
+    assert_eq!(error.path, format!("parameters.p{MAX_LARGE_PATTERNS:02}"));
+}

@@ -182,9 +182,7 @@ impl Template {
         }
         Ok(template)
     }
-}
 
-impl Template {
     /// The version of a template, and its parameters' schemas as written.
     ///
     /// # Errors
