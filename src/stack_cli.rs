@@ -1,13 +1,16 @@
 //! `pileus stack`: templates read, checked and rendered offline, without a
 //! cluster. The engine is [`crate::stack`]; here are files and flags.
 
+mod batch;
+
+use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::{Mutex, PoisonError};
 
 use clap::{Args, Subcommand, ValueEnum};
+use serde::de::Deserializer;
 
 use crate::stack::environment::Environment;
 use crate::stack::kinds::manifests;
@@ -96,7 +99,7 @@ pub fn run(command: &Command) -> std::io::Result<ExitCode> {
             cases,
         } => {
             if let Some(path) = cases {
-                return each_line(path, render_line);
+                return batch::each_line(path, render_line);
             }
             let input = source.input().and_then(|mut input| {
                 if let Some(path) = resources {
@@ -131,7 +134,7 @@ pub fn run(command: &Command) -> std::io::Result<ExitCode> {
                 Ok(made) => print(&json!({"manifests": made}), source.output),
             }
         }
-        Command::Functions { cases } => each_line(cases, function_line),
+        Command::Functions { cases } => batch::each_line(cases, function_line),
     }
 }
 
@@ -159,123 +162,42 @@ fn print(result: &Value, format: Format) -> std::io::Result<ExitCode> {
     })
 }
 
-/// A case beside what Heat made of it, which is passed over.
-#[derive(serde::Deserialize)]
-struct Case {
-    case: Value,
+/// The case of a line `{"case": …, "expected": …}`: what stands behind it is not read.
+#[derive(Default)]
+struct Case(Option<Value>);
+
+impl<'de> serde::de::Visitor<'de> for &mut Case {
+    type Value = ();
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a case")
+    }
+
+    fn visit_map<A: serde::de::MapAccess<'de>>(self, mut line: A) -> Result<(), A::Error> {
+        while let Some(key) = line.next_key::<Cow<'de, str>>()? {
+            if key == "case" {
+                self.0 = Some(line.next_value()?);
+                break;
+            }
+            line.next_value::<serde::de::IgnoredAny>()?;
+        }
+        Ok(())
+    }
 }
 
-fn render_line(line: &str, out: &mut Vec<u8>) -> serde_json::Result<()> {
-    let case = serde_json::from_str::<Case>(line).map(|line| line.case);
-    match cases::render(case.or_else(|_| serde_json::from_str(line))?) {
+fn render_line(line: &[u8], out: &mut Vec<u8>) -> serde_json::Result<()> {
+    let mut case = Case::default();
+    // Once there is a case, what is wrong behind it is nobody's concern.
+    let _ = serde_json::Deserializer::from_slice(line).deserialize_map(&mut case);
+    let case = case.0.map_or_else(|| serde_json::from_slice(line), Ok)?;
+    match cases::render(case) {
         Ok(stack) => serde_json::to_writer(out, &stack),
         Err(stop) => serde_json::to_writer(out, &stop),
     }
 }
 
-fn function_line(line: &str, out: &mut Vec<u8>) -> serde_json::Result<()> {
-    serde_json::to_writer(out, &cases::function(&serde_json::from_str(line)?))
-}
-
-/// Writes what comes of a line; nothing when that is no JSON.
-type Answer = fn(&str, &mut Vec<u8>) -> serde_json::Result<()>;
-
-/// One result for each line; a line that is no JSON gives an error in its place.
-fn each_line(path: &Path, answer: Answer) -> std::io::Result<ExitCode> {
-    if path == Path::new("-") {
-        let mut out = std::io::stdout().lock();
-        // Who writes a line may wait for its result.
-        for line in std::io::stdin().lock().lines() {
-            let mut text = Vec::new();
-            one_line(&line?, answer, &mut text)?;
-            out.write_all(&text)?;
-            out.flush()?;
-        }
-        return Ok(ExitCode::SUCCESS);
-    }
-    let file = BufReader::with_capacity(1 << 16, std::fs::File::open(path)?);
-    let batch = Batch {
-        source: Mutex::new((0, file)),
-        results: Mutex::new(Results::default()),
-        answer,
-    };
-    std::thread::scope(|scope| {
-        let others = std::thread::available_parallelism().map_or(0, |count| count.get() - 1);
-        let others: Vec<_> = (0..others).map(|_| scope.spawn(|| batch.work())).collect();
-        let own = batch.work();
-        // A panic has been told of by whoever had it.
-        let others = others.into_iter().map(|other| {
-            (other.join())
-                .unwrap_or_else(|_| Err(std::io::Error::other("a case could not be done")))
-        });
-        others.fold(own, std::io::Result::and)
-    })?;
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Lines of a file, a few at a time by whoever is free; results in the order of lines.
-struct Batch {
-    /// How many blocks were taken, and where the next begins.
-    source: Mutex<(usize, BufReader<std::fs::File>)>,
-    results: Mutex<Results>,
-    answer: Answer,
-}
-
-/// What was done before its turn to be written.
-#[derive(Default)]
-struct Results {
-    written: usize,
-    early: BTreeMap<usize, Vec<u8>>,
-}
-
-/// Lines taken at a time.
-const BLOCK: usize = 16;
-
-impl Batch {
-    fn work(&self) -> std::io::Result<()> {
-        let mut lines = String::new();
-        loop {
-            lines.clear();
-            let number = self.take(&mut lines)?;
-            if lines.is_empty() {
-                return Ok(());
-            }
-            let mut text = Vec::with_capacity(lines.len());
-            for line in lines.lines() {
-                one_line(line, self.answer, &mut text)?;
-            }
-            let mut results = self.results.lock().unwrap_or_else(PoisonError::into_inner);
-            results.early.insert(number, text);
-            let mut out = std::io::stdout().lock();
-            let Results { written, early } = &mut *results;
-            while let Some(text) = early.remove(written) {
-                out.write_all(&text)?;
-                *written += 1;
-            }
-        }
-    }
-
-    /// Reads the next lines; none at the end. Gives the block's number.
-    fn take(&self, lines: &mut String) -> std::io::Result<usize> {
-        let mut source = self.source.lock().unwrap_or_else(PoisonError::into_inner);
-        let (number, file) = &mut *source;
-        for _ in 0..BLOCK {
-            if file.read_line(lines)? == 0 {
-                break;
-            }
-        }
-        *number += 1;
-        Ok(*number - 1)
-    }
-}
-
-fn one_line(line: &str, answer: Answer, out: &mut Vec<u8>) -> std::io::Result<()> {
-    if let Err(error) = answer(line, out) {
-        let error = failed(&Error::new(format!("not JSON: {error}")));
-        serde_json::to_writer(&mut *out, &error)?;
-    }
-    out.push(b'\n');
-    Ok(())
+fn function_line(line: &[u8], out: &mut Vec<u8>) -> serde_json::Result<()> {
+    serde_json::to_writer(out, &cases::function(&serde_json::from_slice(line)?))
 }
 
 /// The text of a file within the limit of a document.
@@ -380,5 +302,35 @@ fn named(value: &Value, names: &mut Vec<(String, bool)>) {
             }
         }
         _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    fn rendered(line: &str) -> serde_json::Result<Value> {
+        let mut out = Vec::new();
+        render_line(line.as_bytes(), &mut out)?;
+        serde_json::from_slice(&out)
+    }
+
+    #[test]
+    fn a_case_is_found_wherever_it_stands_in_its_line() {
+        let case = r#"{"template": {"heat_template_version": "pike", "resources": {"r": {"type": "OS::Heat::None"}}}}"#;
+        for line in [
+            case.to_owned(),
+            format!(r#"{{"case": {case}, "expected": {{"anything": [1]}}}}"#),
+            format!(r#"{{"expected": [{{"case": 1}}], "c\u0061se": {case}}}"#),
+            format!(r#"{{"case": {case}, "expected": "#),
+        ] {
+            let result = rendered(&line).unwrap();
+            assert_eq!(result["resources"]["r"]["type"], "OS::Heat::None", "{line}");
+        }
+        assert!(rendered(&case[..case.len() - 1]).is_err());
+        assert!(rendered(&format!(r#"{{"case": {}"#, &case[..case.len() - 1])).is_err());
+        assert!(rendered(r#"{"case": null}"#).unwrap()["error"].is_object());
+        assert!(rendered("[]").unwrap()["error"].is_object());
     }
 }
