@@ -147,6 +147,34 @@ impl Graph {
     }
 }
 
+/// The resources of a stack that others wait for unsaid.
+#[derive(Default)]
+struct Network<'r> {
+    subnets: Vec<(&'r String, &'r Rendered)>,
+    interfaces: Vec<(&'r String, &'r Rendered)>,
+    gateways: Vec<(&'r String, &'r Rendered)>,
+    routers: Vec<(&'r String, &'r Rendered)>,
+}
+
+impl<'r> Network<'r> {
+    fn among(resources: &'r BTreeMap<String, Rendered>) -> Self {
+        let mut all = Self::default();
+        for (name, resource) in resources {
+            let kind = resource.resolved.as_str();
+            let families = ["OS::Neutron::", "OS::Quantum::"];
+            let kinds = match families.iter().find_map(|family| kind.strip_prefix(family)) {
+                Some("Subnet") => &mut all.subnets,
+                Some("RouterInterface") => &mut all.interfaces,
+                Some("RouterGateway") => &mut all.gateways,
+                Some("Router") => &mut all.routers,
+                _ => continue,
+            };
+            kinds.push((name, resource));
+        }
+        all
+    }
+}
+
 /// Adds what Heat's types know of each other without being told: an address
 /// comes only from a subnet that is there, a floating address only through a
 /// router that leads to it. (`add_dependencies` of Heat's plugins.) Gives what it
@@ -155,16 +183,12 @@ pub(super) fn hidden(
     graph: &mut Graph,
     resources: &BTreeMap<String, Rendered>,
 ) -> BTreeMap<String, BTreeSet<String>> {
-    let of = |kinds: &[&str]| -> Vec<(&String, &Rendered)> {
-        resources
-            .iter()
-            .filter(|(_, other)| kinds.iter().any(|kind| is(other, kind)))
-            .collect()
-    };
-    let subnets = of(&["OS::Neutron::Subnet"]);
-    let interfaces = of(&["OS::Neutron::RouterInterface"]);
-    let gateways = of(&["OS::Neutron::RouterGateway"]);
-    let routers = of(&["OS::Neutron::Router"]);
+    let Network {
+        subnets,
+        interfaces,
+        gateways,
+        routers,
+    } = Network::among(resources);
     let mut found: Vec<(String, String)> = Vec::new();
     for (name, resource) in resources {
         let mut wait = |others: &[(&String, &Rendered)], test: &dyn Fn(&Rendered) -> bool| {
@@ -283,7 +307,7 @@ fn through_interfaces(
             let on_subnet = |port: &Rendered| {
                 let fixed = property(port, &["fixed_ips"]).and_then(Value::as_array);
                 let first = fixed.and_then(|list| list.first());
-                is(port, "OS::Neutron::Port")
+                plain_kind(port) == "OS::Neutron::Port"
                     && first.is_some_and(|first| known_equal(first.get("subnet"), subnet))
             };
             if requires
@@ -305,12 +329,6 @@ fn plain_kind(resource: &Rendered) -> &str {
         "OS::Quantum::RouterGateway" => "OS::Neutron::RouterGateway",
         other => other,
     }
-}
-
-fn is(resource: &Rendered, kind: &str) -> bool {
-    resource.resolved == kind
-        || (resource.resolved.strip_prefix("OS::Quantum"))
-            .is_some_and(|rest| kind.strip_prefix("OS::Neutron") == Some(rest))
 }
 
 fn property<'a>(resource: &'a Rendered, names: &[&str]) -> Option<&'a Value> {

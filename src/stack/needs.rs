@@ -57,6 +57,9 @@ impl Needs {
         }
         let lenient = needs.external || !exists;
         let mut names = |value: &Value| -> Result<BTreeSet<String>> {
+            if !value.is_array() && !value.is_object() {
+                return Ok(BTreeSet::new());
+            }
             let mut found = scope.references(value)?;
             let refused = found.refused.take();
             needs.refused = needs.refused.take().or(refused);

@@ -106,9 +106,7 @@ fn all(schema: &BTreeMap<Text, Property>, given: &Map, nulls: bool) -> Result<Ma
         match &property.joins {
             Some(join) if given.get(name).is_some_and(truthy) => joined.push((join, value)),
             _ if value.is_null() && !nulls => {}
-            _ => {
-                result.insert(name.clone(), value);
-            }
+            _ => result.push(name.clone(), value),
         }
     }
     for ((target, item), value) in joined {

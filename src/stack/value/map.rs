@@ -10,7 +10,7 @@ use hashbrown::HashTable;
 use super::{NULL, Text, Value};
 
 /// Up to how many entries are looked through; more have an index.
-const FEW: usize = 12;
+const FEW: usize = 24;
 
 type Entry = (Text, Value);
 
@@ -115,8 +115,8 @@ impl Map {
         }
     }
 
-    /// A key that is not there yet.
-    fn push(&mut self, key: Text, value: Value) {
+    /// Puts `value` under a key that is known not to be there.
+    pub fn push(&mut self, key: Text, value: Value) {
         match &mut self.0 {
             Inner::Few(entries) if entries.len() < FEW => entries.push((key, value)),
             Inner::Few(entries) => {
