@@ -69,17 +69,36 @@ fn run(command: &mut Command) -> Result<Vec<u8>, Error> {
     }
 }
 
-/// How many of some results are the cases', in the words of `compare.py`.
-fn equal(python: &Path, cases: &Path, results: &[u8]) -> Result<String, Error> {
-    let file = std::env::temp_dir().join(format!("pileus-bench-{}", std::process::id()));
-    std::fs::write(&file, results)?;
-    let mut compare = Command::new(python);
-    let compare = compare.arg(cases.with_file_name("compare.py"));
-    let told = run(compare.arg("render").arg(cases).arg(&file));
-    std::fs::remove_file(&file)?;
-    let told = String::from_utf8(told?)?;
-    let line = told.lines().find_map(|line| line.strip_prefix("render: "));
-    Ok(line.unwrap_or("not compared").to_owned())
+/// A file for the results of one program, gone with this.
+struct Results(PathBuf);
+
+impl Results {
+    fn of(name: &str) -> Self {
+        let file = format!("pileus-bench-{}-{name}", std::process::id());
+        Self(std::env::temp_dir().join(file))
+    }
+
+    /// Runs a program that writes them, into a file as for `compare.py`: a pipe would have
+    /// its reader take part of the processors.
+    fn made_by(&self, command: &mut Command) -> Result<(), Error> {
+        run(command.stdout(std::fs::File::create(&self.0)?)).map(drop)
+    }
+
+    /// How many of them are the cases', in the words of `compare.py`.
+    fn equal(&self, python: &Path, cases: &Path) -> Result<String, Error> {
+        let mut compare = Command::new(python);
+        let compare = compare.arg(cases.with_file_name("compare.py"));
+        let told = String::from_utf8(run(compare.arg("render").arg(cases).arg(&self.0))?)?;
+        let line = told.lines().find_map(|line| line.strip_prefix("render: "));
+        Ok(line.unwrap_or("not compared").to_owned())
+    }
+}
+
+impl Drop for Results {
+    fn drop(&mut self) {
+        // It is the temporary folder's if it cannot go.
+        let _ = std::fs::remove_file(&self.0);
+    }
 }
 
 fn main() -> Result<(), Error> {
@@ -99,15 +118,16 @@ fn main() -> Result<(), Error> {
         }
     }
     let driver = root.join("tests/bench/heat/render.py");
-    let (ours, rendered) = best(rounds, || {
+    let (rendered, theirs) = (Results::of("pileus"), Results::of("heat"));
+    let (ours, ()) = best(rounds, || {
         let mut command = Command::new(env!("CARGO_BIN_EXE_pileus"));
-        run(command.args(["stack", "render", "--cases"]).arg(&cases))
+        rendered.made_by(command.args(["stack", "render", "--cases"]).arg(&cases))
     })?;
-    let (heats, theirs) = best(rounds, || {
-        run(Command::new(&python).arg(&driver).arg(&cases))
+    let (heats, ()) = best(rounds, || {
+        theirs.made_by(Command::new(&python).arg(&driver).arg(&cases))
     })?;
-    println!("pileus: {}", equal(&python, &cases, &rendered)?);
-    println!("heat: {}", equal(&python, &cases, &theirs)?);
+    println!("pileus: {}", rendered.equal(&python, &cases)?);
+    println!("heat: {}", theirs.equal(&python, &cases)?);
     let mut alone = f64::INFINITY;
     for _ in 0..rounds {
         alone = alone.min(engine(&cases)?);
