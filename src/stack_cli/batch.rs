@@ -102,6 +102,8 @@ struct Results {
     spare: Vec<Vec<u8>>,
     /// Somebody writes, and will write what comes meanwhile.
     writing: bool,
+    /// What comes can no longer be written.
+    broken: bool,
 }
 
 impl<W: Write> Batch<W> {
@@ -113,7 +115,13 @@ impl<W: Write> Batch<W> {
                 return Ok(());
             }
             let lines = block.strip_suffix(b"\n").unwrap_or(&block);
-            let mut text = lock(&self.results).spare.pop().unwrap_or_default();
+            let mut text = {
+                let mut results = lock(&self.results);
+                if results.broken {
+                    return Ok(());
+                }
+                results.spare.pop().unwrap_or_default()
+            };
             let mut start = 0;
             for end in memchr::memchr_iter(b'\n', lines).chain([lines.len()]) {
                 one_line(&lines[start..end], self.answer, &mut text)?;
@@ -144,6 +152,7 @@ impl<W: Write> Batch<W> {
             let done = lock(&self.out).write_all(&text);
             results = lock(&self.results);
             results.writing = false;
+            results.broken = done.is_err();
             self.written.notify_all();
             // Nothing is written behind a gap.
             done?;
@@ -189,6 +198,8 @@ impl Source {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
 
     fn file_of(bytes: &[u8]) -> File {
@@ -233,8 +244,16 @@ mod tests {
         assert!(out.is_empty());
     }
 
+    /// How many lines [`counted`] was asked for.
+    static ASKED: AtomicUsize = AtomicUsize::new(0);
+
+    fn counted(line: &[u8], out: &mut Vec<u8>) -> serde_json::Result<()> {
+        ASKED.fetch_add(1, Ordering::Relaxed);
+        serde_json::to_writer(out, &serde_json::from_slice::<u64>(line)?)
+    }
+
     #[test]
-    fn nothing_is_written_behind_what_could_not_be() {
+    fn nothing_is_done_behind_what_could_not_be_written() {
         struct Full(Vec<u8>, usize);
         impl Write for Full {
             fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
@@ -249,18 +268,17 @@ mod tests {
                 Ok(())
             }
         }
-        let lines: Vec<String> = (0..90_000)
-            .map(|n| format!("1{:0>1$}", "", n % 7))
-            .collect();
+        let lines: Vec<String> = (0..20_000).map(|n| format!("{n:>1024}")).collect();
         let file = file_of(lines.join("\n").as_bytes());
         let mut full = Full(Vec::new(), 0);
-        let error = in_order(file, length, &mut full).unwrap_err();
+        let error = in_order(file, counted, &mut full).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::StorageFull);
         let written = String::from_utf8(full.0).unwrap();
-        let count = written.lines().count();
-        assert!(count > 0 && count < lines.len());
+        assert!(!written.is_empty());
         for (n, result) in written.lines().enumerate() {
-            assert_eq!(result, (n % 7 + 1).to_string());
+            assert_eq!(result, n.to_string());
         }
+        let asked = ASKED.load(Ordering::Relaxed);
+        assert!(asked < lines.len() / 2, "{asked} lines");
     }
 }

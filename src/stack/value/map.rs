@@ -117,6 +117,7 @@ impl Map {
 
     /// Puts `value` under a key that is known not to be there.
     pub fn push(&mut self, key: Text, value: Value) {
+        debug_assert!(self.place(&key).is_none(), "`{key}` twice");
         match &mut self.0 {
             Inner::Few(entries) if entries.len() < FEW => entries.push((key, value)),
             Inner::Few(entries) => {
