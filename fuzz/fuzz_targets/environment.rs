@@ -1,9 +1,9 @@
 //! Environments, several between lines of `%%%`: read, merged, and used by a template.
 #![no_main]
 
-use engine::stack::environment::Environment;
-use engine::stack::render::Input;
-use engine::stack::{cases, validate, yaml};
+use engine::environment::Environment;
+use engine::render::Input;
+use engine::{cases, validate, yaml};
 use libfuzzer_sys::fuzz_target;
 
 /// Uses what an environment may say: parameters, types, and a type of its own.

@@ -4,11 +4,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use engine::stack::environment::Environment;
-use engine::stack::functions::Known;
-use engine::stack::render::{self, Input};
-use engine::stack::value::{Map, Value};
-use engine::stack::{cases, plan, tree, validate, yaml};
+use engine::environment::Environment;
+use engine::functions::Known;
+use engine::render::{self, Input};
+use engine::value::{Map, Value};
+use engine::{cases, plan, tree, validate, yaml};
 use libfuzzer_sys::fuzz_target;
 
 /// Evaluates everything again and again until nothing new is known.

@@ -1,8 +1,8 @@
 //! `yaql`: an expression and, after a line of `%%%`, what it looks at.
 #![no_main]
 
-use engine::stack::value::Value;
-use engine::stack::{cases, yaml};
+use engine::value::Value;
+use engine::{cases, yaml};
 use libfuzzer_sys::fuzz_target;
 use serde_json::json;
 

@@ -2,6 +2,7 @@
 # Pileus itself: built, installed, and its roles started, each with its own credential.
 
 PILEUS_BIN="$STATE_DIR/bin/pileus"
+AGENT_BIN="$STATE_DIR/bin/pileus-agent"
 
 pileus_build() {
     if [ -n "${PILEUS_BINARY:-}" ]; then
@@ -21,16 +22,24 @@ pileus_build() {
         mapfile -t own < <(compgen -e | grep -E '^(CARGO_(PKG|MANIFEST|CRATE|BIN|PRIMARY)|OUT_DIR$)')
         (
             unset "${own[@]}"
-            cd "$REPO_DIR" && cargo build --release --locked
+            cd "$REPO_DIR" && cargo build --release --locked --bins
         )
         PILEUS_BINARY="${CARGO_TARGET_DIR:-$REPO_DIR/target}/release/pileus"
     fi
     mkdir -p "$STATE_DIR/bin"
-    # Under a new inode: the old one may be running.
-    if ! cmp -s "$PILEUS_BINARY" "$PILEUS_BIN"; then
-        install -m 0755 "$PILEUS_BINARY" "$PILEUS_BIN.new"
-        mv "$PILEUS_BIN.new" "$PILEUS_BIN"
-    fi
+    install_program "$PILEUS_BINARY" "$PILEUS_BIN"
+    install_program "$(dirname "$PILEUS_BINARY")/pileus-agent" "$AGENT_BIN"
+}
+
+# install_program FROM TO: under a new inode, as the old one may be running.
+install_program() {
+    [ -x "$1" ] || {
+        echo "$1 is no program; the programs pileus and pileus-agent lie side by side" >&2
+        return 1
+    }
+    if cmp -s "$1" "$2"; then return; fi
+    install -m 0755 "$1" "$2.new"
+    mv "$2.new" "$2"
 }
 
 # CEL in a CRD is refused by API servers below 1.25.
@@ -131,7 +140,7 @@ agent_start() {
     total="$(awk '/^MemTotal:/ {print int($2 / 1024)}' /proc/meminfo)"
     reserved=$((total - (total - 4096) / $(host_numbers | wc -l)))
     host_supervise "$n" agent env "${NO_PROXIES[@]}" KUBECONFIG="$STATE_DIR/kubeconfig/agent-$name" \
-        RUST_LOG="${RUST_LOG:-info,kube=warn}" "$PILEUS_BIN" agent --host-name "$name" \
+        RUST_LOG="${RUST_LOG:-info,kube=warn}" "$AGENT_BIN" --host-name "$name" \
         --state-dir /var/lib/pileus --listen 127.0.0.1:28082 --virt-type "${PILEUS_VIRT_TYPE:-$virt}" \
         --boot-id-file "$(host_dir "$n")/boot-id" --image-file-dir "$CACHE_DIR/guest" \
         --allow-fetch "$LAB_PREFIX.0/24" --reserved-memory-mib "$reserved" --reserved-disk-gib 10 \

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use crate::api::pci::GivenDevice;
-use crate::drivers::hypervisor::{PciAddress, PciDevice};
+use pileus_api::pci::GivenDevice;
+use pileus_hypervisor::{PciAddress, PciDevice};
 
 /// The addresses of the devices that a guest is given.
 ///

@@ -13,19 +13,19 @@ use uuid::Uuid;
 use super::Agent;
 use super::load::{self, Times};
 use super::room::Room;
-use crate::api::common::Claim;
-use crate::api::conditions::{self, ConditionType, Observation};
-use crate::api::host::{Capabilities, Host, HostSpec, HostStatus, NumaNode, Orphan};
-use crate::api::names::{AGENT, host_namespace};
-use crate::api::pci::{HostDevice, offered};
-use crate::api::server::PowerState;
-use crate::api::{Instance, Reason};
-use crate::drivers::hypervisor::{HostFacts, Listed, State};
-use crate::drivers::storage::DirectoryMarks;
-use crate::kube_ext::report::apply_status;
-use crate::kube_ext::{ApiError, chain, find, is_unserved, lease};
-use crate::model::Owner;
-use crate::model::quantity::GIB;
+use pileus_api::common::Claim;
+use pileus_api::conditions::{self, ConditionType, Observation};
+use pileus_api::host::{Capabilities, Host, HostSpec, HostStatus, NumaNode, Orphan};
+use pileus_api::names::{AGENT, host_namespace};
+use pileus_api::pci::{HostDevice, offered};
+use pileus_api::server::PowerState;
+use pileus_api::{Instance, Reason};
+use pileus_hypervisor::{HostFacts, Listed, State};
+use pileus_kube_ext::report::apply_status;
+use pileus_kube_ext::{ApiError, chain, find, is_unserved, lease};
+use pileus_storage::DirectoryMarks;
+use pileus_values::Owner;
+use pileus_values::quantity::GIB;
 
 /// The Host's status is looked at this often without any event.
 const LOOK: Duration = Duration::from_secs(15);
@@ -218,7 +218,7 @@ fn status(
     agent: &Agent,
     host: &Host,
     old: &HostStatus,
-    facts: Result<HostFacts, crate::drivers::hypervisor::Error>,
+    facts: Result<HostFacts, pileus_hypervisor::Error>,
     network_trouble: Option<String>,
     orphans: Vec<Orphan>,
 ) -> HostStatus {

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use crate::drivers::ovn::controller;
-use crate::drivers::ovsdb::{
+use pileus_network::northbound::controller;
+use pileus_network::ovsdb::{
     Client, Datum, EndpointError, Error, Monitor, Mutation, Mutator, Operation, Options, Replica,
     Row, RowId, View, parse_endpoints,
 };

@@ -3,9 +3,9 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use crate::api::common::{Claim, Ratios};
-use crate::api::host::HostSpec;
-use crate::model::parse_milli;
+use pileus_api::common::{Claim, Ratios};
+use pileus_api::host::HostSpec;
+use pileus_values::parse_milli;
 
 /// What a host gives out in all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

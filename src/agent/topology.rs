@@ -8,8 +8,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::api::topology::{CpuPolicy, GuestNode, GuestTopology};
-use crate::drivers::hypervisor::{self, Cell, Topology};
+use pileus_api::topology::{CpuPolicy, GuestNode, GuestTopology};
+use pileus_hypervisor::{Cell, Topology};
 
 /// What other guests hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -47,7 +47,7 @@ pub fn fit(
             CpuPolicy::Shared => shared(node, cell, &taken)?,
             CpuPolicy::Dedicated => dedicated(node, cell, kept, &mut taken)?,
         };
-        nodes.push(hypervisor::GuestNode {
+        nodes.push(pileus_hypervisor::GuestNode {
             host_node: id,
             memory_mib: node.memory_mib,
             cpus,

@@ -7,7 +7,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::model::parse_signed_milli;
+use pileus_values::parse_signed_milli;
 
 /// Largest multiplier, in thousandths: what keeps the sum of all within 64 bits.
 const MOST_MULTIPLIER: i64 = 1_000_000_000;

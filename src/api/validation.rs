@@ -19,8 +19,8 @@ use super::{
     FlavorSpec, HostAggregateSpec, HostSpec, ImageSpec, PortSpec, Resources, ServerGroupSpec,
     ServerSpec, StackSpec, SubnetSpec,
 };
-use crate::model::range::to_number;
-use crate::model::{AddressRange, Bytes, Mac, parse_milli};
+use pileus_values::range::to_number;
+use pileus_values::{AddressRange, Bytes, Mac, parse_milli};
 
 /// Smallest memory that a Server can have, in MiB: less is a forgotten unit, and no guest
 /// starts in it.

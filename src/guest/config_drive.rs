@@ -83,7 +83,7 @@ fn image(files: &[(&str, &[u8])]) -> std::io::Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::data::{Link, LinkNetwork, MAX_USER_DATA};
+    use crate::data::{Link, LinkNetwork, MAX_USER_DATA};
     use std::io::Read;
 
     fn sample() -> GuestData {

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::model::Mac;
+use pileus_values::Mac;
 
 /// Most bytes of user data, as in Nova's documentation (64 KiB).
 pub const MAX_USER_DATA: usize = 64 * 1024;

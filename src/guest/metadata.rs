@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::data::GuestData;
-use crate::api::names::host_name;
+use pileus_api::names::host_name;
 
 /// The document.
 #[must_use]

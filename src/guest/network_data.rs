@@ -86,7 +86,7 @@ fn one_network(id: &str, link: &str, network: &LinkNetwork) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::data::{Link, Route};
+    use crate::data::{Link, Route};
 
     fn network(address: &str, cidr: &str, dhcp: bool) -> LinkNetwork {
         LinkNetwork {

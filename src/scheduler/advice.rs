@@ -13,7 +13,7 @@ use super::request::Request;
 use super::resolve::holding;
 use super::snapshot::{Host, Snapshot};
 use super::state::State;
-use crate::api::server::Placement;
+use pileus_api::server::Placement;
 
 /// How many moves are advised at most.
 const MOVES: usize = 50;
@@ -288,11 +288,11 @@ impl fmt::Display for Advice {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::common::Claim;
-    use crate::api::server::PlacementWishes;
-    use crate::scheduler::fixtures::{host, now, server, state};
+    use crate::fixtures::{host, now, server, state};
+    use pileus_api::common::Claim;
+    use pileus_api::server::PlacementWishes;
 
-    fn on(name: &str, host: &str) -> crate::api::Server {
+    fn on(name: &str, host: &str) -> pileus_api::Server {
         let mut server = server(name, 1, "400Mi");
         server.status.get_or_insert_default().placement = Some(Placement {
             host: host.into(),

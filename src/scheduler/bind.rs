@@ -8,10 +8,10 @@ use kube::{Api, Client, ResourceExt};
 use serde_json::json;
 
 use super::state::{Outcome, Write};
-use crate::api::Server;
-use crate::api::names::SCHEDULER;
-use crate::kube_ext::report::apply_status_to_version;
-use crate::kube_ext::{ApiError, chain, is_unserved};
+use pileus_api::Server;
+use pileus_api::names::SCHEDULER;
+use pileus_kube_ext::report::apply_status_to_version;
+use pileus_kube_ext::{ApiError, chain, is_unserved};
 
 /// How long one try may take.
 const TRY: Duration = Duration::from_secs(5);

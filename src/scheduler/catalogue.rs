@@ -7,9 +7,9 @@ use kube::ResourceExt;
 
 use super::facts::{Aggregate, HostFacts};
 use super::resolve::host_facts;
-use crate::api::host::AllocationRatios;
-use crate::api::{Flavor, Host, HostAggregate, Image, Server, ServerGroup};
-use crate::model::parse_milli;
+use pileus_api::host::AllocationRatios;
+use pileus_api::{Flavor, Host, HostAggregate, Image, Server, ServerGroup};
+use pileus_values::parse_milli;
 
 /// Namespace and name.
 pub type Key = (String, String);

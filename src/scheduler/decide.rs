@@ -14,10 +14,10 @@ use super::queue::Why;
 use super::request::Request;
 use super::resolve::{Unresolved, holding, request};
 use super::state::{Kind, SchedulerStatus, State, Write, Writing, preemption, scheduled};
-use crate::api::common::Claim;
-use crate::api::conditions::{self, Observation};
-use crate::api::server::{Nomination, Placement, Refusal};
-use crate::api::{ConditionType, Reason, Server};
+use pileus_api::common::Claim;
+use pileus_api::conditions::{self, Observation};
+use pileus_api::server::{Nomination, Placement, Refusal};
+use pileus_api::{ConditionType, Reason, Server};
 
 /// How long a host that refused a Server is not asked again.
 const REMEMBERED: SignedDuration = SignedDuration::from_secs(600);

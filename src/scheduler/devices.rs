@@ -3,8 +3,8 @@
 use super::facts::{Device, PciAffinity, Shape};
 use super::numa;
 use super::snapshot::Host;
-use crate::api::pci::GivenDevice;
-use crate::api::server::Placement;
+use pileus_api::pci::GivenDevice;
+use pileus_api::server::Placement;
 
 /// Devices of an alias that nobody has.
 pub fn free<'a>(host: Host<'a>, alias: &'a str) -> impl Iterator<Item = &'a Device> {
@@ -71,9 +71,9 @@ mod tests {
 
     use super::super::fixtures::{after, bound, host, image, now, server, settle, state};
     use super::super::state::{Outcome, State};
-    use crate::api::host::NumaNode;
-    use crate::api::pci::HostDevice;
-    use crate::api::{Flavor, FlavorSpec, Host, Server, ServerGroup, ServerGroupSpec};
+    use pileus_api::host::NumaNode;
+    use pileus_api::pci::HostDevice;
+    use pileus_api::{Flavor, FlavorSpec, Host, Server, ServerGroup, ServerGroupSpec};
 
     /// Two nodes; a device on each, and one of which nobody knows where it is.
     fn with_devices() -> Host {

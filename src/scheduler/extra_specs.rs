@@ -1,8 +1,8 @@
 //! What a flavor's extra specs and an image's properties take of a host, in Nova's words.
 
 use super::facts::{NumaAsk, PciAffinity, Shape};
-use crate::api::common::Claim;
-use crate::api::topology::{CpuPolicy, NumaWishes, Words, number};
+use pileus_api::common::Claim;
+use pileus_api::topology::{CpuPolicy, NumaWishes, Words, number};
 
 /// What a Server of this size takes of a host.
 ///

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use crate::api::common::{Claim, Ratios};
+use pileus_api::common::{Claim, Ratios};
 
 /// What a host is, whatever it holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]

@@ -6,10 +6,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 
 use super::state::{Outcome, State, Write};
-use crate::api::common::{Claim, ObjectName, Resources};
-use crate::api::instance::ServerIdentity;
-use crate::api::names::{MANAGER_FINALIZER, host_namespace, instance_name};
-use crate::api::{
+use pileus_api::common::{Claim, ObjectName, Resources};
+use pileus_api::instance::ServerIdentity;
+use pileus_api::names::{MANAGER_FINALIZER, host_namespace, instance_name};
+use pileus_api::{
     Host, HostSpec, HostStatus, Image, ImageSpec, Instance, InstanceSpec, InstanceStatus, Reason,
     Server, ServerSpec, ServerStatus,
 };

@@ -24,8 +24,8 @@ use super::queue::Why;
 use super::request::Request;
 use super::resolve::{group_key, holding};
 use super::state::{State, Write, scheduled};
-use crate::api::conditions::{ConditionType, Observation};
-use crate::api::{Reason, Server};
+use pileus_api::conditions::{ConditionType, Observation};
+use pileus_api::{Reason, Server};
 
 /// Why groups could not be placed, of those that were tried: asked once in each pass.
 pub(super) type Gangs = BTreeMap<Key, (Reason, String)>;

@@ -7,12 +7,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use k8s_openapi::api::scheduling::v1::PriorityClass;
 
 use super::*;
-use crate::api::host::Orphan;
-use crate::api::server::PlacementWishes;
-use crate::api::server_group::GroupPolicy;
-use crate::api::{ServerGroup, ServerGroupSpec};
-use crate::scheduler::fixtures::{after, bound, host, now, server, settle, state};
-use crate::scheduler::state::Outcome;
+use crate::fixtures::{after, bound, host, now, server, settle, state};
+use crate::state::Outcome;
+use pileus_api::host::Orphan;
+use pileus_api::server::PlacementWishes;
+use pileus_api::server_group::GroupPolicy;
+use pileus_api::{ServerGroup, ServerGroupSpec};
 
 fn free(state: &State, name: &str) -> i64 {
     state.snapshot().host(name).unwrap().free(1)

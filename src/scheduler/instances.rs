@@ -11,11 +11,11 @@ use kube::ResourceExt;
 use super::catalogue::Key;
 use super::facts::{Holding, Shape};
 use super::state::State;
-use crate::api::common::Claim;
-use crate::api::conditions::{self, ConditionType};
-use crate::api::instance::Role;
-use crate::api::server::Placement;
-use crate::api::{Instance, Reason};
+use pileus_api::common::Claim;
+use pileus_api::conditions::{self, ConditionType};
+use pileus_api::instance::Role;
+use pileus_api::server::Placement;
+use pileus_api::{Instance, Reason};
 
 /// Reasons that count as a failed build of the host's.
 const FAILURES: [Reason; 2] = [Reason::HypervisorFailed, Reason::NoSpace];

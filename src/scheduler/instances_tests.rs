@@ -1,9 +1,9 @@
 //! What Instances do to the ledger and to decisions.
 
 use super::*;
-use crate::api::Server;
-use crate::scheduler::fixtures::{after, bound, host, instance, now, said, server, settle, state};
-use crate::scheduler::state::Outcome;
+use crate::fixtures::{after, bound, host, instance, now, said, server, settle, state};
+use crate::state::Outcome;
+use pileus_api::Server;
 
 fn free(state: &State, name: &str) -> i64 {
     state.snapshot().host(name).unwrap().free(1)
@@ -30,7 +30,7 @@ fn a_host_is_used_by_what_is_on_it_whatever_servers_say() {
     // The Server is gone; what it had is still there.
     state.server_gone(&("ns".into(), "a".into()));
     assert_eq!(free(&state, "h1"), 400);
-    state.server_seen(crate::scheduler::fixtures::server("b", 9, "600Mi"));
+    state.server_seen(crate::fixtures::server("b", 9, "600Mi"));
     assert_eq!(settle(&mut state, 2), [("b".to_owned(), None)]);
     let key = (there.namespace().unwrap(), there.name_any());
     state.instance_gone(&key);
@@ -90,7 +90,7 @@ fn what_a_host_refuses_is_placed_elsewhere_once_its_instance_is_gone() {
 fn a_refusal_is_forgotten_in_time() {
     let mut state = state(&[host("h1", 1000)]);
     let mut refused = server("a", 1, "600Mi");
-    refused.status.get_or_insert_default().refusals = vec![crate::api::server::Refusal {
+    refused.status.get_or_insert_default().refusals = vec![pileus_api::server::Refusal {
         name: "h1".into(),
         epoch: 4,
         time: Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now(0))),

@@ -12,8 +12,8 @@ use super::policy::Policy;
 use super::queue::Why;
 use super::resolve::{group_key, image_key};
 use super::state::State;
-use crate::api::scheduler_policy::SCHEDULER_POLICY;
-use crate::api::{Flavor, Host, HostAggregate, Image, SchedulerPolicy, Server, ServerGroup};
+use pileus_api::scheduler_policy::SCHEDULER_POLICY;
+use pileus_api::{Flavor, Host, HostAggregate, Image, SchedulerPolicy, Server, ServerGroup};
 
 fn key<K: ResourceExt>(object: &K) -> Key {
     (object.namespace().unwrap_or_default(), object.name_any())

@@ -1,13 +1,13 @@
 //! What the kinds beside Servers and Hosts do to decisions.
 
 use super::*;
-use crate::api::host::{Inventory, Taint, TaintEffect};
-use crate::api::scheduler_policy::Strategy;
-use crate::api::server::{PlacementWishes, SpreadOver, SpreadWishes, Toleration};
-use crate::api::server_group::GroupPolicy;
-use crate::api::{FlavorSpec, HostAggregateSpec, SchedulerPolicySpec, ServerGroupSpec, conditions};
-use crate::scheduler::fixtures::{host, now, server, settle, state};
-use crate::scheduler::reports::Report;
+use crate::fixtures::{host, now, server, settle, state};
+use crate::reports::Report;
+use pileus_api::host::{Inventory, Taint, TaintEffect};
+use pileus_api::scheduler_policy::Strategy;
+use pileus_api::server::{PlacementWishes, SpreadOver, SpreadWishes, Toleration};
+use pileus_api::server_group::GroupPolicy;
+use pileus_api::{FlavorSpec, HostAggregateSpec, SchedulerPolicySpec, ServerGroupSpec, conditions};
 
 fn wishing(name: &str, version: u64, wishes: PlacementWishes) -> Server {
     let mut server = server(name, version, "100Mi");
@@ -81,7 +81,7 @@ fn a_server_waits_for_its_group_and_says_so() {
             .message
             .contains("no ServerGroup `g`")
     );
-    let answer = crate::scheduler::fixtures::after(&write, 2);
+    let answer = crate::fixtures::after(&write, 2);
     state.server_seen(answer);
     assert!(settle(&mut state, 1).is_empty(), "a write is under way");
     let mut state = super::super::fixtures::state(&[host("h1", 1000)]);
@@ -264,7 +264,7 @@ fn a_policy_holds_from_the_moment_it_changes_and_a_wrong_one_changes_nothing() {
     assert_eq!(said[1].reason, "NotUsed");
     assert!(!conditions::is_true(
         &said,
-        crate::api::ConditionType::Ready
+        pileus_api::ConditionType::Ready
     ));
     state.policy_gone("default");
     assert_eq!(next(&mut state, "e", 6), "h2");

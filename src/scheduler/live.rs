@@ -9,10 +9,10 @@ use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 
 use super::state::State;
-use crate::api::{
+use pileus_api::{
     Flavor, Host, HostAggregate, Image, Instance, SchedulerPolicy, Server, ServerGroup,
 };
-use crate::kube_ext::ApiError;
+use pileus_kube_ext::ApiError;
 
 async fn list<K>(client: &Client) -> Result<Vec<K>, ApiError>
 where

@@ -29,10 +29,10 @@ use super::queue::Why;
 use super::request::{Request, mix};
 use super::resolve::size;
 use super::state::{Kind, SchedulerStatus, State, Write, preemption, scheduled};
-use crate::api::conditions::{ConditionType, Observation};
-use crate::api::scheduler_policy::{PreemptionPolicy, WaitingPolicy};
-use crate::api::server::{Nomination, NominationPurpose, Preemption, RunState};
-use crate::api::{Reason, Server};
+use pileus_api::conditions::{ConditionType, Observation};
+use pileus_api::scheduler_policy::{PreemptionPolicy, WaitingPolicy};
+use pileus_api::server::{Nomination, NominationPurpose, Preemption, RunState};
+use pileus_api::{Reason, Server};
 
 /// How long a Server waits before what is free is kept for it.
 const PATIENCE: SignedDuration = SignedDuration::from_mins(5);

@@ -8,10 +8,10 @@ use k8s_openapi::api::scheduling::v1::PriorityClass;
 use proptest::prelude::*;
 
 use super::*;
-use crate::api::server::PlacementWishes;
-use crate::api::{Instance, SchedulerPolicy, SchedulerPolicySpec};
-use crate::scheduler::fixtures::{after, bound, host, instance, now, said, server, settle, state};
-use crate::scheduler::state::Outcome;
+use crate::fixtures::{after, bound, host, instance, now, said, server, settle, state};
+use crate::state::Outcome;
+use pileus_api::server::PlacementWishes;
+use pileus_api::{Instance, SchedulerPolicy, SchedulerPolicySpec};
 
 fn key(name: &str) -> Key {
     ("ns".into(), name.into())
@@ -39,7 +39,7 @@ fn policy(state: &mut State, spec: SchedulerPolicySpec) {
     state.policy_seen(SchedulerPolicy::new("default", spec));
 }
 
-fn preempting(hosts: &[crate::api::Host]) -> State {
+fn preempting(hosts: &[pileus_api::Host]) -> State {
     let mut state = state(hosts);
     policy(
         &mut state,

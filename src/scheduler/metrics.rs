@@ -6,8 +6,6 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 
-use crate::kube_ext;
-
 /// Metrics of the scheduler.
 #[derive(Clone)]
 pub struct Metrics {
@@ -27,7 +25,7 @@ pub struct Metrics {
 impl Metrics {
     /// Registered with the role's metrics.
     #[must_use]
-    pub fn new(role: &kube_ext::Metrics) -> Self {
+    pub fn new(role: &pileus_kube_ext::Metrics) -> Self {
         let metrics = Self {
             decisions: Counter::default(),
             failures: Counter::default(),

@@ -61,8 +61,8 @@ fn holds(host: Host<'_>, cell: &Cell, wanted: &NumaAsk, vcpus: i64, mib: i64) ->
 mod tests {
     use super::super::fixtures::{after, host, server, settle, state};
     use super::super::state::State;
-    use crate::api::host::NumaNode;
-    use crate::api::{Flavor, FlavorSpec, Host, Server};
+    use pileus_api::host::NumaNode;
+    use pileus_api::{Flavor, FlavorSpec, Host, Server};
 
     fn two_nodes() -> Host {
         let node = |name: &str, cpus: &[i32]| NumaNode {

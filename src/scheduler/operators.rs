@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::model::parse_milli;
+use pileus_values::parse_milli;
 
 /// Whether a key names the scope that it is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,9 +3,9 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::api::common::{Claim, Ratios};
-use crate::scheduler::facts::{Device, Holding, HostFacts, Profile};
-use crate::scheduler::request::{Group, GroupPolicy, Spread, hash};
+use crate::facts::{Device, Holding, HostFacts, Profile};
+use crate::request::{Group, GroupPolicy, Spread, hash};
+use pileus_api::common::{Claim, Ratios};
 
 fn claim(vcpus: i64, memory_mib: i64, disk_gib: i64) -> Claim {
     Claim {

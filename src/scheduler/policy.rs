@@ -2,7 +2,7 @@
 
 use super::filters::{self, Filter, Settings};
 use super::weighers::{self, Weigher};
-use crate::api::scheduler_policy::{
+use pileus_api::scheduler_policy::{
     IsolatedHostsAccess, METRICS, PreemptionPolicy, SchedulerPolicySpec, Strategy, WaitingPolicy,
     multiplier as read,
 };

@@ -3,9 +3,9 @@
 use kube::{Api, ResourceExt};
 
 use super::reports::Report;
-use crate::api::names::SCHEDULER;
-use crate::kube_ext::report::apply_status;
-use crate::kube_ext::{ApiError, Context, chain};
+use pileus_api::names::SCHEDULER;
+use pileus_kube_ext::report::apply_status;
+use pileus_kube_ext::{ApiError, Context, chain};
 
 /// Says all of it, and whether that went well; what has been said already costs nothing.
 pub async fn all(context: Context, reports: Vec<Report>) -> bool {

@@ -6,12 +6,12 @@ use serde::Serialize;
 
 use super::catalogue::Catalogue;
 use super::policy::Policy;
-use crate::api::conditions::{self, ConditionType, Observation};
-use crate::api::host::AllocationRatios;
-use crate::api::host_aggregate::HostAggregateStatus;
-use crate::api::scheduler_policy::{SCHEDULER_POLICY, SchedulerPolicyStatus};
-use crate::api::server_group::ServerGroupStatus;
-use crate::api::{Host, HostAggregate, Reason, SchedulerPolicy, ServerGroup, validation};
+use pileus_api::conditions::{self, ConditionType, Observation};
+use pileus_api::host::AllocationRatios;
+use pileus_api::host_aggregate::HostAggregateStatus;
+use pileus_api::scheduler_policy::{SCHEDULER_POLICY, SchedulerPolicyStatus};
+use pileus_api::server_group::ServerGroupStatus;
+use pileus_api::{Host, HostAggregate, Reason, SchedulerPolicy, ServerGroup, validation};
 
 /// How many culprits a message names.
 const NAMED: usize = 3;

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use super::catalogue::Priority;
 use super::facts::Shape;
 use super::query::Query;
-pub use crate::api::server_group::GroupPolicy;
+pub use pileus_api::server_group::GroupPolicy;
 
 /// What a Server asks of a host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

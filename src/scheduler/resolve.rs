@@ -9,12 +9,12 @@ use super::extra_specs;
 use super::facts::{Cell, Device, Holding, HostFacts, Inventory, Profile, Shape, Taint, Units};
 use super::query::Query;
 use super::request::{Asks, Group, Peer, Request, Spread, Toleration, hash};
-use crate::api::common::{Claim, Ratios};
-use crate::api::host::{self, TaintEffect};
-use crate::api::pci::HostDevice;
-use crate::api::server::{Placement, PlacementWishes};
-use crate::api::{ConditionType, Host, Image, Reason, Server, conditions};
-use crate::model::{Bytes, parse_milli};
+use pileus_api::common::{Claim, Ratios};
+use pileus_api::host::{self, TaintEffect};
+use pileus_api::pci::HostDevice;
+use pileus_api::server::{Placement, PlacementWishes};
+use pileus_api::{ConditionType, Host, Image, Reason, Server, conditions};
+use pileus_values::{Bytes, parse_milli};
 
 /// What the core knows of a Host.
 #[must_use]
@@ -263,7 +263,7 @@ fn wish(
         let query = Query::parse(text);
         asks.query = Some(query.map_err(|e| invalid(format!("spec.placement.query {e}")))?);
     }
-    let toleration = |t: &crate::api::server::Toleration| Toleration {
+    let toleration = |t: &pileus_api::server::Toleration| Toleration {
         key: (t.name != "*").then(|| t.name.clone()),
         value: t.value.clone(),
         effect: None,
@@ -384,7 +384,7 @@ fn usable(image: &Image, claim: Claim, provider: &str, namespace: &str) -> bool 
 
 /// The size of a flavor.
 #[must_use]
-pub fn claim_of(flavor: &crate::api::FlavorSpec) -> Option<Claim> {
+pub fn claim_of(flavor: &pileus_api::FlavorSpec) -> Option<Claim> {
     claim(flavor.vcpus, &flavor.memory, &flavor.disk)
 }
 

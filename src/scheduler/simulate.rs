@@ -16,8 +16,8 @@ use super::advice::{self, Aim};
 use super::catalogue::Key;
 use super::resolve::image_key;
 use super::state::{Outcome, State, Write};
-use crate::api::names::MANAGER_FINALIZER;
-use crate::api::{
+use pileus_api::names::MANAGER_FINALIZER;
+use pileus_api::{
     ConditionType, Flavor, Host, HostAggregate, Image, ImageSpec, Instance, Reason,
     SchedulerPolicy, Server, ServerGroup, conditions,
 };

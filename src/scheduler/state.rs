@@ -28,10 +28,10 @@ use super::queue::{Queue, Why};
 use super::reports::{self, Report};
 use super::resolve::holding;
 use super::snapshot::Snapshot;
-use crate::api::conditions;
-use crate::api::names::{MANAGER_FINALIZER, instance_name};
-use crate::api::server::{Nomination, Placement, Preemption, Refusal};
-use crate::api::{ConditionType, Host, SchedulerPolicy, Server};
+use pileus_api::conditions;
+use pileus_api::names::{MANAGER_FINALIZER, instance_name};
+use pileus_api::server::{Nomination, Placement, Preemption, Refusal};
+use pileus_api::{ConditionType, Host, SchedulerPolicy, Server};
 
 /// The scheduler's part of a Server's status.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]

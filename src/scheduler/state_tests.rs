@@ -3,10 +3,10 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::*;
-use crate::api::ServerStatus;
-use crate::api::common::Claim;
-use crate::api::host::Orphan;
-use crate::scheduler::fixtures::{after, bound, host, image, now, server, state};
+use crate::fixtures::{after, bound, host, image, now, server, state};
+use pileus_api::ServerStatus;
+use pileus_api::common::Claim;
+use pileus_api::host::Orphan;
 
 #[test]
 fn a_claim_is_assumed_from_the_decision_on_and_rolled_back_when_it_was_not_taken() {

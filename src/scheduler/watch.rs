@@ -14,7 +14,7 @@ use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 
 use super::state::{Key, State};
-use crate::api::{
+use pileus_api::{
     Flavor, Host, HostAggregate, Image, Instance, SchedulerPolicy, Server, ServerGroup,
 };
 
@@ -63,7 +63,7 @@ where
             event
                 .inspect_err(|error| {
                     let kind = K::kind(&());
-                    tracing::warn!(%kind, error = %crate::kube_ext::chain(error), "watch interrupted");
+                    tracing::warn!(%kind, error = %pileus_kube_ext::chain(error), "watch interrupted");
                 })
                 .ok()
                 .map(wrap)

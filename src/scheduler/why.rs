@@ -13,8 +13,8 @@ use super::place::{Explanation, Placer};
 use super::request::Request;
 use super::resolve::Unresolved;
 use super::state::{State, preemption};
-use crate::api::common::Claim;
-use crate::api::{Flavor, Server};
+use pileus_api::common::Claim;
+use pileus_api::{Flavor, Server};
 
 /// How many smaller flavors are named.
 const FLAVORS: usize = 3;
@@ -306,9 +306,9 @@ impl Placer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::FlavorSpec;
-    use crate::api::server::PlacementWishes;
-    use crate::scheduler::fixtures::{host, now, server, settle, state};
+    use crate::fixtures::{host, now, server, settle, state};
+    use pileus_api::FlavorSpec;
+    use pileus_api::server::PlacementWishes;
 
     fn flavor(name: &str, memory: &str) -> Flavor {
         let spec = FlavorSpec {

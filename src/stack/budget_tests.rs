@@ -8,7 +8,7 @@ use super::super::functions::Known;
 use super::super::render::{self, Input};
 use super::super::tree::{self, Flat};
 use super::super::{expand, yaml};
-use crate::stack::value::{Map, Value, json};
+use crate::value::{Map, Value, json};
 
 fn input(template: &str, files: &[(&str, &str)]) -> Input {
     let files = files.iter();

@@ -12,7 +12,7 @@ use super::parameters::Identity;
 use super::render::{self, Input, Stack, Stop};
 use super::version::Version;
 use super::{Error, Result};
-use crate::stack::value::{List, Map, Text, Value, json};
+use crate::value::{List, Map, Text, Value, json};
 
 /// The stack's id where a case gives none.
 pub const STACK_ID: &str = "11111111-2222-3333-4444-555555555555";
@@ -45,7 +45,7 @@ pub fn render(mut case: Value) -> std::result::Result<Stack, Stop> {
 /// What comes of a case, as JSON.
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
-pub(in crate::stack) fn rendered(case: Value) -> Value {
+pub(crate) fn rendered(case: Value) -> Value {
     let made = match render(case) {
         Ok(stack) => serde_json::to_value(&stack),
         Err(stop) => serde_json::to_value(&stop),

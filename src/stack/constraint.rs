@@ -6,7 +6,7 @@ use super::parameters::{boolean, boolean_like, number};
 use super::patterns::{self, Made};
 use super::version::Version;
 use super::{Error, Result};
-use crate::stack::value::{Map, Text, Value};
+use crate::value::{Map, Text, Value};
 
 /// A rule for a value, with the message its author gave.
 #[derive(Debug, Clone)]

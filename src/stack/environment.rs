@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{Error, Result, kind_of, registry, render, yaml};
-use crate::stack::value::{Map, Value};
+use crate::value::{Map, Value};
 
 /// What one or more environments say together.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -212,7 +212,7 @@ mod tests {
             "parameters: {l: [2]}\nparameter_merge_strategies: {l: merge}",
         ])
         .unwrap();
-        assert_eq!(env.parameters["l"], crate::stack::value::json!([1, 2]));
+        assert_eq!(env.parameters["l"], crate::value::json!([1, 2]));
     }
 
     #[test]

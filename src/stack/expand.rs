@@ -8,7 +8,7 @@ use super::environment::Environment;
 use super::render::{self, Input, Rendered, Stack, Stop};
 use super::template::{MAX_RESOURCES, Source};
 use super::{Error, Result, yaml};
-use crate::stack::value::{Map, Value, json};
+use crate::value::{Map, Value, json};
 
 /// How deep stacks may nest; Heat's `max_nested_stack_depth`.
 pub const MAX_NESTING: usize = 5;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
 
 use super::render::Rendered;
 use super::{Error, Result};
-use crate::stack::value::Value;
+use crate::value::Value;
 
 /// Resources and what each one waits for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 
 use super::render::Stack;
 use super::tree::MASK;
-use crate::stack::value::Value;
+use crate::value::Value;
 
 /// Texts shorter than this are only masked when they are the whole text: as part of others
 /// they are found everywhere.

@@ -16,7 +16,7 @@ use std::collections::BTreeSet;
 
 use super::tree::SEPARATOR;
 use super::{Error, Result};
-use crate::stack::value::{Map, Value};
+use crate::value::{Map, Value};
 
 /// Where a resource can be made to wait; Heat's words.
 pub const HOOKS: [&str; 6] = [
@@ -140,7 +140,7 @@ fn look(entries: &Map, path: &str) -> Result<()> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
 
-    use crate::stack::value::json;
+    use crate::value::json;
 
     use super::*;
 

@@ -7,7 +7,7 @@ use super::functions::{References, Scope};
 use super::render::{self, Rendered};
 use super::template::Template;
 use super::{Error, Result, typed};
-use crate::stack::value::Value;
+use crate::value::Value;
 
 /// What a resource waits for, as its template says.
 #[derive(Default)]
@@ -176,7 +176,7 @@ pub(super) fn unreadable(
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
-    use crate::stack::value::json;
+    use crate::value::json;
 
     use super::*;
 

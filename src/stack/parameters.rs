@@ -6,7 +6,7 @@ use super::constraint::{Constraint, Pattern, Rule, bounds, hot_constraint, lengt
 use super::functions::python;
 use super::version::Version;
 use super::{Error, Result, kind_of};
-use crate::stack::value::{List, Map, Number, Text, Value};
+use crate::value::{List, Map, Number, Text, Value};
 
 /// What a parameter's value may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -409,7 +409,8 @@ pub(super) fn number(text: &str) -> Option<Number> {
 }
 
 /// Heat's strict reading of a boolean.
-pub(crate) fn boolean(value: &Value) -> Option<bool> {
+#[must_use]
+pub fn boolean(value: &Value) -> Option<bool> {
     let text = match value {
         Value::Bool(flag) => return Some(*flag),
         Value::String(text) => text.trim().to_lowercase(),

@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 use super::*;
-use crate::stack::value::json;
+use crate::value::json;
 
 fn hot(schema: &Value) -> Result<Schema> {
     Schema::parse(schema, Version::Rocky)

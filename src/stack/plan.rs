@@ -13,7 +13,7 @@ use super::graph::{Graph, Numbered};
 use super::registry;
 use super::render::{Stack, is_template_name};
 use super::{Error, Result};
-use crate::stack::value::Map;
+use crate::value::Map;
 
 /// How a type takes a change of a property.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::stack::value::{Value, json};
+use crate::value::{Value, json};
 
 type Stack = BTreeMap<String, Resource>;
 

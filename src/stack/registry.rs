@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
 use super::constraint::{Pattern, Rule};
-use crate::stack::value::{Map, Text, Value};
+use crate::value::{Map, Text, Value};
 
 /// What a property's value is made into.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

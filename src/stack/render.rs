@@ -16,7 +16,7 @@ use super::parameters::{Identity, Parameters};
 use super::registry::{self, ResourceType};
 use super::template::{Output, Resource, Source, Template, deletion_policy};
 use super::{Error, Result, typed};
-use crate::stack::value::{Map, Text, Value};
+use crate::value::{Map, Text, Value};
 
 /// Everything a stack is rendered from.
 #[derive(Debug, Clone, Default)]

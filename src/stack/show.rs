@@ -6,7 +6,7 @@ use serde::ser::{Serialize, Serializer};
 
 use super::render::{Rendered, Stack, Stop, is_template_name};
 use super::{Error, Result};
-use crate::stack::value::{Map, Value, json};
+use crate::value::{Map, Value, json};
 
 /// An error as JSON.
 #[must_use]

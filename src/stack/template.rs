@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::functions::python::truthy;
 use super::version::Version;
 use super::{Error, Result, kind_of, yaml};
-use crate::stack::value::{Map, Text, Value};
+use crate::value::{Map, Text, Value};
 
 /// Resources one stack may hold; Heat's `max_resources_per_stack`.
 pub const MAX_RESOURCES: usize = 1000;

@@ -17,7 +17,7 @@ use super::render::{self, Input, Rendered, Stack, Stop};
 use super::rolling::Policy;
 use super::template::MAX_RESOURCES;
 use super::{Error, Result, expand, hide, validate};
-use crate::stack::value::{Map, Text, Value, json};
+use crate::value::{Map, Text, Value, json};
 
 /// Stands between the names in a path; names of resources cannot have it.
 pub const SEPARATOR: char = '/';

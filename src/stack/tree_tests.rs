@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::unnecessary_wraps, reason = "tests")]
 use super::*;
-use crate::stack::environment::Environment;
-use crate::stack::yaml;
+use crate::environment::Environment;
+use crate::yaml;
 
 fn input(template: &str, files: &[(&str, &str)], environment: &str) -> Input {
     Input {

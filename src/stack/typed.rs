@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use super::functions::python::truthy;
 use super::registry::{Kind, Property};
 use super::{Error, Result, kind_of};
-use crate::stack::value::{List, Map, Number, Text, Value};
+use crate::value::{List, Map, Number, Text, Value};
 
 /// The properties as a plugin sees them.
 ///
@@ -294,7 +294,7 @@ pub(super) fn integer(value: &Value) -> Option<Number> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
-    use crate::stack::value::json;
+    use crate::value::json;
 
     use super::super::registry::find;
     use super::*;

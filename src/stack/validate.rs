@@ -5,7 +5,7 @@ use super::render::{self, Input, Rendered, Stack, Stop};
 use super::template::Template;
 use super::{Error, Result, typed};
 use super::{expand, registry};
-use crate::stack::value::{Map, Value, json};
+use crate::value::{Map, Value, json};
 
 /// What `pileus stack validate` prints: the resources of the stack and of those
 /// inside, in an order of creation, or `{"error": …}`.

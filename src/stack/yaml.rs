@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use granit_parser::{ErrorKind, Event, Parser, ScalarStyle, ScanError};
 
 use super::{Error, Result};
-use crate::stack::value::{List, Map, Number, Text, Value};
+use crate::value::{List, Map, Number, Text, Value};
 
 /// Bytes a document may have; Heat's `max_template_size`.
 pub const MAX_BYTES: usize = 524_288;
@@ -319,7 +319,7 @@ fn float(text: &str) -> Option<Number> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
-    use crate::stack::value::json;
+    use crate::value::json;
 
     use super::*;
 

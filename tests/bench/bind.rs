@@ -3,29 +3,26 @@
 //! waiting for one image when it appears. `cargo bench --bench bind [SERVERS HOSTS]`.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a bench")]
 
-#[path = "../support/apiserver.rs"]
-mod apiserver;
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use apiserver::TestServer;
 use futures::{StreamExt, stream};
 use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{Config as WatchConfig, watcher};
 use kube::{Client, ResourceExt};
-use pileus::api::names::{MANAGER_FINALIZER, SCHEDULER};
-use pileus::api::{Host, Image, Server};
-use pileus::kube_ext::{Context, Metrics};
-use pileus::scheduler::{self, Config};
+use pileus_api::names::{MANAGER_FINALIZER, SCHEDULER};
+use pileus_api::{Host, Image, Server};
+use pileus_kube_ext::{Context, Metrics};
+use pileus_scheduler::Config;
+use pileus_tests::apiserver::TestServer;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 /// Requests under way at once, for both.
-const AT_ONCE: usize = scheduler::WRITES;
+const AT_ONCE: usize = pileus_scheduler::WRITES;
 
 async fn all<F: Future<Output = ()>>(work: impl IntoIterator<Item = F>) {
     stream::iter(work)
@@ -169,7 +166,7 @@ async fn scheduled(client: &Client, namespace: &str, servers: usize) -> Duration
     let (ready, is_ready) = tokio::sync::oneshot::channel();
     let config = Config { identity: None };
     let told = || ready.send(()).unwrap();
-    let running = tokio::spawn(scheduler::run(config, context, told, stop.clone()));
+    let running = tokio::spawn(pileus_scheduler::run(config, context, told, stop.clone()));
     is_ready.await.unwrap();
     let start = Instant::now();
     make_image(client, namespace).await;

@@ -13,16 +13,16 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use pileus::api::common::Claim;
-use pileus::scheduler::facts::{
+use pileus_api::common::Claim;
+use pileus_scheduler::facts::{
     Aggregate, Cell, Device, Holding, HostFacts, Inventory, NumaAsk, Profile, Taint, Units,
 };
-use pileus::scheduler::filters;
-use pileus::scheduler::place::Placer;
-use pileus::scheduler::policy::Policy;
-use pileus::scheduler::query::Query;
-use pileus::scheduler::request::{Group, GroupPolicy, Peer, Request, Spread, Toleration, mix};
-use pileus::scheduler::snapshot::Snapshot;
+use pileus_scheduler::filters;
+use pileus_scheduler::place::Placer;
+use pileus_scheduler::policy::Policy;
+use pileus_scheduler::query::Query;
+use pileus_scheduler::request::{Group, GroupPolicy, Peer, Request, Spread, Toleration, mix};
+use pileus_scheduler::snapshot::Snapshot;
 
 /// Counts what is allocated, so that nothing is forgotten or estimated.
 struct Counting;

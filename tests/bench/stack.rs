@@ -8,9 +8,9 @@ use std::fmt::Write as _;
 use std::hint::black_box;
 use std::time::Instant;
 
-use pileus::stack::plan::{self, Existing, Key};
-use pileus::stack::render::{self, Input};
-use pileus::stack::{Error, validate, yaml};
+use pileus_stack::plan::{self, Existing, Key};
+use pileus_stack::render::{self, Input};
+use pileus_stack::{Error, validate, yaml};
 
 /// Resources of the template; every one but the first refers five times.
 const RESOURCES: usize = 1000;

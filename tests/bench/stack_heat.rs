@@ -51,9 +51,9 @@ fn engine(cases: &Path) -> Result<f64, Error> {
     let text = std::fs::read_to_string(cases)?;
     let mut spent = 0.0;
     for line in text.lines() {
-        let case: pileus::stack::value::Value = serde_json::from_str(line)?;
+        let case: pileus_stack::value::Value = serde_json::from_str(line)?;
         let start = Instant::now();
-        let result = std::hint::black_box(pileus::stack::cases::render(case));
+        let result = std::hint::black_box(pileus_stack::cases::render(case));
         spent += start.elapsed().as_secs_f64();
         drop(result);
     }
@@ -102,7 +102,7 @@ impl Drop for Results {
 }
 
 fn main() -> Result<(), Error> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = pileus_tests::program::root();
     let rounds = std::env::args().find_map(|argument| argument.parse().ok());
     let rounds: usize = rounds.unwrap_or(3).max(1);
     let folder = variable("PILEUS_HEAT_CASES").unwrap_or_else(|| root.join("../shared/heat"));
@@ -120,7 +120,7 @@ fn main() -> Result<(), Error> {
     let driver = root.join("tests/bench/heat/render.py");
     let (rendered, theirs) = (Results::of("pileus"), Results::of("heat"));
     let (ours, ()) = best(rounds, || {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_pileus"));
+        let mut command = Command::new(pileus_tests::program::program("pileus"));
         rendered.made_by(command.args(["stack", "render", "--cases"]).arg(&cases))
     })?;
     let (heats, ()) = best(rounds, || {

@@ -6,27 +6,23 @@
 //! 500 resources and 20 s.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a bench")]
 
-#[path = "../support/apiserver.rs"]
-mod apiserver;
-#[path = "../support/counting.rs"]
-mod counting;
-
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use apiserver::{TestServer, create};
-use counting::{Counter, Counts};
 use futures::{StreamExt, stream};
 use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use kube::client::ClientBuilder;
 use kube::{Api, Client, ResourceExt};
-use pileus::api::Stack;
-use pileus::api::names::MANAGER;
-use pileus::controllers::{Config, Manager, key_pair, stack, stores, worker};
-use pileus::kube_ext::{Context, Metrics};
+use pileus_api::Stack;
+use pileus_api::names::MANAGER;
+use pileus_kube_ext::{Context, Metrics};
+use pileus_manager::compute::key_pair;
+use pileus_manager::{Config, Manager, stack, stores, worker};
+use pileus_tests::apiserver::{TestServer, create};
+use pileus_tests::counting::{Counter, Counts};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 

@@ -9,7 +9,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use futures::future::try_join_all;
-use pileus::drivers::hypervisor::ffi::Connect;
+use pileus_libvirt::ffi::Connect;
 
 use support::domains::{Lifecycle, Raw, Template};
 use support::lab::{HOST, Lab, NAMESPACE, PATIENCE, ready, resource};

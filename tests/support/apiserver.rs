@@ -64,7 +64,7 @@ impl TestServer {
     pub async fn start() -> Self {
         let mut server = Self::start_bare().await;
         server.install_crds().await;
-        server.namespace(pileus::api::names::SYSTEM_NAMESPACE).await;
+        server.namespace(pileus_api::names::SYSTEM_NAMESPACE).await;
         server
     }
 
@@ -220,10 +220,10 @@ impl TestServer {
     pub async fn install_crds(&mut self) {
         let api: Api<CustomResourceDefinition> = Api::all(self.client());
         let params = PatchParams::apply("pileus-tests").force();
-        let crds = pileus::api::crd::all();
+        let crds = pileus_api::crd::all();
         for crd in &crds {
             let name = crd.metadata.name.clone().unwrap();
-            let json = pileus::api::crd::to_json(crd, false).unwrap();
+            let json = pileus_api::crd::to_json(crd, false).unwrap();
             if let Err(error) = api.patch(&name, &params, &Patch::Apply(&json)).await {
                 panic!("cannot install the definition {name}: {error}");
             }
@@ -243,8 +243,8 @@ impl TestServer {
         let plural = &crd.spec.names.plural;
         let path = format!(
             "/apis/{}/{}/{plural}?limit=1",
-            pileus::api::GROUP,
-            pileus::api::VERSION
+            pileus_api::GROUP,
+            pileus_api::VERSION
         );
         let request = http_get(&path);
         match self.client().request_text(request).await {

@@ -1,9 +1,9 @@
 //! Cases made by Heat itself, and figures of how many are met.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use pileus::stack::value::Value;
+use pileus_stack::value::Value;
 
 /// What is known to differ, and why.
 pub const DIFFERENCES: &str = include_str!("../heat-differences.md");
@@ -11,7 +11,7 @@ pub const DIFFERENCES: &str = include_str!("../heat-differences.md");
 /// Where the cases are.
 pub fn folder() -> Option<PathBuf> {
     let folder = std::env::var_os("PILEUS_HEAT_CASES").map(PathBuf::from);
-    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/heat");
+    let beside = crate::program::root().join("../shared/heat");
     folder.or_else(|| beside.is_dir().then_some(beside))
 }
 

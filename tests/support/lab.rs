@@ -20,8 +20,8 @@ use std::time::{Duration, Instant};
 
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
 use kube::{Client, ResourceExt};
-use pileus::api::conditions::{self, ConditionType};
-use pileus::api::{Host, IPAllocation, Instance, Port, Server};
+use pileus_api::conditions::{self, ConditionType};
+use pileus_api::{Host, IPAllocation, Instance, Port, Server};
 
 const STATE: &str = "/var/lib/pileus-devstack";
 const NB: &str = "unix:/run/pileus-devstack/ovn/ovnnb_db.sock";
@@ -36,7 +36,7 @@ pub struct Lab {
 }
 
 fn repository() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+    crate::program::root().to_owned()
 }
 
 /// Runs a program and gives what it says; panics with that when it fails.

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use pileus::drivers::ovn::{Northbound, NorthboundDb};
-use pileus::drivers::ovsdb::{Endpoint, Options};
+use pileus_network::northbound::{Northbound, NorthboundDb};
+use pileus_network::ovsdb::{Endpoint, Options};
 
 /// Northbound and Southbound servers with northd; killed when dropped.
 pub struct Ovn {

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Client, ResourceExt};
-use pileus::api::names::{MANAGER_FINALIZER, SCHEDULER};
-use pileus::api::{ConditionType, Host, Image, Server, conditions};
-use pileus::kube_ext::{Context, Metrics};
-use pileus::scheduler::{self, Config};
+use pileus_api::names::{MANAGER_FINALIZER, SCHEDULER};
+use pileus_api::{ConditionType, Host, Image, Server, conditions};
+use pileus_kube_ext::{Context, Metrics};
+use pileus_scheduler::Config;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -46,7 +46,7 @@ pub async fn prepare(server: &TestServer) -> Client {
 /// A scheduler in this process.
 pub struct Running {
     stop: CancellationToken,
-    task: JoinHandle<Result<(), scheduler::Error>>,
+    task: JoinHandle<Result<(), pileus_scheduler::Error>>,
     pub metrics: Metrics,
 }
 
@@ -60,7 +60,7 @@ impl Running {
         let config = Config {
             identity: identity.map(str::to_owned),
         };
-        let task = tokio::spawn(scheduler::run(config, context, || {}, stop.clone()));
+        let task = tokio::spawn(pileus_scheduler::run(config, context, || {}, stop.clone()));
         Self {
             stop,
             task,

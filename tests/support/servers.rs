@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use super::apiserver::{TestServer, create, until};
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use kube::{Client, Resource, ResourceExt};
-use pileus::api::names::{MANAGER, host_namespace, instance_name};
-use pileus::api::{ConditionType, Flavor, Image, Instance, Server, conditions};
-use pileus::controllers::{self, Config};
-use pileus::kube_ext::{Context, Metrics};
-use pileus::telemetry::Readiness;
+use pileus_api::names::{MANAGER, host_namespace, instance_name};
+use pileus_api::{ConditionType, Flavor, Image, Instance, Server, conditions};
+use pileus_kube_ext::telemetry::Readiness;
+use pileus_kube_ext::{Context, Metrics};
+use pileus_manager::Config;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -27,7 +27,7 @@ pub const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIM2K4Z8r073mQpHOADkNI
 pub struct Cloud {
     pub server: TestServer,
     pub stop: CancellationToken,
-    pub manager: JoinHandle<Result<(), controllers::Error>>,
+    pub manager: JoinHandle<Result<(), pileus_manager::Error>>,
 }
 
 impl Cloud {
@@ -145,7 +145,7 @@ pub async fn start_manager(
     server: &TestServer,
 ) -> (
     CancellationToken,
-    JoinHandle<Result<(), controllers::Error>>,
+    JoinHandle<Result<(), pileus_manager::Error>>,
 ) {
     let context = Context::with_client(server.client(), MANAGER, Metrics::default())
         .await
@@ -158,7 +158,7 @@ pub async fn start_manager(
         identity: "test".into(),
     };
     let stop = CancellationToken::new();
-    let running = controllers::run(config, context, Readiness::default(), stop.clone());
+    let running = pileus_manager::run(config, context, Readiness::default(), stop.clone());
     (stop, tokio::spawn(running))
 }
 

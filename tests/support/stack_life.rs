@@ -3,10 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use pileus::stack::expand::Tree;
-use pileus::stack::graph::Graph;
-use pileus::stack::plan::{self, Action, Existing, Key, Plan, Wanted};
-use pileus::stack::value::Value;
+use pileus_stack::expand::Tree;
+use pileus_stack::graph::Graph;
+use pileus_stack::plan::{self, Action, Existing, Key, Plan, Wanted};
+use pileus_stack::value::Value;
 
 /// What was done to a resource that holds no stack of its own.
 #[derive(Debug, Clone)]
@@ -63,7 +63,7 @@ fn planned(
     tree: Option<&Tree>,
     existing: &BTreeMap<Key, Existing>,
     back: bool,
-) -> pileus::stack::Result<Plan> {
+) -> pileus_stack::Result<Plan> {
     let graph = tree.map_or_else(Graph::default, |tree| tree.stack.graph.clone());
     // Attributes are a cloud's, and what a case's says stays the same: only ids change.
     let ids: BTreeMap<&String, _> = wanted

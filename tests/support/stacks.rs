@@ -17,14 +17,14 @@ use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
 use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
 use kube::client::ClientBuilder;
 use kube::{Client, Resource, ResourceExt};
-use pileus::api::names::{MANAGER, STACK_UID_LABEL};
-use pileus::api::stack::StackResource;
-use pileus::api::{
+use pileus_api::names::{MANAGER, STACK_UID_LABEL};
+use pileus_api::stack::StackResource;
+use pileus_api::{
     ConditionType, Flavor, Image, KeyPair, Network, Port, SecurityGroup, SecurityGroupRule, Server,
     ServerGroup, Stack, Subnet, conditions,
 };
-use pileus::controllers::{Config, Manager, stack, stores, worker};
-use pileus::kube_ext::{Context, Metrics};
+use pileus_kube_ext::{Context, Metrics};
+use pileus_manager::{Config, Manager, stack, stores, worker};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -97,7 +97,7 @@ impl Cloud {
         let text = include_str!("../../config/rbac/manager.yaml");
         let client = self.server.client();
         for part in text.split("\n---\n") {
-            let object = pileus::stack::yaml::parse(part).unwrap();
+            let object = pileus_stack::yaml::parse(part).unwrap();
             let object = serde_json::to_value(object).unwrap();
             match object["kind"].as_str() {
                 Some("ClusterRole") => {

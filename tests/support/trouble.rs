@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use kube::ResourceExt;
 use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind};
-use pileus::api::Server;
-use pileus::api::conditions::{self, ConditionType};
+use pileus_api::Server;
+use pileus_api::conditions::{self, ConditionType};
 use serde_json::Value;
 
-use crate::support::lab::{GuestImage, HOST_LABEL, Lab, Project, eventually, in_host};
+use crate::lab::{GuestImage, HOST_LABEL, Lab, Project, eventually, in_host};
 
 /// Others may use the machine as well.
 pub const PATIENCE: Duration = Duration::from_secs(180);

@@ -12,15 +12,15 @@ use super::observe::{LONGEST_PAUSE, Observed, requests};
 use super::plan::{Mark, Step};
 use super::taking::{Taken, is_asked};
 use super::{Download, Error, INLINE_WAIT, marks_of, owner_of};
-use crate::agent::Agent;
-use crate::api::Instance;
-use crate::api::names::{AGENT_FINALIZER, GUEST_DATA_KEY, host_namespace};
-use crate::api::server::{ConfigDrive, Hardware};
-use crate::drivers::hypervisor::{self, Boot, Disk, DomainSpec, Nic, VirtType};
-use crate::drivers::storage::{DirectoryMarks, Progress};
-use crate::guest::{self, GuestData};
-use crate::kube_ext::{ApiError, chain, finalize};
-use crate::model::quantity::GIB;
+use crate::Agent;
+use pileus_api::Instance;
+use pileus_api::names::{AGENT_FINALIZER, GUEST_DATA_KEY, host_namespace};
+use pileus_api::server::{ConfigDrive, Hardware};
+use pileus_guest::GuestData;
+use pileus_hypervisor::{Boot, Disk, DomainSpec, Nic, VirtType};
+use pileus_kube_ext::{ApiError, chain, finalize};
+use pileus_storage::{DirectoryMarks, Progress};
+use pileus_values::quantity::GIB;
 
 /// Command line of a kernel that is booted directly, when the image gives none; Nova's.
 const COMMAND_LINE: &str = "root=/dev/vda console=tty0 console=ttyS0";
@@ -64,7 +64,7 @@ pub async fn act(
         }
         Step::WriteConfigDrive => {
             let data = guest_data(object, agent).await?;
-            let bytes = guest::config_drive(&data).map_err(Error::Guest)?;
+            let bytes = pileus_guest::config_drive(&data).map_err(Error::Guest)?;
             agent.disks.write_config_drive(id, &bytes)?;
         }
         Step::Define => {
@@ -152,7 +152,7 @@ fn directory_marks(own: &Mark, seen: &Observed) -> DirectoryMarks {
 async fn adopt(id: Uuid, own: &Mark, seen: &Observed, agent: &Agent) -> Result<(), Error> {
     if let Some(domain) = &seen.domain {
         // What it has to itself is its own still.
-        let marks = hypervisor::Marks {
+        let marks = pileus_hypervisor::Marks {
             owner: owner_of(own),
             epoch: own.epoch,
             ..domain.marks.clone().unwrap_or_default()
@@ -234,7 +234,11 @@ async fn guest_data(object: &Instance, agent: &Agent) -> Result<GuestData, Error
 
 /// The hardware of a guest: what an earlier boot fixed, else what this host gives.
 #[must_use]
-pub fn hardware(object: &Instance, agent: &Agent, facts: &hypervisor::HostFacts) -> Hardware {
+pub fn hardware(
+    object: &Instance,
+    agent: &Agent,
+    facts: &pileus_hypervisor::HostFacts,
+) -> Hardware {
     let fixed = object.spec.hardware.clone();
     fixed
         .or_else(|| object.status.as_ref()?.hardware.clone())
@@ -256,7 +260,7 @@ fn domain_spec(
     own: &Mark,
     seen: &Observed,
     agent: &Agent,
-    facts: &hypervisor::HostFacts,
+    facts: &pileus_hypervisor::HostFacts,
 ) -> Result<DomainSpec, Error> {
     let spec = &object.spec;
     let hardware = hardware(object, agent, facts);
@@ -299,7 +303,7 @@ fn domain_spec(
     let has_drive = spec.config_drive == ConfigDrive::Enabled && spec.guest_data.is_some();
     Ok(DomainSpec {
         id,
-        marks: hypervisor::Marks {
+        marks: pileus_hypervisor::Marks {
             pinned: taken.pinned,
             devices: taken.devices.iter().copied().collect(),
             ..marks_of(own)

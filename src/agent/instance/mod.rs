@@ -20,9 +20,8 @@ use kube::ResourceExt;
 use uuid::Uuid;
 
 use super::Agent;
-use crate::api::Instance;
-use crate::drivers::{hypervisor, storage};
-use crate::kube_ext::{ApiError, finalize};
+use pileus_api::Instance;
+use pileus_kube_ext::{ApiError, finalize};
 use plan::{Mark, Standing, Step};
 pub use starts::Starts;
 use written::Written;
@@ -50,19 +49,19 @@ pub enum Error {
     },
     /// The hypervisor.
     #[error(transparent)]
-    Hypervisor(#[from] hypervisor::Error),
+    Hypervisor(#[from] pileus_hypervisor::Error),
     /// Images and disks.
     #[error(transparent)]
-    Storage(#[from] storage::Error),
+    Storage(#[from] pileus_storage::Error),
     /// Open vSwitch.
     #[error("Open vSwitch still has ports of the guest")]
-    Ports(#[from] crate::drivers::ovsdb::Error),
+    Ports(#[from] pileus_network::ovsdb::Error),
     /// The API server.
     #[error(transparent)]
     Api(#[from] ApiError),
     /// The guest's data.
     #[error("the guest's data cannot be used")]
-    Guest(#[source] crate::guest::Error),
+    Guest(#[source] pileus_guest::Error),
     /// The Secret with the guest's data.
     #[error("the Secret {0} has no usable guest data; the manager makes it")]
     GuestData(String),
@@ -105,7 +104,7 @@ pub struct Runtime {
     /// Processors of the host that were chosen for it to have to itself.
     pub pinned: BTreeSet<i32>,
     /// The standing last logged and told by an event.
-    pub told: Option<crate::api::Reason>,
+    pub told: Option<pileus_api::Reason>,
     /// What was written last, until the cache has it.
     written: Written,
 }
@@ -114,11 +113,11 @@ pub struct Runtime {
 #[derive(Debug)]
 pub enum Download {
     /// Under way.
-    Running(Arc<storage::Progress>, tokio::task::AbortHandle),
+    Running(Arc<pileus_storage::Progress>, tokio::task::AbortHandle),
     /// Failed.
     Failed {
         /// Why.
-        error: storage::Error,
+        error: pileus_storage::Error,
         /// When to try again.
         again: Instant,
     },
@@ -136,7 +135,7 @@ pub async fn reconcile(
         field: "instanceID",
         why: format!("{e}"),
     })?;
-    if !finalize::has(&**object, crate::api::names::AGENT_FINALIZER)
+    if !finalize::has(&**object, pileus_api::names::AGENT_FINALIZER)
         && finalize::is_deleting(&**object)
     {
         return Ok(None);
@@ -206,17 +205,17 @@ async fn fail(
 }
 
 /// The mark that an Instance puts on what it makes.
-pub(crate) fn marks_of(mark: &Mark) -> hypervisor::Marks {
-    hypervisor::Marks {
+pub(crate) fn marks_of(mark: &Mark) -> pileus_hypervisor::Marks {
+    pileus_hypervisor::Marks {
         owner: owner_of(mark),
         epoch: mark.epoch,
-        ..hypervisor::Marks::default()
+        ..pileus_hypervisor::Marks::default()
     }
 }
 
-pub(crate) fn owner_of(mark: &Mark) -> crate::model::Owner {
-    crate::model::Owner {
-        cluster: crate::model::ClusterId(mark.cluster.clone()),
+pub(crate) fn owner_of(mark: &Mark) -> pileus_values::Owner {
+    pileus_values::Owner {
+        cluster: pileus_values::ClusterId(mark.cluster.clone()),
         kind: "Server".to_owned(),
         namespace: mark.namespace.clone(),
         name: mark.name.clone(),
@@ -224,7 +223,7 @@ pub(crate) fn owner_of(mark: &Mark) -> crate::model::Owner {
     }
 }
 
-pub(crate) fn mark_from(owner: &crate::model::Owner, epoch: i64) -> Mark {
+pub(crate) fn mark_from(owner: &pileus_values::Owner, epoch: i64) -> Mark {
     Mark {
         cluster: owner.cluster.0.clone(),
         namespace: owner.namespace.clone(),

@@ -9,17 +9,17 @@ use uuid::Uuid;
 use super::plan::{DomainState, Mark, Seen, SeenDomain, SeenImage, Shutdown};
 use super::taking::{Taken, choose, is_asked};
 use super::{Download, Error, mark_from};
-use crate::agent::Agent;
-use crate::agent::epochs::Record;
-use crate::agent::room::Candidate;
-use crate::api::common::Claim;
-use crate::api::conditions::{self, ConditionType};
-use crate::api::instance::{ImportedImage, InstanceSource};
-use crate::api::server::{PowerState, RunState};
-use crate::api::{Instance, Reason};
-use crate::drivers::hypervisor::{Domain, State};
-use crate::drivers::storage::{Content, Request, StoredImage};
-use crate::kube_ext::finalize;
+use crate::Agent;
+use crate::epochs::Record;
+use crate::room::Candidate;
+use pileus_api::common::Claim;
+use pileus_api::conditions::{self, ConditionType};
+use pileus_api::instance::{ImportedImage, InstanceSource};
+use pileus_api::server::{PowerState, RunState};
+use pileus_api::{Instance, Reason};
+use pileus_hypervisor::{Domain, State};
+use pileus_kube_ext::finalize;
+use pileus_storage::{Content, Request, StoredImage};
 
 /// A start that lasted this long was a success; what ends later is no crash loop.
 const SETTLED: Duration = Duration::from_secs(60);
@@ -129,7 +129,7 @@ pub async fn observe(object: &Instance, id: Uuid, agent: &Agent) -> Result<Obser
             },
             disk: contents.disk,
             config_drive: contents.config_drive
-                || object.spec.config_drive == crate::api::server::ConfigDrive::Disabled
+                || object.spec.config_drive == pileus_api::server::ConfigDrive::Disabled
                 || object.spec.guest_data.is_none(),
             image: seen_image(imported.as_ref(), runtime.download.as_ref(), now),
             realized: status.and_then(|s| s.realized) == Some(true),

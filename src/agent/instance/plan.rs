@@ -9,8 +9,8 @@
 //! Every pass starts from what is there, so a crash at any point costs nothing but the
 //! step that it interrupted.
 
-use crate::api::instance::{ImportedImage, InstanceSpec, OnDeletion};
-use crate::api::server::{OnGuestShutdown, RunState};
+use pileus_api::instance::{ImportedImage, InstanceSpec, OnDeletion};
+use pileus_api::server::{OnGuestShutdown, RunState};
 
 /// How often a guest that keeps dying is started again before only slow retries are left.
 const QUICK_RESTARTS: u32 = 5;

@@ -12,15 +12,14 @@ use uuid::Uuid;
 use super::observe::Observed;
 use super::plan::{DomainState, Standing};
 use super::{Download, Error, FIRST_QUIET, QUIET};
-use crate::agent::Agent;
-use crate::api::conditions::{self, ConditionType, Observation};
-use crate::api::instance::InstanceStatus;
-use crate::api::names::AGENT;
-use crate::api::server::{Hardware, PowerState, RunState};
-use crate::api::{Instance, Reason};
-use crate::drivers::{hypervisor, storage};
-use crate::kube_ext::report::applied_status;
-use crate::kube_ext::{ApiError, chain};
+use crate::Agent;
+use pileus_api::conditions::{self, ConditionType, Observation};
+use pileus_api::instance::InstanceStatus;
+use pileus_api::names::AGENT;
+use pileus_api::server::{Hardware, PowerState, RunState};
+use pileus_api::{Instance, Reason};
+use pileus_kube_ext::report::applied_status;
+use pileus_kube_ext::{ApiError, chain};
 
 /// Progress is told this often at most.
 const PROGRESS: Duration = Duration::from_secs(5);
@@ -206,8 +205,8 @@ enum DownloadWords {
     },
 }
 
-fn reason_of(error: &storage::Error) -> Reason {
-    use storage::Error as E;
+fn reason_of(error: &pileus_storage::Error) -> Reason {
+    use pileus_storage::Error as E;
     match error {
         E::ForbiddenUrl { .. } => Reason::ForbiddenUrl,
         E::ForbiddenAddress { .. } => Reason::ForbiddenAddress,
@@ -338,9 +337,9 @@ pub async fn report_error(
     error: &Error,
 ) -> Result<(), ApiError> {
     let (ready, reason, stalled) = match error {
-        Error::Hypervisor(hypervisor::Error::Unreachable(_) | hypervisor::Error::Timeout(_)) => {
-            (None, Reason::HypervisorUnavailable, false)
-        }
+        Error::Hypervisor(
+            pileus_hypervisor::Error::Unreachable(_) | pileus_hypervisor::Error::Timeout(_),
+        ) => (None, Reason::HypervisorUnavailable, false),
         Error::Hypervisor(_) | Error::Taken(_) => (Some(false), Reason::HypervisorFailed, false),
         Error::Storage(error) => (Some(false), reason_of(error), error.is_terminal()),
         Error::Guest(_) | Error::Spec { .. } => (Some(false), Reason::InvalidSpec, true),
@@ -360,7 +359,7 @@ pub async fn report_error(
         return Ok(());
     }
     let message = match error {
-        Error::Storage(storage::Error::ImageTooLarge { .. }) => {
+        Error::Storage(pileus_storage::Error::ImageTooLarge { .. }) => {
             format!("image {}: {}", object.spec.image.name, chain(error))
         }
         _ => chain(error),

@@ -13,20 +13,20 @@ use uuid::Uuid;
 
 use super::plan::{Plan, Standing, Step, plan};
 use super::{act, observe};
-use crate::agent::epochs::Epochs;
-use crate::agent::ports::Ports;
-use crate::agent::{Agent, Config};
-use crate::api::Instance;
-use crate::api::image::DiskFormat;
-use crate::api::instance::{InstanceSpec, InstanceStatus, OnDeletion};
-use crate::api::server::{ConfigDrive, OnGuestShutdown, PowerState, RunState};
-use crate::api::topology::{CpuPolicy, GuestNode, GuestTopology};
-use crate::drivers::hypervisor::{Fake, Hypervisor, State, VirtType};
-use crate::drivers::storage::{Disks, FetchPolicy, ImageStore, Progress};
-use crate::kube_ext::backoff::Backoff;
-use crate::kube_ext::events::Events;
-use crate::kube_ext::{Context, Metrics};
-use crate::model::ClusterId;
+use crate::epochs::Epochs;
+use crate::ports::Ports;
+use crate::{Agent, Config};
+use pileus_api::Instance;
+use pileus_api::image::DiskFormat;
+use pileus_api::instance::{InstanceSpec, InstanceStatus, OnDeletion};
+use pileus_api::server::{ConfigDrive, OnGuestShutdown, PowerState, RunState};
+use pileus_api::topology::{CpuPolicy, GuestNode, GuestTopology};
+use pileus_hypervisor::{Fake, Hypervisor, State, VirtType};
+use pileus_kube_ext::backoff::Backoff;
+use pileus_kube_ext::events::Events;
+use pileus_kube_ext::{Context, Metrics};
+use pileus_storage::{Disks, FetchPolicy, ImageStore, Progress};
+use pileus_values::ClusterId;
 
 const ID: Uuid = Uuid::from_u128(7);
 
@@ -277,7 +277,7 @@ async fn a_hypervisor_that_goes_away_is_no_reason_to_touch_anything() {
     assert!(matches!(
         seen.err(),
         Some(super::Error::Hypervisor(
-            crate::drivers::hypervisor::Error::Unreachable(_)
+            pileus_hypervisor::Error::Unreachable(_)
         ))
     ));
     host.fake.set_down(false);

@@ -6,12 +6,12 @@ use uuid::Uuid;
 
 use super::Error;
 use super::observe::others_before;
-use crate::agent::Agent;
-use crate::agent::devices::give;
-use crate::agent::topology::{Held, fit, pinned};
-use crate::api::Instance;
-use crate::api::instance::InstanceSpec;
-use crate::drivers::hypervisor::{PciAddress, Topology};
+use crate::Agent;
+use crate::devices::give;
+use crate::topology::{Held, fit, pinned};
+use pileus_api::Instance;
+use pileus_api::instance::InstanceSpec;
+use pileus_hypervisor::{PciAddress, Topology};
 
 /// What of the host a guest gets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -5,8 +5,8 @@ use proptest::prelude::*;
 use super::plan::{
     DomainState, Mark, Plan, Seen, SeenDomain, SeenImage, Shutdown, Standing, Step, plan,
 };
-use crate::api::instance::{ImportedImage, InstanceSpec, OnDeletion};
-use crate::api::server::{OnGuestShutdown, RunState};
+use pileus_api::instance::{ImportedImage, InstanceSpec, OnDeletion};
+use pileus_api::server::{OnGuestShutdown, RunState};
 
 fn own() -> Mark {
     Mark {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use kube::ResourceExt;
 
-use crate::api::Instance;
+use pileus_api::Instance;
 
 /// The agent's own last write of an Instance. A pass that comes before the watch has told
 /// of it must not begin with the object as it was, or it writes the same again.

@@ -1,7 +1,7 @@
 //! The host has room for another member of the group.
 
 use super::{Ask, Filter, Host, Miss, Scope};
-use crate::scheduler::request::GroupPolicy;
+use crate::request::GroupPolicy;
 
 fn most(ask: &Ask<'_>) -> u32 {
     let group = ask.request.group.as_ref();

@@ -1,7 +1,7 @@
 //! The host can run the image.
 
 use super::{Ask, Filter, Host, Miss, Scope};
-use crate::scheduler::request::Asks;
+use crate::request::Asks;
 
 /// Nova's `ImagePropertiesFilter`: `hw_architecture`, `img_hv_type` and `hw_vm_mode`, also
 /// by Glance's older names.
@@ -81,8 +81,8 @@ impl Filter for ImagePropertiesFilter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scheduler::facts::{HostFacts, Profile};
-    use crate::scheduler::snapshot::Snapshot;
+    use crate::facts::{HostFacts, Profile};
+    use crate::snapshot::Snapshot;
 
     fn check(architecture: &str, virt: &str, name: &str, value: &str) -> bool {
         let mut snapshot = Snapshot::default();

@@ -1,7 +1,7 @@
 //! The host has the other resource classes left.
 
 use super::{Ask, Filter, Host, Miss, Scope};
-use crate::api::common::given_out;
+use pileus_api::common::given_out;
 
 /// How much of `class` one Server that wants `amount` could have.
 fn left(host: Host<'_>, class: &str, amount: i64) -> i64 {

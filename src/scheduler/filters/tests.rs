@@ -1,15 +1,13 @@
 //! What each filter turns away.
 
 use super::*;
-use crate::api::common::Claim;
-use crate::scheduler::facts::{
-    Aggregate, Cell, Device, Holding, HostFacts, NumaAsk, Profile, Shape, Taint,
-};
-use crate::scheduler::numa::fit;
-use crate::scheduler::place::Placer;
-use crate::scheduler::policy::Policy;
-use crate::scheduler::query::Query;
-use crate::scheduler::request::{Group, Peer, Spread};
+use crate::facts::{Aggregate, Cell, Device, Holding, HostFacts, NumaAsk, Profile, Shape, Taint};
+use crate::numa::fit;
+use crate::place::Placer;
+use crate::policy::Policy;
+use crate::query::Query;
+use crate::request::{Group, Peer, Spread};
+use pileus_api::common::Claim;
 
 fn host(name: &str, memory_mib: i64) -> HostFacts {
     HostFacts {

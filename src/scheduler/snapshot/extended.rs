@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::scheduler::facts::Shape;
+use crate::facts::Shape;
 
 /// What is used of a host beside processors, memory and disk; only for hosts where
 /// anything is.

@@ -3,8 +3,8 @@
 use sha2::Digest;
 
 use super::{Extended, NONE, Snapshot, parts};
-use crate::api::common::Claim;
-use crate::scheduler::facts::{Holding, Shape};
+use crate::facts::{Holding, Shape};
+use pileus_api::common::Claim;
 
 /// One line of the ledger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,13 +38,13 @@ impl Snapshot {
     }
 
     /// What a Server that is placed takes.
-    pub(in crate::scheduler) fn shape_of(&self, server: &str) -> Option<&Shape> {
+    pub(crate) fn shape_of(&self, server: &str) -> Option<&Shape> {
         let entry = self.entries.get(&number(server))?;
         self.shapes.get(entry.shape)
     }
 
     /// Slots that hold members of a group or spread set, with how many.
-    pub(in crate::scheduler) fn members(&self, set: &str) -> &[(u32, u32)] {
+    pub(crate) fn members(&self, set: &str) -> &[(u32, u32)] {
         self.names
             .id(&set.to_owned())
             .and_then(|id| self.members.get(&id))
@@ -52,7 +52,7 @@ impl Snapshot {
     }
 
     /// The slot that a Server is on.
-    pub(in crate::scheduler) fn slot_of(&self, server: &str) -> Option<u32> {
+    pub(crate) fn slot_of(&self, server: &str) -> Option<u32> {
         self.entries.get(&number(server)).map(|e| e.host)
     }
 

@@ -30,9 +30,9 @@ use super::facts::{HostFacts, Profile, Shape};
 use super::intern::Interner;
 use super::labels::Labels;
 use super::request::hash;
-use crate::api::common::Claim;
 pub use extended::{Extended, pages};
 use ledger::Entry;
+use pileus_api::common::Claim;
 pub use view::Host;
 
 /// "None" where a number of an interned value stands.

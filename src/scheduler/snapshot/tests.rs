@@ -3,8 +3,8 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::api::common::Ratios;
-use crate::scheduler::facts::Holding;
+use crate::facts::Holding;
+use pileus_api::common::Ratios;
 
 #[derive(Clone, Debug)]
 enum Step {

@@ -1,7 +1,7 @@
 //! A host as filters, weighers and questions see it.
 
 use super::{Extended, Snapshot};
-use crate::scheduler::facts::Profile;
+use crate::facts::Profile;
 
 /// A host as filters see it.
 #[derive(Clone, Copy)]
@@ -23,7 +23,7 @@ impl<'a> Host<'a> {
         self.slot
     }
 
-    pub(in crate::scheduler) fn profile_id(self) -> u32 {
+    pub(crate) fn profile_id(self) -> u32 {
         self.snapshot.columns.profile[self.slot]
     }
 

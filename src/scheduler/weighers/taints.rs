@@ -1,7 +1,7 @@
 //! Prefers hosts without taints that the Server would rather not have.
 
 use super::{Ask, Figures, Weigher};
-use crate::scheduler::filters::tolerates;
+use crate::filters::tolerates;
 
 /// Kubernetes' `TaintToleration`, its score: fewer taints `PreferNoSchedule` that are not
 /// tolerated are better.

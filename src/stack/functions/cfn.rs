@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, HashSet};
 
 use super::{Scope, expect_list, python, strings};
-use crate::stack::value::{List, Map, Value};
-use crate::stack::{Error, Result};
+use crate::value::{List, Map, Value};
+use crate::{Error, Result};
 
 /// `Ref`: a parameter or a resource.
 pub(super) fn reference(scope: &Scope<'_>, argument: &Value) -> Result<Value> {

@@ -1,9 +1,9 @@
 //! Functions over lists and maps.
 
 use super::{Scope, expect_list, python};
-use crate::stack::value::{List, Map, Text, Value};
-use crate::stack::version::Version;
-use crate::stack::{Error, Result, kind_of};
+use crate::value::{List, Map, Text, Value};
+use crate::version::Version;
+use crate::{Error, Result, kind_of};
 
 /// Combinations one `repeat` may make.
 const MAX_REPEAT: usize = 10_000;

@@ -1,8 +1,8 @@
 //! Conditions: `equals`, `not`, `and`, `or`, and names of other conditions.
 
 use super::{Scope, python, references};
-use crate::stack::value::{List, Map, Value};
-use crate::stack::{Error, Result, kind_of};
+use crate::value::{List, Map, Value};
+use crate::{Error, Result, kind_of};
 
 /// Whether `value` holds; `path` holds the conditions being evaluated.
 pub(super) fn holds(scope: &Scope<'_>, value: &Value, path: &mut Vec<String>) -> Result<bool> {

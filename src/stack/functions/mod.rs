@@ -6,7 +6,7 @@ mod conditions;
 pub(super) mod python;
 mod references;
 mod strings;
-pub(in crate::stack) mod url;
+pub(crate) mod url;
 mod yaql;
 
 pub(super) use python::json as python_json;
@@ -20,7 +20,7 @@ use super::files::Files;
 use super::parameters;
 use super::version::Version;
 use super::{Error, Result, kind_of};
-use crate::stack::value::{List, Map, Value};
+use crate::value::{List, Map, Value};
 
 /// What one value costs, whatever is in it.
 const NODE: usize = 64;

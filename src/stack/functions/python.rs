@@ -3,10 +3,10 @@
 
 use std::fmt::Write as _;
 
-use crate::stack::value::{Number, Text, Value};
+use crate::value::{Number, Text, Value};
 
 /// A float as Python writes it: `1e+16`, `1.5e-07`, `2.0`.
-pub(in crate::stack) fn float(value: f64) -> String {
+pub(crate) fn float(value: f64) -> String {
     let shortest = format!("{value:e}");
     let Some((mantissa, exponent)) = shortest.split_once('e') else {
         return shortest;
@@ -25,7 +25,7 @@ pub(in crate::stack) fn float(value: f64) -> String {
 }
 
 /// A number as Python writes it.
-pub(in crate::stack) fn number(number: &Number) -> String {
+pub(crate) fn number(number: &Number) -> String {
     match number.as_f64() {
         Some(value) if number.is_f64() => float(value),
         _ => number.to_string(),
@@ -33,7 +33,7 @@ pub(in crate::stack) fn number(number: &Number) -> String {
 }
 
 /// `str(value)`.
-pub(in crate::stack) fn text(value: &Value) -> Text {
+pub(crate) fn text(value: &Value) -> Text {
     match value {
         Value::String(text) => text.clone(),
         other => repr(other, false).into(),
@@ -41,7 +41,7 @@ pub(in crate::stack) fn text(value: &Value) -> Text {
 }
 
 /// `str(value)` where lists are tuples.
-pub(in crate::stack) fn tuple_text(value: &Value) -> String {
+pub(crate) fn tuple_text(value: &Value) -> String {
     repr(value, true)
 }
 
@@ -98,7 +98,7 @@ fn quoted(text: &str) -> String {
 
 /// JSON as Python writes it, which is what ends up in user data. Maps are in their own order
 /// or, where Heat asks for `sort_keys`, in that of their keys.
-pub(in crate::stack) fn json(value: &Value, sorted: bool) -> String {
+pub(crate) fn json(value: &Value, sorted: bool) -> String {
     match value {
         Value::Array(items) => {
             let items: Vec<_> = items.iter().map(|item| json(item, sorted)).collect();
@@ -136,7 +136,7 @@ fn ascii(text: &str) -> String {
 }
 
 /// Whether a value counts as true: nothing, zero and what is empty do not.
-pub(in crate::stack) fn truthy(value: &Value) -> bool {
+pub(crate) fn truthy(value: &Value) -> bool {
     match value {
         Value::Null => false,
         Value::Bool(flag) => *flag,
@@ -148,7 +148,7 @@ pub(in crate::stack) fn truthy(value: &Value) -> bool {
 }
 
 /// Whether two values are the same: `1`, `1.0` and `true` are.
-pub(in crate::stack) fn equal(a: &Value, b: &Value) -> bool {
+pub(crate) fn equal(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Array(a), Value::Array(b)) => {
             a.len() == b.len() && a.iter().zip(b).all(|(a, b)| equal(a, b))
@@ -172,7 +172,7 @@ fn small(value: &Value) -> Option<f64> {
 }
 
 /// The whole number that a value is for Python, to which `true` is 1.
-pub(in crate::stack) fn whole(value: &Value) -> Option<i128> {
+pub(crate) fn whole(value: &Value) -> Option<i128> {
     match value {
         Value::Bool(flag) => Some(i128::from(*flag)),
         Value::Number(number) => {
@@ -184,12 +184,12 @@ pub(in crate::stack) fn whole(value: &Value) -> Option<i128> {
 
 /// What counts as blank in text, for `strip()`, `split()` and numbers: more than Unicode's
 /// white space.
-pub(in crate::stack) fn is_blank(character: char) -> bool {
+pub(crate) fn is_blank(character: char) -> bool {
     character.is_whitespace() || matches!(character, '\u{1c}'..='\u{1f}')
 }
 
 /// Text that `int()` takes: with blanks around and underscores between digits.
-pub(in crate::stack) fn whole_text(text: &str) -> Option<i64> {
+pub(crate) fn whole_text(text: &str) -> Option<i64> {
     let text = text.trim_matches(is_blank);
     let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
     let between = digits.split('_');
@@ -201,7 +201,7 @@ pub(in crate::stack) fn whole_text(text: &str) -> Option<i64> {
 }
 
 /// `int(value)`: a fraction is cut off.
-pub(in crate::stack) fn int(value: &Value) -> Option<i64> {
+pub(crate) fn int(value: &Value) -> Option<i64> {
     match value {
         Value::Bool(flag) => Some(i64::from(*flag)),
         Value::String(text) => whole_text(text),
@@ -215,7 +215,7 @@ pub(in crate::stack) fn int(value: &Value) -> Option<i64> {
 }
 
 /// What an index leads to in a list of `length`: from the end when it is negative.
-pub(in crate::stack) fn at(index: i64, length: usize) -> Option<usize> {
+pub(crate) fn at(index: i64, length: usize) -> Option<usize> {
     let index = if index < 0 {
         length.checked_sub(usize::try_from(index.unsigned_abs()).ok()?)?
     } else {
@@ -226,7 +226,7 @@ pub(in crate::stack) fn at(index: i64, length: usize) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
-    use crate::stack::value::json;
+    use crate::value::json;
 
     use super::*;
 

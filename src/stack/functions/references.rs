@@ -4,9 +4,9 @@
 use std::collections::BTreeSet;
 
 use super::{Scope, collections, function, url};
-use crate::stack::value::{List, Map, Text, Value};
-use crate::stack::version::Version;
-use crate::stack::{Error, Result};
+use crate::value::{List, Map, Text, Value};
+use crate::version::Version;
+use crate::{Error, Result};
 
 /// What a value names.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

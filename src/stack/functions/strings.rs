@@ -3,8 +3,8 @@
 use sha2::Digest as _;
 
 use super::{Scope, expect_list, python};
-use crate::stack::value::{List, Map, Value};
-use crate::stack::{Error, Result, kind_of};
+use crate::value::{List, Map, Value};
+use crate::{Error, Result, kind_of};
 
 /// `str_replace` and its strict kin: `strict` 1 wants every key to occur, 2
 /// wants every value to be there, too.

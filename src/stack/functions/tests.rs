@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 use super::*;
-use crate::stack::value::json;
+use crate::value::json;
 
 fn evaluate(version: Version, value: &Value) -> Result<Value> {
     let parameters = json!({"env": "prod", "map": {"a": [1, 2]}});
@@ -20,7 +20,7 @@ fn evaluate(version: Version, value: &Value) -> Result<Value> {
         parameters: parameters.as_object().unwrap(),
         resources: &resources,
         existing: None,
-        files: &crate::stack::files::Files::default(),
+        files: &crate::files::Files::default(),
         mappings: &Map::new(),
         conditions: conditions.as_object().unwrap(),
         facade: &Map::new(),
@@ -127,7 +127,7 @@ fn functions_that_double_at_every_level_are_refused() {
 
 /// What a template's text gives, as text: equal maps of another order are other texts.
 fn text_of(template: &str) -> String {
-    let value = crate::stack::yaml::parse(template).unwrap();
+    let value = crate::yaml::parse(template).unwrap();
     evaluate(Version::Rocky, &value).unwrap().to_string()
 }
 
@@ -208,7 +208,7 @@ fn an_attribute_left_out_leaves_the_others_in_order() {
         parameters: &none,
         resources: &resources,
         existing: None,
-        files: &crate::stack::files::Files::default(),
+        files: &crate::files::Files::default(),
         mappings: &none,
         conditions: &none,
         facade: &none,
@@ -319,7 +319,7 @@ fn what_is_left_out_keeps_its_place_among_arguments() {
 #[test]
 fn what_only_a_validation_refuses_can_be_evaluated() {
     let case = |stage: &str, snippet: &Value| {
-        crate::stack::cases::function(
+        crate::cases::function(
             &json!({"version": "2018-08-31", "stage": stage, "snippet": snippet}),
         )
     };
@@ -335,19 +335,14 @@ fn what_only_a_validation_refuses_can_be_evaluated() {
         assert!(case("validate", snippet).get("error").is_some());
     }
     let template = json!({"heat_template_version": "rocky", "outputs": {"o": {"value": removed}}});
-    let input = crate::stack::cases::input(json!({"template": template})).unwrap();
-    assert!(
-        crate::stack::validate::report(&input)
-            .get("error")
-            .is_some()
-    );
+    let input = crate::cases::input(json!({"template": template})).unwrap();
+    assert!(crate::validate::report(&input).get("error").is_some());
 }
 
 #[test]
 fn a_facade_is_named_in_the_words_of_its_language() {
-    let case = |snippet: Value| {
-        crate::stack::cases::function(&json!({"version": "rocky", "snippet": snippet}))
-    };
+    let case =
+        |snippet: Value| crate::cases::function(&json!({"version": "rocky", "snippet": snippet}));
     assert_eq!(
         case(json!({"resource_facade": "deletion_policy"}))["result"],
         "Delete"

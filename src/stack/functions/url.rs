@@ -1,8 +1,8 @@
 //! `make_url`: a URL out of its parts, escaped as each part needs it.
 
 use super::python;
-use crate::stack::value::{Map, Value};
-use crate::stack::{Error, Result, kind_of};
+use crate::value::{Map, Value};
+use crate::{Error, Result, kind_of};
 
 const PARTS: [&str; 8] = [
     "scheme", "username", "password", "host", "port", "path", "query", "fragment",
@@ -149,7 +149,7 @@ fn query_of(query: &Map) -> String {
 }
 
 /// Percent-encoded, but for letters, digits, `-._~` and what is `safe`.
-pub(in crate::stack) fn quote(text: &str, safe: &str) -> String {
+pub(crate) fn quote(text: &str, safe: &str) -> String {
     use std::fmt::Write as _;
     let mut result = String::new();
     for byte in text.bytes() {
@@ -169,7 +169,7 @@ pub(in crate::stack) fn quote(text: &str, safe: &str) -> String {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
-    use crate::stack::value::json;
+    use crate::value::json;
 
     use super::*;
 

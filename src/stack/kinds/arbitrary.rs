@@ -7,10 +7,10 @@ use proptest::strategy::{BoxedStrategy, Union};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use super::*;
-use crate::stack::constraint::Rule;
-use crate::stack::registry::{Kind as Shape, Property};
-use crate::stack::typed;
-use crate::stack::value::Text;
+use crate::constraint::Rule;
+use crate::registry::{Kind as Shape, Property};
+use crate::typed;
+use crate::value::Text;
 
 /// Words that mean something to some mapping, and some that mean nothing to any.
 const WORDS: &[&str] = &[

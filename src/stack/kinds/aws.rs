@@ -5,12 +5,12 @@
 
 use super::nova::{wishes, with_user_data};
 use super::{Find, How, Kind, Makes, Request, neutron, plain, reference, text};
-use crate::api::port::FixedIp;
-use crate::api::security_group::{Direction, EtherType, NamedRule, SecurityRule};
-use crate::api::server::ServerNetwork;
-use crate::api::{NetworkSpec, PortSpec, ServerSpec, SubnetSpec};
-use crate::stack::value::{Map, Value};
-use crate::stack::{Error, Result};
+use crate::value::{Map, Value};
+use crate::{Error, Result};
+use pileus_api::port::FixedIp;
+use pileus_api::security_group::{Direction, EtherType, NamedRule, SecurityRule};
+use pileus_api::server::ServerNetwork;
+use pileus_api::{NetworkSpec, PortSpec, ServerSpec, SubnetSpec};
 
 pub(super) const KINDS: &[Kind] = &[
     Kind {

@@ -1,10 +1,10 @@
 //! What cannot be made, told by name before anything is made.
 
 use super::{Kind, find};
-use crate::stack::expand::{Tree, holds_a_stack};
-use crate::stack::render::Rendered;
-use crate::stack::value::{Map, Value};
-use crate::stack::{Error, Result, registry};
+use crate::expand::{Tree, holds_a_stack};
+use crate::render::Rendered;
+use crate::value::{Map, Value};
+use crate::{Error, Result, registry};
 
 /// Types that hold a stack and can be made; templates used as types are the others.
 const HOLDERS: [&str; 4] = [
@@ -72,7 +72,7 @@ fn one(resource: &Rendered, has_account: bool) -> Result<()> {
     }
     if holds_a_stack(resource) {
         let name = resource.resolved.as_str();
-        if HOLDERS.contains(&name) || crate::stack::render::is_template_name(name) {
+        if HOLDERS.contains(&name) || crate::render::is_template_name(name) {
             return Ok(());
         }
         return Err(not_yet(name));

@@ -1,10 +1,10 @@
 //! `OS::Glance`: Images.
 
 use super::{Find, How, Kind, Makes, Request, as_texts, display_name};
-use crate::api::image::{DiskFormat, Source};
-use crate::api::{ImageSpec, Sharing};
-use crate::stack::value::{Map, Value, json};
-use crate::stack::{Error, Result};
+use crate::value::{Map, Value, json};
+use crate::{Error, Result};
+use pileus_api::image::{DiskFormat, Source};
+use pileus_api::{ImageSpec, Sharing};
 
 pub(super) const KINDS: &[Kind] = &[Kind {
     name: "OS::Glance::WebImage",

@@ -7,8 +7,8 @@ use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest, Sha256};
 
 use super::{How, Kind, Request, Settles, attribute_names, text};
-use crate::stack::value::{Map, Value};
-use crate::stack::{Error, Result};
+use crate::value::{Map, Value};
+use crate::{Error, Result};
 
 macro_rules! values {
     ($name:literal, $map:expr, $takes:expr, $ignores:expr) => {

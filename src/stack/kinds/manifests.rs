@@ -4,11 +4,11 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use super::{How, Request, attribute_names, check, find, known, object_name};
-use crate::stack::functions::Known;
-use crate::stack::render::{Input, Stop};
-use crate::stack::tree::{self, Leaf};
-use crate::stack::value::{Map, Value};
-use crate::stack::{Error, Result, expand};
+use crate::functions::Known;
+use crate::render::{Input, Stop};
+use crate::tree::{self, Leaf};
+use crate::value::{Map, Value};
+use crate::{Error, Result, expand};
 
 /// What random strings of a preview are made from: they are as good as any.
 const SEED: &[u8] = b"preview";
@@ -113,7 +113,7 @@ fn one(
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
-    use crate::stack::yaml;
+    use crate::yaml;
 
     fn of(template: &str) -> std::result::Result<Vec<Value>, Stop> {
         manifests(&Input {
@@ -129,7 +129,7 @@ mod tests {
         assert_eq!(kinds, ["Network", "Server", "Server", "Subnet"]);
         assert_eq!(
             made[1]["spec"]["networks"][0]["network"],
-            crate::stack::value::json!({"name": made[0]["metadata"]["name"]})
+            crate::value::json!({"name": made[0]["metadata"]["name"]})
         );
         assert_eq!(made[3]["spec"]["network"], made[0]["metadata"]["name"]);
     }

@@ -31,15 +31,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use crate::stack::value::{List, Map, Value, json};
+use crate::value::{List, Map, Value, json};
 
 pub use check::is_empty;
 
 use super::functions::python_json;
 use super::plan::Change;
 use super::{Error, Result, registry};
-use crate::api::names::DISPLAY_NAME_ANNOTATION;
-use crate::api::{GROUP, ObjectName, VERSION};
+use pileus_api::names::DISPLAY_NAME_ANNOTATION;
+use pileus_api::{GROUP, ObjectName, VERSION};
 
 /// Longest name of an object that is made: names of guests and labels take no more.
 const LONGEST_NAME: usize = 63;

@@ -3,15 +3,15 @@
 use std::collections::BTreeSet;
 
 use super::{Find, How, Kind, Makes, Request, display_name, reference, text};
-use crate::api::network::PortSecurity;
-use crate::api::port::{AddressPair, FixedIp};
-use crate::api::security_group::{Direction, EtherType, NamedRule, SecurityRule};
-use crate::api::subnet::{AllocationPool, Dhcp, HostRoute};
-use crate::api::{
+use crate::value::{Map, Value, json};
+use crate::{Error, Result};
+use pileus_api::network::PortSecurity;
+use pileus_api::port::{AddressPair, FixedIp};
+use pileus_api::security_group::{Direction, EtherType, NamedRule, SecurityRule};
+use pileus_api::subnet::{AllocationPool, Dhcp, HostRoute};
+use pileus_api::{
     NetworkSpec, PortSpec, SecurityGroupRuleSpec, SecurityGroupSpec, Sharing, SubnetSpec,
 };
-use crate::stack::value::{Map, Value, json};
-use crate::stack::{Error, Result};
 
 pub(super) const KINDS: &[Kind] = &[
     Kind {

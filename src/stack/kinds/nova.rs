@@ -6,12 +6,12 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 use super::{Find, How, Kind, Makes, Request, as_texts, display_name, plain, reference, text};
-use crate::api::names::host_name;
-use crate::api::server::{ConfigDrive, PlacementWishes, RunState, ServerNetwork};
-use crate::api::server_group::GroupPolicy;
-use crate::api::{FlavorSpec, KeyPairSpec, SecretKey, ServerGroupSpec, ServerSpec, Sharing};
-use crate::stack::value::{List, Map, Value, json};
-use crate::stack::{Error, Result};
+use crate::value::{List, Map, Value, json};
+use crate::{Error, Result};
+use pileus_api::names::host_name;
+use pileus_api::server::{ConfigDrive, PlacementWishes, RunState, ServerNetwork};
+use pileus_api::server_group::GroupPolicy;
+use pileus_api::{FlavorSpec, KeyPairSpec, SecretKey, ServerGroupSpec, ServerSpec, Sharing};
 
 /// Key of the user data in the Secret that is made for it.
 const USER_DATA_KEY: &str = "userData";

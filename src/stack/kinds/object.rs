@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use super::{Find, How, Kind, Makes, Request};
-use crate::stack::value::{Map, Value};
-use crate::stack::{Error, Result};
+use crate::value::{Map, Value};
+use crate::{Error, Result};
 
 /// The type's name.
 pub const NAME: &str = "Kubernetes::Object";

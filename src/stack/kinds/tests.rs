@@ -1,11 +1,11 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 use super::*;
-use crate::api::server_group::GroupPolicy;
-use crate::api::{
+use crate::typed;
+use pileus_api::server_group::GroupPolicy;
+use pileus_api::{
     FlavorSpec, ImageSpec, KeyPairSpec, NetworkSpec, PortSpec, SecurityGroupRuleSpec,
     SecurityGroupSpec, ServerGroupSpec, ServerSpec, SubnetSpec, validation,
 };
-use crate::stack::typed;
 
 /// Maps a resource after its type's schema, as the controller does.
 fn made(kind: &str, properties: &Value) -> Result<Makes> {

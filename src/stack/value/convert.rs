@@ -9,12 +9,12 @@ use serde_json::Number;
 use super::{List, Map, Text, Value};
 
 /// A value written as JSON is, with values in it: `json!({"a": [1, other]})`.
+#[macro_export]
 macro_rules! json {
     ($($json:tt)+) => {
-        $crate::stack::value::Value::from(serde_json::json!($($json)+))
+        $crate::value::Value::from($crate::value::serde_json::json!($($json)+))
     };
 }
-pub(crate) use json;
 
 impl From<serde_json::Value> for Value {
     fn from(value: serde_json::Value) -> Self {

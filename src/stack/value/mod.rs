@@ -8,8 +8,10 @@ mod map;
 use std::fmt;
 use std::ops::{Index, IndexMut};
 
-pub(crate) use convert::json;
+pub use crate::json;
 pub use map::Map;
+#[doc(hidden)]
+pub use serde_json;
 pub use serde_json::Number;
 
 /// A text; short ones need no room of their own.

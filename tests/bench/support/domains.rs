@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use pileus::drivers::hypervisor::ffi::{self, Connect};
+use pileus_libvirt::ffi::{self, Connect};
 use uuid::Uuid;
 
 use super::Result;

@@ -8,9 +8,9 @@ use super::parse::{Ast, Call};
 use super::regexes;
 use super::signatures::{Shape, shape_of};
 use super::unique::Unique;
-use crate::stack::budget::Budget;
-use crate::stack::value::{Map, Number, Value};
-use crate::stack::{Error, Result, kind_of};
+use crate::budget::Budget;
+use crate::value::{Map, Number, Value};
+use crate::{Error, Result, kind_of};
 
 /// Values an expression may touch.
 const BUDGET: usize = 2_000_000;
@@ -407,7 +407,7 @@ fn index(value: &Value, indexes: &[Value]) -> Result<Value> {
 }
 
 /// Python's idea of true.
-pub(super) use crate::stack::functions::python::truthy;
+pub(super) use crate::functions::python::truthy;
 
 /// A map's key; JSON has only text.
 pub(super) fn key_text(value: &Value) -> Result<String> {
@@ -419,7 +419,7 @@ pub(super) fn key_text(value: &Value) -> Result<String> {
 }
 
 /// Whether two values are the same, as Python sees them.
-pub(super) use crate::stack::functions::python::equal;
+pub(super) use crate::functions::python::equal;
 
 /// The order of two values: numbers, or texts; nothing is less than anything.
 pub(super) fn compare(left: &Value, right: &Value) -> Result<std::cmp::Ordering> {

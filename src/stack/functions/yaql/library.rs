@@ -7,8 +7,8 @@ use super::parse::{Ast, Call};
 use super::signatures::{self, Shape, lacking};
 use super::unique::Unique;
 use super::{merge, regexes, sequences, texts};
-use crate::stack::value::{Map, Value};
-use crate::stack::{Error, Result};
+use crate::value::{Map, Value};
+use crate::{Error, Result};
 
 /// Items a function may make out of nothing.
 const MAX_ITEMS: usize = 10_000;

@@ -4,8 +4,8 @@ use super::eval::{Env, wrong};
 use super::library::lambda;
 use super::parse::{Ast, Call};
 use super::sequences;
-use crate::stack::value::{Map, Value};
-use crate::stack::{Error, Result};
+use crate::value::{Map, Value};
+use crate::{Error, Result};
 
 /// How two maps become one.
 struct Merge<'a> {

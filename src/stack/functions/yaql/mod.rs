@@ -13,9 +13,9 @@ mod signatures;
 mod texts;
 mod unique;
 
-use crate::stack::budget::Budget;
-use crate::stack::value::{Map, Value};
-use crate::stack::{Error, Result};
+use crate::budget::Budget;
+use crate::value::{Map, Value};
+use crate::{Error, Result};
 
 /// `yaql`: evaluates `expression` over `data`.
 pub(super) fn call(argument: &Value, budget: &Budget) -> Result<Value> {

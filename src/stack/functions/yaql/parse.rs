@@ -1,7 +1,7 @@
 //! Expressions into trees.
 
-use crate::stack::value::Value;
-use crate::stack::{Error, Result};
+use crate::value::Value;
+use crate::{Error, Result};
 
 /// How deep an expression may nest.
 const MAX_DEPTH: usize = 60;

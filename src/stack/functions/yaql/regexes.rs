@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::eval::wrong;
-use crate::stack::patterns::{self, Made};
-use crate::stack::value::{Value, json};
-use crate::stack::{Error, Result};
+use crate::patterns::{self, Made};
+use crate::value::{Value, json};
+use crate::{Error, Result};
 
 /// How a compiled pattern travels among values; no template writes this key.
 const MARK: &str = "\u{0}regex";

@@ -2,8 +2,8 @@
 
 use super::eval::{compare, equal, key_text, operate, wrong};
 use super::unique::Unique;
-use crate::stack::value::{List, Map, Value};
-use crate::stack::{Error, Result};
+use crate::value::{List, Map, Value};
+use crate::{Error, Result};
 
 /// The items that `value` is walked by; a map is not walked.
 pub(super) fn items(value: &Value) -> Result<Vec<Value>> {

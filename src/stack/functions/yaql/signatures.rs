@@ -6,8 +6,8 @@ use std::sync::OnceLock;
 
 use super::parse::{Ast, Call};
 use super::regexes;
-use crate::stack::value::Value;
-use crate::stack::{Error, Result};
+use crate::value::Value;
+use crate::{Error, Result};
 
 /// How a list came about, which decides what can be done with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
-use crate::stack::Result;
-use crate::stack::budget::Budget;
-use crate::stack::value::{Value, json};
+use crate::Result;
+use crate::budget::Budget;
+use crate::value::{Value, json};
 
 fn evaluate(expression: &str, data: Value) -> Result<Value> {
     super::evaluate(expression, data, &Budget::default())

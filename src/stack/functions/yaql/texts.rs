@@ -2,9 +2,9 @@
 
 use super::eval::{compare, operate, wrong};
 use super::regexes;
-use crate::stack::functions::python;
-use crate::stack::value::{Number, Value};
-use crate::stack::{Error, Result};
+use crate::functions::python;
+use crate::value::{Number, Value};
+use crate::{Error, Result};
 
 /// `str()`.
 pub(super) fn str_of(value: &Value) -> String {

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 
 use super::eval::equal;
-use crate::stack::functions::python::whole;
-use crate::stack::value::Value;
+use crate::functions::python::whole;
+use crate::value::Value;
 
 /// Values, each once. To find one costs what the value costs, however many there are: with every
 /// value compared with every other a line of a template would take hours.
@@ -79,7 +79,7 @@ fn fraction(hasher: &RandomState, number: f64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stack::value::json;
+    use crate::value::json;
 
     #[test]
     fn what_is_equal_is_there_once() {

@@ -1,0 +1,111 @@
+//! The program of the agent: arguments, and the role.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+use ipnet::IpNet;
+
+use pileus_agent::Config;
+use pileus_api::names;
+use pileus_hypervisor::VirtType;
+use pileus_kube_ext::role;
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Virt {
+    /// By the processor.
+    Kvm,
+    /// Emulated: slow.
+    Qemu,
+}
+
+/// Makes the Instances of one host real.
+#[derive(Parser)]
+#[command(name = "pileus-agent", version)]
+struct Arguments {
+    #[command(flatten)]
+    role: role::Arguments,
+    /// Name of the Host.
+    #[arg(long, env = "PILEUS_HOST_NAME")]
+    host_name: String,
+    /// Directory for images, disks and records.
+    #[arg(long, env = "PILEUS_STATE_DIR", default_value = "/var/lib/pileus")]
+    state_dir: PathBuf,
+    /// Where libvirt is.
+    #[arg(long, env = "PILEUS_LIBVIRT_URI", default_value = "qemu:///system")]
+    libvirt_uri: String,
+    /// How guests are run. Emulation is never chosen by itself.
+    #[arg(long, env = "PILEUS_VIRT_TYPE", value_enum, default_value = "kvm")]
+    virt_type: Virt,
+    /// Processor model of new guests, by libvirt's name; every host of a zone must have it.
+    #[arg(long, env = "PILEUS_CPU_MODEL", default_value = "Nehalem")]
+    cpu_model: String,
+    /// Directory that images may come from by file://; none when absent.
+    #[arg(long, env = "PILEUS_IMAGE_FILE_DIR")]
+    image_file_dir: Option<PathBuf>,
+    /// Networks that images may come from although they are not public, such as 10.1.0.0/16.
+    #[arg(long, env = "PILEUS_ALLOW_FETCH", value_delimiter = ',')]
+    allow_fetch: Vec<IpNet>,
+    /// File with the host's boot id.
+    #[arg(
+        long,
+        env = "PILEUS_BOOT_ID_FILE",
+        default_value = "/proc/sys/kernel/random/boot_id"
+    )]
+    boot_id_file: PathBuf,
+    /// The host's Open vSwitch.
+    #[arg(
+        long,
+        env = "PILEUS_OVS_DB",
+        default_value = "unix:/run/openvswitch/db.sock"
+    )]
+    ovs_db: String,
+    /// Runtime directory of the host's OVN, with ovn-controller's control socket.
+    #[arg(long, env = "PILEUS_OVN_RUN_DIR", default_value = "/run/ovn")]
+    ovn_run_dir: PathBuf,
+    /// Memory kept back for the host when it registers, in MiB.
+    #[arg(long, env = "PILEUS_RESERVED_MEMORY_MIB", default_value_t = 2048)]
+    reserved_memory_mib: i64,
+    /// Disk kept back for the host when it registers, in GiB.
+    #[arg(long, env = "PILEUS_RESERVED_DISK_GIB", default_value_t = 10)]
+    reserved_disk_gib: i64,
+    /// How long an image that nothing uses is kept, in seconds.
+    #[arg(long, env = "PILEUS_IMAGE_GRACE_SECONDS", default_value_t = 86_400)]
+    image_grace_seconds: u64,
+    /// How long a guest waits for its ports' flows before that is told, in seconds.
+    #[arg(long, env = "PILEUS_PORT_PATIENCE_SECONDS", default_value_t = 30)]
+    port_patience_seconds: u64,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let role_arguments = arguments.role.clone();
+    let config = config(arguments);
+    let result = role::block_on(role::run(&role_arguments, names::AGENT, |role| {
+        pileus_agent::run(config, role.context, role.ready, role.stop)
+    }));
+    role::exit_code("pileus-agent", result)
+}
+
+fn config(arguments: Arguments) -> Config {
+    Config {
+        host: arguments.host_name,
+        state_dir: arguments.state_dir,
+        libvirt_uri: arguments.libvirt_uri,
+        virt_type: match arguments.virt_type {
+            Virt::Kvm => VirtType::Kvm,
+            Virt::Qemu => VirtType::Qemu,
+        },
+        cpu_model: arguments.cpu_model,
+        image_file_dir: arguments.image_file_dir,
+        allow_fetch: arguments.allow_fetch,
+        boot_id_file: arguments.boot_id_file,
+        ovs_db: arguments.ovs_db,
+        ovn_run_dir: arguments.ovn_run_dir,
+        reserved_memory_mib: arguments.reserved_memory_mib,
+        reserved_disk_gib: arguments.reserved_disk_gib,
+        image_grace: Duration::from_secs(arguments.image_grace_seconds),
+        port_patience: Duration::from_secs(arguments.port_patience_seconds),
+    }
+}

@@ -1,0 +1,131 @@
+//! Reconciles Hosts: makes their namespace, and tells by their heartbeat whether they are
+//! there. Nothing else follows from a lost heartbeat: a VM behind it may still run.
+
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use k8s_openapi::jiff::Timestamp;
+use kube::{Api, ResourceExt};
+use serde_json::json;
+
+use crate::{Manager, Outcome, Stores, ensure_namespace};
+use pileus_api::conditions::{self, ConditionType, Observation};
+use pileus_api::names::{MANAGER, host_namespace};
+use pileus_api::{Host, Reason, validation};
+use pileus_kube_ext::lease::{HEARTBEAT, HEARTBEAT_SECONDS};
+use pileus_kube_ext::report::apply_status;
+
+/// The last heartbeat of each host, and when it was seen *here*: clocks of two machines
+/// are never compared.
+static SEEN: LazyLock<Mutex<HashMap<String, (String, Instant)>>> = LazyLock::new(Mutex::default);
+
+/// One pass.
+///
+/// # Errors
+/// When the API server refused or did not answer.
+pub async fn reconcile(host: Arc<Host>, manager: Arc<Manager>) -> Outcome {
+    let name = host.name_any();
+    let namespace = host_namespace(&name);
+    let lease = Stores::find(&manager.stores.leases, &namespace, HEARTBEAT);
+    if lease.is_none() {
+        ensure_namespace(&manager.context.client, &namespace).await?;
+    }
+    let lasts = Duration::from_secs(HEARTBEAT_SECONDS.unsigned_abs().into());
+    let beat = lease.and_then(|l| l.resource_version());
+    let left = beat.as_ref().and_then(|beat| {
+        let mut seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner);
+        let (last, at) = seen
+            .entry(name.clone())
+            .or_insert_with(|| (beat.clone(), Instant::now()));
+        if last != beat {
+            *last = beat.clone();
+            *at = Instant::now();
+        }
+        lasts
+            .checked_sub(at.elapsed())
+            .filter(|left| !left.is_zero())
+    });
+    let said = host
+        .status
+        .as_ref()
+        .map(|s| s.conditions.as_slice())
+        .unwrap_or_default();
+    let mut ready = ready(&name, beat.is_some(), left.is_some(), said);
+    // Old API servers do not hold to the rules of the definition. A host that is silent is
+    // worse than one that is set up wrongly, and nothing may hide that.
+    if ready.status == Some(true)
+        && let Err(message) = validation::host(&host.spec)
+    {
+        ready = Observation::no(ConditionType::Ready, Reason::InvalidSpec, message);
+    }
+    let status = json!({
+        "conditions": conditions::merge(said, [ready.clone()], host.metadata.generation, Timestamp::now()),
+    });
+    let api: Api<Host> = Api::all(manager.context.client.clone());
+    if apply_status(&api, MANAGER, &*host, &status).await? {
+        manager.context.metrics.status_written("host");
+        if ready.status == Some(true) {
+            manager
+                .context
+                .events
+                .normal(&*host, ready.reason, "Watch", ready.message);
+        } else {
+            manager
+                .context
+                .events
+                .warning(&*host, ready.reason, "Watch", ready.message);
+        }
+    }
+    // Just after the heartbeat would be lost; a new one wakes us before.
+    Ok(left.map(|left| left + Duration::from_millis(500)))
+}
+
+/// A Host is ready when it is heard from and can take Servers.
+fn ready(
+    name: &str,
+    heard_ever: bool,
+    heard: bool,
+    said: &[k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition],
+) -> Observation {
+    use ConditionType::Ready;
+    if !heard_ever {
+        return Observation::unknown(
+            Ready,
+            Reason::Pending,
+            "its agent has not been heard from yet",
+        );
+    }
+    if !heard {
+        return Observation::unknown(
+            Ready,
+            Reason::HeartbeatLost,
+            format!("the agent of {name} has not been heard from for {HEARTBEAT_SECONDS} s"),
+        );
+    }
+    for needed in [
+        ConditionType::HypervisorAvailable,
+        ConditionType::NetworkAvailable,
+        ConditionType::DiskAvailable,
+    ] {
+        match conditions::find(said, needed) {
+            Some(c) if c.status == "True" => {}
+            Some(c) => {
+                let reason = Reason::parse(&c.reason).unwrap_or(Reason::Retrying);
+                return Observation::no(Ready, reason, c.message.clone());
+            }
+            None => {
+                return Observation::unknown(
+                    Ready,
+                    Reason::Pending,
+                    "its agent has not told its state yet",
+                );
+            }
+        }
+    }
+    Observation::yes(
+        Ready,
+        Reason::Heartbeat,
+        "its agent answers and can run Servers",
+    )
+}

@@ -1,0 +1,148 @@
+//! What a built Server follows of its changed spec, and what it says of the rest.
+
+use kube::ResourceExt;
+
+use super::super::guest;
+use super::build::{BUILT_FROM, is_preempted};
+use super::ports::port;
+use super::{NicSeen, Seen};
+use pileus_api::common::Claim;
+use pileus_api::instance::OnDeletion;
+use pileus_api::port::PortSpec;
+use pileus_api::{Instance, Server, validation};
+use pileus_kube_ext::finalize;
+
+/// The Instance as it should be now, when that is not as it is: only what can be changed
+/// in place, and digests that have become known.
+pub(super) fn changed_instance(
+    server: &Server,
+    seen: &Seen,
+    instance: &Instance,
+) -> Option<Instance> {
+    if finalize::is_deleting(instance) {
+        return None;
+    }
+    let mut wanted = instance.clone();
+    let spec = &mut wanted.spec;
+    spec.run_state = server.spec.run_state;
+    spec.preempted = is_preempted(server);
+    spec.on_guest_shutdown = server.spec.on_guest_shutdown;
+    spec.shutdown_timeout_seconds = server.spec.shutdown_timeout_seconds;
+    // It stays, also if it was to go as refused and its host took it on after all.
+    spec.on_deletion = OnDeletion::Release;
+    let imported = instance.status.as_ref().and_then(|s| s.image.as_ref());
+    if spec.image.disk.digest.is_none() {
+        let of_image = seen
+            .image
+            .as_ref()
+            .filter(|i| i.uid().as_ref() == Some(&spec.image.uid));
+        spec.image.disk.digest = of_image
+            .and_then(|i| i.status.as_ref())
+            .and_then(|s| s.digest.clone());
+    }
+    if let (Some(kernel), Some(imported)) = (&mut spec.image.kernel, imported)
+        && kernel.digest.is_none()
+    {
+        kernel.digest.clone_from(&imported.kernel_digest);
+    }
+    if let (Some(initrd), Some(imported)) = (&mut spec.image.initrd, imported)
+        && initrd.digest.is_none()
+    {
+        initrd.digest.clone_from(&imported.initrd_digest);
+    }
+    (wanted.spec != instance.spec).then_some(wanted)
+}
+
+/// What the spec says and the running guest does not have.
+pub(super) fn outdated(
+    server: &Server,
+    seen: &Seen,
+    instance: &Instance,
+    claim: Option<&Claim>,
+) -> Vec<String> {
+    let mut found = Vec::new();
+    let built = &instance.spec;
+    if let Err(message) = validation::server(&server.spec) {
+        found.push(format!("the spec is not valid ({message})"));
+    }
+    if let Some(claim) = claim
+        && *claim != built.claim
+    {
+        found.push(format!(
+            "size ({} vCPUs, {} MiB, {} GiB asked for; {} vCPUs, {} MiB, {} GiB built)",
+            claim.vcpus,
+            claim.memory_mib,
+            claim.disk_gib,
+            built.claim.vcpus,
+            built.claim.memory_mib,
+            built.claim.disk_gib
+        ));
+    }
+    let namespace = server.namespace().unwrap_or_default();
+    let image = &server.spec.image;
+    let image = format!(
+        "{}/{}",
+        image.namespace.as_ref().unwrap_or(&namespace),
+        image.name
+    );
+    if image != built.image.name {
+        found.push(format!(
+            "image ({image} asked for, {} built)",
+            built.image.name
+        ));
+    }
+    let pairs = |nics: &[(&String, &String)]| {
+        let words: Vec<_> = nics
+            .iter()
+            .map(|(n, p)| format!("{n} on Port {p}"))
+            .collect();
+        if words.is_empty() {
+            "none".to_owned()
+        } else {
+            words.join(", ")
+        }
+    };
+    let wanted: Vec<_> = seen.nics.iter().map(|n| (&n.name, &n.port_name)).collect();
+    let have: Vec<_> = built.nics.iter().map(|n| (&n.name, &n.port)).collect();
+    if wanted != have {
+        found.push(format!(
+            "networks ({} asked for; {} built)",
+            pairs(&wanted),
+            pairs(&have)
+        ));
+    }
+    found.extend(seen.nics.iter().filter_map(|nic| moved(server, nic)));
+    let (drive, has) = (server.spec.config_drive, built.config_drive);
+    if drive != has {
+        found.push(format!("configDrive ({drive:?} asked for, {has:?} built)"));
+    }
+    // A record that is not there or cannot be read says nothing.
+    if let Some(record) = instance.annotations().get(BUILT_FROM)
+        && let Ok(record) = serde_json::from_str::<guest::BuiltFrom>(record)
+    {
+        found.extend(record.changes(&guest::BuiltFrom::of(server)));
+    }
+    found
+}
+
+/// How an inline network asks for something else than the Port that was made for it has.
+fn moved(server: &Server, nic: &NicSeen) -> Option<String> {
+    let made = nic.port.as_ref().filter(|_| nic.made)?;
+    let wanted = port(server, nic).spec;
+    let words = |spec: &PortSpec| {
+        let ips = spec.fixed_ips.iter().filter_map(|ip| ip.address.as_deref());
+        let network = &spec.network;
+        let namespace = network
+            .namespace
+            .as_deref()
+            .or(made.metadata.namespace.as_deref());
+        let at = format!("{}/{}", namespace.unwrap_or_default(), network.name);
+        [at.as_str()]
+            .into_iter()
+            .chain(ips)
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+    let (asked, has) = (words(&wanted), words(&made.spec));
+    (asked != has).then(|| format!("networks[{}] ({asked} asked for, {has} built)", nic.name))
+}

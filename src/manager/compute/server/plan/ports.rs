@@ -1,0 +1,91 @@
+//! The Ports that are made for a Server.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::{Resource, ResourceExt};
+
+use super::NicSeen;
+use pileus_api::conditions::{self, ConditionType};
+use pileus_api::names::{MANAGER_FINALIZER, SERVER_UID_LABEL};
+use pileus_api::port::{FixedIp, PortSpec};
+use pileus_api::{ObjectName, Port, Server};
+use pileus_kube_ext::finalize;
+
+pub(super) fn is_owned_by(port: &Port, server: &Server) -> bool {
+    port.owner_references()
+        .iter()
+        .any(|o| Some(&o.uid) == server.uid().as_ref())
+}
+
+/// Whether a made Port could not be given what it asks for, and the Server, which was never
+/// built, asks for something else by now.
+pub(super) fn is_to_be_made_anew(server: &Server, nic: &NicSeen) -> bool {
+    let Some(made) = nic.port.as_ref().filter(|_| nic.made) else {
+        return false;
+    };
+    let was_built = server.status.as_ref().is_some_and(|s| s.instance.is_some());
+    if was_built || is_port_ready(nic) || finalize::is_deleting(made) || !is_owned_by(made, server)
+    {
+        return false;
+    }
+    let (has, wanted) = (&made.spec, port(server, nic).spec);
+    (&has.network, &has.fixed_ips, &has.security_groups)
+        != (&wanted.network, &wanted.fixed_ips, &wanted.security_groups)
+}
+
+pub(super) fn is_port_ready(nic: &NicSeen) -> bool {
+    let Some(status) = nic.port.as_ref().and_then(|p| p.status.as_ref()) else {
+        return false;
+    };
+    conditions::is_true(&status.conditions, ConditionType::Ready)
+        && status.port_id.is_some()
+        && status.mac_address.is_some()
+        && nic
+            .network
+            .as_ref()
+            .and_then(|n| n.status.as_ref())
+            .is_some_and(|s| s.mtu.is_some())
+}
+
+/// The Port for an inline network.
+pub(super) fn port(server: &Server, nic: &NicSeen) -> Port {
+    let wanted = server.spec.networks.iter().find(|n| n.name == nic.name);
+    let network = wanted.and_then(|n| n.network.clone()).unwrap_or_default();
+    let fixed = wanted.and_then(|n| n.fixed_ip.clone());
+    let mut port = Port::new(
+        &nic.port_name,
+        PortSpec {
+            network: ObjectName {
+                name: network.name,
+                namespace: network.namespace,
+            },
+            fixed_ips: fixed
+                .map(|address| FixedIp {
+                    name: "fixed".into(),
+                    subnet: None,
+                    address: Some(address),
+                })
+                .into_iter()
+                .collect(),
+            security_groups: wanted.and_then(|n| n.security_groups.clone()),
+            ..PortSpec::default()
+        },
+    );
+    port.metadata.namespace = server.namespace();
+    port.metadata.finalizers = Some(vec![MANAGER_FINALIZER.to_owned()]);
+    port.metadata.labels = Some(
+        [(
+            SERVER_UID_LABEL.to_owned(),
+            server.uid().unwrap_or_default(),
+        )]
+        .into(),
+    );
+    port.metadata.owner_references = server.controller_owner_ref(&()).map(|owner| {
+        // The Server's own finalizer deletes its Ports in order; the garbage collector
+        // need not hold the Server back for them.
+        vec![OwnerReference {
+            block_owner_deletion: None,
+            ..owner
+        }]
+    });
+    port
+}

@@ -1,0 +1,205 @@
+//! The manager: reconciles every kind, one directory each.
+//!
+//! One watch for each kind feeds a store that all controllers read, and wakes the
+//! controllers that the change concerns ([`stores`]); each controller works on its own
+//! kind, one object at a time for each key.
+
+pub mod compute;
+pub mod image;
+pub mod loss;
+pub mod network;
+pub mod stack;
+pub mod stores;
+pub mod worker;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Namespace;
+use kube::api::{ObjectMeta, PostParams};
+use kube::{Api, Client};
+use tokio_util::sync::CancellationToken;
+
+use pileus_api::names::SYSTEM_NAMESPACE;
+use pileus_kube_ext::lease::Leader;
+use pileus_kube_ext::telemetry::Readiness;
+use pileus_kube_ext::{ApiError, Context, chain, find};
+
+use compute::{flavor, host, key_pair, server};
+use network::ovn_sync;
+use network::stores::NetworkStores;
+pub use stores::Stores;
+
+/// How a manager is set up.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where OVN's northbound database is, such as `unix:/run/ovn/ovnnb_db.sock`.
+    pub ovn_nb: String,
+    /// Largest packet of the network between the hosts, in bytes.
+    pub underlay_mtu: i32,
+    /// Whether that network is IPv6, whose tunnels take 20 bytes more.
+    pub underlay_ipv6: bool,
+    /// Who this process is among the managers.
+    pub identity: String,
+}
+
+/// Why a manager ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Another manager leads now; this process must end, so that two never act.
+    #[error("leadership lost: {0}")]
+    LeadershipLost(String),
+    /// The API server refused something that the manager cannot do without.
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    /// The network's task cannot go on.
+    #[error(transparent)]
+    Network(#[from] ovn_sync::NetworkError),
+}
+
+/// What controllers share.
+pub struct Manager {
+    /// Client, cluster, events, metrics.
+    pub context: Context,
+    /// What is known of every kind.
+    pub stores: Stores,
+    /// How the manager is set up.
+    pub config: Config,
+    /// What the passes over Stacks share.
+    pub stacks: stack::Shared,
+}
+
+/// Runs the manager until `stop` or until leadership is lost.
+///
+/// # Errors
+/// When leadership is lost, or the manager cannot begin.
+pub async fn run(
+    config: Config,
+    context: Context,
+    ready: Readiness,
+    stop: CancellationToken,
+) -> Result<(), Error> {
+    ensure_namespace(&context.client, SYSTEM_NAMESPACE).await?;
+    let leader = Leader::new(
+        context.client.clone(),
+        SYSTEM_NAMESPACE,
+        "pileus-manager",
+        config.identity.clone(),
+    );
+    // A replica that waits for its turn is as ready as it should be.
+    ready.set(true);
+    tokio::select! {
+        () = leader.acquire() => {}
+        () = stop.cancelled() => return Ok(()),
+    }
+    tracing::info!(identity = %config.identity, "leading");
+    let work = lead(config, context, stop.clone());
+    let lost = tokio::select! {
+        ended = work => {
+            if let Err(error) = ended {
+                leader.release().await;
+                return Err(error);
+            }
+            None
+        }
+        why = leader.hold() => Some(why),
+    };
+    match lost {
+        None => {
+            leader.release().await;
+            Ok(())
+        }
+        Some(why) => Err(Error::LeadershipLost(why)),
+    }
+}
+
+async fn lead(config: Config, context: Context, stop: CancellationToken) -> Result<(), Error> {
+    let (stores, wiring) = stores::watch(&context.client);
+    let manager = Arc::new(Manager {
+        context,
+        stores,
+        config,
+        stacks: stack::Shared::default(),
+    });
+    let controllers = tokio::select! {
+        () = manager.stores.ready() => {
+            futures::future::join(
+                worker::run(&manager, stack::follow::followed(&manager, wiring.stacks), 16, stack::apart::pass, "stack", stop.clone()),
+            futures::future::join5(
+                worker::run(&manager, wiring.servers, 32, server::reconcile, "server", stop.clone()),
+                worker::run(&manager, wiring.images, 8, image::reconcile, "image", stop.clone()),
+                worker::run(&manager, wiring.key_pairs, 4, key_pair::reconcile, "keypair", stop.clone()),
+                worker::run(&manager, wiring.flavors, 4, flavor::reconcile, "flavor", stop.clone()),
+                worker::run(&manager, wiring.hosts, 8, host::reconcile, "host", stop.clone()),
+            ))
+        }
+        () = loss::let_go_meanwhile(&manager.context.client) => return Ok(()),
+        () = stop.cancelled() => return Ok(()),
+    };
+    let network = ovn_sync::run_network(
+        network_config(&manager.config),
+        manager.context.clone(),
+        NetworkStores::of(&manager.stores),
+        stop.clone(),
+    );
+    let controllers = async {
+        controllers.await;
+        Ok(())
+    };
+    futures::future::try_join(controllers, network).await?;
+    Ok(())
+}
+
+fn network_config(config: &Config) -> ovn_sync::NetworkConfig {
+    ovn_sync::NetworkConfig {
+        ovn_nb: config.ovn_nb.clone(),
+        underlay_mtu: config.underlay_mtu,
+        underlay_ipv6: config.underlay_ipv6,
+        identity: config.identity.clone(),
+    }
+}
+
+/// Makes a namespace, if it is not there.
+///
+/// # Errors
+/// When the API server refuses or does not answer.
+pub async fn ensure_namespace(client: &Client, name: &str) -> Result<(), ApiError> {
+    let api: Api<Namespace> = Api::all(client.clone());
+    let action = || ApiError::doing(format!("make the namespace {name}"));
+    if find(&api, name).await.map_err(action())?.is_some() {
+        return Ok(());
+    }
+    let namespace = Namespace {
+        metadata: ObjectMeta {
+            name: Some(name.to_owned()),
+            ..ObjectMeta::default()
+        },
+        ..Namespace::default()
+    };
+    match api.create(&PostParams::default(), &namespace).await {
+        Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
+        done => done.map(drop).map_err(action()),
+    }
+}
+
+/// What a pass of a controller ends with: when to look again without any event.
+pub type Outcome = Result<Option<Duration>, ApiError>;
+
+/// Names up to five users, and how many more there are: for messages.
+#[must_use]
+pub fn name_some(mut users: Vec<String>) -> String {
+    users.sort();
+    let more = users.len().saturating_sub(5);
+    users.truncate(5);
+    let names = users.join(", ");
+    if more > 0 {
+        format!("{names} and {more} more")
+    } else {
+        names
+    }
+}
+
+/// Logs an error of the background that is tried again by itself.
+pub(crate) fn log_retry(what: &str, error: &(dyn std::error::Error + 'static)) {
+    tracing::warn!(what, error = %chain(error), "will be tried again");
+}

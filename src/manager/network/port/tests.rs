@@ -1,0 +1,361 @@
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use kube::ResourceExt;
+use proptest::prelude::*;
+
+use super::plan::{Input, Key, Ports, plan};
+use crate::network::ovn_sync::decision::Fate;
+use crate::network::subnet::plan::{Parent, plan as plan_subnets};
+use pileus_api::port::FixedIp;
+use pileus_api::{
+    IPAllocation, Network, NetworkSpec, ObjectName, Port, PortSpec, Reason, Subnet, SubnetSpec,
+};
+use pileus_values::ClusterId;
+
+/// A namespace `d` with the Network `n`.
+#[derive(Default)]
+struct World {
+    subnets: Vec<Arc<Subnet>>,
+    ports: Vec<Arc<Port>>,
+    allocations: BTreeMap<String, Arc<IPAllocation>>,
+    users: HashMap<Key, BTreeSet<String>>,
+}
+
+fn port(name: &str) -> Port {
+    let mut port = Port::new(
+        name,
+        PortSpec {
+            network: ObjectName {
+                name: "n".into(),
+                namespace: None,
+            },
+            ..PortSpec::default()
+        },
+    );
+    port.metadata.namespace = Some("d".into());
+    port.metadata.uid = Some(format!("uid-{name}"));
+    port
+}
+
+fn fixed(address: &str) -> FixedIp {
+    FixedIp {
+        name: "a".into(),
+        subnet: None,
+        address: Some(address.into()),
+    }
+}
+
+impl World {
+    fn with(cidrs: &[&str]) -> Self {
+        let mut world = Self::default();
+        for (at, cidr) in cidrs.iter().enumerate() {
+            let mut subnet = Subnet::new(
+                &format!("s{at}"),
+                SubnetSpec {
+                    network: "n".into(),
+                    cidr: (*cidr).into(),
+                    ..SubnetSpec::default()
+                },
+            );
+            subnet.metadata.namespace = Some("d".into());
+            subnet.metadata.uid = Some(format!("subnet{at}"));
+            world.subnets.push(Arc::new(subnet));
+        }
+        world
+    }
+
+    fn add(&mut self, port: Port) {
+        self.ports.push(Arc::new(port));
+    }
+
+    /// One pass, with its effects put into the world; says whether there were any.
+    fn pass(&mut self) -> (Ports, bool) {
+        let mut network = Network::new("n", NetworkSpec::default());
+        network.metadata.namespace = Some("d".into());
+        let network = Arc::new(network);
+        let key = ("d".to_owned(), "n".to_owned());
+        let parents = HashMap::from([(
+            key.clone(),
+            Parent {
+                network: network.clone(),
+                usable: true,
+            },
+        )]);
+        let allocations: Vec<_> = self.allocations.values().cloned().collect();
+        let mut subnets = plan_subnets(&self.subnets, &parents, &allocations);
+        let input = Input {
+            cluster: &ClusterId("c".into()),
+            ports: &self.ports,
+            networks: &HashMap::from([(key, (network, true))]),
+            groups: &HashSet::from([("d".to_owned(), "default".to_owned())]),
+            allocations: &allocations,
+            users: &self.users,
+            hinted_macs: &HashMap::new(),
+        };
+        let ports = plan(&input, &mut subnets.ledgers);
+        let before = (
+            self.allocations.clone(),
+            self.ports.clone(),
+            self.subnets.clone(),
+        );
+        for gone in subnets
+            .delete
+            .iter()
+            .chain(&ports.release)
+            .chain(&ports.stale)
+        {
+            self.allocations.remove(&gone.name_any());
+        }
+        let created = ports.create.iter().map(|(_, allocation)| allocation);
+        for new in subnets.create.iter().chain(created) {
+            let old = self
+                .allocations
+                .insert(new.name_any(), Arc::new(new.clone()));
+            assert!(old.is_none(), "{} was made twice", new.name_any());
+        }
+        self.subnets = subnets
+            .verdicts
+            .iter()
+            .filter(|(_, verdict)| verdict.fate != Fate::Release)
+            .map(|(subnet, verdict)| {
+                let mut subnet = Subnet::clone(subnet);
+                subnet.status = Some(verdict.status.clone());
+                Arc::new(subnet)
+            })
+            .collect();
+        self.ports = ports
+            .verdicts
+            .iter()
+            .filter(|(_, verdict)| verdict.fate != Fate::Release)
+            .map(|(port, verdict)| {
+                let mut port = Port::clone(port);
+                port.status = Some(verdict.status.clone());
+                Arc::new(port)
+            })
+            .collect();
+        let changed = before
+            != (
+                self.allocations.clone(),
+                self.ports.clone(),
+                self.subnets.clone(),
+            );
+        (ports, changed)
+    }
+
+    fn reason(ports: &Ports, name: &str) -> (Reason, String) {
+        let found = ports.verdicts.iter().find(|(p, _)| p.name_any() == name);
+        let observation = &found.unwrap().1.observation;
+        (observation.reason, observation.message.clone())
+    }
+
+    fn addresses(&self) -> Vec<IpAddr> {
+        self.ports
+            .iter()
+            .flat_map(|p| p.status.iter().flat_map(|s| s.fixed_ips.clone()))
+            .map(|ip| ip.address.parse().unwrap())
+            .collect()
+    }
+}
+
+#[test]
+fn a_port_gets_one_address_of_each_family_and_keeps_it() {
+    let mut world = World::with(&["10.0.0.0/24", "fd00::/64"]);
+    world.add(port("a"));
+    world.pass();
+    let first = world.addresses();
+    assert_eq!(first.len(), 2);
+    let (_, changed) = world.pass();
+    assert!(!changed);
+    assert_eq!(world.addresses(), first);
+    // Gateway and service address are reserved, in both families.
+    assert_eq!(world.allocations.len(), 6);
+}
+
+#[test]
+fn a_start_broken_off_after_the_allocation_goes_on_with_the_same_address() {
+    let mut world = World::with(&["10.0.0.0/24"]);
+    world.add(port("a"));
+    world.pass();
+    let first = world.addresses();
+    world.ports = vec![Arc::new(port("a"))];
+    let (_, changed) = world.pass();
+    assert!(changed);
+    assert_eq!(world.addresses(), first);
+    assert_eq!(world.allocations.len(), 3);
+}
+
+#[test]
+fn a_port_made_anew_takes_over_the_address_of_the_one_that_is_gone() {
+    let mut world = World::with(&["10.0.0.0/24"]);
+    world.add(port("a"));
+    world.pass();
+    let first = world.addresses();
+    let mut again = port("a");
+    again.metadata.uid = Some("other".into());
+    world.ports = vec![Arc::new(again)];
+    let (ports, _) = world.pass();
+    assert_eq!(ports.stale.len(), 1);
+    world.pass();
+    assert_eq!(world.addresses(), first);
+}
+
+#[test]
+fn bad_addresses_are_refused_by_reason_and_culprit() {
+    let mut world = World::with(&["10.0.0.0/24"]);
+    let ask = |name: &str, address: &str| {
+        let mut it = port(name);
+        it.spec.fixed_ips = vec![fixed(address)];
+        it
+    };
+    world.add(ask("a", "10.0.0.9"));
+    world.pass();
+    world.add(ask("taken", "10.0.0.9"));
+    world.add(ask("outside", "10.0.1.9"));
+    world.add(ask("broadcast", "10.0.0.255"));
+    world.add(ask("malformed", "10.0.0"));
+    world.add(ask("gateway", "10.0.0.1"));
+    world.add(ask("service", "10.0.0.254"));
+    let (ports, _) = world.pass();
+    for (name, reason, part) in [
+        ("a", Reason::Ready, "10.0.0.9"),
+        ("taken", Reason::AddressInUse, "Port d/a"),
+        (
+            "outside",
+            Reason::AddressOutsideSubnet,
+            "10.0.0.254 in Subnet s0",
+        ),
+        ("broadcast", Reason::AddressOutsideSubnet, "10.0.0.255"),
+        ("malformed", Reason::InvalidSpec, "10.0.0"),
+        ("gateway", Reason::AddressInUse, "gateway"),
+        ("service", Reason::AddressInUse, "service"),
+    ] {
+        let (found, message) = World::reason(&ports, name);
+        assert_eq!(found, reason, "{name}: {message}");
+        assert!(message.contains(part), "{name}: {message}");
+    }
+    assert_eq!(world.addresses().len(), 1);
+}
+
+#[test]
+fn of_two_ports_with_one_ethernet_address_the_first_has_it_and_is_named() {
+    let mut world = World::with(&["10.0.0.0/24"]);
+    for name in ["a", "b"] {
+        let mut it = port(name);
+        it.spec.mac_address = Some("fa:16:3e:00:00:01".into());
+        world.add(it);
+    }
+    let (ports, _) = world.pass();
+    assert_eq!(World::reason(&ports, "a").0, Reason::Ready);
+    let (reason, message) = World::reason(&ports, "b");
+    assert_eq!(reason, Reason::MacInUse);
+    assert!(message.contains("d/a"), "{message}");
+}
+
+#[test]
+fn a_full_subnet_says_so_and_serves_again_once_a_port_is_gone() {
+    let mut world = World::with(&["10.0.0.0/29"]);
+    for name in ["a", "b", "c", "d", "e"] {
+        world.add(port(name));
+    }
+    let (ports, _) = world.pass();
+    assert_eq!(world.addresses().len(), 4);
+    let (reason, message) = World::reason(&ports, "e");
+    assert_eq!(reason, Reason::SubnetExhausted);
+    assert!(message.contains("10.0.0.0/29"), "{message}");
+    let mut a = Port::clone(&world.ports[0]);
+    a.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(
+        k8s_openapi::jiff::Timestamp::UNIX_EPOCH,
+    ));
+    world.ports[0] = Arc::new(a);
+    world.pass();
+    world.pass();
+    assert_eq!(world.addresses().len(), 4);
+    assert_eq!(world.allocations.len(), 6);
+}
+
+#[test]
+fn a_port_in_use_is_not_released() {
+    let mut world = World::with(&["10.0.0.0/24"]);
+    let mut it = port("a");
+    it.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(
+        k8s_openapi::jiff::Timestamp::UNIX_EPOCH,
+    ));
+    world.add(it);
+    world.users.insert(
+        ("d".into(), "a".into()),
+        BTreeSet::from(["Server web".to_owned()]),
+    );
+    let (ports, _) = world.pass();
+    assert_eq!(ports.verdicts[0].1.fate, Fate::Blocked);
+    assert!(
+        ports.verdicts[0]
+            .1
+            .observation
+            .message
+            .contains("Server web")
+    );
+}
+
+#[test]
+fn overlapping_subnets_leave_the_one_in_force_alone() {
+    let mut world = World::with(&["10.0.0.0/24", "10.0.0.128/25"]);
+    world.pass();
+    let accepted: Vec<_> = world
+        .subnets
+        .iter()
+        .map(|s| s.status.as_ref().unwrap().service_ip.is_some())
+        .collect();
+    assert_eq!(accepted, [true, false]);
+}
+
+#[test]
+fn a_thousand_ports_fill_a_slash_22_with_addresses_of_their_own() {
+    let mut world = World::with(&["10.0.0.0/22"]);
+    for n in 0..1000 {
+        world.add(port(&format!("p{n}")));
+    }
+    let start = std::time::Instant::now();
+    world.pass();
+    assert!(start.elapsed().as_secs() < 5, "{:?}", start.elapsed());
+    let addresses = world.addresses();
+    assert_eq!(addresses.len(), 1000);
+    assert_eq!(addresses.iter().collect::<HashSet<_>>().len(), 1000);
+    assert!(!world.pass().1);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn no_address_is_ever_held_twice_and_passes_come_to_rest(
+        steps in proptest::collection::vec((0..12_usize, any::<bool>(), 0..10_u8), 1..30),
+    ) {
+        let mut world = World::with(&["10.0.0.0/28", "fd00::/124"]);
+        for (at, delete, host) in steps {
+            let name = format!("p{at}");
+            let place = world.ports.iter().position(|p| p.name_any() == name);
+            match (place, delete) {
+                (Some(place), true) => { world.ports.remove(place); }
+                (None, false) => {
+                    let mut it = port(&name);
+                    it.metadata.uid = Some(format!("uid-{name}-{host}"));
+                    if host > 6 { it.spec.fixed_ips = vec![fixed(&format!("10.0.0.{host}"))]; }
+                    world.add(it);
+                }
+                _ => {}
+            }
+            // One pass gives back what a lost Port held, the next hands it on, the third
+            // counts it in the Subnet; then nothing is left to do.
+            let passes = (1..).take_while(|_| world.pass().1).take(4).count();
+            prop_assert!(passes < 4, "still at work after {passes} passes");
+            let addresses = world.addresses();
+            let distinct: HashSet<_> = addresses.iter().collect();
+            prop_assert_eq!(addresses.len(), distinct.len());
+            let ports: HashSet<_> = world.ports.iter()
+                .filter_map(|p| p.status.as_ref()?.mac_address.clone()).collect();
+            let with = world.ports.iter().filter(|p| p.status.as_ref().is_some_and(|s| s.mac_address.is_some())).count();
+            prop_assert_eq!(ports.len(), with);
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! Keeps what one Stack costs from everybody else: its passes run in tasks of their own, what
+//! is evaluated for it does not hold up the runtime, and a fault in it ends one pass.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::ResourceExt;
+use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::reconcile;
+use crate::stack::plan::Problem;
+use crate::{Manager, Outcome};
+use pileus_api::{Reason, Stack};
+
+/// When one whose pass ended in a fault is looked at again.
+pub(super) const AFTER_FAULT: Duration = Duration::from_secs(300);
+
+/// One pass, in a task of its own.
+///
+/// # Errors
+/// As [`reconcile`].
+pub async fn pass(stack: Arc<Stack>, manager: Arc<Manager>) -> Outcome {
+    let name = stack.name_any();
+    let task = tokio::spawn(reconcile(stack, manager));
+    match AbortOnDropHandle::new(task).await {
+        Ok(outcome) => outcome,
+        Err(error) => {
+            tracing::error!(stack = %name, %error, "a pass ended in a fault");
+            Ok(Some(AFTER_FAULT))
+        }
+    }
+}
+
+/// Computes something that may take a while.
+///
+/// # Errors
+/// When it panicked: as something that its Stack can be told.
+pub fn compute<T>(work: impl FnOnce() -> T) -> Result<T, Problem> {
+    // What was touched when it panicked is dropped with it.
+    let work = || catch_unwind(AssertUnwindSafe(work));
+    let done = match Handle::try_current().map(|handle| handle.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        _ => work(),
+    };
+    done.map_err(|_| Problem {
+        reason: Reason::Failed,
+        message: "evaluating it ended in a fault of Pileus itself, which its manager's log \
+                  tells more of; nothing of it is touched. Please report it with the template"
+            .to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn what_computes_long_or_panics_holds_nobody_up() {
+        let (told, mut heard) = tokio::sync::mpsc::unbounded_channel();
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let long = tokio::spawn(async move {
+            let _ = told.send(());
+            compute(|| ended.recv().is_ok())
+        });
+        assert!(heard.recv().await.is_some());
+        // The runtime's only worker goes on with others meanwhile.
+        let other = tokio::spawn(async { 1 });
+        assert!(matches!(other.await, Ok(1)));
+        assert!(end.send(()).is_ok());
+        assert!(matches!(long.await, Ok(Ok(true))));
+        let none: Vec<u8> = Vec::new();
+        let fault = compute(|| none[std::hint::black_box(0)]);
+        assert!(fault.is_err_and(|problem| problem.message.contains("report")));
+    }
+}

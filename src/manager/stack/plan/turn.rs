@@ -1,0 +1,245 @@
+//! Which action begins.
+
+use std::time::Duration;
+
+use kube::ResourceExt;
+
+use super::{Action, Pass, Problem, State, leaf};
+use crate::stack::ledger::Sources;
+use pileus_api::Reason;
+use pileus_api::stack::OnFailure;
+use pileus_stack::expand::{self, Tree};
+use pileus_stack::kinds::check;
+use pileus_stack::parameters::Schema;
+use pileus_stack::template::Template;
+use pileus_stack::value::Value;
+
+impl Pass<'_> {
+    /// Begins the action that is due, if one is.
+    pub(super) fn turn(&mut self) {
+        let ledger = &self.plan.ledger;
+        if ledger.is_busy() {
+            // A new template takes over from the one before it at once, as in Heat; what else
+            // is under way comes to its end first.
+            if matches!(ledger.action, Some(Action::Create | Action::Update)) {
+                self.follow_spec();
+            }
+            return;
+        }
+        if let Some((action, goal)) = self.undo() {
+            self.mark();
+            self.plan.ledger.begin(action, goal, self.seen.now);
+            return;
+        }
+        let spec = &self.stack.spec;
+        // What is stopped is started before anything else is done with it.
+        if self.plan.ledger.suspended && !spec.suspend {
+            self.mark_again();
+            let ledger = &mut self.plan.ledger;
+            ledger.suspended = false;
+            ledger.begin(Action::Resume, ledger.goal.clone(), self.seen.now);
+            return;
+        }
+        if self.follow_spec() {
+            return;
+        }
+        let ledger = &mut self.plan.ledger;
+        if ledger.action.is_none() || ledger.goal.is_none() || self.plan.problem.is_some() {
+            return;
+        }
+        let goal = ledger.goal.clone();
+        if spec.suspend != ledger.suspended {
+            ledger.suspended = spec.suspend;
+            ledger.begin(Action::Suspend, goal, self.seen.now);
+        } else if spec.check_requested_at != ledger.checked {
+            ledger.checked.clone_from(&spec.check_requested_at);
+            if spec.check_requested_at.is_some() {
+                ledger.begin(Action::Check, goal, self.seen.now);
+            }
+        }
+    }
+
+    /// What an action that has failed is followed by: as the spec says when it fails. What it
+    /// says later is for the next failure.
+    pub(super) fn undo(&self) -> Option<(Action, Option<String>)> {
+        if !self.is_undoable() || self.plan.ledger.kept {
+            return None;
+        }
+        let ledger = &self.plan.ledger;
+        match self.stack.spec.on_failure {
+            OnFailure::Keep => None,
+            OnFailure::Rollback => Some((Action::Rollback, ledger.good.clone())),
+            OnFailure::Delete => Some((Action::Delete, None)),
+        }
+    }
+
+    /// A failure that is not undone now never is.
+    pub(super) fn settle_undo(&mut self) {
+        if !self.is_undoable() {
+            return;
+        }
+        if self.undo().is_some() {
+            self.again_in(Duration::ZERO);
+        } else {
+            self.plan.ledger.kept = true;
+        }
+    }
+
+    fn is_undoable(&self) -> bool {
+        let ledger = &self.plan.ledger;
+        let action = matches!(ledger.action, Some(Action::Create | Action::Update));
+        action && ledger.state == State::Failed
+    }
+
+    /// Begins to create or update when the spec says something new; whether it did.
+    fn follow_spec(&mut self) -> bool {
+        let sources = match &self.seen.sources {
+            Ok(sources) => sources.clone(),
+            Err(problem) => {
+                self.plan.problem = Some(problem.clone());
+                return false;
+            }
+        };
+        let digest = sources.digest();
+        let spec = &self.stack.spec;
+        let ledger = &self.plan.ledger;
+        let heal = spec.heal_requested_at != ledger.healed
+            && spec.heal_requested_at.is_some()
+            && ledger.action.is_some();
+        let tree = match self.accept(&sources) {
+            Ok(tree) => tree,
+            Err(problem) => {
+                self.plan.problem = Some(problem);
+                return false;
+            }
+        };
+        self.plan.notes = check::notes(&tree);
+        if spec.preview {
+            self.preview(&sources);
+            return false;
+        }
+        if self.plan.ledger.wanted == digest && !heal {
+            return false;
+        }
+        if self.plan.ledger.suspended {
+            self.plan.problem = Some(Problem {
+                reason: Reason::Suspended,
+                message: "a suspended stack is not updated; set spec.suspend to false first"
+                    .to_owned(),
+            });
+            return false;
+        }
+        self.mark();
+        let ledger = &mut self.plan.ledger;
+        let action = match ledger.action {
+            None => Action::Create,
+            // Nothing had been made to the end: what is made now is still the first.
+            Some(Action::Create) if ledger.is_busy() => Action::Create,
+            Some(_) => Action::Update,
+        };
+        if ledger.action.is_none() {
+            ledger.checked.clone_from(&spec.check_requested_at);
+        }
+        ledger.wanted.clone_from(&digest);
+        ledger.healed.clone_from(&spec.heal_requested_at);
+        ledger.begin(action, Some(digest), self.seen.now);
+        self.plan.store = Some(sources);
+        true
+    }
+
+    /// Whether a stack can be made of `sources`: everything that Heat would refuse before it
+    /// makes anything, and what cannot be made here.
+    fn accept(&self, sources: &Sources) -> Result<Tree, Problem> {
+        let wrong = |error| Problem::template(&error);
+        let input = super::input(self.stack, sources).map_err(wrong)?;
+        pileus_stack::hooks::check(&input.environment.registry).map_err(wrong)?;
+        let tree = expand::expand(&input).map_err(|stop| wrong(stop.error))?;
+        let has_account = self.stack.spec.service_account_name.is_some();
+        check::tree(&tree, has_account).map_err(wrong)?;
+        let namespace = self.stack.namespace().unwrap_or_default();
+        super::room::distinct(&tree, &namespace).map_err(wrong)?;
+        self.unchangeable(sources, &tree).map_err(wrong)?;
+        Ok(tree)
+    }
+
+    /// Parameters that the template says may not change have not.
+    fn unchangeable(&self, sources: &Sources, tree: &Tree) -> pileus_stack::Result<()> {
+        let Some(before) = self.goal() else {
+            return Ok(());
+        };
+        if before == *sources {
+            return Ok(());
+        }
+        let Ok(input) = super::input(self.stack, &before) else {
+            return Ok(());
+        };
+        let Ok(old) = pileus_stack::render::stack(&input) else {
+            return Ok(());
+        };
+        let Template {
+            version,
+            parameters,
+            ..
+        } = &*tree.stack.template;
+        for (name, schema) in parameters {
+            let schema = Schema::parse(schema, *version)?;
+            let (was, is) = (
+                old.parameters.values.get(name),
+                tree.stack.parameters.values.get(name),
+            );
+            if schema.immutable && was.is_some() && was != is {
+                return Err(pileus_stack::Error::at(
+                    format!("parameters.{name}"),
+                    "is immutable and has another value than before",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// What the action that begins now makes anew: what somebody has deleted, and what has
+    /// failed and only another can take the place of. As in Heat (`needs_replace_failed`) a
+    /// failure alone is no reason to destroy what works.
+    pub(super) fn mark(&mut self) {
+        for entry in self.plan.ledger.entries.values_mut() {
+            let live = entry
+                .objects
+                .last()
+                .map(|object| self.seen.objects.get(object));
+            let lost = live.is_some_and(|live| live.is_none_or(is_beyond_help));
+            match (entry.state, entry.action) {
+                (State::Complete, _) => entry.replace |= live == Some(None),
+                (State::InProgress, _) => {}
+                // It was only not ready when it was checked.
+                (State::Failed, Action::Check) if entry.again && !lost => {
+                    entry.set(Action::Check, State::Complete, "", self.seen.now);
+                    entry.again = false;
+                }
+                // Heat replaces whatever has failed a check; what was never made to the end
+                // is worth nothing yet.
+                (State::Failed, Action::Create | Action::Check | Action::Delete) => {
+                    (entry.replace, entry.again) = (true, false);
+                }
+                (State::Failed, _) => {
+                    entry.replace |= lost || live.is_none();
+                    entry.again = !entry.replace;
+                }
+            }
+        }
+    }
+
+    /// Before what was stopped is started: what could not be stopped or started is tried again.
+    fn mark_again(&mut self) {
+        for entry in self.plan.ledger.entries.values_mut() {
+            let tried = matches!(entry.action, Action::Suspend | Action::Resume);
+            entry.again |= tried && entry.state == State::Failed;
+        }
+    }
+}
+
+/// Whether an object says that nothing becomes of it, as Nova's `ERROR` does, or goes.
+fn is_beyond_help(live: &Value) -> bool {
+    let stalled = leaf::condition(live, "Stalled");
+    !live["metadata"]["deletionTimestamp"].is_null()
+        || stalled.is_some_and(|stalled| stalled["status"] == "True")
+}

@@ -1,0 +1,192 @@
+//! Where a Stack's record and its templates are kept: Secrets of its namespace, which go
+//! with it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{DeleteParams, ListParams, ObjectMeta, PostParams};
+use kube::{Api, Client, Resource, ResourceExt};
+
+use super::ledger::{Ledger, Sources};
+use pileus_api::Stack;
+use pileus_api::names::STACK_UID_LABEL;
+use pileus_kube_ext::{ApiError, find, is_gone};
+
+/// Key of what is kept.
+const KEY: &str = "record";
+/// Biggest template with everything that goes with it, in bytes: a Secret holds 1 MiB.
+pub const BIGGEST: usize = 1_000_000;
+
+/// The Secrets of one Stack.
+pub struct Records {
+    api: Api<Secret>,
+    uid: String,
+    owner: Option<k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference>,
+}
+
+impl Records {
+    /// Those of `stack`.
+    #[must_use]
+    pub fn of(client: &Client, stack: &Stack) -> Self {
+        Self {
+            api: Api::namespaced(client.clone(), &stack.namespace().unwrap_or_default()),
+            uid: stack.uid().unwrap_or_default(),
+            owner: stack.controller_owner_ref(&()),
+        }
+    }
+
+    /// Name of the Secret with the record.
+    #[must_use]
+    pub fn name(&self) -> String {
+        format!("stack-{}", self.uid)
+    }
+
+    fn name_of(&self, digest: &str) -> String {
+        let short: String = digest.chars().take(12).collect();
+        format!("stack-{}-{short}", self.uid)
+    }
+
+    /// The record, and the version of the Secret that holds it.
+    ///
+    /// # Errors
+    /// When the API server refuses or does not answer, or the record cannot be read.
+    pub async fn read(&self) -> Result<Option<(Ledger, String)>, ApiError> {
+        let name = self.name();
+        let Some(secret) = self.get(&name).await? else {
+            return Ok(None);
+        };
+        let version = secret.resource_version().unwrap_or_default();
+        parse(&secret, &name).map(|ledger| Some((ledger, version)))
+    }
+
+    async fn get(&self, name: &str) -> Result<Option<Secret>, ApiError> {
+        find(&self.api, name)
+            .await
+            .map_err(ApiError::doing(format!("read the Secret {name}")))
+    }
+
+    /// Writes the record over the version that was read; the version it has then.
+    ///
+    /// # Errors
+    /// A conflict when somebody else has written it; otherwise when the API server refuses or
+    /// does not answer.
+    pub async fn write(&self, ledger: &Ledger, version: Option<&str>) -> Result<String, ApiError> {
+        let name = self.name();
+        let mut secret = self.secret(&name, ledger)?;
+        let written = match version {
+            None => self.api.create(&PostParams::default(), &secret).await,
+            Some(version) => {
+                secret.metadata.resource_version = Some(version.to_owned());
+                self.api
+                    .replace(&name, &PostParams::default(), &secret)
+                    .await
+            }
+        };
+        let written = written.map_err(ApiError::doing(format!("write the record {name}")))?;
+        Ok(written.resource_version().unwrap_or_default())
+    }
+
+    /// Keeps `sources`, before the record names them.
+    ///
+    /// # Errors
+    /// When the API server refuses or does not answer.
+    pub async fn keep(&self, sources: &Sources) -> Result<(), ApiError> {
+        let name = self.name_of(&sources.digest());
+        let secret = self.secret(&name, sources)?;
+        match self.api.create(&PostParams::default(), &secret).await {
+            Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
+            done => done
+                .map(drop)
+                .map_err(ApiError::doing(format!("write the Secret {name}"))),
+        }
+    }
+
+    /// The sources with these digests, those that exist.
+    ///
+    /// # Errors
+    /// When the API server refuses or does not answer, or one cannot be read.
+    pub async fn sources(
+        &self,
+        digests: BTreeSet<String>,
+    ) -> Result<BTreeMap<String, Sources>, ApiError> {
+        let mut found = BTreeMap::new();
+        for digest in digests {
+            let name = self.name_of(&digest);
+            if let Some(secret) = self.get(&name).await? {
+                found.insert(digest, parse(&secret, &name)?);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Forgets sources.
+    ///
+    /// # Errors
+    /// When the API server refuses or does not answer.
+    pub async fn forget(&self, digests: &BTreeSet<String>) -> Result<(), ApiError> {
+        for digest in digests {
+            self.delete(&self.name_of(digest)).await?;
+        }
+        Ok(())
+    }
+
+    /// Forgets the record and what it names, and nothing else that carries the Stack's mark.
+    ///
+    /// # Errors
+    /// When the API server refuses or does not answer.
+    pub async fn forget_own(&self, ledger: Option<&Ledger>) -> Result<(), ApiError> {
+        for digest in ledger.map(Ledger::sources).unwrap_or_default() {
+            self.delete(&self.name_of(digest)).await?;
+        }
+        self.delete(&self.name()).await
+    }
+
+    /// Forgets everything, also what a pass that was cut off has left. What the resources
+    /// were made of has gone before, or carries the mark no more.
+    ///
+    /// # Errors
+    /// When the API server refuses or does not answer.
+    pub async fn forget_all(&self) -> Result<(), ApiError> {
+        let own = ListParams::default().labels(&format!("{STACK_UID_LABEL}={}", self.uid));
+        let params = DeleteParams::default();
+        let done = self.api.delete_collection(&params, &own).await;
+        let doing = ApiError::doing("delete the Secrets with a stack's record");
+        done.map(drop).map_err(doing)
+    }
+
+    async fn delete(&self, name: &str) -> Result<(), ApiError> {
+        match self.api.delete(name, &DeleteParams::default()).await {
+            Err(error) if is_gone(&error) => Ok(()),
+            done => done
+                .map(drop)
+                .map_err(ApiError::doing(format!("delete the Secret {name}"))),
+        }
+    }
+
+    fn secret(&self, name: &str, content: &impl serde::Serialize) -> Result<Secret, ApiError> {
+        let bytes = serde_json::to_vec(content).map_err(|error| {
+            ApiError::doing(format!("write the Secret {name}"))(kube::Error::SerdeError(error))
+        })?;
+        Ok(Secret {
+            metadata: ObjectMeta {
+                name: Some(name.to_owned()),
+                labels: Some([(STACK_UID_LABEL.to_owned(), self.uid.clone())].into()),
+                owner_references: self.owner.clone().map(|owner| vec![owner]),
+                ..ObjectMeta::default()
+            },
+            data: Some([(KEY.to_owned(), ByteString(bytes))].into()),
+            ..Secret::default()
+        })
+    }
+}
+
+fn parse<T: serde::de::DeserializeOwned>(secret: &Secret, name: &str) -> Result<T, ApiError> {
+    let bytes = secret.data.as_ref().and_then(|data| data.get(KEY));
+    let bytes = bytes.map(|bytes| bytes.0.as_slice()).unwrap_or_default();
+    serde_json::from_slice(bytes).map_err(|error| {
+        ApiError::doing(format!("read the record in the Secret {name}"))(kube::Error::SerdeError(
+            error,
+        ))
+    })
+}

@@ -1,0 +1,569 @@
+//! The planner driven by a world in memory: what it says is done, objects become ready, and
+//! it is asked again until it says no more.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+mod groups;
+mod hooks;
+mod lost;
+mod secrets;
+mod trouble;
+mod world;
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::jiff::SignedDuration;
+
+use super::ledger::{Action, Ledger, Reference};
+use super::plan::Problem;
+use pileus_api::Reason;
+use pileus_api::stack::OnFailure;
+use pileus_stack::value::json;
+use world::World;
+
+const PAIR: &str = "heat_template_version: newton
+resources:
+  net: {type: OS::Neutron::Net}
+  sub: {type: OS::Neutron::Subnet, properties: {network: {get_resource: net}, cidr: 10.0.0.0/24}}
+  port: {type: OS::Neutron::Port, properties: {network: {get_resource: net}}}
+  one: {type: OS::Nova::Server, properties: {image: i, flavor: small, networks: [{port: {get_resource: port}}], user_data: x}}
+  two: {type: OS::Nova::Server, properties: {image: i, flavor: small, networks: [{network: {get_resource: net}}], metadata: {a: b}}}
+outputs:
+  address: {value: {get_attr: [one, first_address]}}
+";
+
+const GROUP: &str = "heat_template_version: newton
+resources:
+  group:
+    type: OS::Heat::ResourceGroup
+    properties:
+      count: 3
+      resource_def: {type: OS::Nova::Server, properties: {image: i, flavor: small, name: 'm%index%'}}
+outputs:
+  refs: {value: {get_attr: [group, first_address]}}
+";
+
+#[test]
+fn what_is_not_watched_is_looked_at_the_seldomer_the_more_and_the_longer() {
+    use super::ledger::Entry;
+    let now = k8s_openapi::jiff::Timestamp::UNIX_EPOCH;
+    let pace = |count: u32, age: i64| {
+        let entry = Entry {
+            since: now - SignedDuration::from_secs(age),
+            ..Entry::default()
+        };
+        super::plan::pace(count, &entry, now).as_secs()
+    };
+    assert_eq!((pace(1, 0), pace(500, 0)), (2, 25));
+    assert_eq!((pace(1, 80), pace(1, 3600)), (10, 60));
+}
+
+#[test]
+fn requirements_come_first_and_go_last() {
+    let mut world = World::new(PAIR);
+    let plan = world.settle();
+    assert_eq!(world.word(), "CREATE_COMPLETE");
+    assert_eq!(world.objects.len(), 6, "{:#?}", world.log);
+    assert!(world.at("make Network net") < world.at("make Subnet sub"));
+    assert!(world.at("make Subnet sub") < world.at("make Port port"));
+    assert!(world.at("make Port port") < world.at("make Server one"));
+    // The Secret with the user data is there before the Server.
+    assert!(world.at("make Secret one") < world.at("make Server one"));
+    assert_eq!(
+        plan.outputs.unwrap()[0].value,
+        Some(json!("10.0.0.9").into())
+    );
+    world.delete();
+    assert!(world.objects.is_empty(), "{:#?}", world.objects);
+    assert!(world.at("delete Server one") < world.at("delete Port port"));
+    assert!(world.at("delete Port port") < world.at("delete Subnet sub"));
+    assert!(world.at("delete Subnet sub") < world.at("delete Network net"));
+}
+
+#[test]
+fn nothing_is_made_before_what_it_requires_is_ready() {
+    let mut world = World::new(PAIR);
+    for _ in 0..5 {
+        world.pass(|| false);
+    }
+    assert_eq!(world.objects.len(), 1, "{:#?}", world.log);
+}
+
+#[test]
+fn a_change_in_place_touches_nothing_else() {
+    let mut world = World::new(PAIR);
+    world.settle();
+    world.log.clear();
+    world.change("{a: b}", "{a: c}");
+    world.settle();
+    assert_eq!(world.word(), "UPDATE_COMPLETE");
+    assert_eq!(world.log, ["change Server two"]);
+}
+
+#[test]
+fn a_replacement_comes_first_unless_both_need_the_same() {
+    let mut world = World::new(PAIR);
+    world.settle();
+    world.log.clear();
+    world.change("flavor: small", "flavor: large");
+    world.settle();
+    assert!(world.at("make Server two") < world.at("delete Server two"));
+    // Two Servers cannot have one Port.
+    assert!(world.at("delete Server one") < world.at("make Server one"));
+    assert_eq!((world.count("Server"), world.count("Secret")), (2, 1));
+}
+
+#[test]
+fn a_group_grows_and_shrinks() {
+    let mut world = World::new(GROUP);
+    world.settle();
+    for (from, to, count) in [("count: 3", "count: 5", 5), ("count: 5", "count: 2", 2)] {
+        world.log.clear();
+        world.change(from, to);
+        let plan = world.settle();
+        assert_eq!(world.count("Server"), count);
+        assert!(
+            world.log.iter().all(|line| !line.starts_with("change")),
+            "{:#?}",
+            world.log
+        );
+        let list = plan.outputs.unwrap()[0].value.clone().unwrap();
+        assert_eq!(list.as_array().unwrap().len(), count);
+    }
+    // The first ones are those of the beginning.
+    assert!(
+        world
+            .ledger
+            .unwrap()
+            .entries
+            .keys()
+            .all(|(_, number)| *number == 1)
+    );
+}
+
+#[test]
+fn names_that_a_group_was_told_not_to_use_are_remembered() {
+    let mut world = World::new(GROUP);
+    world.settle();
+    let names = |world: &World| -> String {
+        let entries = world.ledger.as_ref().unwrap().entries.keys();
+        let names = entries.filter_map(|(path, _)| path.split('/').nth(1));
+        names.collect::<Vec<_>>().join(" ")
+    };
+    let policy = "count: 3\n      removal_policies: [{resource_list: ['1']}]";
+    world.change("count: 3", policy);
+    world.settle();
+    assert_eq!(names(&world), "0 2 3");
+    // Another is named, and the one before is not used again, nor when none is named.
+    world.change("['1']", "['2']");
+    world.settle();
+    assert_eq!(names(&world), "0 3 4");
+    world.change("['2']", "[]");
+    world.settle();
+    assert_eq!(names(&world), "0 3 4");
+    world.change("[]}]", "['0']}]\n      removal_policies_mode: update");
+    world.settle();
+    assert_eq!(names(&world), "1 2 3");
+}
+
+#[test]
+fn user_data_whose_change_is_ignored_replaces_nothing() {
+    let mut world = World::new(PAIR);
+    world.change(
+        "user_data: x",
+        "user_data: x, user_data_update_policy: IGNORE",
+    );
+    world.settle();
+    world.change("user_data: x", "user_data: y");
+    world.settle();
+    assert_eq!(world.word(), "UPDATE_COMPLETE");
+    assert!(!world.log.iter().any(|line| line.starts_with("delete")));
+    world.change("IGNORE", "REPLACE");
+    world.change("user_data: y", "user_data: z");
+    world.settle();
+    assert!(world.log.contains(&"delete Server one".to_owned()));
+}
+
+#[test]
+fn members_are_changed_a_few_at_a_time() {
+    let template = GROUP.replace(
+        "    properties:\n      count",
+        "    update_policy: {rolling_update: {max_batch_size: 1, pause_time: 1}}\n    properties:\n      count",
+    );
+    let mut world = World::new(&template);
+    world.settle();
+    world.change("flavor: small", "flavor: large");
+    let mut most = 0;
+    for _ in 0..200 {
+        let plan = world.pass(|| false);
+        let busy =
+            plan.ledger.entries.values().filter(|e| {
+                e.action == Action::Create && e.state == super::ledger::State::InProgress
+            });
+        most = most.max(busy.count());
+        world.tend();
+    }
+    assert_eq!(world.word(), "UPDATE_COMPLETE", "{:#?}", world.ledger);
+    assert_eq!((most, world.count("Server")), (1, 3));
+}
+
+#[test]
+fn a_failed_update_returns_to_what_was_there() {
+    let mut world = World::new(PAIR);
+    world.stack.spec.on_failure = OnFailure::Rollback;
+    world.settle();
+    let two = |world: &World| {
+        let found = world
+            .objects
+            .iter()
+            .find(|(object, _)| object.name.contains("-two-"));
+        found.map(|(_, live)| live["metadata"]["uid"].clone())
+    };
+    let before = two(&world);
+    world.change("{network: {get_resource: net}}", "{network: other}");
+    world.broken = Some("-two-");
+    // What is there is ready; only the new one is not.
+    for live in world.objects.values_mut() {
+        live["metadata"]["keep"] = json!(true);
+    }
+    for _ in 0..100 {
+        world.pass(|| false);
+        let was = world.objects.clone();
+        world.tend();
+        for (object, live) in was
+            .iter()
+            .filter(|(_, live)| live["metadata"]["keep"] == true)
+        {
+            world.objects.insert(object.clone(), live.clone());
+        }
+    }
+    assert_eq!(world.word(), "ROLLBACK_COMPLETE", "{:#?}", world.ledger);
+    // The replacement is gone, and the old one was never touched.
+    assert_eq!(two(&world), before);
+    assert_eq!(world.objects.len(), 6);
+    // It is not tried again until the spec changes.
+    assert!(world.plan().steps.is_empty());
+}
+
+#[test]
+fn a_failed_creation_is_kept_rolled_back_or_deleted() {
+    for (on_failure, word, left) in [
+        (OnFailure::Keep, "CREATE_FAILED", true),
+        (OnFailure::Rollback, "ROLLBACK_COMPLETE", false),
+        (OnFailure::Delete, "DELETE_COMPLETE", false),
+    ] {
+        let mut world = World::new(PAIR);
+        world.stack.spec.on_failure = on_failure;
+        world.broken = Some("-two-");
+        world.settle();
+        assert_eq!(world.word(), word);
+        assert_eq!(!world.objects.is_empty(), left);
+        let reason = &world.ledger.as_ref().unwrap().reason;
+        if on_failure == OnFailure::Keep {
+            let wanted = "Resource CREATE failed: OS::Nova::Server: resources.two: it cannot work";
+            assert_eq!(reason, wanted);
+            // An update over it replaces what failed.
+            world.broken = None;
+            world.change("{a: b}", "{a: c}");
+            world.settle();
+            assert_eq!(
+                (world.word().as_str(), world.count("Server")),
+                ("UPDATE_COMPLETE", 2)
+            );
+        }
+    }
+}
+
+#[test]
+fn an_update_may_change_its_mind() {
+    let mut world = World::new(GROUP);
+    world.settle();
+    world.change("count: 3", "count: 6");
+    world.pass(|| false);
+    world.change("count: 6", "count: 1");
+    world.settle();
+    assert_eq!(
+        (world.word().as_str(), world.count("Server")),
+        ("UPDATE_COMPLETE", 1)
+    );
+}
+
+#[test]
+fn what_is_retained_stays() {
+    let retained = "net: {type: OS::Neutron::Net, deletion_policy: Retain}";
+    let mut world = World::new(&PAIR.replace("net: {type: OS::Neutron::Net}", retained));
+    world.settle();
+    world.delete();
+    assert_eq!(world.objects.len(), 1);
+    assert!(world.log.contains(&"release Network".to_owned()));
+}
+
+#[test]
+fn drift_is_told_by_a_check_and_healed_when_asked() {
+    let mut world = World::new(PAIR);
+    world.settle();
+    world
+        .objects
+        .retain(|object, _| !object.name.contains("-two-"));
+    assert!(world.settle().steps.is_empty());
+    assert_eq!(world.word(), "CREATE_COMPLETE");
+    world.stack.spec.check_requested_at = Some("1".into());
+    world.settle();
+    assert_eq!(world.word(), "CHECK_FAILED");
+    assert_eq!(world.count("Server"), 1);
+    world.stack.spec.heal_requested_at = Some("1".into());
+    world.settle();
+    assert_eq!(
+        (world.word().as_str(), world.count("Server")),
+        ("UPDATE_COMPLETE", 2)
+    );
+    // What somebody has changed is told too.
+    let port = world
+        .objects
+        .values_mut()
+        .find(|live| live["kind"] == "Port")
+        .unwrap();
+    port["spec"]["network"]["name"] = json!("other");
+    world.stack.spec.check_requested_at = Some("2".into());
+    world.settle();
+    let ledger = world.ledger.as_ref().unwrap();
+    let (_, entry) = ledger.incarnations("port").next().unwrap();
+    assert!(
+        entry.reason.contains("spec.network.name has been changed"),
+        "{}",
+        entry.reason
+    );
+}
+
+#[test]
+fn a_suspended_stack_has_its_servers_stopped() {
+    let mut world = World::new(PAIR);
+    world.settle();
+    world.stack.spec.suspend = true;
+    world.settle();
+    assert_eq!(world.word(), "SUSPEND_COMPLETE");
+    let states = |world: &World| -> BTreeSet<String> {
+        let servers = world
+            .objects
+            .values()
+            .filter(|live| live["kind"] == "Server");
+        servers
+            .map(|live| live["spec"]["runState"].to_string())
+            .collect()
+    };
+    assert_eq!(states(&world), BTreeSet::from(["\"Stopped\"".to_owned()]));
+    world.change("{a: b}", "{a: c}");
+    let plan = world.settle();
+    assert_eq!(plan.problem.unwrap().reason, Reason::Suspended);
+    world.stack.spec.suspend = false;
+    world.settle();
+    assert_eq!(states(&world), BTreeSet::from(["\"Running\"".to_owned()]));
+}
+
+#[test]
+fn metadata_that_an_object_is_made_from_changes_it() {
+    let mut world = World::new(
+        "heat_template_version: newton
+resources:
+  group: {type: OS::Nova::ServerGroup, metadata: {min_members: 2}, properties: {policies: [affinity]}}
+  other: {type: OS::Nova::Server, metadata: {a: 1}, properties: {image: i, flavor: small}}
+",
+    );
+    world.settle();
+    world.log.clear();
+    world.change("{min_members: 2}", "{a: 1, min_members: 2}");
+    world.settle();
+    world.log.clear();
+    world.change("{a: 1, min_members: 2}", "{min_members: 2, a: 1}");
+    world.stack.spec.preview = true;
+    let updated = world.plan().preview.unwrap().updated;
+    assert!(
+        updated.is_empty(),
+        "another order is no change: {updated:?}"
+    );
+    world.stack.spec.preview = false;
+    world.change("{min_members: 2, a: 1}", "{min_members: 3}");
+    world.change("{a: 1}", "{a: 2}");
+    world.stack.spec.preview = true;
+    let preview = world.plan().preview.unwrap();
+    assert_eq!(preview.updated, ["group (metadata)"]);
+    world.stack.spec.preview = false;
+    world.settle();
+    assert_eq!(world.log, ["change ServerGroup group"]);
+    let group = world.objects.values().find(|o| o["kind"] == "ServerGroup");
+    assert_eq!(group.unwrap()["spec"]["minMembers"], json!(3));
+}
+
+#[test]
+fn a_preview_does_nothing() {
+    let mut world = World::new(PAIR);
+    world.stack.spec.preview = true;
+    let plan = world.plan();
+    assert!(plan.steps.is_empty() && plan.ledger.action.is_none());
+    assert_eq!(plan.preview.unwrap().added.len(), 5);
+    world.stack.spec.preview = false;
+    world.settle();
+    world.stack.spec.preview = true;
+    world.change("{a: b}", "{a: c}");
+    world.change(
+        "flavor: small, networks: [{port",
+        "flavor: large, networks: [{port",
+    );
+    let preview = world.plan().preview.unwrap();
+    assert_eq!(preview.updated, ["two (metadata)"]);
+    assert_eq!(
+        (preview.replaced, preview.unchanged),
+        (vec!["one".to_owned()], 3)
+    );
+    assert_eq!(world.settle().steps, []);
+}
+
+#[test]
+fn too_long_is_a_failure() {
+    let mut world = World::new(PAIR);
+    world.stack.spec.timeout_minutes = 1;
+    world.pass(|| false);
+    world.now += SignedDuration::from_secs(61);
+    let plan = world.pass(|| false);
+    assert_eq!(world.word(), "CREATE_FAILED");
+    assert!(
+        plan.ledger
+            .reason
+            .starts_with("CREATE timed out after 1 minutes; waiting for net"),
+        "{}",
+        plan.ledger.reason
+    );
+}
+
+#[test]
+fn what_is_not_the_stacks_is_never_touched() {
+    let template = "heat_template_version: newton\nresources:\n  key: {type: OS::Nova::KeyPair, properties: {name: k, public_key: ssh-ed25519 A}}\n";
+    let mut world = World::new(template);
+    let object = Reference {
+        api_version: "pileus.dev/v1alpha1".into(),
+        kind: "KeyPair".into(),
+        namespace: None,
+        name: "k".into(),
+    };
+    let theirs = json!({"metadata": {"name": "k", "uid": "theirs"}});
+    // It is found there when it is to be made.
+    world.pass(|| true);
+    world.objects.insert(object.clone(), theirs);
+    for _ in 0..10 {
+        world.pass(|| false);
+    }
+    assert_eq!(world.word(), "CREATE_FAILED");
+    world.delete();
+    assert_eq!(world.objects[&object]["metadata"]["uid"], "theirs");
+    assert!(world.log.is_empty(), "{:#?}", world.log);
+}
+
+#[test]
+fn a_template_that_is_gone_costs_nothing() {
+    let mut world = World::new(PAIR);
+    world.settle();
+    world.stored.clear();
+    world.change("cidr: 10.0.0.0/24", "cidr: 10.0.0.0/24, qos: x");
+    let plan = world.settle();
+    assert!(plan.steps.is_empty());
+    let Problem { reason, .. } = plan.problem.unwrap();
+    assert!(matches!(
+        reason,
+        Reason::RecordMissing | Reason::InvalidTemplate
+    ));
+    assert_eq!(world.objects.len(), 6);
+}
+
+#[test]
+fn the_record_survives_being_written() {
+    let mut world = World::new(PAIR);
+    world.settle();
+    let ledger = world.ledger.unwrap();
+    let text = serde_json::to_string(&ledger).unwrap();
+    assert_eq!(serde_json::from_str::<Ledger>(&text).unwrap(), ledger);
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
+
+    /// Whatever steps crashes prevent, and at whatever pass: the same end.
+    #[test]
+    fn crashes_change_nothing_in_the_end(losses in proptest::collection::vec(proptest::bool::ANY, 0..40), counts in proptest::collection::vec(0..5usize, 1..4)) {
+        let template = PAIR.replace("outputs:", "  group:\n    type: OS::Heat::ResourceGroup\n    properties: {count: 2, resource_def: {type: OS::Neutron::Port, properties: {network: {get_resource: net}}}}\noutputs:");
+        let mut world = World::new(&template);
+        let mut losses = losses.into_iter();
+        let mut before = 2;
+        for count in counts {
+            world.change(&format!("count: {before}"), &format!("count: {count}"));
+            before = count;
+            for _ in 0..3 {
+                world.pass(|| losses.next().unwrap_or(false));
+                world.tend();
+            }
+        }
+        world.settle();
+        proptest::prop_assert!(world.word().ends_with("COMPLETE"));
+        proptest::prop_assert_eq!(world.count("Port"), before + 1);
+        proptest::prop_assert_eq!(world.count("Server"), 2);
+        world.delete();
+        proptest::prop_assert!(world.objects.is_empty());
+    }
+}
+
+#[test]
+fn a_stack_of_five_hundred_is_made() {
+    let mut world = World::new(&GROUP.replace("count: 3", "count: 500"));
+    world.settle();
+    assert_eq!(world.count("Server"), 500);
+}
+
+#[test]
+fn a_long_chain_of_values_comes_and_goes() {
+    let first = "heat_template_version: rocky\nresources:\n  r000: {type: OS::Heat::Value, properties: {value: x}}\n";
+    let others = (1..400).map(|at| {
+        let before = at - 1;
+        format!(
+            "  r{at:03}: {{type: OS::Heat::Value, properties: {{value: {{get_attr: [r{before:03}, value]}}}}}}\n"
+        )
+    });
+    let template: String = std::iter::once(first.to_owned()).chain(others).collect();
+    let mut world = World::new(&template);
+    world.settle();
+    assert_eq!(world.word(), "CREATE_COMPLETE");
+    world.delete();
+}
+
+#[test]
+fn another_order_of_a_map_changes_nothing_and_of_a_text_does() {
+    let template = "heat_template_version: rocky
+parameters: {map: {type: json, default: {}}}
+resources:
+  server: {type: OS::Nova::Server, properties: {image: i, flavor: small, metadata: {z: b, a: c}}}
+  url: {type: OS::Heat::Value, properties: {value: {make_url: {host: h, query: {z: 1, a: 2}}}}}
+outputs:
+  url: {value: {get_attr: [url, value]}}
+";
+    let mut world = World::new(template);
+    let map = |text: &str| serde_json::from_str(text).unwrap();
+    world.sources.parameters = map(r#"{"map": {"z": 1, "a": {"y": 1, "b": 2}}}"#);
+    let plan = world.settle();
+    assert_eq!(
+        plan.outputs.unwrap()[0].value,
+        Some(json!("//h?z=1&a=2").into())
+    );
+    let before = world.sources.digest();
+    // As an API server gives it back.
+    world.sources.parameters = map(r#"{"map": {"a": {"b": 2, "y": 1}, "z": 1}}"#);
+    assert_eq!(world.sources.digest(), before);
+    world.log.clear();
+    world.settle();
+    assert_eq!(world.word(), "CREATE_COMPLETE");
+    world.change("{z: b, a: c}", "{a: c, z: b}");
+    world.change("{z: 1, a: 2}", "{a: 2, z: 1}");
+    let plan = world.settle();
+    assert_eq!(world.word(), "UPDATE_COMPLETE");
+    assert!(world.log.is_empty(), "{:#?}", world.log);
+    assert_eq!(
+        plan.outputs.unwrap()[0].value,
+        Some(json!("//h?a=2&z=1").into())
+    );
+}

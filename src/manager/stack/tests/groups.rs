@@ -1,0 +1,295 @@
+//! Groups that change a few members at a time, and members that are let go of.
+
+use std::collections::BTreeSet;
+
+use super::super::ledger::{Action, Rolling, State};
+use super::world::World;
+use pileus_api::stack::OnFailure;
+use pileus_stack::value::{Value, json};
+
+/// A group of Servers whose metadata can change in place; what comes after it has its ids.
+fn group(policy: &str, count: usize) -> String {
+    format!(
+        "heat_template_version: rocky
+resources:
+  group:
+    type: OS::Heat::ResourceGroup
+    update_policy: {{{policy}}}
+    properties:
+      count: {count}
+      resource_def: {{type: OS::Nova::Server, properties: {{image: i, flavor: small, metadata: {{v: a}}}}}}
+  after: {{type: OS::Heat::Value, properties: {{value: {{get_attr: [group, refs]}}}}}}
+outputs:
+  refs: {{value: {{get_attr: [after, value]}}}}
+  gone: {{value: {{get_attr: [group, removed_rsrc_list]}}}}
+"
+    )
+}
+
+/// Names of the members that there are.
+fn names(world: &World) -> String {
+    let entries = world.ledger.as_ref().unwrap().entries.iter();
+    let names = entries.filter_map(|((path, _), _)| path.split('/').nth(1));
+    names
+        .collect::<BTreeSet<_>>()
+        .into_iter()
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// What was seen of an update: members made and changed, batch by batch, and the fewest that
+/// were in service.
+#[derive(Debug, Default, PartialEq)]
+struct Course {
+    batches: Vec<String>,
+    least: usize,
+    most: usize,
+}
+
+fn course(world: &mut World) -> Course {
+    let mut course = Course {
+        least: usize::MAX,
+        ..Course::default()
+    };
+    for _ in 0..100 {
+        let from = world.log.len();
+        let before = world.ledger.clone();
+        let plan = world.pass(|| false);
+        let entries = plan.ledger.entries.iter();
+        let members = entries.filter(|((path, _), _)| path.starts_with("group/"));
+        let serving = members
+            .clone()
+            .filter(|(_, entry)| entry.state == State::Complete && entry.action != Action::Delete);
+        course.least = course.least.min(serving.count());
+        course.most = course.most.max(members.count());
+        let mut did: Vec<String> = world.log[from..]
+            .iter()
+            .filter_map(|line| Some(line.replace(" Server group/", " ")).filter(|l| l != line))
+            .collect();
+        if !did.is_empty() {
+            did.sort();
+            course.batches.push(did.join(", "));
+        }
+        world.tend();
+        if before.as_ref() == Some(&plan.ledger) && !plan.ledger.is_busy() {
+            break;
+        }
+    }
+    course
+}
+
+#[test]
+fn a_group_grows_for_an_update_so_that_enough_are_in_service() {
+    let policy = "rolling_update: {max_batch_size: 2, min_in_service: 3}";
+    let mut world = World::new(&group(policy, 3));
+    world.settle();
+    world.change("v: a", "v: b");
+    let seen = course(&mut world);
+    assert_eq!(
+        seen.batches,
+        [
+            "make 3, make 4",
+            "change 1, change 2",
+            "change 0",
+            "delete 3, delete 4"
+        ]
+    );
+    assert_eq!((seen.least, seen.most), (3, 5));
+    assert_eq!(
+        (world.word().as_str(), names(&world).as_str()),
+        ("UPDATE_COMPLETE", "0 1 2")
+    );
+    // What comes after the group has never seen those that were there for the time of it.
+    let refs = world.plan().outputs.unwrap()[1].value.clone().unwrap();
+    assert_eq!(refs.as_array().unwrap().len(), 3, "{refs}");
+}
+
+#[test]
+fn batches_are_as_small_as_the_policy_says_and_no_member_is_added_without_need() {
+    for (policy, batches, least) in [
+        (
+            "rolling_update: {max_batch_size: 1}",
+            vec!["change 2", "change 1", "change 0"],
+            2,
+        ),
+        (
+            "rolling_update: {max_batch_size: 2, min_in_service: 1}",
+            vec!["change 1, change 2", "change 0"],
+            1,
+        ),
+        (
+            "rolling_update: {max_batch_size: 2, min_in_service: 2}",
+            vec!["change 2, make 3", "change 0, change 1", "delete 3"],
+            2,
+        ),
+        (
+            "batch_create: {max_batch_size: 2}",
+            vec!["change 0, change 1, change 2"],
+            0,
+        ),
+    ] {
+        let mut world = World::new(&group(policy, 3));
+        world.settle();
+        world.change("v: a", "v: b");
+        let seen = course(&mut world);
+        assert_eq!(
+            (seen.batches, seen.least),
+            (batches.into_iter().map(str::to_owned).collect(), least),
+            "{policy}"
+        );
+        assert_eq!(names(&world), "0 1 2");
+    }
+}
+
+#[test]
+fn a_group_that_only_grows_or_shrinks_does_so_at_once() {
+    let policy = "rolling_update: {max_batch_size: 1, min_in_service: 1, pause_time: 60}";
+    let mut world = World::new(&group(policy, 2));
+    world.settle();
+    world.change("count: 2", "count: 5");
+    assert_eq!(course(&mut world).batches, ["make 2, make 3, make 4"]);
+    world.change("count: 5", "count: 3");
+    assert_eq!(course(&mut world).batches, ["delete 3, delete 4"]);
+}
+
+#[test]
+fn a_group_grows_and_changes_batch_by_batch() {
+    let policy = "rolling_update: {max_batch_size: 2, min_in_service: 2}";
+    let mut world = World::new(&group(policy, 2));
+    world.settle();
+    world.change("count: 2", "count: 5");
+    world.change("v: a", "v: b");
+    let seen = course(&mut world);
+    assert_eq!(
+        seen.batches,
+        ["make 2, make 3", "change 1, make 4", "change 0"]
+    );
+    assert!(seen.least >= 2);
+}
+
+#[test]
+fn first_members_are_made_a_few_at_a_time_with_a_pause_between() {
+    let policy = "batch_create: {max_batch_size: 2, pause_time: 5}";
+    let mut world = World::new(&group(policy, 5));
+    let mut made = Vec::new();
+    for _ in 0..40 {
+        let from = world.log.len();
+        let plan = world.pass(|| false);
+        if world.log.len() > from {
+            made.push((world.log.len() - from, world.now));
+        }
+        // It is said when to look again, also while nothing happens.
+        let resting = matches!(
+            plan.ledger.rolling.get("group"),
+            Some(Rolling::Pause { .. })
+        );
+        if resting {
+            world.now += k8s_openapi::jiff::SignedDuration::try_from(plan.again.unwrap()).unwrap();
+        }
+        world.tend();
+    }
+    assert_eq!(world.word(), "CREATE_COMPLETE");
+    let sizes: Vec<usize> = made.iter().map(|(count, _)| *count).collect();
+    assert_eq!(sizes, [2, 2, 1]);
+    for pair in made.windows(2) {
+        assert!(pair[1].1.duration_since(pair[0].1).as_secs() >= 5);
+    }
+}
+
+#[test]
+fn an_update_in_batches_that_fails_returns_in_batches() {
+    let policy = "rolling_update: {max_batch_size: 1, min_in_service: 3}";
+    let mut world = World::new(&group(policy, 3));
+    world.stack.spec.on_failure = OnFailure::Rollback;
+    world.settle();
+    world.change("v: a", "v: b");
+    world.broken = Some("-group-3-");
+    for _ in 0..60 {
+        world.pass(|| false);
+        world.tend();
+    }
+    assert_eq!(world.word(), "ROLLBACK_COMPLETE", "{:#?}", world.ledger);
+    assert_eq!(names(&world), "0 1 2");
+    let metadata = |(_, live): (&_, &Value)| live["spec"]["metadata"]["v"].clone();
+    let values: BTreeSet<String> = (world.objects.iter())
+        .map(metadata)
+        .map(|v| v.to_string())
+        .collect();
+    assert_eq!(values, BTreeSet::from(["\"a\"".to_owned()]));
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(48))]
+
+    /// Crashes and new templates at any moment: every member is what the last one says.
+    #[test]
+    fn batches_come_to_their_end_whatever_happens(
+        losses in proptest::collection::vec(proptest::bool::ANY, 0..40),
+        changes in proptest::collection::vec((0usize..6, 0usize..3, 1usize..12), 1..4),
+        size in 1usize..4, least in 0usize..5,
+    ) {
+        let policy = format!("rolling_update: {{max_batch_size: {size}, min_in_service: {least}}}");
+        let mut world = World::new(&group(&policy, 2));
+        let mut losses = losses.into_iter();
+        let (mut count, mut value) = (2, "v: a".to_owned());
+        for (next, version, passes) in changes {
+            world.change(&format!("count: {count}"), &format!("count: {next}"));
+            let other = format!("v: x{version}");
+            world.change(&value, &other);
+            (count, value) = (next, other);
+            for _ in 0..passes {
+                world.pass(|| losses.next().unwrap_or(false));
+                world.tend();
+            }
+        }
+        world.settle();
+        proptest::prop_assert!(world.word().ends_with("COMPLETE"));
+        proptest::prop_assert_eq!(world.count("Server"), count);
+        for live in world.objects.values() {
+            let text = format!("v: {}", live["spec"]["metadata"]["v"].as_str().unwrap());
+            proptest::prop_assert_eq!(&text, &value);
+        }
+        world.delete();
+        proptest::prop_assert!(world.objects.is_empty());
+    }
+}
+
+/// The id that a member is referred to by, as the output tells it.
+fn id(world: &World, at: usize) -> String {
+    let refs = world.plan().outputs.unwrap()[1].value.clone().unwrap();
+    refs[at].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn members_are_let_go_of_by_the_ids_that_they_are_referred_to_by() {
+    let mut world = World::new(&group("", 4));
+    world.settle();
+    let (one, three) = (id(&world, 1), id(&world, 3));
+    let listed = format!("count: 4\n      removal_policies: [{{resource_list: [{one}, {three}]}}]");
+    world.change("count: 4", &listed);
+    // One goes later than the other: nothing says of it any more which member it was.
+    for pass in 0..30 {
+        world.pass(|| pass == 2);
+        world.tend();
+    }
+    assert_eq!(world.word(), "UPDATE_COMPLETE");
+    assert_eq!(names(&world), "0 2 4 5");
+    let gone = |world: &World| world.plan().outputs.unwrap()[0].value.clone();
+    assert_eq!(gone(&world), Some(json!(["1", "3"]).into()));
+    // The ids are still in the template, and nothing has them.
+    world.change("v: a", "v: b");
+    world.settle();
+    assert_eq!(names(&world), "0 2 4 5");
+    // Ids that nobody has cost nothing; numbers are names, too.
+    world.change(&format!("[{one}, {three}]"), "[nobody, 0]");
+    world.settle();
+    assert_eq!(names(&world), "2 4 5 6");
+    assert_eq!(gone(&world), Some(json!(["0", "1", "3"]).into()));
+    // Only what is named now counts.
+    let five = id(&world, 2);
+    let only = format!("[{five}]}}]\n      removal_policies_mode: update");
+    world.change("[nobody, 0]}]", &only);
+    world.settle();
+    assert_eq!(names(&world), "0 1 2 3");
+    assert_eq!(gone(&world), Some(json!(["5"]).into()));
+}

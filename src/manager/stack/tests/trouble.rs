@@ -1,0 +1,567 @@
+//! What failed, what was lost, and what is in use: nothing that works is destroyed for it.
+
+use k8s_openapi::jiff::SignedDuration;
+
+use super::super::ledger::State;
+use super::PAIR;
+use super::world::World;
+use pileus_api::stack::OnFailure;
+use pileus_stack::value::{Value, json};
+
+impl World {
+    fn uid(&self, part: &str) -> Value {
+        let mut found = self.objects.iter();
+        let found = found.find(|(object, _)| object.kind != "Secret" && object.name.contains(part));
+        found.map_or(Value::Null, |(_, live)| live["metadata"]["uid"].clone())
+    }
+
+    fn check(&mut self, word: &str) {
+        self.stack.spec.check_requested_at = Some(self.now.to_string());
+        self.settle();
+        assert_eq!(self.word(), word, "{:#?}", self.ledger);
+    }
+
+    fn heal(&mut self, word: &str) {
+        self.stack.spec.heal_requested_at = Some(self.now.to_string());
+        self.settle();
+        assert_eq!(self.word(), word, "{:#?}", self.ledger);
+    }
+
+    fn why(&self, path: &str) -> String {
+        let ledger = self.ledger.as_ref().unwrap();
+        let entry = ledger.incarnations(path).next();
+        entry.map_or_else(String::new, |(_, entry)| entry.reason.clone())
+    }
+}
+
+#[test]
+fn a_check_of_a_healthy_stack_finds_nothing_wrong_with_user_data() {
+    let mut world = World::new(PAIR);
+    world.settle();
+    let one = world.uid("-one-");
+    world.check("CHECK_COMPLETE");
+    // Somebody deletes the user data: that is told.
+    world.objects.retain(|object, _| object.kind != "Secret");
+    world.check("CHECK_FAILED");
+    assert!(world.why("one").contains("user-data is gone"));
+    world.heal("UPDATE_COMPLETE");
+    assert_ne!(world.uid("-one-"), one);
+}
+
+#[test]
+fn what_is_only_not_ready_when_it_is_checked_is_told_and_not_made_anew() {
+    let mut world = World::new(PAIR);
+    world.settle();
+    let two = world.uid("-two-");
+    world.slow = Some("-two-");
+    world.tend();
+    world.check("CHECK_FAILED");
+    assert_eq!(world.why("two"), "so it is");
+    // Nor does an update of something else wait for it.
+    world.change("user_data: x", "user_data: y");
+    world.settle();
+    assert_eq!(world.word(), "UPDATE_COMPLETE");
+    assert_eq!(world.uid("-two-"), two);
+}
+
+#[test]
+fn a_quantity_that_the_api_server_writes_otherwise_is_no_drift() {
+    let template = "heat_template_version: newton
+resources:
+  data:
+    type: Kubernetes::Object
+    properties:
+      manifest:
+        apiVersion: v1
+        kind: PersistentVolumeClaim
+        metadata: {name: data}
+        spec: {resources: {requests: {storage: 1024Mi}}}
+";
+    let mut world = World::new(template);
+    world.stack.spec.service_account_name = Some("maker".into());
+    world.settle();
+    let mut claims = world.objects.values_mut();
+    claims.next().unwrap()["spec"]["resources"]["requests"]["storage"] = json!("1Gi");
+    world.check("CHECK_COMPLETE");
+}
+
+#[test]
+fn a_rollback_does_not_destroy_what_was_only_slow_to_change() {
+    let mut world = World::new(PAIR);
+    let pair = PAIR.replace("outputs:", "  new: {type: OS::Neutron::Net}\noutputs:");
+    world.stack.spec.on_failure = OnFailure::Rollback;
+    world.settle();
+    let two = world.uid("-two-");
+    world.sources.template = pair.replace("{a: b}", "{a: c}");
+    world.broken = Some("-new-");
+    world.slow = Some("-two-");
+    for _ in 0..20 {
+        world.pass(|| false);
+        world.tend();
+    }
+    world.now += SignedDuration::from_secs(241);
+    world.pass(|| false);
+    assert_eq!(world.word(), "UPDATE_FAILED", "{:#?}", world.ledger);
+    world.slow = None;
+    world.settle();
+    assert_eq!(world.word(), "ROLLBACK_COMPLETE");
+    assert_eq!(world.uid("-two-"), two);
+    let mut live = world.objects.values();
+    let live = live.find(|live| live["metadata"]["uid"] == two).unwrap();
+    assert_eq!(live["spec"]["metadata"]["a"], "b");
+}
+
+#[test]
+fn a_rollback_to_a_template_that_is_gone_ends_and_another_can_be_given() {
+    let mut world = World::new(PAIR);
+    world.stack.spec.on_failure = OnFailure::Rollback;
+    world.settle();
+    let good = world.sources.digest();
+    world.broken = Some("-new-");
+    world.change("outputs:", "  new: {type: OS::Neutron::Net}\noutputs:");
+    for _ in 0..20 {
+        world.pass(|| false);
+        world.stored.remove(&good);
+        world.tend();
+    }
+    assert_eq!(world.word(), "ROLLBACK_FAILED", "{:#?}", world.ledger);
+    assert_eq!(
+        world.plan().problem.unwrap().reason,
+        pileus_api::Reason::RecordMissing
+    );
+    assert!(world.log.iter().all(|line| !line.starts_with("delete")));
+    world.broken = None;
+    world.change("{a: b}", "{a: c}");
+    world.settle();
+    assert_eq!(world.word(), "UPDATE_COMPLETE");
+}
+
+#[test]
+fn a_change_that_was_refused_is_tried_again_where_it_is() {
+    let mut world = World::new(PAIR);
+    world.settle();
+    let two = world.uid("-two-");
+    world.refused = Some("-two-");
+    world.change("{a: b}", "{a: c}");
+    world.settle();
+    assert_eq!(world.word(), "UPDATE_FAILED");
+    world.refused = None;
+    world.heal("UPDATE_COMPLETE");
+    assert_eq!(world.uid("-two-"), two);
+    let mut live = world.objects.values();
+    let live = live.find(|live| live["metadata"]["uid"] == two).unwrap();
+    assert_eq!(live["spec"]["metadata"]["a"], "c");
+}
+
+#[test]
+fn what_could_not_be_stopped_can_be_started() {
+    let mut world = World::new(PAIR);
+    world.settle();
+    let two = world.uid("-two-");
+    world.stack.spec.suspend = true;
+    world.refused = Some("-two-");
+    world.settle();
+    assert_eq!(world.word(), "SUSPEND_FAILED");
+    world.refused = None;
+    world.stack.spec.suspend = false;
+    world.settle();
+    assert_eq!(world.word(), "RESUME_COMPLETE", "{:#?}", world.ledger);
+    world.change("{a: b}", "{a: c}");
+    world.settle();
+    assert_eq!(world.word(), "UPDATE_COMPLETE");
+    assert_eq!(world.uid("-two-"), two);
+}
+
+#[test]
+fn what_must_not_be_replaced_is_not_when_it_has_failed_either() {
+    let mut world = World::new(PAIR);
+    let restricted = "resource_registry: {resources: {two: {restricted_actions: replace}}}";
+    world.sources.environments = vec![restricted.to_owned()];
+    world.settle();
+    let two = world.uid("-two-");
+    world.broken = Some("-two-");
+    world.tend();
+    world.check("CHECK_FAILED");
+    world.heal("UPDATE_FAILED");
+    assert!(world.why("two").starts_with("replace is restricted"));
+    assert_eq!(world.uid("-two-"), two);
+    // Of another type, it would be another.
+    world.broken = None;
+    world.change("two: {type: OS::Nova::Server, properties: {image: i, flavor: small, networks: [{network: {get_resource: net}}], metadata: {a: b}}}", "two: {type: OS::Neutron::Net}");
+    world.settle();
+    assert_eq!(world.word(), "UPDATE_FAILED");
+    assert_eq!(world.uid("-two-"), two);
+}
+
+#[test]
+fn what_was_never_made_is_not_there_for_a_check_and_is_made_by_a_heal() {
+    let mut world = World::new(PAIR);
+    world.refused = Some("-net-");
+    world.settle();
+    assert_eq!(world.word(), "CREATE_FAILED");
+    world.check("CHECK_FAILED");
+    let ledger = world.ledger.as_ref().unwrap();
+    let mut named = ["net", "one", "port", "sub", "two"].iter();
+    assert!(
+        named.all(|name| ledger.reason.contains(name)),
+        "{}",
+        ledger.reason
+    );
+    world.refused = None;
+    world.heal("UPDATE_COMPLETE");
+    assert_eq!(world.objects.len(), 6);
+    world.check("CHECK_COMPLETE");
+}
+
+#[test]
+fn an_edit_of_a_failed_stack_is_looked_at_before_anything_goes() {
+    for on_failure in [OnFailure::Rollback, OnFailure::Delete] {
+        let mut world = World::new(PAIR);
+        world.broken = Some("-two-");
+        world.settle();
+        assert_eq!(world.word(), "CREATE_FAILED");
+        let net = world.uid("-net-");
+        world.stack.spec.on_failure = on_failure;
+        world.settle();
+        assert_eq!(world.word(), "CREATE_FAILED");
+        world.broken = None;
+        world.change("{a: b}", "{a: c}");
+        world.settle();
+        assert_eq!(world.word(), "UPDATE_COMPLETE");
+        assert_eq!(world.uid("-net-"), net);
+        // From then on it holds.
+        world.broken = Some("-two-");
+        world.change("{network: {get_resource: net}}", "{network: other}");
+        world.settle();
+        let words = ["ROLLBACK_FAILED", "ROLLBACK_COMPLETE", "DELETE_COMPLETE"];
+        assert!(words.contains(&world.word().as_str()), "{}", world.word());
+    }
+}
+
+#[test]
+fn what_has_failed_stays_so_until_it_is_dealt_with() {
+    let mut world = World::new(PAIR);
+    world.settle();
+    world.refused = Some("-two-");
+    world.change("{a: b}", "{a: c}");
+    world.settle();
+    let ledger = world.ledger.as_ref().unwrap();
+    let (_, entry) = ledger.incarnations("two").next().unwrap();
+    assert_eq!(
+        (entry.state, entry.again, entry.replace),
+        (State::Failed, false, false)
+    );
+    assert!(ledger.kept);
+}
+
+#[test]
+fn what_is_in_a_retained_group_stays() {
+    let group = "  kept:
+    type: OS::Heat::ResourceGroup
+    deletion_policy: Retain
+    properties: {count: 2, resource_def: {type: OS::Neutron::Net}}
+outputs:";
+    let mut world = World::new(&PAIR.replace("outputs:", group));
+    world.settle();
+    assert_eq!(world.count("Network"), 3);
+    world.delete();
+    assert_eq!((world.count("Network"), world.objects.len()), (2, 2));
+}
+
+const KEY: &str = "heat_template_version: newton
+resources:
+  k1: {type: OS::Nova::KeyPair, properties: {name: ops, public_key: ssh-ed25519 A}}
+";
+
+#[test]
+fn a_resource_that_is_renamed_keeps_its_object() {
+    let mut world = World::new(KEY);
+    world.settle();
+    let ops = world.uid("ops");
+    world.change("k1:", "k2:");
+    world.settle();
+    assert_eq!(world.word(), "UPDATE_COMPLETE");
+    assert_eq!((world.uid("ops"), world.count("KeyPair")), (ops.clone(), 1));
+    assert_eq!(world.log.last().unwrap(), "change KeyPair k2");
+    let paths = world.ledger.as_ref().unwrap().entries.keys();
+    assert_eq!(
+        paths.map(|(path, _)| path.as_str()).collect::<Vec<_>>(),
+        ["k2"]
+    );
+    // Returned by a failed update, too.
+    world.stack.spec.on_failure = OnFailure::Rollback;
+    world.broken = Some("-net-");
+    world.change("k2:", "net: {type: OS::Neutron::Net}\n  k3:");
+    world.settle();
+    assert_eq!(world.word(), "ROLLBACK_COMPLETE");
+    assert_eq!((world.uid("ops"), world.count("KeyPair")), (ops, 1));
+    let mut changes = world.log.iter().rev();
+    let last = changes.find(|line| line.starts_with("change KeyPair"));
+    assert_eq!(last.unwrap(), "change KeyPair k2");
+    world.delete();
+    assert!(world.objects.is_empty());
+}
+
+#[test]
+fn two_resources_do_not_share_an_object() {
+    let other =
+        "  K-2: {type: OS::Nova::KeyPair, properties: {name: OPS, public_key: ssh-ed25519 B}}\n";
+    let mut world = World::new(&format!("{KEY}{other}"));
+    let plan = world.plan();
+    let problem = plan.problem.unwrap().message;
+    assert!(
+        problem.contains("KeyPair ops is that of the resource"),
+        "{problem}"
+    );
+    // One whose name is only known later is refused before anything happens to the object.
+    let later = other.replace("name: OPS", "name: {get_attr: [word, value]}");
+    let value = "  word: {type: OS::Heat::Value, properties: {value: ops}}\n";
+    world = World::new(KEY);
+    world.settle();
+    world.sources.template = format!("{KEY}{value}{later}");
+    world.settle();
+    assert_eq!(world.word(), "UPDATE_FAILED");
+    assert!(
+        world.why("K-2").contains("is that of the resource k1"),
+        "{}",
+        world.why("K-2")
+    );
+    assert_eq!(world.log.len(), 1, "{:#?}", world.log);
+}
+
+#[test]
+fn another_version_of_a_kind_is_the_same_object() {
+    let template = "heat_template_version: newton
+resources:
+  scaler:
+    type: Kubernetes::Object
+    properties:
+      manifest: {apiVersion: autoscaling/v1, kind: HorizontalPodAutoscaler, metadata: {name: a}, spec: {b: c}}
+";
+    let mut world = World::new(template);
+    world.stack.spec.service_account_name = Some("maker".into());
+    world.settle();
+    let uid = world.uid("a");
+    world.change("autoscaling/v1", "autoscaling/v2");
+    world.settle();
+    world.change("{name: a}", "{name: a, namespace: demo}");
+    world.settle();
+    assert_eq!(world.word(), "UPDATE_COMPLETE", "{:#?}", world.ledger);
+    assert_eq!(
+        (world.uid("a"), world.objects.len()),
+        (uid, 1),
+        "{:#?}",
+        world.log
+    );
+}
+
+#[test]
+fn what_works_with_something_that_must_go_first_goes_before_it() {
+    let fixed =
+        "port: {type: OS::Neutron::Port, properties: {fixed_ips: [{ip_address: 10.0.0.5}], network";
+    let mut world = World::new(&PAIR.replace(
+        "port: {type: OS::Neutron::Port, properties: {network",
+        fixed,
+    ));
+    world.settle();
+    let two = world.uid("-two-");
+    world.log.clear();
+    world.change(
+        "{ip_address: 10.0.0.5}",
+        "{ip_address: 10.0.0.5}, {ip_address: 10.0.0.6}",
+    );
+    world.settle();
+    assert_eq!(world.word(), "UPDATE_COMPLETE");
+    let order = [
+        "delete Server one",
+        "delete Port port",
+        "make Port port",
+        "make Server one",
+    ];
+    let places: Vec<usize> = order.iter().map(|line| world.at(line)).collect();
+    assert!(places.is_sorted(), "{:#?}", world.log);
+    assert_eq!(world.uid("-two-"), two);
+    // The same to heal it.
+    let mut live = world.objects.values_mut();
+    let port = live.find(|live| live["kind"] == "Port").unwrap();
+    port["spec"]["network"]["name"] = json!("other");
+    world.check("CHECK_FAILED");
+    world.heal("UPDATE_COMPLETE");
+    assert_eq!(world.objects.len(), 6);
+}
+
+#[test]
+fn what_would_have_to_go_only_for_another_is_left() {
+    let mut world = World::new(PAIR);
+    world.settle();
+    let before = (world.uid("-one-"), world.uid("-sub-"));
+    let mut live = world.objects.values_mut();
+    let subnet = live.find(|live| live["kind"] == "Subnet").unwrap();
+    subnet["spec"]["dhcp"] = json!("Disabled");
+    world.check("CHECK_FAILED");
+    world.heal("UPDATE_FAILED");
+    assert!(
+        world
+            .why("sub")
+            .contains("has to go before another takes its place")
+    );
+    assert_eq!((world.uid("-one-"), world.uid("-sub-")), before);
+    let going = |live: &Value| !live["metadata"]["deletionTimestamp"].is_null();
+    assert!(!world.objects.values().any(going));
+}
+
+#[test]
+fn group_after_group_leaves_a_small_record() {
+    let template = "heat_template_version: newton
+resources:
+  a:
+    type: OS::Heat::ResourceGroup
+    properties: {count: 40, resource_def: {type: OS::Neutron::Net}}
+  b:
+    type: OS::Heat::ResourceGroup
+    depends_on: a
+    properties: {count: 40, resource_def: {type: OS::Neutron::Net}}
+";
+    let mut world = World::new(template);
+    world.settle();
+    let size = |world: &World| serde_json::to_string(&world.ledger).unwrap().len();
+    assert!(size(&world) < 80 * 1000, "{}", size(&world));
+    // One that is replaced goes although what waited for it is kept.
+    let name = world.ledger.as_ref().unwrap().entries[&("a/3".to_owned(), 1)].objects[0].clone();
+    world.objects.remove(&name);
+    world.heal("UPDATE_COMPLETE");
+    assert_eq!(world.count("Network"), 80);
+    let entries = &world.ledger.as_ref().unwrap().entries;
+    assert_eq!(entries.len(), 80);
+    assert!(entries.contains_key(&("a/3".to_owned(), 2)));
+    world.stack.spec.preview = true;
+    assert_eq!(world.plan().preview.unwrap().unchanged, 80);
+    world.stack.spec.preview = false;
+    world.log.clear();
+    world.delete();
+    let first = world
+        .log
+        .iter()
+        .position(|line| line.starts_with("delete Network a/"));
+    let last = world
+        .log
+        .iter()
+        .rposition(|line| line.starts_with("delete Network b/"));
+    assert!(last < first, "{:#?}", world.log);
+}
+
+#[test]
+fn what_is_gone_is_made_anew_and_what_names_it_stays() {
+    let key = "resources:
+  key: {type: OS::Nova::KeyPair, properties: {name: ops, public_key: ssh-ed25519 A}}";
+    let template = PAIR.replace("resources:", key);
+    let mut world = World::new(&template.replace("user_data: x", "key_name: {get_resource: key}"));
+    world.settle();
+    let one = world.uid("-one-");
+    world.objects.retain(|object, _| object.kind != "KeyPair");
+    world.check("CHECK_FAILED");
+    world.heal("UPDATE_COMPLETE");
+    assert_eq!(
+        (world.count("KeyPair"), world.uid("-one-")),
+        (1, one.clone())
+    );
+    // Another key under its name would have to wait for the Server to go.
+    world.change("ssh-ed25519 A", "ssh-ed25519 B");
+    world.settle();
+    assert_eq!(world.word(), "UPDATE_FAILED");
+    assert_eq!((world.count("KeyPair"), world.uid("-one-")), (1, one));
+}
+
+#[test]
+fn a_preview_says_what_is_done_with_what_has_failed() {
+    let mut world = World::new(PAIR);
+    world.settle();
+    let two = world.uid("-two-");
+    world.refused = Some("-two-");
+    world.change("{a: b}", "{a: c}");
+    world.settle();
+    assert_eq!(world.word(), "UPDATE_FAILED");
+    world.refused = None;
+    let preview = |world: &mut World| {
+        world.stack.spec.preview = true;
+        let plan = world.plan();
+        assert_eq!(Some(&plan.ledger), world.ledger.as_ref());
+        world.stack.spec.preview = false;
+        plan.preview.unwrap()
+    };
+    let told = preview(&mut world);
+    assert_eq!(told.updated, ["two (again)"]);
+    assert_eq!((told.replaced, told.unchanged), (Vec::new(), 4));
+    world.heal("UPDATE_COMPLETE");
+    assert_eq!(world.uid("-two-"), two);
+    // What says that nothing becomes of it is made anew, and that is told, too.
+    world.broken = Some("-two-");
+    world.tend();
+    world.check("CHECK_FAILED");
+    world.broken = None;
+    assert_eq!(preview(&mut world).replaced, ["two"]);
+    world.heal("UPDATE_COMPLETE");
+    assert_ne!(world.uid("-two-"), two);
+}
+
+#[test]
+fn a_record_that_no_secret_can_hold_is_told_and_nothing_is_made_beside_it() {
+    let long = |at: usize| format!("{at}{}", "x".repeat(250));
+    let one = |at| {
+        format!(
+            "  {}: {{type: OS::Heat::Value, properties: {{value: a}}}}",
+            long(at)
+        )
+    };
+    let values = (0..8).map(one).collect::<Vec<_>>().join("\n") + "\n";
+    let names: Vec<String> = (0..8).map(long).collect();
+    let template = |count: usize| {
+        format!(
+            "heat_template_version: newton\nresources:\n{values}  group:\n    \
+             type: OS::Heat::ResourceGroup\n    depends_on: [{}]\n    \
+             properties: {{count: {count}, resource_def: {{type: OS::Neutron::Net}}}}\n",
+            names.join(", ")
+        )
+    };
+    let mut world = World::new(&template(3));
+    world.stack.spec.on_failure = OnFailure::Rollback;
+    world.settle();
+    assert_eq!(
+        (world.word().as_str(), world.count("Network")),
+        ("CREATE_COMPLETE", 3)
+    );
+    world.sources.template = template(800);
+    let mut told = None;
+    for _ in 0..5 {
+        let plan = world.pass(|| false);
+        told = told.or(plan.problem);
+        let size = serde_json::to_string(&world.ledger).unwrap().len();
+        assert!(size <= 1_000_000, "{size}");
+        assert!(world.count("Network") <= 3);
+    }
+    let told = told.unwrap();
+    assert_eq!(told.reason, pileus_api::Reason::RecordTooLarge);
+    for part in [
+        "spec.template",
+        "808 resources",
+        "1000000",
+        "several Stacks",
+    ] {
+        assert!(told.message.contains(part), "{part}: {}", told.message);
+    }
+    // It has failed like any other update, and what there was is as it was.
+    world.settle();
+    assert_eq!(
+        (world.word().as_str(), world.count("Network")),
+        ("ROLLBACK_COMPLETE", 3)
+    );
+    assert!(world.log.iter().all(|line| !line.starts_with("delete")));
+    world.sources.template = template(4);
+    world.settle();
+    assert_eq!(
+        (world.word().as_str(), world.count("Network")),
+        ("UPDATE_COMPLETE", 4)
+    );
+    world.delete();
+    assert!(world.objects.is_empty());
+}

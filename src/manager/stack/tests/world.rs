@@ -1,0 +1,325 @@
+//! What is outside of the planner, in memory.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+
+use super::super::ledger::{Ledger, Reference, Sources};
+use super::super::plan::{self, Lookup, Plan, Seen, Step, trouble};
+use pileus_api::Stack;
+use pileus_api::names::STACK_UID_LABEL;
+use pileus_stack::value::{Value, json};
+
+/// Everything outside of the planner.
+pub(super) struct World {
+    pub(super) stack: Stack,
+    pub(super) sources: Sources,
+    pub(super) ledger: Option<Ledger>,
+    pub(super) stored: BTreeMap<String, Sources>,
+    pub(super) objects: BTreeMap<Reference, Value>,
+    pub(super) now: Timestamp,
+    pub(super) uids: u32,
+    /// What was done, in order.
+    pub(super) log: Vec<String>,
+    /// Objects whose names hold this never become ready.
+    pub(super) broken: Option<&'static str>,
+    /// Objects whose names hold this are not ready, and do not say that they never will be.
+    pub(super) slow: Option<&'static str>,
+    /// Objects whose names hold this are refused by the API server.
+    pub(super) refused: Option<&'static str>,
+}
+
+/// One object for the API server, whichever version of its kind is asked for.
+fn is_same(one: &Reference, other: &Reference) -> bool {
+    let group = |object: &Reference| -> usize { object.api_version.rfind('/').unwrap_or(0) };
+    let namespace = |object: &Reference| object.namespace.clone().unwrap_or("demo".to_owned());
+    one.name == other.name
+        && one.kind == other.kind
+        && one.api_version[..group(one)] == other.api_version[..group(other)]
+        && namespace(one) == namespace(other)
+}
+
+/// Whether a text stands anywhere in a value.
+fn names(value: &Value, text: &str) -> bool {
+    match value {
+        Value::String(other) => other == text,
+        Value::Array(items) => items.iter().any(|item| names(item, text)),
+        Value::Object(map) => map.values().any(|item| names(item, text)),
+        _ => false,
+    }
+}
+
+impl Lookup for BTreeMap<Reference, Value> {
+    fn find(&self, kind: &str, name: &str) -> Option<Value> {
+        let found = self
+            .iter()
+            .find(|(object, _)| object.kind == kind && object.name == name);
+        found.map(|(_, live)| live.clone())
+    }
+}
+
+pub(super) fn stack() -> Stack {
+    serde_json::from_value(serde_json::json!({
+        "apiVersion": "pileus.dev/v1alpha1", "kind": "Stack",
+        "metadata": {"name": "shop", "namespace": "demo", "uid": "u-1"},
+        "spec": {"template": "x"},
+    }))
+    .unwrap()
+}
+
+impl World {
+    pub(super) fn new(template: &str) -> Self {
+        Self {
+            stack: stack(),
+            sources: Sources {
+                template: template.to_owned(),
+                ..Sources::default()
+            },
+            ledger: None,
+            stored: BTreeMap::new(),
+            objects: BTreeMap::new(),
+            now: "2026-01-01T00:00:00Z".parse().unwrap(),
+            uids: 0,
+            log: Vec::new(),
+            broken: None,
+            slow: None,
+            refused: None,
+        }
+    }
+
+    fn find(&self, wanted: &Reference) -> Option<&Value> {
+        let other = || self.objects.iter().find(|(o, _)| is_same(o, wanted));
+        let found = self.objects.get(wanted);
+        found.or_else(|| other().map(|(_, live)| live))
+    }
+
+    /// What a pass reads: serving objects only where they are asked for.
+    fn seen(&self) -> BTreeMap<Reference, Value> {
+        let mut seen = BTreeMap::new();
+        let Some(ledger) = &self.ledger else {
+            return seen;
+        };
+        for entry in ledger.entries.values() {
+            let Some((last, serving)) = entry.objects.split_last() else {
+                continue;
+            };
+            let live = self.find(last);
+            let whole = live.is_some_and(|live| plan::is_whole(live, entry));
+            let deleting = self.stack.metadata.deletion_timestamp.is_some();
+            let serving = serving
+                .iter()
+                .filter(|_| plan::needs_serving(ledger, entry, whole, deleting));
+            for object in serving.chain([last]) {
+                if let Some(live) = self.find(object) {
+                    seen.insert(object.clone(), live.clone());
+                }
+            }
+        }
+        seen
+    }
+
+    /// What the controllers say of whoever keeps an object from going.
+    fn users(&self, object: &Reference) -> Vec<String> {
+        let pileus = object.api_version.starts_with(pileus_api::GROUP);
+        let subnet = (object.kind == "Subnet")
+            .then(|| self.objects[object]["spec"]["network"].as_str())
+            .flatten();
+        let others = self.objects.iter().filter(|(other, live)| {
+            let has_address = matches!(other.kind.as_str(), "Port" | "Server");
+            let inside = subnet.is_some_and(|network| has_address && names(&live["spec"], network));
+            *other != object && (inside || names(&live["spec"], &object.name))
+        });
+        let users = others.filter(|_| pileus);
+        users.map(|(other, _)| other.name.clone()).collect()
+    }
+
+    /// What is to go and that nothing uses any more goes.
+    fn collect(&mut self) {
+        loop {
+            let going = self.objects.iter().find(|(object, live)| {
+                !live["metadata"]["deletionTimestamp"].is_null() && self.users(object).is_empty()
+            });
+            let Some(object) = going.map(|(object, _)| object.clone()) else {
+                return;
+            };
+            let live = self.objects.remove(&object).unwrap();
+            let path = &live["metadata"]["annotations"]["pileus.dev/stack-resource"];
+            self.log
+                .push(format!("delete {} {}", object.kind, path.as_str().unwrap()));
+        }
+    }
+
+    /// What is seen before anything is read.
+    pub(super) fn nothing_seen(&self) -> Seen<'_> {
+        Seen {
+            now: self.now,
+            sources: Ok(self.sources.clone()),
+            stored: self.stored.clone(),
+            ledger: self.ledger.clone(),
+            seed: "seed".to_owned(),
+            objects: BTreeMap::new(),
+            denied: None,
+            strays: Vec::new(),
+            find: &self.objects,
+            kind_lost: false,
+            grace: std::time::Duration::from_secs(60),
+        }
+    }
+
+    pub(super) fn plan(&self) -> Plan {
+        let seen = Seen {
+            objects: self.seen(),
+            ..self.nothing_seen()
+        };
+        plan::plan(&self.stack, &seen)
+    }
+
+    /// Plans and acts; `lost` says which steps a crash prevents.
+    pub(super) fn pass(&mut self, mut lost: impl FnMut() -> bool) -> Plan {
+        let plan = self.plan();
+        if let Some(sources) = &plan.store {
+            self.stored.insert(sources.digest(), sources.clone());
+        }
+        self.ledger = Some(plan.ledger.clone());
+        let mut refused = trouble::Refused::new();
+        for step in &plan.steps {
+            let applied = match step {
+                Step::Apply { key, manifest, .. } => Some((key, Reference::of(manifest))),
+                _ => None,
+            };
+            let is_refused = |name: &str| self.refused.is_some_and(|part| name.contains(part));
+            if let Some((key, _)) = applied.filter(|(_, object)| is_refused(&object.name)) {
+                refused.insert(key.clone(), "the API server refuses it".to_owned());
+            } else if !lost() {
+                self.act(step);
+            }
+        }
+        if let Some(ledger) = &mut self.ledger {
+            trouble::refuse(ledger, refused, self.now);
+        }
+        self.now += SignedDuration::from_millis(100);
+        plan
+    }
+
+    pub(super) fn act(&mut self, step: &Step) {
+        match step {
+            Step::Apply { manifest, live, .. } => {
+                let object = Reference::of(manifest);
+                let word = if live.is_some() { "change" } else { "make" };
+                let path = manifest["metadata"]["annotations"]["pileus.dev/stack-resource"].clone();
+                let told = format!("{word} {} {}", object.kind, path.as_str().unwrap());
+                let mut new = manifest.clone();
+                self.uids += 1;
+                let uid = live.as_ref().map_or_else(
+                    || json!(format!("o-{}", self.uids)),
+                    |live| live["metadata"]["uid"].clone(),
+                );
+                new["metadata"]["uid"] = uid;
+                let before = self.find(&object).map(|live| live["metadata"].clone());
+                match (live, before) {
+                    // It is the Stack's, and is looked at by the next pass.
+                    (None, Some(_)) if object.kind == "Secret" => return,
+                    (None, Some(_)) => panic!("{object:?} is made twice"),
+                    (Some(_), None) => panic!("{object:?} is gone"),
+                    (Some(live), Some(before)) => {
+                        assert_eq!(live["metadata"]["uid"], before["uid"], "{object:?}");
+                        if !before["deletionTimestamp"].is_null() {
+                            new["metadata"]["deletionTimestamp"] =
+                                before["deletionTimestamp"].clone();
+                        }
+                    }
+                    (None, None) => {}
+                }
+                self.log.push(told);
+                self.objects.retain(|other, _| !is_same(other, &object));
+                self.objects.insert(object, new);
+            }
+            Step::Delete { object, uid, .. } => {
+                let mut objects = self.objects.iter_mut();
+                let found = objects.find(|(other, _)| is_same(other, object));
+                if let Some((_, live)) = found
+                    && uid
+                        .as_ref()
+                        .is_none_or(|uid| live["metadata"]["uid"] == **uid)
+                {
+                    live["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+                }
+                self.collect();
+            }
+            Step::Release { live, .. } => {
+                let object = Reference::of(live);
+                self.log.push(format!("release {}", object.kind));
+                let live = self.objects.get_mut(&object).unwrap();
+                live["metadata"]["labels"][STACK_UID_LABEL] = Value::Null;
+            }
+        }
+    }
+
+    /// What exists becomes ready, unless it is broken; what is to go goes once it may.
+    pub(super) fn tend(&mut self) {
+        self.collect();
+        for (object, live) in &mut self.objects {
+            let is = |part: Option<&str>| part.is_some_and(|part| object.name.contains(part));
+            let (ready, stalled) = match (is(self.broken), is(self.slow)) {
+                (true, _) => ("False", "True"),
+                (_, true) => ("Unknown", "False"),
+                _ => ("True", "False"),
+            };
+            live["status"] = json!({
+                "addresses": [{"name": "nic-0", "port": "p", "macAddress": "m", "ips": ["10.0.0.9"]}],
+                "conditions": [
+                    {"type": "Ready", "status": ready, "reason": "X", "message": "so it is"},
+                    {"type": "Stalled", "status": stalled, "reason": "X", "message": "it cannot work"},
+                ],
+            });
+        }
+    }
+
+    /// Until nothing is left to do.
+    pub(super) fn settle(&mut self) -> Plan {
+        for _ in 0..500 {
+            let before = self.ledger.clone();
+            let plan = self.pass(|| false);
+            self.tend();
+            if plan.steps.is_empty() && before == self.ledger && !plan.ledger.is_busy() {
+                return plan;
+            }
+        }
+        panic!("never at rest: {:#?}\n{:#?}", self.ledger, self.log);
+    }
+
+    pub(super) fn word(&self) -> String {
+        self.ledger.as_ref().unwrap().word().unwrap()
+    }
+
+    pub(super) fn change(&mut self, from: &str, to: &str) {
+        assert!(self.sources.template.contains(from), "{from}");
+        self.sources.template = self.sources.template.replace(from, to);
+    }
+
+    pub(super) fn count(&self, kind: &str) -> usize {
+        self.objects
+            .keys()
+            .filter(|object| object.kind == kind)
+            .count()
+    }
+
+    pub(super) fn at(&self, what: &str) -> usize {
+        let found = self.log.iter().position(|line| line == what);
+        found.unwrap_or_else(|| panic!("{what} is not in {:#?}", self.log))
+    }
+
+    pub(super) fn delete(&mut self) {
+        self.stack.metadata.deletion_timestamp = Some(
+            k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(self.now),
+        );
+        for _ in 0..100 {
+            let plan = self.pass(|| false);
+            self.tend();
+            if plan.gone {
+                return;
+            }
+        }
+        panic!("never gone: {:#?}", self.ledger);
+    }
+}

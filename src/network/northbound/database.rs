@@ -1,0 +1,178 @@
+//! The Northbound database behind a trait, and the real one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+
+use tokio::sync::watch;
+
+use super::diff::{Diff, diff};
+use super::rows::Desired;
+use super::token::Token;
+use crate::ovsdb::{Client, Datum, Endpoint, Error, Monitor, Options, Replica, View};
+
+/// Why the desired rows were not put into force.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ApplyError {
+    /// Another leader has taken over, so nothing was changed; claim again only after
+    /// leadership was won again.
+    #[error("another manager leads{}; nothing was written", holder.as_deref().map(|h| format!(": {h}")).unwrap_or_default())]
+    Fenced {
+        /// Who holds the token, as far as known.
+        holder: Option<String>,
+    },
+    /// The database failed or refused.
+    #[error("cannot write OVN's Northbound database")]
+    Database(#[from] Error),
+}
+
+/// OVN's Northbound database. Every method may be called any number of times.
+pub trait NorthboundDb: Send + Sync {
+    /// The rows as they are, and whether they are up to date.
+    fn view(&self) -> View;
+
+    /// A receiver that is notified when the rows or the connection change. To miss nothing,
+    /// keep it, and look at the view after each notification.
+    fn watch(&self) -> watch::Receiver<View>;
+
+    /// Takes the leader's token. To be called once after leadership was won, never to win
+    /// it back from within.
+    fn claim(&self, token: &Token) -> impl Future<Output = Result<(), ApplyError>> + Send;
+
+    /// Brings our rows into the desired state by one transaction, or none if they are.
+    /// `removed` holds uids of owners whose deletion was observed; see [`diff`].
+    fn apply(
+        &self,
+        token: &Token,
+        desired: &Desired,
+        removed: &BTreeSet<String>,
+    ) -> impl Future<Output = Result<Diff, ApplyError>> + Send;
+
+    /// Which of our cluster's logical ports are up, that is bound and programmed on a host.
+    fn port_states(&self, token: &Token) -> BTreeMap<String, bool> {
+        port_states(&self.view().replica, token)
+    }
+}
+
+fn port_states(replica: &Replica, token: &Token) -> BTreeMap<String, bool> {
+    replica
+        .rows("Logical_Switch_Port")
+        .filter(|(_, row)| super::rows::owner_of(row).is_some_and(|o| o.cluster == token.cluster))
+        .filter_map(|(_, row)| {
+            let name = row.get("name")?.as_str()?.to_owned();
+            let up = row.get("up").and_then(Datum::as_bool).unwrap_or(false);
+            Some((name, up))
+        })
+        .collect()
+}
+
+/// The columns that are monitored.
+#[must_use]
+pub fn monitor() -> Monitor {
+    Monitor {
+        database: "OVN_Northbound".to_owned(),
+        tables: BTreeMap::from([
+            ("NB_Global", ["name", "external_ids"].as_slice()),
+            (
+                "Logical_Switch",
+                &["name", "ports", "other_config", "external_ids"],
+            ),
+            (
+                "Logical_Switch_Port",
+                &[
+                    "name",
+                    "type",
+                    "addresses",
+                    "port_security",
+                    "enabled",
+                    "options",
+                    "parent_name",
+                    "tag_request",
+                    "dhcpv4_options",
+                    "dhcpv6_options",
+                    "up",
+                    "external_ids",
+                ],
+            ),
+            ("DHCP_Options", &["cidr", "options", "external_ids"]),
+            (
+                "ACL",
+                &[
+                    "name",
+                    "priority",
+                    "direction",
+                    "match",
+                    "action",
+                    "external_ids",
+                ],
+            ),
+            ("Port_Group", &["name", "ports", "acls", "external_ids"]),
+            ("Address_Set", &["name", "addresses", "external_ids"]),
+        ]),
+    }
+}
+
+/// The real database.
+#[derive(Clone, Debug)]
+pub struct Northbound {
+    client: Client,
+}
+
+impl Northbound {
+    /// Begins to connect; must be called within a tokio runtime.
+    #[must_use]
+    pub fn start(endpoints: Vec<Endpoint>, options: Options) -> Self {
+        Self {
+            client: Client::start(endpoints, monitor(), options),
+        }
+    }
+
+    /// The client, for what the trait does not offer.
+    #[must_use]
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+}
+
+impl NorthboundDb for Northbound {
+    fn view(&self) -> View {
+        self.client.view()
+    }
+
+    fn watch(&self) -> watch::Receiver<View> {
+        self.client.watch()
+    }
+
+    async fn claim(&self, token: &Token) -> Result<(), ApplyError> {
+        self.client
+            .transact(token.claim(&self.view().replica))
+            .await?;
+        Ok(())
+    }
+
+    async fn apply(
+        &self,
+        token: &Token,
+        desired: &Desired,
+        removed: &BTreeSet<String>,
+    ) -> Result<Diff, ApplyError> {
+        if !self.view().is_connected() {
+            // A replica from before would only tell what was; the client says why.
+            self.client.transact(Vec::new()).await?;
+        }
+        let view = self.view();
+        let found = diff(&view.replica, &token.cluster, desired, removed);
+        if found.operations.is_empty() {
+            return Ok(found);
+        }
+        let mut operations = Vec::with_capacity(found.operations.len() + 1);
+        operations.push(token.guard());
+        operations.extend(found.operations.iter().cloned());
+        match self.client.transact(operations).await {
+            Ok(_) => Ok(found),
+            Err(Error::WaitFailed { index: 0 }) => Err(ApplyError::Fenced {
+                holder: token.holder(&self.view().replica),
+            }),
+            Err(error) => Err(error.into()),
+        }
+    }
+}

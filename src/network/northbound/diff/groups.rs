@@ -1,0 +1,121 @@
+//! Port groups and their ACLs: what security groups are in OVN.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+use uuid::Uuid;
+
+use super::{ACL, Conflict, Differ, GROUP, Ours, reference_ids};
+use crate::northbound::PortGroup;
+use crate::northbound::rows::{Desired, PART};
+use crate::ovsdb::{Atom, Datum, Operation, Row, RowId};
+
+impl Differ<'_> {
+    pub(super) fn groups(
+        &mut self,
+        desired: &Desired,
+        ours_ports: &Ours,
+        port_ids: &BTreeMap<String, RowId>,
+    ) {
+        let ours = self.ours_by_name(GROUP);
+        let known: HashSet<Uuid> = desired
+            .ports
+            .keys()
+            .filter_map(|name| ours_ports.by_key.get(name).copied())
+            .collect();
+        let mut kept = HashSet::new();
+        for (name, want) in &desired.port_groups {
+            let members: BTreeSet<Atom> = want
+                .ports
+                .iter()
+                .filter_map(|port| port_ids.get(port).cloned())
+                .map(Atom::Uuid)
+                .collect();
+            if ours.taken.contains(name) {
+                self.name_taken(GROUP, name, &want.owner);
+                continue;
+            }
+            let Some(id) = ours.by_key.get(name).copied() else {
+                let acls = want.acls.iter();
+                let acls: Vec<RowId> = acls
+                    .map(|(key, acl)| self.insert(ACL, acl.columns(), &acl.owner, key))
+                    .collect();
+                let columns = BTreeMap::from([
+                    ("name", Datum::atom(name.as_str())),
+                    ("ports", Datum::Set(members)),
+                    ("acls", Datum::set(acls)),
+                ]);
+                self.insert(GROUP, columns, &want.owner, "");
+                continue;
+            };
+            kept.insert(id);
+            let columns = BTreeMap::from([("name", Datum::atom(name.as_str()))]);
+            self.repair(GROUP, id, columns, &want.owner, "");
+            let Some(row) = self.current.row(GROUP, id) else {
+                continue;
+            };
+            let present: BTreeSet<Atom> = reference_ids(row, "ports").map(Atom::from).collect();
+            let take = reference_ids(row, "ports")
+                .filter(|port| known.contains(port))
+                .map(Atom::from)
+                .filter(|port| !members.contains(port))
+                .collect();
+            let add = members.difference(&present).cloned().collect();
+            self.members(GROUP, id, "ports", add, take);
+            self.acls(id, row, want);
+        }
+        for (id, owner) in self.leftovers(GROUP, &kept) {
+            let foreign = self.current.row(GROUP, id).map_or(0, |row| {
+                reference_ids(row, "acls")
+                    .filter(|acl| !self.is_our_acl(*acl))
+                    .count()
+            });
+            if foreign == 0 {
+                self.out.operations.push(Operation::delete(GROUP, id));
+            } else {
+                self.out.conflicts.push(Conflict::Occupied {
+                    table: GROUP,
+                    owner,
+                    rows: foreign,
+                });
+            }
+        }
+    }
+
+    fn is_our_acl(&self, id: Uuid) -> bool {
+        let row = self.current.row(ACL, id);
+        row.and_then(|row| self.is_ours(row)) == Some(true)
+    }
+
+    fn acls(&mut self, group: Uuid, row: &Row, want: &PortGroup) {
+        let mut present: HashMap<&str, Uuid> = HashMap::new();
+        let mut take = BTreeSet::new();
+        for id in reference_ids(row, "acls") {
+            let Some(acl) = self.current.row(ACL, id) else {
+                continue;
+            };
+            if self.is_ours(acl) != Some(true) {
+                continue;
+            }
+            let key = acl.get("external_ids").and_then(|ids| ids.get(PART));
+            let wanted = key.filter(|key| want.acls.contains_key(*key));
+            match wanted {
+                Some(key) if !present.contains_key(key) => {
+                    present.insert(key, id);
+                }
+                _ => {
+                    take.insert(Atom::from(id));
+                }
+            }
+        }
+        let mut add = BTreeSet::new();
+        for (key, acl) in &want.acls {
+            if let Some(id) = present.get(key.as_str()).copied() {
+                self.repair(ACL, id, acl.columns(), &acl.owner, key);
+            } else {
+                let id = self.insert(ACL, acl.columns(), &acl.owner, key);
+                add.insert(Atom::Uuid(id));
+            }
+        }
+        self.members(GROUP, group, "acls", add, take);
+    }
+}

@@ -1,0 +1,27 @@
+//! The network compiler: networks, subnets, ports and security groups in, desired rows of
+//! OVN's Northbound database out. Pure: the same input, in whatever order, gives the same
+//! rows. What cannot be compiled becomes a [`Problem`] with the culprit's name and costs
+//! nobody else anything.
+//!
+//! Semantics follow Neutron's OVN driver: one logical switch per Network; one logical port
+//! per Port; a port group per security group with stateful ACLs at priority 1002; one port
+//! group of all secured ports, which drops other IP traffic at priority 1001. ARP, neighbour
+//! discovery and router advertisements pass by northd's own flows, DHCP requests by two ACLs
+//! of that group, DHCP replies by northd's flows.
+//!
+//! Left for Routers: router advertisements need a logical router port, so until there is
+//! one an IPv6 guest asks DHCPv6 only if it is told to, or takes its config drive's word.
+
+pub mod compile;
+mod dhcp;
+pub mod input;
+mod rules;
+#[cfg(test)]
+mod tests;
+
+pub use compile::{
+    Compiled, Problem, compile, drop_group_name, group_name, logical_port, switch_name,
+};
+pub use input::{
+    AddressIn, AddressPairIn, GroupIn, Key, NetworkIn, PortIn, RuleIn, Security, SubnetIn, Topology,
+};

@@ -1,0 +1,403 @@
+//! Goldens and properties of the compiler.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::northbound::{AclAction, Desired, diff};
+use crate::ovsdb::Replica;
+use pileus_api::security_group::{Direction, EtherType, SecurityRule};
+use pileus_values::{ClusterId, Mac, Owner};
+
+fn owner(kind: &str, name: &str) -> Owner {
+    Owner {
+        cluster: ClusterId("c1".into()),
+        kind: kind.into(),
+        namespace: "team".into(),
+        name: name.into(),
+        uid: format!("uid-{name}"),
+    }
+}
+
+fn port(name: &str, addresses: &[(&str, &str)], security: Security) -> PortIn {
+    PortIn {
+        owner: owner("Port", name),
+        network: Key::new("team", "net"),
+        mac: Mac::derive(name, 0),
+        addresses: addresses
+            .iter()
+            .map(|(subnet, address)| AddressIn {
+                subnet: (*subnet).into(),
+                address: address.parse().unwrap(),
+            })
+            .collect(),
+        security,
+        requested_chassis: None,
+    }
+}
+
+fn enabled(groups: &[&str]) -> Security {
+    Security::Enabled {
+        groups: groups.iter().map(|g| (*g).into()).collect(),
+        pairs: vec![],
+    }
+}
+
+fn rule(name: &str, rule: SecurityRule) -> RuleIn {
+    RuleIn {
+        owner: owner("SecurityGroup", "web"),
+        name: name.into(),
+        rule,
+    }
+}
+
+fn tcp_in(port: i32) -> SecurityRule {
+    SecurityRule {
+        protocol: Some("tcp".into()),
+        port_range_min: Some(port),
+        port_range_max: Some(port),
+        ..SecurityRule::default()
+    }
+}
+
+fn topology() -> Topology {
+    Topology {
+        cluster: ClusterId("c1".into()),
+        networks: vec![NetworkIn {
+            owner: owner("Network", "net"),
+            mtu: 1442,
+        }],
+        subnets: vec![
+            SubnetIn {
+                owner: owner("Subnet", "v4"),
+                network: "net".into(),
+                cidr: "10.0.0.0/24".parse().unwrap(),
+                gateway: Some("10.0.0.1".parse().unwrap()),
+                service: Some("10.0.0.2".parse().unwrap()),
+                dns_servers: vec![
+                    "192.0.2.53".parse().unwrap(),
+                    "2001:db8::53".parse().unwrap(),
+                ],
+                host_routes: vec![(
+                    "198.51.100.0/24".parse().unwrap(),
+                    "10.0.0.9".parse().unwrap(),
+                )],
+                dhcp: true,
+            },
+            SubnetIn {
+                owner: owner("Subnet", "v6"),
+                network: "net".into(),
+                cidr: "fd00::/64".parse().unwrap(),
+                gateway: None,
+                service: None,
+                dns_servers: vec!["2001:db8::53".parse().unwrap()],
+                host_routes: vec![],
+                dhcp: true,
+            },
+        ],
+        ports: vec![
+            port(
+                "a",
+                &[("v6", "fd00::10"), ("v4", "10.0.0.10")],
+                enabled(&["web"]),
+            ),
+            port("b", &[("v4", "10.0.0.11")], enabled(&[])),
+            port("c", &[("v4", "10.0.0.12")], Security::Disabled),
+        ],
+        groups: vec![GroupIn {
+            owner: owner("SecurityGroup", "web"),
+            rules: vec![rule("http", tcp_in(80))],
+        }],
+    }
+}
+
+fn only_rule(rule_in: SecurityRule) -> Result<String, String> {
+    let mut topology = topology();
+    topology.groups[0].rules = vec![rule("it", rule_in)];
+    let compiled = compile(&topology);
+    let name = group_name(&topology.cluster, &Key::new("team", "web"));
+    let group = &compiled.desired.port_groups[&name];
+    match group.acls.values().next() {
+        Some(acl) => Ok(acl.matches.replace(&name, "g")),
+        None => Err(compiled.problems[0].message.clone()),
+    }
+}
+
+#[test]
+fn a_port_is_held_to_its_addresses_and_served_in_both_families() {
+    let compiled = compile(&topology());
+    assert_eq!(compiled.problems, []);
+    let name = |port: &str| logical_port(&ClusterId("c1".into()), &Key::new("team", port));
+    let mac = Mac::derive("a", 0);
+    let a = &compiled.desired.ports[&name("a")];
+    let held = format!("{mac} 10.0.0.10 fd00::10");
+    assert_eq!(a.addresses.iter().collect::<Vec<_>>(), [&held]);
+    assert_eq!(a.port_security, a.addresses);
+    assert_eq!(a.dhcpv4.as_deref(), Some("Subnet/team/v4"));
+    assert_eq!(a.dhcpv6.as_deref(), Some("Subnet/team/v6"));
+    let c = &compiled.desired.ports[&name("c")];
+    assert!(c.port_security.is_empty() && c.addresses.contains("unknown"));
+
+    let drop = &compiled.desired.port_groups[&drop_group_name(&ClusterId("c1".into()))];
+    assert_eq!(
+        drop.ports,
+        [name("a"), name("b")].into_iter().collect(),
+        "secured ports, also those without groups"
+    );
+    assert_eq!(drop.acls["drop-to"].action, AclAction::Drop);
+    assert!(drop.acls["drop-to"].priority < drop.acls["dhcpv4"].priority);
+}
+
+#[test]
+fn dhcp_tells_routes_twice_because_clients_ignore_the_router_option() {
+    let compiled = compile(&topology());
+    let v4 = &compiled.desired.dhcp_options["Subnet/team/v4"];
+    let options: Vec<String> = v4
+        .options
+        .iter()
+        .filter(|(key, _)| *key != "server_mac")
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
+    assert_eq!(
+        options,
+        [
+            "T1=43200",
+            "T2=75600",
+            "classless_static_route={198.51.100.0/24,10.0.0.9, 0.0.0.0/0,10.0.0.1}",
+            "dns_server={192.0.2.53}",
+            "lease_time=86400",
+            "mtu=1442",
+            "router=10.0.0.1",
+            "server_id=10.0.0.2",
+        ]
+    );
+    let v6 = &compiled.desired.dhcp_options["Subnet/team/v6"];
+    assert_eq!(v6.options["dns_server"], "{2001:db8::53}");
+    assert!(v6.options["server_id"].parse::<Mac>().is_ok());
+}
+
+#[test]
+fn rules_become_matches_as_neutron_writes_them() {
+    let base = SecurityRule::default;
+    let cases = [
+        (base(), "outport == @g && ip4"),
+        (
+            SecurityRule {
+                direction: Direction::Egress,
+                ether_type: EtherType::IPv6,
+                remote_cidr: Some("fd00::/8".into()),
+                ..base()
+            },
+            "inport == @g && ip6 && ip6.dst == fd00::/8",
+        ),
+        (
+            SecurityRule {
+                remote_cidr: Some("0.0.0.0/0".into()),
+                port_range_max: Some(99),
+                ..tcp_in(90)
+            },
+            "outport == @g && ip4 && tcp && tcp.dst >= 90 && tcp.dst <= 99",
+        ),
+        (
+            SecurityRule {
+                remote_group: Some("web".into()),
+                ..tcp_in(22)
+            },
+            "outport == @g && ip4 && ip4.src == $g_ip4 && tcp && tcp.dst == 22",
+        ),
+        (
+            SecurityRule {
+                protocol: Some("icmp".into()),
+                port_range_min: Some(8),
+                port_range_max: Some(0),
+                ..base()
+            },
+            "outport == @g && ip4 && icmp4 && icmp4.type == 8 && icmp4.code == 0",
+        ),
+        (
+            SecurityRule {
+                protocol: Some("icmp".into()),
+                ether_type: EtherType::IPv6,
+                ..base()
+            },
+            "outport == @g && ip6 && icmp6",
+        ),
+        (
+            SecurityRule {
+                protocol: Some("vrrp".into()),
+                ..base()
+            },
+            "outport == @g && ip4 && ip.proto == 112",
+        ),
+    ];
+    for (rule, expected) in cases {
+        assert_eq!(only_rule(rule.clone()).as_deref(), Ok(expected), "{rule:?}");
+    }
+}
+
+#[test]
+fn a_rule_that_makes_no_sense_is_a_problem_with_its_name_and_costs_only_itself() {
+    let base = SecurityRule::default;
+    let cases = [
+        (
+            SecurityRule {
+                remote_group: Some("gone".into()),
+                ..base()
+            },
+            "remoteGroup `gone`",
+        ),
+        (
+            SecurityRule {
+                remote_cidr: Some("fd00::/8".into()),
+                ..base()
+            },
+            "etherType",
+        ),
+        (
+            SecurityRule {
+                remote_cidr: Some("10.0.0.0/33".into()),
+                ..base()
+            },
+            "10.0.0.0/33",
+        ),
+        (
+            SecurityRule {
+                protocol: Some("icmpv6".into()),
+                ..base()
+            },
+            "does not exist in IPv4",
+        ),
+        (
+            SecurityRule {
+                protocol: Some("tcp && 1".into()),
+                ..base()
+            },
+            "not known",
+        ),
+        (
+            SecurityRule {
+                port_range_max: Some(79),
+                ..tcp_in(80)
+            },
+            "no range",
+        ),
+        (
+            SecurityRule {
+                protocol: Some("gre".into()),
+                ..tcp_in(80)
+            },
+            "need protocol",
+        ),
+    ];
+    for (rule, expected) in cases {
+        let message = only_rule(rule.clone()).unwrap_err();
+        assert!(
+            message.starts_with("rule it: ") && message.contains(expected),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+fn what_is_missing_is_named_and_the_rest_is_compiled() {
+    let mut topology = topology();
+    topology.ports[0].network = Key::new("team", "gone");
+    topology.ports[1].security = enabled(&["absent"]);
+    let compiled = compile(&topology);
+    let messages: Vec<_> = compiled
+        .problems
+        .iter()
+        .map(|p| (p.owner.name.as_str(), p.message.as_str()))
+        .collect();
+    assert_eq!(
+        messages,
+        [
+            ("a", "network team/gone does not exist"),
+            ("b", "security group absent does not exist"),
+        ]
+    );
+    assert_eq!(compiled.desired.ports.len(), 2);
+}
+
+#[test]
+fn address_pairs_add_to_what_may_be_sent() {
+    let mut topology = topology();
+    let pair = |mac: Option<&str>, net: &str| AddressPairIn {
+        mac: mac.map(|mac| mac.parse().unwrap()),
+        net: net.parse().unwrap(),
+    };
+    topology.ports[1].security = Security::Enabled {
+        groups: vec![],
+        pairs: vec![
+            pair(None, "10.0.0.200/32"),
+            pair(Some("fa:16:3e:00:00:99"), "10.1.0.0/16"),
+        ],
+    };
+    let compiled = compile(&topology);
+    let name = logical_port(&topology.cluster, &Key::new("team", "b"));
+    let mac = Mac::derive("b", 0);
+    let expected = [
+        format!("{mac} 10.0.0.11 10.0.0.200"),
+        "fa:16:3e:00:00:99 10.1.0.0/16".to_owned(),
+    ];
+    assert_eq!(
+        compiled.desired.ports[&name].port_security,
+        expected.into_iter().collect()
+    );
+}
+
+#[test]
+fn names_are_within_what_ovn_takes_however_long_the_objects_are() {
+    let mut topology = topology();
+    let long = "x".repeat(253);
+    topology.groups[0].owner.name.clone_from(&long);
+    topology.ports[0].security = enabled(&[&long]);
+    let compiled = compile(&topology);
+    for (name, group) in &compiled.desired.port_groups {
+        assert!(name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_'));
+        assert!(
+            group
+                .acls
+                .values()
+                .all(|acl| acl.name.chars().count() <= 63)
+        );
+    }
+}
+
+#[test]
+fn nothing_compiles_to_nothing() {
+    assert_eq!(compile(&Topology::default()).desired, Desired::default());
+}
+
+proptest! {
+    #[test]
+    fn the_order_of_the_input_does_not_matter(
+        ports in Just((0..12).collect::<Vec<usize>>()).prop_shuffle(),
+        rules in Just((1..9).collect::<Vec<i32>>()).prop_shuffle(),
+    ) {
+        let build = |ports: &[usize], rules: &[i32]| {
+            let mut topology = topology();
+            topology.ports = ports
+                .iter()
+                .map(|n| {
+                    let groups: &[&str] = if n % 3 == 0 { &[] } else { &["web"] };
+                    port(&format!("p{n}"), &[("v4", &format!("10.0.0.{}", 20 + n))], enabled(groups))
+                })
+                .collect();
+            topology.groups[0].rules =
+                rules.iter().map(|n| rule(&format!("r{n}"), tcp_in(*n))).collect();
+            topology
+        };
+        let (mut sorted_ports, mut sorted_rules) = (ports.clone(), rules.clone());
+        sorted_ports.sort_unstable();
+        sorted_rules.sort_unstable();
+        let one = compile(&build(&ports, &rules));
+        let mut turned = build(&sorted_ports, &sorted_rules);
+        turned.subnets.reverse();
+        let two = compile(&turned);
+        prop_assert_eq!(&one, &two);
+        // The same rows give the same transaction, down to the order of its steps.
+        let cluster = ClusterId("c1".into());
+        let steps = |desired| diff(&Replica::default(), &cluster, desired, &std::collections::BTreeSet::new());
+        prop_assert_eq!(steps(&one.desired), steps(&two.desired));
+    }
+}

@@ -1,0 +1,436 @@
+//! The directory of an Instance: marks, root disk, config drive.
+//!
+//! ```text
+//! DIR/instances/ID/marks.json   whose it is, and which images it uses
+//! DIR/instances/ID/disk.qcow2   overlay over the image
+//! DIR/instances/ID/config.img   config drive, mode 0600
+//! DIR/instances/ID/console.log  written by virtlogd
+//! DIR/instances/ID/shutdown-asked  when the guest was asked to shut down
+//! ```
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+use tokio::process::Command;
+use uuid::Uuid;
+
+use super::error::Shortage;
+use super::store::{entries, file_name, sync_directory, write_atomically};
+use super::{Error, ImageStore, StoredImage, qcow2};
+use pileus_values::Owner;
+
+/// Name of the file with the marks.
+const MARKS: &str = "marks.json";
+/// What an overlay takes before a guest has written anything, in bytes: header, reference
+/// counts and their table, first level, of one cluster of 64 KiB each.
+const EMPTY_OVERLAY: u64 = 4 * 64 * 1024;
+/// An empty file, made when the guest is asked to shut down.
+const SHUTDOWN_ASKED: &str = "shutdown-asked";
+
+/// Whose a directory is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DirectoryMarks {
+    /// Whose it is.
+    pub owner: Owner,
+    /// Epoch of the placement that it was made for.
+    pub epoch: i64,
+    /// Digests of kernel and initial RAM disk, which no backing chain shows.
+    #[serde(default)]
+    pub uses: Vec<String>,
+}
+
+/// What is in a directory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Contents {
+    /// Whose it is; a directory without readable marks is nobody's.
+    pub marks: Option<DirectoryMarks>,
+    /// The directory exists.
+    pub directory: bool,
+    /// The root disk exists.
+    pub disk: bool,
+    /// The config drive exists.
+    pub config_drive: bool,
+    /// When the guest was last asked to shut down, since it was last started.
+    pub shutdown_asked: Option<SystemTime>,
+}
+
+/// Room in the file system of the disks, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Space {
+    /// In all.
+    pub total: u64,
+    /// Left for us.
+    pub available: u64,
+}
+
+impl Space {
+    /// What may be filled with something new. The disks of running guests grow in the rest:
+    /// a twentieth of the whole, at most 5 GiB, is theirs alone.
+    #[must_use]
+    pub fn usable(&self) -> u64 {
+        self.available
+            .saturating_sub((self.total / 20).min(5 << 30))
+    }
+}
+
+/// The disks of one host.
+#[derive(Clone, Debug)]
+pub struct Disks {
+    dir: Arc<PathBuf>,
+}
+
+impl Disks {
+    /// The disks in `dir`, which an [`ImageStore`] has been opened on.
+    #[must_use]
+    pub fn new(dir: &Path) -> Self {
+        Self {
+            dir: Arc::new(dir.to_owned()),
+        }
+    }
+
+    /// Directory of an Instance.
+    #[must_use]
+    pub fn directory(&self, id: Uuid) -> PathBuf {
+        self.dir.join("instances").join(id.to_string())
+    }
+
+    /// Path of a root disk.
+    #[must_use]
+    pub fn root_disk(&self, id: Uuid) -> PathBuf {
+        self.directory(id).join("disk.qcow2")
+    }
+
+    /// Path of a config drive.
+    #[must_use]
+    pub fn config_drive(&self, id: Uuid) -> PathBuf {
+        self.directory(id).join("config.img")
+    }
+
+    /// Looks at an Instance's directory.
+    #[must_use]
+    pub fn look(&self, id: Uuid) -> Contents {
+        let directory = self.directory(id);
+        Contents {
+            directory: directory.is_dir(),
+            marks: read_marks(&directory),
+            disk: self.root_disk(id).is_file(),
+            config_drive: self.config_drive(id).is_file(),
+            shutdown_asked: fs::metadata(directory.join(SHUTDOWN_ASKED))
+                .and_then(|file| file.modified())
+                .ok(),
+        }
+    }
+
+    /// All directories, with their marks.
+    #[must_use]
+    pub fn list(&self) -> Vec<(Uuid, Option<DirectoryMarks>)> {
+        let instances = self.dir.join("instances");
+        entries(&instances)
+            .filter_map(|name| {
+                let id = name.parse().ok()?;
+                Some((id, read_marks(&instances.join(name))))
+            })
+            .collect()
+    }
+
+    /// Makes the directory and the root disk: an overlay over `image`, `size` bytes big, or
+    /// as big as the image's disk when that is 0. Made under another name first, so that a
+    /// disk that is there is whole; one that is there is kept when it is such an overlay,
+    /// and refused otherwise: what an interrupted pass leaves never has that name.
+    ///
+    /// # Errors
+    /// When the image is gone or bigger than the disk, the disk cannot be written, or another
+    /// disk is in its place.
+    pub async fn create(
+        &self,
+        store: &ImageStore,
+        id: Uuid,
+        marks: &DirectoryMarks,
+        image: &StoredImage,
+        size: u64,
+    ) -> Result<(), Error> {
+        let size = if size == 0 { image.virtual_size } else { size };
+        if size < image.virtual_size {
+            return Err(Error::ImageTooLarge {
+                image: image.virtual_size,
+                disk: size,
+            });
+        }
+        let directory = self.directory(id);
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o711)
+            .create(&directory)
+            .map_err(Error::io("make", &directory))?;
+        // Held until marks and disk name what they need: until then nothing tells of it.
+        let guard = store.in_use().await?;
+        let disk = self.root_disk(id);
+        // Not only a file: anything of that name, a dangling link too, is in the way.
+        let there = disk.symlink_metadata().is_ok();
+        if there {
+            check_overlay(&disk, &store.path(&image.digest), size)?;
+        }
+        self.mark(id, marks)?;
+        if there {
+            return Ok(());
+        }
+        for digest in std::iter::once(&image.digest).chain(&marks.uses) {
+            let path = store.path(digest);
+            if !path.is_file() {
+                return Err(Error::DownloadFailed {
+                    url: path.display().to_string(),
+                    why: "the image is no longer stored; it is fetched again".to_owned(),
+                });
+            }
+            // Collection goes by the time of the last use. Best effort: it only keeps longer.
+            let _ = fs::File::open(&path).and_then(|f| f.set_modified(SystemTime::now()));
+        }
+        let backing = store.path(&image.digest);
+        let temporary = directory.join("disk.new");
+        let _ = fs::remove_file(&temporary);
+        let output = Command::new("qemu-img")
+            .args(["create", "-q", "-f", "qcow2", "-F", &image.format, "-b"])
+            .arg(&backing)
+            .arg(&temporary)
+            .arg(size.to_string())
+            .env("LC_ALL", "C")
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output()
+            .await
+            .map_err(Error::io("run qemu-img for", &disk))?;
+        if !output.status.success() {
+            let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            let _ = fs::remove_file(&temporary);
+            return Err(if message.contains("No space left") {
+                let left = space_of(&directory).ok();
+                Error::NoSpace(Shortage {
+                    path: directory,
+                    bytes: left.map(|left| (EMPTY_OVERLAY, left.available)),
+                })
+            } else {
+                Error::Program {
+                    program: "qemu-img",
+                    message,
+                }
+            });
+        }
+        // A disk that is there must be whole, after a loss of power too.
+        fs::File::open(&temporary)
+            .and_then(|file| file.sync_all())
+            .map_err(Error::io("write", &temporary))?;
+        fs::rename(&temporary, &disk).map_err(Error::io("make", &disk))?;
+        sync_directory(&disk)?;
+        drop(guard);
+        Ok(())
+    }
+
+    /// Writes the marks of a directory that is there.
+    ///
+    /// # Errors
+    /// When they cannot be written.
+    pub fn mark(&self, id: Uuid, marks: &DirectoryMarks) -> Result<(), Error> {
+        let path = self.directory(id).join(MARKS);
+        if read_marks(&self.directory(id)).as_ref() == Some(marks) {
+            return Ok(());
+        }
+        let bytes = serde_json::to_vec(marks).unwrap_or_default();
+        write_atomically(&path, &bytes, 0o644)
+    }
+
+    /// Writes the config drive, unless it is there: it is written once for a Server's life.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write_config_drive(&self, id: Uuid, bytes: &[u8]) -> Result<(), Error> {
+        let path = self.config_drive(id);
+        if path.is_file() {
+            Ok(())
+        } else {
+            write_atomically(&path, bytes, 0o600)
+        }
+    }
+
+    /// Removes an Instance's directory; one that is gone is fine. The caller has checked
+    /// the marks, which go last: what an interrupted removal leaves is still known by them.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn remove(&self, id: Uuid) -> Result<(), Error> {
+        let directory = self.directory(id);
+        let names = match entries_or_error(&directory) {
+            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
+                return Ok(());
+            }
+            other => other?,
+        };
+        for name in names.iter().filter(|name| *name != MARKS) {
+            let path = directory.join(name);
+            let done = if path.is_dir() && !path.is_symlink() {
+                fs::remove_dir_all(&path)
+            } else {
+                fs::remove_file(&path)
+            };
+            done.map_err(Error::io("remove", &path))?;
+        }
+        fs::remove_dir_all(&directory).map_err(Error::io("remove", &directory))
+    }
+
+    /// Records that the guest is asked to shut down now.
+    ///
+    /// # Errors
+    /// When the record cannot be written.
+    pub fn note_shutdown(&self, id: Uuid) -> Result<(), Error> {
+        let path = self.directory(id).join(SHUTDOWN_ASKED);
+        fs::write(&path, b"").map_err(Error::io("write", &path))
+    }
+
+    /// Removes the record of [`Self::note_shutdown`]; none is fine.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn forget_shutdown(&self, id: Uuid) -> Result<(), Error> {
+        let path = self.directory(id).join(SHUTDOWN_ASKED);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(Error::io("remove", &path)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Room in the file system of the disks, which may be one of their own.
+    ///
+    /// # Errors
+    /// When the file system cannot be asked.
+    pub fn space(&self) -> Result<Space, Error> {
+        let disks = self.dir.join("instances");
+        space_of(if disks.is_dir() { &disks } else { &self.dir })
+    }
+}
+
+/// Whether the file at `disk` is what [`Disks::create`] makes. Backing files are compared by
+/// name, which is their digest: the state directory may have been known by another path.
+fn check_overlay(disk: &Path, backing: &Path, size: u64) -> Result<(), Error> {
+    let other = |why: String| Error::WrongDisk {
+        path: disk.to_owned(),
+        why,
+    };
+    let kind = disk
+        .symlink_metadata()
+        .map_err(Error::io("look at", disk))?;
+    if !kind.is_file() {
+        return Err(other("it is no regular file".to_owned()));
+    }
+    let header = match qcow2::read(disk) {
+        Err(Error::NotAnImage(why)) => return Err(other(why)),
+        header => header?.ok_or_else(|| other("it is no qcow2 image".to_owned()))?,
+    };
+    if header.data_file {
+        return Err(other("its data lies in another file".to_owned()));
+    }
+    if header.encrypted {
+        return Err(other("it is encrypted".to_owned()));
+    }
+    let wanted = backing.file_name().unwrap_or_default();
+    let found = header.backing_file.as_deref().map(Path::new);
+    if found.and_then(Path::file_name) != Some(wanted) {
+        let found = found.map_or("no image".into(), Path::to_string_lossy);
+        return Err(other(format!(
+            "it lies over {found}, not over {}",
+            backing.display()
+        )));
+    }
+    if header.virtual_size != size {
+        return Err(other(format!(
+            "it has {} bytes, not {size}",
+            header.virtual_size
+        )));
+    }
+    Ok(())
+}
+
+/// Room in the file system that `path` lies in.
+pub(super) fn space_of(path: &Path) -> Result<Space, Error> {
+    let stat =
+        nix::sys::statvfs::statvfs(path).map_err(|e| Error::io("look at", path)(e.into()))?;
+    let block = stat.fragment_size();
+    Ok(Space {
+        total: stat.blocks() * block,
+        available: stat.blocks_available() * block,
+    })
+}
+
+fn read_marks(directory: &Path) -> Option<DirectoryMarks> {
+    serde_json::from_slice(&fs::read(directory.join(MARKS)).ok()?).ok()
+}
+
+/// File names in the store of the images in use on this host, by backing chains and by marks.
+/// By name and not by path: the state directory may have been known by another path when the
+/// disk was made.
+///
+/// # Errors
+/// When anything cannot be read: what is not seen must not look unused.
+pub(super) fn images_in_use(dir: &Path) -> Result<BTreeSet<OsString>, Error> {
+    let mut used = BTreeSet::new();
+    let instances = dir.join("instances");
+    for name in entries_or_error(&instances)? {
+        let directory = instances.join(name);
+        let names = match entries_or_error(&directory) {
+            // Removed meanwhile, or a file that is none of ours.
+            Err(Error::Io { source, .. })
+                if matches!(
+                    source.kind(),
+                    ErrorKind::NotFound | ErrorKind::NotADirectory
+                ) =>
+            {
+                continue;
+            }
+            other => other?,
+        };
+        for name in names {
+            let path = directory.join(&name);
+            if name == MARKS {
+                let marks = unless_gone(fs::read(&path).map_err(Error::io("read", &path)))?
+                    .map(|bytes| serde_json::from_slice::<DirectoryMarks>(&bytes))
+                    .transpose()
+                    .map_err(|e| Error::io("understand", &path)(e.into()))?;
+                let kernels = marks.map(|m| m.uses).unwrap_or_default();
+                used.extend(kernels.iter().map(|digest| file_name(digest).into()));
+            } else if name.to_string_lossy().starts_with("disk.") {
+                let backing = unless_gone(qcow2::read(&path))?
+                    .flatten()
+                    .and_then(|header| header.backing_file);
+                if let Some(backing) = backing {
+                    let name = Path::new(&backing).file_name().map(OsString::from);
+                    used.extend(name);
+                }
+            }
+        }
+    }
+    Ok(used)
+}
+
+/// Nothing, when the file has gone between the look at its directory and this.
+fn unless_gone<T>(read: Result<T, Error>) -> Result<Option<T>, Error> {
+    match read {
+        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(None),
+        other => other.map(Some),
+    }
+}
+
+/// All names in a directory; unlike [`entries`] it says when it cannot see them.
+fn entries_or_error(dir: &Path) -> Result<Vec<OsString>, Error> {
+    fs::read_dir(dir)
+        .and_then(|all| all.map(|entry| Ok(entry?.file_name())).collect())
+        .map_err(Error::io("list", dir))
+}

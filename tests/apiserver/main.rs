@@ -1,0 +1,23 @@
+//! Reconcilers and scheduler on a real API server.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
+
+mod events;
+mod network;
+mod scheduler;
+mod schedulers;
+mod server;
+mod stack;
+mod stack_account;
+mod stack_group;
+mod stack_hooks;
+mod stack_life;
+mod stack_lost;
+mod stack_scale;
+mod stack_sources;
+mod stack_trouble;
+mod stack_types;

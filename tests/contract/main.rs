@@ -1,0 +1,17 @@
+//! The drivers on real libvirt, OVSDB, OVN and files; rules of the source tree; a model check of
+//! placing Servers; templates as Heat has them.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
+
+mod architecture;
+mod crds;
+mod hypervisor;
+mod model_placement;
+mod ovn;
+mod stack_heat;
+mod stack_lives;
+mod storage;
