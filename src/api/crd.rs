@@ -67,26 +67,12 @@ fn with_status_default(mut crd: CustomResourceDefinition) -> CustomResourceDefin
     crd
 }
 
-/// The definition as JSON, keys in order, without CEL for API servers below 1.25, which refuse it.
+/// The definition as JSON, keys in order.
 ///
 /// # Errors
 /// When the definition cannot be serialised, which no definition of ours does.
-pub fn to_json(crd: &CustomResourceDefinition, cel: bool) -> Result<Value, serde_json::Error> {
+pub fn to_json(crd: &CustomResourceDefinition) -> Result<Value, serde_json::Error> {
     let mut value = serde_json::to_value(crd)?;
-    if !cel {
-        drop_cel(&mut value);
-    }
     value.sort_all_objects();
     Ok(value)
-}
-
-fn drop_cel(value: &mut Value) {
-    match value {
-        Value::Object(map) => {
-            map.shift_remove("x-kubernetes-validations");
-            map.values_mut().for_each(drop_cel);
-        }
-        Value::Array(items) => items.iter_mut().for_each(drop_cel),
-        _ => {}
-    }
 }

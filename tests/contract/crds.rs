@@ -27,7 +27,7 @@ fn repository(path: &str) -> PathBuf {
 fn definitions() -> Vec<Value> {
     crd::all()
         .iter()
-        .map(|c| crd::to_json(c, true).unwrap())
+        .map(|c| crd::to_json(c).unwrap())
         .collect()
 }
 
@@ -107,14 +107,6 @@ fn lists_of_objects_in_specs_are_merged_by_key() {
             assert_eq!(schema["x-kubernetes-list-type"], "map", "{path}");
         }
     });
-}
-
-#[test]
-fn old_api_servers_get_no_cel() {
-    for crd in crd::all() {
-        let text = crd::to_json(&crd, false).unwrap().to_string();
-        assert!(!text.contains("x-kubernetes-validations"));
-    }
 }
 
 /// Reads the object; a field that the type does not know or that is lost is a fault.
