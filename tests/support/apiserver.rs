@@ -433,14 +433,32 @@ fn tail(log: &Path) -> String {
 }
 
 /// Makes an object; its kind need not be said.
-pub async fn create<K>(api: &Api<K>, mut value: Value) -> K
+pub async fn create<K>(api: &Api<K>, value: Value) -> K
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned,
+{
+    try_create(api, value).await.unwrap()
+}
+
+/// What the API server says of an object that it refuses by the rules of its definition.
+pub async fn refused<K>(api: &Api<K>, value: Value) -> String
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned,
+{
+    match try_create(api, value).await {
+        Err(kube::Error::Api(status)) if status.is_invalid() => status.message,
+        other => panic!("it is not refused: {other:?}"),
+    }
+}
+
+async fn try_create<K>(api: &Api<K>, mut value: Value) -> kube::Result<K>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned,
 {
     value["apiVersion"] = K::api_version(&()).into();
     value["kind"] = K::kind(&()).into();
     let object: K = serde_json::from_value(value).unwrap();
-    api.create(&PostParams::default(), &object).await.unwrap()
+    api.create(&PostParams::default(), &object).await
 }
 
 /// The object, once it is as wished.
