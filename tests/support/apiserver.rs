@@ -187,6 +187,22 @@ impl TestServer {
         self.directory.path().join("kubeconfig")
     }
 
+    /// Runs kubectl with every right: what it prints, what it says of errors and warnings, and
+    /// whether it succeeded.
+    #[must_use]
+    pub fn kubectl(&self, arguments: &[&str]) -> (String, String, bool) {
+        let output = Command::new(find("kubectl"))
+            .arg("--kubeconfig")
+            .arg(self.kubeconfig())
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+        let (out, errors) = (text(&output.stdout), text(&output.stderr));
+        (out, errors, output.status.success())
+    }
+
     /// Address of the API server.
     #[must_use]
     pub fn url(&self) -> &str {
