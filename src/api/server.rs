@@ -368,7 +368,7 @@ pub struct Placement {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub numa_nodes: Vec<i32>,
     /// The Host's PCI devices that it has to itself.
-    // As a whole: old API servers leave `null` of a keyed list that is taken back.
+    // No list by key: the scheduler alone writes it, and always the whole.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pci_devices: Vec<GivenDevice>,
     /// When it was decided.
