@@ -32,24 +32,26 @@ use uuid::Uuid;
 
 // ---------------------------------------------------------------- helpers
 
-const LONG: Duration = Duration::from_secs(40);
-const SHORT: Duration = Duration::from_secs(10);
+const EVENT_TIMEOUT: Duration = Duration::from_secs(40);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-struct Host {
+pub(super) struct Host {
     /// Before the daemon, so that it is dropped first.
     libvirt: Libvirt,
-    daemon: Libvirtd,
+    pub(super) daemon: Libvirtd,
     machine: String,
 }
 
 async fn connect(daemon: &Libvirtd) -> Libvirt {
     let logs = daemon.path("log/qemu");
     let libvirt = Libvirt::connect_with_logs(&daemon.uri(), &logs).unwrap();
-    timeout(LONG, libvirt.connected()).await.expect("connected");
+    timeout(EVENT_TIMEOUT, libvirt.connected())
+        .await
+        .expect("connected");
     libvirt
 }
 
-async fn host() -> Host {
+pub(super) async fn host() -> Host {
     let daemon = Libvirtd::start();
     let libvirt = connect(&daemon).await;
     let machine = libvirt.host().await.unwrap().machines[0].clone();
@@ -173,7 +175,7 @@ async fn state(subject: &dyn Subject, id: Uuid) -> Option<State> {
 
 impl Host {
     /// A domain that finds nothing to boot.
-    fn spec(&self) -> DomainSpec {
+    pub(super) fn spec(&self) -> DomainSpec {
         bare_spec(&self.machine, |id| self.daemon.disk(&format!("{id}.qcow2")))
     }
 
@@ -186,7 +188,7 @@ impl Host {
         event(&mut events, &Event::Connected).await;
     }
 
-    async fn running(&self, spec: &DomainSpec) {
+    pub(super) async fn running(&self, spec: &DomainSpec) {
         self.libvirt.define(spec).await.unwrap();
         self.libvirt.start_paused(spec.id).await.unwrap();
         self.libvirt.resume(spec.id).await.unwrap();
@@ -205,13 +207,13 @@ impl Host {
 /// The next event that is the one asked for; others are passed over.
 async fn event(events: &mut Receiver<Event>, wanted: &Event) {
     let found = async { while events.recv().await.expect("none is missed") != *wanted {} };
-    timeout(LONG, found)
+    timeout(EVENT_TIMEOUT, found)
         .await
         .unwrap_or_else(|_| panic!("{wanted:?} does not come"));
 }
 
-async fn eventually<F: Future<Output = bool>>(what: &str, mut done: impl FnMut() -> F) {
-    let until = Instant::now() + LONG;
+pub(super) async fn eventually<F: Future<Output = bool>>(what: &str, mut done: impl FnMut() -> F) {
+    let until = Instant::now() + EVENT_TIMEOUT;
     while !done().await {
         assert!(Instant::now() < until, "{what} does not come");
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -643,8 +645,15 @@ async fn guests_outlive_the_daemon_and_the_client_comes_back() {
     tokio::time::sleep(Duration::from_millis(5)).await;
     host.daemon.kill();
     for call in calls {
-        match timeout(SHORT, call).await.expect("an answer").unwrap() {
-            Ok(domains) => assert_eq!(domains.len(), 2, "half a list is no answer"),
+        match timeout(ANSWER_TIMEOUT, call)
+            .await
+            .expect("an answer")
+            .unwrap()
+        {
+            Ok(domains) => {
+                assert_eq!(domains.len(), 2, "a list must be complete");
+                assert!(domains.iter().all(|domain| domain.state == State::Running));
+            }
             Err(Error::Unreachable(_)) => {}
             Err(other) => panic!("{other:?}"),
         }
@@ -794,11 +803,15 @@ async fn guests_that_hang_hide_nobody_else() {
     // Longer than a connection may be silent.
     let until = Instant::now() + Duration::from_secs(25);
     while Instant::now() < until {
-        let domains = timeout(SHORT, libvirt.domains()).await.expect("a list");
+        let domains = timeout(ANSWER_TIMEOUT, libvirt.domains())
+            .await
+            .expect("a list");
         let domains = domains.unwrap();
         assert_eq!(domains.len(), 7);
         assert!(domains.iter().all(|domain| domain.marks.is_some()));
-        let seen = timeout(SHORT, host.state(other.id)).await.expect("a look");
+        let seen = timeout(ANSWER_TIMEOUT, host.state(other.id))
+            .await
+            .expect("a look");
         assert_eq!(seen, Some(State::Paused));
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
