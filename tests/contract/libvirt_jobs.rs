@@ -129,13 +129,12 @@ async fn a_backup_runs_until_it_is_aborted() {
 async fn file_systems_are_not_frozen_without_an_agent_in_the_guest() {
     let host = host().await;
     let (_connect, domain) = running(&host).await;
-    for mountpoints in [&[][..], &["/", "/home"]] {
-        for answer in [
-            ffi::freeze_filesystems(&domain, mountpoints),
-            ffi::thaw_filesystems(&domain, mountpoints),
-        ] {
-            let error = answer.unwrap_err();
-            assert!(error.message().contains("agent"), "{error}");
-        }
+    for answer in [
+        ffi::freeze_filesystems(&domain, &[]),
+        ffi::freeze_filesystems(&domain, &["/", "/home"]),
+        ffi::thaw_filesystems(&domain),
+    ] {
+        let error = answer.unwrap_err();
+        assert!(error.message().contains("agent"), "{error}");
     }
 }

@@ -156,18 +156,18 @@ pub fn begin_backup(
 /// returns how many were frozen.
 ///
 /// # Errors
-/// libvirt's; `AgentUnresponsive` if the guest has no agent.
+/// libvirt's, also if the guest has no agent.
 pub fn freeze_filesystems(domain: &Domain, mountpoints: &[&str]) -> Result<u32, Error> {
     on_filesystems(domain, mountpoints, sys::virDomainFSFreeze)
 }
 
-/// Thaws file systems of the guest through its agent, all of them if `mountpoints` is empty;
-/// returns how many were thawed.
+/// Thaws all frozen file systems of the guest through its agent (libvirt's QEMU driver accepts no
+/// selection); returns how many were thawed.
 ///
 /// # Errors
-/// libvirt's; `AgentUnresponsive` if the guest has no agent.
-pub fn thaw_filesystems(domain: &Domain, mountpoints: &[&str]) -> Result<u32, Error> {
-    on_filesystems(domain, mountpoints, sys::virDomainFSThaw)
+/// libvirt's, also if the guest has no agent.
+pub fn thaw_filesystems(domain: &Domain) -> Result<u32, Error> {
+    on_filesystems(domain, &[], sys::virDomainFSThaw)
 }
 
 type FilesystemCall =
