@@ -14,22 +14,17 @@ use async_trait::async_trait;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, Semaphore, broadcast, watch};
 use uuid::Uuid;
 use virt::connect::Connect;
-use virt::domain::{
-    Domain as VirtDomain, DomainShutoffReason, DomainShutoffReasonEnum, DomainState,
-    DomainStateReason, DomainStateReasonEnum,
-};
-use virt::enumutil::Enum;
+use virt::domain::Domain as VirtDomain;
 use virt::error::{Error as VirtError, ErrorNumber};
 use virt::sys;
 
 use crate::event_loop;
 use crate::ffi::{Handler, Notification, Session};
-use pileus_hypervisor::domain::{
-    Domain, DomainSpec, Event, HostFacts, Listed, Marks, PciDevice, State,
-};
+use crate::state::{is_running, state_of};
+use pileus_hypervisor::domain::{Domain, DomainSpec, Event, HostFacts, Listed, Marks, PciDevice};
 use pileus_hypervisor::xml::{
-    NAMESPACE, domain_name, domain_xml, marks_xml, parse_capabilities, parse_domain,
-    parse_marks_element, parse_pci_device,
+    NAMESPACE, domain_xml, marks_xml, parse_capabilities, parse_domain, parse_marks_element,
+    parse_pci_device,
 };
 use pileus_hypervisor::{Error, Hypervisor, ending};
 
@@ -44,9 +39,10 @@ const CALL_TIMEOUT: Duration = Duration::from_mins(1);
 /// Seconds between two keepalive messages, and how many may stay without an answer before
 /// the connection counts as lost: 15 s for a daemon that is stuck.
 const KEEPALIVE: (i32, u32) = (5, 3);
-const METADATA_ELEMENT: i32 = sys::VIR_DOMAIN_METADATA_ELEMENT.cast_signed();
+/// The wait before a connection is opened again; it doubles after each failure.
 const RECONNECT_MIN: Duration = Duration::from_millis(200);
 const RECONNECT_MAX: Duration = Duration::from_secs(5);
+const METADATA_ELEMENT: i32 = sys::VIR_DOMAIN_METADATA_ELEMENT.cast_signed();
 
 /// A connection to libvirt.
 #[derive(Clone)]
@@ -223,6 +219,7 @@ fn translate(action: &'static str, id: Option<Uuid>, alive: bool, error: &VirtEr
     }
 }
 
+/// Whether a call failed because the domain does not exist.
 fn is_gone(error: &VirtError) -> bool {
     error.code().is(ErrorNumber::NoDomain)
 }
@@ -230,11 +227,6 @@ fn is_gone(error: &VirtError) -> bool {
 /// Whether an operation failed because the domain is in that state already.
 fn is_invalid_operation(error: &VirtError) -> bool {
     error.code().is(ErrorNumber::OperationInvalid)
-}
-
-fn is_running(domain: &VirtDomain) -> Result<bool, VirtError> {
-    let (state, _) = read_state(domain)?;
-    Ok(matches!(state, DomainState::Running | DomainState::Blocked))
 }
 
 async fn keep_connected(inner: Weak<Inner>) {
@@ -313,51 +305,6 @@ fn keep_alive(connect: &Connect) -> Result<(), VirtError> {
         // A driver inside of the library, without a daemon.
         Err(error) if error.code().is(ErrorNumber::NoSupport) => Ok(()),
         done => done,
-    }
-}
-
-/// `virt` 0.5 drops the error of a failed `virDomainGetState` and returns an unknown state:
-/// without this check, a domain that cannot be read would be taken for one that is off.
-fn read_state(domain: &VirtDomain) -> Result<(DomainState, DomainStateReasonEnum), VirtError> {
-    match domain.state()? {
-        (Enum::Known(state), reason) => Ok((state, reason)),
-        (Enum::Unknown(_), _) => Err(VirtError::last_error()),
-    }
-}
-
-fn state_of(domain: &VirtDomain, logs: &Path) -> Result<State, VirtError> {
-    let (state, reason) = read_state(domain)?;
-    Ok(match state {
-        DomainState::Running | DomainState::Blocked => State::Running,
-        DomainState::Paused | DomainState::PMSuspended => State::Paused,
-        DomainState::Shutdown => State::ShuttingDown,
-        DomainState::Crashed => State::Crashed,
-        DomainState::NoState => State::Off,
-        DomainState::Shutoff => match reason {
-            Enum::Known(DomainStateReason::Shutoff(reason))
-                if was_shutdown(domain, reason, logs)? =>
-            {
-                State::ShutDown
-            }
-            _ => State::Off,
-        },
-    })
-}
-
-/// Whether a domain that is off was shut down by its guest.
-fn was_shutdown(
-    domain: &VirtDomain,
-    reason: DomainShutoffReasonEnum,
-    logs: &Path,
-) -> Result<bool, VirtError> {
-    match reason.known() {
-        Some(DomainShutoffReason::Shutdown) => Ok(true),
-        // The daemon does not remember the reason over a restart.
-        Some(DomainShutoffReason::Unknown) => {
-            let log = logs.join(format!("{}.log", domain_name(domain.uuid()?)));
-            Ok(ending::was_shutdown(&log))
-        }
-        _ => Ok(false),
     }
 }
 
@@ -574,20 +521,6 @@ mod tests {
     fn test_driver() -> Connect {
         event_loop::start().unwrap();
         Connect::open(Some("test:///default")).unwrap()
-    }
-
-    #[test]
-    fn a_state_that_cannot_be_read_is_an_error() {
-        let connect = test_driver();
-        let domain = connect.lookup_domain_by_name("test").unwrap();
-        assert_eq!(read_state(&domain).unwrap().0, DomainState::Running);
-        let nowhere = Path::new("/nonexistent");
-        assert_eq!(state_of(&domain, nowhere).unwrap(), State::Running);
-        domain.destroy().unwrap();
-        assert_eq!(state_of(&domain, nowhere).unwrap(), State::Off);
-        domain.undefine().unwrap();
-        let error = state_of(&domain, nowhere).unwrap_err();
-        assert!(is_gone(&error), "{error}");
     }
 
     #[test]

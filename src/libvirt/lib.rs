@@ -11,5 +11,6 @@ mod event_loop;
     reason = "C functions and callbacks of libvirt that the crate `virt` does not wrap"
 )]
 pub mod ffi;
+mod state;
 
 pub use driver::Libvirt;
