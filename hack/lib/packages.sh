@@ -1,11 +1,21 @@
 # shellcheck shell=bash
 # Debian's packages: what is missing is installed, nothing is upgraded.
 
-# From bookworm-backports: Debian 12's own QEMU is too old for the image tools beside it.
-BACKPORTS=(libvirt-daemon-system libvirt-clients libvirt-daemon-driver-qemu
+# From bookworm-backports: Debian 12's own QEMU is too old for the image tools beside it. The
+# build of pileus-agent needs libvirt-dev and pkg-config, so cargo comes after the packages.
+BACKPORTS=(libvirt-daemon-system libvirt-clients libvirt-daemon-driver-qemu libvirt-dev
     qemu-system-x86 qemu-utils)
 PACKAGES=(iputils-ping etcd-server etcd-client openvswitch-switch ovn-central ovn-host ethtool iproute2 openssl curl socat
-    ca-certificates gcc libc6-dev make mmdebstrap busybox-static cpio dosfstools e2fsprogs procps util-linux python3)
+    ca-certificates gcc libc6-dev make mmdebstrap busybox-static cpio dosfstools e2fsprogs procps util-linux python3 pkg-config)
+
+# libvirt_headers: says what is missing before cargo's longer message does.
+libvirt_headers() {
+    pkg-config --exists 'libvirt >= 6.0.0' 2>/dev/null || {
+        echo "pkg-config finds no libvirt 6.0 or newer, which the build of pileus-agent needs:" >&2
+        echo "install libvirt-dev and pkg-config; \`hack/test packages\` does" >&2
+        return 1
+    }
+}
 
 # Adds the suite bookworm-backports to apt's sources. The stanza of the main suite is taken as
 # the machine has it: addresses and keys stay its own.

@@ -16,6 +16,7 @@ pileus_build() {
             echo "cargo is missing: install Rust (rustup, or Debian's packages of version $(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$REPO_DIR/Cargo.toml") or newer)" >&2
             return 1
         }
+        libvirt_headers || return 1
         # What cargo tells a test of its package would make some dependencies' build scripts run
         # anew, and with them everything be built again: once here, and once outside of tests.
         local own
