@@ -516,21 +516,16 @@ impl Hypervisor for Libvirt {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// The driver inside of libvirt's library, which needs no daemon.
-    fn test_driver() -> Connect {
-        event_loop::start().unwrap();
-        Connect::open(Some("test:///default")).unwrap()
-    }
+    use crate::event_loop::testing;
 
     #[test]
     fn a_driver_without_keepalive_is_used_without_it() {
-        keep_alive(&test_driver()).unwrap();
+        keep_alive(&testing::connect()).unwrap();
     }
 
     #[test]
     fn errors_of_a_lost_connection_are_told_from_answers_of_the_daemon() {
-        let connect = test_driver();
+        let connect = testing::connect();
         let id = Uuid::from_u128(7);
         let error = connect.lookup_domain_by_uuid(id).err().unwrap();
         for alive in [true, false] {

@@ -66,18 +66,15 @@ fn was_shutdown(
 
 #[cfg(test)]
 mod tests {
-    use virt::connect::Connect;
     use virt::error::ErrorNumber;
 
     use super::*;
-    use crate::event_loop;
+    use crate::event_loop::testing;
 
     #[test]
     fn a_state_that_cannot_be_read_is_an_error() {
-        event_loop::start().unwrap();
-        // The driver inside of libvirt's library, which needs no daemon.
-        let connect = Connect::open(Some("test:///default")).unwrap();
-        let domain = connect.lookup_domain_by_name("test").unwrap();
+        let connect = testing::connect();
+        let domain = testing::running(&connect, "state");
         assert_eq!(read_state(&domain).unwrap().0, DomainState::Running);
         let nowhere = Path::new("/nonexistent");
         assert_eq!(state_of(&domain, nowhere).unwrap(), State::Running);
