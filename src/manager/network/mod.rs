@@ -1,6 +1,7 @@
 //! Networks, Subnets, Ports and security groups, one directory each; one pass
 //! ([`ovn_sync`]) plans them all and writes OVN's Northbound database.
 
+pub mod decision;
 pub mod from_api;
 #[allow(
     clippy::module_inception,

@@ -1,7 +1,7 @@
 //! Decides about one Network. Pure.
 
-use crate::network::ovn_sync::decision::{Fate, Verdict, in_use};
-use pileus_api::{ConditionType, Network, NetworkStatus, Reason, conditions::Observation};
+use crate::network::decision::Decision;
+use pileus_api::{Network, NetworkStatus, Reason};
 
 /// Bytes that Geneve takes of each packet over IPv4: outer Ethernet 14, IPv4 20, UDP 8,
 /// Geneve 8 and OVN's option 8.
@@ -12,64 +12,37 @@ pub const OVERHEAD_IPV6: i32 = 78;
 /// Decides. `max_mtu` is what the hosts' network carries less the tunnel's overhead, in
 /// bytes; `users` names what would be cut off by a deletion.
 #[must_use]
-pub fn plan(network: &Network, max_mtu: i32, users: Vec<String>) -> Verdict<NetworkStatus> {
+pub fn plan(network: &Network, max_mtu: i32, users: Vec<String>) -> Decision<NetworkStatus> {
     let fixed = network.status.as_ref().and_then(|s| s.mtu);
-    let ready = ConditionType::Ready;
     let status = |mtu| NetworkStatus {
         mtu,
         ..NetworkStatus::default()
     };
     if network.metadata.deletion_timestamp.is_some() {
-        return if users.is_empty() {
-            Verdict::release(status(fixed))
-        } else {
-            Verdict {
-                status: status(fixed),
-                observation: in_use("Network", users),
-                fate: Fate::Blocked,
-            }
-        };
+        return Decision::deleting(status(fixed), "Network", users);
     }
-    let (mtu, observation) = match (fixed, network.spec.mtu) {
-        (Some(mtu), Some(asked)) if asked != mtu => (
-            Some(mtu),
-            Observation::no(
-                ready,
-                Reason::InvalidSpec,
-                format!(
-                    "mtu {asked} does not come into force: it was fixed at {mtu} bytes when the \
-                     Network was made; set it back, or make a new Network"
-                ),
+    match (fixed, network.spec.mtu) {
+        (Some(mtu), Some(asked)) if asked != mtu => Decision::not_ready(
+            status(Some(mtu)),
+            Reason::InvalidSpec,
+            format!(
+                "mtu {asked} does not come into force: it was fixed at {mtu} bytes when the \
+                 Network was made; set it back, or make a new Network"
             ),
         ),
-        (Some(mtu), _) => (Some(mtu), ok(mtu)),
-        (None, Some(asked)) if asked > max_mtu => (
-            None,
-            Observation::no(
-                ready,
-                Reason::InvalidSpec,
-                format!(
-                    "mtu {asked} is more than the hosts' network can carry: at most {max_mtu} \
-                     bytes are left beside the tunnel's header; lower it or leave it out"
-                ),
+        (None, Some(asked)) if asked > max_mtu => Decision::not_ready(
+            status(None),
+            Reason::InvalidSpec,
+            format!(
+                "mtu {asked} is more than the hosts' network can carry: at most {max_mtu} \
+                 bytes are left beside the tunnel's header; lower it or leave it out"
             ),
         ),
-        (None, Some(asked)) => (Some(asked), ok(asked)),
-        (None, None) => (Some(max_mtu), ok(max_mtu)),
-    };
-    Verdict {
-        status: status(mtu),
-        observation,
-        fate: Fate::Keep,
+        (fixed, asked) => {
+            let mtu = fixed.or(asked).unwrap_or(max_mtu);
+            Decision::ready(status(Some(mtu)), format!("packets of up to {mtu} bytes"))
+        }
     }
-}
-
-fn ok(mtu: i32) -> Observation {
-    Observation::yes(
-        ConditionType::Ready,
-        Reason::Ready,
-        format!("packets of up to {mtu} bytes"),
-    )
 }
 
 #[cfg(test)]
@@ -94,19 +67,19 @@ mod tests {
 
     #[test]
     fn the_mtu_is_what_the_underlay_leaves_and_stays_so() {
-        let verdict = plan(&network(None, None), 1442, vec![]);
-        assert_eq!(verdict.status.mtu, Some(1442));
-        let verdict = plan(&network(None, Some(1442)), 8942, vec![]);
-        assert_eq!(verdict.status.mtu, Some(1442));
+        let decision = plan(&network(None, None), 1442, vec![]);
+        assert_eq!(decision.status.mtu, Some(1442));
+        let decision = plan(&network(None, Some(1442)), 8942, vec![]);
+        assert_eq!(decision.status.mtu, Some(1442));
     }
 
     #[test]
     fn too_big_an_mtu_is_refused_with_field_value_and_limit() {
-        let verdict = plan(&network(Some(9000), None), 1442, vec![]);
-        assert_eq!(verdict.status.mtu, None);
-        assert_eq!(verdict.observation.reason, Reason::InvalidSpec);
+        let decision = plan(&network(Some(9000), None), 1442, vec![]);
+        assert_eq!(decision.status.mtu, None);
+        assert_eq!(decision.ready.reason, Reason::InvalidSpec);
         for part in ["mtu", "9000", "1442"] {
-            assert!(verdict.observation.message.contains(part));
+            assert!(decision.ready.message.contains(part));
         }
     }
 }

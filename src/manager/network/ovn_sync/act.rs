@@ -15,7 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
-use super::decision::Verdict;
+use crate::network::decision::Decision;
 use pileus_api::conditions::merge;
 use pileus_api::names::{MANAGER, MANAGER_FINALIZER};
 use pileus_api::{
@@ -136,18 +136,18 @@ pub async fn set_finalizer<K: Kind>(
     }
 }
 
-/// The status to write for a verdict, unless it is there already.
+/// The status to write for a decision, unless it is there already.
 #[must_use]
 pub fn status_to_write<K: Kind>(
     object: &K,
-    verdict: &Verdict<K::Status>,
+    decision: &Decision<K::Status>,
     now: Timestamp,
 ) -> Option<K::Status> {
     let current = object.status();
     let generation = object.meta().generation;
     let old = current.map_or(&[][..], Reported::conditions);
-    let conditions = merge(old, [verdict.observation.clone()], generation, now);
-    let mut status = verdict.status.clone();
+    let conditions = merge(old, [decision.ready.clone()], generation, now);
+    let mut status = decision.status.clone();
     status.complete(generation, conditions);
     (current != Some(&status)).then_some(status)
 }

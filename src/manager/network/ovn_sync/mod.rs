@@ -16,7 +16,6 @@
 //! only with objects whose deletion was observed.
 
 pub mod act;
-pub mod decision;
 mod hints;
 pub mod overlay;
 mod pass;

@@ -8,11 +8,11 @@ use k8s_openapi::jiff::Timestamp;
 use kube::{Resource, ResourceExt};
 
 use super::act::{self, Kind, Reported, Taken};
-use super::decision::{Fate, Verdict};
 use super::overlay::Overlay;
 use super::plan::{self, Plan, Snapshot};
 use super::{NetworkError, Outcome, hints};
 use crate::loss;
+use crate::network::decision::{Decision, Deletion};
 use crate::network::port::plan::port_id;
 use crate::network::security_group::default_group;
 use crate::network::stores::NetworkStores;
@@ -319,13 +319,13 @@ fn wait_for_addresses(
         let message = format!("an address could not be taken, which is tried again: {why}");
         Observation::no(ConditionType::Ready, Reason::Retrying, message)
     };
-    for (port, verdict) in &mut plan.ports {
+    for (port, decision) in &mut plan.ports {
         let Some(why) = port.uid().and_then(|uid| ports.get(&uid)) else {
             continue;
         };
-        verdict.observation = retrying(why);
+        decision.ready = retrying(why);
         if port.status.as_ref().is_none_or(|s| s.mac_address.is_none()) {
-            verdict.status = port.status.clone().unwrap_or_default();
+            decision.status = port.status.clone().unwrap_or_default();
             let id = port_id(cluster, port);
             plan.desired.ports.remove(&id);
             for group in plan.desired.port_groups.values_mut() {
@@ -333,9 +333,9 @@ fn wait_for_addresses(
             }
         }
     }
-    for (subnet, verdict) in &mut plan.subnets {
+    for (subnet, decision) in &mut plan.subnets {
         if let Some(why) = subnet.uid().and_then(|uid| subnets.get(&uid)) {
-            verdict.observation = retrying(why);
+            decision.ready = retrying(why);
         }
     }
 }
@@ -413,12 +413,12 @@ async fn lost<K: Kind>(
 async fn unmark<K: Kind>(
     client: &kube::Client,
     overlay: &mut Overlay<K>,
-    verdicts: &[(Arc<K>, Verdict<K::Status>)],
+    decisions: &[(Arc<K>, Decision<K::Status>)],
     outcome: &mut Outcome,
 ) {
-    let released = verdicts
+    let released = decisions
         .iter()
-        .filter(|(_, verdict)| verdict.fate == Fate::Release);
+        .filter(|(_, decision)| decision.deletion == Deletion::Allowed);
     let (done, errors) = act::all(
         released
             .map(|(object, _)| act::set_finalizer(client, &**object, false))
@@ -438,24 +438,26 @@ async fn unmark<K: Kind>(
 async fn report<K: Kind>(
     context: &Context,
     overlay: &mut Overlay<K>,
-    verdicts: Vec<(Arc<K>, Verdict<K::Status>)>,
+    decisions: Vec<(Arc<K>, Decision<K::Status>)>,
     outcome: &mut Outcome,
 ) {
     let now = Timestamp::now();
-    outcome.blocked |= verdicts.iter().any(|(_, v)| v.fate == Fate::Blocked);
-    let writes: Vec<_> = verdicts
+    outcome.blocked |= decisions
         .iter()
-        .filter(|(_, verdict)| verdict.fate != Fate::Release)
-        .filter_map(|(object, verdict)| {
+        .any(|(_, v)| v.deletion == Deletion::Blocked);
+    let writes: Vec<_> = decisions
+        .iter()
+        .filter(|(_, decision)| decision.deletion != Deletion::Allowed)
+        .filter_map(|(object, decision)| {
             Some((
                 object,
-                act::status_to_write(&**object, verdict, now)?,
-                verdict,
+                act::status_to_write(&**object, decision, now)?,
+                decision,
             ))
         })
         .collect();
-    for (object, _, verdict) in &writes {
-        tell(context, &***object, &verdict.observation);
+    for (object, _, decision) in &writes {
+        tell(context, &***object, &decision.ready);
     }
     let (done, errors) = act::all(
         writes
@@ -489,15 +491,15 @@ fn tell<K: Kind>(context: &Context, object: &K, seen: &Observation) {
 /// While OVN is away, what is not in force yet says so; what is in force works on and keeps
 /// its word. Nothing is released.
 fn unavailable(plan: &mut Plan, why: &str) {
-    fn change<K: Kind>(verdicts: &mut [(Arc<K>, Verdict<K::Status>)], why: &str) {
-        for (object, verdict) in verdicts {
-            let released = verdict.fate == Fate::Release;
+    fn change<K: Kind>(decisions: &mut [(Arc<K>, Decision<K::Status>)], why: &str) {
+        for (object, decision) in decisions {
+            let released = decision.deletion == Deletion::Allowed;
             if released {
-                verdict.fate = Fate::Blocked;
-            } else if verdict.observation.status != Some(true) || in_force(&**object) {
+                decision.deletion = Deletion::Blocked;
+            } else if decision.ready.status != Some(true) || in_force(&**object) {
                 continue;
             }
-            verdict.observation = Observation::no(
+            decision.ready = Observation::no(
                 ConditionType::Ready,
                 Reason::NetworkUnavailable,
                 format!("OVN's Northbound database cannot be written, which is tried again: {why}"),
@@ -523,11 +525,11 @@ fn in_force<K: Kind>(object: &K) -> bool {
 
 fn released_names(plan: &Plan) -> HashSet<(String, String, String)> {
     fn names<K: Resource<DynamicType = ()>, S>(
-        verdicts: &[(Arc<K>, Verdict<S>)],
+        decisions: &[(Arc<K>, Decision<S>)],
     ) -> impl Iterator<Item = (String, String, String)> + '_ {
-        verdicts
+        decisions
             .iter()
-            .filter(|(_, verdict)| verdict.fate == Fate::Release)
+            .filter(|(_, decision)| decision.deletion == Deletion::Allowed)
             .map(|(object, _)| {
                 (
                     K::kind(&()).into_owned(),
@@ -570,18 +572,18 @@ fn conflicts(diff: &Diff) -> HashMap<String, String> {
         .collect()
 }
 
-fn hold<K: Kind>(verdicts: &mut [(Arc<K>, Verdict<K::Status>)], held: &HashMap<String, String>) {
+fn hold<K: Kind>(decisions: &mut [(Arc<K>, Decision<K::Status>)], held: &HashMap<String, String>) {
     if held.is_empty() {
         return;
     }
-    for (object, verdict) in verdicts {
+    for (object, decision) in decisions {
         let Some(why) = object.uid().and_then(|uid| held.get(&uid)) else {
             continue;
         };
-        if verdict.fate == Fate::Release {
-            verdict.fate = Fate::Blocked;
+        if decision.deletion == Deletion::Allowed {
+            decision.deletion = Deletion::Blocked;
         }
-        verdict.observation = Observation::no(
+        decision.ready = Observation::no(
             ConditionType::Ready,
             Reason::NetworkUnavailable,
             why.clone(),

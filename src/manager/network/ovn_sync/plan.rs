@@ -1,4 +1,4 @@
-//! The whole network at once: objects in, verdicts, effects and OVN's rows out. Pure.
+//! The whole network at once: objects in, decisions, effects and OVN's rows out. Pure.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use kube::{Resource, ResourceExt};
 
-use super::decision::{Fate, Verdict};
+use crate::network::decision::{Decision, Deletion};
 use crate::network::from_api::{Objects, from_api};
 use crate::network::network;
 use crate::network::port::plan as ports;
@@ -56,21 +56,21 @@ pub struct Hints {
 }
 
 /// Objects with what was decided about each.
-pub type Verdicts<K, S> = Vec<(Arc<K>, Verdict<S>)>;
+pub type Decisions<K, S> = Vec<(Arc<K>, Decision<S>)>;
 
 /// What is to be done.
 #[derive(Debug, Default)]
 pub struct Plan {
     /// About Networks.
-    pub networks: Verdicts<Network, NetworkStatus>,
+    pub networks: Decisions<Network, NetworkStatus>,
     /// About Subnets.
-    pub subnets: Verdicts<Subnet, SubnetStatus>,
+    pub subnets: Decisions<Subnet, SubnetStatus>,
     /// About Ports.
-    pub ports: Verdicts<Port, PortStatus>,
+    pub ports: Decisions<Port, PortStatus>,
     /// About security groups.
-    pub groups: Verdicts<SecurityGroup, SecurityGroupStatus>,
+    pub groups: Decisions<SecurityGroup, SecurityGroupStatus>,
     /// About rules.
-    pub rules: Verdicts<SecurityGroupRule, SecurityGroupRuleStatus>,
+    pub rules: Decisions<SecurityGroupRule, SecurityGroupRuleStatus>,
     /// Addresses to take first of all.
     pub create: Vec<IPAllocation>,
     /// Addresses to give up once the API server says that their Port is no more; before any
@@ -130,9 +130,9 @@ pub fn plan(cluster: &ClusterId, max_mtu: i32, snapshot: &Snapshot, hints: &Hint
     let parents: HashMap<Key, subnets::Parent> = plan
         .networks
         .iter()
-        .map(|(network, verdict)| {
+        .map(|(network, decision)| {
             let usable =
-                verdict.status.mtu.is_some() && network.metadata.deletion_timestamp.is_none();
+                decision.status.mtu.is_some() && network.metadata.deletion_timestamp.is_none();
             (
                 key(&**network),
                 subnets::Parent {
@@ -177,8 +177,8 @@ pub fn plan(cluster: &ClusterId, max_mtu: i32, snapshot: &Snapshot, hints: &Hint
         },
         &mut found.ledgers,
     );
-    plan.subnets = found.verdicts;
-    plan.ports = decided.verdicts;
+    plan.subnets = found.decisions;
+    plan.ports = decided.decisions;
     plan.create = found.create;
     plan.create
         .extend(decided.create.into_iter().map(|(_, allocation)| allocation));
@@ -212,10 +212,10 @@ pub fn plan(cluster: &ClusterId, max_mtu: i32, snapshot: &Snapshot, hints: &Hint
     plan
 }
 
-fn released<K: Resource, S>(verdicts: &Verdicts<K, S>) -> impl Iterator<Item = String> + '_ {
-    verdicts
+fn released<K: Resource, S>(decisions: &Decisions<K, S>) -> impl Iterator<Item = String> + '_ {
+    decisions
         .iter()
-        .filter(|(_, verdict)| verdict.fate == Fate::Release)
+        .filter(|(_, decision)| decision.deletion == Deletion::Allowed)
         .filter_map(|(object, _)| object.uid())
 }
 
@@ -301,12 +301,12 @@ fn port_users(cluster: &ClusterId, snapshot: &Snapshot) -> HashMap<Key, BTreeSet
 fn group_users(
     groups: &[Arc<SecurityGroup>],
     snapshot: &Snapshot,
-    ports: &Verdicts<Port, PortStatus>,
+    ports: &Decisions<Port, PortStatus>,
 ) -> HashMap<Key, Vec<String>> {
     let mut users: HashMap<Key, Vec<String>> = HashMap::new();
     let default = [DEFAULT_GROUP.to_owned()];
-    for (port, verdict) in ports {
-        if verdict.fate == Fate::Release {
+    for (port, decision) in ports {
+        if decision.deletion == Deletion::Allowed {
             continue;
         }
         let (namespace, name) = key(&**port);
@@ -414,15 +414,15 @@ fn compile_rows(
 
 /// The objects that stay, with the status that was decided.
 fn planned<K: Clone, S: Clone>(
-    verdicts: &[(Arc<K>, Verdict<S>)],
+    decisions: &[(Arc<K>, Decision<S>)],
     set: impl Fn(&mut K, S),
 ) -> Vec<K> {
-    verdicts
+    decisions
         .iter()
-        .filter(|(_, verdict)| verdict.fate != Fate::Release)
-        .map(|(object, verdict)| {
+        .filter(|(_, decision)| decision.deletion != Deletion::Allowed)
+        .map(|(object, decision)| {
             let mut object = K::clone(object);
-            set(&mut object, verdict.status.clone());
+            set(&mut object, decision.status.clone());
             object
         })
         .collect()
@@ -464,14 +464,14 @@ fn plan_groups(
 /// What the compiler could not use shows in the conditions of Subnets and Ports that would
 /// be well otherwise.
 fn apply_problems(problems: &groups::Problems, plan: &mut Plan) {
-    fn apply<K: Resource, S>(problems: &groups::Problems, verdicts: &mut Verdicts<K, S>) {
-        for (object, verdict) in verdicts {
-            if verdict.observation.status == Some(true)
+    fn apply<K: Resource, S>(problems: &groups::Problems, decisions: &mut Decisions<K, S>) {
+        for (object, decision) in decisions {
+            if decision.ready.status == Some(true)
                 && let Some(found) = object.uid().and_then(|uid| problems.get(&uid))
             {
-                verdict.observation.status = Some(false);
-                verdict.observation.reason = pileus_api::Reason::InvalidSpec;
-                verdict.observation.message = found.join("; ");
+                decision.ready.status = Some(false);
+                decision.ready.reason = pileus_api::Reason::InvalidSpec;
+                decision.ready.message = found.join("; ");
             }
         }
     }

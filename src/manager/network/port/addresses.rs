@@ -7,7 +7,7 @@ use std::sync::Arc;
 use kube::ResourceExt;
 
 use super::plan::{Key, Planner, Refusal};
-use crate::network::ovn_sync::decision::some;
+use crate::name_some;
 use crate::network::subnet::ledger::{Holder, Ledger, subnet_uid};
 use pileus_api::port::{AllocatedIp, FixedIp};
 use pileus_api::{IPAllocation, Port, PortStatus, Reason};
@@ -198,7 +198,7 @@ fn named(fixed: &FixedIp, name: &str, ledgers: &[Ledger], network: &Key) -> Resu
                     "fixedIPs[{}].subnet `{name}` is no Subnet in force in Network {}; it has {}",
                     fixed.name,
                     network.1,
-                    some(ledgers.iter().map(Ledger::name).collect())
+                    name_some(ledgers.iter().map(Ledger::name).collect())
                 ),
             )
         })
@@ -222,7 +222,7 @@ fn exactly(fixed: &FixedIp, ledgers: &[Ledger], network: &Key) -> Result<Wanted,
                 "fixedIPs[{}].address `{address}` is outside what Network {} has: {}",
                 fixed.name,
                 network.1,
-                some(ranges)
+                name_some(ranges)
             ),
         )
     };
@@ -304,7 +304,7 @@ fn any_of(
         format!(
             "no address is left in Subnet {}; delete Ports that are not needed, widen its \
              allocationPools, or add a Subnet",
-            some(full.collect())
+            name_some(full.collect())
         ),
     ))
 }

@@ -10,13 +10,12 @@ use std::sync::Arc;
 use kube::ResourceExt;
 
 use super::addresses;
-use crate::network::ovn_sync::decision::{Fate, Verdict, in_use};
+use crate::network::decision::Decision;
 use crate::network::subnet::ledger::{Holder, Ledger};
-use pileus_api::conditions::Observation;
 use pileus_api::network::PortSecurity;
 use pileus_api::port::AllocatedIp;
 use pileus_api::validation;
-use pileus_api::{ConditionType, IPAllocation, Network, Port, PortStatus, Reason, names};
+use pileus_api::{IPAllocation, Network, Port, PortStatus, Reason, names};
 use pileus_values::{ClusterId, Mac, stable_id};
 
 /// Namespace and name.
@@ -47,8 +46,8 @@ pub struct Input<'a> {
 /// What is to be done for Ports.
 #[derive(Debug, Default)]
 pub struct Ports {
-    /// A verdict for each Port.
-    pub verdicts: Vec<(Arc<Port>, Verdict<PortStatus>)>,
+    /// A decision for each Port.
+    pub decisions: Vec<(Arc<Port>, Decision<PortStatus>)>,
     /// Addresses to take, each for the Port of this uid.
     pub create: Vec<(String, IPAllocation)>,
     /// Addresses that Ports being deleted give up, after OVN has forgotten them.
@@ -110,8 +109,8 @@ pub fn plan(input: &Input<'_>, ledgers: &mut HashMap<Key, Vec<Ledger>>) -> Ports
         )
     });
     for port in sorted {
-        let verdict = planner.one(port);
-        planner.out.verdicts.push((port.clone(), verdict));
+        let decision = planner.one(port);
+        planner.out.decisions.push((port.clone(), decision));
     }
     planner.out
 }
@@ -120,16 +119,12 @@ fn key_of(port: &Port) -> Key {
     (port.namespace().unwrap_or_default(), port.name_any())
 }
 
-fn refuse(status: PortStatus, (reason, message): Refusal) -> Verdict<PortStatus> {
-    Verdict {
-        status,
-        observation: Observation::no(ConditionType::Ready, reason, message),
-        fate: Fate::Keep,
-    }
+fn refuse(status: PortStatus, (reason, message): Refusal) -> Decision<PortStatus> {
+    Decision::not_ready(status, reason, message)
 }
 
 impl Planner<'_, '_> {
-    fn one(&mut self, port: &Arc<Port>) -> Verdict<PortStatus> {
+    fn one(&mut self, port: &Arc<Port>) -> Decision<PortStatus> {
         let key = key_of(port);
         let mut status = PortStatus {
             observed_generation: None,
@@ -172,19 +167,11 @@ impl Planner<'_, '_> {
         status.fixed_ips = found;
         match self.check(port, &key.0, network, &status) {
             Err(refusal) => refuse(status, refusal),
-            Ok(()) => Verdict {
-                observation: Observation::yes(
-                    ConditionType::Ready,
-                    Reason::Ready,
-                    format!(
-                        "{} in Network {}",
-                        joined(&status.fixed_ips),
-                        network.name_any()
-                    ),
-                ),
-                status,
-                fate: Fate::Keep,
-            },
+            Ok(()) => {
+                let addresses = joined(&status.fixed_ips);
+                let message = format!("{addresses} in Network {}", network.name_any());
+                Decision::ready(status, message)
+            }
         }
     }
 
@@ -194,7 +181,7 @@ impl Planner<'_, '_> {
         key: &Key,
         network: &Key,
         status: PortStatus,
-    ) -> Verdict<PortStatus> {
+    ) -> Decision<PortStatus> {
         // Until it is gone its address is not for others.
         if let Some(mac) = status.mac_address.as_ref().and_then(|m| m.parse().ok()) {
             self.macs
@@ -203,11 +190,7 @@ impl Planner<'_, '_> {
                 .insert(mac, format!("{}/{}", key.0, key.1));
         }
         if let Some(users) = self.input.users.get(key).filter(|users| !users.is_empty()) {
-            return Verdict {
-                status,
-                observation: in_use("Port", users.iter().cloned().collect()),
-                fate: Fate::Blocked,
-            };
+            return Decision::deleting(status, "Port", users.iter().cloned().collect());
         }
         let uid = port.uid();
         let held = self.held.get(key).into_iter().flatten();
@@ -215,7 +198,7 @@ impl Planner<'_, '_> {
             held.filter(|allocation| allocation.spec.port_uid == uid)
                 .cloned(),
         );
-        Verdict::release(status)
+        Decision::deleting(status, "Port", Vec::new())
     }
 
     /// The Ethernet address: the one it has, the one it asks for, or one derived from its

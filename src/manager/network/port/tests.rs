@@ -6,7 +6,7 @@ use kube::ResourceExt;
 use proptest::prelude::*;
 
 use super::plan::{Input, Key, Ports, plan};
-use crate::network::ovn_sync::decision::Fate;
+use crate::network::decision::Deletion;
 use crate::network::subnet::plan::{Parent, plan as plan_subnets};
 use pileus_api::port::FixedIp;
 use pileus_api::{
@@ -116,22 +116,22 @@ impl World {
             assert!(old.is_none(), "{} was made twice", new.name_any());
         }
         self.subnets = subnets
-            .verdicts
+            .decisions
             .iter()
-            .filter(|(_, verdict)| verdict.fate != Fate::Release)
-            .map(|(subnet, verdict)| {
+            .filter(|(_, decision)| decision.deletion != Deletion::Allowed)
+            .map(|(subnet, decision)| {
                 let mut subnet = Subnet::clone(subnet);
-                subnet.status = Some(verdict.status.clone());
+                subnet.status = Some(decision.status.clone());
                 Arc::new(subnet)
             })
             .collect();
         self.ports = ports
-            .verdicts
+            .decisions
             .iter()
-            .filter(|(_, verdict)| verdict.fate != Fate::Release)
-            .map(|(port, verdict)| {
+            .filter(|(_, decision)| decision.deletion != Deletion::Allowed)
+            .map(|(port, decision)| {
                 let mut port = Port::clone(port);
-                port.status = Some(verdict.status.clone());
+                port.status = Some(decision.status.clone());
                 Arc::new(port)
             })
             .collect();
@@ -145,8 +145,8 @@ impl World {
     }
 
     fn reason(ports: &Ports, name: &str) -> (Reason, String) {
-        let found = ports.verdicts.iter().find(|(p, _)| p.name_any() == name);
-        let observation = &found.unwrap().1.observation;
+        let found = ports.decisions.iter().find(|(p, _)| p.name_any() == name);
+        let observation = &found.unwrap().1.ready;
         (observation.reason, observation.message.clone())
     }
 
@@ -288,14 +288,8 @@ fn a_port_in_use_is_not_released() {
         BTreeSet::from(["Server web".to_owned()]),
     );
     let (ports, _) = world.pass();
-    assert_eq!(ports.verdicts[0].1.fate, Fate::Blocked);
-    assert!(
-        ports.verdicts[0]
-            .1
-            .observation
-            .message
-            .contains("Server web")
-    );
+    assert_eq!(ports.decisions[0].1.deletion, Deletion::Blocked);
+    assert!(ports.decisions[0].1.ready.message.contains("Server web"));
 }
 
 #[test]

@@ -5,11 +5,10 @@ use std::collections::{BTreeMap, HashMap};
 
 use kube::ResourceExt;
 
-use crate::network::ovn_sync::decision::{Fate, Verdict, in_use, some};
-use pileus_api::conditions::Observation;
+use crate::name_some;
+use crate::network::decision::Decision;
 use pileus_api::{
-    ConditionType, Reason, SecurityGroup, SecurityGroupRule, SecurityGroupRuleStatus,
-    SecurityGroupStatus,
+    Reason, SecurityGroup, SecurityGroupRule, SecurityGroupRuleStatus, SecurityGroupStatus,
 };
 
 /// The compiler's complaints by the owner's uid.
@@ -23,7 +22,7 @@ pub fn group(
     extra: &[&SecurityGroupRule],
     users: Vec<String>,
     problems: &Problems,
-) -> Verdict<SecurityGroupStatus> {
+) -> Decision<SecurityGroupStatus> {
     let of = |uid: Option<String>| uid.and_then(|uid| problems.get(&uid));
     let bad = of(group.uid()).cloned().unwrap_or_default();
     let good = group.spec.rules.len().saturating_sub(bad.len())
@@ -36,33 +35,17 @@ pub fn group(
         ..SecurityGroupStatus::default()
     };
     if group.metadata.deletion_timestamp.is_some() {
-        if users.is_empty() {
-            return Verdict::release(status);
-        }
-        return Verdict {
-            status,
-            observation: in_use("SecurityGroup", users),
-            fate: Fate::Blocked,
-        };
+        return Decision::deleting(status, "SecurityGroup", users);
     }
-    let observation = if bad.is_empty() {
-        Observation::yes(
-            ConditionType::Ready,
-            Reason::Ready,
-            format!("{good} rules are in force"),
-        )
-    } else {
-        Observation::no(
-            ConditionType::Ready,
-            Reason::InvalidSpec,
-            format!("{} of its rules cannot be used: {}", bad.len(), some(bad)),
-        )
-    };
-    Verdict {
-        status,
-        observation,
-        fate: Fate::Keep,
+    if bad.is_empty() {
+        return Decision::ready(status, format!("{good} rules are in force"));
     }
+    let message = format!(
+        "{} of its rules cannot be used: {}",
+        bad.len(),
+        name_some(bad)
+    );
+    Decision::not_ready(status, Reason::InvalidSpec, message)
 }
 
 /// Decides about a rule of its own, whose group is there or not.
@@ -71,31 +54,19 @@ pub fn rule(
     rule: &SecurityGroupRule,
     has_group: bool,
     problems: &Problems,
-) -> Verdict<SecurityGroupRuleStatus> {
+) -> Decision<SecurityGroupRuleStatus> {
     let name = &rule.spec.security_group;
     let problem = rule.uid().and_then(|uid| problems.get(&uid));
-    let ready = ConditionType::Ready;
-    let observation = if !has_group {
-        Observation::no(
-            ready,
-            Reason::SecurityGroupNotFound,
-            format!(
-                "SecurityGroup {name} does not exist in this namespace; make it, or correct `securityGroup`"
-            ),
-        )
-    } else if let Some(problem) = problem {
-        Observation::no(ready, Reason::InvalidSpec, problem.join("; "))
-    } else {
-        Observation::yes(
-            ready,
-            Reason::Ready,
-            format!("in force in SecurityGroup {name}"),
-        )
-    };
-    Verdict {
-        status: SecurityGroupRuleStatus::default(),
-        observation,
-        fate: Fate::Keep,
+    let status = SecurityGroupRuleStatus::default();
+    if !has_group {
+        let message = format!(
+            "SecurityGroup {name} does not exist in this namespace; make it, or correct `securityGroup`"
+        );
+        return Decision::not_ready(status, Reason::SecurityGroupNotFound, message);
+    }
+    match problem {
+        Some(problem) => Decision::not_ready(status, Reason::InvalidSpec, problem.join("; ")),
+        None => Decision::ready(status, format!("in force in SecurityGroup {name}")),
     }
 }
 
@@ -160,9 +131,9 @@ mod tests {
         );
         it.metadata.uid = Some("u".into());
         let problems = Problems::from([("u".to_owned(), vec!["rule a: protocol `x`".to_owned()])]);
-        let verdict = group(&it, &[], vec![], &problems);
-        assert_eq!(verdict.status.rules, Some(1));
-        assert!(verdict.observation.message.contains("rule a: protocol `x`"));
+        let decision = group(&it, &[], vec![], &problems);
+        assert_eq!(decision.status.rules, Some(1));
+        assert!(decision.ready.message.contains("rule a: protocol `x`"));
         assert_eq!(
             group(&it, &[], vec![], &Problems::new()).status.rules,
             Some(2)

@@ -13,9 +13,8 @@ use kube::ResourceExt;
 
 use super::ledger::{Holder, Ledger, allocation, subnet_uid};
 use super::spec::{self, Parsed};
-use crate::network::ovn_sync::decision::{Fate, Verdict, in_use};
-use pileus_api::conditions::Observation;
-use pileus_api::{ConditionType, IPAllocation, Network, Reason, Subnet, SubnetStatus};
+use crate::network::decision::Decision;
+use pileus_api::{IPAllocation, Network, Reason, Subnet, SubnetStatus};
 use pileus_values::range::to_number;
 
 /// A Network as far as its Subnets are concerned.
@@ -30,8 +29,8 @@ pub struct Parent {
 /// What is to be done for Subnets.
 #[derive(Debug, Default)]
 pub struct Subnets {
-    /// A verdict for each Subnet.
-    pub verdicts: Vec<(Arc<Subnet>, Verdict<SubnetStatus>)>,
+    /// A decision for each Subnet.
+    pub decisions: Vec<(Arc<Subnet>, Decision<SubnetStatus>)>,
     /// Accepted Subnets by namespace and Network, oldest first.
     pub ledgers: HashMap<(String, String), Vec<Ledger>>,
     /// Reservations to make.
@@ -67,8 +66,8 @@ pub fn plan(
     for subnet in sorted {
         let uid = subnet.uid().unwrap_or_default();
         let held = held.get(uid.as_str()).map_or(&[][..], Vec::as_slice);
-        let verdict = one(subnet, parents, held, &mut out);
-        out.verdicts.push((subnet.clone(), verdict));
+        let decision = one(subnet, parents, held, &mut out);
+        out.decisions.push((subnet.clone(), decision));
     }
     out
 }
@@ -78,14 +77,6 @@ fn is_accepted(subnet: &Subnet) -> bool {
         .status
         .as_ref()
         .is_some_and(|s| s.network_uid.is_some())
-}
-
-fn refuse(status: SubnetStatus, reason: Reason, message: String) -> Verdict<SubnetStatus> {
-    Verdict {
-        status,
-        observation: Observation::no(ConditionType::Ready, reason, message),
-        fate: Fate::Keep,
-    }
 }
 
 fn bare(subnet: &Subnet) -> SubnetStatus {
@@ -101,7 +92,7 @@ fn one(
     parents: &HashMap<(String, String), Parent>,
     held: &[&Arc<IPAllocation>],
     out: &mut Subnets,
-) -> Verdict<SubnetStatus> {
+) -> Decision<SubnetStatus> {
     let accepted = is_accepted(subnet);
     let status = bare(subnet);
     let namespace = subnet.namespace().unwrap_or_default();
@@ -120,11 +111,11 @@ fn one(
             if accepted && let Some(parsed) = last_good(subnet) {
                 open(subnet, parsed, taken, key, true, out);
             }
-            return refuse(status, Reason::InvalidSpec, message);
+            return Decision::not_ready(status, Reason::InvalidSpec, message);
         }
     };
     let Some(parent) = parents.get(&key) else {
-        return refuse(
+        return Decision::not_ready(
             status,
             Reason::NetworkNotFound,
             format!(
@@ -134,14 +125,14 @@ fn one(
         );
     };
     if !accepted && !parent.usable {
-        return refuse(
+        return Decision::not_ready(
             status,
             Reason::DependencyNotReady,
             format!("Network {} is not ready; see its conditions", key.1),
         );
     }
     if let Some(other) = overlapping(parsed.cidr, out.ledgers.get(&key)) {
-        return refuse(
+        return Decision::not_ready(
             status,
             Reason::SubnetOverlap,
             format!(
@@ -171,7 +162,7 @@ fn reserve(
     parent: &Parent,
     key: (String, String),
     out: &mut Subnets,
-) -> Verdict<SubnetStatus> {
+) -> Decision<SubnetStatus> {
     let mut status = bare(subnet);
     let old_gateway = address(status.gateway_ip.as_ref());
     let mut trouble = None;
@@ -187,7 +178,7 @@ fn reserve(
         .filter(|service| Some(*service) != parsed.gateway)
         .or_else(|| choose_service(&parsed, &taken));
     let Some(service) = service else {
-        return refuse(
+        return Decision::not_ready(
             status,
             Reason::SubnetExhausted,
             format!(
@@ -217,16 +208,11 @@ fn reserve(
     status.service_ip = Some(service.to_string());
     open(subnet, parsed, taken, key, true, out);
     match trouble {
-        Some(message) => refuse(status, Reason::AddressInUse, message),
-        None => Verdict {
-            status,
-            observation: Observation::yes(
-                ConditionType::Ready,
-                Reason::Ready,
-                format!("addresses of {} are handed out", subnet.spec.cidr),
-            ),
-            fate: Fate::Keep,
-        },
+        Some(message) => Decision::not_ready(status, Reason::AddressInUse, message),
+        None => {
+            let message = format!("addresses of {} are handed out", subnet.spec.cidr);
+            Decision::ready(status, message)
+        }
     }
 }
 
@@ -283,7 +269,7 @@ fn deleting(
     taken: HashMap<IpAddr, Holder>,
     key: (String, String),
     out: &mut Subnets,
-) -> Verdict<SubnetStatus> {
+) -> Decision<SubnetStatus> {
     let users: Vec<String> = taken
         .values()
         .filter(|holder| **holder != Holder::Subnet)
@@ -291,14 +277,10 @@ fn deleting(
         .collect();
     if users.is_empty() {
         out.delete.extend(held.iter().map(|a| (*a).clone()));
-        return Verdict::release(status);
-    }
-    if accepted && let Some(parsed) = spec::parse(&subnet.spec).ok().or_else(|| last_good(subnet)) {
+    } else if accepted
+        && let Some(parsed) = spec::parse(&subnet.spec).ok().or_else(|| last_good(subnet))
+    {
         open(subnet, parsed, taken, key, false, out);
     }
-    Verdict {
-        status,
-        observation: in_use("Subnet", users),
-        fate: Fate::Blocked,
-    }
+    Decision::deleting(status, "Subnet", users)
 }
