@@ -21,7 +21,7 @@ use pileus_api::{
     SubnetSpec,
 };
 use pileus_kube_ext::{Context, Metrics};
-use pileus_manager::network::ovn_sync::{NetworkConfig, run_network};
+use pileus_manager::network::pass::{NetworkConfig, run_network};
 use pileus_manager::network::stores::NetworkStores;
 use pileus_tests::apiserver::TestServer;
 use serde::Serialize;

@@ -6,13 +6,12 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use pileus_api::security_group::{Direction, EtherType, SecurityRule};
 use pileus_network::northbound::token::Token;
 use pileus_network::northbound::{ApplyError, Conflict, Desired, NorthboundDb, controller};
 use pileus_network::ovsdb::{Error, Options, View};
 use pileus_network::topology::{
-    AddressIn, GroupIn, Key, NetworkIn, PortIn, RuleIn, Security, SubnetIn, Topology, compile,
-    group_name, logical_port, switch_name,
+    AddressIn, Direction, Family, GroupIn, Key, NetworkIn, PortIn, Protocol, Remote, Rule, RuleIn,
+    Security, SubnetIn, Topology, Transport, compile, group_name, logical_port, switch_name,
 };
 use pileus_tests::ovn::Ovn;
 use pileus_values::{ClusterId, Mac, Owner};
@@ -38,18 +37,19 @@ fn owner(kind: &str, name: &str) -> Owner {
     }
 }
 
-fn ingress(name: &str, protocol: &str, port: i32, remote_group: Option<&str>) -> RuleIn {
+fn ingress(name: &str, port: u16, remote: Remote) -> RuleIn {
     RuleIn {
         owner: owner("SecurityGroup", "web"),
+        group: Key::new("team", "web"),
         name: name.into(),
-        rule: SecurityRule {
+        rule: Rule {
             direction: Direction::Ingress,
-            ether_type: EtherType::IPv4,
-            protocol: Some(protocol.into()),
-            port_range_min: Some(port),
-            port_range_max: Some(port),
-            remote_cidr: None,
-            remote_group: remote_group.map(str::to_owned),
+            family: Family::V4,
+            remote,
+            protocol: Protocol::Transport {
+                transport: Transport::Tcp,
+                ports: Some(port..=port),
+            },
         },
     }
 }
@@ -100,10 +100,13 @@ fn topology(ports: usize) -> Topology {
     };
     let egress = RuleIn {
         owner: owner("SecurityGroupRule", "out"),
+        group: Key::new("team", "web"),
         name: String::new(),
-        rule: SecurityRule {
+        rule: Rule {
             direction: Direction::Egress,
-            ..SecurityRule::default()
+            family: Family::V4,
+            remote: Remote::Any,
+            protocol: Protocol::Any,
         },
     };
     Topology {
@@ -119,12 +122,12 @@ fn topology(ports: usize) -> Topology {
         ports: (0..ports).map(port).collect(),
         groups: vec![GroupIn {
             owner: owner("SecurityGroup", "web"),
-            rules: vec![
-                ingress("ssh", "tcp", 22, Some("web")),
-                ingress("http", "tcp", 80, None),
-                egress,
-            ],
         }],
+        rules: vec![
+            ingress("ssh", 22, Remote::Group("web".into())),
+            ingress("http", 80, Remote::Any),
+            egress,
+        ],
     }
 }
 
@@ -569,7 +572,7 @@ async fn whatever_the_rows_were_one_transaction_is_enough() {
             }
         }
         let keep = random(4);
-        next.groups[0].rules.truncate(keep);
+        next.rules.truncate(keep);
         next.subnets[0].dhcp = random(2) == 0;
         let want = desired(&next);
         let removed: BTreeSet<String> = (0..12)

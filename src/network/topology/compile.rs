@@ -7,13 +7,12 @@ use sha2::{Digest, Sha256};
 
 use super::dhcp;
 use super::input::{
-    AddressPairIn, GroupIn, Key, NetworkIn, PortIn, RuleIn, Security, SubnetIn, Topology,
+    AddressPairIn, Direction, GroupIn, Key, NetworkIn, PortIn, RuleIn, Security, SubnetIn, Topology,
 };
 use super::rules;
 use crate::northbound::{
     Acl, AclAction, Desired, DhcpOptions, LogicalSwitch, LogicalSwitchPort, PortGroup,
 };
-use pileus_api::security_group::Direction;
 use pileus_values::{ClusterId, Mac, Owner, stable_id};
 
 /// Priority of what no rule allows, as in Neutron.
@@ -82,6 +81,9 @@ pub fn compile(topology: &Topology) -> Compiled {
     compiler.switches();
     compiler.subnets();
     compiler.groups();
+    for rule in &topology.rules {
+        compiler.rule(rule);
+    }
     let mut secured = BTreeSet::new();
     for port in by_key(&topology.ports, |p| &p.owner).values() {
         compiler.port(port, &mut secured);
@@ -150,26 +152,34 @@ impl Compiler<'_> {
 
     fn groups(&mut self) {
         for (key, group) in self.groups.clone() {
-            let name = group_name(self.cluster, &key);
-            let mut acls = BTreeMap::new();
-            for rule in &group.rules {
-                match self.acl(&key, &name, rule) {
-                    Ok((part, acl)) => {
-                        acls.insert(part, acl);
-                    }
-                    Err(message) => self.problem(&rule.owner, message),
-                }
-            }
             let row = PortGroup {
                 owner: group.owner.clone(),
                 ports: BTreeSet::new(),
-                acls,
+                acls: BTreeMap::new(),
             };
+            let name = group_name(self.cluster, &key);
             self.out.desired.port_groups.insert(name, row);
         }
     }
 
-    fn acl(&self, group: &Key, group_row: &str, rule: &RuleIn) -> Result<(String, Acl), String> {
+    fn rule(&mut self, rule: &RuleIn) {
+        let name = group_name(self.cluster, &rule.group);
+        let acl = self.acl(&name, rule);
+        let Some(row) = self.out.desired.port_groups.get_mut(&name) else {
+            let message = format!("security group {} does not exist", rule.group.name);
+            self.problem(&rule.owner, message);
+            return;
+        };
+        match acl {
+            Ok((part, acl)) => {
+                row.acls.insert(part, acl);
+            }
+            Err(message) => self.problem(&rule.owner, message),
+        }
+    }
+
+    fn acl(&self, group_row: &str, rule: &RuleIn) -> Result<(String, Acl), String> {
+        let group = &rule.group;
         // Rules of the group and rules of their own may have the same name.
         let (part, label) = if rule.name.is_empty() {
             (format!("object/{}", rule.owner.name), &rule.owner.name)

@@ -23,5 +23,6 @@ pub use compile::{
     Compiled, Problem, compile, drop_group_name, group_name, logical_port, switch_name,
 };
 pub use input::{
-    AddressIn, AddressPairIn, GroupIn, Key, NetworkIn, PortIn, RuleIn, Security, SubnetIn, Topology,
+    AddressIn, AddressPairIn, Direction, Family, GroupIn, IcmpType, Key, NetworkIn, PortIn,
+    Protocol, Remote, Rule, RuleIn, Security, SubnetIn, Topology, Transport,
 };

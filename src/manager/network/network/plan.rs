@@ -1,7 +1,14 @@
-//! Decides about one Network. Pure.
+//! Decides about Networks. Pure.
+
+use std::collections::HashMap;
+use std::sync::Arc;
 
 use crate::network::decision::Decision;
+use crate::network::kinds::{
+    Decided, NetworkKind, Planning, has_finalizer, is_deleting, key, owner,
+};
 use pileus_api::{Network, NetworkStatus, Reason};
+use pileus_network::topology::{Key, NetworkIn};
 
 /// Bytes that Geneve takes of each packet over IPv4: outer Ethernet 14, IPv4 20, UDP 8,
 /// Geneve 8 and OVN's option 8.
@@ -9,16 +16,61 @@ pub const OVERHEAD_IPV4: i32 = 58;
 /// The same over IPv6, whose header is 20 bytes longer.
 pub const OVERHEAD_IPV6: i32 = 78;
 
-/// Decides. `max_mtu` is what the hosts' network carries less the tunnel's overhead, in
+impl NetworkKind for Network {
+    fn plan(planning: &mut Planning<'_>) -> Decided<Self> {
+        let mut decided = Decided::<Self>::new();
+        for network in &planning.observed.networks {
+            if !has_finalizer(&**network) {
+                continue;
+            }
+            let users = planning.users.of(&**network);
+            let decision = decide(network, planning.max_mtu, users);
+            if decision.stays()
+                && let Some(mtu) = decision.status.mtu
+            {
+                planning.topology.networks.push(NetworkIn {
+                    owner: owner(planning.cluster, &**network),
+                    mtu,
+                });
+            }
+            decided.push((network.clone(), decision));
+        }
+        decided
+    }
+}
+
+/// A Network as far as its Subnets and Ports are concerned.
+#[derive(Clone, Debug)]
+pub struct ParentNetwork {
+    /// The Network.
+    pub network: Arc<Network>,
+    /// Whether it has its MTU and is not being deleted.
+    pub usable: bool,
+}
+
+/// The Networks by namespace and name.
+#[must_use]
+pub fn parent_networks(networks: &Decided<Network>) -> HashMap<Key, ParentNetwork> {
+    let parent = |(network, decision): &(Arc<Network>, Decision<NetworkStatus>)| ParentNetwork {
+        network: network.clone(),
+        usable: decision.status.mtu.is_some() && !is_deleting(&**network),
+    };
+    networks
+        .iter()
+        .map(|decided| (key(&*decided.0), parent(decided)))
+        .collect()
+}
+
+/// Decides about one Network. `max_mtu` is what the hosts' network carries less the tunnel's overhead, in
 /// bytes; `users` names what would be cut off by a deletion.
 #[must_use]
-pub fn plan(network: &Network, max_mtu: i32, users: Vec<String>) -> Decision<NetworkStatus> {
+pub fn decide(network: &Network, max_mtu: i32, users: Vec<String>) -> Decision<NetworkStatus> {
     let fixed = network.status.as_ref().and_then(|s| s.mtu);
     let status = |mtu| NetworkStatus {
         mtu,
         ..NetworkStatus::default()
     };
-    if network.metadata.deletion_timestamp.is_some() {
+    if is_deleting(network) {
         return Decision::deleting(status(fixed), "Network", users);
     }
     match (fixed, network.spec.mtu) {
@@ -67,15 +119,15 @@ mod tests {
 
     #[test]
     fn the_mtu_is_what_the_underlay_leaves_and_stays_so() {
-        let decision = plan(&network(None, None), 1442, vec![]);
+        let decision = decide(&network(None, None), 1442, vec![]);
         assert_eq!(decision.status.mtu, Some(1442));
-        let decision = plan(&network(None, Some(1442)), 8942, vec![]);
+        let decision = decide(&network(None, Some(1442)), 8942, vec![]);
         assert_eq!(decision.status.mtu, Some(1442));
     }
 
     #[test]
     fn too_big_an_mtu_is_refused_with_field_value_and_limit() {
-        let decision = plan(&network(Some(9000), None), 1442, vec![]);
+        let decision = decide(&network(Some(9000), None), 1442, vec![]);
         assert_eq!(decision.status.mtu, None);
         assert_eq!(decision.ready.reason, Reason::InvalidSpec);
         for part in ["mtu", "9000", "1442"] {
