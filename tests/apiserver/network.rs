@@ -325,7 +325,7 @@ async fn each_port_takes_three_writes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn bad_input_is_said_clearly_and_costs_nobody_else_anything() {
+async fn bad_input_is_reported_and_affects_nothing_else() {
     let server = TestServer::start().await;
     server.namespace(NAMESPACE).await;
     let ovn = ovn::Ovn::start();

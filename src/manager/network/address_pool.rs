@@ -134,7 +134,8 @@ impl AddressPool {
                 .filter_map(|step| self.nth((start + step) % size))
                 .find(|address| {
                     let of_another = self.in_ovn.get(address).is_some_and(|id| id != port_id);
-                    !(avoid_ovn && of_another) && !self.allocated.contains_key(address)
+                    let in_use = self.allocated.contains_key(address);
+                    !(in_use || avoid_ovn && of_another)
                 })
         };
         find(true).or_else(|| find(false))

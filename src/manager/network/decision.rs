@@ -3,14 +3,14 @@
 use crate::name_some;
 use pileus_api::{ConditionType, Reason, conditions::Observation};
 
-/// Whether an object is being deleted, and whether that may go on.
+/// Whether an object is being deleted, and whether its deletion may be completed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Deletion {
     /// It is not being deleted.
     NotRequested,
-    /// It is being deleted and others still use it, or something stands in the way.
+    /// It is being deleted, and others still use it or its rows cannot be removed.
     Blocked,
-    /// It is being deleted and nothing uses it: what was made for it is removed, then its
+    /// It is being deleted and nothing uses it: its rows and addresses are removed, then its
     /// finalizer.
     Allowed,
 }
@@ -22,7 +22,7 @@ pub struct Decision<S> {
     pub status: S,
     /// The condition `Ready`, as it is once OVN has the desired rows.
     pub ready: Observation,
-    /// Whether the object is being deleted, and whether that may go on.
+    /// Whether the object is being deleted, and whether its deletion may be completed.
     pub deletion: Deletion,
 }
 

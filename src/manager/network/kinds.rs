@@ -1,5 +1,5 @@
-//! The kinds of the network: one list, what each kind implements, and what its planner works
-//! with.
+//! The kinds of the network: the one list of them, what each kind implements, and the state of
+//! planning that its planner reads and extends.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::Debug;
@@ -76,20 +76,20 @@ pub trait NetworkKind:
     + Sync
     + 'static
 {
-    /// Whether an object gets our finalizer, before anything is made for it.
+    /// Whether objects get our finalizer, before rows or addresses exist for them.
     const FINALIZER: bool = true;
     /// Whether its statuses are written ahead of those of other kinds, since others wait for
     /// them.
     const REPORTED_FIRST: bool = false;
 
-    /// Says what uses which object, as far as objects alone tell it: for all kinds, before any
-    /// planner runs.
+    /// Adds what uses which object, as far as it follows from the objects: for all kinds, before
+    /// any planner runs.
     fn add_users(_cluster: &ClusterId, _observed: &Observed, _users: &mut Users) {}
 
-    /// Decides about all objects of the kind, and adds to the compiler's input what they say.
+    /// Decides about all objects of the kind, and adds them to the compiler's input.
     fn plan(planning: &mut Planning<'_>) -> Decided<Self>;
 
-    /// Completes decisions by what could not be read or compiled.
+    /// Completes decisions by what could not be parsed or compiled.
     fn apply_problems(decided: &mut Decided<Self>, _observed: &Observed, problems: &Problems) {
         for (object, decision) in decided {
             if decision.ready.status == Some(true)
@@ -104,8 +104,8 @@ pub trait NetworkKind:
         }
     }
 
-    /// Takes back what was decided for an object whose addresses could not be allocated, and
-    /// its rows.
+    /// Reverts the decision about an object whose addresses could not be allocated, and removes
+    /// its rows from the desired ones.
     fn revert(
         _cluster: &ClusterId,
         _object: &Self,
@@ -122,17 +122,17 @@ pub trait AnyDecided {
     /// The objects whose deletion may be completed.
     fn deleted(&self, cluster: &ClusterId) -> Vec<Owner>;
     /// Reports those whose addresses could not be allocated, by uid with the reason.
-    fn allocation_failed(
+    fn report_failed_allocations(
         &mut self,
         cluster: &ClusterId,
         failures: &HashMap<String, String>,
         desired: &mut Desired,
     );
-    /// Reports what stands in the way of rows, by the owner's uid; its deletion waits.
-    fn block(&mut self, obstacles: &HashMap<String, String>);
-    /// While OVN is not available, what is not in force yet says so; what is in force works on
-    /// and keeps its condition. No deletion is completed.
-    fn ovn_unavailable(&mut self, reason: &str);
+    /// Reports why rows could not be applied, by the owner's uid; the owner's deletion waits.
+    fn report_not_applied(&mut self, reasons: &HashMap<String, String>);
+    /// While OVN is not available, objects that are not in force yet report it; those that are in
+    /// force still work and keep their condition. No deletion is completed.
+    fn report_ovn_unavailable(&mut self, reason: &str);
 }
 
 impl<K: NetworkKind> AnyDecided for Vec<(Arc<K>, Decision<K::Status>)> {
@@ -147,7 +147,7 @@ impl<K: NetworkKind> AnyDecided for Vec<(Arc<K>, Decision<K::Status>)> {
             .collect()
     }
 
-    fn allocation_failed(
+    fn report_failed_allocations(
         &mut self,
         cluster: &ClusterId,
         failures: &HashMap<String, String>,
@@ -166,9 +166,9 @@ impl<K: NetworkKind> AnyDecided for Vec<(Arc<K>, Decision<K::Status>)> {
         }
     }
 
-    fn block(&mut self, obstacles: &HashMap<String, String>) {
+    fn report_not_applied(&mut self, reasons: &HashMap<String, String>) {
         for (object, decision) in self {
-            let Some(obstacle) = object.uid().and_then(|uid| obstacles.get(&uid)) else {
+            let Some(reason) = object.uid().and_then(|uid| reasons.get(&uid)) else {
                 continue;
             };
             if decision.deletion == Deletion::Allowed {
@@ -177,12 +177,12 @@ impl<K: NetworkKind> AnyDecided for Vec<(Arc<K>, Decision<K::Status>)> {
             decision.ready = Observation::no(
                 ConditionType::Ready,
                 Reason::NetworkUnavailable,
-                obstacle.clone(),
+                reason.clone(),
             );
         }
     }
 
-    fn ovn_unavailable(&mut self, reason: &str) {
+    fn report_ovn_unavailable(&mut self, reason: &str) {
         for (object, decision) in self {
             if decision.deletion == Deletion::Allowed {
                 decision.deletion = Deletion::Blocked;
@@ -282,7 +282,7 @@ pub struct Planning<'a> {
     pub allocations: AllocationChanges,
     /// The compiler's input.
     pub topology: Topology,
-    /// What cannot be given to the compiler.
+    /// What could not be parsed.
     pub problems: Vec<Problem>,
 }
 
@@ -331,20 +331,20 @@ pub struct Users(HashMap<(String, Key), BTreeSet<String>>);
 
 impl Users {
     /// Adds a user of the object of the kind `K`.
-    pub fn add<K: Resource<DynamicType = ()>>(&mut self, used: Key, user: String) {
-        let used = (K::kind(&()).into_owned(), used);
-        self.0.entry(used).or_default().insert(user);
+    pub fn add<K: Resource<DynamicType = ()>>(&mut self, object: Key, user: String) {
+        let object = (K::kind(&()).into_owned(), object);
+        self.0.entry(object).or_default().insert(user);
     }
 
     /// The users of an object, each once.
     #[must_use]
     pub fn of<K: Resource<DynamicType = ()>>(&self, object: &K) -> Vec<String> {
-        let used = (K::kind(&()).into_owned(), key(object));
-        self.0.get(&used).into_iter().flatten().cloned().collect()
+        let object = (K::kind(&()).into_owned(), key(object));
+        self.0.get(&object).into_iter().flatten().cloned().collect()
     }
 }
 
-/// What could not be read or compiled, by the uid of the object that it is reported on.
+/// What could not be parsed or compiled, by the uid of the object that it is reported on.
 #[derive(Debug, Default)]
 pub struct Problems(HashMap<String, Vec<String>>);
 
@@ -388,7 +388,7 @@ pub fn owner<K: Resource<DynamicType = ()>>(cluster: &ClusterId, object: &K) -> 
     }
 }
 
-/// Whether an object takes part: it has our finalizer.
+/// Whether an object has our finalizer: only then it is planned.
 #[must_use]
 pub fn has_finalizer<K: Resource>(object: &K) -> bool {
     object.finalizers().iter().any(|f| f == MANAGER_FINALIZER)

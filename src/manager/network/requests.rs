@@ -19,7 +19,7 @@ use pileus_kube_ext::{ApiError, is_gone};
 /// server's fairness.
 const CONCURRENCY: usize = 16;
 
-/// The namespace of an object.
+/// A client for the kind of an object, in its namespace.
 pub fn api<K>(client: &Client, object: &K) -> Api<K>
 where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
@@ -27,8 +27,8 @@ where
     Api::namespaced(client.clone(), &object.namespace().unwrap_or_default())
 }
 
-/// Sends requests, some at the same time; returns the results and the errors. They come as a list, since
-/// a lazy iterator held over an `await` is not `Send` for the compiler.
+/// Sends requests, some at the same time; returns the results and the errors. They are
+/// a list, since a lazy iterator that lives over an `await` is not `Send` for the compiler.
 pub async fn all<T, F>(requests: Vec<F>) -> (Vec<T>, Vec<ApiError>)
 where
     F: Future<Output = Result<T, ApiError>>,

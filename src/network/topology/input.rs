@@ -1,4 +1,4 @@
-//! What the compiler takes: parsed values only, nothing of any API.
+//! The compiler's input: parsed values only, nothing of any API.
 
 use std::net::IpAddr;
 use std::ops::RangeInclusive;

@@ -8,7 +8,7 @@ use super::input::{Direction, Family, IcmpType, Protocol, Remote, Rule, Transpor
 /// group of a remote security group's name.
 ///
 /// # Errors
-/// Says what the rule refers to that is not there.
+/// Names what the rule refers to and does not exist.
 pub(super) fn match_of(
     group: &str,
     rule: &Rule,

@@ -1,4 +1,4 @@
-//! Goldens and properties of the compiler.
+//! Expected rows and properties of the compiler.
 
 use std::ops::RangeInclusive;
 
@@ -137,14 +137,14 @@ fn match_of(rule_in: Rule) -> Result<String, String> {
 }
 
 #[test]
-fn a_port_is_held_to_its_addresses_and_served_in_both_families() {
+fn a_port_may_use_its_addresses_only_and_gets_dhcp_in_both_families() {
     let compiled = compile(&topology());
     assert_eq!(compiled.problems, []);
     let name = |port: &str| logical_port(&ClusterId("c1".into()), &Key::new("team", port));
     let mac = Mac::derive("a", 0);
     let a = &compiled.desired.ports[&name("a")];
-    let held = format!("{mac} 10.0.0.10 fd00::10");
-    assert_eq!(a.addresses.iter().collect::<Vec<_>>(), [&held]);
+    let own = format!("{mac} 10.0.0.10 fd00::10");
+    assert_eq!(a.addresses.iter().collect::<Vec<_>>(), [&own]);
     assert_eq!(a.port_security, a.addresses);
     assert_eq!(a.dhcpv4.as_deref(), Some("Subnet/team/v4"));
     assert_eq!(a.dhcpv6.as_deref(), Some("Subnet/team/v6"));
@@ -162,7 +162,7 @@ fn a_port_is_held_to_its_addresses_and_served_in_both_families() {
 }
 
 #[test]
-fn dhcp_tells_routes_twice_because_clients_ignore_the_router_option() {
+fn the_default_route_is_repeated_among_the_routes_because_clients_ignore_the_router_option() {
     let compiled = compile(&topology());
     let v4 = &compiled.desired.dhcp_options["Subnet/team/v4"];
     let options: Vec<String> = v4
@@ -287,7 +287,7 @@ fn a_rule_of_a_group_that_does_not_exist_is_a_problem_of_the_rule() {
 }
 
 #[test]
-fn what_is_missing_is_named_and_the_rest_is_compiled() {
+fn a_missing_reference_is_named_and_the_rest_is_compiled() {
     let mut topology = topology();
     topology.ports[0].network = Key::new("team", "gone");
     topology.ports[1].security = enabled(&["absent"]);
@@ -335,7 +335,7 @@ fn address_pairs_add_to_what_may_be_sent() {
 }
 
 #[test]
-fn names_are_within_what_ovn_takes_however_long_the_objects_are() {
+fn names_are_short_enough_for_ovn_however_long_the_objects_names_are() {
     let mut topology = topology();
     let long = "x".repeat(253);
     topology.groups[0].owner.name.clone_from(&long);
@@ -355,7 +355,7 @@ fn names_are_within_what_ovn_takes_however_long_the_objects_are() {
 }
 
 #[test]
-fn nothing_compiles_to_nothing() {
+fn an_empty_topology_compiles_to_no_rows() {
     assert_eq!(compile(&Topology::default()).desired, Desired::default());
 }
 
@@ -382,9 +382,9 @@ proptest! {
         sorted_ports.sort_unstable();
         sorted_rules.sort_unstable();
         let one = compile(&build(&ports, &rules));
-        let mut turned = build(&sorted_ports, &sorted_rules);
-        turned.subnets.reverse();
-        let two = compile(&turned);
+        let mut reordered = build(&sorted_ports, &sorted_rules);
+        reordered.subnets.reverse();
+        let two = compile(&reordered);
         prop_assert_eq!(&one, &two);
         // The same rows give the same transaction, down to the order of its steps.
         let cluster = ClusterId("c1".into());

@@ -1,4 +1,4 @@
-//! Networks: the largest packet, fixed when a Network is made, and deletion that waits for
+//! Networks: the largest packet, fixed when a Network is created, and deletion that waits for
 //! its users.
 
 pub mod plan;

@@ -10,7 +10,7 @@ use crate::network::kinds::{
 use pileus_api::{Network, NetworkStatus, Reason};
 use pileus_network::topology::{Key, NetworkIn};
 
-/// Bytes that Geneve takes of each packet over IPv4: outer Ethernet 14, IPv4 20, UDP 8,
+/// Overhead of Geneve in each packet over IPv4, in bytes: outer Ethernet 14, IPv4 20, UDP 8,
 /// Geneve 8 and OVN's option 8.
 pub const OVERHEAD_IPV4: i32 = 58;
 /// The same over IPv6, whose header is 20 bytes longer.

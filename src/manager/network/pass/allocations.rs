@@ -13,7 +13,7 @@ use crate::network::requests::{all, api};
 use pileus_api::{IPAllocation, Port};
 use pileus_kube_ext::{ApiError, chain, find, is_gone};
 
-/// What came of the addresses to allocate.
+/// The outcome of the allocation of a plan's addresses.
 pub(super) struct Allocated {
     /// One of them is held by another.
     pub conflict: bool,
@@ -56,10 +56,10 @@ pub(super) async fn allocate_all(
     });
     for (wanted, done) in all(creates.collect()).await.0 {
         match done {
-            Ok(Allocation::Created(created)) => overlay.created(created),
-            Ok(Allocation::Found(found)) => {
-                conflict |= Holder::of(&wanted) != Holder::of(&found);
-                overlay.created(found);
+            Ok(Allocation::Created(allocation)) => overlay.created(allocation),
+            Ok(Allocation::Found(allocation)) => {
+                conflict |= Holder::of(&wanted) != Holder::of(&allocation);
+                overlay.created(allocation);
             }
             Err(error) => {
                 failed.insert(wanted.name_any(), chain(&error));
@@ -79,7 +79,7 @@ pub(super) async fn allocate_all(
     Allocated { conflict, failures }
 }
 
-/// Releases the addresses of a plan whose rows have gone; returns the errors.
+/// Releases the addresses of a plan whose rows are removed; returns the errors.
 pub(super) async fn release_all(
     client: &Client,
     overlay: &mut Overlay<IPAllocation>,

@@ -1,4 +1,4 @@
-//! What a pass does with every kind alike, and the overlays of all kinds.
+//! The effects of a pass that are the same for every kind, and the overlays of all kinds.
 
 use std::sync::Arc;
 
@@ -32,7 +32,7 @@ pub(super) trait KindInPass: Send {
         outcome: &'s mut Outcome,
     ) -> BoxFuture<'s, bool>;
 
-    /// Adds our finalizer to objects that lack it, before anything is made for them.
+    /// Adds our finalizer to objects that lack it, before rows or addresses exist for them.
     fn add_finalizers<'s>(
         &'s mut self,
         client: &'s Client,
@@ -237,7 +237,7 @@ impl<K: NetworkKind> InPass<'_, K> {
     }
 }
 
-/// An event when something goes wrong in a new way.
+/// An event when an object is not ready for a new reason.
 fn send_event<K: NetworkKind>(context: &Context, object: &K, ready: &Observation) {
     let status = status_word(ready.status);
     let known = object

@@ -9,8 +9,8 @@
 //! 2. the plan ([`plan`](mod@super::plan), pure);
 //! 3. `IPAllocation`s are created: that is the lock on an address;
 //! 4. OVN's rows, in one transaction, which a leader's token fences;
-//! 5. what deleted objects held is released, then their finalizers are removed, and all statuses
-//!    are written.
+//! 5. the addresses of deleted objects are released, their finalizers removed, and all statuses
+//!    written.
 //!
 //! Absence is never evidence: no pass begins before every store is complete, and rows are removed
 //! only with objects whose deletion was observed.

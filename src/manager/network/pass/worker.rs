@@ -12,7 +12,7 @@ use crate::network::security_group::default_group::DefaultGroups;
 use crate::network::stores::NetworkStores;
 use pileus_kube_ext::{Context, chain};
 use pileus_network::northbound::token::Token;
-use pileus_network::northbound::{ApplyError, Conflict, Diff, Northbound, NorthboundDb};
+use pileus_network::northbound::{ApplyError, Diff, Northbound, NorthboundDb, NotApplied};
 use pileus_network::ovsdb::ConnectionState;
 
 pub(super) struct Worker {
@@ -26,10 +26,10 @@ pub(super) struct Worker {
     overlays: Overlays,
 }
 
-/// What came of OVN's rows in a pass.
+/// The outcome of a pass for OVN's rows.
 enum Rows {
     Committed(Diff),
-    /// Why not, for people.
+    /// The reason, for people.
     Unavailable(String),
 }
 
@@ -68,7 +68,7 @@ impl Worker {
         let ovn = ovn_addresses::read(&self.northbound.view().replica, cluster);
         let mut plan = plan(cluster, self.max_mtu, &observed, &ovn);
         if !self.allocate(&mut plan, &mut outcome).await {
-            // Planned from a state that was not so: plan again before OVN is written.
+            // The plan used an address that is not free: plan again before OVN is written.
             outcome.again = true;
             return Ok(outcome);
         }
@@ -80,7 +80,7 @@ impl Worker {
             Rows::Unavailable(reason) => {
                 outcome.failed = true;
                 for decided in plan.decisions.each() {
-                    decided.ovn_unavailable(&reason);
+                    decided.report_ovn_unavailable(&reason);
                 }
             }
         }
@@ -102,7 +102,7 @@ impl Worker {
         found
     }
 
-    /// Finalizers, before anything is made for an object, and `default` groups.
+    /// Adds finalizers, before rows or addresses exist for an object, and `default` groups.
     async fn prepare(&mut self, observed: &Observed, outcome: &mut Outcome) {
         let client = &self.context.client;
         let nothing = Decisions::default();
@@ -124,7 +124,11 @@ impl Worker {
         if !done.failures.is_empty() {
             outcome.failed = true;
             for decided in plan.decisions.each() {
-                decided.allocation_failed(&self.context.cluster, &done.failures, &mut plan.desired);
+                decided.report_failed_allocations(
+                    &self.context.cluster,
+                    &done.failures,
+                    &mut plan.desired,
+                );
             }
         }
         !done.conflict
@@ -186,8 +190,8 @@ impl Worker {
         }
     }
 
-    /// Releases what deleted objects held, now that their rows have gone from OVN, then removes
-    /// their finalizers.
+    /// Releases the addresses of deleted objects, now that their rows are removed from OVN, then
+    /// removes their finalizers.
     async fn complete_deletions(
         &mut self,
         plan: &mut Plan,
@@ -196,14 +200,14 @@ impl Worker {
         outcome: &mut Outcome,
     ) {
         let client = &self.context.client;
-        let obstacles = obstacles(diff);
+        let reasons = not_applied(diff);
         for decided in plan.decisions.each() {
-            decided.block(&obstacles);
+            decided.report_not_applied(&reasons);
         }
         let overlay = &mut self.overlays.allocations;
         let errors = allocations::release_all(client, overlay, &plan.allocations).await;
         if !errors.is_empty() {
-            // A finalizer must not be removed before what its object held is released.
+            // A finalizer must not be removed before the addresses of its object are released.
             retry_later(errors, outcome);
             return;
         }
@@ -215,26 +219,26 @@ impl Worker {
     }
 }
 
-/// What stands in the way of rows, by the owner's uid.
-fn obstacles(diff: &Diff) -> HashMap<String, String> {
-    diff.conflicts
+/// Why rows could not be applied, by the owner's uid.
+fn not_applied(diff: &Diff) -> HashMap<String, String> {
+    diff.not_applied
         .iter()
-        .map(|conflict| match conflict {
-            Conflict::NameTaken { table, name, owner } => (
+        .map(|entry| match entry {
+            NotApplied::NameInUse { table, name, owner } => (
                 owner.uid.clone(),
                 format!(
                     "a row of somebody else in OVN's table {table} has the name {name}; remove or \
                      rename it"
                 ),
             ),
-            Conflict::Occupied { table, owner, rows } => (
+            NotApplied::HoldsOtherRows { table, owner, rows } => (
                 owner.uid.clone(),
                 format!(
                     "its row in OVN's table {table} holds {rows} rows that are not ours to remove; \
                      remove them by hand"
                 ),
             ),
-            Conflict::NoSwitch { port, owner } => (
+            NotApplied::MissingSwitch { port, owner } => (
                 owner.uid.clone(),
                 format!("the logical port {port} has no logical switch"),
             ),

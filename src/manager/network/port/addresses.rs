@@ -157,7 +157,7 @@ fn choose(
         }
         return Ok(chosen);
     }
-    // Addresses asked for by value first, so that none of them is given to "any".
+    // Addresses asked for by value first, so that "any" does not choose one of them.
     let (exact, any): (Vec<&FixedIp>, Vec<&FixedIp>) = port
         .spec
         .fixed_ips
@@ -310,7 +310,7 @@ fn any_of(
     ))
 }
 
-/// Says so if the spec asks for other addresses than the Port has.
+/// The message if the spec asks for other addresses than the Port has.
 pub(super) fn changed(port: &Port, status: &PortStatus) -> Option<String> {
     let has: BTreeSet<IpAddr> = status
         .fixed_ips

@@ -1,8 +1,7 @@
 //! Decides about all Ports at once, so that no two ever get one address. Pure.
 //!
-//! Ports that have their addresses go first, then the older ones. What a Port has it keeps:
-//! a later fault of its spec, or of what it refers to, shows in its condition and takes
-//! nothing away.
+//! Ports that have their addresses come first, then the older ones. A Port keeps what it has:
+//! a later fault of its spec, or of what it refers to, is reported in its condition only.
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -224,14 +223,12 @@ impl Planner<'_, '_> {
         status.mac_address = Some(mac.to_string());
         status.addresses = Some(joined(&found));
         status.fixed_ips = found;
-        match self.check(port, &own.namespace, &network, &status) {
-            Err(refusal) => refuse(status, refusal),
-            Ok(()) => {
-                let addresses = joined(&status.fixed_ips);
-                let message = format!("{addresses} in Network {}", network.name_any());
-                Decision::ready(status, message)
-            }
+        if let Err(refusal) = self.check(port, &own.namespace, &network, &status) {
+            return refuse(status, refusal);
         }
+        let addresses = joined(&status.fixed_ips);
+        let message = format!("{addresses} in Network {}", network.name_any());
+        Decision::ready(status, message)
     }
 
     fn delete(
@@ -241,7 +238,7 @@ impl Planner<'_, '_> {
         network: &Key,
         status: PortStatus,
     ) -> Decision<PortStatus> {
-        // Until it is gone its address is not for others.
+        // Until it is deleted, others cannot have its address.
         if let Some(mac) = status.mac_address.as_ref().and_then(|m| m.parse().ok()) {
             self.macs
                 .entry(network.clone())
@@ -375,7 +372,7 @@ impl Planner<'_, '_> {
             })
     }
 
-    /// What is wrong although the Port has its addresses.
+    /// What is wrong with a Port that has its addresses.
     fn check(
         &self,
         port: &Port,

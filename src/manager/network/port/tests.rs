@@ -80,7 +80,7 @@ impl World {
         self.ports.push(Arc::new(port));
     }
 
-    /// One pass, with its effects put into the world; says whether there were any.
+    /// One pass with its effects; true if there were any.
     fn pass(&mut self) -> (Plan, bool) {
         let network = Network::new("n", NetworkSpec::default());
         let group = SecurityGroup::new("default", SecurityGroupSpec::default());
@@ -100,11 +100,11 @@ impl World {
             self.ports.clone(),
             self.subnets.clone(),
         );
-        let changes = &plan.allocations;
-        for released in changes.replaced.iter().chain(&changes.release) {
+        let allocations = &plan.allocations;
+        for released in allocations.replaced.iter().chain(&allocations.release) {
             self.allocations.remove(&released.name_any());
         }
-        for new in &changes.allocate {
+        for new in &allocations.allocate {
             let old = self
                 .allocations
                 .insert(new.name_any(), Arc::new(new.clone()));
@@ -207,7 +207,7 @@ fn bad_addresses_are_refused_by_reason_and_culprit() {
     };
     world.add(ask("a", "10.0.0.9"));
     world.pass();
-    world.add(ask("taken", "10.0.0.9"));
+    world.add(ask("in-use", "10.0.0.9"));
     world.add(ask("outside", "10.0.1.9"));
     world.add(ask("broadcast", "10.0.0.255"));
     world.add(ask("malformed", "10.0.0"));
@@ -216,7 +216,7 @@ fn bad_addresses_are_refused_by_reason_and_culprit() {
     let (plan, _) = world.pass();
     for (name, reason, part) in [
         ("a", Reason::Ready, "10.0.0.9"),
-        ("taken", Reason::AddressInUse, "Port d/a"),
+        ("in-use", Reason::AddressInUse, "Port d/a"),
         (
             "outside",
             Reason::AddressOutsideSubnet,

@@ -14,7 +14,7 @@ use pileus_api::security_group::{Direction, EtherType, NamedRule, SecurityRule};
 use pileus_api::{SecurityGroup, SecurityGroupSpec};
 use pileus_kube_ext::{ApiError, find};
 
-/// Everything out; in what comes from the group itself; as Neutron's.
+/// All traffic out; in only from members of the group; as in Neutron.
 #[must_use]
 pub fn spec() -> SecurityGroupSpec {
     let rule = |name: &str, direction, ether_type, remote: Option<&str>| NamedRule {

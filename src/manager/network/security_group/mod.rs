@@ -1,4 +1,4 @@
-//! Security groups: their rules are checked; a `default` group is made once for each namespace.
+//! Security groups: their rules are checked; a `default` group is created once for each namespace.
 
 pub mod default_group;
 pub mod plan;

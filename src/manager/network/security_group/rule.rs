@@ -33,7 +33,7 @@ const PROTOCOL_NAMES: [(&str, u8); 17] = [
 /// Parses a rule.
 ///
 /// # Errors
-/// Says which field has which value and what to write instead.
+/// Names the field, its value and what to write instead.
 pub fn parse(rule: &SecurityRule) -> Result<Rule, String> {
     let family = match rule.ether_type {
         EtherType::IPv4 => Family::V4,
@@ -94,7 +94,7 @@ fn protocol(rule: &SecurityRule, family: Family) -> Result<Protocol, String> {
         "tcp" | "6" => return transport(Transport::Tcp),
         "udp" | "17" => return transport(Transport::Udp),
         "sctp" | "132" => return transport(Transport::Sctp),
-        // Neutron takes `icmp` for the family's own.
+        // In Neutron `icmp` means the family's own.
         "icmp" => return icmp(family),
         "1" => return icmp(Family::V4),
         "icmpv6" | "ipv6-icmp" | "icmp6" | "58" => return icmp(Family::V6),
@@ -115,7 +115,7 @@ fn protocol(rule: &SecurityRule, family: Family) -> Result<Protocol, String> {
     Ok(other)
 }
 
-/// One end alone stands for that one port.
+/// One end alone means that one port.
 fn ports(min: Option<i32>, max: Option<i32>) -> Result<Option<RangeInclusive<u16>>, String> {
     let (Some(min), Some(max)) = (min.or(max), max.or(min)) else {
         return Ok(None);

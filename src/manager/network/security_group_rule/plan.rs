@@ -15,7 +15,7 @@ use pileus_network::topology::{Key, Problem, RuleIn};
 use pileus_values::ClusterId;
 
 impl NetworkKind for SecurityGroupRule {
-    // Its row belongs to its group and goes with it.
+    // Its ACL belongs to its group and is removed with it.
     const FINALIZER: bool = false;
 
     fn add_users(_cluster: &ClusterId, observed: &Observed, users: &mut Users) {

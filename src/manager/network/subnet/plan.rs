@@ -212,16 +212,14 @@ impl Planner<'_, '_> {
         status.gateway_ip = parsed.gateway.map(|a| a.to_string());
         status.service_ip = Some(service.to_string());
         self.accept(subnet, parsed, allocated, &status, true);
-        match gateway_in_use {
-            Some(message) => Decision::not_ready(status, Reason::AddressInUse, message),
-            None => {
-                let message = format!("addresses of {} are handed out", subnet.spec.cidr);
-                Decision::ready(status, message)
-            }
+        if let Some(message) = gateway_in_use {
+            return Decision::not_ready(status, Reason::AddressInUse, message);
         }
+        let message = format!("addresses of {} are handed out", subnet.spec.cidr);
+        Decision::ready(status, message)
     }
 
-    /// Puts an accepted Subnet among the pools, and into the compiler's input.
+    /// Adds an accepted Subnet to the pools and to the compiler's input.
     fn accept(
         &mut self,
         subnet: &Arc<Subnet>,

@@ -7,8 +7,8 @@ use ipnet::IpNet;
 use pileus_api::SubnetSpec;
 use pileus_values::range::AddressRange;
 
-/// Largest and smallest ranges: beyond /8 nothing is left of 10.0.0.0/8, and a /30 has one
-/// address beside gateway and service address only if there is no gateway.
+/// Shortest and longest prefix: no private range is larger than a /8, and a /30 has an address
+/// for a Port only if there is no gateway.
 const PREFIX_V4: (u8, u8) = (8, 30);
 /// The same for IPv6.
 const PREFIX_V6: (u8, u8) = (16, 126);
@@ -52,7 +52,7 @@ fn range(field: &str, text: &str) -> Result<IpNet, String> {
 /// The range alone, for Subnets that are in force whatever else is wrong with them.
 ///
 /// # Errors
-/// Says what is wrong with `cidr`.
+/// Names what is wrong with `cidr`.
 pub fn cidr(text: &str) -> Result<IpNet, String> {
     let net = range("cidr", text)?;
     let (widest, narrowest) = match net {
@@ -91,7 +91,7 @@ pub fn cidr(text: &str) -> Result<IpNet, String> {
 /// Reads and checks a spec.
 ///
 /// # Errors
-/// Says which field has which value and what to write instead.
+/// Names the field, its value and what to write instead.
 pub fn parse(spec: &SubnetSpec) -> Result<ParsedSpec, String> {
     let cidr = cidr(&spec.cidr)?;
     let hosts = AddressRange::hosts(cidr);
@@ -144,9 +144,9 @@ pub fn parse(spec: &SubnetSpec) -> Result<ParsedSpec, String> {
     })
 }
 
-/// What a Subnet in force goes on with when its spec has become unusable: its range, which
-/// cannot change, its gateway so far, what else can be read, and no pool, so that no address is
-/// allocated by a wrong rule.
+/// What a Subnet in force keeps when its spec has become invalid: its range, which cannot change,
+/// its gateway so far, what else can be parsed, and no pool, so that no address is allocated from
+/// a wrong range.
 #[must_use]
 pub fn readable_part(spec: &SubnetSpec, gateway: Option<IpAddr>) -> Option<ParsedSpec> {
     let cidr = cidr(&spec.cidr).ok()?;
