@@ -104,7 +104,7 @@ impl Ports {
                 self.client.endpoint()
             ));
         }
-        if let Some(trouble) = controller::trouble(&self.ovn_run_dir).await {
+        if let Some(trouble) = controller::problem(&self.ovn_run_dir).await {
             return Some(trouble);
         }
         integration(&view).is_none().then(|| {

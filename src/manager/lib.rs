@@ -26,7 +26,7 @@ use pileus_kube_ext::telemetry::Readiness;
 use pileus_kube_ext::{ApiError, Context, chain, find};
 
 use compute::{flavor, host, key_pair, server};
-use network::ovn_sync;
+use network::pass;
 use network::stores::NetworkStores;
 pub use stores::Stores;
 
@@ -54,7 +54,7 @@ pub enum Error {
     Api(#[from] ApiError),
     /// The network's task cannot go on.
     #[error(transparent)]
-    Network(#[from] ovn_sync::NetworkError),
+    Network(#[from] pass::NetworkError),
 }
 
 /// What controllers share.
@@ -136,7 +136,7 @@ async fn lead(config: Config, context: Context, stop: CancellationToken) -> Resu
         () = loss::let_go_meanwhile(&manager.context.client) => return Ok(()),
         () = stop.cancelled() => return Ok(()),
     };
-    let network = ovn_sync::run_network(
+    let network = pass::run_network(
         network_config(&manager.config),
         manager.context.clone(),
         NetworkStores::of(&manager.stores),
@@ -150,8 +150,8 @@ async fn lead(config: Config, context: Context, stop: CancellationToken) -> Resu
     Ok(())
 }
 
-fn network_config(config: &Config) -> ovn_sync::NetworkConfig {
-    ovn_sync::NetworkConfig {
+fn network_config(config: &Config) -> pass::NetworkConfig {
+    pass::NetworkConfig {
         ovn_nb: config.ovn_nb.clone(),
         underlay_mtu: config.underlay_mtu,
         underlay_ipv6: config.underlay_ipv6,

@@ -1,43 +1,45 @@
-//! The network's one task: Networks, Subnets, Ports and security groups of all namespaces,
-//! and OVN's rows, in passes over everything.
+//! The network's one task: all objects of all kinds of the network, in all namespaces, and OVN's
+//! rows, in passes over everything.
 //!
-//! A pass decides for all objects at once, which makes addresses unique without locks
-//! between tasks, and gives OVN one transaction for all that came together; while it runs,
-//! changes pile up for the next one. Its steps, each of which may be the last before a
-//! crash:
+//! A pass decides about all objects at once, which makes addresses unique without locks between
+//! tasks, and gives OVN one transaction for all changes that came together; changes that come
+//! while it runs are for the next one. Its steps, each of which may be the last before a crash:
 //!
 //! 1. finalizers, and the `default` groups of new namespaces;
-//! 2. the decision ([`plan`], pure);
+//! 2. the plan ([`plan`](mod@super::plan), pure);
 //! 3. `IPAllocation`s are created: that is the lock on an address;
 //! 4. OVN's rows, in one transaction, which a leader's token fences;
-//! 5. what deleted objects held is given up, then their finalizers, and all statuses.
+//! 5. the addresses of deleted objects are released, their finalizers removed, and all statuses
+//!    written.
 //!
-//! Absence is never evidence: no pass begins before every store is complete, and rows go
+//! Absence is never evidence: no pass begins before every store is complete, and rows are removed
 //! only with objects whose deletion was observed.
 
-pub mod act;
-pub mod decision;
-mod hints;
-pub mod overlay;
-mod pass;
-pub mod plan;
+mod allocations;
+mod kind;
+mod overlay;
+mod worker;
 
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::network::network::plan::{OVERHEAD_IPV4, OVERHEAD_IPV6};
-use crate::network::stores::NetworkStores;
+use super::network::plan::{OVERHEAD_IPV4, OVERHEAD_IPV6};
+use super::stores::NetworkStores;
 use pileus_kube_ext::Context;
 use pileus_kube_ext::backoff::Backoff;
 use pileus_network::northbound::token::Token;
 use pileus_network::northbound::{Northbound, NorthboundDb};
 use pileus_network::ovsdb::{EndpointError, Options, parse_endpoints};
 
-/// Everything is looked at this often without any event.
-const RESYNC: Duration = Duration::from_mins(5);
-/// Deletions that wait for others are looked at this often.
-const BLOCKED: Duration = Duration::from_secs(10);
+/// A pass begins this long after the last one, also without any event.
+const RESYNC_INTERVAL: Duration = Duration::from_mins(5);
+/// The same while deletions wait for others.
+const BLOCKED_INTERVAL: Duration = Duration::from_secs(10);
+/// The pause before a pass that repeats one whose state was outdated.
+const AGAIN_INTERVAL: Duration = Duration::from_millis(5);
+/// Name in metrics.
+const METRICS_NAME: &str = "network";
 
 /// How the network is set up.
 #[derive(Clone, Debug)]
@@ -47,7 +49,7 @@ pub struct NetworkConfig {
     pub ovn_nb: String,
     /// Largest packet of the network between the hosts, in bytes.
     pub underlay_mtu: i32,
-    /// Whether that network is IPv6, whose tunnels take more.
+    /// Whether that network is IPv6, whose tunnels have longer headers.
     pub underlay_ipv6: bool,
     /// Who this process is among the managers.
     pub identity: String,
@@ -80,18 +82,18 @@ pub enum NetworkError {
     },
 }
 
-/// What a pass came to.
+/// The outcome of a pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Outcome {
-    /// Something failed and is to be tried again.
+struct Outcome {
+    /// Something failed and is tried again.
     failed: bool,
-    /// The world changed under the pass; look again at once.
+    /// An address turned out to be held by another; a new pass begins at once.
     again: bool,
     /// Deletions wait for others.
     blocked: bool,
 }
 
-/// Runs the network until `stop`. To be called after leadership was won, once.
+/// Runs the network until `stop`. Call it once, after leadership was won.
 ///
 /// # Errors
 /// When the configuration cannot be used, or another manager leads.
@@ -112,25 +114,25 @@ pub async fn run_network(
         cluster: context.cluster.clone(),
         identity: config.identity.clone(),
     };
-    let mut worker = pass::Worker::new(context, northbound, token, config.max_mtu());
+    let mut worker = worker::Worker::new(context, northbound, token, config.max_mtu());
     let backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(15));
     loop {
         stores.changes.mark_unchanged();
         rows.mark_unchanged();
-        let begun = std::time::Instant::now();
+        let started = std::time::Instant::now();
         let outcome = tokio::select! {
             outcome = worker.pass(&stores) => outcome?,
             () = stop.cancelled() => return Ok(()),
         };
-        worker.measured(begun.elapsed(), outcome.failed);
+        worker.record_duration(started.elapsed(), outcome.failed);
         let wait = if outcome.failed {
             backoff.next(())
         } else if outcome.again {
-            Duration::from_millis(5)
+            AGAIN_INTERVAL
         } else if outcome.blocked {
-            BLOCKED
+            BLOCKED_INTERVAL
         } else {
-            RESYNC
+            RESYNC_INTERVAL
         };
         if !outcome.failed {
             backoff.reset(&());

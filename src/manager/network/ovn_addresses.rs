@@ -1,13 +1,25 @@
-//! Reads from OVN's rows which addresses guests may be using.
+//! Which addresses OVN's rows have: guests may be using them although their objects have yet to
+//! be applied again. Pure.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
 
 use pileus_network::ovsdb::{Datum, Replica};
-use pileus_values::ClusterId;
+use pileus_values::{ClusterId, Mac};
 
-use super::plan::Hints;
+/// Addresses of the logical ports in OVN.
+#[derive(Clone, Debug, Default)]
+pub struct OvnAddresses {
+    /// Ethernet addresses by port id.
+    pub macs: HashMap<String, Mac>,
+    /// IP addresses by the switch's name, each with its port id.
+    pub addresses: HashMap<String, HashMap<IpAddr, String>>,
+}
 
-/// The addresses of our logical ports.
-pub(super) fn read(replica: &Replica, cluster: &ClusterId) -> Hints {
-    let mut hints = Hints::default();
+/// Reads the addresses of our logical ports.
+#[must_use]
+pub fn read(replica: &Replica, cluster: &ClusterId) -> OvnAddresses {
+    let mut found = OvnAddresses::default();
     for (_, switch) in replica.rows("Logical_Switch") {
         let ids = switch.get("external_ids");
         if ids.and_then(|ids| ids.get("pileus.dev/cluster")) != Some(&cluster.0) {
@@ -26,15 +38,15 @@ pub(super) fn read(replica: &Replica, cluster: &ClusterId) -> Hints {
                 let Some(mac) = words.next().and_then(|word| word.parse().ok()) else {
                     continue;
                 };
-                hints.macs.insert(port.to_owned(), mac);
-                let by_address = hints.addresses.entry(name.to_owned()).or_default();
+                found.macs.insert(port.to_owned(), mac);
+                let by_address = found.addresses.entry(name.to_owned()).or_default();
                 for address in words.filter_map(|word| word.parse().ok()) {
                     by_address.insert(address, port.to_owned());
                 }
             }
         }
     }
-    hints
+    found
 }
 
 fn texts(datum: &Datum) -> Vec<String> {

@@ -1,15 +1,16 @@
-//! Who holds which address of a Subnet. Pure.
+//! The addresses of a Subnet: which are in use, by whom, and which are free. Pure.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use kube::ResourceExt;
+use ipnet::IpNet;
+use kube::{Resource, ResourceExt};
 use sha2::{Digest, Sha256};
 
-use super::spec::Parsed;
 use pileus_api::ip_allocation::{IPAllocation, allocation_name};
 use pileus_api::{IPAllocationSpec, Port, Subnet, names};
+use pileus_values::{AddressRange, Mac};
 
 /// Who holds an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,50 +61,53 @@ impl std::fmt::Display for Holder {
 
 /// An accepted Subnet with its addresses.
 #[derive(Clone, Debug)]
-pub struct Ledger {
+pub struct AddressPool {
     /// The Subnet.
     pub subnet: Arc<Subnet>,
-    /// What it says.
-    pub parsed: Parsed,
-    /// Whether addresses may be taken: not while it is being deleted.
+    /// Its range.
+    pub cidr: IpNet,
+    /// The addresses that hosts can have.
+    pub hosts: AddressRange,
+    /// The ranges that free addresses are allocated from.
+    pub ranges: Vec<AddressRange>,
+    /// Whether addresses may be allocated: not while the Subnet is being deleted.
     pub open: bool,
     /// The addresses in use.
-    pub taken: HashMap<IpAddr, Holder>,
-    /// Addresses that rows in OVN have for ports of these ids: guests may be using them
-    /// though their Ports have yet to be applied again.
-    pub hinted: HashMap<IpAddr, String>,
+    pub allocated: HashMap<IpAddr, Holder>,
+    /// Addresses that rows in OVN have, with their port ids: guests may be using them though
+    /// their Ports have yet to be applied again.
+    pub in_ovn: HashMap<IpAddr, String>,
 }
 
-impl Ledger {
+impl AddressPool {
     /// Name of the Subnet.
     #[must_use]
     pub fn name(&self) -> String {
         self.subnet.name_any()
     }
 
-    /// Whether an address can be handed out on request: one that hosts can have.
+    /// Whether an address can be allocated on request: one that hosts can have.
     #[must_use]
     pub fn has(&self, address: IpAddr) -> bool {
-        self.parsed.hosts.contains(address)
+        self.hosts.contains(address)
     }
 
     fn nth(&self, mut index: u128) -> Option<IpAddr> {
-        for pool in &self.parsed.pools {
-            if index < pool.len() {
-                return pool.nth(index);
+        for range in &self.ranges {
+            if index < range.len() {
+                return range.nth(index);
             }
-            index -= pool.len();
+            index -= range.len();
         }
         None
     }
 
-    /// Number of addresses in the pools.
+    /// Number of addresses in the ranges.
     #[must_use]
     pub fn size(&self) -> u128 {
-        self.parsed
-            .pools
+        self.ranges
             .iter()
-            .fold(0, |sum: u128, pool| sum.saturating_add(pool.len()))
+            .fold(0, |sum: u128, range| sum.saturating_add(range.len()))
     }
 
     /// A free address for the port of this id: the one at an index that follows from the
@@ -119,8 +123,8 @@ impl Ledger {
         let mut bytes = [0; 16];
         bytes[8..].copy_from_slice(&digest[..8]);
         let start = u128::from_be_bytes(bytes) % size;
-        let probe = |hints: bool| {
-            let others = self.taken.len() + if hints { self.hinted.len() } else { 0 };
+        let find = |avoid_ovn: bool| {
+            let others = self.allocated.len() + if avoid_ovn { self.in_ovn.len() } else { 0 };
             let tries = size.min(
                 u128::try_from(others)
                     .unwrap_or(u128::MAX)
@@ -129,32 +133,25 @@ impl Ledger {
             (0..tries)
                 .filter_map(|step| self.nth((start + step) % size))
                 .find(|address| {
-                    let foreign = hints && self.hinted.get(address).is_some_and(|id| id != port_id);
-                    !foreign && !self.taken.contains_key(address)
+                    let of_another = self.in_ovn.get(address).is_some_and(|id| id != port_id);
+                    let in_use = self.allocated.contains_key(address);
+                    !(in_use || avoid_ovn && of_another)
                 })
         };
-        probe(true).or_else(|| probe(false))
+        find(true).or_else(|| find(false))
     }
 
-    /// The `IPAllocation` of an address, for a Port or for the Subnet itself.
+    /// The `IPAllocation` of an address for a Port.
     #[must_use]
-    pub fn allocation(
-        &self,
-        address: IpAddr,
-        port: Option<(&Port, &pileus_values::Mac)>,
-    ) -> IPAllocation {
-        allocation(&self.subnet, address, port)
+    pub fn allocation(&self, address: IpAddr, port: &Port, mac: Mac) -> IPAllocation {
+        allocation(&self.subnet, address, Some((port, mac)))
     }
 }
 
-/// The `IPAllocation` of an address of a Subnet, owned by the Subnet.
+/// The `IPAllocation` of an address of a Subnet, owned by the Subnet: for a Port, or for the
+/// Subnet itself.
 #[must_use]
-pub fn allocation(
-    subnet: &Subnet,
-    address: IpAddr,
-    port: Option<(&Port, &pileus_values::Mac)>,
-) -> IPAllocation {
-    use kube::Resource;
+pub fn allocation(subnet: &Subnet, address: IpAddr, port: Option<(&Port, Mac)>) -> IPAllocation {
     let uid = subnet.uid().unwrap_or_default();
     let mut object = IPAllocation::new(
         &allocation_name(&uid, address),
