@@ -20,10 +20,10 @@ use serde::Serialize;
 use tokio::sync::Semaphore;
 
 use super::Shared;
-use super::fields::{handed_over, replaced};
-use super::ledger::{Entry, Ledger, Reference};
-use super::recall::Recall;
-use super::served::{Kinds, is_no_version};
+use super::managed_fields::{handed_over, replaced};
+use super::record::{Entry, StackRecord, Reference};
+use super::read_cache::ReadCache;
+use super::served_kinds::{ServedKinds, is_no_version};
 use crate::Stores;
 use pileus_api::names::{MANAGER, STACK_UID_LABEL};
 use pileus_api::{
@@ -39,10 +39,10 @@ const AT_ONCE: usize = 16;
 pub struct Children<'a> {
     client: &'a Client,
     stores: &'a Stores,
-    kinds: &'a Kinds,
+    kinds: &'a ServedKinds,
     /// How long a kind may be missing before there is none.
     grace: Duration,
-    recall: &'a Recall,
+    recall: &'a ReadCache,
     /// How many reads with the rights of accounts are under way, of all Stacks.
     reads: &'a Semaphore,
     stack: &'a Stack,
@@ -101,15 +101,15 @@ impl<'a> Children<'a> {
     /// When the API server refuses the manager, or does not answer.
     pub async fn observe(
         &self,
-        ledger: &Ledger,
+        record: &StackRecord,
         anew: bool,
     ) -> Result<(BTreeMap<Reference, Value>, Option<String>), ApiError> {
         let mut found = BTreeMap::new();
         let mut unknown = Vec::new();
         let deleting = finalize::is_deleting(self.stack);
         let now = Timestamp::now();
-        let under_way = super::plan::under_way(ledger);
-        for entry in ledger.entries.values() {
+        let under_way = super::plan::under_way(record);
+        for entry in record.entries.values() {
             let pace = super::plan::pace(under_way, entry, now);
             let mut whole = false;
             if let Some(object) = entry.objects.last() {
@@ -121,7 +121,7 @@ impl<'a> Children<'a> {
                     None => unknown.push((object.clone(), entry.by_account)),
                 }
             }
-            if super::plan::needs_serving(ledger, entry, whole, deleting) {
+            if super::plan::needs_serving(record, entry, whole, deleting) {
                 let served = entry.objects.split_last().map(|(_, serving)| serving);
                 let serving = served.into_iter().flatten();
                 unknown.extend(serving.map(|object| (object.clone(), entry.by_account)));
@@ -204,11 +204,11 @@ impl<'a> Children<'a> {
 
     /// Watched objects with the Stack's mark that the record does not name, and their uids.
     #[must_use]
-    pub fn strays(&self, ledger: Option<&Ledger>) -> Vec<(Reference, String)> {
+    pub fn strays(&self, record: Option<&StackRecord>) -> Vec<(Reference, String)> {
         let uid = self.uid();
-        let entries = ledger
+        let entries = record
             .into_iter()
-            .flat_map(|ledger| ledger.entries.values());
+            .flat_map(|record| record.entries.values());
         let known = entries.flat_map(|entry| &entry.objects).cloned();
         // A manifest may name the Stack's own namespace.
         let known: BTreeSet<Reference> = known

@@ -1,5 +1,5 @@
 //! Reconciles Stacks: reads what there is, decides ([`plan`]), writes down what will be done
-//! ([`ledger`], [`records`]), does it ([`children`]), and reports ([`status`]).
+//! ([`record`], [`record_store`]), does it ([`children`]), and reports ([`status`]).
 //!
 //! Nested stacks and groups have no objects of their own: the whole tree is one plan
 //! ([`pileus_stack::tree`]), because then one record says everything that exists, a rollback
@@ -8,14 +8,14 @@
 
 pub mod apart;
 pub mod children;
-mod fields;
+mod managed_fields;
 pub mod follow;
-pub mod ledger;
-mod lost;
+pub mod record;
+mod recovery;
 pub mod plan;
-pub mod recall;
-pub mod records;
-pub mod served;
+pub mod read_cache;
+pub mod record_store;
+pub mod served_kinds;
 mod shared;
 pub mod sources;
 pub mod status;
@@ -35,7 +35,7 @@ use uuid::Uuid;
 
 use crate::{Manager, Outcome, loss};
 use children::Children;
-use ledger::{Action, Key, Ledger, Reference, Sources, State};
+use record::{Action, Key, StackRecord, Reference, Sources, State};
 use pileus_api::names::{
     CLEAR_HOOKS_ANNOTATION, MANAGER, MANAGER_FINALIZER, REBUILD_RECORD_ANNOTATION,
 };
@@ -45,9 +45,9 @@ use pileus_kube_ext::report::apply_status;
 use pileus_kube_ext::{ApiError, chain, finalize};
 use pileus_stack::hide::mask_text;
 use pileus_stack::value::json;
-use plan::trouble::Refused;
-use plan::{Plan, Problem, Seen, Step};
-use records::Records;
+use plan::refusals::Refused;
+use plan::{Plan, Problem, Observed, Step};
+use record_store::RecordStore;
 pub use shared::Shared;
 
 /// How often it is looked whether what stands in the way is gone, which nothing tells.
@@ -90,83 +90,83 @@ async fn attempt(stack: Arc<Stack>, manager: Arc<Manager>) -> Outcome {
     if let Some(left) = manager.stacks.rest(&uid) {
         return Ok(Some(left));
     }
-    let records = Records::of(client, &stack);
-    let read = match records.read().await {
+    let store = RecordStore::of(client, &stack);
+    let read = match store.read().await {
         // Without what it says, what carries the Stack's mark is removed.
         Err(error) if deleting && is_unreadable(&error) => {
-            records.forget_own(None).await?;
+            store.forget_own(None).await?;
             None
         }
         Err(error) if is_unreadable(&error) => {
-            let problem = lost::unreadable(&records.name());
+            let problem = recovery::unreadable(&store.name());
             let status = status::stuck(&stack, &problem, Timestamp::now());
             tell(&api, &stack, &manager, &status).await?;
             return Ok(Some(UNWATCHED));
         }
         read => read?,
     };
-    let (ledger, mut version) = read.map_or((None, None), |(l, v)| (Some(l), Some(v)));
+    let (record, mut version) = read.map_or((None, None), |(l, v)| (Some(l), Some(v)));
     let children = Children::of(client, &manager.stores, &manager.stacks, &stack);
-    let is_lost = plan::rebuild::is_lost(&stack, ledger.as_ref());
-    let mut seen = observe(&stack, &manager, &records, &children, ledger).await?;
+    let is_lost = plan::rebuild::is_lost(&stack, record.as_ref());
+    let mut observed = observe(&stack, &manager, &store, &children, record).await?;
     manager
         .stacks
-        .tire(&uid, seen.ledger.as_ref().map_or(0, |l| l.entries.len()));
+        .tire(&uid, observed.record.as_ref().map_or(0, |l| l.entries.len()));
     let lost = if is_lost {
-        lost::search(&stack, &mut seen, &children, &records.name()).await?
+        recovery::search(&stack, &mut observed, &children, &store.name()).await?
     } else {
         None
     };
-    if let Some(problem) = plan::trouble::obstacle(&stack, &seen).or(lost) {
-        let status = status::stuck(&stack, &problem, seen.now);
+    if let Some(problem) = plan::refusals::obstacle(&stack, &observed).or(lost) {
+        let status = status::stuck(&stack, &problem, observed.now);
         tell(&api, &stack, &manager, &status).await?;
         return Ok(Some(UNWATCHED));
     }
-    let mut plan = match apart::compute(|| plan::plan(&stack, &seen)) {
+    let mut plan = match apart::compute(|| plan::plan(&stack, &observed)) {
         Ok(plan) => plan,
         Err(fault) => {
-            let status = status::stuck(&stack, &fault, seen.now);
+            let status = status::stuck(&stack, &fault, observed.now);
             tell(&api, &stack, &manager, &status).await?;
             return Ok(Some(apart::AFTER_FAULT));
         }
     };
     if let Some(sources) = &plan.store {
-        records.keep(sources).await?;
+        store.keep(sources).await?;
     }
     // What goes without a record is found again by the next pass, and its namespace may take
     // nothing new any more.
     let is_news = if is_lost {
         !deleting
     } else {
-        Some(&plan.ledger) != seen.ledger.as_ref()
+        Some(&plan.record) != observed.record.as_ref()
     };
-    if is_news && plan.ledger.action.is_some() && !plan.gone {
-        if let (true, Ok(sources)) = (is_lost, &seen.sources) {
-            records.keep(sources).await?;
+    if is_news && plan.record.action.is_some() && !plan.gone {
+        if let (true, Ok(sources)) = (is_lost, &observed.sources) {
+            store.keep(sources).await?;
         }
-        version = Some(records.write(&plan.ledger, version.as_deref()).await?);
+        version = Some(store.write(&plan.record, version.as_deref()).await?);
         if is_lost {
-            lost::tell(&stack, &manager, &plan.ledger);
+            recovery::tell(&stack, &manager, &plan.record);
         }
     }
     let acted = act(&children, &plan).await;
     if plan.gone && acted.failed.is_none() {
-        let named = seen.kind_lost.then_some(&plan.ledger);
-        leave(&api, &stack, &manager, &records, named).await?;
+        let named = observed.kind_lost.then_some(&plan.record);
+        leave(&api, &stack, &manager, &store, named).await?;
         return Ok(None);
     }
     let mut failed = acted.failed;
     if !acted.refused.is_empty() {
-        let again = plan::trouble::refuse(&mut plan.ledger, acted.refused, Timestamp::now());
+        let again = plan::refusals::refuse(&mut plan.record, acted.refused, Timestamp::now());
         plan.again = Some(again);
         if !is_lost || !deleting {
-            let written = records.write(&plan.ledger, version.as_deref()).await;
+            let written = store.write(&plan.record, version.as_deref()).await;
             failed = written.err();
         }
     }
-    plan::trouble::tell(&mut plan.ledger, acted.told);
-    forget_sources(&records, seen.ledger.as_ref(), &plan.ledger).await?;
-    let again = report(&api, &stack, &manager, &plan, &records, &seen).await?;
+    plan::refusals::tell(&mut plan.record, acted.told);
+    forget_sources(&store, observed.record.as_ref(), &plan.record).await?;
+    let again = report(&api, &stack, &manager, &plan, &store, &observed).await?;
     take_annotations(&api, &stack, &plan).await?;
     failed.map_or(Ok(again), Err)
 }
@@ -177,12 +177,12 @@ async fn leave(
     api: &Api<Stack>,
     stack: &Stack,
     manager: &Manager,
-    records: &Records,
-    named: Option<&Ledger>,
+    store: &RecordStore,
+    named: Option<&StackRecord>,
 ) -> Result<(), ApiError> {
     match named {
-        Some(ledger) => records.forget_own(Some(ledger)).await?,
-        None => records.forget_all().await?,
+        Some(record) => store.forget_own(Some(record)).await?,
+        None => store.forget_all().await?,
     }
     finalize::remove(api, stack, MANAGER_FINALIZER).await?;
     manager.stacks.forget(&stack.uid().unwrap_or_default());
@@ -233,10 +233,10 @@ async fn take_annotation(
 async fn observe<'a>(
     stack: &Stack,
     manager: &Manager,
-    records: &Records,
+    store: &RecordStore,
     children: &'a Children<'a>,
-    ledger: Option<Ledger>,
-) -> Result<Seen<'a>, ApiError> {
+    record: Option<StackRecord>,
+) -> Result<Observed<'a>, ApiError> {
     let client = &manager.context.client;
     let deleting = finalize::is_deleting(stack);
     let kind_lost = deleting && is_kind_lost(stack, manager).await?;
@@ -249,30 +249,30 @@ async fn observe<'a>(
         resolved => resolved?,
     };
     let have = sources.as_ref().ok().map(Sources::digest);
-    let named = ledger.as_ref().map(Ledger::sources).unwrap_or_default();
+    let named = record.as_ref().map(StackRecord::sources).unwrap_or_default();
     let needed = named
         .into_iter()
         .filter(|digest| Some(*digest) != have.as_deref());
     let needed: BTreeSet<String> = needed.map(str::to_owned).collect();
-    let stored = match records.sources(needed).await {
+    let stored = match store.sources(needed).await {
         Err(_) if deleting => BTreeMap::new(),
         stored => stored?,
     };
-    let (objects, mut denied) = match &ledger {
-        Some(ledger) => {
+    let (objects, mut denied) = match &record {
+        Some(record) => {
             let said = stack.status.as_ref().and_then(|s| s.observed_generation);
-            let checks = ledger.is_busy() && ledger.action == Some(Action::Check);
+            let checks = record.is_busy() && record.action == Some(Action::Check);
             // An action that is about to begin must know what has gone meanwhile.
-            let new = have.as_ref().filter(|have| **have != ledger.wanted);
+            let new = have.as_ref().filter(|have| **have != record.wanted);
             let recall = &manager.stacks.recall;
             let uid = stack.uid().unwrap_or_default();
             let turns = new.is_some_and(|digest| recall.is_new(&uid, digest));
-            let undoes = ledger.state == State::Failed
-                && matches!(ledger.action, Some(Action::Create | Action::Update))
+            let undoes = record.state == State::Failed
+                && matches!(record.action, Some(Action::Create | Action::Update))
                 && stack.spec.on_failure != OnFailure::Keep
-                && !ledger.kept;
+                && !record.kept;
             let anew = checks || turns || undoes || said != stack.metadata.generation;
-            let found = children.observe(ledger, anew && !deleting).await?;
+            let found = children.observe(record, anew && !deleting).await?;
             if let Some(digest) = new {
                 recall.note_new(&uid, digest);
             }
@@ -286,15 +286,15 @@ async fn observe<'a>(
         denied = None;
     }
     let strays = if deleting {
-        children.strays(ledger.as_ref())
+        children.strays(record.as_ref())
     } else {
         Vec::new()
     };
-    Ok(Seen {
+    Ok(Observed {
         now: Timestamp::now(),
         sources,
         stored,
-        ledger,
+        record,
         seed: Uuid::new_v4().simple().to_string() + &Uuid::new_v4().simple().to_string(),
         objects,
         denied,
@@ -338,7 +338,7 @@ async fn act(children: &Children<'_>, plan: &Plan) -> Acted {
         match &step {
             Step::Apply { key, .. } => by_key.entry(key.clone()).or_default().push(step),
             Step::Delete { .. } | Step::Release { .. } => {
-                groups.push((removed_with(&step, &plan.ledger), vec![step]));
+                groups.push((removed_with(&step, &plan.record), vec![step]));
             }
         }
     }
@@ -365,7 +365,7 @@ async fn act(children: &Children<'_>, plan: &Plan) -> Acted {
 }
 
 /// The resource that a step removes an object of.
-fn removed_with(step: &Step, ledger: &Ledger) -> Option<Key> {
+fn removed_with(step: &Step, record: &StackRecord) -> Option<Key> {
     let same = |object: &Reference| match step {
         Step::Delete { object: other, .. } => object == other,
         Step::Release { live, .. } => {
@@ -379,7 +379,7 @@ fn removed_with(step: &Step, ledger: &Ledger) -> Option<Key> {
         }
         Step::Apply { .. } => false,
     };
-    let mut entries = ledger.entries.iter();
+    let mut entries = record.entries.iter();
     let found =
         entries.find(|(_, entry)| entry.action == Action::Delete && entry.objects.iter().any(same));
     found.map(|(key, _)| key.clone())
@@ -420,21 +420,21 @@ fn masked(mut error: ApiError, secrets: &BTreeSet<String>) -> ApiError {
 
 /// Whether trying again is of no use: the object itself, or who makes it, is at fault.
 fn is_final(error: &ApiError) -> bool {
-    served::is_no_version(error)
+    served_kinds::is_no_version(error)
         || matches!(&*error.source, kube::Error::Api(status)
             if matches!(status.code, 400 | 403 | 404 | 405 | 413 | 422))
 }
 
 /// Templates that the record does not name any more.
 async fn forget_sources(
-    records: &Records,
-    before: Option<&Ledger>,
-    now: &Ledger,
+    store: &RecordStore,
+    before: Option<&StackRecord>,
+    now: &StackRecord,
 ) -> Result<(), ApiError> {
     let kept = now.sources();
-    let named = before.map(Ledger::sources).unwrap_or_default();
+    let named = before.map(StackRecord::sources).unwrap_or_default();
     let old = named.difference(&kept).map(|digest| (*digest).to_owned());
-    records.forget(&old.collect()).await
+    store.forget(&old.collect()).await
 }
 
 async fn report(
@@ -442,17 +442,17 @@ async fn report(
     stack: &Stack,
     manager: &Manager,
     plan: &Plan,
-    records: &Records,
-    seen: &Seen<'_>,
+    store: &RecordStore,
+    observed: &Observed<'_>,
 ) -> Outcome {
-    let uid_of = |object: &ledger::Reference| {
-        let live = seen.objects.get(object)?;
+    let uid_of = |object: &record::Reference| {
+        let live = observed.objects.get(object)?;
         live["metadata"]["uid"].as_str().map(str::to_owned)
     };
-    let status = status::status(stack, plan, &records.name(), &uid_of, seen.now);
-    if plan.ledger.is_busy() && status::is_progress(stack, &status) {
+    let status = status::status(stack, plan, &store.name(), &uid_of, observed.now);
+    if plan.record.is_busy() && status::is_progress(stack, &status) {
         let uid = stack.uid().unwrap_or_default();
-        let spent = plan::since(plan.ledger.started, seen.now);
+        let spent = plan::since(plan.record.started, observed.now);
         let held = manager.stacks.hold(&uid, status.resources.len(), spent);
         if let Some(left) = held {
             return Ok(Some(plan.again.map_or(left, |again| again.min(left))));

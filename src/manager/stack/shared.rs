@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 
-use super::recall::Recall;
-use super::served::Kinds;
+use super::read_cache::ReadCache;
+use super::served_kinds::ServedKinds;
 
 /// Shortest time between two passes over a Stack.
 const PACE: Duration = Duration::from_millis(100);
@@ -36,8 +36,8 @@ pub struct Shared {
     /// How long what a resource names from outside the stack may be missing before that is its
     /// failure.
     pub(super) grace: Duration,
-    pub(super) kinds: Kinds,
-    pub(super) recall: Recall,
+    pub(super) kinds: ServedKinds,
+    pub(super) recall: ReadCache,
     /// Reads with the rights of service accounts, which nothing else bounds.
     pub(super) reads: Semaphore,
     passes: Mutex<Passes>,
@@ -62,8 +62,8 @@ impl Default for Shared {
     fn default() -> Self {
         Self {
             grace: GRACE,
-            kinds: Kinds::default(),
-            recall: Recall::default(),
+            kinds: ServedKinds::default(),
+            recall: ReadCache::default(),
             reads: Semaphore::new(READS),
             passes: Mutex::default(),
         }

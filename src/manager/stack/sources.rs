@@ -12,9 +12,9 @@ use kube::core::Request;
 use kube::{Api, Client, Resource, ResourceExt};
 
 use super::children::impersonate;
-use super::ledger::Sources;
+use super::record::Sources;
 use super::plan::Problem;
-use super::records::BIGGEST;
+use super::record_store::BIGGEST;
 use pileus_api::names::STACK_UID_LABEL;
 use pileus_api::stack::{SourceKey, SourceKind};
 use pileus_api::{Reason, Stack, validation};

@@ -5,7 +5,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use sha2::{Digest, Sha256};
 
-use super::ledger::{Action, Entry, Key, Ledger, Reference, State};
+use super::record::{Action, Entry, Key, StackRecord, Reference, State};
 use super::plan::{Plan, Problem};
 use pileus_api::conditions::{self, ConditionType, Observation};
 use pileus_api::names::CLEAR_HOOKS_ANNOTATION;
@@ -21,19 +21,19 @@ const LONGEST_REASON: usize = 256;
 pub fn status(
     stack: &Stack,
     plan: &Plan,
-    record: &str,
+    record_name: &str,
     uid_of: &dyn Fn(&Reference) -> Option<String>,
     now: Timestamp,
 ) -> StackStatus {
-    let ledger = &plan.ledger;
+    let record = &plan.record;
     let before = stack.status.as_ref();
     let masked = |text: &str| mask_text(text, &plan.secrets);
-    let resources: Vec<StackResource> = ledger
+    let resources: Vec<StackResource> = record
         .entries
         .iter()
-        .map(|(key, entry)| resource(key, entry, ledger, uid_of, &masked))
+        .map(|(key, entry)| resource(key, entry, record, uid_of, &masked))
         .collect();
-    let complete = ledger
+    let complete = record
         .entries
         .values()
         .filter(|e| e.state == State::Complete)
@@ -43,23 +43,23 @@ pub fn status(
         .unwrap_or_default();
     StackStatus {
         observed_generation: stack.metadata.generation,
-        stack_status: ledger.word(),
-        stack_status_reason: ledger.action.map(|_| masked(&ledger.reason)),
-        action_started_at: ledger.action.map(|_| Time(ledger.started)),
-        progress: Some(format!("{complete}/{}", ledger.entries.len())),
+        stack_status: record.word(),
+        stack_status_reason: record.action.map(|_| masked(&record.reason)),
+        action_started_at: record.action.map(|_| Time(record.started)),
+        progress: Some(format!("{complete}/{}", record.entries.len())),
         resources,
         outputs: match &plan.outputs {
             Some(outputs) => outputs.clone(),
             // What cannot be evaluated now is not for that reason gone.
-            None if ledger.goal.is_some() => before.map(|b| b.outputs.clone()).unwrap_or_default(),
+            None if record.goal.is_some() => before.map(|b| b.outputs.clone()).unwrap_or_default(),
             None => Vec::new(),
         },
         preview: plan.preview.clone(),
-        last_good: ledger
+        last_good: record
             .good
             .as_ref()
-            .map(|digest| told_digest(ledger, digest)),
-        record: ledger.action.map(|_| record.to_owned()),
+            .map(|digest| told_digest(record, digest)),
+        record: record.action.map(|_| record_name.to_owned()),
         notes: plan.notes.clone(),
         conditions: conditions::merge(
             old,
@@ -72,8 +72,8 @@ pub fn status(
 
 /// The digest of sources as it is told: without the record's seed nobody can try passwords until
 /// one fits.
-fn told_digest(ledger: &Ledger, digest: &str) -> String {
-    let hash = Sha256::digest(format!("{}/{digest}", ledger.seed));
+fn told_digest(record: &StackRecord, digest: &str) -> String {
+    let hash = Sha256::digest(format!("{}/{digest}", record.seed));
     format!("sha256:{}", hex::encode(hash))
 }
 
@@ -111,11 +111,11 @@ fn unknown(
 fn resource(
     (path, number): &Key,
     entry: &Entry,
-    ledger: &Ledger,
+    record: &StackRecord,
     uid_of: &dyn Fn(&Reference) -> Option<String>,
     masked: &dyn Fn(&str) -> String,
 ) -> StackResource {
-    let newest = ledger.incarnations(path).next().map(|(newest, _)| newest);
+    let newest = record.incarnations(path).next().map(|(newest, _)| newest);
     let object = entry.objects.last();
     let reason: String = masked(&entry.reason).chars().take(LONGEST_REASON).collect();
     StackResource {
@@ -137,7 +137,7 @@ fn resource(
 /// Ready: the last action was done, and the spec says nothing else. Stalled: only a person
 /// can help.
 fn observations(stack: &Stack, plan: &Plan, masked: &dyn Fn(&str) -> String) -> [Observation; 2] {
-    let ledger = &plan.ledger;
+    let record = &plan.record;
     let no = |reason, message: String| Observation::no(ConditionType::Ready, reason, message);
     let stalled =
         |reason, message: String| Observation::yes(ConditionType::Stalled, reason, message);
@@ -149,8 +149,8 @@ fn observations(stack: &Stack, plan: &Plan, masked: &dyn Fn(&str) -> String) -> 
             stalled(problem.reason, message),
         ];
     }
-    let message = masked(&ledger.reason);
-    match (ledger.action, ledger.state) {
+    let message = masked(&record.reason);
+    match (record.action, record.state) {
         (None, _) => {
             let message = if stack.spec.preview {
                 "spec.preview is set: status.preview shows what would be made"
@@ -163,7 +163,7 @@ fn observations(stack: &Stack, plan: &Plan, masked: &dyn Fn(&str) -> String) -> 
             ]
         }
         (Some(_), State::InProgress) => {
-            let message = message + &waiting(ledger);
+            let message = message + &waiting(record);
             [
                 no(Reason::InProgress, message.clone()),
                 fine(Reason::InProgress, &message),
@@ -195,8 +195,8 @@ fn observations(stack: &Stack, plan: &Plan, masked: &dyn Fn(&str) -> String) -> 
 }
 
 /// Which resources wait at a hook, and how they go on.
-fn waiting(ledger: &Ledger) -> String {
-    let entries = ledger.entries.iter();
+fn waiting(record: &StackRecord) -> String {
+    let entries = record.entries.iter();
     let waiting = entries.filter(|(_, entry)| entry.is_waiting());
     let names: Vec<String> = waiting
         .map(|((path, _), entry)| format!("{path}:{}", entry.waits.clone().unwrap_or_default()))

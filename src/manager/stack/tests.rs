@@ -4,16 +4,16 @@
 
 mod groups;
 mod hooks;
-mod lost;
+mod recovery;
 mod secrets;
-mod trouble;
+mod failures;
 mod world;
 
 use std::collections::BTreeSet;
 
 use k8s_openapi::jiff::SignedDuration;
 
-use super::ledger::{Action, Ledger, Reference};
+use super::record::{Action, StackRecord, Reference};
 use super::plan::Problem;
 use pileus_api::Reason;
 use pileus_api::stack::OnFailure;
@@ -44,7 +44,7 @@ outputs:
 
 #[test]
 fn what_is_not_watched_is_looked_at_the_seldomer_the_more_and_the_longer() {
-    use super::ledger::Entry;
+    use super::record::Entry;
     let now = k8s_openapi::jiff::Timestamp::UNIX_EPOCH;
     let pace = |count: u32, age: i64| {
         let entry = Entry {
@@ -132,7 +132,7 @@ fn a_group_grows_and_shrinks() {
     // The first ones are those of the beginning.
     assert!(
         world
-            .ledger
+            .record
             .unwrap()
             .entries
             .keys()
@@ -145,7 +145,7 @@ fn names_that_a_group_was_told_not_to_use_are_remembered() {
     let mut world = World::new(GROUP);
     world.settle();
     let names = |world: &World| -> String {
-        let entries = world.ledger.as_ref().unwrap().entries.keys();
+        let entries = world.record.as_ref().unwrap().entries.keys();
         let names = entries.filter_map(|(path, _)| path.split('/').nth(1));
         names.collect::<Vec<_>>().join(" ")
     };
@@ -196,13 +196,13 @@ fn members_are_changed_a_few_at_a_time() {
     for _ in 0..200 {
         let plan = world.pass(|| false);
         let busy =
-            plan.ledger.entries.values().filter(|e| {
-                e.action == Action::Create && e.state == super::ledger::State::InProgress
+            plan.record.entries.values().filter(|e| {
+                e.action == Action::Create && e.state == super::record::State::InProgress
             });
         most = most.max(busy.count());
         world.tend();
     }
-    assert_eq!(world.word(), "UPDATE_COMPLETE", "{:#?}", world.ledger);
+    assert_eq!(world.word(), "UPDATE_COMPLETE", "{:#?}", world.record);
     assert_eq!((most, world.count("Server")), (1, 3));
 }
 
@@ -236,7 +236,7 @@ fn a_failed_update_returns_to_what_was_there() {
             world.objects.insert(object.clone(), live.clone());
         }
     }
-    assert_eq!(world.word(), "ROLLBACK_COMPLETE", "{:#?}", world.ledger);
+    assert_eq!(world.word(), "ROLLBACK_COMPLETE", "{:#?}", world.record);
     // The replacement is gone, and the old one was never touched.
     assert_eq!(two(&world), before);
     assert_eq!(world.objects.len(), 6);
@@ -257,7 +257,7 @@ fn a_failed_creation_is_kept_rolled_back_or_deleted() {
         world.settle();
         assert_eq!(world.word(), word);
         assert_eq!(!world.objects.is_empty(), left);
-        let reason = &world.ledger.as_ref().unwrap().reason;
+        let reason = &world.record.as_ref().unwrap().reason;
         if on_failure == OnFailure::Keep {
             let wanted = "Resource CREATE failed: OS::Nova::Server: resources.two: it cannot work";
             assert_eq!(reason, wanted);
@@ -325,8 +325,8 @@ fn drift_is_told_by_a_check_and_healed_when_asked() {
     port["spec"]["network"]["name"] = json!("other");
     world.stack.spec.check_requested_at = Some("2".into());
     world.settle();
-    let ledger = world.ledger.as_ref().unwrap();
-    let (_, entry) = ledger.incarnations("port").next().unwrap();
+    let record = world.record.as_ref().unwrap();
+    let (_, entry) = record.incarnations("port").next().unwrap();
     assert!(
         entry.reason.contains("spec.network.name has been changed"),
         "{}",
@@ -398,7 +398,7 @@ fn a_preview_does_nothing() {
     let mut world = World::new(PAIR);
     world.stack.spec.preview = true;
     let plan = world.plan();
-    assert!(plan.steps.is_empty() && plan.ledger.action.is_none());
+    assert!(plan.steps.is_empty() && plan.record.action.is_none());
     assert_eq!(plan.preview.unwrap().added.len(), 5);
     world.stack.spec.preview = false;
     world.settle();
@@ -426,11 +426,11 @@ fn too_long_is_a_failure() {
     let plan = world.pass(|| false);
     assert_eq!(world.word(), "CREATE_FAILED");
     assert!(
-        plan.ledger
+        plan.record
             .reason
             .starts_with("CREATE timed out after 1 minutes; waiting for net"),
         "{}",
-        plan.ledger.reason
+        plan.record.reason
     );
 }
 
@@ -477,9 +477,9 @@ fn a_template_that_is_gone_costs_nothing() {
 fn the_record_survives_being_written() {
     let mut world = World::new(PAIR);
     world.settle();
-    let ledger = world.ledger.unwrap();
-    let text = serde_json::to_string(&ledger).unwrap();
-    assert_eq!(serde_json::from_str::<Ledger>(&text).unwrap(), ledger);
+    let record = world.record.unwrap();
+    let text = serde_json::to_string(&record).unwrap();
+    assert_eq!(serde_json::from_str::<StackRecord>(&text).unwrap(), record);
 }
 
 proptest::proptest! {

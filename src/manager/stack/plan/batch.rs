@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::forward::Walk;
 use super::{Action, since};
-use crate::stack::ledger::{Ledger, Rolling};
+use crate::stack::record::{StackRecord, Rolling};
 use pileus_stack::rolling::{self, Policy};
 use pileus_stack::tree::{self, Flat};
 
@@ -30,32 +30,32 @@ struct Group {
 impl Walk<'_, '_> {
     /// Whether a member of groups that change a few at a time may begin now.
     pub(super) fn may_join(&self, batches: &[tree::Batch]) -> bool {
-        let ledger = &self.pass.plan.ledger;
+        let record = &self.pass.plan.record;
         batches.iter().all(|batch| {
             let name = batch.member.rsplit(tree::SEPARATOR).next();
-            match ledger.rolling.get(&batch.group) {
+            match record.rolling.get(&batch.group) {
                 Some(Rolling::Free) => true,
                 Some(Rolling::Batch { held, .. }) => name.is_some_and(|name| !held.contains(name)),
                 Some(Rolling::Pause { .. }) => false,
                 // It is looked at as a whole first.
-                None => !acts(ledger),
+                None => !acts(record),
             }
         })
     }
 
     /// Begins the batches that are due; whether no group has one to come.
     pub(super) fn next_batches(&mut self, flat: &Flat) -> bool {
-        if self.failing || !acts(&self.pass.plan.ledger) {
+        if self.failing || !acts(&self.pass.plan.record) {
             return true;
         }
         let mut all_free = true;
         for (path, group) in self.groups(flat) {
-            let before = self.pass.plan.ledger.rolling.get(&path).cloned();
+            let before = self.pass.plan.record.rolling.get(&path).cloned();
             let now = self.next_batch(flat, &path, &group, before.as_ref());
             all_free &= before == Some(Rolling::Free);
             if before.as_ref() != Some(&now) {
                 self.pass.again_in(Duration::ZERO);
-                self.pass.plan.ledger.rolling.insert(path, now);
+                self.pass.plan.record.rolling.insert(path, now);
             }
         }
         all_free
@@ -89,9 +89,9 @@ impl Walk<'_, '_> {
         group: &Group,
         before: Option<&Rolling>,
     ) -> Rolling {
-        let now = self.pass.seen.now;
+        let now = self.pass.observed.now;
         let unused = flat.removed.get(path).cloned().unwrap_or_default();
-        let mut existing = existing(&self.pass.plan.ledger, path);
+        let mut existing = existing(&self.pass.plan.record, path);
         existing.retain(|name| !unused.contains(name));
         let mut names = (0usize..).map(|at| at.to_string());
         let mut names = move |count: usize| -> Vec<String> {
@@ -164,17 +164,17 @@ impl Walk<'_, '_> {
 }
 
 /// Whether the action that is under way makes and changes members.
-fn acts(ledger: &Ledger) -> bool {
+fn acts(record: &StackRecord) -> bool {
     matches!(
-        ledger.action,
+        record.action,
         Some(Action::Create | Action::Update | Action::Rollback)
     )
 }
 
 /// Names of the members that the group at `path` has.
-fn existing(ledger: &Ledger, path: &str) -> BTreeSet<String> {
+fn existing(record: &StackRecord, path: &str) -> BTreeSet<String> {
     let prefix = format!("{path}{}", tree::SEPARATOR);
-    let entries = ledger.entries.iter();
+    let entries = record.entries.iter();
     let there = entries.filter(|(_, entry)| entry.action != Action::Delete);
     there
         .filter_map(|((path, _), _)| {
@@ -186,9 +186,9 @@ fn existing(ledger: &Ledger, path: &str) -> BTreeSet<String> {
 
 /// By the path of what holds a stack: names of its members by the ids that they are referred to
 /// by, those that are gone among them. A member that is a stack of its own has its path for one.
-pub(super) fn members(ledger: &Ledger) -> BTreeMap<String, BTreeMap<String, String>> {
-    let mut found = ledger.named.clone();
-    let entries = ledger.entries.iter();
+pub(super) fn members(record: &StackRecord) -> BTreeMap<String, BTreeMap<String, String>> {
+    let mut found = record.named.clone();
+    let entries = record.entries.iter();
     for ((path, _), entry) in entries.filter(|(_, entry)| entry.action != Action::Delete) {
         let parts: Vec<&str> = path.split(tree::SEPARATOR).collect();
         for at in 1..parts.len() {

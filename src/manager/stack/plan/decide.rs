@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use kube::ResourceExt;
 
 use super::forward::Walk;
-use super::room::is_same;
+use super::conflicts::is_same;
 use super::{Action, Entry, Reference, State};
-use crate::stack::ledger::PRE_CREATE;
+use crate::stack::record::PRE_CREATE;
 use pileus_stack::plan::Change;
 use pileus_stack::tree::Leaf;
 use pileus_stack::{hooks, kinds};
@@ -31,10 +31,10 @@ impl Walk<'_, '_> {
         digests: &BTreeMap<String, String>,
         object: Option<&Reference>,
     ) -> pileus_stack::Result<Decision> {
-        let ledger = &self.pass.plan.ledger;
+        let record = &self.pass.plan.record;
         let usable = |entry: &Entry| is_usable(entry, &leaf.kind);
-        let newest = ledger.incarnations(path).next();
-        let mut usable = ledger
+        let newest = record.incarnations(path).next();
+        let mut usable = record
             .incarnations(path)
             .filter(|(_, entry)| usable(entry))
             .peekable();
@@ -54,7 +54,7 @@ impl Walk<'_, '_> {
         };
         let restricted = hooks::of(&self.registry, path).restricted;
         let Some((number, have)) = candidate else {
-            if ledger.incarnations(path).any(|(_, entry)| is_worth(entry)) {
+            if record.incarnations(path).any(|(_, entry)| is_worth(entry)) {
                 permit(&restricted, "replace")?;
             }
             return Ok(Decision::Make(next));

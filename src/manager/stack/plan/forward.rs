@@ -8,9 +8,9 @@ use sha2::{Digest, Sha256};
 
 use super::batch;
 use super::decide::Decision;
-use super::leaf::{self, Progress};
+use super::resource_state::{self, Progress};
 use super::rebuild::Search;
-use super::room::{Look, Names};
+use super::conflicts::{Look, Names};
 use super::{Action, Entry, Key, Pass, Reference, Sources, State, Step, since};
 use pileus_stack::functions::Known;
 use pileus_stack::hooks;
@@ -71,11 +71,11 @@ impl<'p, 'a> Walk<'p, 'a> {
     /// Evaluates the template, and does what can be done on the way.
     pub(super) fn walk(&mut self, sources: &Sources) -> pileus_stack::Result<Flat> {
         let mut input = super::input(self.pass.stack, sources)?;
-        let ledger = &self.pass.plan.ledger;
-        input.removed.clone_from(&ledger.removed);
-        input.members = batch::members(ledger);
+        let record = &self.pass.plan.record;
+        input.removed.clone_from(&record.removed);
+        input.members = batch::members(record);
         if !self.only_look {
-            let sizes = ledger.rolling.iter();
+            let sizes = record.rolling.iter();
             let sizes = sizes.filter_map(|(path, at)| Some((path.clone(), at.capacity()?)));
             input.sizes = sizes.collect();
         }
@@ -124,8 +124,8 @@ impl<'p, 'a> Walk<'p, 'a> {
     }
 
     fn external_number(&self, path: &str) -> u32 {
-        let ledger = &self.pass.plan.ledger;
-        let mut incarnations = ledger.incarnations(path);
+        let record = &self.pass.plan.record;
+        let mut incarnations = record.incarnations(path);
         let newest = incarnations.next();
         match newest {
             Some((number, entry)) if entry.external => number,
@@ -141,7 +141,7 @@ impl<'p, 'a> Walk<'p, 'a> {
         let number = self.external_number(path);
         self.targets.insert(path.to_owned(), number);
         if !self.only_look {
-            let now = self.pass.seen.now;
+            let now = self.pass.observed.now;
             let entry = self.entry((path.to_owned(), number));
             entry.kind.clone_from(&leaf.kind);
             entry.external = true;
@@ -152,7 +152,7 @@ impl<'p, 'a> Walk<'p, 'a> {
                 now,
             );
         }
-        let lookup = self.pass.seen.find;
+        let lookup = self.pass.observed.find;
         let find = |kind: &str, name: &str| lookup.find(kind, name);
         let mut known = match kind.how {
             How::Objects { kind: object, .. } => find(object, name)
@@ -179,7 +179,7 @@ impl<'p, 'a> Walk<'p, 'a> {
             namespace,
             properties,
             metadata,
-            suspended: self.pass.plan.ledger.suspended,
+            suspended: self.pass.plan.record.suspended,
             configs: &self.configs,
             find,
             seed,
@@ -204,14 +204,14 @@ impl<'p, 'a> Walk<'p, 'a> {
         properties: &Map,
         map: fn(&Request<'_>) -> pileus_stack::Result<Settles>,
     ) -> pileus_stack::Result<Option<Known>> {
-        let digests = leaf::digests(leaf, properties, &self.pass.plan.ledger.seed, None);
+        let digests = resource_state::digests(leaf, properties, &self.pass.plan.record.seed, None);
         let decision = self.decide(path, leaf, &digests, None)?;
         let (Decision::Keep(number) | Decision::Change(number) | Decision::Make(number)) = decision;
         let name = self.name(path, number);
         let namespace = self.pass.stack.namespace().unwrap_or_default();
-        let seed = &self.pass.plan.ledger.seed;
+        let seed = &self.pass.plan.record.seed;
         let seed = Sha256::digest(format!("{seed}/{path}#{number}"));
-        let lookup = self.pass.seen.find;
+        let lookup = self.pass.observed.find;
         let find = |kind: &str, name: &str| lookup.find(kind, name);
         let settles =
             map(&self.request(&name, &namespace, properties, &leaf.metadata, &seed, &find))?;
@@ -230,7 +230,7 @@ impl<'p, 'a> Walk<'p, 'a> {
         if self
             .pass
             .plan
-            .ledger
+            .record
             .entries
             .get(&key)
             .is_none_or(|e| e.state != State::Complete)
@@ -254,8 +254,8 @@ impl<'p, 'a> Walk<'p, 'a> {
 
     /// Lets a resource that takes its time do so.
     fn pass_time(&mut self, key: &Key, settles: &Settles) {
-        let now = self.pass.seen.now;
-        let Some(entry) = self.pass.plan.ledger.entries.get_mut(key) else {
+        let now = self.pass.observed.now;
+        let Some(entry) = self.pass.plan.record.entries.get_mut(key) else {
             return;
         };
         if entry.state != State::InProgress {
@@ -282,7 +282,7 @@ impl<'p, 'a> Walk<'p, 'a> {
         map: fn(&Request<'_>) -> pileus_stack::Result<Makes>,
     ) -> pileus_stack::Result<Option<Known>> {
         let namespace = self.pass.stack.namespace().unwrap_or_default();
-        let lookup = self.pass.seen.find;
+        let lookup = self.pass.observed.find;
         let find = |kind: &str, name: &str| lookup.find(kind, name);
         let made = |walk: &Self, number: u32| {
             let name = walk.name(path, number);
@@ -291,8 +291,8 @@ impl<'p, 'a> Walk<'p, 'a> {
             makes.map(|makes| (makes, name))
         };
         let (makes, name) = made(self, 1)?;
-        let seed = self.pass.plan.ledger.seed.clone();
-        let digests = leaf::digests(leaf, properties, &seed, Some((&makes, &name)));
+        let seed = self.pass.plan.record.seed.clone();
+        let digests = resource_state::digests(leaf, properties, &seed, Some((&makes, &name)));
         let main = makes.objects.last().map(Reference::of);
         let mut decision = self.decide(path, leaf, &digests, main.as_ref())?;
         let (Decision::Keep(number) | Decision::Change(number) | Decision::Make(number)) = decision;
@@ -305,7 +305,7 @@ impl<'p, 'a> Walk<'p, 'a> {
         {
             decision = Decision::Change(number);
         }
-        let digest = leaf::digest(&seed, &leaf::canonical(&Value::from(makes.objects.clone())));
+        let digest = resource_state::digest(&seed, &resource_state::canonical(&Value::from(makes.objects.clone())));
         let mut unread = false;
         if !matches!(decision, Decision::Keep(_)) {
             if !self.may_begin(path, number, leaf, &decision) || !self.make_room(&key, &makes)? {
@@ -337,18 +337,18 @@ impl<'p, 'a> Walk<'p, 'a> {
                 self.push_on(&key, &makes.objects, Some(properties));
             }
         }
-        let Some(entry) = self.pass.plan.ledger.entries.get(&key) else {
+        let Some(entry) = self.pass.plan.record.entries.get(&key) else {
             return Ok(None);
         };
-        let stopping = self.pass.plan.ledger.action == Some(Action::Suspend)
-            && self.pass.plan.ledger.is_busy();
+        let stopping = self.pass.plan.record.action == Some(Action::Suspend)
+            && self.pass.plan.record.is_busy();
         if entry.state != State::Complete && !(stopping && entry.state == State::InProgress) {
             return Ok(None);
         }
         let object = entry
             .objects
             .last()
-            .and_then(|object| self.pass.seen.objects.get(object));
+            .and_then(|object| self.pass.observed.objects.get(object));
         // One that somebody has deleted has its name still, and nothing else is known of it.
         let gone = || Known {
             refid: entry
@@ -365,7 +365,7 @@ impl<'p, 'a> Walk<'p, 'a> {
     }
 
     pub(super) fn entry(&mut self, key: Key) -> &mut Entry {
-        self.pass.plan.ledger.entries.entry(key).or_default()
+        self.pass.plan.record.entries.entry(key).or_default()
     }
 
     /// Whether a resource may be made or changed now.
@@ -377,7 +377,7 @@ impl<'p, 'a> Walk<'p, 'a> {
             && self.may_pass(path, number, leaf, makes)
     }
 
-    /// Records that a resource is made or changed now.
+    /// RecordStore that a resource is made or changed now.
     fn begin(
         &mut self,
         path: &str,
@@ -386,7 +386,7 @@ impl<'p, 'a> Walk<'p, 'a> {
         decision: &Decision,
         digests: &BTreeMap<String, String>,
     ) {
-        let now = self.pass.seen.now;
+        let now = self.pass.observed.now;
         let action = if matches!(decision, Decision::Make(_)) {
             Action::Create
         } else {
@@ -406,9 +406,9 @@ impl<'p, 'a> Walk<'p, 'a> {
         let targets = &self.targets;
         let requires = leaf.requires.iter();
         let requires = requires.filter_map(|path| Some((path.clone(), *targets.get(path)?)));
-        let requires = super::required::in_short(requires.collect(), targets);
+        let requires = super::requirements::in_short(requires.collect(), targets);
         let hooks = hooks::of(&self.registry, &key.0).hooks;
-        if let Some(entry) = self.pass.plan.ledger.entries.get_mut(key) {
+        if let Some(entry) = self.pass.plan.record.entries.get_mut(key) {
             entry.requires = requires;
             entry.retain = leaf.retain;
             entry.hooks = hooks;
@@ -419,23 +419,23 @@ impl<'p, 'a> Walk<'p, 'a> {
     pub(super) fn push_on(&mut self, key: &Key, objects: &[Value], properties: Option<&Map>) {
         let wait_for = properties.and_then(|properties| properties.get("wait_for")?.as_str());
         let uid = self.pass.stack.uid().unwrap_or_default();
-        let now = self.pass.seen.now;
-        let Some(entry) = self.pass.plan.ledger.entries.get(key).cloned() else {
+        let now = self.pass.observed.now;
+        let Some(entry) = self.pass.plan.record.entries.get(key).cloned() else {
             return;
         };
         if entry.state != State::InProgress || entry.action == Action::Delete {
             return;
         }
         if entry.by_account {
-            let under_way = super::under_way(&self.pass.plan.ledger);
+            let under_way = super::under_way(&self.pass.plan.record);
             self.pass.again_in(super::pace(under_way, &entry, now));
         }
         let mut state = Progress::Pending(entry.reason.clone());
         let mut applied = true;
-        let live = |object: &Reference| self.pass.seen.objects.get(object);
+        let live = |object: &Reference| self.pass.observed.objects.get(object);
         // What serves a resource is made before it, so it is there when the resource is.
         let main = entry.objects.last().and_then(live);
-        let applied_here = |live: &Value| leaf::is_whole(live, &entry, &key.0, &uid);
+        let applied_here = |live: &Value| resource_state::is_whole(live, &entry, &key.0, &uid);
         let whole = main.is_some_and(applied_here);
         let mut steps = Vec::new();
         for (index, (manifest, object)) in objects.iter().zip(&entry.objects).enumerate() {
@@ -457,22 +457,22 @@ impl<'p, 'a> Walk<'p, 'a> {
                 applied = false;
                 steps.push(Step::Apply {
                     key: key.clone(),
-                    manifest: leaf::marked(manifest, &uid, &key.0, &entry.digest),
+                    manifest: resource_state::marked(manifest, &uid, &key.0, &entry.digest),
                     live: live.cloned(),
                     by_account: entry.by_account,
                     retain: entry.retain,
                 });
             }
-            state = live.map_or(state, |live| leaf::progress(live, wait_for));
+            state = live.map_or(state, |live| resource_state::progress(live, wait_for));
         }
         self.pass.plan.steps.extend(steps);
         if !applied {
             return;
         }
         if let (Progress::Pending(_), Some(properties)) = (&state, properties)
-            && let Some(missing) = entry.objects.last().and_then(live).and_then(leaf::missing)
+            && let Some(missing) = entry.objects.last().and_then(live).and_then(resource_state::missing)
         {
-            let left = self.pass.seen.grace.saturating_sub(since(entry.since, now));
+            let left = self.pass.observed.grace.saturating_sub(since(entry.since, now));
             if left.is_zero() {
                 state = Progress::Failed(missing.told(properties));
             } else {
@@ -487,7 +487,7 @@ impl<'p, 'a> Walk<'p, 'a> {
         self.failing |= to == State::Failed;
         if to == State::Complete {
             self.complete(key);
-        } else if let Some(entry) = self.pass.plan.ledger.entries.get_mut(key) {
+        } else if let Some(entry) = self.pass.plan.record.entries.get_mut(key) {
             entry.set(entry.action, to, reason, now);
         }
     }
@@ -497,9 +497,9 @@ impl<'p, 'a> Walk<'p, 'a> {
         if self.only_look || self.failing {
             return;
         }
-        let now = self.pass.seen.now;
-        let ledger = &self.pass.plan.ledger;
-        let newest = ledger
+        let now = self.pass.observed.now;
+        let record = &self.pass.plan.record;
+        let newest = record
             .incarnations(path)
             .next()
             .map(|(number, entry)| (number, entry.clone()));
@@ -519,7 +519,7 @@ impl<'p, 'a> Walk<'p, 'a> {
 
 /// Whether a resource has failed in the action that is under way.
 fn is_failing(pass: &Pass<'_>) -> bool {
-    let mut entries = pass.plan.ledger.entries.values();
+    let mut entries = pass.plan.record.entries.values();
     entries.any(Entry::has_failed)
 }
 
@@ -541,18 +541,18 @@ impl Pass<'_> {
         let targets: BTreeSet<Key> = walk.targets.clone().into_iter().collect();
         self.plan.secrets.clone_from(&flat.secrets);
         for (path, named) in &flat.named {
-            let known = self.plan.ledger.named.entry(path.clone()).or_default();
+            let known = self.plan.record.named.entry(path.clone()).or_default();
             known.extend(named.clone());
         }
         if done && self.remove_but(&targets) && self.is_at_rest() {
-            let ledger = &mut self.plan.ledger;
-            let action = ledger.action.unwrap_or_default();
+            let record = &mut self.plan.record;
+            let action = record.action.unwrap_or_default();
             if matches!(action, Action::Create | Action::Update) {
-                ledger.good.clone_from(&ledger.goal);
-                ledger.removed = flat.removed;
-                ledger.named = flat.named;
+                record.good.clone_from(&record.goal);
+                record.removed = flat.removed;
+                record.named = flat.named;
             }
-            ledger.end(
+            record.end(
                 State::Complete,
                 format!("Stack {} completed successfully", action.word()),
             );
@@ -560,39 +560,39 @@ impl Pass<'_> {
             self.outputs(goal);
             return;
         }
-        self.plan.outputs = Some(super::look::told(&flat));
+        self.plan.outputs = Some(super::inspect::told(&flat));
         if is_failing(self) {
             self.settle_failure();
         }
     }
 
     fn is_at_rest(&self) -> bool {
-        let mut entries = self.plan.ledger.entries.values();
+        let mut entries = self.plan.record.entries.values();
         entries.all(|entry| entry.state != State::InProgress || entry.is_waiting())
     }
 
     /// Fails the action once what is under way has come to its end, or has had its time.
     fn settle_failure(&mut self) {
-        let now = self.seen.now;
-        let ledger = &mut self.plan.ledger;
-        let spent = since(*ledger.failing_since.get_or_insert(now), now);
+        let now = self.observed.now;
+        let record = &mut self.plan.record;
+        let spent = since(*record.failing_since.get_or_insert(now), now);
         if spent < ERROR_WAIT && !self.is_at_rest() {
             self.again_in(ERROR_WAIT.saturating_sub(spent));
             return;
         }
-        let failed = self.plan.ledger.entries.iter();
+        let failed = self.plan.record.entries.iter();
         let mut failed = failed.filter(|(_, entry)| entry.has_failed());
         let message = failed
             .next()
-            .map(|((path, _), entry)| leaf::failure(path, entry))
+            .map(|((path, _), entry)| resource_state::failure(path, entry))
             .unwrap_or_default();
         self.fail_action(&message);
     }
 
     pub(super) fn fail_action(&mut self, message: &str) {
-        let now = self.seen.now;
-        let ledger = &mut self.plan.ledger;
-        super::give_up(&mut ledger.entries, "another resource failed", now);
-        ledger.end(State::Failed, message);
+        let now = self.observed.now;
+        let record = &mut self.plan.record;
+        super::give_up(&mut record.entries, "another resource failed", now);
+        record.end(State::Failed, message);
     }
 }

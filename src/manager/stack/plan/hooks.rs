@@ -5,7 +5,7 @@ use kube::ResourceExt;
 
 use super::forward::Walk;
 use super::{Action, Entry, Key, Pass, State};
-use crate::stack::ledger::PRE_CREATE;
+use crate::stack::record::PRE_CREATE;
 use pileus_api::names::CLEAR_HOOKS_ANNOTATION;
 use pileus_stack::hooks;
 use pileus_stack::tree::Leaf;
@@ -27,7 +27,7 @@ impl Pass<'_> {
         let words: Vec<_> = words
             .map(|word| word.rsplit_once(':').unwrap_or((word, "*")))
             .collect();
-        for ((path, _), entry) in &mut self.plan.ledger.entries {
+        for ((path, _), entry) in &mut self.plan.record.entries {
             let named = |hook: &String| {
                 let mut words = words.iter();
                 words.any(|(name, which)| hooks::matches(name, path) && hooks::matches(which, hook))
@@ -44,8 +44,8 @@ impl Pass<'_> {
 
     /// Whether a resource that is to go waits before or after that.
     pub(super) fn waits_to_go(&mut self, key: &Key, hook: &str) -> bool {
-        let now = self.seen.now;
-        let Some(entry) = self.plan.ledger.entries.get_mut(key) else {
+        let now = self.observed.now;
+        let Some(entry) = self.plan.record.entries.get_mut(key) else {
             return false;
         };
         // One that waits to be made has not been.
@@ -66,8 +66,8 @@ impl Walk<'_, '_> {
         if hooks.is_empty() {
             return true;
         }
-        let ledger = &self.pass.plan.ledger;
-        let before = ledger.incarnations(path).find(|(other, entry)| {
+        let record = &self.pass.plan.record;
+        let before = record.incarnations(path).find(|(other, entry)| {
             let there = entry.action != Action::Delete && !entry.external && !entry.replace;
             there && entry.waits.as_deref() != Some(PRE_CREATE) && (!makes || *other != number)
         });
@@ -76,7 +76,7 @@ impl Walk<'_, '_> {
         let new = makes.then_some((number, Action::Create, PRE_CREATE));
         let stops = before.into_iter().chain(new);
         for (number, action, hook) in stops.filter(|(.., hook)| hooks.contains(*hook)) {
-            let now = self.pass.seen.now;
+            let now = self.pass.observed.now;
             let entry = self.entry((path.to_owned(), number));
             if !entry.passed.contains(hook) {
                 entry.kind.clone_from(&leaf.kind);
@@ -92,9 +92,9 @@ impl Walk<'_, '_> {
 
     /// Notes that a resource is as it should be, or that it waits to be called so.
     pub(super) fn complete(&mut self, key: &Key) {
-        let now = self.pass.seen.now;
+        let now = self.pass.observed.now;
         let hooks = hooks::of(&self.registry, &key.0).hooks;
-        let Some(entry) = self.pass.plan.ledger.entries.get_mut(key) else {
+        let Some(entry) = self.pass.plan.record.entries.get_mut(key) else {
             return;
         };
         let hook = match entry.action {

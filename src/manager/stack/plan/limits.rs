@@ -3,7 +3,7 @@
 
 use std::io;
 
-use super::{Ledger, Plan, Problem, Seen, State, give_up};
+use super::{StackRecord, Plan, Problem, Observed, State, give_up};
 use pileus_api::Reason;
 use pileus_api::stack::StackOutput;
 
@@ -40,35 +40,35 @@ pub(super) fn limit(outputs: &mut [StackOutput]) {
 /// A record that no Secret can hold ends the action: what exists is recorded already, and
 /// nothing is made that would not be. What the action does on its way back, and what goes, takes
 /// no more room than there was.
-pub(super) fn record(seen: &Seen<'_>, plan: &mut Plan) {
-    let before = seen.ledger.as_ref();
-    let many = before.map_or(0, |ledger| ledger.entries.len());
-    if before == Some(&plan.ledger) || plan.ledger.entries.is_empty() {
+pub(super) fn limit_record(observed: &Observed<'_>, plan: &mut Plan) {
+    let before = observed.record.as_ref();
+    let many = before.map_or(0, |record| record.entries.len());
+    if before == Some(&plan.record) || plan.record.entries.is_empty() {
         return;
     }
-    let (size, most) = (size(&plan.ledger), LARGEST_RECORD);
+    let (size, most) = (size(&plan.record), LARGEST_RECORD);
     if size <= most {
         return;
     }
-    if plan.ledger.entries.len() <= many {
+    if plan.record.entries.len() <= many {
         // Why resources wait is told again by the next pass.
-        for entry in plan.ledger.entries.values_mut() {
+        for entry in plan.record.entries.values_mut() {
             entry.reason.clear();
         }
         return;
     }
-    let resources = plan.ledger.entries.len();
+    let resources = plan.record.entries.len();
     let message = format!(
         "spec.template: the record of {resources} resources has {size} bytes, and a Secret holds \
          {most}; nothing more is made. Make several Stacks of it, give resources and groups \
          shorter names, or fewer depends_on"
     );
-    plan.ledger.entries = before
-        .map(|ledger| ledger.entries.clone())
+    plan.record.entries = before
+        .map(|record| record.entries.clone())
         .unwrap_or_default();
-    let word = plan.ledger.action.unwrap_or_default().word();
-    give_up(&mut plan.ledger.entries, "the record is full", seen.now);
-    plan.ledger
+    let word = plan.record.action.unwrap_or_default().word();
+    give_up(&mut plan.record.entries, "the record is full", observed.now);
+    plan.record
         .end(State::Failed, format!("{word} failed: {message}"));
     plan.steps.clear();
     plan.again = Some(std::time::Duration::ZERO);
@@ -79,7 +79,7 @@ pub(super) fn record(seen: &Seen<'_>, plan: &mut Plan) {
 }
 
 /// Bytes of the record as it is written.
-fn size(ledger: &Ledger) -> usize {
+fn size(record: &StackRecord) -> usize {
     struct Count(usize);
     impl io::Write for Count {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -91,7 +91,7 @@ fn size(ledger: &Ledger) -> usize {
         }
     }
     let mut count = Count(0);
-    match serde_json::to_writer(&mut count, ledger) {
+    match serde_json::to_writer(&mut count, record) {
         Ok(()) => count.0,
         Err(_) => usize::MAX,
     }

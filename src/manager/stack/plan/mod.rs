@@ -26,21 +26,21 @@
 //! | `rebuild` | what a lost record said |
 
 mod batch;
-mod conceal;
+mod masking;
 mod decide;
 mod forward;
 mod hooks;
-mod leaf;
+mod resource_state;
 mod limits;
-mod look;
+mod inspect;
 pub mod rebuild;
 mod removal;
-mod required;
-mod room;
-mod spec;
+mod requirements;
+mod conflicts;
+mod spec_diff;
 mod suspend;
-pub mod trouble;
-mod turn;
+pub mod refusals;
+mod start;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -48,7 +48,7 @@ use std::time::Duration;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
-use super::ledger::{Action, Entry, Key, Ledger, Reference, Sources, State};
+use super::record::{Action, Entry, Key, StackRecord, Reference, Sources, State};
 use pileus_api::stack::{StackOutput, StackPreview};
 use pileus_api::{Reason, Stack};
 use pileus_kube_ext::finalize;
@@ -86,7 +86,7 @@ impl Problem {
 }
 
 /// What was seen.
-pub struct Seen<'a> {
+pub struct Observed<'a> {
     /// The time.
     pub now: Timestamp,
     /// What the spec names, or why it cannot be had.
@@ -94,7 +94,7 @@ pub struct Seen<'a> {
     /// Sources that the record names, by digest.
     pub stored: BTreeMap<String, Sources>,
     /// The record, if there is one.
-    pub ledger: Option<Ledger>,
+    pub record: Option<StackRecord>,
     /// Unguessable; for a new record.
     pub seed: String,
     /// The objects that the record names; those that are gone, by the API server's own word,
@@ -157,7 +157,7 @@ pub enum Step {
 #[derive(Debug, Clone)]
 pub struct Plan {
     /// The record as it should be, before any step.
-    pub ledger: Ledger,
+    pub record: StackRecord,
     /// Sources to keep before the record names them.
     pub store: Option<Sources>,
     /// Effects; they do not depend on each other.
@@ -182,9 +182,9 @@ pub struct Plan {
 
 impl Plan {
     /// Nothing is to be done.
-    fn new(ledger: Ledger) -> Self {
+    fn new(record: StackRecord) -> Self {
         Self {
-            ledger,
+            record,
             store: None,
             steps: Vec::new(),
             outputs: None,
@@ -201,12 +201,12 @@ impl Plan {
 
 /// Decides for one Stack.
 #[must_use]
-pub fn plan(stack: &Stack, seen: &Seen<'_>) -> Plan {
-    let fresh = || Ledger::new(seen.seed.clone(), seen.now);
+pub fn plan(stack: &Stack, observed: &Observed<'_>) -> Plan {
+    let fresh = || StackRecord::new(observed.seed.clone(), observed.now);
     let mut pass = Pass {
         stack,
-        seen,
-        plan: Plan::new(seen.ledger.clone().unwrap_or_else(fresh)),
+        observed,
+        plan: Plan::new(observed.record.clone().unwrap_or_else(fresh)),
     };
     pass.clear_hooks();
     if finalize::is_deleting(stack) {
@@ -216,8 +216,8 @@ pub fn plan(stack: &Stack, seen: &Seen<'_>) -> Plan {
         pass.work();
     }
     let mut plan = pass.plan;
-    limits::record(seen, &mut plan);
-    conceal::conceal(seen, &mut plan);
+    limits::limit_record(observed, &mut plan);
+    masking::conceal(observed, &mut plan);
     limits::limit(plan.outputs.as_deref_mut().unwrap_or_default());
     plan
 }
@@ -225,18 +225,18 @@ pub fn plan(stack: &Stack, seen: &Seen<'_>) -> Plan {
 /// One pass over one Stack.
 struct Pass<'a> {
     stack: &'a Stack,
-    seen: &'a Seen<'a>,
+    observed: &'a Observed<'a>,
     plan: Plan,
 }
 
 impl Pass<'_> {
     /// Goes on with the action that is under way, and shows what there is.
     fn work(&mut self) {
-        let Some(action) = self.plan.ledger.action else {
+        let Some(action) = self.plan.record.action else {
             return;
         };
-        let busy = self.plan.ledger.is_busy();
-        match (&self.plan.ledger.goal, self.goal()) {
+        let busy = self.plan.record.is_busy();
+        match (&self.plan.record.goal, self.goal()) {
             // That a template cannot be read is no reason to remove what was made by it.
             (Some(digest), None) => {
                 let message = format!(
@@ -268,18 +268,18 @@ impl Pass<'_> {
 
     /// Whether what was seen was seen for the action that is under way.
     fn was_busy(&self) -> bool {
-        let before = self.seen.ledger.as_ref();
-        before.is_some_and(|ledger| ledger.is_busy() && ledger.action == self.plan.ledger.action)
+        let before = self.observed.record.as_ref();
+        before.is_some_and(|record| record.is_busy() && record.action == self.plan.record.action)
     }
 
     fn goal(&self) -> Option<Sources> {
-        self.source(self.plan.ledger.goal.as_deref()?)
+        self.source(self.plan.record.goal.as_deref()?)
     }
 
     fn source(&self, digest: &str) -> Option<Sources> {
-        let stored = self.seen.stored.get(digest).cloned();
+        let stored = self.observed.stored.get(digest).cloned();
         stored.or_else(|| {
-            let spec = self.seen.sources.as_ref().ok()?;
+            let spec = self.observed.sources.as_ref().ok()?;
             (spec.digest() == digest).then(|| spec.clone())
         })
     }
@@ -297,19 +297,19 @@ impl Pass<'_> {
 
     fn time_out(&mut self) {
         let limit = self.limit();
-        let ledger = &mut self.plan.ledger;
-        if !ledger.is_busy() {
+        let record = &mut self.plan.record;
+        if !record.is_busy() {
             return;
         }
-        let spent = since(ledger.started, self.seen.now);
+        let spent = since(record.started, self.observed.now);
         if spent < limit {
             self.again_in(limit.saturating_sub(spent));
             return;
         }
-        let waiting = waiting(&ledger.entries);
-        give_up(&mut ledger.entries, "the stack timed out", self.seen.now);
-        let word = ledger.action.unwrap_or_default().word();
-        ledger.end(
+        let waiting = waiting(&record.entries);
+        give_up(&mut record.entries, "the stack timed out", self.observed.now);
+        let word = record.action.unwrap_or_default().word();
+        record.end(
             State::Failed,
             format!(
                 "{word} timed out after {} minutes{waiting}",
@@ -320,36 +320,36 @@ impl Pass<'_> {
 
     /// Everything goes, and then the Stack.
     fn delete(&mut self) {
-        if self.seen.kind_lost {
+        if self.observed.kind_lost {
             self.release_all();
             return;
         }
-        let ledger = &mut self.plan.ledger;
-        if ledger.action != Some(Action::Delete) {
-            ledger.begin(Action::Delete, None, self.seen.now);
-        } else if ledger.state == State::Failed {
+        let record = &mut self.plan.record;
+        if record.action != Some(Action::Delete) {
+            record.begin(Action::Delete, None, self.observed.now);
+        } else if record.state == State::Failed {
             // It took too long; it is being deleted all the same.
-            ledger.state = State::InProgress;
+            record.state = State::InProgress;
         }
         self.remove_all();
-        let strays = self.seen.strays.iter().map(|(object, uid)| Step::Delete {
+        let strays = self.observed.strays.iter().map(|(object, uid)| Step::Delete {
             object: object.clone(),
             uid: Some(uid.clone()),
             by_account: false,
         });
-        let entries = &self.plan.ledger.entries;
+        let entries = &self.plan.record.entries;
         if entries.is_empty() {
             self.plan.steps.extend(strays);
         }
-        self.plan.gone = entries.is_empty() && self.seen.strays.is_empty();
+        self.plan.gone = entries.is_empty() && self.observed.strays.is_empty();
         if !self.plan.gone {
             self.again_in(Duration::from_secs(10));
         }
-        let spent = since(self.plan.ledger.started, self.seen.now);
+        let spent = since(self.plan.record.started, self.observed.now);
         if !self.plan.gone && spent > self.limit() {
-            let waiting = waiting(&self.plan.ledger.entries);
-            let ledger = &mut self.plan.ledger;
-            ledger.end(
+            let waiting = waiting(&self.plan.record.entries);
+            let record = &mut self.plan.record;
+            record.end(
                 State::Failed,
                 format!("DELETE takes long and goes on{waiting}"),
             );
@@ -362,10 +362,10 @@ impl Pass<'_> {
         let live = |entry: &Entry| -> Vec<Value> {
             let objects = entry.objects.iter();
             objects
-                .filter_map(|object| self.seen.objects.get(object).cloned())
+                .filter_map(|object| self.observed.objects.get(object).cloned())
                 .collect()
         };
-        for entry in self.plan.ledger.entries.values() {
+        for entry in self.plan.record.entries.values() {
             for live in live(entry).into_iter().filter(|live| is_ours(live, &uid)) {
                 self.plan.steps.push(Step::Release {
                     live,
@@ -383,9 +383,9 @@ impl Pass<'_> {
 /// When the template or an environment is no YAML, or no environment.
 pub fn input(stack: &Stack, sources: &Sources) -> pileus_stack::Result<Input> {
     let template = yaml::parse(&sources.template).map_err(|error| error.below("template"))?;
-    let mut environment = conceal::environment(sources)?;
+    let mut environment = masking::environment(sources)?;
     let mut secret = sources.secret.clone();
-    secret.extend(conceal::named_by_secrets(sources));
+    secret.extend(masking::named_by_secrets(sources));
     environment.parameters.extend(sources.parameters.clone());
     Ok(Input {
         template: template.into(),
@@ -410,8 +410,8 @@ pub fn since(then: Timestamp, now: Timestamp) -> Duration {
 
 /// How many of what service accounts make is under way.
 #[must_use]
-pub fn under_way(ledger: &Ledger) -> u32 {
-    let entries = ledger.entries.values();
+pub fn under_way(record: &StackRecord) -> u32 {
+    let entries = record.entries.values();
     let busy = entries.filter(|entry| entry.by_account && entry.state == State::InProgress);
     u32::try_from(busy.count()).unwrap_or(u32::MAX)
 }
@@ -465,13 +465,13 @@ fn give_up(entries: &mut BTreeMap<Key, Entry>, why: &str, now: Timestamp) {
 /// Whether the objects that serve an entry's are to be read: while they are made, when they
 /// go, and when they are looked at. `whole` says whether its object is what the entry says.
 #[must_use]
-pub fn needs_serving(ledger: &Ledger, entry: &Entry, whole: bool, deleting: bool) -> bool {
-    let checks = ledger.is_busy() && ledger.action == Some(Action::Check);
+pub fn needs_serving(record: &StackRecord, entry: &Entry, whole: bool, deleting: bool) -> bool {
+    let checks = record.is_busy() && record.action == Some(Action::Check);
     !whole || checks || deleting || entry.action == Action::Delete
 }
 
 /// Whether an entry's object was last made or changed to be what the entry says.
 #[must_use]
 pub fn is_whole(live: &Value, entry: &Entry) -> bool {
-    leaf::is_applied(live, &entry.digest)
+    resource_state::is_applied(live, &entry.digest)
 }

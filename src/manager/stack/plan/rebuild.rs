@@ -12,8 +12,8 @@ use kube::ResourceExt;
 use sha2::{Digest, Sha256};
 
 use super::forward::Walk;
-use super::leaf::{self, difference};
-use super::{Action, Entry, Key, Ledger, Pass, Plan, Problem, Reference, Seen, State, is_ours};
+use super::resource_state::{self, difference};
+use super::{Action, Entry, Key, StackRecord, Pass, Plan, Problem, Reference, Observed, State, is_ours};
 use pileus_api::names::{REBUILD_RECORD_ANNOTATION, STACK_RESOURCE_ANNOTATION};
 use pileus_api::{Reason, Stack};
 use pileus_kube_ext::finalize;
@@ -31,7 +31,7 @@ const TOLD: usize = 5;
 #[derive(Debug)]
 pub struct Rebuilt {
     /// What it would be.
-    pub ledger: Ledger,
+    pub record: StackRecord,
     /// Objects that have to be read before it is certain, and whether with the rights of the
     /// service account.
     pub reads: BTreeSet<(Reference, bool)>,
@@ -51,43 +51,43 @@ pub(super) struct Search {
 
 /// Whether a record was written and is gone.
 #[must_use]
-pub fn is_lost(stack: &Stack, ledger: Option<&Ledger>) -> bool {
+pub fn is_lost(stack: &Stack, record: Option<&StackRecord>) -> bool {
     let status = stack.status.as_ref();
-    ledger.is_none() && status.is_some_and(|status| status.record.is_some())
+    record.is_none() && status.is_some_and(|status| status.record.is_some())
 }
 
 /// The record as far as it can be made again. `asked` are the objects that were asked for;
 /// those of them that exist are in `seen`.
 #[must_use]
-pub fn rebuild(stack: &Stack, seen: &Seen<'_>, asked: &BTreeSet<Reference>) -> Rebuilt {
+pub fn rebuild(stack: &Stack, observed: &Observed<'_>, asked: &BTreeSet<Reference>) -> Rebuilt {
     let mut pass = Pass {
         stack,
-        seen,
-        plan: Plan::new(Ledger::new(seen.seed.clone(), seen.now)),
+        observed,
+        plan: Plan::new(StackRecord::new(observed.seed.clone(), observed.now)),
     };
-    let sources = match &seen.sources {
+    let sources = match &observed.sources {
         Ok(sources) => sources.clone(),
-        Err(problem) => return nothing(pass.plan.ledger, problem.message.clone()),
+        Err(problem) => return nothing(pass.plan.record, problem.message.clone()),
     };
     let digest = Some(sources.digest());
     let status = stack.status.as_ref();
     let word = status.and_then(|status| status.stack_status.as_deref());
-    let ledger = &mut pass.plan.ledger;
-    ledger.suspended = word.is_some_and(|word| word.starts_with(Action::Suspend.word()));
-    ledger.wanted = digest.clone().unwrap_or_default();
+    let record = &mut pass.plan.record;
+    record.suspended = word.is_some_and(|word| word.starts_with(Action::Suspend.word()));
+    record.wanted = digest.clone().unwrap_or_default();
     // What fails next returns to this: to nothing would be the end of what works.
-    ledger.good.clone_from(&digest);
-    ledger.checked.clone_from(&stack.spec.check_requested_at);
-    ledger.healed.clone_from(&stack.spec.heal_requested_at);
-    ledger.begin(Action::Update, digest, seen.now);
+    record.good.clone_from(&digest);
+    record.checked.clone_from(&stack.spec.check_requested_at);
+    record.healed.clone_from(&stack.spec.heal_requested_at);
+    record.begin(Action::Update, digest, observed.now);
     "Stack UPDATE started: its record was lost, and is made again from what exists"
-        .clone_into(&mut ledger.reason);
+        .clone_into(&mut record.reason);
     // Nor is anything undone if this fails.
-    ledger.kept = true;
+    record.kept = true;
     let mut walk = Walk::new(&mut pass, false);
     walk.search = Some(Search {
         asked: asked.clone(),
-        marked: marked(seen),
+        marked: marked(observed),
         reads: BTreeSet::new(),
         differs: Vec::new(),
     });
@@ -99,23 +99,23 @@ pub fn rebuild(stack: &Stack, seen: &Seen<'_>, asked: &BTreeSet<Reference>) -> R
         Ok(flat) => {
             let later = flat.unexpanded.iter();
             differs.extend(later.map(|path| format!("{path}: what is in it is not known")));
-            pass.plan.ledger.removed = flat.removed;
-            pass.plan.ledger.named = flat.named;
+            pass.plan.record.removed = flat.removed;
+            pass.plan.record.named = flat.named;
             leaves = flat.leaves;
         }
         Err(error) => differs.insert(0, error.to_string()),
     }
     pass.take_others(&leaves, &mut differs);
     Rebuilt {
-        ledger: pass.plan.ledger,
+        record: pass.plan.record,
         reads,
         differs,
     }
 }
 
-fn nothing(ledger: Ledger, why: String) -> Rebuilt {
+fn nothing(record: StackRecord, why: String) -> Rebuilt {
     Rebuilt {
-        ledger,
+        record,
         reads: BTreeSet::new(),
         differs: vec![why],
     }
@@ -123,14 +123,14 @@ fn nothing(ledger: Ledger, why: String) -> Rebuilt {
 
 /// Whether somebody has said that what exists is to be gone on with, whatever it is.
 #[must_use]
-pub fn is_asked(stack: &Stack, record: &str) -> bool {
+pub fn is_asked(stack: &Stack, record_name: &str) -> bool {
     let asked = stack.annotations().get(REBUILD_RECORD_ANNOTATION);
-    asked.is_some_and(|name| name == record)
+    asked.is_some_and(|name| name == record_name)
 }
 
 /// Why a lost record is not made again by itself, and the ways out.
 #[must_use]
-pub fn problem(seen: &Seen<'_>, record: &str, differs: &[String]) -> Problem {
+pub fn problem(observed: &Observed<'_>, record_name: &str, differs: &[String]) -> Problem {
     let mut told: Vec<&str> = differs.iter().take(TOLD).map(String::as_str).collect();
     let more = differs.len().saturating_sub(TOLD);
     let others = format!("{more} more");
@@ -138,33 +138,33 @@ pub fn problem(seen: &Seen<'_>, record: &str, differs: &[String]) -> Problem {
         told.push(&others);
     }
     let message = format!(
-        "the Secret {record} with the record of what the stack has made is gone, and what exists \
+        "the Secret {record_name} with the record of what the stack has made is gone, and what exists \
          is not what the spec says, so nothing is touched: {}. Restore the Secret; or make the \
          spec what it was; or go on with what exists by the annotation \
-         {REBUILD_RECORD_ANNOTATION}={record}: what differs is changed or made anew, what the \
+         {REBUILD_RECORD_ANNOTATION}={record_name}: what differs is changed or made anew, what the \
          template does not have stays without the Stack; or delete the Stack, which removes \
          everything that carries its mark",
         told.join("; ")
     );
     Problem {
         reason: Reason::RecordMissing,
-        message: super::conceal::masked(seen, &message),
+        message: super::masking::masked(observed, &message),
     }
 }
 
 /// By resource: names of watched objects that carry its mark.
-fn marked(seen: &Seen<'_>) -> BTreeMap<String, Vec<String>> {
+fn marked(observed: &Observed<'_>) -> BTreeMap<String, Vec<String>> {
     let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for (object, _) in &seen.strays {
-        if let Some(path) = path_of(seen, object) {
+    for (object, _) in &observed.strays {
+        if let Some(path) = path_of(observed, object) {
             found.entry(path).or_default().push(object.name.clone());
         }
     }
     found
 }
 
-fn path_of(seen: &Seen<'_>, object: &Reference) -> Option<String> {
-    let live = seen.find.find(&object.kind, &object.name)?;
+fn path_of(observed: &Observed<'_>, object: &Reference) -> Option<String> {
+    let live = observed.find.find(&object.kind, &object.name)?;
     let path = &live["metadata"]["annotations"][STACK_RESOURCE_ANNOTATION];
     path.as_str().map(str::to_owned)
 }
@@ -199,11 +199,11 @@ impl Walk<'_, '_> {
         properties: &Map,
         map: fn(&kinds::Request<'_>) -> pileus_stack::Result<Settles>,
     ) -> pileus_stack::Result<Known> {
-        let seed = self.pass.plan.ledger.seed.clone();
+        let seed = self.pass.plan.record.seed.clone();
         let own = Sha256::digest(format!("{seed}/{path}#1"));
         let name = self.name(path, 1);
         let namespace = self.pass.stack.namespace().unwrap_or_default();
-        let lookup = self.pass.seen.find;
+        let lookup = self.pass.observed.find;
         let find = |kind: &str, name: &str| lookup.find(kind, name);
         let settle = |seed: &[u8]| {
             map(&self.request(&name, &namespace, properties, &leaf.metadata, seed, &find))
@@ -213,7 +213,7 @@ impl Walk<'_, '_> {
             self.differs(path, "its value was made by chance, and another is now");
         }
         let entry = Entry {
-            properties: leaf::digests(leaf, properties, &seed, None),
+            properties: resource_state::digests(leaf, properties, &seed, None),
             ..Entry::default()
         };
         self.take(path, 1, leaf, entry);
@@ -231,15 +231,15 @@ impl Walk<'_, '_> {
             return Ok(None);
         };
         let namespace = self.pass.stack.namespace().unwrap_or_default();
-        let lookup = self.pass.seen.find;
+        let lookup = self.pass.observed.find;
         let find = |kind: &str, name: &str| lookup.find(kind, name);
         let number = self.number(path);
         let (first, name) = (self.name(path, 1), self.name(path, number));
         let make = |name: &str| {
             map(&self.request(name, &namespace, properties, &leaf.metadata, &[], &find))
         };
-        let seed = self.pass.plan.ledger.seed.clone();
-        let digests = leaf::digests(leaf, properties, &seed, Some((&make(&first)?, &first)));
+        let seed = self.pass.plan.record.seed.clone();
+        let digests = resource_state::digests(leaf, properties, &seed, Some((&make(&first)?, &first)));
         let makes = make(&name)?;
         let objects: Vec<Reference> = makes.objects.iter().map(Reference::of).collect();
         if !self.is_asked(&objects, kind.by_account) {
@@ -249,12 +249,12 @@ impl Walk<'_, '_> {
             return Ok(None);
         };
         let told = format!("{} {}", main.kind, main.name);
-        let Some(live) = self.pass.seen.objects.get(main).cloned() else {
+        let Some(live) = self.pass.observed.objects.get(main).cloned() else {
             self.differs(path, &format!("{told} is gone"));
             return Ok(None);
         };
         let uid = self.pass.stack.uid().unwrap_or_default();
-        if !is_ours(&live, &uid) || !leaf::is_of(&live, path) {
+        if !is_ours(&live, &uid) || !resource_state::is_of(&live, path) {
             let why = format!("{told} does not carry the marks of this stack's resource");
             self.differs(path, &why);
             return Ok(None);
@@ -263,7 +263,7 @@ impl Walk<'_, '_> {
         if let Some(why) = &fault {
             self.differs(path, why);
         }
-        let there = |object: &Reference| self.pass.seen.objects.contains_key(object);
+        let there = |object: &Reference| self.pass.observed.objects.contains_key(object);
         let digest = live["metadata"]["annotations"][pileus_api::names::STACK_DIGEST_ANNOTATION]
             .as_str()
             .unwrap_or_default();
@@ -305,7 +305,7 @@ impl Walk<'_, '_> {
         pairs.find_map(|(manifest, object)| {
             let told = format!("{} {}", object.kind, object.name);
             // What serves a resource is made anew where it is gone.
-            let live = self.pass.seen.objects.get(object)?;
+            let live = self.pass.observed.objects.get(object)?;
             if !live["metadata"]["deletionTimestamp"].is_null() {
                 return Some(format!("{told} is being deleted"));
             }
@@ -316,7 +316,7 @@ impl Walk<'_, '_> {
             let field = if object.kind == "Secret" && object.api_version == "v1" {
                 difference(&live["data"], &manifest["data"], "data")
             } else if object.api_version.starts_with(pileus_api::GROUP) {
-                super::spec::changed(live, manifest)
+                super::spec_diff::changed(live, manifest)
             } else {
                 None
             };
@@ -339,7 +339,7 @@ impl Walk<'_, '_> {
     }
 
     fn take(&mut self, path: &str, number: u32, leaf: &Leaf, entry: Entry) {
-        let now = self.pass.seen.now;
+        let now = self.pass.observed.now;
         let key = (path.to_owned(), number);
         self.targets.insert(path.to_owned(), number);
         let entry = Entry {
@@ -348,7 +348,7 @@ impl Walk<'_, '_> {
             state: State::Complete,
             ..entry
         };
-        self.pass.plan.ledger.entries.insert(key.clone(), entry);
+        self.pass.plan.record.entries.insert(key.clone(), entry);
         self.refresh(&key, leaf);
     }
 }
@@ -360,19 +360,19 @@ impl Pass<'_> {
     /// goes too.
     fn take_others(&mut self, leaves: &BTreeMap<String, Leaf>, differs: &mut Vec<String>) {
         let deleting = finalize::is_deleting(self.stack);
-        let entries = self.plan.ledger.entries.values();
+        let entries = self.plan.record.entries.values();
         let known: BTreeSet<(String, String)> = entries
             .flat_map(|entry| &entry.objects)
             .map(|object| (object.kind.clone(), object.name.clone()))
             .collect();
-        for (object, _) in &self.seen.strays {
+        for (object, _) in &self.observed.strays {
             if known.contains(&(object.kind.clone(), object.name.clone())) {
                 continue;
             }
-            let path = path_of(self.seen, object).unwrap_or_default();
+            let path = path_of(self.observed, object).unwrap_or_default();
             let told = format!("{} {}", object.kind, object.name);
             let leaf = leaves.get(&path);
-            let newest = self.plan.ledger.incarnations(&path).next();
+            let newest = self.plan.record.incarnations(&path).next();
             let key: Key = match newest {
                 Some((newest, _)) => (path.clone(), newest.saturating_add(1)),
                 None => (path.clone(), self.number_of(&path, &object.name)),
@@ -386,7 +386,7 @@ impl Pass<'_> {
                 kind: wanted.map_or(object.kind.clone(), |leaf| leaf.kind.clone()),
                 objects: vec![object.clone()],
                 state: State::Complete,
-                since: self.seen.now,
+                since: self.observed.now,
                 retain: if deleting {
                     leaf.is_some_and(|leaf| leaf.retain)
                 } else {
@@ -394,7 +394,7 @@ impl Pass<'_> {
                 },
                 ..Entry::default()
             };
-            self.plan.ledger.entries.insert(key, entry);
+            self.plan.record.entries.insert(key, entry);
         }
     }
 

@@ -1,6 +1,6 @@
 //! What goes, and in which order: users before what they use.
 
-use super::required::Used;
+use super::requirements::Used;
 use super::{Action, Entry, Key, Pass, State, Step, is_ours};
 use kube::ResourceExt;
 use pileus_stack::value::Value;
@@ -10,11 +10,11 @@ impl Pass<'_> {
     /// Removes everything, and ends the action once it is gone.
     pub(super) fn remove_all(&mut self) {
         self.remove_but(&BTreeSet::new());
-        let ledger = &mut self.plan.ledger;
-        if ledger.entries.is_empty() && ledger.is_busy() {
-            let word = ledger.action.unwrap_or_default().word();
-            ledger.goal = None;
-            ledger.end(
+        let record = &mut self.plan.record;
+        if record.entries.is_empty() && record.is_busy() {
+            let word = record.action.unwrap_or_default().word();
+            record.goal = None;
+            record.end(
                 State::Complete,
                 format!("Stack {word} completed successfully"),
             );
@@ -24,23 +24,23 @@ impl Pass<'_> {
     /// Removes what is not among `kept`; each as soon as nothing else works with it. Whether
     /// nothing is left to remove.
     pub(super) fn remove_but(&mut self, kept: &BTreeSet<Key>) -> bool {
-        let sums = super::required::sums(&self.plan.ledger, kept);
+        let sums = super::requirements::sums(&self.plan.record, kept);
         // What has no object is gone at once, and what it used may follow.
         loop {
-            let ledger = &self.plan.ledger;
-            let used = Used::of(ledger, &sums);
+            let record = &self.plan.record;
+            let used = Used::of(record, &sums);
             let goes = |key: &&Key| !kept.contains(*key) && !used.has(key);
-            let free: Vec<Key> = ledger.entries.keys().filter(goes).cloned().collect();
-            let before = self.plan.ledger.entries.len();
+            let free: Vec<Key> = record.entries.keys().filter(goes).cloned().collect();
+            let before = self.plan.record.entries.len();
             for key in free {
                 self.remove(&key);
             }
-            if self.plan.ledger.entries.len() == before {
+            if self.plan.record.entries.len() == before {
                 break;
             }
         }
         self.plan
-            .ledger
+            .record
             .entries
             .keys()
             .all(|key| kept.contains(key))
@@ -48,7 +48,7 @@ impl Pass<'_> {
 
     /// Removes one incarnation, or goes on with it.
     pub(super) fn remove(&mut self, key: &Key) {
-        let Some(entry) = self.plan.ledger.entries.get(key).cloned() else {
+        let Some(entry) = self.plan.record.entries.get(key).cloned() else {
             return;
         };
         if self.waits_to_go(key, "pre-delete") {
@@ -58,7 +58,7 @@ impl Pass<'_> {
         let live: Vec<_> = entry
             .objects
             .iter()
-            .filter_map(|object| Some((object, self.seen.objects.get(object)?)))
+            .filter_map(|object| Some((object, self.observed.objects.get(object)?)))
             // What carries another's mark, or none any more, is not ours to remove, nor is what
             // another resource has now.
             .filter(|(object, live)| is_ours(live, &uid) && !self.is_shared(key, object))
@@ -67,7 +67,7 @@ impl Pass<'_> {
             if self.waits_to_go(key, "post-delete") {
                 return;
             }
-            self.plan.ledger.entries.remove(key);
+            self.plan.record.entries.remove(key);
             return;
         }
         for (object, live) in live {
@@ -87,14 +87,14 @@ impl Pass<'_> {
                 });
             }
         }
-        let now = self.seen.now;
+        let now = self.observed.now;
         let reason = reason(&entry, self);
-        if let Some(entry) = self.plan.ledger.entries.get_mut(key) {
+        if let Some(entry) = self.plan.record.entries.get_mut(key) {
             entry.set(Action::Delete, State::InProgress, reason, now);
         }
         // What the service account made is not watched.
         let again = if entry.by_account {
-            super::pace(super::under_way(&self.plan.ledger), &entry, now)
+            super::pace(super::under_way(&self.plan.record), &entry, now)
         } else {
             std::time::Duration::from_secs(30)
         };
@@ -122,7 +122,7 @@ fn reason(entry: &Entry, pass: &Pass<'_>) -> String {
     let live = entry
         .objects
         .last()
-        .and_then(|object| pass.seen.objects.get(object));
+        .and_then(|object| pass.observed.objects.get(object));
     let Some(live) = live.filter(|live| !live["metadata"]["deletionTimestamp"].is_null()) else {
         // Why it could not be asked to go stays told until it goes.
         return match entry.action {
@@ -130,7 +130,7 @@ fn reason(entry: &Entry, pass: &Pass<'_>) -> String {
             _ => String::new(),
         };
     };
-    let ready = super::leaf::condition(live, "Ready");
+    let ready = super::resource_state::condition(live, "Ready");
     let said = ready.and_then(|ready| ready["message"].as_str().map(str::to_owned));
     let is_pileus = live["apiVersion"]
         .as_str()

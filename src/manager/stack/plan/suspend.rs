@@ -10,9 +10,9 @@ use pileus_stack::value::Value;
 impl Walk<'_, '_> {
     /// Stops or starts what a suspended or resumed stack has running.
     pub(super) fn suspend(&mut self, key: &Key, objects: &[Value], digest: &str) {
-        let now = self.pass.seen.now;
-        let action = self.pass.plan.ledger.action;
-        let Some(entry) = self.pass.plan.ledger.entries.get_mut(key) else {
+        let now = self.pass.observed.now;
+        let action = self.pass.plan.record.action;
+        let Some(entry) = self.pass.plan.record.entries.get_mut(key) else {
             return;
         };
         if entry.digest == digest || entry.state != State::Complete {
@@ -33,18 +33,18 @@ impl Walk<'_, '_> {
 
     /// Stops what nothing that still runs works with.
     pub(super) fn stop_users_first(&mut self) {
-        let now = self.pass.seen.now;
+        let now = self.pass.observed.now;
         let running: BTreeSet<Key> = self.to_stop.iter().map(|(key, ..)| key.clone()).collect();
         for (key, objects, digest) in std::mem::take(&mut self.to_stop) {
-            let ledger = &mut self.pass.plan.ledger;
-            let used = ledger.entries.iter().any(|(other, entry)| {
+            let record = &mut self.pass.plan.record;
+            let used = record.entries.iter().any(|(other, entry)| {
                 let stopping = entry.action == Action::Suspend && entry.state == State::InProgress;
                 entry.is_with(&key) && (running.contains(other) || stopping)
             });
             if used {
                 continue;
             }
-            if let Some(entry) = ledger.entries.get_mut(&key) {
+            if let Some(entry) = record.entries.get_mut(&key) {
                 entry.digest = digest;
                 entry.set(Action::Suspend, State::InProgress, "", now);
             }

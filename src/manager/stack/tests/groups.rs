@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::super::ledger::{Action, Rolling, State};
+use super::super::record::{Action, Rolling, State};
 use super::world::World;
 use pileus_api::stack::OnFailure;
 use pileus_stack::value::{Value, json};
@@ -28,7 +28,7 @@ outputs:
 
 /// Names of the members that there are.
 fn names(world: &World) -> String {
-    let entries = world.ledger.as_ref().unwrap().entries.iter();
+    let entries = world.record.as_ref().unwrap().entries.iter();
     let names = entries.filter_map(|((path, _), _)| path.split('/').nth(1));
     names
         .collect::<BTreeSet<_>>()
@@ -53,9 +53,9 @@ fn course(world: &mut World) -> Course {
     };
     for _ in 0..100 {
         let from = world.log.len();
-        let before = world.ledger.clone();
+        let before = world.record.clone();
         let plan = world.pass(|| false);
-        let entries = plan.ledger.entries.iter();
+        let entries = plan.record.entries.iter();
         let members = entries.filter(|((path, _), _)| path.starts_with("group/"));
         let serving = members
             .clone()
@@ -71,7 +71,7 @@ fn course(world: &mut World) -> Course {
             course.batches.push(did.join(", "));
         }
         world.tend();
-        if before.as_ref() == Some(&plan.ledger) && !plan.ledger.is_busy() {
+        if before.as_ref() == Some(&plan.record) && !plan.record.is_busy() {
             break;
         }
     }
@@ -84,9 +84,9 @@ fn a_group_grows_for_an_update_so_that_enough_are_in_service() {
     let mut world = World::new(&group(policy, 3));
     world.settle();
     world.change("v: a", "v: b");
-    let seen = course(&mut world);
+    let observed = course(&mut world);
     assert_eq!(
-        seen.batches,
+        observed.batches,
         [
             "make 3, make 4",
             "change 1, change 2",
@@ -94,7 +94,7 @@ fn a_group_grows_for_an_update_so_that_enough_are_in_service() {
             "delete 3, delete 4"
         ]
     );
-    assert_eq!((seen.least, seen.most), (3, 5));
+    assert_eq!((observed.least, observed.most), (3, 5));
     assert_eq!(
         (world.word().as_str(), names(&world).as_str()),
         ("UPDATE_COMPLETE", "0 1 2")
@@ -131,9 +131,9 @@ fn batches_are_as_small_as_the_policy_says_and_no_member_is_added_without_need()
         let mut world = World::new(&group(policy, 3));
         world.settle();
         world.change("v: a", "v: b");
-        let seen = course(&mut world);
+        let observed = course(&mut world);
         assert_eq!(
-            (seen.batches, seen.least),
+            (observed.batches, observed.least),
             (batches.into_iter().map(str::to_owned).collect(), least),
             "{policy}"
         );
@@ -159,12 +159,12 @@ fn a_group_grows_and_changes_batch_by_batch() {
     world.settle();
     world.change("count: 2", "count: 5");
     world.change("v: a", "v: b");
-    let seen = course(&mut world);
+    let observed = course(&mut world);
     assert_eq!(
-        seen.batches,
+        observed.batches,
         ["make 2, make 3", "change 1, make 4", "change 0"]
     );
-    assert!(seen.least >= 2);
+    assert!(observed.least >= 2);
 }
 
 #[test]
@@ -180,7 +180,7 @@ fn first_members_are_made_a_few_at_a_time_with_a_pause_between() {
         }
         // It is said when to look again, also while nothing happens.
         let resting = matches!(
-            plan.ledger.rolling.get("group"),
+            plan.record.rolling.get("group"),
             Some(Rolling::Pause { .. })
         );
         if resting {
@@ -208,7 +208,7 @@ fn an_update_in_batches_that_fails_returns_in_batches() {
         world.pass(|| false);
         world.tend();
     }
-    assert_eq!(world.word(), "ROLLBACK_COMPLETE", "{:#?}", world.ledger);
+    assert_eq!(world.word(), "ROLLBACK_COMPLETE", "{:#?}", world.record);
     assert_eq!(names(&world), "0 1 2");
     let metadata = |(_, live): (&_, &Value)| live["spec"]["metadata"]["v"].clone();
     let values: BTreeSet<String> = (world.objects.iter())

@@ -34,8 +34,8 @@ impl World {
     }
 
     fn reason(&self, path: &str) -> String {
-        let ledger = self.ledger.as_ref().unwrap();
-        let entry = ledger.incarnations(path).next();
+        let record = self.record.as_ref().unwrap();
+        let entry = record.incarnations(path).next();
         entry.map_or_else(String::new, |(_, entry)| entry.reason.clone())
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::super::ledger::Hidden;
+use super::super::record::Hidden;
 use super::super::plan::Plan;
 use super::super::status::status;
 use super::world::World;
@@ -26,7 +26,7 @@ fn world(body: &str) -> World {
 fn told(world: &World, plan: &Plan) -> String {
     let status = status(&world.stack, plan, "record", &|_| None, world.now);
     let status = serde_json::to_string(&status).unwrap();
-    format!("{status}{}", serde_json::to_string(&plan.ledger).unwrap())
+    format!("{status}{}", serde_json::to_string(&plan.record).unwrap())
 }
 
 #[test]

@@ -52,7 +52,7 @@ pub(super) fn progress(object: &Value, wait_for: Option<&str>) -> Progress {
         return Progress::Failed(text(&stalled["message"]));
     }
     let generation = object["metadata"]["generation"].as_i64();
-    let seen = object["status"]["observedGeneration"].as_i64();
+    let observed = object["status"]["observedGeneration"].as_i64();
     let Some(ready) = condition(object, wanted) else {
         return Progress::Pending(format!("it has no condition {wanted} yet"));
     };
@@ -62,8 +62,8 @@ pub(super) fn progress(object: &Value, wait_for: Option<&str>) -> Progress {
     if ready["status"] != "True" {
         return Progress::Pending(text(&ready["message"]));
     }
-    if seen.is_some() && seen < generation {
-        return Progress::Pending("its change has not been seen yet".to_owned());
+    if observed.is_some() && observed < generation {
+        return Progress::Pending("its change has not been observed yet".to_owned());
     }
     Progress::Ready
 }

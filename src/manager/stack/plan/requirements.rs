@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sha2::{Digest, Sha256};
 
-use super::{Key, Ledger};
+use super::{Key, StackRecord};
 use pileus_stack::tree::SEPARATOR;
 
 /// So many names are written out.
@@ -54,9 +54,9 @@ fn sum<'m>(incarnations: impl Iterator<Item = (&'m String, &'m u32)>) -> u32 {
 }
 
 /// The sums over what is kept, for each path that entries have in place of what is in it.
-pub(super) fn sums(ledger: &Ledger, kept: &BTreeSet<Key>) -> BTreeMap<String, u32> {
+pub(super) fn sums(record: &StackRecord, kept: &BTreeSet<Key>) -> BTreeMap<String, u32> {
     let kept: BTreeMap<String, u32> = kept.iter().cloned().collect();
-    let names = ledger.entries.values().flat_map(|e| e.requires.keys());
+    let names = record.entries.values().flat_map(|e| e.requires.keys());
     let holders: BTreeSet<&String> = names.filter(|name| name.ends_with(SEPARATOR)).collect();
     let sum = |holder: &String| (holder.clone(), sum(inside(&kept, holder)));
     holders.into_iter().map(sum).collect()
@@ -72,8 +72,8 @@ pub(super) struct Used<'l> {
 impl<'l> Used<'l> {
     /// `sums` are those over what is kept: what works with all of a group works with those if
     /// it has their sum.
-    pub(super) fn of(ledger: &'l Ledger, sums: &BTreeMap<String, u32>) -> Self {
-        let requires = ledger.entries.values().flat_map(|entry| &entry.requires);
+    pub(super) fn of(record: &'l StackRecord, sums: &BTreeMap<String, u32>) -> Self {
+        let requires = record.entries.values().flat_map(|entry| &entry.requires);
         let mut used = Self {
             named: BTreeSet::new(),
             inside: BTreeSet::new(),

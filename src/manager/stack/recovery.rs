@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use super::apart;
 use super::children::Children;
-use super::ledger::Ledger;
+use super::record::StackRecord;
 use super::plan::rebuild::{is_asked, problem, rebuild};
-use super::plan::{Problem, Seen};
+use super::plan::{Problem, Observed};
 use crate::Manager;
 use pileus_api::{Reason, Stack};
 use pileus_kube_ext::{ApiError, finalize};
@@ -17,16 +17,16 @@ use pileus_kube_ext::{ApiError, finalize};
 /// When the API server refuses the manager, or does not answer.
 pub(super) async fn search(
     stack: &Stack,
-    seen: &mut Seen<'_>,
+    observed: &mut Observed<'_>,
     children: &Children<'_>,
-    record: &str,
+    record_name: &str,
 ) -> Result<Option<Problem>, ApiError> {
     let deleting = finalize::is_deleting(stack);
-    seen.strays = children.strays(None);
+    observed.strays = children.strays(None);
     let mut asked = BTreeSet::new();
     // What objects are made of may follow from other objects.
     let found = loop {
-        let found = match apart::compute(|| rebuild(stack, seen, &asked)) {
+        let found = match apart::compute(|| rebuild(stack, observed, &asked)) {
             Ok(found) => found,
             Err(fault) => return Ok(Some(fault)),
         };
@@ -37,30 +37,30 @@ pub(super) async fn search(
         }
         asked.extend(reads.iter().map(|(object, _)| object.clone()));
         let (objects, denied) = children.read(reads).await?;
-        seen.objects.extend(objects);
-        seen.denied = seen.denied.take().or(denied);
+        observed.objects.extend(objects);
+        observed.denied = observed.denied.take().or(denied);
     };
-    if seen.denied.is_some() && deleting && children.is_namespace_going().await? {
-        seen.denied = None;
+    if observed.denied.is_some() && deleting && children.is_namespace_going().await? {
+        observed.denied = None;
     }
-    seen.strays = if deleting {
-        children.strays(Some(&found.ledger))
+    observed.strays = if deleting {
+        children.strays(Some(&found.record))
     } else {
         Vec::new()
     };
-    if deleting || found.differs.is_empty() || is_asked(stack, record) {
-        seen.ledger = Some(found.ledger);
+    if deleting || found.differs.is_empty() || is_asked(stack, record_name) {
+        observed.record = Some(found.record);
         return Ok(None);
     }
-    Ok(Some(problem(seen, record, &found.differs)))
+    Ok(Some(problem(observed, record_name, &found.differs)))
 }
 
 /// What is told of a record that is no record.
-pub(super) fn unreadable(record: &str) -> Problem {
+pub(super) fn unreadable(record_name: &str) -> Problem {
     Problem {
         reason: Reason::RecordMissing,
         message: format!(
-            "the Secret {record} with the record of what the stack has made cannot be read, so \
+            "the Secret {record_name} with the record of what the stack has made cannot be read, so \
              nothing is touched: restore it; or delete it, so that what exists is looked for by \
              its marks; or delete the Stack, which removes everything that carries its mark"
         ),
@@ -68,8 +68,8 @@ pub(super) fn unreadable(record: &str) -> Problem {
 }
 
 /// Tells that a record was made again.
-pub(super) fn tell(stack: &Stack, manager: &Manager, ledger: &Ledger) {
-    let many = ledger.entries.len();
+pub(super) fn tell(stack: &Stack, manager: &Manager, record: &StackRecord) {
+    let many = record.entries.len();
     let note = format!(
         "the record of what the stack has made was lost; it is made again from what exists, with \
          {many} resources"

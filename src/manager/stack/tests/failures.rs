@@ -2,7 +2,7 @@
 
 use k8s_openapi::jiff::SignedDuration;
 
-use super::super::ledger::State;
+use super::super::record::State;
 use super::PAIR;
 use super::world::World;
 use pileus_api::stack::OnFailure;
@@ -18,18 +18,18 @@ impl World {
     fn check(&mut self, word: &str) {
         self.stack.spec.check_requested_at = Some(self.now.to_string());
         self.settle();
-        assert_eq!(self.word(), word, "{:#?}", self.ledger);
+        assert_eq!(self.word(), word, "{:#?}", self.record);
     }
 
     fn heal(&mut self, word: &str) {
         self.stack.spec.heal_requested_at = Some(self.now.to_string());
         self.settle();
-        assert_eq!(self.word(), word, "{:#?}", self.ledger);
+        assert_eq!(self.word(), word, "{:#?}", self.record);
     }
 
     fn why(&self, path: &str) -> String {
-        let ledger = self.ledger.as_ref().unwrap();
-        let entry = ledger.incarnations(path).next();
+        let record = self.record.as_ref().unwrap();
+        let entry = record.incarnations(path).next();
         entry.map_or_else(String::new, |(_, entry)| entry.reason.clone())
     }
 }
@@ -101,7 +101,7 @@ fn a_rollback_does_not_destroy_what_was_only_slow_to_change() {
     }
     world.now += SignedDuration::from_secs(241);
     world.pass(|| false);
-    assert_eq!(world.word(), "UPDATE_FAILED", "{:#?}", world.ledger);
+    assert_eq!(world.word(), "UPDATE_FAILED", "{:#?}", world.record);
     world.slow = None;
     world.settle();
     assert_eq!(world.word(), "ROLLBACK_COMPLETE");
@@ -124,7 +124,7 @@ fn a_rollback_to_a_template_that_is_gone_ends_and_another_can_be_given() {
         world.stored.remove(&good);
         world.tend();
     }
-    assert_eq!(world.word(), "ROLLBACK_FAILED", "{:#?}", world.ledger);
+    assert_eq!(world.word(), "ROLLBACK_FAILED", "{:#?}", world.record);
     assert_eq!(
         world.plan().problem.unwrap().reason,
         pileus_api::Reason::RecordMissing
@@ -165,7 +165,7 @@ fn what_could_not_be_stopped_can_be_started() {
     world.refused = None;
     world.stack.spec.suspend = false;
     world.settle();
-    assert_eq!(world.word(), "RESUME_COMPLETE", "{:#?}", world.ledger);
+    assert_eq!(world.word(), "RESUME_COMPLETE", "{:#?}", world.record);
     world.change("{a: b}", "{a: c}");
     world.settle();
     assert_eq!(world.word(), "UPDATE_COMPLETE");
@@ -200,12 +200,12 @@ fn what_was_never_made_is_not_there_for_a_check_and_is_made_by_a_heal() {
     world.settle();
     assert_eq!(world.word(), "CREATE_FAILED");
     world.check("CHECK_FAILED");
-    let ledger = world.ledger.as_ref().unwrap();
+    let record = world.record.as_ref().unwrap();
     let mut named = ["net", "one", "port", "sub", "two"].iter();
     assert!(
-        named.all(|name| ledger.reason.contains(name)),
+        named.all(|name| record.reason.contains(name)),
         "{}",
-        ledger.reason
+        record.reason
     );
     world.refused = None;
     world.heal("UPDATE_COMPLETE");
@@ -245,13 +245,13 @@ fn what_has_failed_stays_so_until_it_is_dealt_with() {
     world.refused = Some("-two-");
     world.change("{a: b}", "{a: c}");
     world.settle();
-    let ledger = world.ledger.as_ref().unwrap();
-    let (_, entry) = ledger.incarnations("two").next().unwrap();
+    let record = world.record.as_ref().unwrap();
+    let (_, entry) = record.incarnations("two").next().unwrap();
     assert_eq!(
         (entry.state, entry.again, entry.replace),
         (State::Failed, false, false)
     );
-    assert!(ledger.kept);
+    assert!(record.kept);
 }
 
 #[test]
@@ -283,7 +283,7 @@ fn a_resource_that_is_renamed_keeps_its_object() {
     assert_eq!(world.word(), "UPDATE_COMPLETE");
     assert_eq!((world.uid("ops"), world.count("KeyPair")), (ops.clone(), 1));
     assert_eq!(world.log.last().unwrap(), "change KeyPair k2");
-    let paths = world.ledger.as_ref().unwrap().entries.keys();
+    let paths = world.record.as_ref().unwrap().entries.keys();
     assert_eq!(
         paths.map(|(path, _)| path.as_str()).collect::<Vec<_>>(),
         ["k2"]
@@ -346,7 +346,7 @@ resources:
     world.settle();
     world.change("{name: a}", "{name: a, namespace: demo}");
     world.settle();
-    assert_eq!(world.word(), "UPDATE_COMPLETE", "{:#?}", world.ledger);
+    assert_eq!(world.word(), "UPDATE_COMPLETE", "{:#?}", world.record);
     assert_eq!(
         (world.uid("a"), world.objects.len()),
         (uid, 1),
@@ -424,14 +424,14 @@ resources:
 ";
     let mut world = World::new(template);
     world.settle();
-    let size = |world: &World| serde_json::to_string(&world.ledger).unwrap().len();
+    let size = |world: &World| serde_json::to_string(&world.record).unwrap().len();
     assert!(size(&world) < 80 * 1000, "{}", size(&world));
     // One that is replaced goes although what waited for it is kept.
-    let name = world.ledger.as_ref().unwrap().entries[&("a/3".to_owned(), 1)].objects[0].clone();
+    let name = world.record.as_ref().unwrap().entries[&("a/3".to_owned(), 1)].objects[0].clone();
     world.objects.remove(&name);
     world.heal("UPDATE_COMPLETE");
     assert_eq!(world.count("Network"), 80);
-    let entries = &world.ledger.as_ref().unwrap().entries;
+    let entries = &world.record.as_ref().unwrap().entries;
     assert_eq!(entries.len(), 80);
     assert!(entries.contains_key(&("a/3".to_owned(), 2)));
     world.stack.spec.preview = true;
@@ -485,7 +485,7 @@ fn a_preview_says_what_is_done_with_what_has_failed() {
     let preview = |world: &mut World| {
         world.stack.spec.preview = true;
         let plan = world.plan();
-        assert_eq!(Some(&plan.ledger), world.ledger.as_ref());
+        assert_eq!(Some(&plan.record), world.record.as_ref());
         world.stack.spec.preview = false;
         plan.preview.unwrap()
     };
@@ -535,7 +535,7 @@ fn a_record_that_no_secret_can_hold_is_told_and_nothing_is_made_beside_it() {
     for _ in 0..5 {
         let plan = world.pass(|| false);
         told = told.or(plan.problem);
-        let size = serde_json::to_string(&world.ledger).unwrap().len();
+        let size = serde_json::to_string(&world.record).unwrap().len();
         assert!(size <= 1_000_000, "{size}");
         assert!(world.count("Network") <= 3);
     }

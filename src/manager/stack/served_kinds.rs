@@ -9,7 +9,7 @@ use kube::core::gvk::ParseGroupVersionError;
 use kube::core::{ApiResource, GroupVersion, GroupVersionKind};
 use kube::discovery::{self, Scope};
 
-use super::ledger::Reference;
+use super::record::Reference;
 use pileus_kube_ext::ApiError;
 
 /// Why a kind cannot be had; not the reason of a missing object.
@@ -17,13 +17,13 @@ const UNSERVED: &str = "KindNotServed";
 
 /// What the API server calls kinds, once it has been asked.
 #[derive(Default)]
-pub struct Kinds {
+pub struct ServedKinds {
     known: Mutex<HashMap<GroupVersionKind, (ApiResource, bool)>>,
     /// Since when it has said of a kind that there is none.
     missing: Mutex<HashMap<GroupVersionKind, Instant>>,
 }
 
-impl Kinds {
+impl ServedKinds {
     fn known(&self, kind: &GroupVersionKind) -> Option<(ApiResource, bool)> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.get(kind).cloned()

@@ -4,8 +4,8 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::forward::Walk;
-use super::leaf::{self, Progress};
-use super::{Action, Entry, Key, Ledger, Pass, Problem, Reference, Sources, State};
+use super::resource_state::{self, Progress};
+use super::{Action, Entry, Key, StackRecord, Pass, Problem, Reference, Sources, State};
 use pileus_api::stack::{StackOutput, StackPreview};
 use pileus_stack::graph::Graph;
 use pileus_stack::kinds;
@@ -46,28 +46,28 @@ impl Pass<'_> {
 
     /// Looks at every resource, and ends the action.
     pub(super) fn check(&mut self, goal: &Sources) {
-        let now = self.seen.now;
+        let now = self.observed.now;
         let mut walk = Walk::new(self, true);
         let flat = walk.walk(goal);
         let wanted = std::mem::take(&mut walk.wanted);
         let flat = match flat {
             Ok(flat) => flat,
             Err(error) => {
-                self.plan.ledger.end(State::Failed, error.to_string());
+                self.plan.record.end(State::Failed, error.to_string());
                 return;
             }
         };
         self.plan.outputs = Some(told(&flat));
         // What was never begun is not there.
         let missing = flat.leaves.keys().chain(&flat.unexpanded);
-        let ledger = &self.plan.ledger;
+        let record = &self.plan.record;
         let missing = missing.filter(|path| {
-            let made = ledger.incarnations(path).next().is_some();
-            !(made || flat.unexpanded.contains(*path) && is_begun(ledger, path))
+            let made = record.incarnations(path).next().is_some();
+            !(made || flat.unexpanded.contains(*path) && is_begun(record, path))
         });
         let mut wrong: Vec<String> = missing.cloned().collect();
         self.plan.secrets = flat.secrets;
-        for (key, entry) in &mut self.plan.ledger.entries {
+        for (key, entry) in &mut self.plan.record.entries {
             if entry.external || entry.action == Action::Delete {
                 continue;
             }
@@ -77,7 +77,7 @@ impl Pass<'_> {
                 continue;
             }
             let manifests = wanted.get(key).map(Vec::as_slice).unwrap_or_default();
-            let found = fault(entry, manifests, &self.seen.objects);
+            let found = fault(entry, manifests, &self.observed.objects);
             entry.again = matches!(found, Some(Fault::NotReady(_)));
             match found {
                 Some(Fault::Wrong(why) | Fault::NotReady(why)) => {
@@ -104,12 +104,12 @@ impl Pass<'_> {
                 ),
             )
         };
-        self.plan.ledger.end(state, reason);
+        self.plan.record.end(state, reason);
     }
 
     /// What applying `sources` would do, as far as it can be known without doing it.
     pub(super) fn preview(&mut self, sources: &Sources) {
-        let before = self.plan.ledger.clone();
+        let before = self.plan.record.clone();
         // What an update would begin with: what it makes anew and what it applies again.
         if before.action.is_some() {
             self.mark();
@@ -121,7 +121,7 @@ impl Pass<'_> {
             }
             Err(error) => self.plan.problem = Some(Problem::template(&error)),
         }
-        self.plan.ledger = before;
+        self.plan.record = before;
     }
 }
 
@@ -148,13 +148,13 @@ fn fault(
         // Specs of other kinds are not kept as they were written: `1024Mi` becomes `1Gi`.
         let kept_as_written = object.api_version.starts_with(pileus_api::GROUP);
         if let Some(manifest) = manifests.get(index).filter(|_| kept_as_written)
-            && let Some(field) = leaf::difference(&live["spec"], &manifest["spec"], "spec")
+            && let Some(field) = resource_state::difference(&live["spec"], &manifest["spec"], "spec")
         {
             let (kind, name) = (&object.kind, &object.name);
             let why = format!("{kind} {name}: {field} has been changed");
             return Some(Fault::Wrong(why));
         }
-        match leaf::progress(live, None) {
+        match resource_state::progress(live, None) {
             Progress::Ready => {}
             Progress::Pending(why) => found = Some(Fault::NotReady(why)),
             Progress::Failed(why) => found = Some(Fault::Wrong(why)),
@@ -164,14 +164,14 @@ fn fault(
 }
 
 /// Whether something was begun inside of what holds a stack.
-fn is_begun(ledger: &Ledger, holder: &str) -> bool {
+fn is_begun(record: &StackRecord, holder: &str) -> bool {
     let prefix = format!("{holder}{}", tree::SEPARATOR);
-    let mut entries = ledger.entries.keys();
+    let mut entries = record.entries.keys();
     entries.any(|(path, _)| path.starts_with(&prefix))
 }
 
 fn preview(pass: &Pass<'_>, flat: &Flat) -> StackPreview {
-    let ledger = &pass.plan.ledger;
+    let record = &pass.plan.record;
     let texts = |digests: &BTreeMap<String, String>| -> Map {
         let texts = digests.iter().filter(|(name, _)| *name != kinds::IDENTITY);
         texts
@@ -183,7 +183,7 @@ fn preview(pass: &Pass<'_>, flat: &Flat) -> StackPreview {
         let properties = leaf.properties.clone().unwrap_or_default();
         let want = Wanted {
             kind: &leaf.kind,
-            properties: Cow::Owned(texts(&leaf::digests(leaf, &properties, &ledger.seed, None))),
+            properties: Cow::Owned(texts(&resource_state::digests(leaf, &properties, &record.seed, None))),
             references: &leaf.references,
         };
         wanted.insert(path.clone(), want);
@@ -204,7 +204,7 @@ fn preview(pass: &Pass<'_>, flat: &Flat) -> StackPreview {
     };
     let in_full = |entry: &Entry| -> BTreeMap<String, u32> {
         let inside = |holder: &str| {
-            let keys = ledger.entries.keys();
+            let keys = record.entries.keys();
             let inside = keys.filter(|(path, _)| path.starts_with(holder));
             inside.cloned().collect()
         };
@@ -217,7 +217,7 @@ fn preview(pass: &Pass<'_>, flat: &Flat) -> StackPreview {
         });
         each.collect()
     };
-    let existing = ledger.entries.iter().map(|(key, entry)| {
+    let existing = record.entries.iter().map(|(key, entry)| {
         let existing = Existing {
             kind: entry.kind.clone(),
             properties: texts(&entry.properties),
@@ -233,7 +233,7 @@ fn preview(pass: &Pass<'_>, flat: &Flat) -> StackPreview {
     let Ok(plan) = engine::plan_back(&wanted, &graph, &existing, kinds::change) else {
         return preview;
     };
-    let again = |key: &&Key| ledger.entries.get(*key).is_some_and(|entry| entry.again);
+    let again = |key: &&Key| record.entries.get(*key).is_some_and(|entry| entry.again);
     let again: Vec<&Key> = plan.unchanged.keys().filter(again).collect();
     preview.unchanged = i64::try_from(plan.unchanged.len() - again.len()).unwrap_or(i64::MAX);
     let again = again.into_iter().map(|(path, _)| format!("{path} (again)"));

@@ -7,7 +7,7 @@ use kube::ResourceExt;
 
 use super::decide::permit;
 use super::forward::Walk;
-use super::{Action, Entry, Key, Pass, Reference, State, is_ours, leaf};
+use super::{Action, Entry, Key, Pass, Reference, State, is_ours, resource_state};
 use pileus_stack::expand::{Tree, holds_a_stack};
 use pileus_stack::kinds::{self, How, Makes, Request};
 use pileus_stack::tree::{Flat, SEPARATOR};
@@ -105,7 +105,7 @@ impl Walk<'_, '_> {
             let mut objects = entry.objects.iter();
             !entry.external && objects.any(|object| is_same(object, main, &own))
         };
-        let entries = self.pass.plan.ledger.entries.iter();
+        let entries = self.pass.plan.record.entries.iter();
         let holders = entries.filter(|(other, entry)| other.0 != key.0 && has(entry));
         let holders: Vec<(Key, Action)> = holders
             .map(|(other, entry)| (other.clone(), entry.action))
@@ -114,7 +114,7 @@ impl Walk<'_, '_> {
         for (holder, action) in holders {
             if action == Action::Delete {
                 self.pass.remove(&holder);
-                if self.pass.plan.ledger.entries.contains_key(&holder) {
+                if self.pass.plan.record.entries.contains_key(&holder) {
                     return Ok(Names::Wait);
                 }
                 continue;
@@ -141,12 +141,12 @@ impl Walk<'_, '_> {
     /// to be taken back; or whether it is owned by the Stack, and is to outlive it now.
     pub(super) fn was_taken(&self, key: &Key, retain: bool) -> bool {
         let uid = self.pass.stack.uid().unwrap_or_default();
-        let entry = self.pass.plan.ledger.entries.get(key);
+        let entry = self.pass.plan.record.entries.get(key);
         let entry = entry.filter(|entry| entry.state == State::Complete);
-        let live = entry.and_then(|entry| self.pass.seen.objects.get(entry.objects.last()?));
+        let live = entry.and_then(|entry| self.pass.observed.objects.get(entry.objects.last()?));
         live.is_some_and(|live| {
-            let owned = retain && leaf::is_owned(live, &uid);
-            is_ours(live, &uid) && (owned || !leaf::is_of(live, &key.0))
+            let owned = retain && resource_state::is_owned(live, &uid);
+            is_ours(live, &uid) && (owned || !resource_state::is_of(live, &key.0))
         })
     }
 
@@ -158,7 +158,7 @@ impl Walk<'_, '_> {
         }
         let own = self.pass.stack.namespace().unwrap_or_default();
         let main = makes.objects.last().map(Reference::of).unwrap_or_default();
-        let entries = &self.pass.plan.ledger.entries;
+        let entries = &self.pass.plan.record.entries;
         let in_the_way = entries.iter().filter(|(other, entry)| {
             let mut objects = entry.objects.iter();
             let same = objects.any(|object| is_same(object, &main, &own));
@@ -174,12 +174,12 @@ impl Walk<'_, '_> {
                     self.pass.remove(user);
                 }
             }
-            let entries = &self.pass.plan.ledger.entries;
+            let entries = &self.pass.plan.record.entries;
             if users.iter().all(|user| !entries.contains_key(user)) {
                 self.pass.remove(other);
             }
         }
-        let entries = &self.pass.plan.ledger.entries;
+        let entries = &self.pass.plan.record.entries;
         Ok(in_the_way.iter().all(|other| !entries.contains_key(other)))
     }
 
@@ -192,7 +192,7 @@ impl Walk<'_, '_> {
         let mut found: Vec<Key> = Vec::new();
         let mut next = vec![first.clone()];
         while let Some(used) = next.pop() {
-            let entry = self.pass.plan.ledger.entries.get(&used);
+            let entry = self.pass.plan.record.entries.get(&used);
             let Some(object) = entry.and_then(|entry| entry.objects.last()).cloned() else {
                 continue;
             };
@@ -201,12 +201,12 @@ impl Walk<'_, '_> {
             } else {
                 object.name == self.name(&used.0, used.1)
             };
-            let keys: Vec<Key> = self.pass.plan.ledger.entries.keys().cloned().collect();
+            let keys: Vec<Key> = self.pass.plan.record.entries.keys().cloned().collect();
             for user in keys {
                 if found.contains(&user) || !self.pass.works_with(&user, &used) {
                     continue;
                 }
-                let Some(entry) = self.pass.plan.ledger.entries.get(&user).cloned() else {
+                let Some(entry) = self.pass.plan.record.entries.get(&user).cloned() else {
                     continue;
                 };
                 let why = if entry.retain {
@@ -240,7 +240,7 @@ impl Pass<'_> {
     /// Whether what a user has made keeps the objects of `needed` from going, as the
     /// controllers of Pileus' kinds see it.
     fn works_with(&self, user: &Key, needed: &Key) -> bool {
-        let entries = &self.plan.ledger.entries;
+        let entries = &self.plan.record.entries;
         let (Some(entry), Some(other)) = (entries.get(user), entries.get(needed)) else {
             return false;
         };
@@ -249,7 +249,7 @@ impl Pass<'_> {
         };
         let pileus = object.api_version.starts_with(pileus_api::GROUP);
         // What somebody has deleted is in nobody's way.
-        let there = self.seen.objects.contains_key(object);
+        let there = self.observed.objects.contains_key(object);
         user != needed
             && pileus
             && there
@@ -261,14 +261,14 @@ impl Pass<'_> {
         let live = entry
             .objects
             .iter()
-            .filter_map(|o| self.seen.objects.get(o));
+            .filter_map(|o| self.observed.objects.get(o));
         let mut specs = live.map(|live| &live["spec"]);
         specs.any(|spec| has_text(spec, &object.name))
     }
 
     /// Whether an entry has an address of a Subnet without naming it.
     fn is_inside(&self, entry: &Entry, object: &Reference) -> bool {
-        let Some(subnet) = self.seen.objects.get(object) else {
+        let Some(subnet) = self.observed.objects.get(object) else {
             return false;
         };
         let network = subnet["spec"]["network"].as_str();
@@ -277,7 +277,7 @@ impl Pass<'_> {
         };
         let mut objects = entry.objects.iter();
         objects.any(|other| {
-            let live = self.seen.objects.get(other);
+            let live = self.observed.objects.get(other);
             ["Port", "Server"].contains(&other.kind.as_str())
                 && live.is_some_and(|live| has_text(&live["spec"], network))
         })
@@ -286,7 +286,7 @@ impl Pass<'_> {
     /// Whether another incarnation, of which nobody wants that it goes, has the same object.
     pub(super) fn is_shared(&self, key: &Key, object: &Reference) -> bool {
         let own = self.stack.namespace().unwrap_or_default();
-        let mut entries = self.plan.ledger.entries.iter();
+        let mut entries = self.plan.record.entries.iter();
         entries.any(|(other, entry)| {
             let mut objects = entry.objects.iter();
             other != key

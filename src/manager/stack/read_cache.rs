@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::fields::handed_over;
-use super::ledger::{Entry, Reference, State};
+use super::managed_fields::handed_over;
+use super::record::{Entry, Reference, State};
 use pileus_stack::value::Value;
 
 /// How long what has been seen of a finished resource is good for. Hundreds of stacks with
@@ -20,7 +20,7 @@ const GOOD_FOR: Duration = Duration::from_mins(30);
 
 struct Item {
     live: Value,
-    seen: Instant,
+    observed: Instant,
     /// It is the answer to a write that no pass has looked at yet.
     is_news: bool,
     /// All that the manager has said of it belongs to what it applies.
@@ -29,13 +29,13 @@ struct Item {
 
 /// What was seen, by the Stack's uid.
 #[derive(Default)]
-pub struct Recall {
+pub struct ReadCache {
     items: Mutex<HashMap<String, BTreeMap<Reference, Item>>>,
     /// The digest of new sources for which everything was last read, by the Stack's uid.
     turned: Mutex<HashMap<String, String>>,
 }
 
-impl Recall {
+impl ReadCache {
     fn stacks(&self) -> MutexGuard<'_, HashMap<String, BTreeMap<Reference, Item>>> {
         self.items.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -64,7 +64,7 @@ impl Recall {
         }
         let item = Item {
             live,
-            seen: Instant::now(),
+            observed: Instant::now(),
             is_news,
             handed_over,
         };
@@ -85,10 +85,10 @@ impl Recall {
         let mut stacks = self.stacks();
         let item = stacks.get_mut(uid)?.get_mut(object)?;
         let good = if entry.state == State::Complete {
-            item.seen.elapsed() < GOOD_FOR && super::plan::is_whole(&item.live, entry)
+            item.observed.elapsed() < GOOD_FOR && super::plan::is_whole(&item.live, entry)
         } else {
             // A pass that comes a little early does not wait for another whole pace.
-            std::mem::take(&mut item.is_news) || item.seen.elapsed() < pace * 3 / 4
+            std::mem::take(&mut item.is_news) || item.observed.elapsed() < pace * 3 / 4
         };
         good.then(|| item.live.clone())
     }
@@ -125,7 +125,7 @@ mod tests {
 
     #[test]
     fn the_answer_to_a_write_is_looked_at_once_and_a_finished_resource_is_remembered() {
-        let known = Recall::default();
+        let known = ReadCache::default();
         let live = json!({"apiVersion": "v1", "kind": "ConfigMap",
             "metadata": {"name": "a", "annotations": {STACK_DIGEST_ANNOTATION: "d"}}});
         let object = Reference::of(&live);
@@ -153,7 +153,7 @@ mod tests {
     }
     #[test]
     fn new_sources_are_new_once() {
-        let recall = Recall::default();
+        let recall = ReadCache::default();
         assert!(recall.is_new("uid", "a"));
         recall.note_new("uid", "a");
         assert!(!recall.is_new("uid", "a"));

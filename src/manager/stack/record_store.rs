@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::api::{DeleteParams, ListParams, ObjectMeta, PostParams};
 use kube::{Api, Client, Resource, ResourceExt};
 
-use super::ledger::{Ledger, Sources};
+use super::record::{StackRecord, Sources};
 use pileus_api::Stack;
 use pileus_api::names::STACK_UID_LABEL;
 use pileus_kube_ext::{ApiError, find, is_gone};
@@ -19,13 +19,13 @@ const KEY: &str = "record";
 pub const BIGGEST: usize = 1_000_000;
 
 /// The Secrets of one Stack.
-pub struct Records {
+pub struct RecordStore {
     api: Api<Secret>,
     uid: String,
     owner: Option<k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference>,
 }
 
-impl Records {
+impl RecordStore {
     /// Those of `stack`.
     #[must_use]
     pub fn of(client: &Client, stack: &Stack) -> Self {
@@ -51,13 +51,13 @@ impl Records {
     ///
     /// # Errors
     /// When the API server refuses or does not answer, or the record cannot be read.
-    pub async fn read(&self) -> Result<Option<(Ledger, String)>, ApiError> {
+    pub async fn read(&self) -> Result<Option<(StackRecord, String)>, ApiError> {
         let name = self.name();
         let Some(secret) = self.get(&name).await? else {
             return Ok(None);
         };
         let version = secret.resource_version().unwrap_or_default();
-        parse(&secret, &name).map(|ledger| Some((ledger, version)))
+        parse(&secret, &name).map(|record| Some((record, version)))
     }
 
     async fn get(&self, name: &str) -> Result<Option<Secret>, ApiError> {
@@ -71,9 +71,9 @@ impl Records {
     /// # Errors
     /// A conflict when somebody else has written it; otherwise when the API server refuses or
     /// does not answer.
-    pub async fn write(&self, ledger: &Ledger, version: Option<&str>) -> Result<String, ApiError> {
+    pub async fn write(&self, record: &StackRecord, version: Option<&str>) -> Result<String, ApiError> {
         let name = self.name();
-        let mut secret = self.secret(&name, ledger)?;
+        let mut secret = self.secret(&name, record)?;
         let written = match version {
             None => self.api.create(&PostParams::default(), &secret).await,
             Some(version) => {
@@ -135,8 +135,8 @@ impl Records {
     ///
     /// # Errors
     /// When the API server refuses or does not answer.
-    pub async fn forget_own(&self, ledger: Option<&Ledger>) -> Result<(), ApiError> {
-        for digest in ledger.map(Ledger::sources).unwrap_or_default() {
+    pub async fn forget_own(&self, record: Option<&StackRecord>) -> Result<(), ApiError> {
+        for digest in record.map(StackRecord::sources).unwrap_or_default() {
             self.delete(&self.name_of(digest)).await?;
         }
         self.delete(&self.name()).await

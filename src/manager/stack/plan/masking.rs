@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Plan, Problem, Seen, Sources};
+use super::{Plan, Problem, Observed, Sources};
 use pileus_api::Reason;
 use pileus_stack::environment::Environment;
 use pileus_stack::hide::{mask, mask_text, note, texts};
@@ -20,9 +20,9 @@ const GIVEN: [&str; 2] = ["parameters", "parameter_defaults"];
 const SHORTEST_WORD: usize = 6;
 
 /// Finds what is secret, and masks it in everything that the pass says.
-pub(super) fn conceal(seen: &Seen<'_>, plan: &mut Plan) {
-    let given = seen.sources.as_ref().ok();
-    for sources in given.into_iter().chain(seen.stored.values()) {
+pub(super) fn conceal(observed: &Observed<'_>, plan: &mut Plan) {
+    let given = observed.sources.as_ref().ok();
+    for sources in given.into_iter().chain(observed.stored.values()) {
         secrets(sources, &mut plan.secrets);
     }
     if let (Some(problem), Some(sources)) = (&mut plan.problem, given) {
@@ -37,10 +37,10 @@ pub(super) fn conceal(seen: &Seen<'_>, plan: &mut Plan) {
             *text = mask_text(text, secrets);
         }
     };
-    for entry in plan.ledger.entries.values_mut() {
+    for entry in plan.record.entries.values_mut() {
         hide(&mut entry.reason);
     }
-    hide(&mut plan.ledger.reason);
+    hide(&mut plan.record.reason);
     plan.notes.iter_mut().for_each(hide);
     if let Some(problem) = &mut plan.problem {
         hide(&mut problem.message);
@@ -58,9 +58,9 @@ pub(super) fn conceal(seen: &Seen<'_>, plan: &mut Plan) {
 }
 
 /// The text without anything that is secret.
-pub(super) fn masked(seen: &Seen<'_>, text: &str) -> String {
+pub(super) fn masked(observed: &Observed<'_>, text: &str) -> String {
     let mut found = BTreeSet::new();
-    if let Ok(sources) = &seen.sources {
+    if let Ok(sources) = &observed.sources {
         secrets(sources, &mut found);
     }
     mask_text(text, &found)

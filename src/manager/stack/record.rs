@@ -306,7 +306,7 @@ impl Rolling {
 
 /// A stack's record.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Ledger {
+pub struct StackRecord {
     /// What random strings are made from, in hexadecimal.
     pub seed: String,
     /// What the stack is put through; nothing yet when absent.
@@ -357,7 +357,7 @@ pub struct Ledger {
     pub entries: BTreeMap<Key, Entry>,
 }
 
-impl Ledger {
+impl StackRecord {
     /// The record of a stack that has made nothing.
     #[must_use]
     pub fn new(seed: String, now: Timestamp) -> Self {

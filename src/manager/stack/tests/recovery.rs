@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::super::ledger::Reference;
-use super::super::plan::Seen;
+use super::super::record::Reference;
+use super::super::plan::Observed;
 use super::super::plan::rebuild::{Rebuilt, problem, rebuild};
 use super::PAIR;
 use super::world::World;
@@ -16,7 +16,7 @@ impl World {
     fn lose(&mut self) -> Rebuilt {
         let status = self.stack.status.get_or_insert_default();
         status.record = Some("stack-u-1".to_owned());
-        self.ledger = None;
+        self.record = None;
         self.stored.clear();
         self.search()
     }
@@ -28,14 +28,14 @@ impl World {
                 && live["metadata"]["labels"][STACK_UID_LABEL] == uid
         });
         let strays = ours.map(|(object, _)| (object.clone(), String::new()));
-        let mut seen = Seen {
+        let mut observed = Observed {
             strays: strays.collect(),
             seed: "other".to_owned(),
-            ..self.nothing_seen()
+            ..self.nothing_observed()
         };
         let mut asked: BTreeSet<Reference> = BTreeSet::new();
         loop {
-            let found = rebuild(&self.stack, &seen, &asked);
+            let found = rebuild(&self.stack, &observed, &asked);
             let more = found.reads.iter().map(|(object, _)| object.clone());
             let more: Vec<_> = more.filter(|object| !asked.contains(object)).collect();
             if more.is_empty() {
@@ -43,7 +43,7 @@ impl World {
             }
             for object in more {
                 if let Some(live) = self.objects.get(&object) {
-                    seen.objects.insert(object.clone(), live.clone());
+                    observed.objects.insert(object.clone(), live.clone());
                 }
                 asked.insert(object);
             }
@@ -54,12 +54,12 @@ impl World {
     fn go_on(&mut self, found: Rebuilt) {
         self.stored
             .insert(self.sources.digest(), self.sources.clone());
-        self.ledger = Some(found.ledger);
+        self.record = Some(found.record);
         self.log.clear();
     }
 
     fn told(&self, found: &Rebuilt) -> String {
-        problem(&self.nothing_seen(), "stack-u-1", &found.differs).message
+        problem(&self.nothing_observed(), "stack-u-1", &found.differs).message
     }
 }
 
@@ -79,13 +79,13 @@ outputs:";
     world.change("user_data: x", "user_data: y");
     let before = world.settle();
     let objects = world.objects.clone();
-    let entries = world.ledger.clone().unwrap().entries;
+    let entries = world.record.clone().unwrap().entries;
     let found = world.lose();
     assert_eq!(found.differs, Vec::<String>::new());
-    assert!(found.ledger.entries.keys().eq(entries.keys()));
+    assert!(found.record.entries.keys().eq(entries.keys()));
     world.go_on(found);
     let after = world.settle();
-    assert_eq!(world.word(), "UPDATE_COMPLETE", "{:#?}", world.ledger);
+    assert_eq!(world.word(), "UPDATE_COMPLETE", "{:#?}", world.record);
     assert_eq!(before.outputs, after.outputs);
     // What cannot be compared is applied where it is; nothing else is.
     assert_eq!(world.log, ["change ConfigMap map"]);
@@ -95,7 +95,7 @@ outputs:";
             .collect::<Vec<_>>()
     };
     assert_eq!(uids(&world.objects), uids(&objects));
-    for (key, entry) in &world.ledger.as_ref().unwrap().entries {
+    for (key, entry) in &world.record.as_ref().unwrap().entries {
         let old = &entries[key];
         assert_eq!(
             (&entry.requires, &entry.objects, &entry.claims, &entry.kind),
@@ -212,8 +212,8 @@ fn a_failure_after_the_loss_destroys_nothing() {
         assert_eq!(world.word(), "UPDATE_FAILED");
         assert!(world.log.iter().all(|line| !line.starts_with("delete")));
         // What fails later returns to what was found.
-        let goal = world.ledger.as_ref().unwrap().goal.clone();
-        assert!(goal.is_some() && world.ledger.as_ref().unwrap().good == goal);
+        let goal = world.record.as_ref().unwrap().goal.clone();
+        assert!(goal.is_some() && world.record.as_ref().unwrap().good == goal);
     }
 }
 

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use kube::ResourceExt;
 
-use super::{Action, Pass, Problem, State, leaf};
-use crate::stack::ledger::Sources;
+use super::{Action, Pass, Problem, State, resource_state};
+use crate::stack::record::Sources;
 use pileus_api::Reason;
 use pileus_api::stack::OnFailure;
 use pileus_stack::expand::{self, Tree};
@@ -17,44 +17,44 @@ use pileus_stack::value::Value;
 impl Pass<'_> {
     /// Begins the action that is due, if one is.
     pub(super) fn turn(&mut self) {
-        let ledger = &self.plan.ledger;
-        if ledger.is_busy() {
+        let record = &self.plan.record;
+        if record.is_busy() {
             // A new template takes over from the one before it at once, as in Heat; what else
             // is under way comes to its end first.
-            if matches!(ledger.action, Some(Action::Create | Action::Update)) {
+            if matches!(record.action, Some(Action::Create | Action::Update)) {
                 self.follow_spec();
             }
             return;
         }
         if let Some((action, goal)) = self.undo() {
             self.mark();
-            self.plan.ledger.begin(action, goal, self.seen.now);
+            self.plan.record.begin(action, goal, self.observed.now);
             return;
         }
         let spec = &self.stack.spec;
         // What is stopped is started before anything else is done with it.
-        if self.plan.ledger.suspended && !spec.suspend {
+        if self.plan.record.suspended && !spec.suspend {
             self.mark_again();
-            let ledger = &mut self.plan.ledger;
-            ledger.suspended = false;
-            ledger.begin(Action::Resume, ledger.goal.clone(), self.seen.now);
+            let record = &mut self.plan.record;
+            record.suspended = false;
+            record.begin(Action::Resume, record.goal.clone(), self.observed.now);
             return;
         }
         if self.follow_spec() {
             return;
         }
-        let ledger = &mut self.plan.ledger;
-        if ledger.action.is_none() || ledger.goal.is_none() || self.plan.problem.is_some() {
+        let record = &mut self.plan.record;
+        if record.action.is_none() || record.goal.is_none() || self.plan.problem.is_some() {
             return;
         }
-        let goal = ledger.goal.clone();
-        if spec.suspend != ledger.suspended {
-            ledger.suspended = spec.suspend;
-            ledger.begin(Action::Suspend, goal, self.seen.now);
-        } else if spec.check_requested_at != ledger.checked {
-            ledger.checked.clone_from(&spec.check_requested_at);
+        let goal = record.goal.clone();
+        if spec.suspend != record.suspended {
+            record.suspended = spec.suspend;
+            record.begin(Action::Suspend, goal, self.observed.now);
+        } else if spec.check_requested_at != record.checked {
+            record.checked.clone_from(&spec.check_requested_at);
             if spec.check_requested_at.is_some() {
-                ledger.begin(Action::Check, goal, self.seen.now);
+                record.begin(Action::Check, goal, self.observed.now);
             }
         }
     }
@@ -62,13 +62,13 @@ impl Pass<'_> {
     /// What an action that has failed is followed by: as the spec says when it fails. What it
     /// says later is for the next failure.
     pub(super) fn undo(&self) -> Option<(Action, Option<String>)> {
-        if !self.is_undoable() || self.plan.ledger.kept {
+        if !self.is_undoable() || self.plan.record.kept {
             return None;
         }
-        let ledger = &self.plan.ledger;
+        let record = &self.plan.record;
         match self.stack.spec.on_failure {
             OnFailure::Keep => None,
-            OnFailure::Rollback => Some((Action::Rollback, ledger.good.clone())),
+            OnFailure::Rollback => Some((Action::Rollback, record.good.clone())),
             OnFailure::Delete => Some((Action::Delete, None)),
         }
     }
@@ -81,19 +81,19 @@ impl Pass<'_> {
         if self.undo().is_some() {
             self.again_in(Duration::ZERO);
         } else {
-            self.plan.ledger.kept = true;
+            self.plan.record.kept = true;
         }
     }
 
     fn is_undoable(&self) -> bool {
-        let ledger = &self.plan.ledger;
-        let action = matches!(ledger.action, Some(Action::Create | Action::Update));
-        action && ledger.state == State::Failed
+        let record = &self.plan.record;
+        let action = matches!(record.action, Some(Action::Create | Action::Update));
+        action && record.state == State::Failed
     }
 
     /// Begins to create or update when the spec says something new; whether it did.
     fn follow_spec(&mut self) -> bool {
-        let sources = match &self.seen.sources {
+        let sources = match &self.observed.sources {
             Ok(sources) => sources.clone(),
             Err(problem) => {
                 self.plan.problem = Some(problem.clone());
@@ -102,10 +102,10 @@ impl Pass<'_> {
         };
         let digest = sources.digest();
         let spec = &self.stack.spec;
-        let ledger = &self.plan.ledger;
-        let heal = spec.heal_requested_at != ledger.healed
+        let record = &self.plan.record;
+        let heal = spec.heal_requested_at != record.healed
             && spec.heal_requested_at.is_some()
-            && ledger.action.is_some();
+            && record.action.is_some();
         let tree = match self.accept(&sources) {
             Ok(tree) => tree,
             Err(problem) => {
@@ -118,10 +118,10 @@ impl Pass<'_> {
             self.preview(&sources);
             return false;
         }
-        if self.plan.ledger.wanted == digest && !heal {
+        if self.plan.record.wanted == digest && !heal {
             return false;
         }
-        if self.plan.ledger.suspended {
+        if self.plan.record.suspended {
             self.plan.problem = Some(Problem {
                 reason: Reason::Suspended,
                 message: "a suspended stack is not updated; set spec.suspend to false first"
@@ -130,19 +130,19 @@ impl Pass<'_> {
             return false;
         }
         self.mark();
-        let ledger = &mut self.plan.ledger;
-        let action = match ledger.action {
+        let record = &mut self.plan.record;
+        let action = match record.action {
             None => Action::Create,
             // Nothing had been made to the end: what is made now is still the first.
-            Some(Action::Create) if ledger.is_busy() => Action::Create,
+            Some(Action::Create) if record.is_busy() => Action::Create,
             Some(_) => Action::Update,
         };
-        if ledger.action.is_none() {
-            ledger.checked.clone_from(&spec.check_requested_at);
+        if record.action.is_none() {
+            record.checked.clone_from(&spec.check_requested_at);
         }
-        ledger.wanted.clone_from(&digest);
-        ledger.healed.clone_from(&spec.heal_requested_at);
-        ledger.begin(action, Some(digest), self.seen.now);
+        record.wanted.clone_from(&digest);
+        record.healed.clone_from(&spec.heal_requested_at);
+        record.begin(action, Some(digest), self.observed.now);
         self.plan.store = Some(sources);
         true
     }
@@ -157,7 +157,7 @@ impl Pass<'_> {
         let has_account = self.stack.spec.service_account_name.is_some();
         check::tree(&tree, has_account).map_err(wrong)?;
         let namespace = self.stack.namespace().unwrap_or_default();
-        super::room::distinct(&tree, &namespace).map_err(wrong)?;
+        super::conflicts::distinct(&tree, &namespace).map_err(wrong)?;
         self.unchangeable(sources, &tree).map_err(wrong)?;
         Ok(tree)
     }
@@ -201,18 +201,18 @@ impl Pass<'_> {
     /// failed and only another can take the place of. As in Heat (`needs_replace_failed`) a
     /// failure alone is no reason to destroy what works.
     pub(super) fn mark(&mut self) {
-        for entry in self.plan.ledger.entries.values_mut() {
+        for entry in self.plan.record.entries.values_mut() {
             let live = entry
                 .objects
                 .last()
-                .map(|object| self.seen.objects.get(object));
+                .map(|object| self.observed.objects.get(object));
             let lost = live.is_some_and(|live| live.is_none_or(is_beyond_help));
             match (entry.state, entry.action) {
                 (State::Complete, _) => entry.replace |= live == Some(None),
                 (State::InProgress, _) => {}
                 // It was only not ready when it was checked.
                 (State::Failed, Action::Check) if entry.again && !lost => {
-                    entry.set(Action::Check, State::Complete, "", self.seen.now);
+                    entry.set(Action::Check, State::Complete, "", self.observed.now);
                     entry.again = false;
                 }
                 // Heat replaces whatever has failed a check; what was never made to the end
@@ -230,7 +230,7 @@ impl Pass<'_> {
 
     /// Before what was stopped is started: what could not be stopped or started is tried again.
     fn mark_again(&mut self) {
-        for entry in self.plan.ledger.entries.values_mut() {
+        for entry in self.plan.record.entries.values_mut() {
             let tried = matches!(entry.action, Action::Suspend | Action::Resume);
             entry.again |= tried && entry.state == State::Failed;
         }
@@ -239,7 +239,7 @@ impl Pass<'_> {
 
 /// Whether an object says that nothing becomes of it, as Nova's `ERROR` does, or goes.
 fn is_beyond_help(live: &Value) -> bool {
-    let stalled = leaf::condition(live, "Stalled");
+    let stalled = resource_state::condition(live, "Stalled");
     !live["metadata"]["deletionTimestamp"].is_null()
         || stalled.is_some_and(|stalled| stalled["status"] == "True")
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
 
-use super::{Action, Key, Ledger, Problem, Seen, State};
+use super::{Action, Key, StackRecord, Problem, Observed, State};
 use pileus_api::{Reason, Stack};
 
 /// What the API server refused for good, and why, by resource.
@@ -13,8 +13,8 @@ pub type Refused = BTreeMap<Key, String>;
 
 /// Why nothing can be decided now: what cannot be seen may exist or not.
 #[must_use]
-pub fn obstacle(stack: &Stack, seen: &Seen<'_>) -> Option<Problem> {
-    let why = seen.denied.as_ref()?;
+pub fn obstacle(stack: &Stack, observed: &Observed<'_>) -> Option<Problem> {
+    let why = observed.denied.as_ref()?;
     let message = match stack.spec.service_account_name.as_deref() {
         Some(account) => format!(
             "the ServiceAccount `{account}` may not see what was made with its rights: {why}; \
@@ -22,7 +22,7 @@ pub fn obstacle(stack: &Stack, seen: &Seen<'_>) -> Option<Problem> {
         ),
         None => format!(
             "spec.serviceAccountName is not set, and what was made with an account's rights cannot \
-             be seen without: {why}; set it to the account that has made it"
+             be observed without: {why}; set it to the account that has made it"
         ),
     };
     Some(Problem {
@@ -36,10 +36,10 @@ const REFUSED_DELETION: Duration = Duration::from_secs(10);
 
 /// Notes what was refused: those resources have failed, and those that are being removed say
 /// why they are still there. When to look again.
-pub fn refuse(ledger: &mut Ledger, refused: Refused, now: Timestamp) -> Duration {
+pub fn refuse(record: &mut StackRecord, refused: Refused, now: Timestamp) -> Duration {
     let mut again = REFUSED_DELETION;
     for (key, why) in refused {
-        if let Some(entry) = ledger.entries.get_mut(&key) {
+        if let Some(entry) = record.entries.get_mut(&key) {
             if entry.action == Action::Delete {
                 entry.reason = why;
                 continue;
@@ -57,9 +57,9 @@ pub fn refuse(ledger: &mut Ledger, refused: Refused, now: Timestamp) -> Duration
 
 /// Says of resources why what is tried again was not done. It is not noted in the record: the
 /// next pass may know better.
-pub fn tell(ledger: &mut Ledger, told: Refused) {
+pub fn tell(record: &mut StackRecord, told: Refused) {
     for (key, why) in told {
-        if let Some(entry) = ledger.entries.get_mut(&key) {
+        if let Some(entry) = record.entries.get_mut(&key) {
             entry.reason = why;
         }
     }
@@ -68,24 +68,24 @@ pub fn tell(ledger: &mut Ledger, told: Refused) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stack::ledger::Entry;
+    use crate::stack::record::Entry;
 
     #[test]
     fn a_deletion_that_is_refused_says_so_and_goes_on() {
         let now = Timestamp::UNIX_EPOCH;
-        let mut ledger = Ledger::new(String::new(), now);
+        let mut record = StackRecord::new(String::new(), now);
         for (path, action) in [("going", Action::Delete), ("new", Action::Create)] {
             let entry = Entry {
                 action,
                 ..Entry::default()
             };
-            ledger.entries.insert((path.to_owned(), 1), entry);
+            record.entries.insert((path.to_owned(), 1), entry);
         }
         let refused = |path: &str| Refused::from([((path.to_owned(), 1), "403: no".to_owned())]);
-        assert_eq!(refuse(&mut ledger, refused("going"), now), REFUSED_DELETION);
-        assert_eq!(refuse(&mut ledger, refused("new"), now), Duration::ZERO);
+        assert_eq!(refuse(&mut record, refused("going"), now), REFUSED_DELETION);
+        assert_eq!(refuse(&mut record, refused("new"), now), Duration::ZERO);
         let said = |path: &str| {
-            let entry = &ledger.entries[&(path.to_owned(), 1)];
+            let entry = &record.entries[&(path.to_owned(), 1)];
             (entry.state, entry.reason.clone())
         };
         assert_eq!(said("going"), (State::InProgress, "403: no".to_owned()));

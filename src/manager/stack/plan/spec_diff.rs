@@ -4,7 +4,7 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::leaf::difference;
+use super::resource_state::difference;
 use pileus_api::{
     FlavorSpec, ImageSpec, KeyPairSpec, NetworkSpec, PortSpec, SecurityGroupRuleSpec,
     SecurityGroupSpec, ServerGroupSpec, ServerSpec, SubnetSpec,
