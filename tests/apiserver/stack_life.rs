@@ -77,7 +77,7 @@ async fn a_stack_is_suspended_resumed_checked_and_healed() {
     let checked = cloud.becomes("life", "CHECK_FAILED").await;
     let rows = resources(&checked);
     let why = |name: &str| rows[name].reason.clone().unwrap_or_default();
-    assert!(why("key").contains("is gone"), "{rows:#?}");
+    assert!(why("key").contains("is missing"), "{rows:#?}");
     assert!(why("back").contains("spec.runState"), "{rows:#?}");
     assert_eq!(rows["net"].status, "CHECK_COMPLETE");
     assert!(ready(&checked).2.contains("healRequestedAt"));

@@ -96,7 +96,7 @@ async fn a_record_is_made_again_from_what_exists() {
     let told = async || {
         let events = events.list(&ListParams::default()).await.unwrap();
         let mut notes = events.into_iter().filter_map(|event| event.note);
-        notes.any(|note| note.contains("it is made again from what exists"))
+        notes.any(|note| note.contains("it is rebuilt from the existing objects"))
     };
     while !told().await {
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -153,7 +153,7 @@ resources:
     .await;
     let (status, _, why) = ready(&told);
     assert_eq!(status, "Unknown");
-    assert!(why.contains("word: its value was made by chance"), "{why}");
+    assert!(why.contains("word: its value was random"), "{why}");
     assert!(why.contains(&format!("rebuild-record={record}")), "{why}");
     assert_eq!(cloud.count::<Secret>().await, 0);
     let word = |word: &str| {

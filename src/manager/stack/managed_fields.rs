@@ -1,11 +1,11 @@
-//! Whose the fields of an object are, where the manager and others write the same one.
+//! Field ownership (`metadata.managedFields`) of objects that the manager and others write.
 
 use pileus_api::names::MANAGER;
 use pileus_stack::value::{Value, json};
 
-/// The managed fields with what the manager's POST owns given to its apply; nothing when
-/// there is no such thing.
-pub(super) fn handed_over(fields: &Value) -> Option<Value> {
+/// The managed fields in which everything that the manager's create request (`Update`) owns
+/// belongs to its server-side apply; `None` when there is nothing to migrate.
+pub(super) fn migrated_fields(fields: &Value) -> Option<Value> {
     let mut entries = fields.as_array()?.to_vec();
     let position = |entries: &[Value], operation: &str| {
         entries.iter().position(|entry| {
@@ -22,7 +22,7 @@ pub(super) fn handed_over(fields: &Value) -> Option<Value> {
         }
         // Fields of another version have other names.
         Some(at) if entries[at]["apiVersion"] == made["apiVersion"] => {
-            unite(&mut entries[at]["fieldsV1"], made["fieldsV1"].take());
+            merge_fields(&mut entries[at]["fieldsV1"], made["fieldsV1"].take());
         }
         Some(_) => {}
     }
@@ -30,16 +30,16 @@ pub(super) fn handed_over(fields: &Value) -> Option<Value> {
 }
 
 /// Adds a set of fields, which is a tree of maps.
-fn unite(fields: &mut Value, more: Value) {
+fn merge_fields(fields: &mut Value, more: Value) {
     if let (Value::Object(fields), Value::Object(more)) = (fields, more) {
         for (name, more) in more {
-            unite(fields.or_insert_with(&name, || json!({})), more);
+            merge_fields(fields.or_insert_with(&name, || json!({})), more);
         }
     }
 }
 
-/// `wanted`, with what `live` has that is not the Stack's to say.
-pub(super) fn replaced(wanted: &Value, live: &Value) -> Value {
+/// `wanted` with the metadata of `live` that the Stack does not define, for a replace request.
+pub(super) fn replacement(wanted: &Value, live: &Value) -> Value {
     let mut object = wanted.clone();
     let mut metadata = live["metadata"].clone();
     if let Some(map) = metadata.as_object_mut() {

@@ -1,9 +1,12 @@
-//! What a Stack has made, and what it is doing: its record, kept in a Secret of the Stack's
-//! namespace, because what follows from parameters may be secret.
+//! The record of a Stack: which objects it has made, and which action is in progress. It is stored
+//! in a Secret of the Stack's namespace ([`super::record_store`]), because values that are computed
+//! from parameters may be secret.
 //!
-//! It is written before anything is made, so that after a crash nothing exists that it does
-//! not name. Templates are kept apart from it, by their digests: they are big and seldom
-//! change, the record changes with every step.
+//! The record is written before an object is made, so that after a crash no object exists that the
+//! record does not name. Templates are stored in Secrets of their own, by their digests: they are
+//! big and seldom change, while the record changes with every step.
+//!
+//! Some fields have another name in the stored record than here: stored records stay readable.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,30 +17,30 @@ use sha2::{Digest, Sha256};
 use pileus_stack::tree::SEPARATOR;
 use pileus_stack::value::{Map, Value};
 
-/// What a stack or a resource is put through; Heat's words.
+/// An action on a stack or on a resource, as in Heat.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Action {
-    /// It is made.
+    /// Create it.
     #[default]
     Create,
-    /// It is changed, in place or by another.
+    /// Update it in place, or replace it.
     Update,
-    /// It goes.
+    /// Delete it.
     Delete,
-    /// It returns to what it was.
+    /// Return to the last good template.
     Rollback,
-    /// It is looked at.
+    /// Compare it with the template.
     Check,
-    /// It is stopped.
+    /// Stop its Servers.
     Suspend,
-    /// It is started again.
+    /// Start its Servers again.
     Resume,
 }
 
 impl Action {
-    /// Heat's word.
+    /// Its name in Heat's API.
     #[must_use]
-    pub fn word(self) -> &'static str {
+    pub fn heat_name(self) -> &'static str {
         match self {
             Self::Create => "CREATE",
             Self::Update => "UPDATE",
@@ -50,22 +53,22 @@ impl Action {
     }
 }
 
-/// How far an action is.
+/// State of an action, as in Heat.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum State {
-    /// Under way.
+    /// In progress.
     #[default]
     InProgress,
-    /// Done.
+    /// Complete.
     Complete,
-    /// Given up.
+    /// Failed, or cancelled.
     Failed,
 }
 
 impl State {
-    /// Heat's word.
+    /// Its name in Heat's API.
     #[must_use]
-    pub fn word(self) -> &'static str {
+    pub fn heat_name(self) -> &'static str {
         match self {
             Self::InProgress => "IN_PROGRESS",
             Self::Complete => "COMPLETE",
@@ -74,14 +77,14 @@ impl State {
     }
 }
 
-/// An object by what the API server calls it.
+/// A reference to an object by API version, kind, namespace and name.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Reference {
     /// Group and version.
     pub api_version: String,
     /// Kind.
     pub kind: String,
-    /// Namespace, where it is another than the stack's.
+    /// Namespace, if it is not the stack's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
     /// Name.
@@ -92,96 +95,102 @@ impl Reference {
     /// The object that a manifest describes.
     #[must_use]
     pub fn of(manifest: &Value) -> Self {
-        let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         Self {
-            api_version: word(&manifest["apiVersion"]),
-            kind: word(&manifest["kind"]),
+            api_version: text(&manifest["apiVersion"]),
+            kind: text(&manifest["kind"]),
             namespace: manifest["metadata"]["namespace"]
                 .as_str()
                 .map(str::to_owned),
-            name: word(&manifest["metadata"]["name"]),
+            name: text(&manifest["metadata"]["name"]),
         }
     }
 }
 
-/// One incarnation of a resource: its path, and a number that grows with each replacement.
+/// One incarnation of a resource: its path, and a number that grows by one with each replacement.
 pub type Key = (String, u32);
 
-/// What is recorded of an incarnation.
+/// What is recorded about one incarnation of a resource.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Entry {
-    /// Its type.
-    pub kind: String,
-    /// Digests of the properties that it was made or last changed with.
+    /// Its resource type.
+    #[serde(rename = "kind")]
+    pub resource_type: String,
+    /// Digests of the properties that it was created or last updated with.
     pub properties: BTreeMap<String, String>,
-    /// Which incarnation of each required resource it works with. What requires all of a group
-    /// or of a nested stack has its path with a separator at the end, and a sum over the
-    /// incarnations: each of hundreds naming each of hundreds, no Secret would hold the record.
+    /// Which incarnation of each required resource it uses. Where it requires all resources of a
+    /// group or of a nested stack, there is one key for all: the path with a separator at the end,
+    /// with a checksum over the incarnations. If each of hundreds of resources named each of
+    /// hundreds of others, the record would not fit into a Secret.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub requires: BTreeMap<String, u32>,
-    /// Its objects; the last one is the resource.
+    /// Its objects. The last one is the resource itself, the others are auxiliary, such as a
+    /// Secret with user data.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub objects: Vec<Reference>,
-    /// Digest of what the objects should be.
+    /// Digest of the wanted manifests.
     #[serde(default)]
     pub digest: String,
-    /// What only one object can have at a time.
+    /// Things that only one object can have at a time, such as an address.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub claims: BTreeSet<String>,
-    /// What is done with it.
+    /// The last action on it.
     pub action: Action,
-    /// How far that is.
+    /// State of that action.
     pub state: State,
-    /// Why.
+    /// Why it is in that state.
     #[serde(default)]
     pub reason: String,
-    /// Since when.
+    /// Since when it is in that state.
     pub since: Timestamp,
-    /// Kept when the stack lets go of it.
+    /// Its objects are kept when the stack no longer has it (`deletion_policy: Retain`).
     #[serde(default)]
     pub retain: bool,
-    /// Made with the rights of the stack's service account.
+    /// Its objects are made with the rights of the stack's service account.
     #[serde(default)]
     pub by_account: bool,
-    /// It existed before and is not the stack's.
+    /// It has an `external_id`: it existed before, and is never changed.
     #[serde(default)]
     pub external: bool,
-    /// Failed or lost before the action that is under way: another takes its place.
+    /// It failed or was deleted before the current action, which replaces it.
     #[serde(default)]
     pub replace: bool,
-    /// It works, whatever has failed: it is applied again where it is. After a check: it is
-    /// only not ready, which is no reason to do anything with it.
-    #[serde(default, skip_serializing_if = "is_false")]
-    pub again: bool,
-    /// Its hooks when it was last looked at; those of its deletion must outlive the template.
+    /// An action on it has failed, but its object works: it is updated in place. After a check:
+    /// its object is not ready now, which is no reason to replace it.
+    #[serde(rename = "again", default, skip_serializing_if = "is_false")]
+    pub reapply: bool,
+    /// Its hooks in the last template that had it: those of its deletion are needed later.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub hooks: BTreeSet<String>,
-    /// The hook that it has come to.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub waits: Option<String>,
-    /// Hooks that were cleared in the action that is under way.
-    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-    pub passed: BTreeSet<String>,
+    /// The hook that it has reached.
+    #[serde(rename = "waits", default, skip_serializing_if = "Option::is_none")]
+    pub hook_reached: Option<String>,
+    /// Hooks that were cleared in the current action.
+    #[serde(rename = "passed", default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub hooks_cleared: BTreeSet<String>,
 }
 
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
+#[allow(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes a reference"
+)]
 fn is_false(value: &bool) -> bool {
     !value
 }
 
-/// The hook before a resource is made: an entry that waits at it stands for nothing yet.
+/// The hook before a resource is created: an entry that waits at it has no object yet.
 pub const PRE_CREATE: &str = "pre-create";
 
 impl Entry {
-    /// Whether it has failed in the action that is under way.
+    /// Whether it has failed in the current action.
     #[must_use]
     pub fn has_failed(&self) -> bool {
-        self.state == State::Failed && !self.replace && !self.again
+        self.state == State::Failed && !self.replace && !self.reapply
     }
 
-    /// Whether it works with an incarnation.
+    /// Whether it requires this incarnation of another resource.
     #[must_use]
-    pub fn is_with(&self, (path, number): &Key) -> bool {
+    pub fn uses(&self, (path, number): &Key) -> bool {
         let mut all = self.requires.keys();
         self.requires.get(path) == Some(number)
             || all.any(|name| name.ends_with(SEPARATOR) && path.starts_with(name))
@@ -189,13 +198,19 @@ impl Entry {
 
     /// Whether it waits at a hook that is not cleared.
     #[must_use]
-    pub fn is_waiting(&self) -> bool {
-        let hook = self.waits.as_ref();
-        hook.is_some_and(|hook| !self.passed.contains(hook))
+    pub fn is_waiting_at_hook(&self) -> bool {
+        let hook = self.hook_reached.as_ref();
+        hook.is_some_and(|hook| !self.hooks_cleared.contains(hook))
     }
 
-    /// Notes what becomes of it; the time moves only with the state.
-    pub fn set(&mut self, action: Action, state: State, reason: impl Into<String>, now: Timestamp) {
+    /// Sets action, state and reason; `since` changes only when action or state do.
+    pub fn set_state(
+        &mut self,
+        action: Action,
+        state: State,
+        reason: impl Into<String>,
+        now: Timestamp,
+    ) {
         if (self.action, self.state) != (action, state) {
             self.since = now;
         }
@@ -205,7 +220,8 @@ impl Entry {
     }
 }
 
-/// What a stack is made of. May hold secrets.
+/// Everything that a stack is made from: template, files, environments and parameters. May contain
+/// secrets.
 #[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Sources {
     /// The template's text.
@@ -216,14 +232,14 @@ pub struct Sources {
     pub environments: Vec<String>,
     /// Parameters' values.
     pub parameters: Map,
-    /// Names of parameters that are never shown, whatever the template says.
+    /// Names of parameters that come from Secrets: they are hidden, whatever the template says.
     pub secret: BTreeSet<String>,
-    /// What else came from Secrets, and is not shown either.
+    /// What else comes from Secrets and is never shown.
     #[serde(default, skip_serializing_if = "Hidden::is_empty")]
     pub hidden: Hidden,
 }
 
-/// Parts of a stack's sources that came from Secrets.
+/// Parts of a stack's sources that come from Secrets.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hidden {
     /// The template.
@@ -232,7 +248,7 @@ pub struct Hidden {
     /// Names of files.
     #[serde(default)]
     pub files: BTreeSet<String>,
-    /// Places of environments among them.
+    /// Indexes of environments.
     #[serde(default)]
     pub environments: BTreeSet<usize>,
 }
@@ -246,7 +262,7 @@ impl Hidden {
 }
 
 impl std::fmt::Debug for Sources {
-    /// Says nothing of what is in it.
+    /// Shows nothing of the content.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Sources({})", self.digest())
     }
@@ -256,7 +272,7 @@ impl Sources {
     /// Digest of all of it, in hexadecimal.
     #[must_use]
     pub fn digest(&self) -> String {
-        // The order of maps in parameters says nothing: the API server does not keep it.
+        // The order of maps in parameters has no meaning: the API server does not keep it.
         let mut sorted = self.clone();
         sorted.parameters.sort_keys();
         sorted
@@ -268,14 +284,14 @@ impl Sources {
     }
 }
 
-/// How far a group is that changes a few members at a time.
+/// Progress of a group that updates its members in batches.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Rolling {
-    /// A batch is under way.
+    /// A batch is in progress.
     Batch {
         /// How many members the group has in it.
         capacity: usize,
-        /// Names of members that must not be changed yet.
+        /// Names of members that must not be updated yet.
         held: BTreeSet<String>,
         /// These are the group's first members.
         first: bool,
@@ -289,12 +305,12 @@ pub enum Rolling {
         /// These are the group's first members.
         first: bool,
     },
-    /// Nothing is held back, or not any more.
+    /// All members may be updated (now).
     Free,
 }
 
 impl Rolling {
-    /// How many members the group has now; as many as it is to have when absent.
+    /// How many members the group has now; `None` for as many as the template says.
     #[must_use]
     pub fn capacity(&self) -> Option<usize> {
         match self {
@@ -304,61 +320,65 @@ impl Rolling {
     }
 }
 
-/// A stack's record.
+/// The record of a Stack.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StackRecord {
-    /// What random strings are made from, in hexadecimal.
+    /// The seed of random strings and digests, in hexadecimal.
     pub seed: String,
-    /// What the stack is put through; nothing yet when absent.
+    /// The current or last action; `None` before the first one.
     pub action: Option<Action>,
-    /// How far that is.
+    /// State of that action.
     pub state: State,
-    /// Why.
+    /// Why it is in that state.
     pub reason: String,
     /// When the action began.
     pub started: Timestamp,
-    /// It failed, and what there is was left for people to look at.
-    #[serde(default, skip_serializing_if = "is_false")]
-    pub kept: bool,
+    /// It failed, and is not undone: its objects stay for inspection.
+    #[serde(rename = "kept", default, skip_serializing_if = "is_false")]
+    pub failure_kept: bool,
     /// When the first resource failed in it.
     #[serde(default)]
     pub failing_since: Option<Timestamp>,
-    /// Digest of the sources that the spec had when they were last taken on.
-    #[serde(default)]
-    pub wanted: String,
-    /// Digest of the sources that are applied; nothing is to be left when absent.
-    #[serde(default)]
-    pub goal: Option<String>,
-    /// Digest of the sources that were last applied to the end.
-    #[serde(default)]
-    pub good: Option<String>,
-    /// The request for a check that was last followed.
-    #[serde(default)]
-    pub checked: Option<String>,
-    /// The request for healing that was last followed.
-    #[serde(default)]
-    pub healed: Option<String>,
+    /// Digest of the spec's sources for which an action was last begun.
+    #[serde(rename = "wanted", default)]
+    pub spec_digest: String,
+    /// Digest of the sources that the action applies; `None` when everything is to be deleted.
+    #[serde(rename = "goal", default)]
+    pub target_digest: Option<String>,
+    /// Digest of the sources that were last applied completely.
+    #[serde(rename = "good", default)]
+    pub last_good_digest: Option<String>,
+    /// The value of `spec.checkRequestedAt` that was last handled.
+    #[serde(rename = "checked", default)]
+    pub handled_check_request: Option<String>,
+    /// The value of `spec.healRequestedAt` that was last handled.
+    #[serde(rename = "healed", default)]
+    pub handled_heal_request: Option<String>,
     /// Its Servers are to be stopped.
     #[serde(default)]
     pub suspended: bool,
-    /// By the path of a group: names that it does not use any more.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub removed: BTreeMap<String, BTreeSet<String>>,
-    /// By the path of a group: names of members that it is told to let go of by the ids that they
-    /// are referred to by. Once a member is gone nothing else says which it was.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub named: BTreeMap<String, BTreeMap<String, String>>,
-    /// By the path of a group that changes a few members at a time: how far it is in the action
-    /// that is under way.
+    /// By the path of a group: member names that it does not use any more.
+    #[serde(
+        rename = "removed",
+        default,
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
+    pub removed_members: BTreeMap<String, BTreeSet<String>>,
+    /// By the path of a group: names of members by reference id, for members that its removal
+    /// policies name by id. When a member is deleted nothing else maps its id to its name.
+    #[serde(rename = "named", default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub members_by_id: BTreeMap<String, BTreeMap<String, String>>,
+    /// By the path of a group that updates its members in batches: its progress in the current
+    /// action.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub rolling: BTreeMap<String, Rolling>,
-    /// What exists, or is about to.
+    /// All incarnations of resources that exist, or are about to be created.
     #[serde(with = "entries")]
     pub entries: BTreeMap<Key, Entry>,
 }
 
 impl StackRecord {
-    /// The record of a stack that has made nothing.
+    /// The record of a stack that has made nothing yet.
     #[must_use]
     pub fn new(seed: String, now: Timestamp) -> Self {
         Self {
@@ -367,52 +387,52 @@ impl StackRecord {
             state: State::Complete,
             reason: String::new(),
             started: now,
-            kept: false,
+            failure_kept: false,
             failing_since: None,
-            wanted: String::new(),
-            goal: None,
-            good: None,
-            checked: None,
-            healed: None,
+            spec_digest: String::new(),
+            target_digest: None,
+            last_good_digest: None,
+            handled_check_request: None,
+            handled_heal_request: None,
             suspended: false,
-            removed: BTreeMap::new(),
-            named: BTreeMap::new(),
+            removed_members: BTreeMap::new(),
+            members_by_id: BTreeMap::new(),
             rolling: BTreeMap::new(),
             entries: BTreeMap::new(),
         }
     }
 
-    /// Heat's word for where the stack is.
+    /// Heat's `stack_status`, such as `CREATE_COMPLETE`.
     #[must_use]
-    pub fn word(&self) -> Option<String> {
+    pub fn stack_status(&self) -> Option<String> {
         self.action
-            .map(|action| format!("{}_{}", action.word(), self.state.word()))
+            .map(|action| format!("{}_{}", action.heat_name(), self.state.heat_name()))
     }
 
-    /// An action is under way.
+    /// Whether an action is in progress.
     #[must_use]
     pub fn is_busy(&self) -> bool {
         self.action.is_some() && self.state == State::InProgress
     }
 
-    /// Begins an action.
-    pub fn begin(&mut self, action: Action, goal: Option<String>, now: Timestamp) {
+    /// Begins an action that applies the sources with this digest; `None` deletes everything.
+    pub fn begin(&mut self, action: Action, target_digest: Option<String>, now: Timestamp) {
         self.action = Some(action);
         self.state = State::InProgress;
-        self.reason = format!("Stack {} started", action.word());
+        self.reason = format!("Stack {} started", action.heat_name());
         self.started = now;
-        self.kept = false;
+        self.failure_kept = false;
         self.failing_since = None;
         self.rolling.clear();
-        self.goal = goal;
-        // Each action comes to each hook anew.
+        self.target_digest = target_digest;
+        // Every action waits at each hook again.
         self.entries
-            .retain(|_, entry| entry.waits.as_deref() != Some(PRE_CREATE));
+            .retain(|_, entry| entry.hook_reached.as_deref() != Some(PRE_CREATE));
         for entry in self.entries.values_mut() {
-            entry.passed.clear();
-            if entry.waits.take().as_deref() == Some("pre-update") {
-                entry.set(Action::Update, State::Complete, "", now);
-                entry.again = false;
+            entry.hooks_cleared.clear();
+            if entry.hook_reached.take().as_deref() == Some("pre-update") {
+                entry.set_state(Action::Update, State::Complete, "", now);
+                entry.reapply = false;
             }
         }
     }
@@ -423,7 +443,7 @@ impl StackRecord {
         self.reason = reason.into();
     }
 
-    /// Incarnations of the resource at `path`, the newest first.
+    /// All incarnations of the resource at `path`, the newest first.
     pub fn incarnations(&self, path: &str) -> impl Iterator<Item = (u32, &Entry)> {
         self.entries
             .range((path.to_owned(), 0)..=(path.to_owned(), u32::MAX))
@@ -431,10 +451,10 @@ impl StackRecord {
             .map(|((_, number), entry)| (*number, entry))
     }
 
-    /// Digests of the sources that must be kept.
+    /// Digests of the sources that must stay stored.
     #[must_use]
-    pub fn sources(&self) -> BTreeSet<&str> {
-        [&self.goal, &self.good]
+    pub fn source_digests(&self) -> BTreeSet<&str> {
+        [&self.target_digest, &self.last_good_digest]
             .into_iter()
             .flatten()
             .map(String::as_str)
@@ -442,7 +462,7 @@ impl StackRecord {
     }
 }
 
-/// Keys as `path#1`: JSON has only texts for keys.
+/// Writes keys as `path#1`: keys are strings in JSON.
 mod entries {
     use std::collections::BTreeMap;
 
@@ -471,7 +491,8 @@ mod entries {
                 let key = text
                     .rsplit_once('#')
                     .and_then(|(path, number)| Some((path.to_owned(), number.parse().ok()?)));
-                let key = key.ok_or_else(|| D::Error::custom("a key without a number"))?;
+                let key =
+                    key.ok_or_else(|| D::Error::custom("a key without an incarnation number"))?;
                 Ok((key, entry))
             })
             .collect()

@@ -1,5 +1,5 @@
-//! Where a Stack's record and its templates are kept: Secrets of its namespace, which go
-//! with it.
+//! Stores a Stack's record and its sources in Secrets of its namespace, which are deleted with
+//! the Stack.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,17 +8,17 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::api::{DeleteParams, ListParams, ObjectMeta, PostParams};
 use kube::{Api, Client, Resource, ResourceExt};
 
-use super::record::{StackRecord, Sources};
+use super::record::{Sources, StackRecord};
 use pileus_api::Stack;
 use pileus_api::names::STACK_UID_LABEL;
 use pileus_kube_ext::{ApiError, find, is_gone};
 
-/// Key of what is kept.
-const KEY: &str = "record";
-/// Biggest template with everything that goes with it, in bytes: a Secret holds 1 MiB.
-pub const BIGGEST: usize = 1_000_000;
+/// Key of the content in each of these Secrets.
+const DATA_KEY: &str = "record";
+/// Largest sources of a stack in bytes: a Secret holds 1 MiB.
+pub const MAX_SOURCES_BYTES: usize = 1_000_000;
 
-/// The Secrets of one Stack.
+/// The Secrets with the record and the sources of one Stack.
 pub struct RecordStore {
     api: Api<Secret>,
     uid: String,
@@ -26,7 +26,7 @@ pub struct RecordStore {
 }
 
 impl RecordStore {
-    /// Those of `stack`.
+    /// The store of `stack`.
     #[must_use]
     pub fn of(client: &Client, stack: &Stack) -> Self {
         Self {
@@ -42,12 +42,13 @@ impl RecordStore {
         format!("stack-{}", self.uid)
     }
 
-    fn name_of(&self, digest: &str) -> String {
+    /// Name of the Secret with the sources that have this digest.
+    fn sources_name(&self, digest: &str) -> String {
         let short: String = digest.chars().take(12).collect();
         format!("stack-{}-{short}", self.uid)
     }
 
-    /// The record, and the version of the Secret that holds it.
+    /// The record, and the resource version of its Secret.
     ///
     /// # Errors
     /// When the API server refuses or does not answer, or the record cannot be read.
@@ -66,12 +67,16 @@ impl RecordStore {
             .map_err(ApiError::doing(format!("read the Secret {name}")))
     }
 
-    /// Writes the record over the version that was read; the version it has then.
+    /// Writes the record over the version that was read, and returns the new version.
     ///
     /// # Errors
     /// A conflict when somebody else has written it; otherwise when the API server refuses or
     /// does not answer.
-    pub async fn write(&self, record: &StackRecord, version: Option<&str>) -> Result<String, ApiError> {
+    pub async fn write(
+        &self,
+        record: &StackRecord,
+        version: Option<&str>,
+    ) -> Result<String, ApiError> {
         let name = self.name();
         let mut secret = self.secret(&name, record)?;
         let written = match version {
@@ -87,12 +92,12 @@ impl RecordStore {
         Ok(written.resource_version().unwrap_or_default())
     }
 
-    /// Keeps `sources`, before the record names them.
+    /// Stores `sources`; this must come before the record names them.
     ///
     /// # Errors
     /// When the API server refuses or does not answer.
-    pub async fn keep(&self, sources: &Sources) -> Result<(), ApiError> {
-        let name = self.name_of(&sources.digest());
+    pub async fn write_sources(&self, sources: &Sources) -> Result<(), ApiError> {
+        let name = self.sources_name(&sources.digest());
         let secret = self.secret(&name, sources)?;
         match self.api.create(&PostParams::default(), &secret).await {
             Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
@@ -102,17 +107,17 @@ impl RecordStore {
         }
     }
 
-    /// The sources with these digests, those that exist.
+    /// The stored sources with these digests, as far as they exist.
     ///
     /// # Errors
     /// When the API server refuses or does not answer, or one cannot be read.
-    pub async fn sources(
+    pub async fn read_sources(
         &self,
         digests: BTreeSet<String>,
     ) -> Result<BTreeMap<String, Sources>, ApiError> {
         let mut found = BTreeMap::new();
         for digest in digests {
-            let name = self.name_of(&digest);
+            let name = self.sources_name(&digest);
             if let Some(secret) = self.get(&name).await? {
                 found.insert(digest, parse(&secret, &name)?);
             }
@@ -120,34 +125,35 @@ impl RecordStore {
         Ok(found)
     }
 
-    /// Forgets sources.
+    /// Deletes stored sources.
     ///
     /// # Errors
     /// When the API server refuses or does not answer.
-    pub async fn forget(&self, digests: &BTreeSet<String>) -> Result<(), ApiError> {
+    pub async fn delete_sources(&self, digests: &BTreeSet<String>) -> Result<(), ApiError> {
         for digest in digests {
-            self.delete(&self.name_of(digest)).await?;
+            self.delete(&self.sources_name(digest)).await?;
         }
         Ok(())
     }
 
-    /// Forgets the record and what it names, and nothing else that carries the Stack's mark.
+    /// Deletes the record and the sources that `record` names, and no other Secret with the Stack's
+    /// label.
     ///
     /// # Errors
     /// When the API server refuses or does not answer.
-    pub async fn forget_own(&self, record: Option<&StackRecord>) -> Result<(), ApiError> {
-        for digest in record.map(StackRecord::sources).unwrap_or_default() {
-            self.delete(&self.name_of(digest)).await?;
+    pub async fn delete_record(&self, record: Option<&StackRecord>) -> Result<(), ApiError> {
+        for digest in record.map(StackRecord::source_digests).unwrap_or_default() {
+            self.delete(&self.sources_name(digest)).await?;
         }
         self.delete(&self.name()).await
     }
 
-    /// Forgets everything, also what a pass that was cut off has left. What the resources
-    /// were made of has gone before, or carries the mark no more.
+    /// Deletes every Secret with the Stack's label, also those that an interrupted pass has left.
+    /// Secrets of resources were deleted before, or have the label no longer.
     ///
     /// # Errors
     /// When the API server refuses or does not answer.
-    pub async fn forget_all(&self) -> Result<(), ApiError> {
+    pub async fn delete_all(&self) -> Result<(), ApiError> {
         let own = ListParams::default().labels(&format!("{STACK_UID_LABEL}={}", self.uid));
         let params = DeleteParams::default();
         let done = self.api.delete_collection(&params, &own).await;
@@ -175,14 +181,14 @@ impl RecordStore {
                 owner_references: self.owner.clone().map(|owner| vec![owner]),
                 ..ObjectMeta::default()
             },
-            data: Some([(KEY.to_owned(), ByteString(bytes))].into()),
+            data: Some([(DATA_KEY.to_owned(), ByteString(bytes))].into()),
             ..Secret::default()
         })
     }
 }
 
 fn parse<T: serde::de::DeserializeOwned>(secret: &Secret, name: &str) -> Result<T, ApiError> {
-    let bytes = secret.data.as_ref().and_then(|data| data.get(KEY));
+    let bytes = secret.data.as_ref().and_then(|data| data.get(DATA_KEY));
     let bytes = bytes.map(|bytes| bytes.0.as_slice()).unwrap_or_default();
     serde_json::from_slice(bytes).map_err(|error| {
         ApiError::doing(format!("read the record in the Secret {name}"))(kube::Error::SerdeError(

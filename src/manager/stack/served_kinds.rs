@@ -1,4 +1,4 @@
-//! Which kinds the API server has, and what it calls them: a Stack may hold objects of any.
+//! Kinds that the API server serves, found by discovery: a Stack may make objects of any kind.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -12,14 +12,14 @@ use kube::discovery::{self, Scope};
 use super::record::Reference;
 use pileus_kube_ext::ApiError;
 
-/// Why a kind cannot be had; not the reason of a missing object.
+/// Reason of the error for a kind that is not served; different from that of a missing object.
 const UNSERVED: &str = "KindNotServed";
 
-/// What the API server calls kinds, once it has been asked.
+/// Cached results of API discovery.
 #[derive(Default)]
 pub struct ServedKinds {
     known: Mutex<HashMap<GroupVersionKind, (ApiResource, bool)>>,
-    /// Since when it has said of a kind that there is none.
+    /// When discovery first reported that there is no such kind.
     missing: Mutex<HashMap<GroupVersionKind, Instant>>,
 }
 
@@ -36,15 +36,15 @@ impl ServedKinds {
         known.insert(kind, found);
     }
 
-    /// Has a kind asked for anew.
+    /// Forgets a kind, so that discovery is asked again.
     pub(super) fn forget(&self, object: &Reference) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known
             .retain(|kind, _| kind.kind != object.kind || kind.api_version() != object.api_version);
     }
 
-    /// Notes that the API server knows no such kind; for how long it has said so.
-    fn miss(&self, kind: &GroupVersionKind) -> Duration {
+    /// Notes that discovery knows no such kind; returns for how long that has been so.
+    fn note_missing(&self, kind: &GroupVersionKind) -> Duration {
         let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
         missing
             .entry(kind.clone())
@@ -52,12 +52,12 @@ impl ServedKinds {
             .elapsed()
     }
 
-    /// What the API server calls an object's kind, and whether it is in namespaces. A kind that
-    /// has been missing for `grace` is one that there is not.
+    /// The API resource of an object's kind, and whether it is namespaced. A missing kind is an
+    /// error of its own only once it has been missing for `grace`.
     ///
     /// # Errors
-    /// When there is no such kind, or the API server does not say.
-    pub async fn of(
+    /// When there is no such kind, or the API server does not answer.
+    pub async fn resource_of(
         &self,
         client: &Client,
         object: &Reference,
@@ -83,9 +83,10 @@ impl ServedKinds {
                 self.note(kind, found.clone());
                 Ok(found)
             }
-            // An API server that has just started does not know all yet, and a definition may
-            // come a little later than the first object of its kind.
-            Err(error) if is_missing(&error) && self.miss(&kind) >= grace => {
+            // An API server that has just started may not serve all kinds yet, and a
+            // CustomResourceDefinition may be installed a little later than the first object of
+            // its kind.
+            Err(error) if is_missing(&error) && self.note_missing(&kind) >= grace => {
                 let message = format!(
                     "the API server has no kind {} in {}; correct apiVersion and kind, or \
                      install its definition and set spec.healRequestedAt",
@@ -99,7 +100,7 @@ impl ServedKinds {
     }
 }
 
-/// Whether the API server says that there is no such kind.
+/// Whether the error is discovery's for a kind that does not exist.
 fn is_missing(error: &kube::Error) -> bool {
     use kube::error::DiscoveryError::{MissingApiGroup, MissingKind};
     matches!(
@@ -108,8 +109,8 @@ fn is_missing(error: &kube::Error) -> bool {
     ) || matches!(error, kube::Error::Api(status) if status.code == 404)
 }
 
-/// Whether an object's `apiVersion` is none: there can be no such object.
-pub(super) fn is_no_version(error: &ApiError) -> bool {
+/// Whether an object's `apiVersion` is malformed: there can be no such object.
+pub(super) fn is_malformed_version(error: &ApiError) -> bool {
     use kube::error::DiscoveryError::InvalidGroupVersion;
     matches!(
         &*error.source,

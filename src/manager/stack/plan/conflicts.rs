@@ -1,11 +1,12 @@
-//! What has to go, or to change hands, before something is made: no two objects have one
-//! name, and there are things that only one object can have at a time.
+//! Conflicts between resources: two resources cannot have an object of the same name, and there are
+//! things that only one object can have at a time ([`Entry::claims`]). Finds out who has a name
+//! already, and deletes or takes over what is in the way.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use kube::ResourceExt;
 
-use super::decide::permit;
+use super::decide::check_restricted;
 use super::forward::Walk;
 use super::{Action, Entry, Key, Pass, Reference, State, is_ours, resource_state};
 use pileus_stack::expand::{Tree, holds_a_stack};
@@ -14,8 +15,8 @@ use pileus_stack::tree::{Flat, SEPARATOR};
 use pileus_stack::value::Value;
 use pileus_stack::{Error, Result, hooks};
 
-/// Whether two references name one object, in whichever version of its kind. `own` is the
-/// Stack's namespace, which may be left out.
+/// Whether two references name the same object, even with different versions of its API. `own` is
+/// the Stack's namespace, which references may leave out.
 pub(super) fn is_same(one: &Reference, other: &Reference, own: &str) -> bool {
     let group = |object: &Reference| object.api_version.rfind('/').unwrap_or_default();
     let namespace = |object: &Reference| -> String {
@@ -28,78 +29,78 @@ pub(super) fn is_same(one: &Reference, other: &Reference, own: &str) -> bool {
         && namespace(one) == namespace(other)
 }
 
-/// Whether the names that the template gives are to be had.
-pub(super) enum Names {
-    /// They are.
+/// Whether a resource can have the object name that its template gives.
+pub(super) enum NameCheck {
+    /// No other resource has it.
     Free,
-    /// They are those of what goes, or of what is not looked at yet.
+    /// Another resource has it that is being deleted, or is not evaluated yet.
     Wait,
-    /// What had them is not wanted any more: its object becomes this resource's.
-    HandedOver,
+    /// A resource has it that the template does not contain any more: its object is taken over.
+    TakeOver,
 }
 
-/// What the template wants, as far as it is known before anything is begun.
-pub(super) struct Look {
-    /// By path: the incarnation that is kept, changed or made.
+/// What the whole template wants, as far as that is known before anything is started.
+pub(super) struct Forecast {
+    /// By path: the incarnation that is kept, updated or created.
     decided: BTreeMap<String, u32>,
     flat: Flat,
 }
 
-/// What becomes of an incarnation.
+/// Whether the template still wants an incarnation of a resource.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Fate {
-    Stays,
-    Goes,
-    /// What it requires is not known yet.
-    Open,
+enum StillWanted {
+    Yes,
+    No,
+    /// Values that it depends on are not known yet.
+    NotKnownYet,
 }
 
 impl Walk<'_, '_> {
-    fn look(&mut self) -> Result<&Look> {
-        if self.look.is_none() {
-            let Some(goal) = self.pass.goal() else {
-                return Err(Error::new("the template is gone"));
+    fn forecast(&mut self) -> Result<&Forecast> {
+        if self.forecast.is_none() {
+            let Some(target) = self.pass.target() else {
+                return Err(Error::new("the template does not exist any more"));
             };
             let mut walk = Walk::new(&mut *self.pass, true);
-            let flat = walk.walk(&goal)?;
+            let flat = walk.walk(&target)?;
             let decided = std::mem::take(&mut walk.decided);
-            self.look = Some(Look { decided, flat });
+            self.forecast = Some(Forecast { decided, flat });
         }
-        self.look
+        self.forecast
             .as_ref()
-            .ok_or_else(|| Error::new("the template is gone"))
+            .ok_or_else(|| Error::new("the template does not exist any more"))
     }
 
-    fn fate(&mut self, (path, number): &Key) -> Result<Fate> {
-        let look = self.look()?;
-        if let Some(decided) = look.decided.get(path) {
+    fn still_wanted(&mut self, (path, number): &Key) -> Result<StillWanted> {
+        let forecast = self.forecast()?;
+        if let Some(decided) = forecast.decided.get(path) {
             return Ok(if decided == number {
-                Fate::Stays
+                StillWanted::Yes
             } else {
-                Fate::Goes
+                StillWanted::No
             });
         }
-        let mut holders = look.flat.unexpanded.iter();
-        let hidden = holders.any(|holder| {
-            let rest = path.strip_prefix(holder.as_str());
+        let mut unexpanded = forecast.flat.unexpanded.iter();
+        let is_inside = unexpanded.any(|outer| {
+            let rest = path.strip_prefix(outer.as_str());
             rest.is_some_and(|rest| rest.starts_with(SEPARATOR))
         });
-        Ok(if hidden || look.flat.leaves.contains_key(path) {
-            Fate::Open
+        Ok(if is_inside || forecast.flat.leaves.contains_key(path) {
+            StillWanted::NotKnownYet
         } else {
-            Fate::Goes
+            StillWanted::No
         })
     }
 
-    /// Whether no other resource has the objects that one is about to make.
-    pub(super) fn names(&mut self, key: &Key, makes: &Makes) -> Result<Names> {
+    /// Whether no other resource has the object that this one is about to create.
+    pub(super) fn check_name(&mut self, key: &Key, makes: &Makes) -> Result<NameCheck> {
         let wanted: Vec<Reference> = makes.objects.iter().map(Reference::of).collect();
         let own = self.pass.stack.namespace().unwrap_or_default();
         let Some(main) = wanted.last() else {
-            return Ok(Names::Free);
+            return Ok(NameCheck::Free);
         };
         if main.name == self.name(&key.0, key.1) {
-            return Ok(Names::Free);
+            return Ok(NameCheck::Free);
         }
         let has = |entry: &Entry| {
             let mut objects = entry.objects.iter();
@@ -110,67 +111,69 @@ impl Walk<'_, '_> {
         let holders: Vec<(Key, Action)> = holders
             .map(|(other, entry)| (other.clone(), entry.action))
             .collect();
-        let mut names = Names::Free;
+        let mut result = NameCheck::Free;
         for (holder, action) in holders {
             if action == Action::Delete {
                 self.pass.remove(&holder);
                 if self.pass.plan.record.entries.contains_key(&holder) {
-                    return Ok(Names::Wait);
+                    return Ok(NameCheck::Wait);
                 }
                 continue;
             }
-            let waits_for_this = |look: &Look| {
-                let leaf = look.flat.leaves.get(&holder.0);
+            let waits_for_this = |forecast: &Forecast| {
+                let leaf = forecast.flat.leaves.get(&holder.0);
                 leaf.is_some_and(|leaf| leaf.requires.contains(&key.0))
             };
-            match self.fate(&holder)? {
-                Fate::Goes => names = Names::HandedOver,
-                Fate::Open if !waits_for_this(self.look()?) => return Ok(Names::Wait),
-                Fate::Open | Fate::Stays => {
+            match self.still_wanted(&holder)? {
+                StillWanted::No => result = NameCheck::TakeOver,
+                StillWanted::NotKnownYet if !waits_for_this(self.forecast()?) => {
+                    return Ok(NameCheck::Wait);
+                }
+                StillWanted::NotKnownYet | StillWanted::Yes => {
                     return Err(Error::new(format!(
-                        "{} {} is that of the resource {}; give another name",
+                        "{} {} belongs to the resource {}; give another name",
                         main.kind, main.name, holder.0
                     )));
                 }
             }
         }
-        Ok(names)
+        Ok(result)
     }
 
-    /// Whether the object of a resource that stays as it is was another's in between: that has
-    /// to be taken back; or whether it is owned by the Stack, and is to outlive it now.
-    pub(super) fn was_taken(&self, key: &Key, retain: bool) -> bool {
+    /// Whether the object of an unchanged resource must be written all the same: another resource
+    /// had taken it over, or it has an owner reference to the Stack and is to outlive it now.
+    pub(super) fn needs_reclaim(&self, key: &Key, retain: bool) -> bool {
         let uid = self.pass.stack.uid().unwrap_or_default();
         let entry = self.pass.plan.record.entries.get(key);
         let entry = entry.filter(|entry| entry.state == State::Complete);
         let live = entry.and_then(|entry| self.pass.observed.objects.get(entry.objects.last()?));
         live.is_some_and(|live| {
             let owned = retain && resource_state::is_owned(live, &uid);
-            is_ours(live, &uid) && (owned || !resource_state::is_of(live, &key.0))
+            is_ours(live, &uid) && (owned || !resource_state::is_for_resource(live, &key.0))
         })
     }
 
-    /// What has the same claim as a resource that is about to be made goes first, and before
-    /// that what works with it; whether it is gone.
-    pub(super) fn make_room(&mut self, key: &Key, makes: &Makes) -> Result<bool> {
-        if self.only_look || self.failing {
+    /// Deletes older incarnations that conflict with one that is about to be created (the same
+    /// object or the same claim), and before them what uses them; whether all are gone.
+    pub(super) fn remove_conflicting(&mut self, key: &Key, makes: &Makes) -> Result<bool> {
+        if self.read_only || self.failing {
             return Ok(false);
         }
         let own = self.pass.stack.namespace().unwrap_or_default();
         let main = makes.objects.last().map(Reference::of).unwrap_or_default();
         let entries = &self.pass.plan.record.entries;
-        let in_the_way = entries.iter().filter(|(other, entry)| {
+        let conflicting = entries.iter().filter(|(other, entry)| {
             let mut objects = entry.objects.iter();
             let same = objects.any(|object| is_same(object, &main, &own));
             let claimed = same || !entry.claims.is_disjoint(&makes.claims);
             *other != key && other.0 == key.0 && claimed
         });
-        let in_the_way: Vec<Key> = in_the_way.map(|(other, _)| other.clone()).collect();
-        for other in &in_the_way {
+        let conflicting: Vec<Key> = conflicting.map(|(other, _)| other.clone()).collect();
+        for other in &conflicting {
             let users = self.users(other, &main)?;
             for user in &users {
                 let mut others = users.iter();
-                if !others.any(|other| self.pass.works_with(other, user)) {
+                if !others.any(|other| self.pass.blocks_deletion(other, user)) {
                     self.pass.remove(user);
                 }
             }
@@ -180,14 +183,15 @@ impl Walk<'_, '_> {
             }
         }
         let entries = &self.pass.plan.record.entries;
-        Ok(in_the_way.iter().all(|other| !entries.contains_key(other)))
+        Ok(conflicting.iter().all(|other| !entries.contains_key(other)))
     }
 
-    /// What works with `first`, and with that, and so keeps it from going. All of it names
-    /// what it works with, so it is made anew with the new name anyway.
+    /// Everything that blocks the deletion of `first`, directly or through others. Each of them
+    /// names what it uses, so it is replaced anyway when that gets another name.
     ///
     /// # Errors
-    /// For what is not: destroying it is no part of replacing `first` by `main`.
+    /// For a user that would not be replaced anyway: it must not be deleted only because `main`
+    /// replaces `first`.
     fn users(&mut self, first: &Key, main: &Reference) -> Result<Vec<Key>> {
         let mut found: Vec<Key> = Vec::new();
         let mut next = vec![first.clone()];
@@ -203,7 +207,7 @@ impl Walk<'_, '_> {
             };
             let keys: Vec<Key> = self.pass.plan.record.entries.keys().cloned().collect();
             for user in keys {
-                if found.contains(&user) || !self.pass.works_with(&user, &used) {
+                if found.contains(&user) || !self.pass.blocks_deletion(&user, &used) {
                     continue;
                 }
                 let Some(entry) = self.pass.plan.record.entries.get(&user).cloned() else {
@@ -211,19 +215,19 @@ impl Walk<'_, '_> {
                 };
                 let why = if entry.retain {
                     "is kept (deletion_policy Retain)"
-                } else if !renamed || !self.pass.names_it(&entry, &object) {
-                    "would have to go for that"
+                } else if !renamed || !self.pass.references_object(&entry, &object) {
+                    "would have to be deleted for that"
                 } else {
                     ""
                 };
-                if entry.action != Action::Delete && self.fate(&user)? != Fate::Goes {
+                if entry.action != Action::Delete && self.still_wanted(&user)? != StillWanted::No {
                     let restricted = hooks::of(&self.registry, &user.0).restricted;
-                    permit(&restricted, "replace")
+                    check_restricted(&restricted, "replace")
                         .map_err(|error| error.below(&format!("resources.{}", user.0)))?;
                     if !why.is_empty() {
                         return Err(Error::new(format!(
-                            "{} {} has to go before another takes its place, and {}, which works \
-                             with it, {why}; remove that first, or leave this as it is",
+                            "{} {} has to be deleted before its replacement is created, and {}, \
+                             which uses it, {why}; remove that first, or leave this as it is",
                             object.kind, object.name, user.0
                         )));
                     }
@@ -237,9 +241,9 @@ impl Walk<'_, '_> {
 }
 
 impl Pass<'_> {
-    /// Whether what a user has made keeps the objects of `needed` from going, as the
-    /// controllers of Pileus' kinds see it.
-    fn works_with(&self, user: &Key, needed: &Key) -> bool {
+    /// Whether the objects of `user` block the deletion of the object of `needed`, by the rules of
+    /// the controllers of Pileus' kinds.
+    fn blocks_deletion(&self, user: &Key, needed: &Key) -> bool {
         let entries = &self.plan.record.entries;
         let (Some(entry), Some(other)) = (entries.get(user), entries.get(needed)) else {
             return false;
@@ -248,26 +252,26 @@ impl Pass<'_> {
             return false;
         };
         let pileus = object.api_version.starts_with(pileus_api::GROUP);
-        // What somebody has deleted is in nobody's way.
-        let there = self.observed.objects.contains_key(object);
+        // An object that does not exist needs no deletion.
+        let exists = self.observed.objects.contains_key(object);
         user != needed
             && pileus
-            && there
-            && entry.is_with(needed)
-            && (self.names_it(entry, object) || self.is_inside(entry, object))
+            && exists
+            && entry.uses(needed)
+            && (self.references_object(entry, object) || self.has_address_in(entry, object))
     }
 
-    fn names_it(&self, entry: &Entry, object: &Reference) -> bool {
+    fn references_object(&self, entry: &Entry, object: &Reference) -> bool {
         let live = entry
             .objects
             .iter()
             .filter_map(|o| self.observed.objects.get(o));
         let mut specs = live.map(|live| &live["spec"]);
-        specs.any(|spec| has_text(spec, &object.name))
+        specs.any(|spec| contains_text(spec, &object.name))
     }
 
-    /// Whether an entry has an address of a Subnet without naming it.
-    fn is_inside(&self, entry: &Entry, object: &Reference) -> bool {
+    /// Whether an entry has an address of a Subnet without a reference to it.
+    fn has_address_in(&self, entry: &Entry, object: &Reference) -> bool {
         let Some(subnet) = self.observed.objects.get(object) else {
             return false;
         };
@@ -279,11 +283,11 @@ impl Pass<'_> {
         objects.any(|other| {
             let live = self.observed.objects.get(other);
             ["Port", "Server"].contains(&other.kind.as_str())
-                && live.is_some_and(|live| has_text(&live["spec"], network))
+                && live.is_some_and(|live| contains_text(&live["spec"], network))
         })
     }
 
-    /// Whether another incarnation, of which nobody wants that it goes, has the same object.
+    /// Whether another incarnation that is not being deleted has the same object.
     pub(super) fn is_shared(&self, key: &Key, object: &Reference) -> bool {
         let own = self.stack.namespace().unwrap_or_default();
         let mut entries = self.plan.record.entries.iter();
@@ -296,26 +300,27 @@ impl Pass<'_> {
     }
 }
 
-fn has_text(value: &Value, text: &str) -> bool {
+fn contains_text(value: &Value, text: &str) -> bool {
     match value {
         Value::String(other) => other == text,
-        Value::Array(items) => items.iter().any(|item| has_text(item, text)),
-        Value::Object(map) => map.values().any(|item| has_text(item, text)),
+        Value::Array(items) => items.iter().any(|item| contains_text(item, text)),
+        Value::Object(map) => map.values().any(|item| contains_text(item, text)),
         _ => false,
     }
 }
 
-/// Types whose objects are called as the template says.
-const NAMED: [&str; 3] = ["OS::Nova::KeyPair", "OS::Nova::Flavor", kinds::object::NAME];
+/// Resource types whose objects have the name that the template gives.
+const TYPES_WITH_GIVEN_NAMES: [&str; 3] =
+    ["OS::Nova::KeyPair", "OS::Nova::Flavor", kinds::object::NAME];
 
-/// Refuses two resources that would be one object, as far as their names are known.
+/// Refuses two resources with the same object, as far as the names are known.
 ///
 /// # Errors
-/// With both paths.
-pub(super) fn distinct(tree: &Tree, namespace: &str) -> Result<()> {
+/// When there are two; the message names both.
+pub(super) fn check_unique_objects(tree: &Tree, namespace: &str) -> Result<()> {
     let mut found: Vec<(String, Reference)> = Vec::new();
-    gather(tree, "", namespace, &mut found);
-    // Sorted by name, what is the same object stands side by side.
+    collect_named_objects(tree, "", namespace, &mut found);
+    // Sorted by name, references to the same object are neighbours.
     found.sort_by(|(one, a), (other, b)| (&a.name, &a.kind, one).cmp(&(&b.name, &b.kind, other)));
     let mut known: BTreeSet<(&str, &str)> = BTreeSet::new();
     for (index, (path, object)) in found.iter().enumerate() {
@@ -327,7 +332,7 @@ pub(super) fn distinct(tree: &Tree, namespace: &str) -> Result<()> {
             return Err(Error::at(
                 format!("resources.{}", path.replace(SEPARATOR, ".resources.")),
                 format!(
-                    "{} {} is that of the resource {other}; give another name",
+                    "{} {} belongs to the resource {other}; give another name",
                     object.kind, object.name
                 ),
             ));
@@ -336,13 +341,19 @@ pub(super) fn distinct(tree: &Tree, namespace: &str) -> Result<()> {
     Ok(())
 }
 
-fn gather(tree: &Tree, prefix: &str, namespace: &str, found: &mut Vec<(String, Reference)>) {
+fn collect_named_objects(
+    tree: &Tree,
+    prefix: &str,
+    namespace: &str,
+    found: &mut Vec<(String, Reference)>,
+) {
     for (name, resource) in &tree.stack.resources {
         let path = format!("{prefix}{name}");
         if let Some(inner) = tree.nested.get(name) {
-            gather(inner, &format!("{path}{SEPARATOR}"), namespace, found);
+            collect_named_objects(inner, &format!("{path}{SEPARATOR}"), namespace, found);
         }
-        let named = NAMED.contains(&resource.resolved.as_str()) && !holds_a_stack(resource);
+        let named = TYPES_WITH_GIVEN_NAMES.contains(&resource.resolved.as_str())
+            && !holds_a_stack(resource);
         let (Some(kind), Ok(properties)) = (kinds::find(&resource.resolved), &resource.typed)
         else {
             continue;
@@ -353,7 +364,7 @@ fn gather(tree: &Tree, prefix: &str, namespace: &str, found: &mut Vec<(String, R
         if !named || !resource.external_id.is_null() {
             continue;
         }
-        // What is not given a name gets one of its own.
+        // Without a given name the object gets a generated one, which is unique.
         let none = BTreeMap::new();
         let request = Request {
             name: "",

@@ -1,11 +1,11 @@
-//! Outputs, previews and checks: nothing is touched.
+//! Outputs, previews and checks, which change nothing.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::forward::Walk;
 use super::resource_state::{self, Progress};
-use super::{Action, Entry, Key, StackRecord, Pass, Problem, Reference, Sources, State};
+use super::{Action, Entry, Key, Pass, Problem, Reference, Sources, StackRecord, State};
 use pileus_api::stack::{StackOutput, StackPreview};
 use pileus_stack::graph::Graph;
 use pileus_stack::kinds;
@@ -13,43 +13,43 @@ use pileus_stack::plan::{self as engine, Existing, Wanted};
 use pileus_stack::tree::{self, Flat, Leaf};
 use pileus_stack::value::{Map, Value};
 
-/// Outputs as they are told.
-pub(super) fn told(flat: &Flat) -> Vec<StackOutput> {
+/// Outputs as the status reports them.
+pub(super) fn outputs(flat: &Flat) -> Vec<StackOutput> {
     let one = |(name, output): (&String, &pileus_stack::tree::Output)| {
-        let mut told = StackOutput {
+        let mut reported = StackOutput {
             name: name.clone(),
             description: (!output.description.is_empty()).then(|| output.description.clone()),
             ..StackOutput::default()
         };
         match &output.value {
             Ok(Value::Null) => {}
-            Ok(value) => told.value = Some(value.clone().into()),
-            Err(error) => told.error = Some(flat.masked(&error.to_string())),
+            Ok(value) => reported.value = Some(value.clone().into()),
+            Err(error) => reported.error = Some(flat.masked(&error.to_string())),
         }
-        told
+        reported
     };
     flat.outputs.iter().map(one).collect()
 }
 
 impl Pass<'_> {
-    /// Outputs by what exists now.
-    pub(super) fn outputs(&mut self, goal: &Sources) {
-        let flat = Walk::new(self, true).walk(goal);
+    /// Sets the outputs, evaluated with the existing objects.
+    pub(super) fn set_outputs(&mut self, target: &Sources) {
+        let flat = Walk::new(self, true).walk(target);
         match flat {
             Ok(flat) => {
-                self.plan.outputs = Some(told(&flat));
+                self.plan.outputs = Some(outputs(&flat));
                 self.plan.secrets = flat.secrets;
             }
             Err(error) => self.plan.problem = Some(Problem::template(&error)),
         }
     }
 
-    /// Looks at every resource, and ends the action.
-    pub(super) fn check(&mut self, goal: &Sources) {
+    /// Compares every resource with the template, and ends the action.
+    pub(super) fn check(&mut self, target: &Sources) {
         let now = self.observed.now;
         let mut walk = Walk::new(self, true);
-        let flat = walk.walk(goal);
-        let wanted = std::mem::take(&mut walk.wanted);
+        let flat = walk.walk(target);
+        let wanted = std::mem::take(&mut walk.manifests);
         let flat = match flat {
             Ok(flat) => flat,
             Err(error) => {
@@ -57,13 +57,13 @@ impl Pass<'_> {
                 return;
             }
         };
-        self.plan.outputs = Some(told(&flat));
-        // What was never begun is not there.
+        self.plan.outputs = Some(outputs(&flat));
+        // Resources that were never started are missing, too.
         let missing = flat.leaves.keys().chain(&flat.unexpanded);
         let record = &self.plan.record;
         let missing = missing.filter(|path| {
             let made = record.incarnations(path).next().is_some();
-            !(made || flat.unexpanded.contains(*path) && is_begun(record, path))
+            !(made || flat.unexpanded.contains(*path) && has_started(record, path))
         });
         let mut wrong: Vec<String> = missing.cloned().collect();
         self.plan.secrets = flat.secrets;
@@ -72,19 +72,19 @@ impl Pass<'_> {
                 continue;
             }
             if entry.objects.is_empty() && entry.state != State::Complete {
-                // It was never made: that stays its failure.
+                // It was never created, and keeps the reason of that failure.
                 wrong.push(key.0.clone());
                 continue;
             }
             let manifests = wanted.get(key).map(Vec::as_slice).unwrap_or_default();
-            let found = fault(entry, manifests, &self.observed.objects);
-            entry.again = matches!(found, Some(Fault::NotReady(_)));
-            match found {
-                Some(Fault::Wrong(why) | Fault::NotReady(why)) => {
+            let failure = check_objects(entry, manifests, &self.observed.objects);
+            entry.reapply = matches!(failure, Some(CheckFailure::NotReady(_)));
+            match failure {
+                Some(CheckFailure::Differs(why) | CheckFailure::NotReady(why)) => {
                     wrong.push(key.0.clone());
-                    entry.set(Action::Check, State::Failed, why, now);
+                    entry.set_state(Action::Check, State::Failed, why, now);
                 }
-                None => entry.set(Action::Check, State::Complete, "", now),
+                None => entry.set_state(Action::Check, State::Complete, "", now),
             }
         }
         wrong.sort();
@@ -99,20 +99,20 @@ impl Pass<'_> {
             (
                 State::Failed,
                 format!(
-                    "not as they should be: {names}; set spec.healRequestedAt to have what is gone, \
-                     changed or broken made anew"
+                    "not as the template says: {names}; set spec.healRequestedAt to replace what is \
+                     missing, changed or broken"
                 ),
             )
         };
         self.plan.record.end(state, reason);
     }
 
-    /// What applying `sources` would do, as far as it can be known without doing it.
+    /// What applying `sources` would do, as far as that is known before.
     pub(super) fn preview(&mut self, sources: &Sources) {
         let before = self.plan.record.clone();
-        // What an update would begin with: what it makes anew and what it applies again.
+        // As an update does when it begins.
         if before.action.is_some() {
-            self.mark();
+            self.mark_for_replacement();
         }
         match Walk::new(self, true).walk(sources) {
             Ok(flat) => {
@@ -125,46 +125,47 @@ impl Pass<'_> {
     }
 }
 
-/// What a check finds.
-enum Fault {
-    /// It is gone, has been changed, or says that nothing becomes of it.
-    Wrong(String),
-    /// It is not ready now: a Server that reboots, or whose host is not heard from.
+/// Why a check of a resource fails.
+enum CheckFailure {
+    /// An object is missing, has been changed, or is stalled.
+    Differs(String),
+    /// An object is not ready now: a Server that reboots, or whose host does not report.
     NotReady(String),
 }
 
-/// What is wrong with what an entry has made, if anything is.
-fn fault(
+/// Compares the objects of an entry with their manifests; `None` if they are as they should be.
+fn check_objects(
     entry: &Entry,
     manifests: &[Value],
     objects: &BTreeMap<Reference, Value>,
-) -> Option<Fault> {
-    let mut found = None;
+) -> Option<CheckFailure> {
+    let mut failure = None;
     for (index, object) in entry.objects.iter().enumerate() {
         let Some(live) = objects.get(object) else {
-            let why = format!("{} {} is gone", object.kind, object.name);
-            return Some(Fault::Wrong(why));
+            let why = format!("{} {} is missing", object.kind, object.name);
+            return Some(CheckFailure::Differs(why));
         };
-        // Specs of other kinds are not kept as they were written: `1024Mi` becomes `1Gi`.
-        let kept_as_written = object.api_version.starts_with(pileus_api::GROUP);
-        if let Some(manifest) = manifests.get(index).filter(|_| kept_as_written)
-            && let Some(field) = resource_state::difference(&live["spec"], &manifest["spec"], "spec")
+        // The API server may normalize specs of other kinds: `1024Mi` becomes `1Gi`.
+        let is_verbatim = object.api_version.starts_with(pileus_api::GROUP);
+        if let Some(manifest) = manifests.get(index).filter(|_| is_verbatim)
+            && let Some(field) =
+                resource_state::difference(&live["spec"], &manifest["spec"], "spec")
         {
             let (kind, name) = (&object.kind, &object.name);
             let why = format!("{kind} {name}: {field} has been changed");
-            return Some(Fault::Wrong(why));
+            return Some(CheckFailure::Differs(why));
         }
         match resource_state::progress(live, None) {
             Progress::Ready => {}
-            Progress::Pending(why) => found = Some(Fault::NotReady(why)),
-            Progress::Failed(why) => found = Some(Fault::Wrong(why)),
+            Progress::Pending(why) => failure = Some(CheckFailure::NotReady(why)),
+            Progress::Failed(why) => failure = Some(CheckFailure::Differs(why)),
         }
     }
-    found
+    failure
 }
 
-/// Whether something was begun inside of what holds a stack.
-fn is_begun(record: &StackRecord, holder: &str) -> bool {
+/// Whether any resource inside of a nested stack or group was started.
+fn has_started(record: &StackRecord, holder: &str) -> bool {
     let prefix = format!("{holder}{}", tree::SEPARATOR);
     let mut entries = record.entries.keys();
     entries.any(|(path, _)| path.starts_with(&prefix))
@@ -183,7 +184,12 @@ fn preview(pass: &Pass<'_>, flat: &Flat) -> StackPreview {
         let properties = leaf.properties.clone().unwrap_or_default();
         let want = Wanted {
             kind: &leaf.kind,
-            properties: Cow::Owned(texts(&resource_state::digests(leaf, &properties, &record.seed, None))),
+            properties: Cow::Owned(texts(&resource_state::digests(
+                leaf,
+                &properties,
+                &record.seed,
+                None,
+            ))),
             references: &leaf.references,
         };
         wanted.insert(path.clone(), want);
@@ -202,7 +208,7 @@ fn preview(pass: &Pass<'_>, flat: &Flat) -> StackPreview {
             .map(|(path, leaf)| (path.clone(), requires(leaf)))
             .collect(),
     };
-    let in_full = |entry: &Entry| -> BTreeMap<String, u32> {
+    let all_requirements = |entry: &Entry| -> BTreeMap<String, u32> {
         let inside = |holder: &str| {
             let keys = record.entries.keys();
             let inside = keys.filter(|(path, _)| path.starts_with(holder));
@@ -219,25 +225,27 @@ fn preview(pass: &Pass<'_>, flat: &Flat) -> StackPreview {
     };
     let existing = record.entries.iter().map(|(key, entry)| {
         let existing = Existing {
-            kind: entry.kind.clone(),
+            kind: entry.resource_type.clone(),
             properties: texts(&entry.properties),
-            requires: in_full(entry),
-            complete: super::decide::is_usable(entry, &entry.kind),
+            requires: all_requirements(entry),
+            complete: super::decide::is_usable(entry, &entry.resource_type),
             retain: entry.retain,
         };
         (key.clone(), existing)
     });
     let existing: BTreeMap<_, _> = existing.collect();
     let mut preview = StackPreview::default();
-    // As `decide`: what is there yet and is what is wanted is taken back.
+    // As `decide`: an older incarnation that still exists and fits is used again.
     let Ok(plan) = engine::plan_back(&wanted, &graph, &existing, kinds::change) else {
         return preview;
     };
-    let again = |key: &&Key| record.entries.get(*key).is_some_and(|entry| entry.again);
-    let again: Vec<&Key> = plan.unchanged.keys().filter(again).collect();
-    preview.unchanged = i64::try_from(plan.unchanged.len() - again.len()).unwrap_or(i64::MAX);
-    let again = again.into_iter().map(|(path, _)| format!("{path} (again)"));
-    preview.updated.extend(again);
+    let reapplied = |key: &&Key| record.entries.get(*key).is_some_and(|entry| entry.reapply);
+    let reapplied: Vec<&Key> = plan.unchanged.keys().filter(reapplied).collect();
+    preview.unchanged = i64::try_from(plan.unchanged.len() - reapplied.len()).unwrap_or(i64::MAX);
+    let reapplied = reapplied
+        .into_iter()
+        .map(|(path, _)| format!("{path} (again)"));
+    preview.updated.extend(reapplied);
     for step in plan.steps {
         let path = step.key.0;
         let is_new = existing.keys().all(|(other, _)| *other != path);
@@ -259,8 +267,10 @@ fn preview(pass: &Pass<'_>, flat: &Flat) -> StackPreview {
             engine::Action::Check | engine::Action::Suspend | engine::Action::Resume => {}
         }
     }
-    // What holds a stack is looked into once what it is made from is known.
-    let later = flat.unexpanded.iter();
-    preview.added.extend(later.map(|path| format!("{path}/…")));
+    // Nested stacks whose inputs are not known yet.
+    let unexpanded = flat.unexpanded.iter();
+    preview
+        .added
+        .extend(unexpanded.map(|path| format!("{path}/…")));
     preview
 }

@@ -1,32 +1,32 @@
-//! What must never be shown, and that nothing which a pass says holds it.
+//! Finds hidden values, and masks them in everything that a plan reports.
 //!
-//! Texts are found in what the Stack is made from, not in a finished look at it: a template
-//! that cannot be evaluated tells of hidden values too. They are masked when they are noted,
-//! since what is noted in the record is told long after the value that it names has changed.
+//! Hidden values are searched for in the sources of the Stack, not in an evaluated template,
+//! because errors of a template that cannot be evaluated may contain hidden values, too. Messages
+//! are masked before the record is written: they stay there after the hidden value has changed.
 
 use std::collections::BTreeSet;
 
-use super::{Plan, Problem, Observed, Sources};
+use super::{Observed, Plan, Problem, Sources};
 use pileus_api::Reason;
 use pileus_stack::environment::Environment;
 use pileus_stack::hide::{mask, mask_text, note, texts};
 use pileus_stack::value::Value;
 use pileus_stack::yaml;
 
-/// Sections of an environment that give parameters their values.
-const GIVEN: [&str; 2] = ["parameters", "parameter_defaults"];
-/// Shorter words of a Secret that is no parameter are not masked: they are words of messages,
-/// too. Its whole text always is.
-const SHORTEST_WORD: usize = 6;
+/// Sections of an environment with values of parameters.
+const PARAMETER_SECTIONS: [&str; 2] = ["parameters", "parameter_defaults"];
+/// Shorter parts of a Secret's text are not masked, because messages contain the same words. Values
+/// of parameters and the whole text of a Secret are always masked.
+const MIN_MASKED_LENGTH: usize = 6;
 
-/// Finds what is secret, and masks it in everything that the pass says.
-pub(super) fn conceal(observed: &Observed<'_>, plan: &mut Plan) {
+/// Finds secrets, and masks them in everything that the plan reports.
+pub(super) fn mask_secrets(observed: &Observed<'_>, plan: &mut Plan) {
     let given = observed.sources.as_ref().ok();
     for sources in given.into_iter().chain(observed.stored.values()) {
-        secrets(sources, &mut plan.secrets);
+        add_secrets(sources, &mut plan.secrets);
     }
     if let (Some(problem), Some(sources)) = (&mut plan.problem, given) {
-        without_words(problem, sources);
+        hide_template_text(problem, sources);
     }
     let secrets = &plan.secrets;
     if secrets.is_empty() {
@@ -57,26 +57,25 @@ pub(super) fn conceal(observed: &Observed<'_>, plan: &mut Plan) {
     }
 }
 
-/// The text without anything that is secret.
-pub(super) fn masked(observed: &Observed<'_>, text: &str) -> String {
+/// A message with every secret masked.
+pub(super) fn mask_message(observed: &Observed<'_>, text: &str) -> String {
     let mut found = BTreeSet::new();
     if let Ok(sources) = &observed.sources {
-        secrets(sources, &mut found);
+        add_secrets(sources, &mut found);
     }
     mask_text(text, &found)
 }
 
-/// What is wrong with a template that came from a Secret is told without its words.
-fn without_words(problem: &mut Problem, sources: &Sources) {
+/// Replaces the message of an error in a template from a Secret: it may quote the template.
+fn hide_template_text(problem: &mut Problem, sources: &Sources) {
     if sources.hidden.template && problem.reason == Reason::InvalidTemplate {
-        "the template is wrong; it comes from a Secret, so its words are not shown here: \
-         `pileus stack validate` says more of it"
+        "the template is wrong; it comes from a Secret, so the error is not shown here: run \
+         `pileus stack validate` to see it"
             .clone_into(&mut problem.message);
     }
 }
 
-/// The environments together. What is wrong with one that came from a Secret is told without
-/// its words.
+/// All environments, merged. The error of one that comes from a Secret does not quote it.
 pub(super) fn environment(sources: &Sources) -> pileus_stack::Result<Environment> {
     let all = sources.environments.iter().map(String::as_str);
     Environment::parse(all).map_err(|error| {
@@ -88,19 +87,19 @@ pub(super) fn environment(sources: &Sources) -> pileus_stack::Result<Environment
         wrong.map_or(error, |at| {
             pileus_stack::Error::at(
                 format!("environments[{at}]"),
-                "is no environment; it comes from a Secret, so its words are not shown",
+                "is not a valid environment; it comes from a Secret, so the error is not shown",
             )
         })
     })
 }
 
 /// Names of the parameters whose values come from an environment in a Secret.
-pub(super) fn named_by_secrets(sources: &Sources) -> BTreeSet<String> {
+pub(super) fn parameters_from_secrets(sources: &Sources) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     for at in &sources.hidden.environments {
         let text = sources.environments.get(*at).map_or("", String::as_str);
         let value = yaml::parse(text).unwrap_or_default();
-        let sections = GIVEN
+        let sections = PARAMETER_SECTIONS
             .iter()
             .filter_map(|section| value[section].as_object());
         names.extend(sections.flat_map(|section| section.keys().map(ToString::to_string)));
@@ -108,50 +107,50 @@ pub(super) fn named_by_secrets(sources: &Sources) -> BTreeSet<String> {
     names
 }
 
-/// Adds every text of `sources` that is secret.
-fn secrets(sources: &Sources, found: &mut BTreeSet<String>) {
+/// Adds every secret text of `sources`.
+fn add_secrets(sources: &Sources, found: &mut BTreeSet<String>) {
     let mut names = sources.secret.clone();
-    names.extend(named_by_secrets(sources));
+    names.extend(parameters_from_secrets(sources));
     let templates = sources.files.values().chain([&sources.template]);
     for text in templates {
-        hidden_parameters(text, &mut names, found);
+        add_hidden_parameters(text, &mut names, found);
     }
     for (name, value) in &sources.parameters {
         if names.contains(name.as_str()) {
-            given(value, found);
+            add_parameter_value(value, found);
         }
     }
     for (at, text) in sources.environments.iter().enumerate() {
         if sources.hidden.environments.contains(&at) {
-            // Its sections have the names that every environment has.
-            words(text, false, found);
+            // Names in environments are public: every environment has the same sections.
+            add_document(text, false, found);
         }
         if names.is_empty() {
             continue;
         }
         let value = yaml::parse(text).unwrap_or_default();
-        let sections = GIVEN
+        let sections = PARAMETER_SECTIONS
             .iter()
             .filter_map(|section| value[section].as_object());
         for (name, value) in sections.flatten() {
             if names.contains(name.as_str()) {
-                given(value, found);
+                add_parameter_value(value, found);
             }
         }
     }
     for name in &sources.hidden.files {
         if let Some(text) = sources.files.get(name) {
-            words(text, !is_template(text), found);
+            add_document(text, !is_template(text), found);
         }
     }
     if sources.hidden.template {
-        words(&sources.template, !is_template(&sources.template), found);
+        add_document(&sources.template, !is_template(&sources.template), found);
     }
 }
 
-/// Adds names and defaults of the parameters that a template says are hidden.
-fn hidden_parameters(text: &str, names: &mut BTreeSet<String>, found: &mut BTreeSet<String>) {
-    // Most have none, and need not be read for it.
+/// Adds names and defaults of the parameters that a template calls hidden.
+fn add_hidden_parameters(text: &str, names: &mut BTreeSet<String>, found: &mut BTreeSet<String>) {
+    // Most templates have none, and need not be parsed.
     if !text.contains("hidden") && !text.contains("NoEcho") {
         return;
     }
@@ -165,14 +164,14 @@ fn hidden_parameters(text: &str, names: &mut BTreeSet<String>, found: &mut BTree
             let is_hidden = pileus_stack::parameters::boolean(&schema[hidden]);
             if is_hidden == Some(true) {
                 names.insert(name.to_string());
-                given(&schema[default], found);
+                add_parameter_value(&schema[default], found);
             }
         }
     }
 }
 
-/// Adds a parameter's value, as it was given and as its type may take it.
-fn given(value: &Value, found: &mut BTreeSet<String>) {
+/// Adds a parameter's value: as given, and as its type may convert it.
+fn add_parameter_value(value: &Value, found: &mut BTreeSet<String>) {
     texts(value, found);
     let Value::String(text) = value else { return };
     if let Ok(value @ (Value::Array(_) | Value::Object(_))) = serde_json::from_str(text) {
@@ -189,22 +188,27 @@ fn is_template(text: &str) -> bool {
         .any(|key| value.get(key).is_some())
 }
 
-/// Adds the text of a Secret, and its words: the values in it where it is YAML or JSON, and
-/// the names too when `with_names`; otherwise its lines.
-fn words(text: &str, with_names: bool, found: &mut BTreeSet<String>) {
+/// Adds the whole text of a Secret and its parts: for YAML or JSON the values in it, and the names
+/// if `with_names`; otherwise its lines.
+fn add_document(text: &str, with_names: bool, found: &mut BTreeSet<String>) {
     note(text, found);
     let mut own = BTreeSet::new();
     match yaml::parse(text) {
-        Ok(value @ (Value::Object(_) | Value::Array(_))) => leaves(&value, with_names, &mut own),
+        Ok(value @ (Value::Object(_) | Value::Array(_))) => {
+            add_values(&value, with_names, &mut own);
+        }
         _ => text.lines().for_each(|line| note(line, &mut own)),
     }
-    found.extend(own.into_iter().filter(|word| word.len() >= SHORTEST_WORD));
+    found.extend(
+        own.into_iter()
+            .filter(|part| part.len() >= MIN_MASKED_LENGTH),
+    );
 }
 
-/// Adds the texts and numbers in `value`, and the names too when `with_names`. Types of
-/// resources and parameters, versions and descriptions are a template's, and no secret.
-fn leaves(value: &Value, with_names: bool, found: &mut BTreeSet<String>) {
-    const PLAIN: [&str; 8] = [
+/// Adds the texts and numbers in `value`, and the names if `with_names`. Without names it is a
+/// template or an environment, whose types, versions and descriptions are no secrets.
+fn add_values(value: &Value, with_names: bool, found: &mut BTreeSet<String>) {
+    const PUBLIC_KEYS: [&str; 8] = [
         "type",
         "Type",
         "description",
@@ -219,15 +223,15 @@ fn leaves(value: &Value, with_names: bool, found: &mut BTreeSet<String>) {
             for (name, value) in map {
                 if with_names {
                     note(name, found);
-                } else if PLAIN.contains(&name.as_str()) && value.is_string() {
+                } else if PUBLIC_KEYS.contains(&name.as_str()) && value.is_string() {
                     continue;
                 }
-                leaves(value, with_names, found);
+                add_values(value, with_names, found);
             }
         }
         Value::Array(items) => items
             .iter()
-            .for_each(|item| leaves(item, with_names, found)),
+            .for_each(|item| add_values(item, with_names, found)),
         plain => texts(plain, found),
     }
 }

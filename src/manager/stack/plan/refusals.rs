@@ -1,28 +1,29 @@
-//! What stands in the way of deciding, and what the API server refuses for good.
+//! Objects that cannot be read, and requests that the API server refuses.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
 
-use super::{Action, Key, StackRecord, Problem, Observed, State};
+use super::{Action, Key, Observed, Problem, StackRecord, State};
 use pileus_api::{Reason, Stack};
 
-/// What the API server refused for good, and why, by resource.
+/// By resource: why the API server refused a request.
 pub type Refused = BTreeMap<Key, String>;
 
-/// Why nothing can be decided now: what cannot be seen may exist or not.
+/// The problem if objects cannot be read: then nothing can be decided, because they may exist or
+/// not.
 #[must_use]
-pub fn obstacle(stack: &Stack, observed: &Observed<'_>) -> Option<Problem> {
+pub fn access_problem(stack: &Stack, observed: &Observed<'_>) -> Option<Problem> {
     let why = observed.denied.as_ref()?;
     let message = match stack.spec.service_account_name.as_deref() {
         Some(account) => format!(
-            "the ServiceAccount `{account}` may not see what was made with its rights: {why}; \
+            "the ServiceAccount `{account}` may not read what was made with its rights: {why}; \
              give it the right to get, create, patch and delete it"
         ),
         None => format!(
-            "spec.serviceAccountName is not set, and what was made with an account's rights cannot \
-             be observed without: {why}; set it to the account that has made it"
+            "spec.serviceAccountName is not set, so what was made with an account's rights cannot \
+             be read: {why}; set it to the account that has made it"
         ),
     };
     Some(Problem {
@@ -31,34 +32,34 @@ pub fn obstacle(stack: &Stack, observed: &Observed<'_>) -> Option<Problem> {
     })
 }
 
-/// How soon a deletion that was refused is tried again: it must be done all the same.
-const REFUSED_DELETION: Duration = Duration::from_secs(10);
+/// How soon a refused delete request is repeated.
+const REFUSED_DELETE_RETRY: Duration = Duration::from_secs(10);
 
-/// Notes what was refused: those resources have failed, and those that are being removed say
-/// why they are still there. When to look again.
-pub fn refuse(record: &mut StackRecord, refused: Refused, now: Timestamp) -> Duration {
-    let mut again = REFUSED_DELETION;
+/// Records refused requests: these resources have failed, except those that are being deleted, which
+/// report why they still exist. Returns when to reconcile again.
+pub fn record_refused(record: &mut StackRecord, refused: Refused, now: Timestamp) -> Duration {
+    let mut requeue = REFUSED_DELETE_RETRY;
     for (key, why) in refused {
         if let Some(entry) = record.entries.get_mut(&key) {
             if entry.action == Action::Delete {
                 entry.reason = why;
                 continue;
             }
-            // Nothing was made; what may not be made may often not be read either.
+            // Nothing was created. Whoever may not create it can often not read it either, so it
+            // is not read in later passes.
             if entry.action == Action::Create && entry.by_account {
                 entry.objects.clear();
             }
-            entry.set(entry.action, State::Failed, why, now);
-            again = Duration::ZERO;
+            entry.set_state(entry.action, State::Failed, why, now);
+            requeue = Duration::ZERO;
         }
     }
-    again
+    requeue
 }
 
-/// Says of resources why what is tried again was not done. It is not noted in the record: the
-/// next pass may know better.
-pub fn tell(record: &mut StackRecord, told: Refused) {
-    for (key, why) in told {
+/// Reports the errors of requests that the next pass repeats. They are not stored in the record.
+pub fn report_errors(record: &mut StackRecord, errors: Refused) {
+    for (key, why) in errors {
         if let Some(entry) = record.entries.get_mut(&key) {
             entry.reason = why;
         }
@@ -71,7 +72,7 @@ mod tests {
     use crate::stack::record::Entry;
 
     #[test]
-    fn a_deletion_that_is_refused_says_so_and_goes_on() {
+    fn a_refused_deletion_is_reported_and_continues() {
         let now = Timestamp::UNIX_EPOCH;
         let mut record = StackRecord::new(String::new(), now);
         for (path, action) in [("going", Action::Delete), ("new", Action::Create)] {
@@ -82,13 +83,19 @@ mod tests {
             record.entries.insert((path.to_owned(), 1), entry);
         }
         let refused = |path: &str| Refused::from([((path.to_owned(), 1), "403: no".to_owned())]);
-        assert_eq!(refuse(&mut record, refused("going"), now), REFUSED_DELETION);
-        assert_eq!(refuse(&mut record, refused("new"), now), Duration::ZERO);
-        let said = |path: &str| {
+        assert_eq!(
+            record_refused(&mut record, refused("going"), now),
+            REFUSED_DELETE_RETRY
+        );
+        assert_eq!(
+            record_refused(&mut record, refused("new"), now),
+            Duration::ZERO
+        );
+        let reported = |path: &str| {
             let entry = &record.entries[&(path.to_owned(), 1)];
             (entry.state, entry.reason.clone())
         };
-        assert_eq!(said("going"), (State::InProgress, "403: no".to_owned()));
-        assert_eq!(said("new"), (State::Failed, "403: no".to_owned()));
+        assert_eq!(reported("going"), (State::InProgress, "403: no".to_owned()));
+        assert_eq!(reported("new"), (State::Failed, "403: no".to_owned()));
     }
 }

@@ -1,4 +1,5 @@
-//! What a resource requires, in short: all of a group or of a nested stack by one name.
+//! Requirements of resources in their recorded form: one key stands for all resources of a group or
+//! of a nested stack.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,19 +8,19 @@ use sha2::{Digest, Sha256};
 use super::{Key, StackRecord};
 use pileus_stack::tree::SEPARATOR;
 
-/// So many names are written out.
-const FEW: usize = 8;
+/// Up to this number, requirements are not grouped.
+const MAX_UNGROUPED: usize = 8;
 
-/// `requires` with the path of each group or nested stack in place of everything in it, where
-/// all of that is required. `targets` are the incarnations that are wanted.
-pub(super) fn in_short(
+/// Replaces requirements of all resources of a group or of a nested stack by one key: its path with
+/// a separator at the end, and a checksum. `targets` are the incarnations that are wanted.
+pub(super) fn grouped(
     requires: BTreeMap<String, u32>,
     targets: &BTreeMap<String, u32>,
 ) -> BTreeMap<String, u32> {
-    if requires.len() <= FEW {
+    if requires.len() <= MAX_UNGROUPED {
         return requires;
     }
-    let mut short = BTreeMap::new();
+    let mut grouped = BTreeMap::new();
     let mut holder: Option<&str> = None;
     for (path, number) in &requires {
         if holder.is_some_and(|holder| path.starts_with(holder)) {
@@ -28,11 +29,11 @@ pub(super) fn in_short(
         let mut prefixes = path.match_indices(SEPARATOR).map(|(at, _)| &path[..=at]);
         holder = prefixes.find(|p| inside(&requires, p).count() == inside(targets, p).count());
         match holder {
-            Some(holder) => short.insert(holder.to_owned(), sum(inside(targets, holder))),
-            None => short.insert(path.clone(), *number),
+            Some(holder) => grouped.insert(holder.to_owned(), checksum(inside(targets, holder))),
+            None => grouped.insert(path.clone(), *number),
         };
     }
-    short
+    grouped
 }
 
 fn inside<'m>(
@@ -43,8 +44,8 @@ fn inside<'m>(
     rest.take_while(move |(path, _)| path.starts_with(prefix))
 }
 
-/// The same for the same incarnations.
-fn sum<'m>(incarnations: impl Iterator<Item = (&'m String, &'m u32)>) -> u32 {
+/// A checksum over incarnations.
+fn checksum<'m>(incarnations: impl Iterator<Item = (&'m String, &'m u32)>) -> u32 {
     let mut hash = Sha256::new();
     for (path, number) in incarnations {
         hash.update(format!("{path}#{number}\n"));
@@ -53,25 +54,27 @@ fn sum<'m>(incarnations: impl Iterator<Item = (&'m String, &'m u32)>) -> u32 {
     u32::from_be_bytes([hash[0], hash[1], hash[2], hash[3]])
 }
 
-/// The sums over what is kept, for each path that entries have in place of what is in it.
-pub(super) fn sums(record: &StackRecord, kept: &BTreeSet<Key>) -> BTreeMap<String, u32> {
+/// For each group that entries require as a whole: the checksum over the incarnations that are
+/// kept.
+pub(super) fn group_checksums(record: &StackRecord, kept: &BTreeSet<Key>) -> BTreeMap<String, u32> {
     let kept: BTreeMap<String, u32> = kept.iter().cloned().collect();
     let names = record.entries.values().flat_map(|e| e.requires.keys());
     let holders: BTreeSet<&String> = names.filter(|name| name.ends_with(SEPARATOR)).collect();
-    let sum = |holder: &String| (holder.clone(), sum(inside(&kept, holder)));
+    let sum = |holder: &String| (holder.clone(), checksum(inside(&kept, holder)));
     holders.into_iter().map(sum).collect()
 }
 
-/// What entries work with; found at once for all, since a big stack asks for each.
-pub(super) struct Used<'l> {
+/// Incarnations that entries require: one index for all, because each incarnation of a big stack is
+/// looked up.
+pub(super) struct InUse<'l> {
     named: BTreeSet<(&'l str, u32)>,
-    /// Paths of what was required as a whole, and is not what is kept.
+    /// Paths of groups that are required as a whole, and are not as a whole kept.
     inside: BTreeSet<&'l str>,
 }
 
-impl<'l> Used<'l> {
-    /// `sums` are those over what is kept: what works with all of a group works with those if
-    /// it has their sum.
+impl<'l> InUse<'l> {
+    /// `sums` are those of [`group_checksums`]: whoever has the same checksum of a group requires
+    /// only incarnations that are kept.
     pub(super) fn of(record: &'l StackRecord, sums: &BTreeMap<String, u32>) -> Self {
         let requires = record.entries.values().flat_map(|entry| &entry.requires);
         let mut used = Self {
@@ -87,7 +90,7 @@ impl<'l> Used<'l> {
         used
     }
 
-    /// Whether something works with an incarnation that is not kept.
+    /// Whether an entry requires this incarnation, which is not kept.
     pub(super) fn has(&self, (path, number): &Key) -> bool {
         let mut holders = path.match_indices(SEPARATOR).map(|(at, _)| &path[..=at]);
         self.named.contains(&(path.as_str(), *number))

@@ -1,4 +1,4 @@
-//! What one resource should be, and whether its objects are that.
+//! The wanted state of one resource, and whether its objects have that state.
 
 use std::collections::BTreeMap;
 
@@ -11,18 +11,18 @@ use pileus_stack::kinds::{self, IDENTITY, METADATA, Makes};
 use pileus_stack::tree::Leaf;
 use pileus_stack::value::{Map, Value, json};
 
-/// How far an object is.
+/// Progress of an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Progress {
-    /// It is as it should be.
+    /// It is ready.
     Ready,
-    /// It is on its way, and what it says of that.
+    /// It is not ready yet, with its message.
     Pending(String),
-    /// Only a person can help it, and how.
+    /// Only a user can repair it, with its message.
     Failed(String),
 }
 
-/// A condition of an object, if it has it.
+/// A condition of an object.
 pub(super) fn condition<'a>(object: &'a Value, name: &str) -> Option<&'a Value> {
     let conditions = object["status"]["conditions"].as_array()?;
     conditions
@@ -30,12 +30,12 @@ pub(super) fn condition<'a>(object: &'a Value, name: &str) -> Option<&'a Value> 
         .find(|condition| condition["type"] == name)
 }
 
-/// How far an object is, by its own word. `wait_for` is the condition that says so for an
-/// object that is not Pileus'.
+/// Progress of an object by its own conditions. `wait_for` is the condition to wait for if it is not
+/// an object of Pileus.
 pub(super) fn progress(object: &Value, wait_for: Option<&str>) -> Progress {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     if !object["metadata"]["deletionTimestamp"].is_null() {
-        return Progress::Failed("somebody else deletes it".to_owned());
+        return Progress::Failed("somebody else is deleting it".to_owned());
     }
     let pileus = object["apiVersion"]
         .as_str()
@@ -63,20 +63,22 @@ pub(super) fn progress(object: &Value, wait_for: Option<&str>) -> Progress {
         return Progress::Pending(text(&ready["message"]));
     }
     if observed.is_some() && observed < generation {
-        return Progress::Pending("its change has not been observed yet".to_owned());
+        return Progress::Pending("its controller has not observed its last change yet".to_owned());
     }
     Progress::Ready
 }
 
-/// What an object says of something that it names and that is not there, or not for it, and
-/// Heat's words for that: property and noun.
+/// The object that another one refers to and that does not exist, or that it may not use, by its
+/// `Ready` condition.
 pub(super) fn missing(object: &Value) -> Option<Missing> {
     let pileus = object["apiVersion"]
         .as_str()?
         .starts_with(pileus_api::GROUP);
     let ready = condition(object, "Ready").filter(|ready| pileus && ready["status"] == "False")?;
     let reason = ready["reason"].as_str()?;
-    let (_, properties, noun) = NAMED.iter().find(|(named, ..)| named.as_str() == reason)?;
+    let (_, properties, noun) = REFERENCES
+        .iter()
+        .find(|(named, ..)| named.as_str() == reason)?;
     Some(Missing {
         properties,
         noun,
@@ -84,16 +86,18 @@ pub(super) fn missing(object: &Value) -> Option<Missing> {
     })
 }
 
-/// Something that a resource names and that is not there.
+/// An object that a resource refers to and that does not exist.
 pub(super) struct Missing {
     /// Properties that may name it.
     properties: &'static [&'static str],
+    /// Heat's name for its kind.
     noun: &'static str,
     message: String,
 }
 
-/// What Heat's custom constraints check before a resource is made.
-const NAMED: [(Reason, &[&str], &str); 8] = [
+/// References that Heat's custom constraints check before a resource is created: reason of the
+/// condition, properties, Heat's name for the kind.
+const REFERENCES: [(Reason, &[&str], &str); 8] = [
     (
         Reason::FlavorNotFound,
         &["flavor", "InstanceType"],
@@ -130,8 +134,8 @@ const NAMED: [(Reason, &[&str], &str); 8] = [
 ];
 
 impl Missing {
-    /// Why the resource with these properties cannot be, and the way out.
-    pub(super) fn told(&self, properties: &Map) -> String {
+    /// The message for a resource with these properties.
+    pub(super) fn message(&self, properties: &Map) -> String {
         let given = self
             .properties
             .iter()
@@ -139,7 +143,7 @@ impl Missing {
         let (property, value) = given.unwrap_or((self.properties[0], &Value::Null));
         let value = value.as_str().map(|text| format!(" ({text})"));
         format!(
-            "properties.{property}: The {}{} could not be found: {}; make it or name another, and \
+            "properties.{property}: The {}{} could not be found: {}; create it or name another, and \
              set spec.healRequestedAt to try again",
             self.noun,
             value.unwrap_or_default(),
@@ -148,8 +152,8 @@ impl Missing {
     }
 }
 
-/// Digests of a resource's properties: equal values have equal ones, and nothing of the
-/// values, which may be secret, can be read from them.
+/// Digests of a resource's properties. Values may be secret, and cannot be found out from their
+/// digests.
 pub(super) fn digests(
     leaf: &Leaf,
     properties: &Map,
@@ -168,22 +172,21 @@ pub(super) fn digests(
         && let Some(object) = makes.objects.last()
         && object["metadata"]["name"] != name
     {
-        // Where the template names the object, another name is another object.
+        // If the template names the object, another name is another object.
         let reference = Reference::of(object);
         found.insert(IDENTITY.to_owned(), digest(seed, &format!("{reference:?}")));
     }
     found
 }
 
-/// The value as text, the same whatever the order of its maps: as in Heat, whose dictionaries
-/// are equal in any order, another order is no change.
+/// The value as text with sorted maps: as in Heat, another order of a map is no change.
 pub(super) fn canonical(value: &Value) -> String {
     let mut value = value.clone();
     value.sort_all_objects();
     value.to_string()
 }
 
-/// Digest of a text; without the stack's seed nobody can try texts until one fits.
+/// Digest of a text. It includes the stack's seed, so that the text cannot be guessed from it.
 pub(super) fn digest(seed: &str, text: &str) -> String {
     let mut hash = Sha256::new();
     hash.update(seed);
@@ -192,8 +195,8 @@ pub(super) fn digest(seed: &str, text: &str) -> String {
     hex::encode(&hash.finalize()[..10])
 }
 
-/// The manifest with the Stack's marks: whose it is, which resource, and its digest.
-pub(super) fn marked(manifest: &Value, uid: &str, path: &str, digest: &str) -> Value {
+/// The manifest with the Stack's label, and annotations for the resource's path and the digest.
+pub(super) fn labelled(manifest: &Value, uid: &str, path: &str, digest: &str) -> Value {
     let mut object = manifest.clone();
     let metadata = &mut object["metadata"];
     for (key, name, value) in [
@@ -209,32 +212,33 @@ pub(super) fn marked(manifest: &Value, uid: &str, path: &str, digest: &str) -> V
     object
 }
 
-/// Whether an object was last made or changed to be what has this digest.
-pub(super) fn is_applied(object: &Value, digest: &str) -> bool {
+/// Whether an object was last written from a manifest with this digest.
+pub(super) fn has_digest(object: &Value, digest: &str) -> bool {
     object["metadata"]["annotations"][STACK_DIGEST_ANNOTATION] == digest
 }
 
-/// Whether an object was last made or changed for the resource at `path`.
-pub(super) fn is_of(object: &Value, path: &str) -> bool {
+/// Whether an object was last written for the resource at `path`.
+pub(super) fn is_for_resource(object: &Value, path: &str) -> bool {
     object["metadata"]["annotations"][STACK_RESOURCE_ANNOTATION] == path
 }
 
-/// Whether an object is what an entry says, made or changed for the resource at `path`.
-pub(super) fn is_whole(object: &Value, entry: &Entry, path: &str, uid: &str) -> bool {
-    is_applied(object, &entry.digest)
-        && is_of(object, path)
+/// Whether an object was last written from the manifest that an entry has the digest of, for the
+/// resource at `path`, and has an owner reference only if it may.
+pub(super) fn is_up_to_date(object: &Value, entry: &Entry, path: &str, uid: &str) -> bool {
+    has_digest(object, &entry.digest)
+        && is_for_resource(object, path)
         && !(entry.retain && is_owned(object, uid))
 }
 
-/// Whether the Stack with this uid owns an object, so that it goes with it.
+/// Whether an object has an owner reference to the Stack with this uid.
 pub(super) fn is_owned(object: &Value, uid: &str) -> bool {
     let owners = object["metadata"]["ownerReferences"].as_array();
     let mut owners = owners.into_iter().flatten();
     owners.any(|owner| owner["uid"] == uid)
 }
 
-/// The first field of `wanted` that `live` has otherwise, if there is one; what the API
-/// server fills in is no difference.
+/// The first field of `wanted` that differs in `live`; fields that only `live` has are no
+/// difference.
 pub(super) fn difference(live: &Value, wanted: &Value, path: &str) -> Option<String> {
     match (live, wanted) {
         (Value::Object(live), Value::Object(wanted)) => wanted.iter().find_map(|(key, value)| {
@@ -253,13 +257,13 @@ pub(super) fn difference(live: &Value, wanted: &Value, path: &str) -> Option<Str
     }
 }
 
-/// What a failed resource is told as; Heat's words.
-pub(super) fn failure(path: &str, entry: &Entry) -> String {
+/// The message for a failed resource, as in Heat.
+pub(super) fn failure_message(path: &str, entry: &Entry) -> String {
     let place = path.replace('/', ".resources.");
     format!(
         "Resource {} failed: {}: resources.{place}: {}",
-        entry.action.word(),
-        entry.kind,
+        entry.action.heat_name(),
+        entry.resource_type,
         entry.reason
     )
 }

@@ -1,4 +1,4 @@
-//! Which action begins.
+//! Decides which action begins.
 
 use std::time::Duration;
 
@@ -16,83 +16,90 @@ use pileus_stack::value::Value;
 
 impl Pass<'_> {
     /// Begins the action that is due, if one is.
-    pub(super) fn turn(&mut self) {
+    pub(super) fn start_action(&mut self) {
         let record = &self.plan.record;
         if record.is_busy() {
-            // A new template takes over from the one before it at once, as in Heat; what else
-            // is under way comes to its end first.
+            // A new template replaces that of a running create or update at once, as in Heat.
+            // Other actions finish first.
             if matches!(record.action, Some(Action::Create | Action::Update)) {
-                self.follow_spec();
+                self.start_from_spec();
             }
             return;
         }
-        if let Some((action, goal)) = self.undo() {
-            self.mark();
-            self.plan.record.begin(action, goal, self.observed.now);
+        if let Some((action, target)) = self.action_after_failure() {
+            self.mark_for_replacement();
+            self.plan.record.begin(action, target, self.observed.now);
             return;
         }
         let spec = &self.stack.spec;
-        // What is stopped is started before anything else is done with it.
+        // A suspended stack is resumed before any other action.
         if self.plan.record.suspended && !spec.suspend {
-            self.mark_again();
+            self.mark_for_reapply();
             let record = &mut self.plan.record;
             record.suspended = false;
-            record.begin(Action::Resume, record.goal.clone(), self.observed.now);
+            record.begin(
+                Action::Resume,
+                record.target_digest.clone(),
+                self.observed.now,
+            );
             return;
         }
-        if self.follow_spec() {
+        if self.start_from_spec() {
             return;
         }
         let record = &mut self.plan.record;
-        if record.action.is_none() || record.goal.is_none() || self.plan.problem.is_some() {
+        if record.action.is_none() || record.target_digest.is_none() || self.plan.problem.is_some()
+        {
             return;
         }
-        let goal = record.goal.clone();
+        let target = record.target_digest.clone();
         if spec.suspend != record.suspended {
             record.suspended = spec.suspend;
-            record.begin(Action::Suspend, goal, self.observed.now);
-        } else if spec.check_requested_at != record.checked {
-            record.checked.clone_from(&spec.check_requested_at);
+            record.begin(Action::Suspend, target, self.observed.now);
+        } else if spec.check_requested_at != record.handled_check_request {
+            record
+                .handled_check_request
+                .clone_from(&spec.check_requested_at);
             if spec.check_requested_at.is_some() {
-                record.begin(Action::Check, goal, self.observed.now);
+                record.begin(Action::Check, target, self.observed.now);
             }
         }
     }
 
-    /// What an action that has failed is followed by: as the spec says when it fails. What it
-    /// says later is for the next failure.
-    pub(super) fn undo(&self) -> Option<(Action, Option<String>)> {
-        if !self.is_undoable() || self.plan.record.kept {
+    /// The action that follows a failed create or update: what `spec.onFailure` says when it fails.
+    /// A later change of that field is for the next failure.
+    pub(super) fn action_after_failure(&self) -> Option<(Action, Option<String>)> {
+        if !self.may_undo() || self.plan.record.failure_kept {
             return None;
         }
         let record = &self.plan.record;
         match self.stack.spec.on_failure {
             OnFailure::Keep => None,
-            OnFailure::Rollback => Some((Action::Rollback, record.good.clone())),
+            OnFailure::Rollback => Some((Action::Rollback, record.last_good_digest.clone())),
             OnFailure::Delete => Some((Action::Delete, None)),
         }
     }
 
-    /// A failure that is not undone now never is.
-    pub(super) fn settle_undo(&mut self) {
-        if !self.is_undoable() {
+    /// Makes sure that a failed action is either undone in the next pass or never.
+    pub(super) fn apply_on_failure(&mut self) {
+        if !self.may_undo() {
             return;
         }
-        if self.undo().is_some() {
-            self.again_in(Duration::ZERO);
+        if self.action_after_failure().is_some() {
+            self.requeue_in(Duration::ZERO);
         } else {
-            self.plan.record.kept = true;
+            self.plan.record.failure_kept = true;
         }
     }
 
-    fn is_undoable(&self) -> bool {
+    fn may_undo(&self) -> bool {
         let record = &self.plan.record;
         let action = matches!(record.action, Some(Action::Create | Action::Update));
         action && record.state == State::Failed
     }
 
-    /// Begins to create or update when the spec says something new; whether it did.
-    fn follow_spec(&mut self) -> bool {
+    /// Begins to create or update if the spec's sources have changed; whether it did.
+    fn start_from_spec(&mut self) -> bool {
         let sources = match &self.observed.sources {
             Ok(sources) => sources.clone(),
             Err(problem) => {
@@ -103,10 +110,10 @@ impl Pass<'_> {
         let digest = sources.digest();
         let spec = &self.stack.spec;
         let record = &self.plan.record;
-        let heal = spec.heal_requested_at != record.healed
+        let heal = spec.heal_requested_at != record.handled_heal_request
             && spec.heal_requested_at.is_some()
             && record.action.is_some();
-        let tree = match self.accept(&sources) {
+        let tree = match self.validate(&sources) {
             Ok(tree) => tree,
             Err(problem) => {
                 self.plan.problem = Some(problem);
@@ -118,7 +125,7 @@ impl Pass<'_> {
             self.preview(&sources);
             return false;
         }
-        if self.plan.record.wanted == digest && !heal {
+        if self.plan.record.spec_digest == digest && !heal {
             return false;
         }
         if self.plan.record.suspended {
@@ -129,27 +136,31 @@ impl Pass<'_> {
             });
             return false;
         }
-        self.mark();
+        self.mark_for_replacement();
         let record = &mut self.plan.record;
         let action = match record.action {
             None => Action::Create,
-            // Nothing had been made to the end: what is made now is still the first.
+            // The first create was not complete: this is still the creation.
             Some(Action::Create) if record.is_busy() => Action::Create,
             Some(_) => Action::Update,
         };
         if record.action.is_none() {
-            record.checked.clone_from(&spec.check_requested_at);
+            record
+                .handled_check_request
+                .clone_from(&spec.check_requested_at);
         }
-        record.wanted.clone_from(&digest);
-        record.healed.clone_from(&spec.heal_requested_at);
+        record.spec_digest.clone_from(&digest);
+        record
+            .handled_heal_request
+            .clone_from(&spec.heal_requested_at);
         record.begin(action, Some(digest), self.observed.now);
-        self.plan.store = Some(sources);
+        self.plan.new_sources = Some(sources);
         true
     }
 
-    /// Whether a stack can be made of `sources`: everything that Heat would refuse before it
-    /// makes anything, and what cannot be made here.
-    fn accept(&self, sources: &Sources) -> Result<Tree, Problem> {
+    /// Validates `sources`: everything that Heat would refuse before it creates anything, and
+    /// resources that Pileus does not support.
+    fn validate(&self, sources: &Sources) -> Result<Tree, Problem> {
         let wrong = |error| Problem::template(&error);
         let input = super::input(self.stack, sources).map_err(wrong)?;
         pileus_stack::hooks::check(&input.environment.registry).map_err(wrong)?;
@@ -157,14 +168,19 @@ impl Pass<'_> {
         let has_account = self.stack.spec.service_account_name.is_some();
         check::tree(&tree, has_account).map_err(wrong)?;
         let namespace = self.stack.namespace().unwrap_or_default();
-        super::conflicts::distinct(&tree, &namespace).map_err(wrong)?;
-        self.unchangeable(sources, &tree).map_err(wrong)?;
+        super::conflicts::check_unique_objects(&tree, &namespace).map_err(wrong)?;
+        self.check_immutable_parameters(sources, &tree)
+            .map_err(wrong)?;
         Ok(tree)
     }
 
-    /// Parameters that the template says may not change have not.
-    fn unchangeable(&self, sources: &Sources, tree: &Tree) -> pileus_stack::Result<()> {
-        let Some(before) = self.goal() else {
+    /// Refuses changes of parameters that the template calls immutable.
+    fn check_immutable_parameters(
+        &self,
+        sources: &Sources,
+        tree: &Tree,
+    ) -> pileus_stack::Result<()> {
+        let Some(before) = self.target() else {
             return Ok(());
         };
         if before == *sources {
@@ -197,48 +213,48 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// What the action that begins now makes anew: what somebody has deleted, and what has
-    /// failed and only another can take the place of. As in Heat (`needs_replace_failed`) a
-    /// failure alone is no reason to destroy what works.
-    pub(super) fn mark(&mut self) {
+    /// Marks what the action that begins now replaces: objects that somebody has deleted, and failed
+    /// resources that an update cannot repair. As in Heat (`needs_replace_failed`), a failure alone
+    /// is no reason to replace an object that works.
+    pub(super) fn mark_for_replacement(&mut self) {
         for entry in self.plan.record.entries.values_mut() {
             let live = entry
                 .objects
                 .last()
                 .map(|object| self.observed.objects.get(object));
-            let lost = live.is_some_and(|live| live.is_none_or(is_beyond_help));
+            let lost = live.is_some_and(|live| live.is_none_or(is_stalled_or_deleting));
             match (entry.state, entry.action) {
                 (State::Complete, _) => entry.replace |= live == Some(None),
                 (State::InProgress, _) => {}
-                // It was only not ready when it was checked.
-                (State::Failed, Action::Check) if entry.again && !lost => {
-                    entry.set(Action::Check, State::Complete, "", self.observed.now);
-                    entry.again = false;
+                // The last check found it not ready, no more.
+                (State::Failed, Action::Check) if entry.reapply && !lost => {
+                    entry.set_state(Action::Check, State::Complete, "", self.observed.now);
+                    entry.reapply = false;
                 }
-                // Heat replaces whatever has failed a check; what was never made to the end
-                // is worth nothing yet.
+                // Heat replaces whatever has failed a check. A resource that was never created
+                // completely can be replaced without loss.
                 (State::Failed, Action::Create | Action::Check | Action::Delete) => {
-                    (entry.replace, entry.again) = (true, false);
+                    (entry.replace, entry.reapply) = (true, false);
                 }
                 (State::Failed, _) => {
                     entry.replace |= lost || live.is_none();
-                    entry.again = !entry.replace;
+                    entry.reapply = !entry.replace;
                 }
             }
         }
     }
 
-    /// Before what was stopped is started: what could not be stopped or started is tried again.
-    fn mark_again(&mut self) {
+    /// Marks Servers that could not be stopped or started, so that a resume tries it again.
+    fn mark_for_reapply(&mut self) {
         for entry in self.plan.record.entries.values_mut() {
             let tried = matches!(entry.action, Action::Suspend | Action::Resume);
-            entry.again |= tried && entry.state == State::Failed;
+            entry.reapply |= tried && entry.state == State::Failed;
         }
     }
 }
 
-/// Whether an object says that nothing becomes of it, as Nova's `ERROR` does, or goes.
-fn is_beyond_help(live: &Value) -> bool {
+/// Whether an object is stalled, as a server in Nova's state `ERROR` is, or is being deleted.
+fn is_stalled_or_deleting(live: &Value) -> bool {
     let stalled = resource_state::condition(live, "Stalled");
     !live["metadata"]["deletionTimestamp"].is_null()
         || stalled.is_some_and(|stalled| stalled["status"] == "True")

@@ -15,16 +15,16 @@ impl World {
         found.map_or(Value::Null, |(_, live)| live["metadata"]["uid"].clone())
     }
 
-    fn check(&mut self, word: &str) {
+    fn check(&mut self, status: &str) {
         self.stack.spec.check_requested_at = Some(self.now.to_string());
-        self.settle();
-        assert_eq!(self.word(), word, "{:#?}", self.record);
+        self.run_until_idle();
+        assert_eq!(self.stack_status(), status, "{:#?}", self.record);
     }
 
-    fn heal(&mut self, word: &str) {
+    fn heal(&mut self, status: &str) {
         self.stack.spec.heal_requested_at = Some(self.now.to_string());
-        self.settle();
-        assert_eq!(self.word(), word, "{:#?}", self.record);
+        self.run_until_idle();
+        assert_eq!(self.stack_status(), status, "{:#?}", self.record);
     }
 
     fn why(&self, path: &str) -> String {
@@ -37,35 +37,35 @@ impl World {
 #[test]
 fn a_check_of_a_healthy_stack_finds_nothing_wrong_with_user_data() {
     let mut world = World::new(PAIR);
-    world.settle();
+    world.run_until_idle();
     let one = world.uid("-one-");
     world.check("CHECK_COMPLETE");
     // Somebody deletes the user data: that is told.
     world.objects.retain(|object, _| object.kind != "Secret");
     world.check("CHECK_FAILED");
-    assert!(world.why("one").contains("user-data is gone"));
+    assert!(world.why("one").contains("user-data is missing"));
     world.heal("UPDATE_COMPLETE");
     assert_ne!(world.uid("-one-"), one);
 }
 
 #[test]
-fn what_is_only_not_ready_when_it_is_checked_is_told_and_not_made_anew() {
+fn an_object_that_is_not_ready_fails_a_check_and_is_not_replaced() {
     let mut world = World::new(PAIR);
-    world.settle();
+    world.run_until_idle();
     let two = world.uid("-two-");
     world.slow = Some("-two-");
-    world.tend();
+    world.update_objects();
     world.check("CHECK_FAILED");
     assert_eq!(world.why("two"), "so it is");
     // Nor does an update of something else wait for it.
     world.change("user_data: x", "user_data: y");
-    world.settle();
-    assert_eq!(world.word(), "UPDATE_COMPLETE");
+    world.run_until_idle();
+    assert_eq!(world.stack_status(), "UPDATE_COMPLETE");
     assert_eq!(world.uid("-two-"), two);
 }
 
 #[test]
-fn a_quantity_that_the_api_server_writes_otherwise_is_no_drift() {
+fn a_quantity_that_the_api_server_normalizes_is_no_drift() {
     let template = "heat_template_version: newton
 resources:
   data:
@@ -79,32 +79,32 @@ resources:
 ";
     let mut world = World::new(template);
     world.stack.spec.service_account_name = Some("maker".into());
-    world.settle();
+    world.run_until_idle();
     let mut claims = world.objects.values_mut();
     claims.next().unwrap()["spec"]["resources"]["requests"]["storage"] = json!("1Gi");
     world.check("CHECK_COMPLETE");
 }
 
 #[test]
-fn a_rollback_does_not_destroy_what_was_only_slow_to_change() {
+fn a_rollback_does_not_replace_what_was_only_slow_to_update() {
     let mut world = World::new(PAIR);
     let pair = PAIR.replace("outputs:", "  new: {type: OS::Neutron::Net}\noutputs:");
     world.stack.spec.on_failure = OnFailure::Rollback;
-    world.settle();
+    world.run_until_idle();
     let two = world.uid("-two-");
     world.sources.template = pair.replace("{a: b}", "{a: c}");
     world.broken = Some("-new-");
     world.slow = Some("-two-");
     for _ in 0..20 {
         world.pass(|| false);
-        world.tend();
+        world.update_objects();
     }
     world.now += SignedDuration::from_secs(241);
     world.pass(|| false);
-    assert_eq!(world.word(), "UPDATE_FAILED", "{:#?}", world.record);
+    assert_eq!(world.stack_status(), "UPDATE_FAILED", "{:#?}", world.record);
     world.slow = None;
-    world.settle();
-    assert_eq!(world.word(), "ROLLBACK_COMPLETE");
+    world.run_until_idle();
+    assert_eq!(world.stack_status(), "ROLLBACK_COMPLETE");
     assert_eq!(world.uid("-two-"), two);
     let mut live = world.objects.values();
     let live = live.find(|live| live["metadata"]["uid"] == two).unwrap();
@@ -112,19 +112,24 @@ fn a_rollback_does_not_destroy_what_was_only_slow_to_change() {
 }
 
 #[test]
-fn a_rollback_to_a_template_that_is_gone_ends_and_another_can_be_given() {
+fn a_rollback_to_a_missing_template_fails_and_a_new_template_is_applied() {
     let mut world = World::new(PAIR);
     world.stack.spec.on_failure = OnFailure::Rollback;
-    world.settle();
+    world.run_until_idle();
     let good = world.sources.digest();
     world.broken = Some("-new-");
     world.change("outputs:", "  new: {type: OS::Neutron::Net}\noutputs:");
     for _ in 0..20 {
         world.pass(|| false);
         world.stored.remove(&good);
-        world.tend();
+        world.update_objects();
     }
-    assert_eq!(world.word(), "ROLLBACK_FAILED", "{:#?}", world.record);
+    assert_eq!(
+        world.stack_status(),
+        "ROLLBACK_FAILED",
+        "{:#?}",
+        world.record
+    );
     assert_eq!(
         world.plan().problem.unwrap().reason,
         pileus_api::Reason::RecordMissing
@@ -132,19 +137,19 @@ fn a_rollback_to_a_template_that_is_gone_ends_and_another_can_be_given() {
     assert!(world.log.iter().all(|line| !line.starts_with("delete")));
     world.broken = None;
     world.change("{a: b}", "{a: c}");
-    world.settle();
-    assert_eq!(world.word(), "UPDATE_COMPLETE");
+    world.run_until_idle();
+    assert_eq!(world.stack_status(), "UPDATE_COMPLETE");
 }
 
 #[test]
-fn a_change_that_was_refused_is_tried_again_where_it_is() {
+fn a_refused_update_is_repeated_in_place() {
     let mut world = World::new(PAIR);
-    world.settle();
+    world.run_until_idle();
     let two = world.uid("-two-");
     world.refused = Some("-two-");
     world.change("{a: b}", "{a: c}");
-    world.settle();
-    assert_eq!(world.word(), "UPDATE_FAILED");
+    world.run_until_idle();
+    assert_eq!(world.stack_status(), "UPDATE_FAILED");
     world.refused = None;
     world.heal("UPDATE_COMPLETE");
     assert_eq!(world.uid("-two-"), two);
@@ -154,33 +159,38 @@ fn a_change_that_was_refused_is_tried_again_where_it_is() {
 }
 
 #[test]
-fn what_could_not_be_stopped_can_be_started() {
+fn a_server_that_could_not_be_stopped_can_be_resumed() {
     let mut world = World::new(PAIR);
-    world.settle();
+    world.run_until_idle();
     let two = world.uid("-two-");
     world.stack.spec.suspend = true;
     world.refused = Some("-two-");
-    world.settle();
-    assert_eq!(world.word(), "SUSPEND_FAILED");
+    world.run_until_idle();
+    assert_eq!(world.stack_status(), "SUSPEND_FAILED");
     world.refused = None;
     world.stack.spec.suspend = false;
-    world.settle();
-    assert_eq!(world.word(), "RESUME_COMPLETE", "{:#?}", world.record);
+    world.run_until_idle();
+    assert_eq!(
+        world.stack_status(),
+        "RESUME_COMPLETE",
+        "{:#?}",
+        world.record
+    );
     world.change("{a: b}", "{a: c}");
-    world.settle();
-    assert_eq!(world.word(), "UPDATE_COMPLETE");
+    world.run_until_idle();
+    assert_eq!(world.stack_status(), "UPDATE_COMPLETE");
     assert_eq!(world.uid("-two-"), two);
 }
 
 #[test]
-fn what_must_not_be_replaced_is_not_when_it_has_failed_either() {
+fn a_failed_resource_is_not_replaced_against_restricted_actions() {
     let mut world = World::new(PAIR);
     let restricted = "resource_registry: {resources: {two: {restricted_actions: replace}}}";
     world.sources.environments = vec![restricted.to_owned()];
-    world.settle();
+    world.run_until_idle();
     let two = world.uid("-two-");
     world.broken = Some("-two-");
-    world.tend();
+    world.update_objects();
     world.check("CHECK_FAILED");
     world.heal("UPDATE_FAILED");
     assert!(world.why("two").starts_with("replace is restricted"));
@@ -188,17 +198,17 @@ fn what_must_not_be_replaced_is_not_when_it_has_failed_either() {
     // Of another type, it would be another.
     world.broken = None;
     world.change("two: {type: OS::Nova::Server, properties: {image: i, flavor: small, networks: [{network: {get_resource: net}}], metadata: {a: b}}}", "two: {type: OS::Neutron::Net}");
-    world.settle();
-    assert_eq!(world.word(), "UPDATE_FAILED");
+    world.run_until_idle();
+    assert_eq!(world.stack_status(), "UPDATE_FAILED");
     assert_eq!(world.uid("-two-"), two);
 }
 
 #[test]
-fn what_was_never_made_is_not_there_for_a_check_and_is_made_by_a_heal() {
+fn resources_that_were_never_created_fail_a_check_and_are_created_by_a_heal() {
     let mut world = World::new(PAIR);
     world.refused = Some("-net-");
-    world.settle();
-    assert_eq!(world.word(), "CREATE_FAILED");
+    world.run_until_idle();
+    assert_eq!(world.stack_status(), "CREATE_FAILED");
     world.check("CHECK_FAILED");
     let record = world.record.as_ref().unwrap();
     let mut named = ["net", "one", "port", "sub", "two"].iter();
@@ -214,55 +224,59 @@ fn what_was_never_made_is_not_there_for_a_check_and_is_made_by_a_heal() {
 }
 
 #[test]
-fn an_edit_of_a_failed_stack_is_looked_at_before_anything_goes() {
+fn a_changed_on_failure_does_not_undo_an_earlier_failure() {
     for on_failure in [OnFailure::Rollback, OnFailure::Delete] {
         let mut world = World::new(PAIR);
         world.broken = Some("-two-");
-        world.settle();
-        assert_eq!(world.word(), "CREATE_FAILED");
+        world.run_until_idle();
+        assert_eq!(world.stack_status(), "CREATE_FAILED");
         let net = world.uid("-net-");
         world.stack.spec.on_failure = on_failure;
-        world.settle();
-        assert_eq!(world.word(), "CREATE_FAILED");
+        world.run_until_idle();
+        assert_eq!(world.stack_status(), "CREATE_FAILED");
         world.broken = None;
         world.change("{a: b}", "{a: c}");
-        world.settle();
-        assert_eq!(world.word(), "UPDATE_COMPLETE");
+        world.run_until_idle();
+        assert_eq!(world.stack_status(), "UPDATE_COMPLETE");
         assert_eq!(world.uid("-net-"), net);
         // From then on it holds.
         world.broken = Some("-two-");
         world.change("{network: {get_resource: net}}", "{network: other}");
-        world.settle();
+        world.run_until_idle();
         let words = ["ROLLBACK_FAILED", "ROLLBACK_COMPLETE", "DELETE_COMPLETE"];
-        assert!(words.contains(&world.word().as_str()), "{}", world.word());
+        assert!(
+            words.contains(&world.stack_status().as_str()),
+            "{}",
+            world.stack_status()
+        );
     }
 }
 
 #[test]
-fn what_has_failed_stays_so_until_it_is_dealt_with() {
+fn a_failed_resource_stays_failed_until_the_next_action() {
     let mut world = World::new(PAIR);
-    world.settle();
+    world.run_until_idle();
     world.refused = Some("-two-");
     world.change("{a: b}", "{a: c}");
-    world.settle();
+    world.run_until_idle();
     let record = world.record.as_ref().unwrap();
     let (_, entry) = record.incarnations("two").next().unwrap();
     assert_eq!(
-        (entry.state, entry.again, entry.replace),
+        (entry.state, entry.reapply, entry.replace),
         (State::Failed, false, false)
     );
-    assert!(record.kept);
+    assert!(record.failure_kept);
 }
 
 #[test]
-fn what_is_in_a_retained_group_stays() {
+fn members_of_a_retained_group_stay() {
     let group = "  kept:
     type: OS::Heat::ResourceGroup
     deletion_policy: Retain
     properties: {count: 2, resource_def: {type: OS::Neutron::Net}}
 outputs:";
     let mut world = World::new(&PAIR.replace("outputs:", group));
-    world.settle();
+    world.run_until_idle();
     assert_eq!(world.count("Network"), 3);
     world.delete();
     assert_eq!((world.count("Network"), world.objects.len()), (2, 2));
@@ -274,13 +288,13 @@ resources:
 ";
 
 #[test]
-fn a_resource_that_is_renamed_keeps_its_object() {
+fn a_renamed_resource_keeps_its_object() {
     let mut world = World::new(KEY);
-    world.settle();
+    world.run_until_idle();
     let ops = world.uid("ops");
     world.change("k1:", "k2:");
-    world.settle();
-    assert_eq!(world.word(), "UPDATE_COMPLETE");
+    world.run_until_idle();
+    assert_eq!(world.stack_status(), "UPDATE_COMPLETE");
     assert_eq!((world.uid("ops"), world.count("KeyPair")), (ops.clone(), 1));
     assert_eq!(world.log.last().unwrap(), "change KeyPair k2");
     let paths = world.record.as_ref().unwrap().entries.keys();
@@ -292,8 +306,8 @@ fn a_resource_that_is_renamed_keeps_its_object() {
     world.stack.spec.on_failure = OnFailure::Rollback;
     world.broken = Some("-net-");
     world.change("k2:", "net: {type: OS::Neutron::Net}\n  k3:");
-    world.settle();
-    assert_eq!(world.word(), "ROLLBACK_COMPLETE");
+    world.run_until_idle();
+    assert_eq!(world.stack_status(), "ROLLBACK_COMPLETE");
     assert_eq!((world.uid("ops"), world.count("KeyPair")), (ops, 1));
     let mut changes = world.log.iter().rev();
     let last = changes.find(|line| line.starts_with("change KeyPair"));
@@ -303,26 +317,26 @@ fn a_resource_that_is_renamed_keeps_its_object() {
 }
 
 #[test]
-fn two_resources_do_not_share_an_object() {
+fn two_resources_cannot_have_the_same_object() {
     let other =
         "  K-2: {type: OS::Nova::KeyPair, properties: {name: OPS, public_key: ssh-ed25519 B}}\n";
     let mut world = World::new(&format!("{KEY}{other}"));
     let plan = world.plan();
     let problem = plan.problem.unwrap().message;
     assert!(
-        problem.contains("KeyPair ops is that of the resource"),
+        problem.contains("KeyPair ops belongs to the resource"),
         "{problem}"
     );
     // One whose name is only known later is refused before anything happens to the object.
     let later = other.replace("name: OPS", "name: {get_attr: [word, value]}");
     let value = "  word: {type: OS::Heat::Value, properties: {value: ops}}\n";
     world = World::new(KEY);
-    world.settle();
+    world.run_until_idle();
     world.sources.template = format!("{KEY}{value}{later}");
-    world.settle();
-    assert_eq!(world.word(), "UPDATE_FAILED");
+    world.run_until_idle();
+    assert_eq!(world.stack_status(), "UPDATE_FAILED");
     assert!(
-        world.why("K-2").contains("is that of the resource k1"),
+        world.why("K-2").contains("belongs to the resource k1"),
         "{}",
         world.why("K-2")
     );
@@ -330,7 +344,7 @@ fn two_resources_do_not_share_an_object() {
 }
 
 #[test]
-fn another_version_of_a_kind_is_the_same_object() {
+fn another_api_version_is_the_same_object() {
     let template = "heat_template_version: newton
 resources:
   scaler:
@@ -340,13 +354,18 @@ resources:
 ";
     let mut world = World::new(template);
     world.stack.spec.service_account_name = Some("maker".into());
-    world.settle();
+    world.run_until_idle();
     let uid = world.uid("a");
     world.change("autoscaling/v1", "autoscaling/v2");
-    world.settle();
+    world.run_until_idle();
     world.change("{name: a}", "{name: a, namespace: demo}");
-    world.settle();
-    assert_eq!(world.word(), "UPDATE_COMPLETE", "{:#?}", world.record);
+    world.run_until_idle();
+    assert_eq!(
+        world.stack_status(),
+        "UPDATE_COMPLETE",
+        "{:#?}",
+        world.record
+    );
     assert_eq!(
         (world.uid("a"), world.objects.len()),
         (uid, 1),
@@ -356,22 +375,22 @@ resources:
 }
 
 #[test]
-fn what_works_with_something_that_must_go_first_goes_before_it() {
+fn users_of_an_object_that_must_be_deleted_first_are_deleted_before_it() {
     let fixed =
         "port: {type: OS::Neutron::Port, properties: {fixed_ips: [{ip_address: 10.0.0.5}], network";
     let mut world = World::new(&PAIR.replace(
         "port: {type: OS::Neutron::Port, properties: {network",
         fixed,
     ));
-    world.settle();
+    world.run_until_idle();
     let two = world.uid("-two-");
     world.log.clear();
     world.change(
         "{ip_address: 10.0.0.5}",
         "{ip_address: 10.0.0.5}, {ip_address: 10.0.0.6}",
     );
-    world.settle();
-    assert_eq!(world.word(), "UPDATE_COMPLETE");
+    world.run_until_idle();
+    assert_eq!(world.stack_status(), "UPDATE_COMPLETE");
     let order = [
         "delete Server one",
         "delete Port port",
@@ -391,9 +410,9 @@ fn what_works_with_something_that_must_go_first_goes_before_it() {
 }
 
 #[test]
-fn what_would_have_to_go_only_for_another_is_left() {
+fn nothing_is_deleted_only_to_replace_something_else() {
     let mut world = World::new(PAIR);
-    world.settle();
+    world.run_until_idle();
     let before = (world.uid("-one-"), world.uid("-sub-"));
     let mut live = world.objects.values_mut();
     let subnet = live.find(|live| live["kind"] == "Subnet").unwrap();
@@ -403,7 +422,7 @@ fn what_would_have_to_go_only_for_another_is_left() {
     assert!(
         world
             .why("sub")
-            .contains("has to go before another takes its place")
+            .contains("has to be deleted before its replacement is created")
     );
     assert_eq!((world.uid("-one-"), world.uid("-sub-")), before);
     let going = |live: &Value| !live["metadata"]["deletionTimestamp"].is_null();
@@ -411,7 +430,7 @@ fn what_would_have_to_go_only_for_another_is_left() {
 }
 
 #[test]
-fn group_after_group_leaves_a_small_record() {
+fn groups_that_require_groups_have_a_small_record() {
     let template = "heat_template_version: newton
 resources:
   a:
@@ -423,7 +442,7 @@ resources:
     properties: {count: 40, resource_def: {type: OS::Neutron::Net}}
 ";
     let mut world = World::new(template);
-    world.settle();
+    world.run_until_idle();
     let size = |world: &World| serde_json::to_string(&world.record).unwrap().len();
     assert!(size(&world) < 80 * 1000, "{}", size(&world));
     // One that is replaced goes although what waited for it is kept.
@@ -451,12 +470,12 @@ resources:
 }
 
 #[test]
-fn what_is_gone_is_made_anew_and_what_names_it_stays() {
+fn a_missing_object_is_created_again_and_its_users_stay() {
     let key = "resources:
   key: {type: OS::Nova::KeyPair, properties: {name: ops, public_key: ssh-ed25519 A}}";
     let template = PAIR.replace("resources:", key);
     let mut world = World::new(&template.replace("user_data: x", "key_name: {get_resource: key}"));
-    world.settle();
+    world.run_until_idle();
     let one = world.uid("-one-");
     world.objects.retain(|object, _| object.kind != "KeyPair");
     world.check("CHECK_FAILED");
@@ -467,20 +486,20 @@ fn what_is_gone_is_made_anew_and_what_names_it_stays() {
     );
     // Another key under its name would have to wait for the Server to go.
     world.change("ssh-ed25519 A", "ssh-ed25519 B");
-    world.settle();
-    assert_eq!(world.word(), "UPDATE_FAILED");
+    world.run_until_idle();
+    assert_eq!(world.stack_status(), "UPDATE_FAILED");
     assert_eq!((world.count("KeyPair"), world.uid("-one-")), (1, one));
 }
 
 #[test]
-fn a_preview_says_what_is_done_with_what_has_failed() {
+fn a_preview_shows_what_happens_to_failed_resources() {
     let mut world = World::new(PAIR);
-    world.settle();
+    world.run_until_idle();
     let two = world.uid("-two-");
     world.refused = Some("-two-");
     world.change("{a: b}", "{a: c}");
-    world.settle();
-    assert_eq!(world.word(), "UPDATE_FAILED");
+    world.run_until_idle();
+    assert_eq!(world.stack_status(), "UPDATE_FAILED");
     world.refused = None;
     let preview = |world: &mut World| {
         world.stack.spec.preview = true;
@@ -489,14 +508,14 @@ fn a_preview_says_what_is_done_with_what_has_failed() {
         world.stack.spec.preview = false;
         plan.preview.unwrap()
     };
-    let told = preview(&mut world);
-    assert_eq!(told.updated, ["two (again)"]);
-    assert_eq!((told.replaced, told.unchanged), (Vec::new(), 4));
+    let reported = preview(&mut world);
+    assert_eq!(reported.updated, ["two (again)"]);
+    assert_eq!((reported.replaced, reported.unchanged), (Vec::new(), 4));
     world.heal("UPDATE_COMPLETE");
     assert_eq!(world.uid("-two-"), two);
     // What says that nothing becomes of it is made anew, and that is told, too.
     world.broken = Some("-two-");
-    world.tend();
+    world.update_objects();
     world.check("CHECK_FAILED");
     world.broken = None;
     assert_eq!(preview(&mut world).replaced, ["two"]);
@@ -505,7 +524,7 @@ fn a_preview_says_what_is_done_with_what_has_failed() {
 }
 
 #[test]
-fn a_record_that_no_secret_can_hold_is_told_and_nothing_is_made_beside_it() {
+fn a_record_that_is_too_big_is_reported_and_nothing_more_is_created() {
     let long = |at: usize| format!("{at}{}", "x".repeat(250));
     let one = |at| {
         format!(
@@ -525,41 +544,45 @@ fn a_record_that_no_secret_can_hold_is_told_and_nothing_is_made_beside_it() {
     };
     let mut world = World::new(&template(3));
     world.stack.spec.on_failure = OnFailure::Rollback;
-    world.settle();
+    world.run_until_idle();
     assert_eq!(
-        (world.word().as_str(), world.count("Network")),
+        (world.stack_status().as_str(), world.count("Network")),
         ("CREATE_COMPLETE", 3)
     );
     world.sources.template = template(800);
-    let mut told = None;
+    let mut reported = None;
     for _ in 0..5 {
         let plan = world.pass(|| false);
-        told = told.or(plan.problem);
+        reported = reported.or(plan.problem);
         let size = serde_json::to_string(&world.record).unwrap().len();
         assert!(size <= 1_000_000, "{size}");
         assert!(world.count("Network") <= 3);
     }
-    let told = told.unwrap();
-    assert_eq!(told.reason, pileus_api::Reason::RecordTooLarge);
+    let reported = reported.unwrap();
+    assert_eq!(reported.reason, pileus_api::Reason::RecordTooLarge);
     for part in [
         "spec.template",
         "808 resources",
         "1000000",
         "several Stacks",
     ] {
-        assert!(told.message.contains(part), "{part}: {}", told.message);
+        assert!(
+            reported.message.contains(part),
+            "{part}: {}",
+            reported.message
+        );
     }
     // It has failed like any other update, and what there was is as it was.
-    world.settle();
+    world.run_until_idle();
     assert_eq!(
-        (world.word().as_str(), world.count("Network")),
+        (world.stack_status().as_str(), world.count("Network")),
         ("ROLLBACK_COMPLETE", 3)
     );
     assert!(world.log.iter().all(|line| !line.starts_with("delete")));
     world.sources.template = template(4);
-    world.settle();
+    world.run_until_idle();
     assert_eq!(
-        (world.word().as_str(), world.count("Network")),
+        (world.stack_status().as_str(), world.count("Network")),
         ("UPDATE_COMPLETE", 4)
     );
     world.delete();

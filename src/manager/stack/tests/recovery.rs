@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use super::super::record::Reference;
 use super::super::plan::Observed;
 use super::super::plan::rebuild::{Rebuilt, problem, rebuild};
+use super::super::record::Reference;
 use super::PAIR;
 use super::world::World;
 use pileus_api::names::STACK_UID_LABEL;
@@ -27,16 +27,16 @@ impl World {
             object.api_version.starts_with(pileus_api::GROUP)
                 && live["metadata"]["labels"][STACK_UID_LABEL] == uid
         });
-        let strays = ours.map(|(object, _)| (object.clone(), String::new()));
+        let unrecorded = ours.map(|(object, _)| (object.clone(), String::new()));
         let mut observed = Observed {
-            strays: strays.collect(),
+            unrecorded: unrecorded.collect(),
             seed: "other".to_owned(),
             ..self.nothing_observed()
         };
         let mut asked: BTreeSet<Reference> = BTreeSet::new();
         loop {
             let found = rebuild(&self.stack, &observed, &asked);
-            let more = found.reads.iter().map(|(object, _)| object.clone());
+            let more = found.to_read.iter().map(|(object, _)| object.clone());
             let more: Vec<_> = more.filter(|object| !asked.contains(object)).collect();
             if more.is_empty() {
                 return found;
@@ -51,20 +51,20 @@ impl World {
     }
 
     /// Goes on with what was found.
-    fn go_on(&mut self, found: Rebuilt) {
+    fn continue_with(&mut self, found: Rebuilt) {
         self.stored
             .insert(self.sources.digest(), self.sources.clone());
         self.record = Some(found.record);
         self.log.clear();
     }
 
-    fn told(&self, found: &Rebuilt) -> String {
-        problem(&self.nothing_observed(), "stack-u-1", &found.differs).message
+    fn reported(&self, found: &Rebuilt) -> String {
+        problem(&self.nothing_observed(), "stack-u-1", &found.differences).message
     }
 }
 
 #[test]
-fn what_is_as_the_template_says_is_taken_as_it_is() {
+fn objects_without_differences_are_recorded_unchanged() {
     let group = "  group:
     type: OS::Heat::ResourceGroup
     properties: {count: 2, resource_def: {type: OS::Neutron::Port, properties: {network: {get_resource: net}}}}
@@ -74,18 +74,23 @@ fn what_is_as_the_template_says_is_taken_as_it_is() {
 outputs:";
     let mut world = World::new(&PAIR.replace("outputs:", group));
     world.stack.spec.service_account_name = Some("maker".into());
-    world.settle();
+    world.run_until_idle();
     // One is the second of its name.
     world.change("user_data: x", "user_data: y");
-    let before = world.settle();
+    let before = world.run_until_idle();
     let objects = world.objects.clone();
     let entries = world.record.clone().unwrap().entries;
     let found = world.lose();
-    assert_eq!(found.differs, Vec::<String>::new());
+    assert_eq!(found.differences, Vec::<String>::new());
     assert!(found.record.entries.keys().eq(entries.keys()));
-    world.go_on(found);
-    let after = world.settle();
-    assert_eq!(world.word(), "UPDATE_COMPLETE", "{:#?}", world.record);
+    world.continue_with(found);
+    let after = world.run_until_idle();
+    assert_eq!(
+        world.stack_status(),
+        "UPDATE_COMPLETE",
+        "{:#?}",
+        world.record
+    );
     assert_eq!(before.outputs, after.outputs);
     // What cannot be compared is applied where it is; nothing else is.
     assert_eq!(world.log, ["change ConfigMap map"]);
@@ -98,16 +103,21 @@ outputs:";
     for (key, entry) in &world.record.as_ref().unwrap().entries {
         let old = &entries[key];
         assert_eq!(
-            (&entry.requires, &entry.objects, &entry.claims, &entry.kind),
-            (&old.requires, &old.objects, &old.claims, &old.kind)
+            (
+                &entry.requires,
+                &entry.objects,
+                &entry.claims,
+                &entry.resource_type
+            ),
+            (&old.requires, &old.objects, &old.claims, &old.resource_type)
         );
     }
     // From then on it is as ever.
     world.log.clear();
     world.change("metadata: {a: b}", "metadata: {a: c}");
     world.change("user_data: y", "user_data: z");
-    world.settle();
-    assert_eq!(world.word(), "UPDATE_COMPLETE");
+    world.run_until_idle();
+    assert_eq!(world.stack_status(), "UPDATE_COMPLETE");
     assert_eq!(world.count("Server"), 2);
     assert!(world.log.contains(&"delete Server one".to_owned()));
     world.delete();
@@ -115,18 +125,18 @@ outputs:";
 }
 
 #[test]
-fn what_is_not_is_told_and_nothing_is_touched_until_somebody_says_so() {
+fn differences_are_reported_and_nothing_is_changed_until_confirmed() {
     let mut world = World::new(PAIR);
-    world.settle();
+    world.run_until_idle();
     world.change("{a: b}", "{a: c}");
     let net = PAIR.replace("outputs:", "  new: {type: OS::Neutron::Net}\noutputs:");
     let found = world.lose();
     assert!(
-        found.differs[0].starts_with("two: Server shop-two-"),
+        found.differences[0].starts_with("two: Server shop-two-"),
         "{:?}",
-        found.differs
+        found.differences
     );
-    let told = world.told(&found);
+    let reported = world.reported(&found);
     for part in [
         "stack-u-1",
         "two: Server shop-two-",
@@ -135,7 +145,7 @@ fn what_is_not_is_told_and_nothing_is_touched_until_somebody_says_so() {
         "pileus.dev/rebuild-record=stack-u-1",
         "delete the Stack",
     ] {
-        assert!(told.contains(part), "{part}: {told}");
+        assert!(reported.contains(part), "{part}: {reported}");
     }
     // What the template has no more, what it has only now, and what another has made.
     let without = net.replace(
@@ -150,18 +160,18 @@ fn what_is_not_is_told_and_nothing_is_touched_until_somebody_says_so() {
     }
     let found = world.search();
     for part in ["new: Network", "port: Port", "sub: Subnet", "one: Server"] {
-        let told = found.differs.iter().any(|why| why.starts_with(part));
-        assert!(told, "{part}: {:?}", found.differs);
+        let reported = found.differences.iter().any(|why| why.starts_with(part));
+        assert!(reported, "{part}: {:?}", found.differences);
     }
     // What the template does not have stays without the Stack, and nothing is made a second time.
     for live in world.objects.values_mut() {
         live["metadata"]["labels"] = json!({STACK_UID_LABEL: "u-1"});
     }
     let found = world.search();
-    world.go_on(found);
+    world.continue_with(found);
     for _ in 0..40 {
         world.pass(|| false);
-        world.tend();
+        world.update_objects();
     }
     assert!(world.log.contains(&"release Port".to_owned()));
     assert_eq!(world.count("Port"), 1);
@@ -169,69 +179,72 @@ fn what_is_not_is_told_and_nothing_is_touched_until_somebody_says_so() {
 }
 
 #[test]
-fn what_was_made_by_chance_is_lost_with_the_record() {
+fn random_values_are_lost_with_the_record() {
     let chance = "  word: {type: OS::Heat::RandomString}\noutputs:";
     let template = PAIR.replace("outputs:", chance);
     let mut world =
         World::new(&template.replace("user_data: x", "user_data: {get_resource: word}"));
-    world.settle();
+    world.run_until_idle();
     let found = world.lose();
-    let told = world.told(&found);
+    let reported = world.reported(&found);
     assert!(
-        told.contains("word: its value was made by chance"),
-        "{told}"
+        reported.contains("word: its value was random"),
+        "{reported}"
     );
-    assert!(told.contains("user-data: data.userData is not"), "{told}");
+    assert!(
+        reported.contains("user-data: data.userData is not"),
+        "{reported}"
+    );
 }
 
 #[test]
-fn user_data_that_went_with_the_record_is_made_again_for_the_server_that_is_there() {
+fn missing_user_data_is_created_again_for_an_existing_server() {
     let mut world = World::new(PAIR);
-    world.settle();
+    world.run_until_idle();
     world.objects.retain(|object, _| object.kind != "Secret");
     let found = world.lose();
-    assert_eq!(found.differs, Vec::<String>::new());
-    world.go_on(found);
-    world.settle();
-    assert_eq!(world.word(), "UPDATE_COMPLETE");
+    assert_eq!(found.differences, Vec::<String>::new());
+    world.continue_with(found);
+    world.run_until_idle();
+    assert_eq!(world.stack_status(), "UPDATE_COMPLETE");
     assert_eq!(world.log, ["make Secret one", "change Server one"]);
 }
 
 #[test]
-fn a_failure_after_the_loss_destroys_nothing() {
+fn a_failure_after_recovery_deletes_nothing() {
     for on_failure in [OnFailure::Rollback, OnFailure::Delete] {
         let mut world = World::new(PAIR);
         world.stack.spec.on_failure = on_failure;
-        world.settle();
+        world.run_until_idle();
         world.objects.retain(|object, _| object.kind != "Secret");
         world.broken = Some("-one-");
-        world.tend();
+        world.update_objects();
         let found = world.lose();
-        world.go_on(found);
-        world.settle();
-        assert_eq!(world.word(), "UPDATE_FAILED");
+        world.continue_with(found);
+        world.run_until_idle();
+        assert_eq!(world.stack_status(), "UPDATE_FAILED");
         assert!(world.log.iter().all(|line| !line.starts_with("delete")));
         // What fails later returns to what was found.
-        let goal = world.record.as_ref().unwrap().goal.clone();
-        assert!(goal.is_some() && world.record.as_ref().unwrap().good == goal);
+        let goal = world.record.as_ref().unwrap().target_digest.clone();
+        assert!(goal.is_some() && world.record.as_ref().unwrap().last_good_digest == goal);
     }
 }
 
 #[test]
-fn a_suspended_stack_stays_so() {
+fn a_recovered_stack_stays_suspended() {
     let mut world = World::new(PAIR);
-    world.settle();
+    world.run_until_idle();
     world.stack.spec.suspend = true;
-    world.settle();
+    world.run_until_idle();
     world.stack.status.get_or_insert_default().stack_status = Some("SUSPEND_COMPLETE".into());
     let found = world.lose();
-    assert_eq!(found.differs, Vec::<String>::new());
-    world.go_on(found);
-    world.settle();
+    assert_eq!(found.differences, Vec::<String>::new());
+    world.continue_with(found);
+    world.run_until_idle();
     assert!(world.log.is_empty(), "{:#?}", world.log);
     world.stack.spec.suspend = false;
-    world.settle();
-    assert_eq!(world.word(), "RESUME_COMPLETE");
+    world.run_until_idle();
+    assert_eq!(world.stack_status(), "RESUME_COMPLETE");
     let servers = world.objects.values().filter(|o| o["kind"] == "Server");
     assert!(
         servers
@@ -241,22 +254,22 @@ fn a_suspended_stack_stays_so() {
 }
 
 #[test]
-fn what_is_retained_stays_when_a_stack_without_a_record_goes() {
+fn retained_objects_stay_when_a_stack_without_record_is_deleted() {
     let retained = "port: {type: OS::Neutron::Port, deletion_policy: Retain, ";
     // What cannot be compared, because what it needs is gone, stays as well.
     for lose_net in [false, true] {
         let mut world = World::new(&PAIR.replace("port: {type: OS::Neutron::Port, ", retained));
-        world.settle();
+        world.run_until_idle();
         if lose_net {
             world.objects.retain(|object, _| object.kind != "Network");
         }
         let now = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(world.now);
         world.stack.metadata.deletion_timestamp = Some(now);
         let found = world.lose();
-        world.go_on(found);
+        world.continue_with(found);
         for _ in 0..40 {
             world.pass(|| false);
-            world.tend();
+            world.update_objects();
         }
         assert_eq!((world.count("Port"), world.count("Server")), (1, 0));
         assert!(world.log.contains(&"release Port".to_owned()));

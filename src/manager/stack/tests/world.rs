@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
-use super::super::record::{StackRecord, Reference, Sources};
-use super::super::plan::{self, Lookup, Plan, Observed, Step, refusals};
+use super::super::plan::{self, Lookup, Observed, Plan, Step, refusals};
+use super::super::record::{Reference, Sources, StackRecord};
 use pileus_api::Stack;
 use pileus_api::names::STACK_UID_LABEL;
 use pileus_stack::value::{Value, json};
@@ -104,11 +104,11 @@ impl World {
                 continue;
             };
             let live = self.find(last);
-            let whole = live.is_some_and(|live| plan::is_whole(live, entry));
+            let whole = live.is_some_and(|live| plan::is_up_to_date(live, entry));
             let deleting = self.stack.metadata.deletion_timestamp.is_some();
             let serving = serving
                 .iter()
-                .filter(|_| plan::needs_serving(record, entry, whole, deleting));
+                .filter(|_| plan::reads_auxiliary(record, entry, whole, deleting));
             for object in serving.chain([last]) {
                 if let Some(live) = self.find(object) {
                     observed.insert(object.clone(), live.clone());
@@ -159,9 +159,9 @@ impl World {
             seed: "seed".to_owned(),
             objects: BTreeMap::new(),
             denied: None,
-            strays: Vec::new(),
-            find: &self.objects,
-            kind_lost: false,
+            unrecorded: Vec::new(),
+            lookup: &self.objects,
+            definition_deleted: false,
             grace: std::time::Duration::from_secs(60),
         }
     }
@@ -177,7 +177,7 @@ impl World {
     /// Plans and acts; `lost` says which steps a crash prevents.
     pub(super) fn pass(&mut self, mut lost: impl FnMut() -> bool) -> Plan {
         let plan = self.plan();
-        if let Some(sources) = &plan.store {
+        if let Some(sources) = &plan.new_sources {
             self.stored.insert(sources.digest(), sources.clone());
         }
         self.record = Some(plan.record.clone());
@@ -195,7 +195,7 @@ impl World {
             }
         }
         if let Some(record) = &mut self.record {
-            refusals::refuse(record, refused, self.now);
+            refusals::record_refused(record, refused, self.now);
         }
         self.now += SignedDuration::from_millis(100);
         plan
@@ -207,7 +207,7 @@ impl World {
                 let object = Reference::of(manifest);
                 let word = if live.is_some() { "change" } else { "make" };
                 let path = manifest["metadata"]["annotations"]["pileus.dev/stack-resource"].clone();
-                let told = format!("{word} {} {}", object.kind, path.as_str().unwrap());
+                let reported = format!("{word} {} {}", object.kind, path.as_str().unwrap());
                 let mut new = manifest.clone();
                 self.uids += 1;
                 let uid = live.as_ref().map_or_else(
@@ -230,7 +230,7 @@ impl World {
                     }
                     (None, None) => {}
                 }
-                self.log.push(told);
+                self.log.push(reported);
                 self.objects.retain(|other, _| !is_same(other, &object));
                 self.objects.insert(object, new);
             }
@@ -256,7 +256,7 @@ impl World {
     }
 
     /// What exists becomes ready, unless it is broken; what is to go goes once it may.
-    pub(super) fn tend(&mut self) {
+    pub(super) fn update_objects(&mut self) {
         self.collect();
         for (object, live) in &mut self.objects {
             let is = |part: Option<&str>| part.is_some_and(|part| object.name.contains(part));
@@ -276,11 +276,11 @@ impl World {
     }
 
     /// Until nothing is left to do.
-    pub(super) fn settle(&mut self) -> Plan {
+    pub(super) fn run_until_idle(&mut self) -> Plan {
         for _ in 0..500 {
             let before = self.record.clone();
             let plan = self.pass(|| false);
-            self.tend();
+            self.update_objects();
             if plan.steps.is_empty() && before == self.record && !plan.record.is_busy() {
                 return plan;
             }
@@ -288,8 +288,8 @@ impl World {
         panic!("never at rest: {:#?}\n{:#?}", self.record, self.log);
     }
 
-    pub(super) fn word(&self) -> String {
-        self.record.as_ref().unwrap().word().unwrap()
+    pub(super) fn stack_status(&self) -> String {
+        self.record.as_ref().unwrap().stack_status().unwrap()
     }
 
     pub(super) fn change(&mut self, from: &str, to: &str) {
@@ -315,8 +315,8 @@ impl World {
         );
         for _ in 0..100 {
             let plan = self.pass(|| false);
-            self.tend();
-            if plan.gone {
+            self.update_objects();
+            if plan.deleted {
                 return;
             }
         }
