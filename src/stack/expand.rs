@@ -42,8 +42,8 @@ impl Tree {
             if let Some(inner) = self.nested.get(name) {
                 inner.walk(path, found);
             }
-            let kind = self.stack.resources[name].resolved.to_string();
-            found.push((path.clone(), kind));
+            let resource_type = self.stack.resources[name].resource_type.to_string();
+            found.push((path.clone(), resource_type));
             path.pop();
         }
     }
@@ -129,14 +129,14 @@ pub(super) fn inner(
             members: BTreeMap::new(),
         }
     };
-    if render::is_template_name(&resource.resolved) {
-        let template = input.files.template(&resource.resolved)?;
+    if render::is_template_name(&resource.resource_type) {
+        let template = input.files.template(&resource.resource_type)?;
         return Ok(Some(child(template, properties)));
     }
-    if let Some(text) = super::builtin::template(&resource.resolved) {
+    if let Some(text) = super::builtin::template(&resource.resource_type) {
         return Ok(Some(child(yaml::parse(text)?.into(), Map::new())));
     }
-    let made = match resource.resolved.as_str() {
+    let made = match resource.resource_type.as_str() {
         "OS::Heat::ResourceGroup" => group(&properties, &input.budget)?,
         "OS::Heat::AutoScalingGroup" => {
             let size = get("desired_capacity").or_else(|| get("min_size"));
@@ -154,7 +154,7 @@ pub(super) fn inner(
         }
         "OS::Heat::ResourceChain" => chain(&properties, &input.budget)?,
         "OS::Heat::SoftwareDeploymentGroup" | "OS::Heat::StructuredDeploymentGroup" => {
-            deployments(&resource.resolved, &properties, &input.budget)?
+            deployments(&resource.resource_type, &properties, &input.budget)?
         }
         "OS::Heat::Stack" => {
             let text = get("template").and_then(Value::as_str).unwrap_or_default();
@@ -184,12 +184,15 @@ pub(super) fn inner(
 
 /// Whether a resource holds a stack of its own.
 #[must_use]
-pub fn holds_a_stack(resource: &Rendered) -> bool {
+pub fn has_nested_stack(resource: &Rendered) -> bool {
     resource.external_id.is_null()
-        && (render::is_template_name(&resource.resolved)
-            || super::builtin::template(&resource.resolved).is_some()
-            || resource.resolved == "OS::Heat::Stack"
-            || resource.schema.as_ref().is_some_and(|kind| kind.stack))
+        && (render::is_template_name(&resource.resource_type)
+            || super::builtin::template(&resource.resource_type).is_some()
+            || resource.resource_type == "OS::Heat::Stack"
+            || resource
+                .schema
+                .as_ref()
+                .is_some_and(|resource_type| resource_type.stack))
 }
 
 fn facade(resource: &Rendered) -> Map {
@@ -286,8 +289,8 @@ fn chain(properties: &Map, budget: &Budget) -> Result<Value> {
     let concurrent = properties.get("concurrent") == Some(&Value::Bool(true));
     let shared = properties.get("resource_properties").cloned();
     let shared = shared.filter(Value::is_object).unwrap_or_else(|| json!({}));
-    let all = kinds.into_iter().enumerate().map(|(at, kind)| {
-        let mut member = json!({"type": kind, "properties": shared});
+    let all = kinds.into_iter().enumerate().map(|(at, resource_type)| {
+        let mut member = json!({"type": resource_type, "properties": shared});
         if at > 0 && !concurrent {
             member["depends_on"] = json!([(at - 1).to_string()]);
         }
@@ -297,8 +300,8 @@ fn chain(properties: &Map, budget: &Budget) -> Result<Value> {
 }
 
 /// One deployment for each server.
-fn deployments(kind: &str, properties: &Map, budget: &Budget) -> Result<Value> {
-    let kind = kind.strip_suffix("Group").unwrap_or(kind);
+fn deployments(resource_type: &str, properties: &Map, budget: &Budget) -> Result<Value> {
+    let resource_type = resource_type.strip_suffix("Group").unwrap_or(resource_type);
     let servers = properties.get("servers").and_then(Value::as_object);
     let shared: Map = properties
         .iter()
@@ -308,7 +311,10 @@ fn deployments(kind: &str, properties: &Map, budget: &Budget) -> Result<Value> {
     let all = servers.into_iter().flatten().map(|(name, server)| {
         let mut own = shared.clone();
         own.insert("server", server.clone());
-        (name.to_string(), json!({"type": kind, "properties": own}))
+        (
+            name.to_string(),
+            json!({"type": resource_type, "properties": own}),
+        )
     });
     members(budget, all)
 }

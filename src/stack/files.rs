@@ -17,19 +17,19 @@ pub struct Files(Arc<BTreeMap<String, File>>, Arc<BTreeSet<String>>);
 struct File {
     text: String,
     template: OnceLock<Result<Source>>,
-    kind: OnceLock<Option<Arc<ResourceType>>>,
+    resource_type: OnceLock<Option<Arc<ResourceType>>>,
 }
 
 impl Files {
     /// The same files, those with these names hidden: what is made of them is never shown.
     #[must_use]
-    pub fn hiding(self, names: BTreeSet<String>) -> Self {
+    pub fn with_hidden(self, names: BTreeSet<String>) -> Self {
         Self(self.0, Arc::new(names))
     }
 
     /// Whether the file `name` is hidden; without a name, whether any is.
     #[must_use]
-    pub fn hides(&self, name: Option<&str>) -> bool {
+    pub fn is_hidden(&self, name: Option<&str>) -> bool {
         name.map_or(!self.1.is_empty(), |name| self.1.contains(name))
     }
 
@@ -53,9 +53,11 @@ impl Files {
 
     /// The properties that the template in the file `name` has as a type.
     #[must_use]
-    pub fn kind(&self, name: &str) -> Option<Arc<ResourceType>> {
+    pub fn resource_type(&self, name: &str) -> Option<Arc<ResourceType>> {
         let file = self.0.get(name)?;
-        file.kind.get_or_init(|| file.read_kind()).clone()
+        file.resource_type
+            .get_or_init(|| file.read_resource_type())
+            .clone()
     }
 }
 
@@ -65,7 +67,7 @@ impl File {
         self.template.get_or_init(read).clone()
     }
 
-    fn read_kind(&self) -> Option<Arc<ResourceType>> {
+    fn read_resource_type(&self) -> Option<Arc<ResourceType>> {
         let template = self.template().and_then(|source| source.read());
         // Its parameters say what it takes, whatever is wrong with the rest of it.
         let (version, parameters) = match template {
@@ -115,6 +117,12 @@ mod tests {
                 .and_then(|source| source.read())
                 .is_err()
         );
-        assert!(files.kind("f.yaml").unwrap().properties.contains_key("p"));
+        assert!(
+            files
+                .resource_type("f.yaml")
+                .unwrap()
+                .properties
+                .contains_key("p")
+        );
     }
 }

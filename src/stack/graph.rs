@@ -160,16 +160,19 @@ impl<'r> Network<'r> {
     fn among(resources: &'r BTreeMap<String, Rendered>) -> Self {
         let mut all = Self::default();
         for (name, resource) in resources {
-            let kind = resource.resolved.as_str();
+            let resource_type = resource.resource_type.as_str();
             let families = ["OS::Neutron::", "OS::Quantum::"];
-            let kinds = match families.iter().find_map(|family| kind.strip_prefix(family)) {
+            let found = match families
+                .iter()
+                .find_map(|family| resource_type.strip_prefix(family))
+            {
                 Some("Subnet") => &mut all.subnets,
                 Some("RouterInterface") => &mut all.interfaces,
                 Some("RouterGateway") => &mut all.gateways,
                 Some("Router") => &mut all.routers,
                 _ => continue,
             };
-            kinds.push((name, resource));
+            found.push((name, resource));
         }
         all
     }
@@ -198,7 +201,7 @@ pub(super) fn hidden(
                 }
             }
         };
-        match plain_kind(resource) {
+        match current_type(resource) {
             "OS::Neutron::Port" => {
                 let network = property(resource, &["network"]);
                 wait(&subnets, &|other| {
@@ -281,8 +284,8 @@ pub(super) fn hidden(
 
 /// Whether a resource's values may make it wait for what its template does not name.
 pub(super) fn waits_unsaid(resource: &Rendered) -> bool {
-    let kind = plain_kind(resource);
-    kind.starts_with("OS::Neutron::") || kind == "OS::Nova::Server"
+    let resource_type = current_type(resource);
+    resource_type.starts_with("OS::Neutron::") || resource_type == "OS::Nova::Server"
 }
 
 /// A floating address of a port waits for the router on the port's subnet.
@@ -293,9 +296,9 @@ fn through_interfaces(
 ) -> Vec<(String, String)> {
     let mut found = Vec::new();
     for (name, requires) in &graph.requires {
-        let kind = resources.get(name).map_or("", plain_kind);
+        let resource_type = resources.get(name).map_or("", current_type);
         if !matches!(
-            kind,
+            resource_type,
             "OS::Neutron::FloatingIP"
                 | "OS::Neutron::FloatingIPAssociation"
                 | "OS::Neutron::FloatingIPPortForward"
@@ -307,7 +310,7 @@ fn through_interfaces(
             let on_subnet = |port: &Rendered| {
                 let fixed = property(port, &["fixed_ips"]).and_then(Value::as_array);
                 let first = fixed.and_then(|list| list.first());
-                plain_kind(port) == "OS::Neutron::Port"
+                current_type(port) == "OS::Neutron::Port"
                     && first.is_some_and(|first| known_equal(first.get("subnet"), subnet))
             };
             if requires
@@ -321,8 +324,8 @@ fn through_interfaces(
     found
 }
 
-fn plain_kind(resource: &Rendered) -> &str {
-    match resource.resolved.as_str() {
+fn current_type(resource: &Rendered) -> &str {
+    match resource.resource_type.as_str() {
         "OS::Quantum::Port" => "OS::Neutron::Port",
         "OS::Quantum::FloatingIP" => "OS::Neutron::FloatingIP",
         "OS::Quantum::FloatingIPAssociation" => "OS::Neutron::FloatingIPAssociation",

@@ -12,12 +12,12 @@
 //! | [`files`] | what comes with a template, read once |
 //! | [`functions`] | the intrinsic functions and conditions |
 //! | [`environment`] | environments and how several merge |
-//! | [`needs`] | what a resource names, and whether it is there |
+//! | [`requirements`] | what a resource names, and whether it is there |
 //! | [`graph`] | what depends on what, order, cycles |
 //! | [`registry`] | resource types: properties, defaults, constraints |
 //! | [`typed`] | properties after their type's schema |
 //! | [`render`] | a template with everything evaluated |
-//! | [`show`] | that as JSON |
+//! | [`json_output`] | that as JSON |
 //! | [`validate`] | whether a template could become a stack, nested ones included |
 //! | [`cases`] | cases as JSON, to compare with Heat's engine |
 //! | [`builtin`] | what Heat makes of three of CloudFormation's types |
@@ -25,9 +25,9 @@
 //! | [`plan`] | create, update and delete as steps with dependencies |
 //! | [`tree`] | a stack and those inside as one set of resources, as they become known |
 //! | [`rolling`] | how groups change a few members at a time |
-//! | [`hide`] | which values come from hidden parameters |
+//! | [`masking`] | which values come from hidden parameters |
 //! | [`hooks`] | where resources wait, and what must not be done with them |
-//! | [`kinds`] | what each resource type becomes in Kubernetes |
+//! | [`mapping`] | what each resource type becomes in Kubernetes |
 
 pub mod budget;
 pub mod builtin;
@@ -38,19 +38,19 @@ pub mod expand;
 pub mod files;
 pub mod functions;
 pub mod graph;
-pub mod hide;
 pub mod hooks;
+pub mod masking;
 // What builds the engine alone, to fuzz it, has no kinds to make.
+pub mod json_output;
 #[cfg(not(fuzzing))]
-pub mod kinds;
-mod needs;
+pub mod mapping;
 pub mod parameters;
-mod patterns;
 pub mod plan;
+mod regex_cache;
 pub mod registry;
 pub mod render;
+mod requirements;
 pub mod rolling;
-pub mod show;
 pub mod template;
 pub mod tree;
 pub mod typed;
@@ -99,7 +99,7 @@ impl Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// How Python names a value's type; Heat's messages speak so.
-fn kind_of(value: &crate::value::Value) -> &'static str {
+fn python_type(value: &crate::value::Value) -> &'static str {
     use crate::value::Value;
     match value {
         Value::Null => "nothing",

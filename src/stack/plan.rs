@@ -30,7 +30,7 @@ pub enum Change {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Wanted<'a> {
     /// Its type.
-    pub kind: &'a str,
+    pub resource_type: &'a str,
     /// Properties, references to other resources not yet filled in.
     pub properties: Cow<'a, Map>,
     /// By property: the resources it refers to.
@@ -44,7 +44,7 @@ pub type Key = (String, u32);
 #[derive(Debug, Clone, PartialEq)]
 pub struct Existing {
     /// Its type.
-    pub kind: String,
+    pub resource_type: String,
     /// Properties it was made or last updated with, as in [`Wanted`].
     pub properties: Map,
     /// Which incarnation of each required resource it was made with.
@@ -112,7 +112,7 @@ pub fn wanted(stack: &Stack) -> BTreeMap<String, Wanted<'_>> {
         let typed = resource.typed.as_ref().ok();
         let properties = typed.or_else(evaluated).or_else(raw);
         let wanted = Wanted {
-            kind: &resource.resolved,
+            resource_type: &resource.resource_type,
             properties: properties.map_or_else(Cow::default, Cow::Borrowed),
             references: &resource.references,
         };
@@ -123,9 +123,9 @@ pub fn wanted(stack: &Stack) -> BTreeMap<String, Wanted<'_>> {
 
 /// How a type of Heat's takes a change; what holds a stack lets that decide.
 #[must_use]
-pub fn change(kind: &str, property: &str) -> Change {
-    let Some(found) = registry::find(kind) else {
-        return if is_template_name(kind) {
+pub fn change(resource_type: &str, property: &str) -> Change {
+    let Some(found) = registry::find(resource_type) else {
+        return if is_template_name(resource_type) {
             Change::InPlace
         } else {
             Change::Replace
@@ -159,7 +159,7 @@ pub fn plan(
 ///
 /// # Errors
 /// As [`plan`].
-pub fn plan_back(
+pub fn plan_rollback(
     wanted: &BTreeMap<String, Wanted<'_>>,
     graph: &Graph,
     existing: &BTreeMap<Key, Existing>,
@@ -258,7 +258,7 @@ fn before_it(
     let referred = || want.references.values().flatten();
     let fits = |have: &Existing| {
         have.complete
-            && have.kind == want.kind
+            && have.resource_type == want.resource_type
             && have.properties == *want.properties
             && referred().all(|other| requires.get(other) == have.requires.get(other))
     };
@@ -317,7 +317,7 @@ fn decide(
     requires: &BTreeMap<String, u32>,
     change: &impl Fn(&str, &str) -> Change,
 ) -> Result<Decision> {
-    if have.kind != want.kind || !have.complete {
+    if have.resource_type != want.resource_type || !have.complete {
         return Ok(Decision::Create(number.saturating_add(1)));
     }
     let mut changed: BTreeSet<String> = want
@@ -331,13 +331,13 @@ fn decide(
     // an attribute can be what it was, which is seen when it is known.
     for (property, names) in want.references {
         let moved = |name: &String| requires.get(name) != have.requires.get(name);
-        if names.iter().any(moved) && change(want.kind, property) != Change::Refuse {
+        if names.iter().any(moved) && change(want.resource_type, property) != Change::Refuse {
             changed.insert(property.clone());
         }
     }
     let mut replace = false;
     for property in &changed {
-        match change(want.kind, property) {
+        match change(want.resource_type, property) {
             Change::InPlace => {}
             Change::Replace => replace = true,
             Change::Refuse => {
@@ -350,11 +350,11 @@ fn decide(
     }
     replace |= changed
         .iter()
-        .any(|property| replaces(want.kind, property, &want.properties));
+        .any(|property| replaces(want.resource_type, property, &want.properties));
     // Heat's `NoneResource._needs_update`: it stands for nothing, or for what a cloud has no more,
     // so nothing changes it.
-    let found = registry::find(want.kind);
-    let inert = || found.is_some_and(|found| registry::takes_anything(want.kind, found));
+    let found = registry::find(want.resource_type);
+    let inert = || found.is_some_and(|found| registry::takes_anything(want.resource_type, found));
     Ok(match (changed.is_empty() || inert(), replace) {
         (true, _) => Decision::Keep(number),
         (false, true) => Decision::Create(number.saturating_add(1)),
@@ -364,9 +364,9 @@ fn decide(
 
 /// Whether a resource's own properties ask for a replacement when this one changes: what Heat's
 /// plugins have in `needs_replace_with_prop_diff` and `needs_replace`.
-fn replaces(kind: &str, property: &str, properties: &Map) -> bool {
+fn replaces(resource_type: &str, property: &str, properties: &Map) -> bool {
     let given = |name: &str| properties.get(name).filter(|value| !value.is_null());
-    match (kind, property) {
+    match (resource_type, property) {
         ("OS::Nova::Server", "flavor" | "image") => {
             given(&format!("{property}_update_policy")) == Some(&"REPLACE".into())
         }

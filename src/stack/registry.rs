@@ -19,7 +19,7 @@ use crate::value::{Map, Text, Value};
 
 /// What a property's value is made into.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum PropertyType {
     /// Text.
     String,
     /// A whole number.
@@ -40,7 +40,7 @@ pub enum Kind {
 #[derive(Debug, Clone)]
 pub struct Property {
     /// What the value is made into.
-    pub kind: Kind,
+    pub value_type: PropertyType,
     /// Must be given.
     pub required: bool,
     /// A change is done in place; otherwise it needs a replacement.
@@ -212,17 +212,17 @@ fn property(line: &str) -> (Text, Property) {
     let name = columns.next().unwrap_or_default().into();
     let mut flags = columns.next().unwrap_or_default().split(' ');
     let kind = match flags.next().unwrap_or_default() {
-        "String" => Kind::String,
-        "Integer" => Kind::Integer,
-        "Number" => Kind::Number,
-        "Boolean" => Kind::Boolean,
-        "List" => Kind::List,
-        "Map" => Kind::Map,
-        _ => Kind::Any,
+        "String" => PropertyType::String,
+        "Integer" => PropertyType::Integer,
+        "Number" => PropertyType::Number,
+        "Boolean" => PropertyType::Boolean,
+        "List" => PropertyType::List,
+        "Map" => PropertyType::Map,
+        _ => PropertyType::Any,
     };
     let flags: Vec<&str> = flags.collect();
     let mut property = Property {
-        kind,
+        value_type: kind,
         required: flags.contains(&"required"),
         update: flags.contains(&"update"),
         immutable: flags.contains(&"immutable"),
@@ -276,17 +276,17 @@ fn property(line: &str) -> (Text, Property) {
 /// The properties of a template used as a type: its parameters.
 #[must_use]
 pub fn of_template(parameters: &BTreeMap<String, super::parameters::Schema>) -> ResourceType {
-    use super::parameters::Type;
+    use super::parameters::ParameterType;
     let properties = parameters.iter().map(|(name, schema)| {
-        let kind = match schema.kind {
-            Type::String => Kind::String,
-            Type::Number => Kind::Number,
-            Type::List => Kind::List,
-            Type::Json => Kind::Map,
-            Type::Boolean => Kind::Boolean,
+        let kind = match schema.value_type {
+            ParameterType::String => PropertyType::String,
+            ParameterType::Number => PropertyType::Number,
+            ParameterType::List => PropertyType::List,
+            ParameterType::Json => PropertyType::Map,
+            ParameterType::Boolean => PropertyType::Boolean,
         };
         let property = Property {
-            kind,
+            value_type: kind,
             required: schema.default.is_none(),
             // The template inside decides what a change does.
             update: true,
@@ -297,7 +297,7 @@ pub fn of_template(parameters: &BTreeMap<String, super::parameters::Schema>) -> 
             from: None,
             joins: None,
             told_by: None,
-            converts: matches!(kind, Kind::List | Kind::Map),
+            converts: matches!(kind, PropertyType::List | PropertyType::Map),
             inner: BTreeMap::new(),
         };
         (name.as_str().into(), property)

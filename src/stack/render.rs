@@ -11,9 +11,9 @@ use super::environment::Environment;
 use super::files::Files;
 use super::functions::{Known, Scope};
 use super::graph::{self, Graph};
-use super::needs::{self, Needs};
 use super::parameters::{Identity, Parameters};
 use super::registry::{self, ResourceType};
+use super::requirements::{self, Needs};
 use super::template::{Output, Resource, Source, Template, deletion_policy};
 use super::{Error, Result, typed};
 use crate::value::{Map, Text, Value};
@@ -50,9 +50,9 @@ pub struct Input {
 #[derive(Debug, Clone)]
 pub struct Rendered {
     /// The type as the template has it.
-    pub kind: Text,
+    pub declared_type: Text,
     /// The type after the environment's registry.
-    pub resolved: Text,
+    pub resource_type: Text,
     /// What the type's properties are, when the type is known.
     pub schema: Option<Arc<ResourceType>>,
     /// Properties, or why there are none.
@@ -172,7 +172,7 @@ pub fn stack(input: &Input) -> std::result::Result<Stack, Stop> {
         requires: requires.into_iter().collect(),
     };
     let hidden = graph::hidden(&mut graph, &resources);
-    let order = match needs::unreadable(&scope, &template, &resources) {
+    let order = match requirements::unreadable(&scope, &template, &resources) {
         Some(error) => Err(error),
         None => order(&template, &existing, &graph),
     };
@@ -280,12 +280,14 @@ fn one(
     needs: Needs,
 ) -> Result<Rendered> {
     let environment = &input.environment;
-    let resolved = if environment.registry.is_empty() {
-        resource.kind.clone()
+    let resource_type = if environment.registry.is_empty() {
+        resource.declared_type.clone()
     } else {
-        environment.resolve_type(name, &resource.kind).into()
+        environment
+            .resolve_type(name, &resource.declared_type)
+            .into()
     };
-    let schema = find_type(&input.files, &resolved);
+    let schema = find_type(&input.files, &resource_type);
     let properties = match &resource.properties {
         Value::Null => Ok(None),
         value => scope.evaluate(value).and_then(|value| match value {
@@ -308,7 +310,7 @@ fn one(
                 drop_nothing(resource, scope, map.to_mut());
             }
             match schema {
-                None if is_template_name(&resolved) => Ok(Map::new()),
+                None if is_template_name(&resource_type) => Ok(Map::new()),
                 Some(schema) => {
                     let typed = typed::coerce(&schema.properties, &map);
                     typed.map(|typed| described(typed, schema, resource))
@@ -318,8 +320,8 @@ fn one(
         }
     };
     Ok(Rendered {
-        kind: resource.kind.clone(),
-        resolved,
+        declared_type: resource.declared_type.clone(),
+        resource_type,
         schema,
         properties,
         typed,
@@ -391,7 +393,7 @@ fn drop_nothing(resource: &Resource, scope: &Scope<'_>, map: &mut Map) {
 fn find_type(files: &Files, name: &str) -> Option<Arc<ResourceType>> {
     match registry::find(name) {
         Some(kind) => Some(kind.clone()),
-        None if is_template_name(name) => files.kind(name),
+        None if is_template_name(name) => files.resource_type(name),
         None => None,
     }
 }

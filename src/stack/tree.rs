@@ -16,7 +16,7 @@ use super::functions::Known;
 use super::render::{self, Input, Rendered, Stack, Stop};
 use super::rolling::Policy;
 use super::template::MAX_RESOURCES;
-use super::{Error, Result, expand, hide, validate};
+use super::{Error, Result, expand, masking, validate};
 use crate::value::{Map, Text, Value, json};
 
 /// Stands between the names in a path; names of resources cannot have it.
@@ -29,7 +29,7 @@ pub const MASK: &str = "******";
 #[derive(Debug, Clone)]
 pub struct Leaf {
     /// Its type, after the environment's registry.
-    pub kind: String,
+    pub resource_type: String,
     /// Properties after the type's schema, or why there are none.
     pub properties: Result<Map>,
     /// Its metadata, or null.
@@ -96,7 +96,7 @@ impl Flat {
     /// The text without anything that must not be shown.
     #[must_use]
     pub fn masked(&self, text: &str) -> String {
-        hide::mask_text(text, &self.secrets)
+        masking::mask_text(text, &self.secrets)
     }
 }
 
@@ -120,7 +120,7 @@ pub fn flatten(
     flat.outputs = level.outputs;
     for output in flat.outputs.values_mut() {
         if let Ok(value) = &mut output.value {
-            hide::mask(value, &flat.secrets);
+            masking::mask(value, &flat.secrets);
         }
     }
     Ok(flat)
@@ -185,7 +185,7 @@ impl Walk<'_> {
                 self.left = left.ok_or_else(too_many)?;
             }
             let order = stack.order.clone().map_err(stop)?;
-            let hidden = hide::tainted(&stack, place.hidden);
+            let hidden = masking::tainted(&stack, place.hidden);
             let template = Arc::clone(&stack.template);
             let names = template.resources.keys().map(String::as_str);
             let existing: HashSet<&str> = names
@@ -213,7 +213,7 @@ impl Walk<'_> {
                 asked.insert(name.clone());
                 progress = true;
                 let tainted = hidden.contains(name);
-                if expand::holds_a_stack(resource) {
+                if expand::has_nested_stack(resource) {
                     let now = self.as_it_is_now(&place.prefix, name, resource);
                     let resource = now.as_ref().unwrap_or(resource);
                     let at = |error: Error| stop(error.below(&format!("resources.{name}")));
@@ -253,7 +253,7 @@ impl Walk<'_> {
     /// that it has been told before where its policy appends, as by Heat's default. And with as
     /// many members as it has in the batch that is under way.
     fn as_it_is_now(&mut self, prefix: &str, name: &str, group: &Rendered) -> Option<Rendered> {
-        if group.resolved != "OS::Heat::ResourceGroup" {
+        if group.resource_type != "OS::Heat::ResourceGroup" {
             return None;
         }
         let mut properties = group.typed.as_ref().ok()?.clone();
@@ -297,14 +297,14 @@ impl Walk<'_> {
         asked: &BTreeSet<String>,
         settled: &BTreeSet<String>,
     ) -> Level {
-        let hidden = hide::tainted(stack, place.hidden);
+        let hidden = masking::tainted(stack, place.hidden);
         let mut level = Level {
             complete: settled.len() == stack.resources.len(),
             ..Level::default()
         };
         for (name, resource) in &stack.resources {
             let path = format!("{}{name}", place.prefix);
-            if expand::holds_a_stack(resource) {
+            if expand::has_nested_stack(resource) {
                 if !asked.contains(name) {
                     self.flat.unexpanded.insert(path);
                 }
@@ -320,9 +320,9 @@ impl Walk<'_> {
         for (_, inner) in inside {
             level.leaves.extend(inner.leaves);
         }
-        hide::secrets(stack, &mut self.flat.secrets);
+        masking::secrets(stack, &mut self.flat.secrets);
         level.members = input.resources.clone();
-        let masked = hide::outputs(stack, &hidden, place.hidden);
+        let masked = masking::outputs(stack, &hidden, place.hidden);
         for (name, (description, value)) in &stack.outputs {
             // Only what is shown is masked; a stack around this one works with the value.
             let value = if place.prefix.is_empty() && masked.contains(name) {
@@ -445,7 +445,7 @@ fn leaf(
         Ok(())
     };
     Leaf {
-        kind: resource.resolved.to_string(),
+        resource_type: resource.resource_type.to_string(),
         properties: within.and_then(|()| resource.typed.clone()),
         metadata: resource.metadata.clone().unwrap_or_default(),
         references: references.collect(),
@@ -464,7 +464,7 @@ fn is_retained(resource: &Rendered) -> bool {
 
 /// A group's way of changing members, if it has one.
 fn batch(resource: &Rendered, prefix: &str, count: Option<f64>) -> Option<Batch> {
-    if resource.resolved != "OS::Heat::ResourceGroup" {
+    if resource.resource_type != "OS::Heat::ResourceGroup" {
         return None;
     }
     let policy = resource.update_policy.as_ref().ok()?;
@@ -514,7 +514,7 @@ fn outside(resource: &Rendered, prefix: &str, level: &Level) -> Known {
         .map(|(name, output)| (name.clone(), value(output)))
         .collect();
     let mut refid = Value::from(name);
-    let attributes = match resource.resolved.as_str() {
+    let attributes = match resource.resource_type.as_str() {
         "OS::Heat::ResourceGroup" | "OS::Heat::ResourceChain" => of_members(level),
         "OS::Heat::Stack" => {
             let mut attributes = Map::new();

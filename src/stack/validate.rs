@@ -67,13 +67,16 @@ fn properties(resource: &Rendered) -> Result<()> {
     if resource.schema.is_none() {
         return Err(Error::at(
             "type",
-            if render::is_template_name(&resource.resolved) {
+            if render::is_template_name(&resource.resource_type) {
                 format!(
                     "the template `{}` is not among the files",
-                    resource.resolved
+                    resource.resource_type
                 )
             } else {
-                format!("the resource type `{}` is not known", resource.kind)
+                format!(
+                    "the resource type `{}` is not known",
+                    resource.declared_type
+                )
             },
         ));
     }
@@ -106,7 +109,7 @@ pub(super) fn constraints(resource: &Rendered, unknown_yet: &dyn Fn(&str) -> boo
         return Err(error.clone().below("properties"));
     }
     // A type that stands for a template of Heat's own takes what that takes.
-    if schema.mapped.is_some() || registry::takes_anything(&resource.resolved, schema) {
+    if schema.mapped.is_some() || registry::takes_anything(&resource.resource_type, schema) {
         return Ok(());
     }
     typed::check(&schema.properties, given, unknown_yet).map_err(|error| error.below("properties"))

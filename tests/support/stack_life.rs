@@ -82,7 +82,7 @@ fn planned(
         .collect();
     let wanted = &wanted;
     if back {
-        plan::plan_back(wanted, &graph, existing, plan::change)
+        plan::plan_rollback(wanted, &graph, existing, plan::change)
     } else {
         plan::plan(wanted, &graph, existing, plan::change)
     }
@@ -176,7 +176,7 @@ impl Outside {
     fn inside(&self, tree: &Tree, name: &str, requires: &BTreeMap<String, u32>) -> Self {
         let raw = tree.stack.template.resources.get(name);
         let raw = raw.map(|raw| raw.properties.clone()).unwrap_or_default();
-        let kind = tree.stack.resources[name].resolved.as_str();
+        let kind = tree.stack.resources[name].resource_type.as_str();
         let (passed, group) = match kind {
             "OS::Heat::ResourceGroup" => (&raw["resource_def"]["properties"], true),
             "OS::Heat::AutoScalingGroup" => (&raw["resource"]["properties"], true),
@@ -383,7 +383,7 @@ impl World {
 
     /// Everything that exists goes through `action`.
     pub fn through(&mut self, path: &str, action: Action, course: &mut Course<'_>) -> bool {
-        let plan = plan::through(&self.stacks[path], action).unwrap();
+        let plan = plan::plan_action(&self.stacks[path], action).unwrap();
         let mut done = BTreeSet::new();
         for (at, step) in plan.steps.iter().enumerate() {
             // A check looks at everything, whatever it finds.
@@ -462,7 +462,7 @@ fn refresh_but(existing: &mut BTreeMap<Key, Existing>, plan: &Plan) {
 
 fn existing_of(want: &Wanted<'_>, step: &plan::Step, tree: Option<&Tree>, name: &str) -> Existing {
     Existing {
-        kind: want.kind.to_owned(),
+        kind: want.resource_type.to_owned(),
         properties: want.properties.clone().into_owned(),
         requires: step.requires.clone(),
         complete: true,

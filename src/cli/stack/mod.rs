@@ -13,7 +13,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde::de::Deserializer;
 
 use pileus_stack::environment::Environment;
-use pileus_stack::kinds::manifests;
+use pileus_stack::mapping::manifests;
 use pileus_stack::parameters::Identity;
 use pileus_stack::render::{self, Input};
 use pileus_stack::value::{Value, json};
@@ -139,7 +139,7 @@ pub fn run(command: &Command) -> std::io::Result<ExitCode> {
 }
 
 fn failed(error: &Error) -> Value {
-    json!({"error": show::error_json("input", error)})
+    json!({"error": json_output::error_json("input", error)})
 }
 
 fn write(result: &impl serde::Serialize, format: Format) -> std::io::Result<()> {

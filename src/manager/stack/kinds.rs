@@ -130,8 +130,8 @@ mod tests {
 
     #[test]
     fn every_kind_that_the_engine_makes_is_in_the_list() {
-        for mapping in pileus_stack::kinds::all() {
-            let pileus_stack::kinds::How::Objects { kind, .. } = mapping.how else {
+        for supported in pileus_stack::mapping::all() {
+            let pileus_stack::mapping::Mapping::Objects { kind, .. } = supported.mapping else {
                 continue;
             };
             // The template of `Kubernetes::Object` says the kind.

@@ -43,7 +43,7 @@ use pileus_api::stack::OnFailure;
 use pileus_api::{Reason, Stack, StackStatus};
 use pileus_kube_ext::report::apply_status;
 use pileus_kube_ext::{ApiError, chain, finalize};
-use pileus_stack::hide::mask_text;
+use pileus_stack::masking::mask_text;
 use pileus_stack::value::json;
 use plan::refusals::Refused;
 use plan::{Observed, Plan, Problem, Step};

@@ -11,7 +11,7 @@ use pileus_api::conditions::{self, ConditionType, Observation};
 use pileus_api::names::CLEAR_HOOKS_ANNOTATION;
 use pileus_api::stack::{StackResource, StackStatus};
 use pileus_api::{Reason, Stack};
-use pileus_stack::hide::mask_text;
+use pileus_stack::masking::mask_text;
 
 /// Longest reason of a resource in characters: hundreds of resources must fit into one status.
 const MAX_REASON_CHARS: usize = 256;

@@ -2,7 +2,7 @@
 
 use super::{Scope, python, references};
 use crate::value::{List, Map, Value};
-use crate::{Error, Result, kind_of};
+use crate::{Error, Result, python_type};
 
 /// Whether `value` holds; `path` holds the conditions being evaluated.
 pub(super) fn holds(scope: &Scope<'_>, value: &Value, path: &mut Vec<String>) -> Result<bool> {
@@ -25,7 +25,7 @@ fn enabled(scope: &Scope<'_>, value: &Value, path: &mut Vec<String>) -> Result<b
         Value::String(name) => named(scope, name, path),
         other => Err(Error::new(format!(
             "a condition is a name, a boolean or a function, this is {}",
-            kind_of(other)
+            python_type(other)
         ))),
     }
 }

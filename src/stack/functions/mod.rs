@@ -19,7 +19,7 @@ use super::budget::Budget;
 use super::files::Files;
 use super::parameters;
 use super::version::Version;
-use super::{Error, Result, kind_of};
+use super::{Error, Result, python_type};
 use crate::value::{List, Map, Value};
 
 /// What one value costs, whatever is in it.
@@ -487,7 +487,10 @@ fn select(value: &Value, path: &[Value], of_parameter: bool) -> Option<Value> {
 fn expect_list<'v>(value: &'v Value, usage: &str) -> Result<&'v List> {
     match value {
         Value::Array(items) => Ok(items),
-        other => Err(Error::new(format!("{usage}; this is {}", kind_of(other)))),
+        other => Err(Error::new(format!(
+            "{usage}; this is {}",
+            python_type(other)
+        ))),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::python;
 use crate::value::{Map, Value};
-use crate::{Error, Result, kind_of};
+use crate::{Error, Result, python_type};
 
 const PARTS: [&str; 8] = [
     "scheme", "username", "password", "host", "port", "path", "query", "fragment",
@@ -69,7 +69,7 @@ fn check_parts(map: &Map, later: impl Fn(&Value) -> bool) -> Result<()> {
             _ if !value.is_string() => {
                 return Err(Error::at(
                     part,
-                    format!("must be text, is {}", kind_of(value)),
+                    format!("must be text, is {}", python_type(value)),
                 ));
             }
             _ => {}

@@ -128,7 +128,7 @@ impl Walk<'_, '_> {
         let current = wanted.iter().filter(|name| existing.contains(*name));
         let up_to_date = wanted.iter().filter(|name| is_up_to_date(name));
         let next = rolling::next(group.target, current.count(), up_to_date.count(), &policy);
-        let Some(batch) = next.filter(|batch| batch.fresh > 0) else {
+        let Some(batch) = next.filter(|batch| batch.updated > 0) else {
             return Rolling::Free;
         };
         let pause = Duration::from_secs_f64(policy.pause.min(MAX_PAUSE));
@@ -150,7 +150,7 @@ impl Walk<'_, '_> {
         names.truncate(batch.capacity);
         let known = existing.iter();
         let known: BTreeMap<&str, bool> = known.map(|n| (n.as_str(), is_up_to_date(n))).collect();
-        let changed = rolling::changed(&names, &known, group.target, batch);
+        let changed = rolling::members_to_update(&names, &known, group.target, batch);
         let held = known
             .iter()
             .filter(|(name, up_to_date)| !**up_to_date && !changed.contains(*name));

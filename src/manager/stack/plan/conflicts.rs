@@ -9,8 +9,8 @@ use kube::ResourceExt;
 use super::decide::check_restricted;
 use super::forward::Walk;
 use super::{Action, Entry, Key, Pass, Reference, State, is_ours, resource_state};
-use pileus_stack::expand::{Tree, holds_a_stack};
-use pileus_stack::kinds::{self, How, Makes, Request};
+use pileus_stack::expand::{Tree, has_nested_stack};
+use pileus_stack::mapping::{self, MappedObjects, Mapping, MappingInput};
 use pileus_stack::tree::{Flat, SEPARATOR};
 use pileus_stack::value::Value;
 use pileus_stack::{Error, Result, hooks};
@@ -93,7 +93,7 @@ impl Walk<'_, '_> {
     }
 
     /// Whether no other resource has the object that this one is about to create.
-    pub(super) fn check_name(&mut self, key: &Key, makes: &Makes) -> Result<NameCheck> {
+    pub(super) fn check_name(&mut self, key: &Key, makes: &MappedObjects) -> Result<NameCheck> {
         let wanted: Vec<Reference> = makes.objects.iter().map(Reference::of).collect();
         let own = self.pass.stack.namespace().unwrap_or_default();
         let Some(main) = wanted.last() else {
@@ -155,7 +155,7 @@ impl Walk<'_, '_> {
 
     /// Deletes older incarnations that conflict with one that is about to be created (the same
     /// object or the same claim), and before them what uses them; whether all are gone.
-    pub(super) fn remove_conflicting(&mut self, key: &Key, makes: &Makes) -> Result<bool> {
+    pub(super) fn remove_conflicting(&mut self, key: &Key, makes: &MappedObjects) -> Result<bool> {
         if self.read_only || self.failing {
             return Ok(false);
         }
@@ -310,8 +310,11 @@ fn contains_text(value: &Value, text: &str) -> bool {
 }
 
 /// Resource types whose objects have the name that the template gives.
-const TYPES_WITH_GIVEN_NAMES: [&str; 3] =
-    ["OS::Nova::KeyPair", "OS::Nova::Flavor", kinds::object::NAME];
+const TYPES_WITH_GIVEN_NAMES: [&str; 3] = [
+    "OS::Nova::KeyPair",
+    "OS::Nova::Flavor",
+    mapping::object::NAME,
+];
 
 /// Refuses two resources with the same object, as far as the names are known.
 ///
@@ -352,13 +355,14 @@ fn collect_named_objects(
         if let Some(inner) = tree.nested.get(name) {
             collect_named_objects(inner, &format!("{path}{SEPARATOR}"), namespace, found);
         }
-        let named = TYPES_WITH_GIVEN_NAMES.contains(&resource.resolved.as_str())
-            && !holds_a_stack(resource);
-        let (Some(kind), Ok(properties)) = (kinds::find(&resource.resolved), &resource.typed)
+        let named = TYPES_WITH_GIVEN_NAMES.contains(&resource.resource_type.as_str())
+            && !has_nested_stack(resource);
+        let (Some(supported), Ok(properties)) =
+            (mapping::find(&resource.resource_type), &resource.typed)
         else {
             continue;
         };
-        let How::Objects { map, .. } = kind.how else {
+        let Mapping::Objects { map, .. } = supported.mapping else {
             continue;
         };
         if !named || !resource.external_id.is_null() {
@@ -366,7 +370,7 @@ fn collect_named_objects(
         }
         // Without a given name the object gets a generated one, which is unique.
         let none = BTreeMap::new();
-        let request = Request {
+        let request = MappingInput {
             name: "",
             namespace,
             properties,

@@ -10,7 +10,7 @@ use super::{Action, Entry, Reference, State};
 use crate::stack::record::PRE_CREATE;
 use pileus_stack::plan::Change;
 use pileus_stack::tree::Leaf;
-use pileus_stack::{hooks, kinds};
+use pileus_stack::{hooks, mapping};
 
 /// What to do with a resource, with the number of the incarnation.
 pub(super) enum Decision {
@@ -32,7 +32,7 @@ impl Walk<'_, '_> {
         object: Option<&Reference>,
     ) -> pileus_stack::Result<Decision> {
         let record = &self.pass.plan.record;
-        let usable = |entry: &Entry| is_usable(entry, &leaf.kind);
+        let usable = |entry: &Entry| is_usable(entry, &leaf.resource_type);
         let newest = record.incarnations(path).next();
         let mut usable = record
             .incarnations(path)
@@ -80,7 +80,7 @@ impl Walk<'_, '_> {
             match change_of(leaf, property) {
                 Change::InPlace => {}
                 // Still the same object: another API version, or the namespace is written out.
-                Change::Replace if property == kinds::IDENTITY && stays() => {}
+                Change::Replace if property == mapping::IDENTITY && stays() => {}
                 Change::Replace => replace = true,
                 Change::Refuse => {
                     return Err(pileus_stack::Error::at(
@@ -139,5 +139,5 @@ fn change_of(leaf: &Leaf, property: &str) -> Change {
     if property == "user_data" && leaf.properties.as_ref().is_ok_and(policy) {
         return Change::InPlace;
     }
-    kinds::change(&leaf.kind, property)
+    mapping::change(&leaf.resource_type, property)
 }

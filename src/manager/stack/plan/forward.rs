@@ -14,7 +14,9 @@ use super::resource_state::{self, Progress};
 use super::{Action, Entry, Key, Pass, Reference, Sources, State, Step, since};
 use pileus_stack::functions::Known;
 use pileus_stack::hooks;
-use pileus_stack::kinds::{self, How, Kind, Makes, Request, Settles};
+use pileus_stack::mapping::{
+    self, MappedObjects, MappedValue, Mapping, MappingInput, SupportedType,
+};
 use pileus_stack::tree::{self, Flat, Leaf};
 use pileus_stack::value::{Map, Value};
 
@@ -105,24 +107,26 @@ impl<'p, 'a> Walk<'p, 'a> {
     }
 
     fn try_resolve(&mut self, path: &str, leaf: &Leaf) -> pileus_stack::Result<Option<Known>> {
-        let Some(kind) = kinds::find(&leaf.kind) else {
+        let Some(supported) = mapping::find(&leaf.resource_type) else {
             let message = format!(
                 "resources of the type `{}` are not supported yet",
-                leaf.kind
+                leaf.resource_type
             );
             return Err(pileus_stack::Error::new(message));
         };
         if !leaf.external_id.is_null() {
-            return Ok(Some(self.external_resource(path, leaf, kind)));
+            return Ok(Some(self.external_resource(path, leaf, supported)));
         }
         if self.search.is_some() {
-            return self.rebuild_resource(path, leaf, kind);
+            return self.rebuild_resource(path, leaf, supported);
         }
         let properties = leaf.properties.clone()?;
-        kinds::check::refuse(kind, &properties)?;
-        match kind.how {
-            How::Values(map) => self.value_resource(path, leaf, &properties, map),
-            How::Objects { map, .. } => self.object_resource(path, leaf, kind, &properties, map),
+        mapping::check::refuse(supported, &properties)?;
+        match supported.mapping {
+            Mapping::Values(map) => self.value_resource(path, leaf, &properties, map),
+            Mapping::Objects { map, .. } => {
+                self.object_resource(path, leaf, supported, &properties, map)
+            }
         }
     }
 
@@ -139,14 +143,14 @@ impl<'p, 'a> Walk<'p, 'a> {
     }
 
     /// A resource with an `external_id`: its object is found by name, and never changed.
-    fn external_resource(&mut self, path: &str, leaf: &Leaf, kind: &Kind) -> Known {
+    fn external_resource(&mut self, path: &str, leaf: &Leaf, supported: &SupportedType) -> Known {
         let name = leaf.external_id.as_str().unwrap_or_default();
         let number = self.external_number(path);
         self.targets.insert(path.to_owned(), number);
         if !self.read_only {
             let now = self.pass.observed.now;
             let entry = self.entry((path.to_owned(), number));
-            entry.resource_type.clone_from(&leaf.kind);
+            entry.resource_type.clone_from(&leaf.resource_type);
             entry.external = true;
             entry.set_state(
                 Action::Create,
@@ -157,11 +161,11 @@ impl<'p, 'a> Walk<'p, 'a> {
         }
         let lookup = self.pass.observed.lookup;
         let find = |kind: &str, name: &str| lookup.find(kind, name);
-        let mut known = match kind.how {
-            How::Objects { kind: object, .. } => find(object, name)
-                .map(|object| kinds::known(&leaf.kind, &object, &find))
+        let mut known = match supported.mapping {
+            Mapping::Objects { kind: object, .. } => find(object, name)
+                .map(|object| mapping::known(&leaf.resource_type, &object, &find))
                 .unwrap_or_default(),
-            How::Values(_) => Known::default(),
+            Mapping::Values(_) => Known::default(),
         };
         known.refid = leaf.external_id.clone();
         known.open = true;
@@ -175,9 +179,9 @@ impl<'p, 'a> Walk<'p, 'a> {
         properties: &'r Map,
         metadata: &'r Value,
         seed: &'r [u8],
-        find: kinds::Find<'r>,
-    ) -> Request<'r> {
-        Request {
+        find: mapping::FindObject<'r>,
+    ) -> MappingInput<'r> {
+        MappingInput {
             name,
             namespace,
             properties,
@@ -191,7 +195,7 @@ impl<'p, 'a> Walk<'p, 'a> {
 
     pub(super) fn name(&self, path: &str, number: u32) -> String {
         let stack = self.pass.stack;
-        kinds::object_name(
+        mapping::object_name(
             &stack.name_any(),
             &stack.uid().unwrap_or_default(),
             path,
@@ -205,7 +209,7 @@ impl<'p, 'a> Walk<'p, 'a> {
         path: &str,
         leaf: &Leaf,
         properties: &Map,
-        map: fn(&Request<'_>) -> pileus_stack::Result<Settles>,
+        map: fn(&MappingInput<'_>) -> pileus_stack::Result<MappedValue>,
     ) -> pileus_stack::Result<Option<Known>> {
         let digests = resource_state::digests(leaf, properties, &self.pass.plan.record.seed, None);
         let decision = self.decide(path, leaf, &digests, None)?;
@@ -217,7 +221,7 @@ impl<'p, 'a> Walk<'p, 'a> {
         let seed = Sha256::digest(format!("{seed}/{path}#{number}"));
         let lookup = self.pass.observed.lookup;
         let find = |kind: &str, name: &str| lookup.find(kind, name);
-        let settles =
+        let value =
             map(&self.request(&name, &namespace, properties, &leaf.metadata, &seed, &find))?;
         if !matches!(decision, Decision::Keep(_)) {
             if !self.may_start(path, number, leaf, &decision) {
@@ -229,7 +233,7 @@ impl<'p, 'a> Walk<'p, 'a> {
         self.targets.insert(path.to_owned(), number);
         if !self.read_only {
             self.update_requirements(&key, leaf);
-            self.wait_for_delay(&key, &settles);
+            self.wait_for_delay(&key, &value);
         }
         if self
             .pass
@@ -241,23 +245,23 @@ impl<'p, 'a> Walk<'p, 'a> {
         {
             return Ok(None);
         }
-        Ok(Some(self.known_value(settles)))
+        Ok(Some(self.known_value(value)))
     }
 
-    pub(super) fn known_value(&mut self, settles: Settles) -> Known {
-        if let (Some(config), Some(id)) = (&settles.config, settles.refid.as_str()) {
+    pub(super) fn known_value(&mut self, value: MappedValue) -> Known {
+        if let (Some(config), Some(id)) = (&value.config, value.refid.as_str()) {
             self.configs.insert(id.to_owned(), config.clone());
         }
         Known {
-            refid: settles.refid,
+            refid: value.refid,
             // A type without attributes returns null for every attribute.
-            open: settles.attributes.is_empty(),
-            attributes: settles.attributes,
+            open: value.attributes.is_empty(),
+            attributes: value.attributes,
         }
     }
 
     /// Completes or fails a resource without objects after the delay that its type has.
-    fn wait_for_delay(&mut self, key: &Key, settles: &Settles) {
+    fn wait_for_delay(&mut self, key: &Key, value: &MappedValue) {
         let now = self.pass.observed.now;
         let Some(entry) = self.pass.plan.record.entries.get_mut(key) else {
             return;
@@ -265,10 +269,10 @@ impl<'p, 'a> Walk<'p, 'a> {
         if entry.state != State::InProgress {
             return;
         }
-        let left = Duration::from_millis(settles.takes).saturating_sub(since(entry.since, now));
+        let left = Duration::from_millis(value.delay_ms).saturating_sub(since(entry.since, now));
         if !left.is_zero() {
             self.pass.requeue_in(left);
-        } else if let Some(why) = &settles.fails {
+        } else if let Some(why) = &value.failure {
             entry.set_state(entry.action, State::Failed, why, now);
             self.failing = true;
         } else {
@@ -281,9 +285,9 @@ impl<'p, 'a> Walk<'p, 'a> {
         &mut self,
         path: &str,
         leaf: &Leaf,
-        kind: &Kind,
+        supported: &SupportedType,
         properties: &Map,
-        map: fn(&Request<'_>) -> pileus_stack::Result<Makes>,
+        map: fn(&MappingInput<'_>) -> pileus_stack::Result<MappedObjects>,
     ) -> pileus_stack::Result<Option<Known>> {
         let namespace = self.pass.stack.namespace().unwrap_or_default();
         let lookup = self.pass.observed.lookup;
@@ -334,7 +338,7 @@ impl<'p, 'a> Walk<'p, 'a> {
             must_read_first = renamed || matches!(name_check, NameCheck::TakeOver);
             entry.claims = makes.claims;
             entry.digest.clone_from(&digest);
-            entry.by_account = kind.by_account;
+            entry.by_account = supported.by_account;
         }
         self.targets.insert(path.to_owned(), number);
         self.manifests.insert(key.clone(), makes.objects.clone());
@@ -370,7 +374,7 @@ impl<'p, 'a> Walk<'p, 'a> {
             open: true,
         };
         Ok(Some(object.map_or_else(missing, |object| {
-            kinds::known(&leaf.kind, object, &find)
+            mapping::known(&leaf.resource_type, object, &find)
         })))
     }
 
@@ -403,7 +407,7 @@ impl<'p, 'a> Walk<'p, 'a> {
             Action::Update
         };
         let entry = self.entry((path.to_owned(), number));
-        entry.resource_type.clone_from(&leaf.kind);
+        entry.resource_type.clone_from(&leaf.resource_type);
         entry.properties.clone_from(digests);
         entry.hook_reached = None;
         entry.reapply = false;
@@ -532,7 +536,7 @@ impl<'p, 'a> Walk<'p, 'a> {
         // The failure belongs to the next incarnation: the existing one may work.
         let number = newest.map_or(1, |(number, _)| number.saturating_add(1));
         let entry = self.entry((path.to_owned(), number));
-        entry.resource_type.clone_from(&leaf.kind);
+        entry.resource_type.clone_from(&leaf.resource_type);
         entry.since = now;
         entry.set_state(Action::Create, State::Failed, message, now);
         self.failing = true;

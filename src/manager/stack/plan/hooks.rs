@@ -89,7 +89,7 @@ impl Walk<'_, '_> {
             let now = self.pass.observed.now;
             let entry = self.entry((path.to_owned(), number));
             if !entry.hooks_cleared.contains(hook) {
-                entry.resource_type.clone_from(&leaf.kind);
+                entry.resource_type.clone_from(&leaf.resource_type);
                 wait_at_hook(entry, action, hook, now);
                 return false;
             }

@@ -8,7 +8,7 @@ use super::resource_state::{self, Progress};
 use super::{Action, Entry, Key, Pass, Problem, Reference, Sources, StackRecord, State};
 use pileus_api::stack::{StackOutput, StackPreview};
 use pileus_stack::graph::Graph;
-use pileus_stack::kinds;
+use pileus_stack::mapping;
 use pileus_stack::plan::{self as engine, Existing, Wanted};
 use pileus_stack::tree::{self, Flat, Leaf};
 use pileus_stack::value::{Map, Value};
@@ -174,7 +174,9 @@ fn has_started(record: &StackRecord, holder: &str) -> bool {
 fn preview(pass: &Pass<'_>, flat: &Flat) -> StackPreview {
     let record = &pass.plan.record;
     let texts = |digests: &BTreeMap<String, String>| -> Map {
-        let texts = digests.iter().filter(|(name, _)| *name != kinds::IDENTITY);
+        let texts = digests
+            .iter()
+            .filter(|(name, _)| *name != mapping::IDENTITY);
         texts
             .map(|(name, text)| (name.clone(), Value::from(text.clone())))
             .collect()
@@ -183,7 +185,7 @@ fn preview(pass: &Pass<'_>, flat: &Flat) -> StackPreview {
     for (path, leaf) in &flat.leaves {
         let properties = leaf.properties.clone().unwrap_or_default();
         let want = Wanted {
-            kind: &leaf.kind,
+            resource_type: &leaf.resource_type,
             properties: Cow::Owned(texts(&resource_state::digests(
                 leaf,
                 &properties,
@@ -225,7 +227,7 @@ fn preview(pass: &Pass<'_>, flat: &Flat) -> StackPreview {
     };
     let existing = record.entries.iter().map(|(key, entry)| {
         let existing = Existing {
-            kind: entry.resource_type.clone(),
+            resource_type: entry.resource_type.clone(),
             properties: texts(&entry.properties),
             requires: all_requirements(entry),
             complete: super::decide::is_usable(entry, &entry.resource_type),
@@ -236,7 +238,7 @@ fn preview(pass: &Pass<'_>, flat: &Flat) -> StackPreview {
     let existing: BTreeMap<_, _> = existing.collect();
     let mut preview = StackPreview::default();
     // As `decide`: an older incarnation that still exists and fits is used again.
-    let Ok(plan) = engine::plan_back(&wanted, &graph, &existing, kinds::change) else {
+    let Ok(plan) = engine::plan_rollback(&wanted, &graph, &existing, mapping::change) else {
         return preview;
     };
     let reapplied = |key: &&Key| record.entries.get(*key).is_some_and(|entry| entry.reapply);

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use super::{Observed, Plan, Problem, Sources};
 use pileus_api::Reason;
 use pileus_stack::environment::Environment;
-use pileus_stack::hide::{mask, mask_text, note, texts};
+use pileus_stack::masking::{mask, mask_text, note, texts};
 use pileus_stack::value::Value;
 use pileus_stack::yaml;
 

@@ -406,7 +406,7 @@ pub fn input(stack: &Stack, sources: &Sources) -> pileus_stack::Result<Input> {
     environment.parameters.extend(sources.parameters.clone());
     Ok(Input {
         template: template.into(),
-        files: Files::from(sources.files.clone()).hiding(sources.hidden.files.clone()),
+        files: Files::from(sources.files.clone()).with_hidden(sources.hidden.files.clone()),
         environment,
         identity: Identity {
             name: stack.name_any(),

@@ -20,7 +20,7 @@ use pileus_api::names::{REBUILD_RECORD_ANNOTATION, STACK_RESOURCE_ANNOTATION};
 use pileus_api::{Reason, Stack};
 use pileus_kube_ext::finalize;
 use pileus_stack::functions::Known;
-use pileus_stack::kinds::{self, How, Kind, Settles};
+use pileus_stack::mapping::{self, MappedValue, Mapping, MappingInput, SupportedType};
 use pileus_stack::tree::Leaf;
 use pileus_stack::value::{Map, Value};
 
@@ -191,12 +191,12 @@ impl Walk<'_, '_> {
         &mut self,
         path: &str,
         leaf: &Leaf,
-        kind: &Kind,
+        supported: &SupportedType,
     ) -> pileus_stack::Result<Option<Known>> {
         let properties = leaf.properties.clone()?;
-        match kind.how {
-            How::Values(map) => self.rebuild_value(path, leaf, &properties, map).map(Some),
-            How::Objects { .. } => self.rebuild_object(path, leaf, kind, &properties),
+        match supported.mapping {
+            Mapping::Values(map) => self.rebuild_value(path, leaf, &properties, map).map(Some),
+            Mapping::Objects { .. } => self.rebuild_object(path, leaf, supported, &properties),
         }
     }
 
@@ -212,7 +212,7 @@ impl Walk<'_, '_> {
         path: &str,
         leaf: &Leaf,
         properties: &Map,
-        map: fn(&kinds::Request<'_>) -> pileus_stack::Result<Settles>,
+        map: fn(&MappingInput<'_>) -> pileus_stack::Result<MappedValue>,
     ) -> pileus_stack::Result<Known> {
         let seed = self.pass.plan.record.seed.clone();
         let own = Sha256::digest(format!("{seed}/{path}#1"));
@@ -223,8 +223,8 @@ impl Walk<'_, '_> {
         let settle = |seed: &[u8]| {
             map(&self.request(&name, &namespace, properties, &leaf.metadata, seed, &find))
         };
-        let (settles, other) = (settle(&own)?, settle(&[])?);
-        if settles.attributes != other.attributes || settles.refid != other.refid {
+        let (value, other) = (settle(&own)?, settle(&[])?);
+        if value.attributes != other.attributes || value.refid != other.refid {
             self.add_difference(path, "its value was random, and is another one now");
         }
         let entry = Entry {
@@ -232,17 +232,17 @@ impl Walk<'_, '_> {
             ..Entry::default()
         };
         self.adopt(path, 1, leaf, entry);
-        Ok(self.known_value(settles))
+        Ok(self.known_value(value))
     }
 
     fn rebuild_object(
         &mut self,
         path: &str,
         leaf: &Leaf,
-        kind: &Kind,
+        supported: &SupportedType,
         properties: &Map,
     ) -> pileus_stack::Result<Option<Known>> {
-        let How::Objects { map, .. } = kind.how else {
+        let Mapping::Objects { map, .. } = supported.mapping else {
             return Ok(None);
         };
         let namespace = self.pass.stack.namespace().unwrap_or_default();
@@ -258,7 +258,7 @@ impl Walk<'_, '_> {
             resource_state::digests(leaf, properties, &seed, Some((&make(&first)?, &first)));
         let makes = make(&name)?;
         let objects: Vec<Reference> = makes.objects.iter().map(Reference::of).collect();
-        if !self.are_read(&objects, kind.by_account) {
+        if !self.are_read(&objects, supported.by_account) {
             return Ok(None);
         }
         let Some(main) = objects.last() else {
@@ -292,14 +292,14 @@ impl Walk<'_, '_> {
             },
             digest: digest.to_owned(),
             claims: makes.claims,
-            by_account: kind.by_account,
+            by_account: supported.by_account,
             // Objects of other kinds cannot be compared, and auxiliary objects may be missing.
-            reapply: kind.by_account || !objects.iter().all(exists),
+            reapply: supported.by_account || !objects.iter().all(exists),
             objects,
             ..Entry::default()
         };
         self.adopt(path, number, leaf, entry);
-        Ok(Some(kinds::known(&leaf.kind, &live, &find)))
+        Ok(Some(mapping::known(&leaf.resource_type, &live, &find)))
     }
 
     /// Whether all of these were read; if not, they are added to those to read.
@@ -365,7 +365,7 @@ impl Walk<'_, '_> {
         let key = (path.to_owned(), number);
         self.targets.insert(path.to_owned(), number);
         let entry = Entry {
-            resource_type: leaf.kind.clone(),
+            resource_type: leaf.resource_type.clone(),
             since: now,
             state: State::Complete,
             ..entry
@@ -407,7 +407,8 @@ impl Pass<'_> {
                 None => format!("{path}: {label} is not in the template"),
             });
             let entry = Entry {
-                resource_type: wanted.map_or(object.kind.clone(), |leaf| leaf.kind.clone()),
+                resource_type: wanted
+                    .map_or(object.kind.clone(), |leaf| leaf.resource_type.clone()),
                 objects: vec![object.clone()],
                 state: State::Complete,
                 since: self.observed.now,
@@ -427,7 +428,8 @@ impl Pass<'_> {
         let uid = self.stack.uid().unwrap_or_default();
         let stack = self.stack.name_any();
         let mut numbers = 1..=MAX_INCARNATION;
-        let found = numbers.find(|number| kinds::object_name(&stack, &uid, path, *number) == name);
+        let found =
+            numbers.find(|number| mapping::object_name(&stack, &uid, path, *number) == name);
         found.unwrap_or(1)
     }
 }

@@ -9,7 +9,7 @@ use crate::stack::record::Sources;
 use pileus_api::Reason;
 use pileus_api::stack::OnFailure;
 use pileus_stack::expand::{self, Tree};
-use pileus_stack::kinds::check;
+use pileus_stack::mapping::check;
 use pileus_stack::parameters::Schema;
 use pileus_stack::template::Template;
 use pileus_stack::value::Value;
@@ -80,7 +80,7 @@ impl Pass<'_> {
         }
     }
 
-    /// Makes sure that a failed action is either undone in the next pass or never.
+    /// MappedObjects sure that a failed action is either undone in the next pass or never.
     pub(super) fn apply_on_failure(&mut self) {
         if !self.may_undo() {
             return;

@@ -7,7 +7,7 @@ use super::super::record::Hidden;
 use super::super::status::status;
 use super::world::World;
 use pileus_api::Reason;
-use pileus_stack::hide::{mask_text, note};
+use pileus_stack::masking::{mask_text, note};
 use pileus_stack::value::json;
 
 const SECRET: &str = "hunter2-hunter2";
@@ -188,6 +188,6 @@ fn secrets_are_masked_in_every_encoding() {
         }
     }
     let mut of_json = BTreeSet::new();
-    pileus_stack::hide::texts(&json!({"a": ["deep-secret", 4711]}), &mut of_json);
+    pileus_stack::masking::texts(&json!({"a": ["deep-secret", 4711]}), &mut of_json);
     assert_eq!(of_json, ["4711", "deep-secret"].map(str::to_owned).into());
 }

@@ -10,7 +10,7 @@ use super::signatures::{Shape, shape_of};
 use super::unique::Unique;
 use crate::budget::Budget;
 use crate::value::{Map, Number, Value};
-use crate::{Error, Result, kind_of};
+use crate::{Error, Result, python_type};
 
 /// Values an expression may touch.
 const BUDGET: usize = 2_000_000;
@@ -366,7 +366,7 @@ fn no_key(name: &str) -> Error {
 }
 
 pub(super) fn wrong(what: &str, value: &Value) -> Error {
-    Error::new(format!("{what} does not take {}", kind_of(value)))
+    Error::new(format!("{what} does not take {}", python_type(value)))
 }
 
 /// `value.name`: of a map, or of every item of a list.
@@ -436,8 +436,8 @@ pub(super) fn compare(left: &Value, right: &Value) -> Result<std::cmp::Ordering>
         (Value::String(a), Value::String(b)) => Ok(a.cmp(b)),
         _ => Err(Error::new(format!(
             "{} and {} do not compare",
-            kind_of(left),
-            kind_of(right)
+            python_type(left),
+            python_type(right)
         ))),
     }
 }
@@ -486,8 +486,8 @@ fn arithmetic(operator: &str, left: &Value, right: &Value) -> Result<Value> {
         (_, Value::Number(a), Value::Number(b)) => numbers(operator, a, b).map(Value::Number),
         _ => Err(Error::new(format!(
             "`{operator}` does not take {} and {}",
-            kind_of(left),
-            kind_of(right)
+            python_type(left),
+            python_type(right)
         ))),
     }
 }

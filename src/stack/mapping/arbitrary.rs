@@ -8,7 +8,7 @@ use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use super::*;
 use crate::constraint::Rule;
-use crate::registry::{Kind as Shape, Property};
+use crate::registry::{Property, PropertyType};
 use crate::typed;
 use crate::value::Text;
 
@@ -124,22 +124,22 @@ fn shaped(property: &Property) -> BoxedStrategy<Value> {
         return proptest::sample::select(allowed).boxed();
     }
     let inner = &property.inner;
-    match property.kind {
-        Shape::String => word(),
-        Shape::Integer => prop_oneof![-1i64..70_000, any::<i64>()]
+    match property.value_type {
+        PropertyType::String => word(),
+        PropertyType::Integer => prop_oneof![-1i64..70_000, any::<i64>()]
             .prop_map(Value::from)
             .boxed(),
-        Shape::Number => prop_oneof![0.0..1000.0, any::<f64>()]
+        PropertyType::Number => prop_oneof![0.0..1000.0, any::<f64>()]
             .prop_map(Value::from)
             .boxed(),
-        Shape::Boolean => any::<bool>().prop_map(Value::from).boxed(),
-        Shape::List => {
+        PropertyType::Boolean => any::<bool>().prop_map(Value::from).boxed(),
+        PropertyType::List => {
             let item = inner.get("*").map_or_else(word, shaped);
             proptest::collection::vec(item, 0..4)
                 .prop_map(Value::from)
                 .boxed()
         }
-        Shape::Map if inner.is_empty() => prop_oneof![
+        PropertyType::Map if inner.is_empty() => prop_oneof![
             anything().prop_map(|value| json!({"a": value, "name": "n"})),
             anything().prop_map(|value| {
                 json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "x"},
@@ -147,8 +147,8 @@ fn shaped(property: &Property) -> BoxedStrategy<Value> {
             }),
         ]
         .boxed(),
-        Shape::Map => all_of(inner, 0.4).prop_map(Value::Object).boxed(),
-        Shape::Any => anything(),
+        PropertyType::Map => all_of(inner, 0.4).prop_map(Value::Object).boxed(),
+        PropertyType::Any => anything(),
     }
 }
 
@@ -179,10 +179,10 @@ fn found() -> BoxedStrategy<Option<Value>> {
 type Round = (Map, Value, Option<Value>, bool);
 
 /// Whether the mapping gave something.
-fn map(kind: &Kind, (properties, metadata, object, suspended): &Round) -> bool {
+fn map(supported: &SupportedType, (properties, metadata, object, suspended): &Round) -> bool {
     let configs = BTreeMap::from([("config-1".to_owned(), "#!/bin/sh".to_owned())]);
     let find = |_: &str, _: &str| object.clone();
-    let request = Request {
+    let request = MappingInput {
         name: "stack-it-0123456789",
         namespace: "demo",
         properties,
@@ -192,19 +192,19 @@ fn map(kind: &Kind, (properties, metadata, object, suspended): &Round) -> bool {
         find: &find,
         seed: &[7; 32],
     };
-    match kind.how {
-        How::Objects { map, .. } => {
+    match supported.mapping {
+        Mapping::Objects { map, .. } => {
             if let Some(object) = object {
-                let _ = known(kind.name, object, &find);
+                let _ = known(supported.name, object, &find);
             }
             map(&request).is_ok_and(|makes| {
                 for object in &makes.objects {
-                    let _ = known(kind.name, object, &find);
+                    let _ = known(supported.name, object, &find);
                 }
                 !makes.objects.is_empty()
             })
         }
-        How::Values(map) => map(&request).is_ok(),
+        Mapping::Values(map) => map(&request).is_ok(),
     }
 }
 
@@ -224,10 +224,12 @@ fn rounds(count: u32, strategy: &BoxedStrategy<Round>, mut check: impl FnMut(&Ro
 
 #[test]
 fn no_mapping_panics_whatever_a_template_gives_and_every_type_is_reached() {
-    for kind in all() {
-        let schema = &registry::find(kind.name).unwrap().properties;
+    for supported in all() {
+        let schema = &registry::find(supported.name).unwrap().properties;
         let taken: BTreeMap<Text, Property> = (schema.iter())
-            .filter(|(name, property)| property.required || kind.takes.contains(&name.as_str()))
+            .filter(|(name, property)| {
+                property.required || supported.properties.contains(&name.as_str())
+            })
             .map(|(name, property)| (name.clone(), property.clone()))
             .collect();
         let rest = || (anything(), found(), any::<bool>());
@@ -243,15 +245,19 @@ fn no_mapping_panics_whatever_a_template_gives_and_every_type_is_reached() {
                 let Ok(typed) = typed::coerce(schema, given) else {
                     return;
                 };
-                if check::refuse(kind, &typed).is_err() {
+                if check::refuse(supported, &typed).is_err() {
                     return;
                 }
                 reached += 1;
                 let round = (typed, metadata.clone(), object.clone(), *suspended);
-                made += u32::from(map(kind, &round));
+                made += u32::from(map(supported, &round));
             },
         );
-        assert!(reached > 10 && made > 0, "{}: {reached} {made}", kind.name);
+        assert!(
+            reached > 10 && made > 0,
+            "{}: {reached} {made}",
+            supported.name
+        );
         // What is resolved need not be what the schema says: attributes of others are anything.
         let names: Vec<Text> = schema.keys().cloned().collect();
         let each = names.into_iter().map(|name| {
@@ -263,8 +269,8 @@ fn no_mapping_panics_whatever_a_template_gives_and_every_type_is_reached() {
             (given, metadata, object, suspended)
         });
         rounds(80, &wild.boxed(), |round| {
-            let _ = check::refuse(kind, &round.0);
-            map(kind, round);
+            let _ = check::refuse(supported, &round.0);
+            map(supported, round);
         });
     }
 }

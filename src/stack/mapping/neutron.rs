@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use super::{Find, How, Kind, Makes, Request, display_name, reference, text};
+use super::{
+    FindObject, MappedObjects, Mapping, MappingInput, SupportedType, display_name, reference, text,
+};
 use crate::value::{Map, Value, json};
 use crate::{Error, Result};
 use pileus_api::network::PortSecurity;
@@ -13,27 +15,27 @@ use pileus_api::{
     NetworkSpec, PortSpec, SecurityGroupRuleSpec, SecurityGroupSpec, Sharing, SubnetSpec,
 };
 
-pub(super) const KINDS: &[Kind] = &[
-    Kind {
+pub(super) const TYPES: &[SupportedType] = &[
+    SupportedType {
         name: "OS::Neutron::Net",
-        how: How::Objects {
+        mapping: Mapping::Objects {
             kind: "Network",
             map: network,
             attributes: network_attributes,
         },
-        takes: &["name", "port_security_enabled", "shared"],
-        ignores: &["tags", "tenant_id"],
-        fixed: &[],
+        properties: &["name", "port_security_enabled", "shared"],
+        ignored: &["tags", "tenant_id"],
+        replaced_on_change: &[],
         by_account: false,
     },
-    Kind {
+    SupportedType {
         name: "OS::Neutron::Subnet",
-        how: How::Objects {
+        mapping: Mapping::Objects {
             kind: "Subnet",
             map: subnet,
             attributes: subnet_attributes,
         },
-        takes: &[
+        properties: &[
             "allocation_pools",
             "cidr",
             "dns_nameservers",
@@ -44,18 +46,18 @@ pub(super) const KINDS: &[Kind] = &[
             "name",
             "network",
         ],
-        ignores: &["tags", "tenant_id"],
-        fixed: &[],
+        ignored: &["tags", "tenant_id"],
+        replaced_on_change: &[],
         by_account: false,
     },
-    Kind {
+    SupportedType {
         name: "OS::Neutron::Port",
-        how: How::Objects {
+        mapping: Mapping::Objects {
             kind: "Port",
             map: port,
             attributes: port_attributes,
         },
-        takes: &[
+        properties: &[
             "allowed_address_pairs",
             "fixed_ips",
             "mac_address",
@@ -64,31 +66,31 @@ pub(super) const KINDS: &[Kind] = &[
             "port_security_enabled",
             "security_groups",
         ],
-        ignores: &["replacement_policy", "tags"],
+        ignored: &["replacement_policy", "tags"],
         // A Port has its addresses for life.
-        fixed: &["fixed_ips"],
+        replaced_on_change: &["fixed_ips"],
         by_account: false,
     },
-    Kind {
+    SupportedType {
         name: "OS::Neutron::SecurityGroup",
-        how: How::Objects {
+        mapping: Mapping::Objects {
             kind: "SecurityGroup",
             map: security_group,
             attributes: named_attributes,
         },
-        takes: &["description", "name", "rules"],
-        ignores: &[],
-        fixed: &[],
+        properties: &["description", "name", "rules"],
+        ignored: &[],
+        replaced_on_change: &[],
         by_account: false,
     },
-    Kind {
+    SupportedType {
         name: "OS::Neutron::SecurityGroupRule",
-        how: How::Objects {
+        mapping: Mapping::Objects {
             kind: "SecurityGroupRule",
             map: security_group_rule,
             attributes: named_attributes,
         },
-        takes: &[
+        properties: &[
             "direction",
             "ethertype",
             "port_range_max",
@@ -98,8 +100,8 @@ pub(super) const KINDS: &[Kind] = &[
             "remote_ip_prefix",
             "security_group",
         ],
-        ignores: &["description"],
-        fixed: &[],
+        ignored: &["description"],
+        replaced_on_change: &[],
         by_account: false,
     },
 ];
@@ -114,7 +116,7 @@ fn security(flag: Option<bool>) -> Option<PortSecurity> {
     })
 }
 
-fn network(request: &Request<'_>) -> Result<Makes> {
+fn network(request: &MappingInput<'_>) -> Result<MappedObjects> {
     let shared = request.flag("shared") == Some(true);
     let spec = NetworkSpec {
         port_security: security(request.flag("port_security_enabled")).unwrap_or_default(),
@@ -123,13 +125,13 @@ fn network(request: &Request<'_>) -> Result<Makes> {
         }),
         ..NetworkSpec::default()
     };
-    Ok(Makes {
+    Ok(MappedObjects {
         objects: vec![request.object("Network", request.name, &spec)?],
-        ..Makes::default()
+        ..MappedObjects::default()
     })
 }
 
-fn network_attributes(network: &Value, _: Find<'_>) -> Map {
+fn network_attributes(network: &Value, _: FindObject<'_>) -> Map {
     let security = network["spec"]["portSecurity"] != "Disabled";
     let mut attributes = named_attributes(network, &|_, _| None);
     attributes.insert("admin_state_up", Value::Bool(true));
@@ -139,7 +141,7 @@ fn network_attributes(network: &Value, _: Find<'_>) -> Map {
     attributes
 }
 
-fn subnet(request: &Request<'_>) -> Result<Makes> {
+fn subnet(request: &MappingInput<'_>) -> Result<MappedObjects> {
     let field = |item: &Value, key: &str| item.get(key).and_then(text).unwrap_or_default();
     let items = |key: &str| request.list(key).into_iter().flatten().enumerate();
     let spec = SubnetSpec {
@@ -169,14 +171,14 @@ fn subnet(request: &Request<'_>) -> Result<Makes> {
             _ => Dhcp::Enabled,
         },
     };
-    Ok(Makes {
+    Ok(MappedObjects {
         // Two subnets of a network may not overlap.
         claims: BTreeSet::from([format!("Network/{}/{}", spec.network, spec.cidr)]),
         objects: vec![request.object("Subnet", request.name, &spec)?],
     })
 }
 
-fn subnet_attributes(subnet: &Value, _: Find<'_>) -> Map {
+fn subnet_attributes(subnet: &Value, _: FindObject<'_>) -> Map {
     let spec = &subnet["spec"];
     let six = spec["cidr"].as_str().is_some_and(|cidr| cidr.contains(':'));
     let list = |value: &Value| {
@@ -199,7 +201,7 @@ fn subnet_attributes(subnet: &Value, _: Find<'_>) -> Map {
     attributes
 }
 
-fn port(request: &Request<'_>) -> Result<Makes> {
+fn port(request: &MappingInput<'_>) -> Result<MappedObjects> {
     let network = reference(&request.need("network")?);
     let fixed = request.list("fixed_ips").into_iter().flatten().enumerate();
     let fixed_ips = fixed.map(|(index, item)| FixedIp {
@@ -227,7 +229,7 @@ fn port(request: &Request<'_>) -> Result<Makes> {
 }
 
 /// A Port; no other may have its addresses.
-pub(super) fn make_port(request: &Request<'_>, spec: &PortSpec) -> Result<Makes> {
+pub(super) fn make_port(request: &MappingInput<'_>, spec: &PortSpec) -> Result<MappedObjects> {
     let network = &spec.network;
     let place = format!(
         "{}/{}",
@@ -238,13 +240,13 @@ pub(super) fn make_port(request: &Request<'_>, spec: &PortSpec) -> Result<Makes>
     let claims = addresses
         .chain(&spec.mac_address)
         .map(|address| format!("Address/{place}/{address}"));
-    Ok(Makes {
+    Ok(MappedObjects {
         claims: claims.collect(),
         objects: vec![request.object("Port", request.name, spec)?],
     })
 }
 
-fn port_attributes(port: &Value, find: Find<'_>) -> Map {
+fn port_attributes(port: &Value, find: FindObject<'_>) -> Map {
     let spec = &port["spec"];
     let fixed = port["status"]["fixedIPs"].as_array().into_iter().flatten();
     let fixed: Vec<Value> = fixed
@@ -273,7 +275,7 @@ fn port_attributes(port: &Value, find: Find<'_>) -> Map {
     attributes
 }
 
-fn security_group(request: &Request<'_>) -> Result<Makes> {
+fn security_group(request: &MappingInput<'_>) -> Result<MappedObjects> {
     let mut rules = Vec::new();
     for (index, item) in request.list("rules").into_iter().flatten().enumerate() {
         let mut rule = rule(&|key| item.get(key).filter(|value| !value.is_null()))
@@ -296,10 +298,10 @@ fn security_group(request: &Request<'_>) -> Result<Makes> {
 /// A SecurityGroup with `rules`. As in Heat, everything may go out unless a rule says what
 /// may.
 pub(super) fn group_of(
-    request: &Request<'_>,
+    request: &MappingInput<'_>,
     description: Option<String>,
     mut rules: Vec<NamedRule>,
-) -> Result<Makes> {
+) -> Result<MappedObjects> {
     if !rules
         .iter()
         .any(|named| named.rule.direction == Direction::Egress)
@@ -319,22 +321,22 @@ pub(super) fn group_of(
         }
     }
     let spec = SecurityGroupSpec { description, rules };
-    Ok(Makes {
+    Ok(MappedObjects {
         objects: vec![request.object("SecurityGroup", request.name, &spec)?],
-        ..Makes::default()
+        ..MappedObjects::default()
     })
 }
 
-fn security_group_rule(request: &Request<'_>) -> Result<Makes> {
+fn security_group_rule(request: &MappingInput<'_>) -> Result<MappedObjects> {
     let mut rule = rule(&|key| request.get(key))?;
     rule.remote_group = request.text("remote_group");
     let spec = SecurityGroupRuleSpec {
         security_group: request.need("security_group")?,
         rule,
     };
-    Ok(Makes {
+    Ok(MappedObjects {
         objects: vec![request.object("SecurityGroupRule", request.name, &spec)?],
-        ..Makes::default()
+        ..MappedObjects::default()
     })
 }
 
@@ -362,7 +364,7 @@ fn rule<'a>(get: &dyn Fn(&str) -> Option<&'a Value>) -> Result<SecurityRule> {
     })
 }
 
-fn named_attributes(object: &Value, _: Find<'_>) -> Map {
+fn named_attributes(object: &Value, _: FindObject<'_>) -> Map {
     let mut attributes = Map::new();
     attributes.insert("name", display_name(object));
     attributes.insert(

@@ -2,28 +2,28 @@
 
 use std::collections::BTreeSet;
 
-use super::{Find, How, Kind, Makes, Request};
+use super::{FindObject, MappedObjects, Mapping, MappingInput, SupportedType};
 use crate::value::{Map, Value};
 use crate::{Error, Result};
 
 /// The type's name.
 pub const NAME: &str = "Kubernetes::Object";
 
-pub(super) const KINDS: &[Kind] = &[Kind {
+pub(super) const TYPES: &[SupportedType] = &[SupportedType {
     name: NAME,
-    how: How::Objects {
+    mapping: Mapping::Objects {
         kind: "",
         map: manifest,
         attributes,
     },
-    takes: &["manifest", "wait_for"],
-    ignores: &[],
-    fixed: &[],
+    properties: &["manifest", "wait_for"],
+    ignored: &[],
+    replaced_on_change: &[],
     by_account: true,
 }];
 
 /// The manifest as it is; without a name it gets one.
-fn manifest(request: &Request<'_>) -> Result<Makes> {
+fn manifest(request: &MappingInput<'_>) -> Result<MappedObjects> {
     let mut object = request.get("manifest").cloned().unwrap_or_default();
     let word = |object: &Value, key: &str| {
         let word = object[key].as_str().unwrap_or_default().to_owned();
@@ -50,7 +50,7 @@ fn manifest(request: &Request<'_>) -> Result<Makes> {
         .as_str()
         .unwrap_or_default()
         .to_owned();
-    Ok(Makes {
+    Ok(MappedObjects {
         claims: BTreeSet::from([format!("{version}/{kind}/{namespace}/{name}")]),
         objects: vec![object],
     })
@@ -58,7 +58,7 @@ fn manifest(request: &Request<'_>) -> Result<Makes> {
 
 /// What the object is made of; not the data of a Secret, which an output would show to
 /// everybody who may read the Stack.
-fn attributes(object: &Value, _: Find<'_>) -> Map {
+fn attributes(object: &Value, _: FindObject<'_>) -> Map {
     let mut attributes = object.as_object().cloned().unwrap_or_default();
     if object["kind"] == "Secret" && object["apiVersion"] == "v1" {
         attributes.shift_remove("data");

@@ -1,7 +1,7 @@
 //! What cannot be made, told by name before anything is made.
 
-use super::{Kind, find};
-use crate::expand::{Tree, holds_a_stack};
+use super::{SupportedType, find};
+use crate::expand::{Tree, has_nested_stack};
 use crate::render::Rendered;
 use crate::value::{Map, Value};
 use crate::{Error, Result, registry};
@@ -36,10 +36,12 @@ pub fn notes(tree: &Tree) -> Vec<String> {
     let mut notes = Vec::new();
     for (name, resource) in &tree.stack.resources {
         let at = format!("resources.{name}");
-        if let (Some(kind), Ok(Some(given))) = (find(&resource.resolved), &resource.properties) {
+        if let (Some(supported), Ok(Some(given))) =
+            (find(&resource.resource_type), &resource.properties)
+        {
             let ignored = given
                 .iter()
-                .filter(|(key, _)| kind.ignores.contains(&key.as_str()));
+                .filter(|(key, _)| supported.ignored.contains(&key.as_str()));
             let notes_of = ignored.filter_map(|(key, value)| note(key, value));
             notes.extend(notes_of.map(|note| format!("{at}.properties.{note}")));
         }
@@ -70,29 +72,30 @@ fn one(resource: &Rendered, has_account: bool) -> Result<()> {
             "Snapshot is for volumes, which cannot be made yet; use Delete or Retain",
         ));
     }
-    if holds_a_stack(resource) {
-        let name = resource.resolved.as_str();
+    if has_nested_stack(resource) {
+        let name = resource.resource_type.as_str();
         if HOLDERS.contains(&name) || crate::render::is_template_name(name) {
             return Ok(());
         }
         return Err(not_yet(name));
     }
-    let kind = find(&resource.resolved).ok_or_else(|| not_yet(&resource.resolved))?;
+    let supported =
+        find(&resource.resource_type).ok_or_else(|| not_yet(&resource.resource_type))?;
     if !resource.external_id.is_null() {
         return Ok(());
     }
-    if kind.by_account && !has_account {
+    if supported.by_account && !has_account {
         return Err(Error::at(
             "type",
             format!(
                 "`{}` is made with the rights of a service account; name one in \
                  spec.serviceAccountName",
-                kind.name
+                supported.name
             ),
         ));
     }
     match &resource.typed {
-        Ok(properties) => refuse(kind, properties).map_err(|error| error.below("properties")),
+        Ok(properties) => refuse(supported, properties).map_err(|error| error.below("properties")),
         // Values that are not known yet are judged when they are.
         Err(_) => Ok(()),
     }
@@ -113,14 +116,14 @@ fn not_yet(name: &str) -> Error {
 ///
 /// # Errors
 /// For the first such property.
-pub fn refuse(kind: &Kind, properties: &Map) -> Result<()> {
-    let schema = registry::find(kind.name);
-    if schema.is_some_and(|schema| registry::takes_anything(kind.name, schema)) {
+pub fn refuse(supported: &SupportedType, properties: &Map) -> Result<()> {
+    let schema = registry::find(supported.name);
+    if schema.is_some_and(|schema| registry::takes_anything(supported.name, schema)) {
         return Ok(());
     }
     for (name, value) in properties {
         let known = |list: &[&str]| list.contains(&name.as_str());
-        if known(kind.takes) || known(kind.ignores) || is_empty(value) {
+        if known(supported.properties) || known(supported.ignored) || is_empty(value) {
             continue;
         }
         let default = schema
@@ -133,7 +136,7 @@ pub fn refuse(kind: &Kind, properties: &Map) -> Result<()> {
             name,
             format!(
                 "`{}` cannot be made with this property yet; leave it out",
-                kind.name
+                supported.name
             ),
         ));
     }

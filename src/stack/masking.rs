@@ -20,7 +20,7 @@ const SHORTEST_PART: usize = 4;
 #[must_use]
 pub fn tainted(stack: &Stack, outer: bool) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
-    if stack.parameters.hidden.is_empty() && !outer && !stack.files.hides(None) {
+    if stack.parameters.hidden.is_empty() && !outer && !stack.files.is_hidden(None) {
         return found;
     }
     for name in stack.order.iter().flatten() {
@@ -69,7 +69,7 @@ impl Look<'_> {
                 let is_named = match key.as_str() {
                     "get_param" | "Ref" => first.is_some_and(|name| self.is_parameter(name)),
                     "get_attr" | "Fn::GetAtt" => first.is_some_and(|name| self.shows(name)),
-                    "get_file" => self.stack.files.hides(item.as_str()),
+                    "get_file" => self.stack.files.is_hidden(item.as_str()),
                     _ => false,
                 };
                 is_named || self.is_hidden(item)
@@ -97,7 +97,7 @@ impl Look<'_> {
             && self.stack.resources.get(name).is_some_and(|resource| {
                 !REAL
                     .iter()
-                    .any(|family| resource.resolved.starts_with(family))
+                    .any(|family| resource.resource_type.starts_with(family))
             })
     }
 }

@@ -45,11 +45,11 @@ use pileus_api::{GROUP, ObjectName, VERSION};
 const LONGEST_NAME: usize = 63;
 
 /// Finds an object of the stack's namespace by kind and name.
-pub type Find<'a> = &'a dyn Fn(&str, &str) -> Option<Value>;
+pub type FindObject<'a> = &'a dyn Fn(&str, &str) -> Option<Value>;
 
 /// What a mapping works from.
 #[derive(Clone, Copy)]
-pub struct Request<'a> {
+pub struct MappingInput<'a> {
     /// Name for an object whose name the template does not fix.
     pub name: &'a str,
     /// The stack's namespace.
@@ -63,14 +63,14 @@ pub struct Request<'a> {
     /// Texts of software configurations by reference id.
     pub configs: &'a BTreeMap<String, String>,
     /// Objects that exist.
-    pub find: Find<'a>,
+    pub find: FindObject<'a>,
     /// Unguessable, and the same each time for the same resource.
     pub seed: &'a [u8],
 }
 
 /// What a resource becomes.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Makes {
+pub struct MappedObjects {
     /// The objects in order of creation; the last one is the resource, the others serve it.
     pub objects: Vec<Value>,
     /// Things that only one object can have at a time, such as an address: what takes the
@@ -80,61 +80,61 @@ pub struct Makes {
 
 /// What a resource without an object is.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Settles {
+pub struct MappedValue {
     /// Its reference id.
     pub refid: Value,
     /// Its attributes.
     pub attributes: Map,
     /// How long it takes, in milliseconds.
-    pub takes: u64,
+    pub delay_ms: u64,
     /// It fails, and why.
-    pub fails: Option<String>,
+    pub failure: Option<String>,
     /// The text of a software configuration.
     pub config: Option<String>,
 }
 
 /// How a type is made.
 #[derive(Clone, Copy)]
-pub enum How {
+pub enum Mapping {
     /// By objects.
     Objects {
         /// Kind of the object that the resource is; empty when the template says.
         kind: &'static str,
         /// The mapping.
-        map: fn(&Request<'_>) -> Result<Makes>,
+        map: fn(&MappingInput<'_>) -> Result<MappedObjects>,
         /// Attributes of an object that exists.
-        attributes: fn(&Value, Find<'_>) -> Map,
+        attributes: fn(&Value, FindObject<'_>) -> Map,
     },
     /// By nothing but its properties.
-    Values(fn(&Request<'_>) -> Result<Settles>),
+    Values(fn(&MappingInput<'_>) -> Result<MappedValue>),
 }
 
 /// A resource type that can be made.
 #[derive(Clone, Copy)]
-pub struct Kind {
+pub struct SupportedType {
     /// Its name.
     pub name: &'static str,
     /// How it is made.
-    pub how: How,
+    pub mapping: Mapping,
     /// Properties that the mapping takes.
-    pub takes: &'static [&'static str],
+    pub properties: &'static [&'static str],
     /// Properties that are read and have no effect, as a template's author would expect.
-    pub ignores: &'static [&'static str],
+    pub ignored: &'static [&'static str],
     /// Properties whose change Heat makes in place and that need a replacement here.
-    pub fixed: &'static [&'static str],
+    pub replaced_on_change: &'static [&'static str],
     /// It is made with the rights of the stack's service account.
     pub by_account: bool,
 }
 
 /// Every type that can be made, apart from those that hold a stack.
-pub fn all() -> impl Iterator<Item = &'static Kind> {
+pub fn all() -> impl Iterator<Item = &'static SupportedType> {
     [
-        nova::KINDS,
-        neutron::KINDS,
-        glance::KINDS,
-        heat::KINDS,
-        aws::KINDS,
-        object::KINDS,
+        nova::TYPES,
+        neutron::TYPES,
+        glance::TYPES,
+        heat::TYPES,
+        aws::TYPES,
+        object::TYPES,
     ]
     .into_iter()
     .flatten()
@@ -142,12 +142,12 @@ pub fn all() -> impl Iterator<Item = &'static Kind> {
 
 /// The type called `name`, if it can be made; old names of families are followed.
 #[must_use]
-pub fn find(name: &str) -> Option<&'static Kind> {
+pub fn find(name: &str) -> Option<&'static SupportedType> {
     let current = name
         .strip_prefix("OS::Quantum")
         .map(|rest| format!("OS::Neutron{rest}"));
     let name = current.as_deref().unwrap_or(name);
-    all().find(|kind| kind.name == name)
+    all().find(|supported| supported.name == name)
 }
 
 /// How a type takes a change here: as in Heat, but for what the kind it became cannot
@@ -160,7 +160,7 @@ pub fn change(kind: &str, property: &str) -> Change {
         _ => {}
     }
     match super::plan::change(kind, property) {
-        Change::InPlace if find(kind).is_some_and(|k| k.fixed.contains(&property)) => {
+        Change::InPlace if find(kind).is_some_and(|k| k.replaced_on_change.contains(&property)) => {
             Change::Replace
         }
         change => change,
@@ -211,7 +211,7 @@ pub fn plain(name: &str) -> String {
     plain.trim_matches('-').to_owned()
 }
 
-impl Request<'_> {
+impl MappingInput<'_> {
     fn get(&self, name: &str) -> Option<&Value> {
         self.properties.get(name).filter(|value| !value.is_null())
     }
@@ -316,9 +316,11 @@ fn display_name(object: &Value) -> Value {
 /// What is known of a resource whose object exists. Every attribute of the type is there:
 /// one that nothing is known of is null.
 #[must_use]
-pub fn known(kind: &str, object: &Value, find_object: Find<'_>) -> super::functions::Known {
+pub fn known(kind: &str, object: &Value, find_object: FindObject<'_>) -> super::functions::Known {
     let mut attributes = attribute_names(kind);
-    if let Some(How::Objects { attributes: of, .. }) = find(kind).map(|kind| kind.how) {
+    if let Some(Mapping::Objects { attributes: of, .. }) =
+        find(kind).map(|supported| supported.mapping)
+    {
         attributes.extend(of(object, find_object));
     }
     super::functions::Known {

@@ -4,7 +4,10 @@
 //! VPC is a Network, whose guests reach each other and nothing else.
 
 use super::nova::{wishes, with_user_data};
-use super::{Find, How, Kind, Makes, Request, neutron, plain, reference, text};
+use super::{
+    FindObject, MappedObjects, Mapping, MappingInput, SupportedType, neutron, plain, reference,
+    text,
+};
 use crate::value::{Map, Value};
 use crate::{Error, Result};
 use pileus_api::port::FixedIp;
@@ -12,15 +15,15 @@ use pileus_api::security_group::{Direction, EtherType, NamedRule, SecurityRule};
 use pileus_api::server::ServerNetwork;
 use pileus_api::{NetworkSpec, PortSpec, ServerSpec, SubnetSpec};
 
-pub(super) const KINDS: &[Kind] = &[
-    Kind {
+pub(super) const TYPES: &[SupportedType] = &[
+    SupportedType {
         name: "AWS::EC2::Instance",
-        how: How::Objects {
+        mapping: Mapping::Objects {
             kind: "Server",
             map: instance,
             attributes: instance_attributes,
         },
-        takes: &[
+        properties: &[
             "AvailabilityZone",
             "ImageId",
             "InstanceType",
@@ -33,73 +36,73 @@ pub(super) const KINDS: &[Kind] = &[
             "Tags",
             "UserData",
         ],
-        ignores: &[],
-        fixed: &["InstanceType", "NetworkInterfaces", "SubnetId"],
+        ignored: &[],
+        replaced_on_change: &["InstanceType", "NetworkInterfaces", "SubnetId"],
         by_account: false,
     },
-    Kind {
+    SupportedType {
         name: "AWS::EC2::NetworkInterface",
-        how: How::Objects {
+        mapping: Mapping::Objects {
             kind: "Port",
             map: network_interface,
             attributes: network_interface_attributes,
         },
-        takes: &["GroupSet", "PrivateIpAddress", "SubnetId"],
-        ignores: &["Description", "Tags"],
-        fixed: &[],
+        properties: &["GroupSet", "PrivateIpAddress", "SubnetId"],
+        ignored: &["Description", "Tags"],
+        replaced_on_change: &[],
         by_account: false,
     },
-    Kind {
+    SupportedType {
         name: "AWS::EC2::SecurityGroup",
-        how: How::Objects {
+        mapping: Mapping::Objects {
             kind: "SecurityGroup",
             map: security_group,
             attributes: |_, _| Map::new(),
         },
-        takes: &[
+        properties: &[
             "GroupDescription",
             "SecurityGroupEgress",
             "SecurityGroupIngress",
         ],
-        ignores: &["VpcId"],
-        fixed: &[],
+        ignored: &["VpcId"],
+        replaced_on_change: &[],
         by_account: false,
     },
-    Kind {
+    SupportedType {
         name: "AWS::EC2::Subnet",
-        how: How::Objects {
+        mapping: Mapping::Objects {
             kind: "Subnet",
             map: subnet,
             attributes: |_, _| Map::new(),
         },
-        takes: &["CidrBlock", "VpcId"],
-        ignores: &["AvailabilityZone", "Tags"],
-        fixed: &[],
+        properties: &["CidrBlock", "VpcId"],
+        ignored: &["AvailabilityZone", "Tags"],
+        replaced_on_change: &[],
         by_account: false,
     },
-    Kind {
+    SupportedType {
         name: "AWS::EC2::VPC",
-        how: How::Objects {
+        mapping: Mapping::Objects {
             kind: "Network",
             map: vpc,
             attributes: |_, _| Map::new(),
         },
-        takes: &[],
-        ignores: &["CidrBlock", "Tags"],
-        fixed: &[],
+        properties: &[],
+        ignored: &["CidrBlock", "Tags"],
+        replaced_on_change: &[],
         by_account: false,
     },
 ];
 
 /// A list of maps with a key and a value each, as one map.
-fn pairs(request: &Request<'_>, name: &str) -> Map {
+fn pairs(request: &MappingInput<'_>, name: &str) -> Map {
     let items = request.list(name).into_iter().flatten();
     items
         .filter_map(|item| Some((text(&item["Key"])?, item["Value"].clone())))
         .collect()
 }
 
-fn instance(request: &Request<'_>) -> Result<Makes> {
+fn instance(request: &MappingInput<'_>) -> Result<MappedObjects> {
     let mut groups = request.texts("SecurityGroupIds");
     groups.extend(request.texts("SecurityGroups"));
     let mut networks = Vec::new();
@@ -140,7 +143,7 @@ fn instance(request: &Request<'_>) -> Result<Makes> {
     with_user_data(request, spec, &request.text("UserData").unwrap_or_default())
 }
 
-fn instance_attributes(server: &Value, _: Find<'_>) -> Map {
+fn instance_attributes(server: &Value, _: FindObject<'_>) -> Map {
     let interfaces = server["status"]["addresses"]
         .as_array()
         .into_iter()
@@ -161,13 +164,13 @@ fn instance_attributes(server: &Value, _: Find<'_>) -> Map {
 }
 
 /// The network that a subnet belongs to.
-fn network_of(request: &Request<'_>, subnet: &str) -> Result<String> {
+fn network_of(request: &MappingInput<'_>, subnet: &str) -> Result<String> {
     let found = (request.find)("Subnet", subnet);
     let network = found.and_then(|subnet| text(&subnet["spec"]["network"]));
     network.ok_or_else(|| Error::at("SubnetId", format!("there is no Subnet `{subnet}`")))
 }
 
-fn network_interface(request: &Request<'_>) -> Result<Makes> {
+fn network_interface(request: &MappingInput<'_>) -> Result<MappedObjects> {
     let subnet = request.need("SubnetId")?;
     let spec = PortSpec {
         network: reference(&network_of(request, &subnet)?),
@@ -182,14 +185,14 @@ fn network_interface(request: &Request<'_>) -> Result<Makes> {
     neutron::make_port(request, &spec)
 }
 
-fn network_interface_attributes(port: &Value, _: Find<'_>) -> Map {
+fn network_interface_attributes(port: &Value, _: FindObject<'_>) -> Map {
     let address = port["status"]["fixedIPs"][0]["address"].clone();
     let mut attributes = Map::new();
     attributes.insert("PrivateIpAddress", address);
     attributes
 }
 
-fn security_group(request: &Request<'_>) -> Result<Makes> {
+fn security_group(request: &MappingInput<'_>) -> Result<MappedObjects> {
     let mut rules = Vec::new();
     for (name, direction) in [
         ("SecurityGroupIngress", Direction::Ingress),
@@ -232,23 +235,23 @@ fn rule(item: &Value, direction: Direction) -> Result<SecurityRule> {
     })
 }
 
-fn subnet(request: &Request<'_>) -> Result<Makes> {
+fn subnet(request: &MappingInput<'_>) -> Result<MappedObjects> {
     let spec = SubnetSpec {
         network: request.need("VpcId")?,
         cidr: request.need("CidrBlock")?,
         ..SubnetSpec::default()
     };
     let claim = format!("Network/{}/{}", spec.network, spec.cidr);
-    Ok(Makes {
+    Ok(MappedObjects {
         claims: [claim].into(),
         objects: vec![request.object("Subnet", request.name, &spec)?],
     })
 }
 
-fn vpc(request: &Request<'_>) -> Result<Makes> {
+fn vpc(request: &MappingInput<'_>) -> Result<MappedObjects> {
     let network = request.object("Network", request.name, &NetworkSpec::default())?;
-    Ok(Makes {
+    Ok(MappedObjects {
         objects: vec![network],
-        ..Makes::default()
+        ..MappedObjects::default()
     })
 }

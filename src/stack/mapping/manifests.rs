@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use super::{How, Request, attribute_names, check, find, known, object_name};
+use super::{Mapping, MappingInput, attribute_names, check, find, known, object_name};
 use crate::functions::Known;
 use crate::render::{Input, Stop};
 use crate::tree::{self, Leaf};
@@ -53,7 +53,7 @@ fn one(
     made: &RefCell<Vec<Value>>,
     configs: &RefCell<BTreeMap<String, String>>,
 ) -> Result<Known> {
-    let kind = find(&leaf.kind).ok_or_else(|| Error::new("cannot be made yet"))?;
+    let supported = find(&leaf.resource_type).ok_or_else(|| Error::new("cannot be made yet"))?;
     if !leaf.external_id.is_null() {
         return Ok(Known {
             refid: leaf.external_id.clone(),
@@ -62,7 +62,7 @@ fn one(
         });
     }
     let properties = leaf.properties.clone()?;
-    check::refuse(kind, &properties)?;
+    check::refuse(supported, &properties)?;
     let identity = &input.identity;
     let name = object_name(&identity.name, &identity.id, path, 1);
     let look = |kind: &str, name: &str| {
@@ -73,7 +73,7 @@ fn one(
         found.cloned()
     };
     let known_configs = configs.borrow().clone();
-    let request = Request {
+    let request = MappingInput {
         name: &name,
         namespace: &identity.project,
         properties: &properties,
@@ -83,24 +83,24 @@ fn one(
         find: &look,
         seed: SEED,
     };
-    match kind.how {
-        How::Values(map) => {
-            let settles = map(&request)?;
-            if let (Some(config), Some(id)) = (settles.config, settles.refid.as_str()) {
+    match supported.mapping {
+        Mapping::Values(map) => {
+            let value = map(&request)?;
+            if let (Some(config), Some(id)) = (value.config, value.refid.as_str()) {
                 configs.borrow_mut().insert(id.to_owned(), config);
             }
             Ok(Known {
-                refid: settles.refid,
-                attributes: settles.attributes,
+                refid: value.refid,
+                attributes: value.attributes,
                 open: true,
             })
         }
-        How::Objects { map, .. } => {
+        Mapping::Objects { map, .. } => {
             let makes = map(&request)?;
             let main = makes.objects.last().cloned().unwrap_or_default();
-            let mut known = known(&leaf.kind, &main, &look);
+            let mut known = known(&leaf.resource_type, &main, &look);
             if known.attributes.is_empty() {
-                known.attributes = attribute_names(&leaf.kind);
+                known.attributes = attribute_names(&leaf.resource_type);
             }
             known.open = true;
             made.borrow_mut().extend(makes.objects);

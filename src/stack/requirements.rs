@@ -161,7 +161,7 @@ pub(super) fn unreadable(
         .filter(|(_, rendered)| rendered.typed.is_err());
     wrong
         .flat_map(|(name, rendered)| EARLY.iter().map(move |early| (name, rendered, early)))
-        .filter(|(_, rendered, (kind, _))| rendered.resolved == *kind)
+        .filter(|(_, rendered, (resource_type, _))| rendered.resource_type == *resource_type)
         .find_map(|(name, rendered, (_, property))| {
             let value = template.resources[name].properties.get(property)?;
             let schema = rendered.schema.as_ref()?.properties.get(*property)?;

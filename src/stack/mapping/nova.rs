@@ -5,7 +5,10 @@ use std::collections::BTreeSet;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::{Find, How, Kind, Makes, Request, as_texts, display_name, plain, reference, text};
+use super::{
+    FindObject, MappedObjects, Mapping, MappingInput, SupportedType, as_texts, display_name, plain,
+    reference, text,
+};
 use crate::value::{List, Map, Value, json};
 use crate::{Error, Result};
 use pileus_api::names::host_name;
@@ -16,15 +19,15 @@ use pileus_api::{FlavorSpec, KeyPairSpec, SecretKey, ServerGroupSpec, ServerSpec
 /// Key of the user data in the Secret that is made for it.
 const USER_DATA_KEY: &str = "userData";
 
-pub(super) const KINDS: &[Kind] = &[
-    Kind {
+pub(super) const TYPES: &[SupportedType] = &[
+    SupportedType {
         name: "OS::Nova::Server",
-        how: How::Objects {
+        mapping: Mapping::Objects {
             kind: "Server",
             map: server,
             attributes: server_attributes,
         },
-        takes: &[
+        properties: &[
             "availability_zone",
             "config_drive",
             "flavor",
@@ -39,7 +42,7 @@ pub(super) const KINDS: &[Kind] = &[
             "user_data_format",
             "user_data_update_policy",
         ],
-        ignores: &[
+        ignored: &[
             "diskConfig",
             "flavor_update_policy",
             "image_update_policy",
@@ -47,41 +50,41 @@ pub(super) const KINDS: &[Kind] = &[
             "tags",
         ],
         // Resizing, rebuilding and hot-plugging are not there yet.
-        fixed: &["flavor", "image", "networks", "user_data"],
+        replaced_on_change: &["flavor", "image", "networks", "user_data"],
         by_account: false,
     },
-    Kind {
+    SupportedType {
         name: "OS::Nova::KeyPair",
-        how: How::Objects {
+        mapping: Mapping::Objects {
             kind: "KeyPair",
             map: key_pair,
             attributes: key_pair_attributes,
         },
-        takes: &["name", "public_key", "type"],
-        ignores: &[],
-        fixed: &[],
+        properties: &["name", "public_key", "type"],
+        ignored: &[],
+        replaced_on_change: &[],
         by_account: false,
     },
-    Kind {
+    SupportedType {
         name: "OS::Nova::ServerGroup",
-        how: How::Objects {
+        mapping: Mapping::Objects {
             kind: "ServerGroup",
             map: server_group,
             attributes: |_, _| Map::new(),
         },
-        takes: &["policies", "rules"],
-        ignores: &["name"],
-        fixed: &[],
+        properties: &["policies", "rules"],
+        ignored: &["name"],
+        replaced_on_change: &[],
         by_account: false,
     },
-    Kind {
+    SupportedType {
         name: "OS::Nova::Flavor",
-        how: How::Objects {
+        mapping: Mapping::Objects {
             kind: "Flavor",
             map: flavor,
             attributes: flavor_attributes,
         },
-        takes: &[
+        properties: &[
             "disk",
             "extra_specs",
             "is_public",
@@ -90,13 +93,13 @@ pub(super) const KINDS: &[Kind] = &[
             "tenants",
             "vcpus",
         ],
-        ignores: &["flavorid", "rxtx_factor"],
-        fixed: &["extra_specs", "tenants"],
+        ignored: &["flavorid", "rxtx_factor"],
+        replaced_on_change: &["extra_specs", "tenants"],
         by_account: true,
     },
 ];
 
-fn server(request: &Request<'_>) -> Result<Makes> {
+fn server(request: &MappingInput<'_>) -> Result<MappedObjects> {
     let groups = request
         .list("security_groups")
         .filter(|groups| !groups.is_empty());
@@ -134,13 +137,13 @@ fn server(request: &Request<'_>) -> Result<Makes> {
 /// A Server, and the Secret with its user data before it: user data is where passwords are
 /// written, and whoever may read a Server is not meant to see them.
 pub(super) fn with_user_data(
-    request: &Request<'_>,
+    request: &MappingInput<'_>,
     mut spec: ServerSpec,
     data: &str,
-) -> Result<Makes> {
-    let mut makes = Makes {
+) -> Result<MappedObjects> {
+    let mut makes = MappedObjects {
         claims: spec.networks.iter().filter_map(port_claim).collect(),
-        ..Makes::default()
+        ..MappedObjects::default()
     };
     // The schema's default; the type's own is no time at all.
     spec.shutdown_timeout_seconds = 60;
@@ -218,7 +221,7 @@ fn interface(
     Ok(Some(network))
 }
 
-fn placement(request: &Request<'_>) -> Result<Option<PlacementWishes>> {
+fn placement(request: &MappingInput<'_>) -> Result<Option<PlacementWishes>> {
     let hints = request.get("scheduler_hints").and_then(Value::as_object);
     wishes(request.text("availability_zone"), hints)
 }
@@ -250,7 +253,7 @@ pub(super) fn wishes(zone: Option<String>, hints: Option<&Map>) -> Result<Option
     Ok((wishes != PlacementWishes::default()).then_some(wishes))
 }
 
-fn server_attributes(server: &Value, find: Find<'_>) -> Map {
+fn server_attributes(server: &Value, find: FindObject<'_>) -> Map {
     let mut attributes = Map::new();
     let status = &server["status"];
     let mut addresses: Map = Map::new();
@@ -308,7 +311,7 @@ fn extend(map: &mut Map, key: &str, more: List) {
 }
 
 /// The network that an interface is in, by the Server's own words or its Port's.
-fn network_of(server: &Value, interface: &Value, find: Find<'_>) -> String {
+fn network_of(server: &Value, interface: &Value, find: FindObject<'_>) -> String {
     let interfaces = server["spec"]["networks"].as_array().into_iter().flatten();
     let own = interfaces
         .filter(|own| own["name"] == interface["name"])
@@ -321,7 +324,7 @@ fn network_of(server: &Value, interface: &Value, find: Find<'_>) -> String {
     .unwrap_or_default()
 }
 
-fn key_pair(request: &Request<'_>) -> Result<Makes> {
+fn key_pair(request: &MappingInput<'_>) -> Result<MappedObjects> {
     let public_key = request.text("public_key").ok_or_else(|| {
         Error::at(
             "public_key",
@@ -334,13 +337,13 @@ fn key_pair(request: &Request<'_>) -> Result<Makes> {
     // Its name is its reference id, and what servers elsewhere know it by.
     let name = plain(&request.need("name")?);
     let spec = KeyPairSpec { public_key };
-    Ok(Makes {
+    Ok(MappedObjects {
         claims: BTreeSet::from([format!("KeyPair/{name}")]),
         objects: vec![request.object("KeyPair", &name, &spec)?],
     })
 }
 
-fn key_pair_attributes(pair: &Value, _: Find<'_>) -> Map {
+fn key_pair_attributes(pair: &Value, _: FindObject<'_>) -> Map {
     let mut attributes = Map::new();
     attributes.insert("public_key", pair["spec"]["publicKey"].clone());
     attributes.insert("private_key", Value::from(""));
@@ -364,7 +367,7 @@ fn min_members(metadata: &Value) -> Result<Option<i32>> {
     }
 }
 
-fn server_group(request: &Request<'_>) -> Result<Makes> {
+fn server_group(request: &MappingInput<'_>) -> Result<MappedObjects> {
     let policies = request.texts("policies");
     let [policy] = policies.as_slice() else {
         let given = policies.join(", ");
@@ -403,13 +406,13 @@ fn server_group(request: &Request<'_>) -> Result<Makes> {
         max_servers_per_host: max_servers_per_host.transpose()?,
         min_members: min_members(request.metadata)?,
     };
-    Ok(Makes {
+    Ok(MappedObjects {
         claims: BTreeSet::new(),
         objects: vec![request.object("ServerGroup", request.name, &spec)?],
     })
 }
 
-fn flavor(request: &Request<'_>) -> Result<Makes> {
+fn flavor(request: &MappingInput<'_>) -> Result<MappedObjects> {
     let vcpus = i32::try_from(request.integer("vcpus"));
     let tenants = request.texts("tenants");
     let access = if request.flag("is_public") == Some(false) || !tenants.is_empty() {
@@ -428,13 +431,13 @@ fn flavor(request: &Request<'_>) -> Result<Makes> {
     };
     let given = request.text("name").map(|name| plain(&name));
     let name = given.unwrap_or_else(|| request.name.to_owned());
-    Ok(Makes {
+    Ok(MappedObjects {
         claims: BTreeSet::from([format!("Flavor/{name}")]),
         objects: vec![request.object("Flavor", &name, &spec)?],
     })
 }
 
-fn flavor_attributes(flavor: &Value, _: Find<'_>) -> Map {
+fn flavor_attributes(flavor: &Value, _: FindObject<'_>) -> Map {
     let mut attributes = Map::new();
     attributes.insert("extra_specs", flavor["spec"]["extraSpecs"].clone());
     attributes.insert("is_public", flavor["spec"]["access"].is_null().into());

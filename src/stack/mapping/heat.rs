@@ -6,24 +6,24 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest, Sha256};
 
-use super::{How, Kind, Request, Settles, attribute_names, text};
+use super::{MappedValue, Mapping, MappingInput, SupportedType, attribute_names, text};
 use crate::value::{Map, Value};
 use crate::{Error, Result};
 
 macro_rules! values {
-    ($name:literal, $map:expr, $takes:expr, $ignores:expr) => {
-        Kind {
+    ($name:literal, $map:expr, $properties:expr, $ignored:expr) => {
+        SupportedType {
             name: $name,
-            how: How::Values($map),
-            takes: $takes,
-            ignores: $ignores,
-            fixed: &[],
+            mapping: Mapping::Values($map),
+            properties: $properties,
+            ignored: $ignored,
+            replaced_on_change: &[],
             by_account: false,
         }
     };
 }
 
-pub(super) const KINDS: &[Kind] = &[
+pub(super) const TYPES: &[SupportedType] = &[
     values!("OS::Heat::Value", value, &["type", "value"], &[]),
     values!("OS::Heat::None", none, &[], &[]),
     values!(
@@ -72,35 +72,35 @@ pub(super) const KINDS: &[Kind] = &[
 ];
 
 /// With the attributes of its type, all but `given` without a value.
-fn settled(kind: &str, request: &Request<'_>, given: &[(&str, Value)]) -> Settles {
+fn settled(kind: &str, request: &MappingInput<'_>, given: &[(&str, Value)]) -> MappedValue {
     let mut attributes = attribute_names(kind);
     for (name, value) in given {
         attributes.insert((*name).to_owned(), value.clone());
     }
-    Settles {
+    MappedValue {
         refid: Value::from(request.name),
         attributes,
-        ..Settles::default()
+        ..MappedValue::default()
     }
 }
 
 #[allow(clippy::unnecessary_wraps, reason = "the shape of every mapping")]
-fn value(request: &Request<'_>) -> Result<Settles> {
+fn value(request: &MappingInput<'_>) -> Result<MappedValue> {
     // Of the type that `type` says, by its schema.
     let value = request.get("value").cloned().unwrap_or_default();
     Ok(settled("OS::Heat::Value", request, &[("value", value)]))
 }
 
 #[allow(clippy::unnecessary_wraps, reason = "the shape of every mapping")]
-fn none(request: &Request<'_>) -> Result<Settles> {
-    let mut settles = settled("OS::Heat::None", request, &[]);
+fn none(request: &MappingInput<'_>) -> Result<MappedValue> {
+    let mut mapped = settled("OS::Heat::None", request, &[]);
     // In Heat it has whatever attribute is asked for, without a value.
-    settles.attributes = Map::new();
-    Ok(settles)
+    mapped.attributes = Map::new();
+    Ok(mapped)
 }
 
 #[allow(clippy::unnecessary_wraps, reason = "the shape of every mapping")]
-fn delay(request: &Request<'_>) -> Result<Settles> {
+fn delay(request: &MappingInput<'_>) -> Result<MappedValue> {
     let seconds = |name: &str| request.get(name).and_then(Value::as_f64).unwrap_or(0.0);
     let applies = request
         .texts("actions")
@@ -113,9 +113,9 @@ fn delay(request: &Request<'_>) -> Result<Settles> {
     } else {
         0.0
     };
-    let mut settles = settled("OS::Heat::Delay", request, &[]);
-    settles.takes = milliseconds(wait);
-    Ok(settles)
+    let mut mapped = settled("OS::Heat::Delay", request, &[]);
+    mapped.delay_ms = milliseconds(wait);
+    Ok(mapped)
 }
 
 #[allow(
@@ -128,26 +128,26 @@ fn milliseconds(seconds: f64) -> u64 {
 }
 
 #[allow(clippy::unnecessary_wraps, reason = "the shape of every mapping")]
-fn test_resource(request: &Request<'_>) -> Result<Settles> {
+fn test_resource(request: &MappingInput<'_>) -> Result<MappedValue> {
     let own = request
         .get("action_wait_secs")
         .and_then(|map| map.get("create"));
     let wait = own.or_else(|| request.get("wait_secs"));
     let value = request.get("value").cloned().unwrap_or_default();
-    let mut settles = settled("OS::Heat::TestResource", request, &[("output", value)]);
-    settles.takes = milliseconds(wait.and_then(Value::as_f64).unwrap_or(0.0));
-    settles.fails = (request.flag("fail") == Some(true))
+    let mut mapped = settled("OS::Heat::TestResource", request, &[("output", value)]);
+    mapped.delay_ms = milliseconds(wait.and_then(Value::as_f64).unwrap_or(0.0));
+    mapped.failure = (request.flag("fail") == Some(true))
         .then(|| "Test Resource failed by its property `fail`".to_owned());
-    Ok(settles)
+    Ok(mapped)
 }
 
-fn config(kind: &str, request: &Request<'_>, text: String) -> Settles {
-    let mut settles = settled(kind, request, &[("config", Value::from(text.clone()))]);
-    settles.config = Some(text);
-    settles
+fn config(kind: &str, request: &MappingInput<'_>, text: String) -> MappedValue {
+    let mut mapped = settled(kind, request, &[("config", Value::from(text.clone()))]);
+    mapped.config = Some(text);
+    mapped
 }
 
-fn cloud_config(request: &Request<'_>) -> Result<Settles> {
+fn cloud_config(request: &MappingInput<'_>) -> Result<MappedValue> {
     let mut given = request.get("cloud_config").cloned().unwrap_or_default();
     // As Python's YAML writes it, whatever the order in the template.
     given.sort_all_objects();
@@ -158,14 +158,14 @@ fn cloud_config(request: &Request<'_>) -> Result<Settles> {
 }
 
 #[allow(clippy::unnecessary_wraps, reason = "the shape of every mapping")]
-fn software_config(request: &Request<'_>) -> Result<Settles> {
+fn software_config(request: &MappingInput<'_>) -> Result<MappedValue> {
     let text = request.text("config").unwrap_or_default();
     Ok(config("OS::Heat::SoftwareConfig", request, text))
 }
 
 /// The parts as one MIME message, each encoded, so that no part can end another.
 #[allow(clippy::unnecessary_wraps, reason = "the shape of every mapping")]
-fn multipart(request: &Request<'_>) -> Result<Settles> {
+fn multipart(request: &MappingInput<'_>) -> Result<MappedValue> {
     let parts = request.list("parts").into_iter().flatten();
     let mut bodies = String::new();
     let boundary = format!("==={}===", hex::encode(Sha256::digest(request.name)));
@@ -274,7 +274,7 @@ fn class(name: &str) -> Vec<char> {
 /// Characters that Heat's `OS::Heat::RandomString` has at most.
 const LONGEST: usize = 512;
 
-fn random_string(request: &Request<'_>) -> Result<Settles> {
+fn random_string(request: &MappingInput<'_>) -> Result<MappedValue> {
     let mut seed = request.seed.to_vec();
     seed.extend(request.text("salt").unwrap_or_default().bytes());
     let mut draw = Draw::new(&seed);
@@ -332,13 +332,13 @@ fn random_string(request: &Request<'_>) -> Result<Settles> {
         characters.swap(at, draw.below(at + 1));
     }
     let value: String = characters.into_iter().collect();
-    let mut settles = settled(
+    let mut mapped = settled(
         "OS::Heat::RandomString",
         request,
         &[("value", Value::from(value.clone()))],
     );
-    settles.refid = Value::from(value);
+    mapped.refid = Value::from(value);
     let shown: Map = Map::new();
-    settles.attributes.insert("show", Value::Object(shown));
-    Ok(settles)
+    mapped.attributes.insert("show", Value::Object(shown));
+    Ok(mapped)
 }

@@ -1,19 +1,21 @@
 //! `OS::Glance`: Images.
 
-use super::{Find, How, Kind, Makes, Request, as_texts, display_name};
+use super::{
+    FindObject, MappedObjects, Mapping, MappingInput, SupportedType, as_texts, display_name,
+};
 use crate::value::{Map, Value, json};
 use crate::{Error, Result};
 use pileus_api::image::{DiskFormat, Source};
 use pileus_api::{ImageSpec, Sharing};
 
-pub(super) const KINDS: &[Kind] = &[Kind {
+pub(super) const TYPES: &[SupportedType] = &[SupportedType {
     name: "OS::Glance::WebImage",
-    how: How::Objects {
+    mapping: Mapping::Objects {
         kind: "Image",
         map: image,
         attributes: image_attributes,
     },
-    takes: &[
+    properties: &[
         "architecture",
         "container_format",
         "disk_format",
@@ -27,12 +29,12 @@ pub(super) const KINDS: &[Kind] = &[Kind {
         "os_version",
         "visibility",
     ],
-    ignores: &["owner", "tags"],
-    fixed: &[],
+    ignored: &["owner", "tags"],
+    replaced_on_change: &[],
     by_account: false,
 }];
 
-fn image(request: &Request<'_>) -> Result<Makes> {
+fn image(request: &MappingInput<'_>) -> Result<MappedObjects> {
     if request
         .text("container_format")
         .is_some_and(|format| format != "bare")
@@ -88,13 +90,13 @@ fn image(request: &Request<'_>) -> Result<Makes> {
         shared_with: (!namespaces.is_empty()).then_some(Sharing { namespaces }),
         ..ImageSpec::default()
     };
-    Ok(Makes {
+    Ok(MappedObjects {
         objects: vec![request.object("Image", request.name, &spec)?],
-        ..Makes::default()
+        ..MappedObjects::default()
     })
 }
 
-fn image_attributes(image: &Value, _: Find<'_>) -> Map {
+fn image_attributes(image: &Value, _: FindObject<'_>) -> Map {
     let mut attributes = Map::new();
     let shown = json!({
         "id": image["metadata"]["name"],

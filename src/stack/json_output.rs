@@ -32,10 +32,13 @@ impl Serialize for Stop {
 impl Serialize for Stack {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         let unknown = |resource: &&Rendered| {
-            resource.schema.is_none() && !is_template_name(&resource.resolved)
+            resource.schema.is_none() && !is_template_name(&resource.resource_type)
         };
         let unknown = self.resources.values().find(unknown).map(|resource| {
-            let error = format!("the resource type `{}` is not known", resource.kind);
+            let error = format!(
+                "the resource type `{}` is not known",
+                resource.declared_type
+            );
             Error::new(error)
         });
         let wrong = unknown.as_ref().or(self.order.as_ref().err());
@@ -112,7 +115,7 @@ impl Rendered {
         let given = |value: &&Value| !value.is_null();
         let properties = self.properties.as_ref().map(Option::as_ref);
         ShownResource {
-            r#type: &self.kind,
+            r#type: &self.declared_type,
             requires: stack.graph.requires[name].iter().filter(said).collect(),
             waits_for: hidden,
             deletion_policy: self.deletion_policy,

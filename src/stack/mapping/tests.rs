@@ -8,21 +8,21 @@ use pileus_api::{
 };
 
 /// Maps a resource after its type's schema, as the controller does.
-fn made(kind: &str, properties: &Value) -> Result<Makes> {
+fn made(kind: &str, properties: &Value) -> Result<MappedObjects> {
     made_with(kind, properties, &Value::Null)
 }
 
-fn made_with(kind: &str, properties: &Value, metadata: &Value) -> Result<Makes> {
+fn made_with(kind: &str, properties: &Value, metadata: &Value) -> Result<MappedObjects> {
     let schema = registry::find(kind).unwrap();
     let given = properties.as_object().unwrap();
     let typed = typed::coerce(&schema.properties, given)?;
     let found = find(kind).unwrap();
     check::refuse(found, &typed)?;
-    let How::Objects { map, .. } = found.how else {
+    let Mapping::Objects { map, .. } = found.mapping else {
         panic!("{kind} makes no object");
     };
     let configs = BTreeMap::from([("config-1".to_owned(), "#!/bin/sh".to_owned())]);
-    map(&Request {
+    map(&MappingInput {
         name: "stack-it-0123456789",
         namespace: "demo",
         properties: &typed,
@@ -36,13 +36,13 @@ fn made_with(kind: &str, properties: &Value, metadata: &Value) -> Result<Makes> 
     })
 }
 
-fn settled(kind: &str, properties: &Value, seed: &[u8]) -> Result<Settles> {
+fn settled(kind: &str, properties: &Value, seed: &[u8]) -> Result<MappedValue> {
     let schema = registry::find(kind).unwrap();
     let typed = typed::coerce(&schema.properties, properties.as_object().unwrap())?;
-    let How::Values(map) = find(kind).unwrap().how else {
+    let Mapping::Values(map) = find(kind).unwrap().mapping else {
         panic!("{kind} makes objects");
     };
-    map(&Request {
+    map(&MappingInput {
         name: "stack-it-0123456789",
         namespace: "demo",
         properties: &typed,
@@ -54,19 +54,24 @@ fn settled(kind: &str, properties: &Value, seed: &[u8]) -> Result<Settles> {
     })
 }
 
-fn spec<T: serde::de::DeserializeOwned>(makes: &Makes) -> T {
+fn spec<T: serde::de::DeserializeOwned>(makes: &MappedObjects) -> T {
     serde_json::from_value(makes.objects.last().unwrap()["spec"].clone().into()).unwrap()
 }
 
 #[test]
 fn every_type_of_the_table_is_in_the_registry_with_its_properties() {
-    for kind in all() {
-        let schema = registry::find(kind.name).unwrap_or_else(|| panic!("{}", kind.name));
-        for property in kind.takes.iter().chain(kind.ignores).chain(kind.fixed) {
+    for supported in all() {
+        let schema = registry::find(supported.name).unwrap_or_else(|| panic!("{}", supported.name));
+        for property in supported
+            .properties
+            .iter()
+            .chain(supported.ignored)
+            .chain(supported.replaced_on_change)
+        {
             assert!(
                 schema.properties.contains_key(*property),
                 "{}: {property}",
-                kind.name
+                supported.name
             );
         }
     }
@@ -412,8 +417,8 @@ fn random_strings_follow_from_their_seed_and_hold_what_is_asked_for() {
 fn values_have_the_type_they_say() {
     let value = |value: Value, kind: &str| {
         let properties = json!({"value": value, "type": kind});
-        let settles = settled("OS::Heat::Value", &properties, b"");
-        settles.map(|settles| settles.attributes["value"].clone())
+        let mapped = settled("OS::Heat::Value", &properties, b"");
+        mapped.map(|mapped| mapped.attributes["value"].clone())
     };
     let list = json!(["1", "2"]);
     assert_eq!(value(list.clone(), "comma_delimited_list").unwrap(), list);
@@ -461,17 +466,17 @@ fn configurations_become_texts() {
 
 #[test]
 fn waits_and_failures_are_told() {
-    let settles = settled("OS::Heat::Delay", &json!({"min_wait": 1.5}), b"").unwrap();
-    assert_eq!(settles.takes, 1500);
-    let settles = settled(
+    let mapped = settled("OS::Heat::Delay", &json!({"min_wait": 1.5}), b"").unwrap();
+    assert_eq!(mapped.delay_ms, 1500);
+    let mapped = settled(
         "OS::Heat::TestResource",
         &json!({"fail": true, "wait_secs": 1, "value": "v"}),
         b"",
     )
     .unwrap();
-    assert!(settles.fails.is_some());
+    assert!(mapped.failure.is_some());
     assert_eq!(
-        (settles.takes, &settles.attributes["output"]),
+        (mapped.delay_ms, &mapped.attributes["output"]),
         (1000, &json!("v"))
     );
 }

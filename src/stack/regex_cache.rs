@@ -7,57 +7,57 @@ use std::sync::{Arc, Mutex, PoisonError};
 use fancy_regex::{Regex, RegexBuilder};
 
 /// Patterns that are kept at most, by everything in the process together.
-const KEPT: usize = 256;
+const MAX_CACHED: usize = 256;
 /// Large ones among them.
-const KEPT_LARGE: usize = 8;
+const MAX_CACHED_LARGE: usize = 8;
 /// What counts as large, in bytes: `[a-z]{1,63}` is small, `\w{1,63}` is not.
-const LARGE: usize = 256 << 10;
+const LARGE_SIZE: usize = 256 << 10;
 /// How large one may become, in bytes.
-const LARGEST: usize = 10 << 20;
+const MAX_SIZE: usize = 10 << 20;
 /// Steps back that matching one text may take: patterns of templates look ahead and back.
-const BACKTRACK: usize = 20_000;
+const MAX_BACKTRACKS: usize = 20_000;
 
 /// A pattern that can be matched.
 #[derive(Debug)]
-pub(super) struct Made {
+pub(super) struct CompiledPattern {
     /// What matches.
     pub regex: Regex,
     /// It takes much room, and much time to make.
     pub large: bool,
 }
 
-static KNOWN: Mutex<Option<HashMap<String, Arc<Made>>>> = Mutex::new(None);
+static CACHE: Mutex<Option<HashMap<String, Arc<CompiledPattern>>>> = Mutex::new(None);
 
 /// What matches by `text`; nothing when it is no pattern, or one that becomes too large.
-pub(super) fn made(text: &str) -> Option<Arc<Made>> {
-    let known = || KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+pub(super) fn compiled(text: &str) -> Option<Arc<CompiledPattern>> {
+    let known = || CACHE.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(made) = known().as_ref().and_then(|known| known.get(text)) {
         return Some(made.clone());
     }
     let within = |size: usize| {
         RegexBuilder::new(text)
-            .backtrack_limit(BACKTRACK)
+            .backtrack_limit(MAX_BACKTRACKS)
             .delegate_size_limit(size)
-            .delegate_dfa_size_limit(LARGE)
+            .delegate_dfa_size_limit(LARGE_SIZE)
             .build()
     };
-    let made = match within(LARGE) {
-        Ok(regex) => Made {
+    let made = match within(LARGE_SIZE) {
+        Ok(regex) => CompiledPattern {
             regex,
             large: false,
         },
-        Err(_) => Made {
-            regex: within(LARGEST).ok()?,
+        Err(_) => CompiledPattern {
+            regex: within(MAX_SIZE).ok()?,
             large: true,
         },
     };
     let made = Arc::new(made);
     let mut known = known();
     let known = known.get_or_insert_default();
-    if known.len() >= KEPT {
+    if known.len() >= MAX_CACHED {
         known.clear();
     }
-    if made.large && known.values().filter(|made| made.large).count() >= KEPT_LARGE {
+    if made.large && known.values().filter(|made| made.large).count() >= MAX_CACHED_LARGE {
         known.retain(|_, made| !made.large);
     }
     known.insert(text.to_owned(), made.clone());
@@ -66,11 +66,11 @@ pub(super) fn made(text: &str) -> Option<Arc<Made>> {
 
 /// The pattern with the classes that hold most of Unicode cut down to ASCII: the same for texts
 /// that are ASCII. One whose flags say what its classes hold stays as it is.
-pub(super) fn narrowed(text: &str) -> String {
-    narrow(text).unwrap_or_else(|| text.to_owned())
+pub(super) fn restricted_to_ascii(text: &str) -> String {
+    restrict_to_ascii(text).unwrap_or_else(|| text.to_owned())
 }
 
-fn narrow(text: &str) -> Option<String> {
+fn restrict_to_ascii(text: &str) -> Option<String> {
     let mut result = String::with_capacity(2 * text.len());
     let mut rest = text.chars().peekable();
     let mut inside = false;
@@ -147,26 +147,29 @@ mod tests {
             r"[]\W]x\.\[.(?:[^\n]|\\)(?<=a)(?P<n>.)",
             r"[^\D\W]\s[-\w]",
         ] {
-            let narrow = narrow(text).unwrap();
-            let (narrow, whole) = (made(&narrow).unwrap(), made(text).unwrap());
+            let narrow = restrict_to_ascii(text).unwrap();
+            let (narrow, whole) = (compiled(&narrow).unwrap(), compiled(text).unwrap());
             let all: String = (0..=127_u8).map(char::from).collect();
             for at in 0..all.len() {
                 for more in ["", "a", "aB-3 \n$", "]]", "x.[]aa"] {
                     let text = format!("{}{more}", &all[at..]);
-                    let found = |made: &Made| made.regex.find(&text).unwrap().map(|m| m.range());
+                    let found =
+                        |made: &CompiledPattern| made.regex.find(&text).unwrap().map(|m| m.range());
                     assert_eq!(found(&narrow), found(&whole), "{text:?}");
                 }
             }
         }
         for kept in ["(?s).", r"(?-u:\w)", r"[[:alpha:]]", r"[\w-~]", "(?i:.)"] {
-            assert_eq!(narrow(kept), None, "{kept}");
+            assert_eq!(restrict_to_ascii(kept), None, "{kept}");
         }
     }
 
     #[test]
     fn a_narrow_pattern_is_small() {
         let text = r"^(?:(?=^.{6,255}$)(?=.*[A-Z])[\w.-]{1,63}[^\d]{1,100})";
-        assert!(made(text).unwrap().large && !made(&narrowed(text)).unwrap().large);
+        assert!(
+            compiled(text).unwrap().large && !compiled(&restricted_to_ascii(text)).unwrap().large
+        );
     }
 
     #[test]
@@ -177,11 +180,11 @@ mod tests {
             r"^(?:(\d{1,3}\.){3}\d{1,3})$",
             r"^(?:[a-zA-Z0-9]{1,4096})$",
         ] {
-            assert!(made(usual).is_some(), "{usual}");
+            assert!(compiled(usual).is_some(), "{usual}");
         }
-        assert!(made(r"[\w.-]{1,63}").unwrap().large);
-        assert!(!made("[a-z]{1,63}").unwrap().large);
-        assert!(made(r"(\w{0,1000}){0,100}").is_none());
-        assert!(made("(").is_none());
+        assert!(compiled(r"[\w.-]{1,63}").unwrap().large);
+        assert!(!compiled("[a-z]{1,63}").unwrap().large);
+        assert!(compiled(r"(\w{0,1000}){0,100}").is_none());
+        assert!(compiled("(").is_none());
     }
 }
