@@ -110,14 +110,14 @@ struct ShownOutput<'a> {
 
 impl Rendered {
     fn shown<'a>(&'a self, name: &str, stack: &'a Stack) -> ShownResource<'a> {
-        let hidden = stack.hidden.get(name);
-        let said = |name: &&String| hidden.is_none_or(|hidden| !hidden.contains(*name));
+        let implicit = stack.implicit.get(name);
+        let said = |name: &&String| implicit.is_none_or(|implicit| !implicit.contains(*name));
         let given = |value: &&Value| !value.is_null();
         let properties = self.properties.as_ref().map(Option::as_ref);
         ShownResource {
             r#type: &self.declared_type,
             requires: stack.graph.requires[name].iter().filter(said).collect(),
-            waits_for: hidden,
+            waits_for: implicit,
             deletion_policy: self.deletion_policy,
             condition: Some(&self.condition).filter(given),
             external_id: Some(&self.external_id).filter(given),

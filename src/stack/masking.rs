@@ -1,9 +1,9 @@
-//! Which values are made of hidden parameters: those must never be shown.
+//! Finds and masks values that depend on hidden parameters.
 //!
-//! Two looks, because either alone misses something. The words of a template say what an
-//! output is made from, also when a digest or a part of a hidden value is all that is left
-//! of it; but not through the attributes of real objects. The values themselves are looked
-//! for in every text that is shown, which finds them wherever they came from.
+//! There are two methods, because either alone misses something. The functions of a template show
+//! which outputs depend on a hidden value, even if they contain only a digest or a part of it; but
+//! not through attributes of real objects. So the hidden values themselves are also searched for in
+//! every text that is shown.
 
 use std::collections::BTreeSet;
 
@@ -11,12 +11,11 @@ use super::render::Stack;
 use super::tree::MASK;
 use crate::value::Value;
 
-/// Texts shorter than this are only masked when they are the whole text: as part of others
-/// they are found everywhere.
-const SHORTEST_PART: usize = 4;
+/// A shorter secret is only masked if it is the whole text: as a part it would be found everywhere.
+const MIN_PART_LENGTH: usize = 4;
 
-/// Names of resources whose properties are made of hidden parameters; all that use
-/// parameters when `outer` says that those come from hidden ones.
+/// Names of resources whose properties depend on hidden parameters. With `outer` all parameters
+/// depend on hidden ones of an outer stack.
 #[must_use]
 pub fn tainted(stack: &Stack, outer: bool) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
@@ -27,40 +26,40 @@ pub fn tainted(stack: &Stack, outer: bool) -> BTreeSet<String> {
         let Some(resource) = stack.template.resources.get(name) else {
             continue;
         };
-        let look = Look {
+        let finder = HiddenFinder {
             stack,
             outer,
             tainted: &found,
         };
-        if look.is_hidden(&resource.properties) || look.is_hidden(&resource.metadata) {
+        if finder.is_hidden(&resource.properties) || finder.is_hidden(&resource.metadata) {
             found.insert(name.clone());
         }
     }
     found
 }
 
-/// Names of outputs that are made of hidden parameters, or of resources that are.
+/// Names of outputs that depend on hidden parameters, directly or through `tainted` resources.
 #[must_use]
-pub fn outputs(stack: &Stack, tainted: &BTreeSet<String>, outer: bool) -> BTreeSet<String> {
-    let look = Look {
+pub fn tainted_outputs(stack: &Stack, tainted: &BTreeSet<String>, outer: bool) -> BTreeSet<String> {
+    let finder = HiddenFinder {
         stack,
         outer,
         tainted,
     };
     let outputs = stack.template.outputs.iter();
     outputs
-        .filter(|(_, output)| look.is_hidden(&output.value))
+        .filter(|(_, output)| finder.is_hidden(&output.value))
         .map(|(name, _)| name.clone())
         .collect()
 }
 
-struct Look<'a> {
+struct HiddenFinder<'a> {
     stack: &'a Stack,
     outer: bool,
     tainted: &'a BTreeSet<String>,
 }
 
-impl Look<'_> {
+impl HiddenFinder<'_> {
     fn is_hidden(&self, value: &Value) -> bool {
         match value {
             Value::Array(items) => items.iter().any(|item| self.is_hidden(item)),
@@ -68,7 +67,7 @@ impl Look<'_> {
                 let first = named(item);
                 let is_named = match key.as_str() {
                     "get_param" | "Ref" => first.is_some_and(|name| self.is_parameter(name)),
-                    "get_attr" | "Fn::GetAtt" => first.is_some_and(|name| self.shows(name)),
+                    "get_attr" | "Fn::GetAtt" => first.is_some_and(|name| self.exposes(name)),
                     "get_file" => self.stack.files.is_hidden(item.as_str()),
                     _ => false,
                 };
@@ -83,9 +82,9 @@ impl Look<'_> {
             || (self.outer && self.stack.template.parameters.contains_key(name))
     }
 
-    /// Whether a resource's attributes give back what it was made of. Those of real objects
-    /// are what the cloud says: addresses, states.
-    fn shows(&self, name: &str) -> bool {
+    /// Whether the attributes of a tainted resource contain its properties. Attributes of real
+    /// objects do not: they are addresses and states.
+    fn exposes(&self, name: &str) -> bool {
         const REAL: [&str; 5] = [
             "OS::Nova::",
             "OS::Neutron::",
@@ -102,7 +101,7 @@ impl Look<'_> {
     }
 }
 
-/// The name that a function's argument begins with.
+/// The resource or parameter name at the beginning of a function's argument.
 fn named(argument: &Value) -> Option<&str> {
     match argument {
         Value::String(text) => text.split('.').next(),
@@ -111,32 +110,31 @@ fn named(argument: &Value) -> Option<&str> {
     }
 }
 
-/// Adds the texts of the stack's hidden values to `found`, in each form of [`note`].
-pub fn secrets(stack: &Stack, found: &mut BTreeSet<String>) {
+/// Adds the values of the stack's hidden parameters to `found`, in each form of [`add_text`].
+pub fn add_hidden_parameters(stack: &Stack, found: &mut BTreeSet<String>) {
     for name in &stack.parameters.hidden {
         if let Some(value) = stack.parameters.values.get(name) {
-            texts(value, found);
+            add_texts(value, found);
         }
     }
 }
 
-/// Adds every text and number in `value`, in each form of [`note`].
-pub fn texts(value: &Value, found: &mut BTreeSet<String>) {
+/// Adds every text and number in `value`, in each form of [`add_text`].
+pub fn add_texts(value: &Value, found: &mut BTreeSet<String>) {
     match value {
-        Value::String(text) => note(text, found),
+        Value::String(text) => add_text(text, found),
         Value::Number(number) => {
             found.insert(number.to_string());
         }
-        Value::Array(items) => items.iter().for_each(|item| texts(item, found)),
-        Value::Object(map) => map.values().for_each(|item| texts(item, found)),
+        Value::Array(items) => items.iter().for_each(|item| add_texts(item, found)),
+        Value::Object(map) => map.values().for_each(|item| add_texts(item, found)),
         _ => {}
     }
 }
 
-/// Adds a text as it is, and as it comes back in the words of others: without the space
-/// around it, with its line ends and quotes escaped as JSON and Go's `%q` do, and
-/// percent-encoded as in a URL.
-pub fn note(text: &str, found: &mut BTreeSet<String>) {
+/// Adds a text in every form in which messages may contain it: as it is, trimmed, with line ends and
+/// quotes escaped as by JSON and Go's `%q`, and percent-encoded as in a URL.
+pub fn add_text(text: &str, found: &mut BTreeSet<String>) {
     if text.is_empty() {
         return;
     }
@@ -157,10 +155,10 @@ pub fn note(text: &str, found: &mut BTreeSet<String>) {
     }
 }
 
-/// Masks every text in `value` that holds a secret.
+/// Masks every text in `value` that contains a secret.
 pub fn mask(value: &mut Value, secrets: &BTreeSet<String>) {
     match value {
-        Value::String(text) if holds(text, secrets) => *text = MASK.into(),
+        Value::String(text) if contains_secret(text, secrets) => *text = MASK.into(),
         Value::Number(number) if secrets.contains(&number.to_string()) => {
             *value = Value::from(MASK);
         }
@@ -169,7 +167,7 @@ pub fn mask(value: &mut Value, secrets: &BTreeSet<String>) {
             .iter_mut()
             .for_each(|item| mask(item, secrets)),
         Value::Object(map) => {
-            if map.keys().any(|key| holds(key, secrets)) {
+            if map.keys().any(|key| contains_secret(key, secrets)) {
                 *value = Value::from(MASK);
                 return;
             }
@@ -179,18 +177,18 @@ pub fn mask(value: &mut Value, secrets: &BTreeSet<String>) {
     }
 }
 
-fn holds(text: &str, secrets: &BTreeSet<String>) -> bool {
+fn contains_secret(text: &str, secrets: &BTreeSet<String>) -> bool {
     secrets
         .iter()
-        .any(|secret| text == secret || (secret.len() >= SHORTEST_PART && text.contains(secret)))
+        .any(|secret| text == secret || (secret.len() >= MIN_PART_LENGTH && text.contains(secret)))
 }
 
 /// The text with every secret in it masked.
 #[must_use]
 pub fn mask_text(text: &str, secrets: &BTreeSet<String>) -> String {
-    let is_part = |secret: &&String| secret.len() >= SHORTEST_PART && text.contains(*secret);
+    let is_part = |secret: &&String| secret.len() >= MIN_PART_LENGTH && text.contains(*secret);
     let mut parts: Vec<&String> = secrets.iter().filter(is_part).collect();
-    // One may be a part of another, whose rest must not stay.
+    // Longer ones first: one secret may be a part of another.
     parts.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
     let mut text = text.to_owned();
     for secret in parts {

@@ -364,7 +364,7 @@ fn what_is_stopped_goes_by_users_first_and_is_started_the_other_way() {
         (("srv".to_owned(), 1), existing(&["net", "port"])),
     ]);
     let order = |action| -> Vec<String> {
-        let plan = through(&all, action).unwrap();
+        let plan = plan_action(&all, action).unwrap();
         for (at, step) in plan.steps.iter().enumerate() {
             assert!(step.after.iter().all(|before| *before < at));
         }

@@ -1,34 +1,34 @@
-//! Patterns of templates, made once: they are evaluated again and again, and making one takes
-//! longer than evaluating a small template.
+//! A cache of compiled regular expressions of templates. Templates are evaluated repeatedly, and to
+//! compile an expression takes longer than to evaluate a small template.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use fancy_regex::{Regex, RegexBuilder};
 
-/// Patterns that are kept at most, by everything in the process together.
+/// How many expressions are cached in the process.
 const MAX_CACHED: usize = 256;
-/// Large ones among them.
+/// How many of them may be large.
 const MAX_CACHED_LARGE: usize = 8;
-/// What counts as large, in bytes: `[a-z]{1,63}` is small, `\w{1,63}` is not.
+/// Size in bytes from which an expression is large: `[a-z]{1,63}` is small, `\w{1,63}` is large.
 const LARGE_SIZE: usize = 256 << 10;
-/// How large one may become, in bytes.
+/// Largest size of an expression in bytes.
 const MAX_SIZE: usize = 10 << 20;
-/// Steps back that matching one text may take: patterns of templates look ahead and back.
+/// Backtracking steps for matching one text: expressions may have lookarounds.
 const MAX_BACKTRACKS: usize = 20_000;
 
-/// A pattern that can be matched.
+/// A compiled expression.
 #[derive(Debug)]
 pub(super) struct CompiledPattern {
-    /// What matches.
+    /// The expression.
     pub regex: Regex,
-    /// It takes much room, and much time to make.
+    /// It needs much memory, and much time to compile.
     pub large: bool,
 }
 
 static CACHE: Mutex<Option<HashMap<String, Arc<CompiledPattern>>>> = Mutex::new(None);
 
-/// What matches by `text`; nothing when it is no pattern, or one that becomes too large.
+/// The compiled expression; `None` if it is malformed or becomes too large.
 pub(super) fn compiled(text: &str) -> Option<Arc<CompiledPattern>> {
     let known = || CACHE.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(made) = known().as_ref().and_then(|known| known.get(text)) {
@@ -64,8 +64,8 @@ pub(super) fn compiled(text: &str) -> Option<Arc<CompiledPattern>> {
     Some(made)
 }
 
-/// The pattern with the classes that hold most of Unicode cut down to ASCII: the same for texts
-/// that are ASCII. One whose flags say what its classes hold stays as it is.
+/// The expression with its Unicode classes restricted to ASCII, which matches ASCII texts in the same
+/// way. An expression with flags that change classes is not restricted.
 pub(super) fn restricted_to_ascii(text: &str) -> String {
     restrict_to_ascii(text).unwrap_or_else(|| text.to_owned())
 }
@@ -79,14 +79,14 @@ fn restrict_to_ascii(text: &str) -> Option<String> {
             '\\' => {
                 let escaped = rest.next()?;
                 match ascii(escaped) {
-                    // `\w-x` is no range, and must not become one.
+                    // `\w-x` is not a range, and must not become one.
                     Some(_) if inside && rest.peek() == Some(&'-') => return None,
                     Some(class) if inside => result.push_str(class),
                     Some(class) => result.extend(["[", class, "]"]),
                     None => result.extend(['\\', escaped]),
                 }
             }
-            // A class in a class: parsers differ.
+            // A nested class: parsers differ.
             '[' if inside => return None,
             '[' => {
                 inside = true;
@@ -94,7 +94,7 @@ fn restrict_to_ascii(text: &str) -> Option<String> {
                 if rest.next_if_eq(&'^').is_some() {
                     result.push_str(r"^\x{80}-\x{10FFFF}");
                 }
-                // It ends the class only further on.
+                // A `]` in the first place does not end the class.
                 if rest.next_if_eq(&']').is_some() {
                     result.push_str(r"\]");
                 }
@@ -120,7 +120,7 @@ fn restrict_to_ascii(text: &str) -> Option<String> {
     Some(result)
 }
 
-/// What of ASCII an escaped letter stands for, as it stands in a class.
+/// The ASCII characters of an escaped class, in the form for use in brackets.
 fn ascii(escaped: char) -> Option<&'static str> {
     Some(match escaped {
         'd' => "0-9",
@@ -139,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_narrow_pattern_matches_what_the_whole_one_does() {
+    fn a_restricted_expression_matches_ascii_in_the_same_way() {
         for text in [
             r"^(?:[\w.-]{1,63})",
             r"^(?:(?=.*\d)(?=.*[^A-Za-z0-9\s]).{8,128})",
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_narrow_pattern_is_small() {
+    fn a_restricted_expression_is_small() {
         let text = r"^(?:(?=^.{6,255}$)(?=.*[A-Z])[\w.-]{1,63}[^\d]{1,100})";
         assert!(
             compiled(text).unwrap().large && !compiled(&restricted_to_ascii(text)).unwrap().large
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn what_templates_use_is_made_and_what_explodes_is_not() {
+    fn usual_expressions_are_compiled_and_exploding_ones_are_not() {
         for usual in [
             r"^(?:[\w.-]{1,63})$",
             r"^(?:(?=.*\d)(?=.*[A-Z]).{8,128})$",

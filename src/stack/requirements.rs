@@ -1,4 +1,4 @@
-//! What a resource needs before it can be made, as its template says.
+//! The requirements of a resource: what its template refers to.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
@@ -9,27 +9,28 @@ use super::template::Template;
 use super::{Error, Result, typed};
 use crate::value::Value;
 
-/// What a resource waits for, as its template says.
+/// The requirements of a resource by its template.
 #[derive(Default)]
 pub(super) struct Needs {
     explicit: BTreeSet<String>,
     pub(super) by_property: BTreeMap<String, BTreeSet<String>>,
     metadata: BTreeSet<String>,
-    /// What exists already waits for nothing.
+    /// It has an `external_id`, and requires nothing.
     external: bool,
     pub(super) refused: Option<Error>,
 }
 
 impl Needs {
-    /// What is known of the needs of a resource that is evaluated anew.
-    pub(super) fn again(by_property: BTreeMap<String, BTreeSet<String>>) -> Self {
+    /// Requirements of a resource that is evaluated again.
+    pub(super) fn known_before(by_property: BTreeMap<String, BTreeSet<String>>) -> Self {
         Self {
             by_property,
             ..Self::default()
         }
     }
 
-    /// What a resource that exists needs; of one that does not only the shape is looked at.
+    /// The requirements of a resource. If its condition is false only the shape of functions is
+    /// checked.
     pub(super) fn of(
         scope: &Scope<'_>,
         template: &Template,
@@ -111,7 +112,7 @@ impl Needs {
     }
 }
 
-/// The resources named, of which every one must exist.
+/// The resources that are referred to, all of which must exist.
 fn resolve(
     found: References,
     template: &Template,
@@ -120,7 +121,7 @@ fn resolve(
     if let Some(error) = found.nameless {
         return Err(error);
     }
-    // A name may be a parameter's, unless a resource has it.
+    // A name that no resource has may be a parameter's.
     let names = found.names.iter();
     let names = names.filter(|name| template.resources.contains_key(*name));
     let mut missing =
@@ -140,9 +141,9 @@ fn known(found: References, existing: &HashSet<&str>) -> BTreeSet<String> {
     all
 }
 
-/// Properties that a type reads before anything else; without them Heat finds no order for any
-/// resource of the stack.
-const EARLY: [(&str, &str); 5] = [
+/// Properties that a type reads before the order is computed; if they are wrong, Heat refuses the
+/// whole stack.
+const READ_BEFORE_ORDER: [(&str, &str); 5] = [
     ("OS::Heat::RandomString", "sequence"),
     ("OS::Magnum::BayModel", "ssh_authorized_key"),
     ("OS::Neutron::RBACPolicy", "object_type"),
@@ -150,8 +151,8 @@ const EARLY: [(&str, &str); 5] = [
     ("OS::Nova::Server", "user_data_format"),
 ];
 
-/// Why a property is wrong that has to be known before there is an order.
-pub(super) fn unreadable(
+/// The error of a property that is read before the order is computed.
+pub(super) fn error_before_order(
     scope: &Scope<'_>,
     template: &Template,
     resources: &BTreeMap<String, Rendered>,
@@ -160,7 +161,11 @@ pub(super) fn unreadable(
         .iter()
         .filter(|(_, rendered)| rendered.typed.is_err());
     wrong
-        .flat_map(|(name, rendered)| EARLY.iter().map(move |early| (name, rendered, early)))
+        .flat_map(|(name, rendered)| {
+            READ_BEFORE_ORDER
+                .iter()
+                .map(move |early| (name, rendered, early))
+        })
         .filter(|(_, rendered, (resource_type, _))| rendered.resource_type == *resource_type)
         .find_map(|(name, rendered, (_, property))| {
             let value = template.resources[name].properties.get(property)?;
@@ -192,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_made_must_have_the_right_shape_too() {
+    fn functions_of_resources_with_a_false_condition_are_checked() {
         let template = |condition: Value, resource: Value, output: Value| {
             json!({"heat_template_version": "pike", "conditions": {"no": {"equals": [1, 2]}, "c": condition},
                 "resources": {"r": resource}, "outputs": {"o": output}})
@@ -222,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn what_exists_already_needs_nothing_and_is_kept() {
+    fn external_resources_require_nothing_and_are_retained() {
         let template = |more: Value| {
             let mut external = json!({"type": "OS::Heat::Value", "external_id": "x", "deletion_policy": "Delete",
                 "properties": {"value": [{"get_resource": "gone"}, {"get_resource": "there"}]}});
@@ -249,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_is_none_is_no_resource() {
+    fn a_reference_that_is_not_a_name_is_no_resource() {
         let template = |value: Value| {
             json!({"heat_template_version": "pike", "outputs": {"o": {"value": value.clone()}},
                 "resources": {"r": {"type": "OS::Heat::Value", "properties": {"value": value}}}})
@@ -265,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_no_order_without_what_a_type_reads_first() {
+    fn a_wrong_property_that_is_read_first_refuses_the_stack() {
         let template = |property: &str| {
             json!({"heat_template_version": "pike", "resources": {
                 "s": {"type": "OS::Nova::Server", "properties": {"flavor": "f", property: {"a": 1}}}}})

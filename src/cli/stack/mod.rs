@@ -17,7 +17,7 @@ use pileus_stack::mapping::manifests;
 use pileus_stack::parameters::Identity;
 use pileus_stack::render::{self, Input};
 use pileus_stack::value::{Value, json};
-use pileus_stack::{Error, cases, expand, show, validate, yaml};
+use pileus_stack::{Error, cases, expand, json_output, validate, yaml};
 
 /// What to do with a template.
 #[derive(Subcommand)]

@@ -182,7 +182,7 @@ pub(super) fn repeat(scope: &Scope<'_>, argument: &Value) -> Result<Value> {
     let rows = rows.into_iter().map(|row| {
         let pairs: Vec<_> = names.iter().map(Text::as_str).zip(row).collect();
         let row = fill(&template, &pairs)?;
-        scope.budget.pay(super::weight(&row))?;
+        scope.budget.spend(super::weight(&row))?;
         Ok(row)
     });
     rows.collect()

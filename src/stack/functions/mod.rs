@@ -135,7 +135,7 @@ impl Scope<'_> {
         }
         match value {
             Value::Array(items) => {
-                self.budget.pay(items.len().saturating_mul(NODE))?;
+                self.budget.spend(items.len().saturating_mul(NODE))?;
                 let mut list = None;
                 for (index, item) in items.iter().enumerate() {
                     let evaluated = self
@@ -160,7 +160,7 @@ impl Scope<'_> {
                 if let Some((name, argument)) = function(self.version, map) {
                     return self.call(name, argument, depth).map_err(|e| e.below(name));
                 }
-                self.budget.pay(map.len().saturating_mul(NODE))?;
+                self.budget.spend(map.len().saturating_mul(NODE))?;
                 let mut result = None;
                 for (index, (key, item)) in map.iter().enumerate() {
                     let evaluated = self.inner(item, depth + 1).map_err(|e| e.below(key))?;
@@ -189,7 +189,7 @@ impl Scope<'_> {
             Value::String(text) => {
                 // Short ones are paid for with what holds them.
                 if text.len() > NODE {
-                    self.budget.pay(text.len())?;
+                    self.budget.spend(text.len())?;
                 }
                 Ok(Evaluated::Same)
             }
@@ -265,19 +265,19 @@ impl Scope<'_> {
             "list_concat_unique" => {
                 // Each is compared with every other.
                 let items = lengths(argument);
-                self.budget.pay(items.saturating_mul(items) / 4)?;
+                self.budget.spend(items.saturating_mul(items) / 4)?;
                 collections::list_concat(argument, true)
             }
             "contains" => collections::contains(argument),
             "filter" => {
                 let items = lengths(argument);
-                self.budget.pay(items.saturating_mul(items) / 4)?;
+                self.budget.spend(items.saturating_mul(items) / 4)?;
                 collections::filter(argument)
             }
             "yaql" => yaql::call(argument, &self.budget),
             _ => cfn::call(self, name, argument),
         }?;
-        self.budget.pay(weight(&value))?;
+        self.budget.spend(weight(&value))?;
         Ok(value)
     }
 

@@ -95,7 +95,7 @@ fn put(
     *used = true;
     for (at, part) in text.split(*key).enumerate() {
         if at > 0 {
-            scope.budget.pay(value.len())?;
+            scope.budget.spend(value.len())?;
             result.push_str(value);
         }
         put(scope, part, rest, result)?;
@@ -140,7 +140,7 @@ pub(super) fn join(scope: &Scope<'_>, argument: &Value, several: bool) -> Result
     }
     scope
         .budget
-        .pay(parts.len().saturating_mul(delimiter.len()))?;
+        .spend(parts.len().saturating_mul(delimiter.len()))?;
     Ok(Value::from(parts.join(delimiter)))
 }
 

@@ -5,8 +5,8 @@
 
 use super::nova::{wishes, with_user_data};
 use super::{
-    FindObject, MappedObjects, Mapping, MappingInput, SupportedType, neutron, plain, reference,
-    text,
+    FindObject, MappedObjects, Mapping, MappingInput, SupportedType, kubernetes_name, neutron,
+    reference, text,
 };
 use crate::value::{Map, Value};
 use crate::{Error, Result};
@@ -130,8 +130,8 @@ fn instance(request: &MappingInput<'_>) -> Result<MappedObjects> {
     let tags = pairs(request, "Tags").into_iter();
     let hints = pairs(request, "NovaSchedulerHints");
     let spec = ServerSpec {
-        flavor: Some(request.need("InstanceType")?),
-        image: reference(&request.need("ImageId")?),
+        flavor: Some(request.required("InstanceType")?),
+        image: reference(&request.required("ImageId")?),
         networks,
         key_pairs: request.text("KeyName").into_iter().collect(),
         metadata: tags
@@ -171,7 +171,7 @@ fn network_of(request: &MappingInput<'_>, subnet: &str) -> Result<String> {
 }
 
 fn network_interface(request: &MappingInput<'_>) -> Result<MappedObjects> {
-    let subnet = request.need("SubnetId")?;
+    let subnet = request.required("SubnetId")?;
     let spec = PortSpec {
         network: reference(&network_of(request, &subnet)?),
         fixed_ips: vec![FixedIp {
@@ -201,7 +201,7 @@ fn security_group(request: &MappingInput<'_>) -> Result<MappedObjects> {
         for (index, item) in request.list(name).into_iter().flatten().enumerate() {
             let rule = rule(item, direction).map_err(|e| e.below(&format!("{name}[{index}]")))?;
             rules.push(NamedRule {
-                name: plain(&format!("{direction:?}-{index}")),
+                name: kubernetes_name(&format!("{direction:?}-{index}")),
                 rule,
             });
         }
@@ -237,8 +237,8 @@ fn rule(item: &Value, direction: Direction) -> Result<SecurityRule> {
 
 fn subnet(request: &MappingInput<'_>) -> Result<MappedObjects> {
     let spec = SubnetSpec {
-        network: request.need("VpcId")?,
-        cidr: request.need("CidrBlock")?,
+        network: request.required("VpcId")?,
+        cidr: request.required("CidrBlock")?,
         ..SubnetSpec::default()
     };
     let claim = format!("Network/{}/{}", spec.network, spec.cidr);

@@ -1,4 +1,4 @@
-//! What cannot be made, told by name before anything is made.
+//! Refuses what is not supported, by name, before anything is created.
 
 use super::{SupportedType, find};
 use crate::expand::{Tree, has_nested_stack};
@@ -6,19 +6,19 @@ use crate::render::Rendered;
 use crate::value::{Map, Value};
 use crate::{Error, Result, registry};
 
-/// Types that hold a stack and can be made; templates used as types are the others.
-const HOLDERS: [&str; 4] = [
+/// Supported types with a nested stack; templates used as types are supported, too.
+const NESTED_STACK_TYPES: [&str; 4] = [
     "OS::Heat::Stack",
     "OS::Heat::ResourceGroup",
     "OS::Heat::ResourceChain",
     "AWS::CloudFormation::Stack",
 ];
 
-/// Whether everything in a tree can be made, and whether a service account is needed and
-/// given.
+/// Checks that all resources of a tree are supported, and that there is a service account if one is
+/// needed.
 ///
 /// # Errors
-/// For the first resource that cannot, with its place.
+/// For the first resource that is not supported, with its place.
 pub fn tree(tree: &Tree, has_account: bool) -> Result<()> {
     for (name, resource) in &tree.stack.resources {
         let place = |error: Error| error.below(&format!("resources.{name}"));
@@ -30,7 +30,7 @@ pub fn tree(tree: &Tree, has_account: bool) -> Result<()> {
     Ok(())
 }
 
-/// What a tree says that has no effect, for people.
+/// Notes about properties of a tree that have no effect, for users.
 #[must_use]
 pub fn notes(tree: &Tree) -> Vec<String> {
     let mut notes = Vec::new();
@@ -53,9 +53,9 @@ pub fn notes(tree: &Tree) -> Vec<String> {
     notes
 }
 
-/// What is said of a property that nothing follows from.
+/// The note about an ignored property.
 fn note(key: &str, value: &Value) -> Option<String> {
-    // Of the ways in which Heat changes a server there is only this one.
+    // Of Heat's policies only this one is supported, so it is not ignored.
     match key {
         "flavor_update_policy" | "image_update_policy" if value == "REPLACE" => None,
         "flavor_update_policy" | "image_update_policy" => Some(format!(
@@ -69,12 +69,12 @@ fn one(resource: &Rendered, has_account: bool) -> Result<()> {
     if resource.deletion_policy == "Snapshot" {
         return Err(Error::at(
             "deletion_policy",
-            "Snapshot is for volumes, which cannot be made yet; use Delete or Retain",
+            "Snapshot is for volumes, which are not supported yet; use Delete or Retain",
         ));
     }
     if has_nested_stack(resource) {
         let name = resource.resource_type.as_str();
-        if HOLDERS.contains(&name) || crate::render::is_template_name(name) {
+        if NESTED_STACK_TYPES.contains(&name) || crate::render::is_template_name(name) {
             return Ok(());
         }
         return Err(not_yet(name));
@@ -96,7 +96,7 @@ fn one(resource: &Rendered, has_account: bool) -> Result<()> {
     }
     match &resource.typed {
         Ok(properties) => refuse(supported, properties).map_err(|error| error.below("properties")),
-        // Values that are not known yet are judged when they are.
+        // Values that are not known yet are checked when they are.
         Err(_) => Ok(()),
     }
 }
@@ -105,14 +105,13 @@ fn not_yet(name: &str) -> Error {
     Error::at(
         "type",
         format!(
-            "resources of the type `{name}` cannot be made yet; `pileus stack validate` and \
+            "resources of the type `{name}` are not supported yet; `pileus stack validate` and \
              `render` know it"
         ),
     )
 }
 
-/// Refuses what a type's mapping does not take: a property that is given, does not have its
-/// default and is not empty.
+/// Refuses a property that the type's mapping does not use, if it is not empty or the default.
 ///
 /// # Errors
 /// For the first such property.
@@ -143,7 +142,7 @@ pub fn refuse(supported: &SupportedType, properties: &Map) -> Result<()> {
     Ok(())
 }
 
-/// Whether a value says nothing.
+/// Whether a value is null, an empty text or list, or a map with only such values.
 #[must_use]
 pub fn is_empty(value: &Value) -> bool {
     match value {

@@ -80,7 +80,7 @@ fn image(request: &MappingInput<'_>) -> Result<MappedObjects> {
     }
     let spec = ImageSpec {
         source: Source {
-            url: request.need("location")?,
+            url: request.required("location")?,
             checksum,
         },
         disk_format,

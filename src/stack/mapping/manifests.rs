@@ -1,4 +1,4 @@
-//! The objects that a template would become, without a cluster.
+//! The manifests of a template, without a cluster.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -10,14 +10,14 @@ use crate::tree::{self, Leaf};
 use crate::value::{Map, Value};
 use crate::{Error, Result, expand};
 
-/// What random strings of a preview are made from: they are as good as any.
+/// The seed for random strings of a preview.
 const SEED: &[u8] = b"preview";
 
-/// The manifests in an order of creation. Names are as they would be but for their last
-/// part, which follows from the Stack's uid; what only a running cloud knows is left out.
+/// The manifests in an order of creation. Names differ from the real ones in their last part, which
+/// depends on the Stack's uid; attributes that only a running cluster knows are null.
 ///
 /// # Errors
-/// When the template is wrong, or something in it cannot be made.
+/// When the template is wrong, or something in it is not supported.
 pub fn manifests(input: &Input) -> std::result::Result<Vec<Value>, Stop> {
     let stop = |error| Stop {
         stage: "resources",
@@ -53,7 +53,7 @@ fn one(
     made: &RefCell<Vec<Value>>,
     configs: &RefCell<BTreeMap<String, String>>,
 ) -> Result<Known> {
-    let supported = find(&leaf.resource_type).ok_or_else(|| Error::new("cannot be made yet"))?;
+    let supported = find(&leaf.resource_type).ok_or_else(|| Error::new("is not supported yet"))?;
     if !leaf.external_id.is_null() {
         return Ok(Known {
             refid: leaf.external_id.clone(),

@@ -1,21 +1,21 @@
-//! What each resource type becomes in Kubernetes.
+//! The mapping from resource types of Heat to objects of Kubernetes.
 //!
-//! A type is one row of a table ([`find`]) and one pure function. To add one: write a
-//! function from a [`Request`] to what it [`Makes`] beside its family, give it a row with
-//! the properties it takes, and a row to the tests. What is given and neither taken nor
-//! named as of no effect is refused by name, before anything is made; so a property that a
-//! function does not look at can never be lost without a word.
+//! A supported type is one row of a table ([`SupportedType`]) and one pure function. To add one: write
+//! a function from a [`MappingInput`] to [`MappedObjects`] in the file of its family, add a row with
+//! the properties that the function uses, and a row to the tests. A property that is neither used nor
+//! listed as ignored is refused by name before anything is created, so a property is never ignored
+//! silently.
 //!
 //! | file | family |
 //! |---|---|
 //! | [`nova`] | `OS::Nova` |
 //! | [`neutron`] | `OS::Neutron` |
 //! | [`glance`] | `OS::Glance` |
-//! | [`heat`] | `OS::Heat`: what needs no object |
+//! | [`heat`] | `OS::Heat`: resources without objects |
 //! | [`aws`] | `AWS::EC2` |
 //! | [`object`] | `Kubernetes::Object` |
-//! | [`check`] | what is refused, for all of them |
-//! | [`manifests`] | all of it for one template, without a cluster |
+//! | [`check`] | refuses what is not supported |
+//! | [`manifests`] | the manifests of a whole template, without a cluster |
 
 pub mod aws;
 pub mod check;
@@ -41,20 +41,20 @@ use super::{Error, Result, registry};
 use pileus_api::names::DISPLAY_NAME_ANNOTATION;
 use pileus_api::{GROUP, ObjectName, VERSION};
 
-/// Longest name of an object that is made: names of guests and labels take no more.
-const LONGEST_NAME: usize = 63;
+/// Longest name of an object: hostnames and labels allow no more.
+const MAX_NAME_LENGTH: usize = 63;
 
 /// Finds an object of the stack's namespace by kind and name.
 pub type FindObject<'a> = &'a dyn Fn(&str, &str) -> Option<Value>;
 
-/// What a mapping works from.
+/// The input of a mapping.
 #[derive(Clone, Copy)]
 pub struct MappingInput<'a> {
-    /// Name for an object whose name the template does not fix.
+    /// Name for an object to which the template gives no name.
     pub name: &'a str,
     /// The stack's namespace.
     pub namespace: &'a str,
-    /// Properties after the type's schema.
+    /// Properties converted by the type's schema.
     pub properties: &'a Map,
     /// The resource's metadata, or null.
     pub metadata: &'a Value,
@@ -62,71 +62,71 @@ pub struct MappingInput<'a> {
     pub suspended: bool,
     /// Texts of software configurations by reference id.
     pub configs: &'a BTreeMap<String, String>,
-    /// Objects that exist.
+    /// Finds existing objects.
     pub find: FindObject<'a>,
-    /// Unguessable, and the same each time for the same resource.
+    /// Random, but always the same for the same resource.
     pub seed: &'a [u8],
 }
 
-/// What a resource becomes.
+/// The objects of a resource.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct MappedObjects {
-    /// The objects in order of creation; the last one is the resource, the others serve it.
+    /// The objects in order of creation: auxiliary ones first, the last one is the resource.
     pub objects: Vec<Value>,
-    /// Things that only one object can have at a time, such as an address: what takes the
-    /// place of another with the same claim comes after it instead of before.
+    /// Things that only one object can have at a time, such as an address. A replacement with the same
+    /// claim is created after the old object was deleted, not before.
     pub claims: BTreeSet<String>,
 }
 
-/// What a resource without an object is.
+/// The result of a resource without objects.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct MappedValue {
     /// Its reference id.
     pub refid: Value,
     /// Its attributes.
     pub attributes: Map,
-    /// How long it takes, in milliseconds.
+    /// How long it takes until it is complete, in milliseconds.
     pub delay_ms: u64,
-    /// It fails, and why.
+    /// Why it fails, if it does.
     pub failure: Option<String>,
-    /// The text of a software configuration.
+    /// The text of a software configuration, if it is one.
     pub config: Option<String>,
 }
 
-/// How a type is made.
+/// What a resource type is mapped to.
 #[derive(Clone, Copy)]
 pub enum Mapping {
-    /// By objects.
+    /// Objects.
     Objects {
-        /// Kind of the object that the resource is; empty when the template says.
+        /// Kind of the main object; empty if the template says it.
         kind: &'static str,
         /// The mapping.
         map: fn(&MappingInput<'_>) -> Result<MappedObjects>,
-        /// Attributes of an object that exists.
+        /// Attributes of an existing object.
         attributes: fn(&Value, FindObject<'_>) -> Map,
     },
-    /// By nothing but its properties.
+    /// No objects: only a value that is computed from the properties.
     Values(fn(&MappingInput<'_>) -> Result<MappedValue>),
 }
 
-/// A resource type that can be made.
+/// A supported resource type.
 #[derive(Clone, Copy)]
 pub struct SupportedType {
     /// Its name.
     pub name: &'static str,
-    /// How it is made.
+    /// What it is mapped to.
     pub mapping: Mapping,
-    /// Properties that the mapping takes.
+    /// Properties that the mapping uses.
     pub properties: &'static [&'static str],
-    /// Properties that are read and have no effect, as a template's author would expect.
+    /// Properties that are accepted and have no effect, as users expect of them.
     pub ignored: &'static [&'static str],
-    /// Properties whose change Heat makes in place and that need a replacement here.
+    /// Properties that Heat updates in place, and whose change needs a replacement here.
     pub replaced_on_change: &'static [&'static str],
-    /// It is made with the rights of the stack's service account.
+    /// Its objects are made with the rights of the stack's service account.
     pub by_account: bool,
 }
 
-/// Every type that can be made, apart from those that hold a stack.
+/// All supported types, except nested stacks and groups.
 pub fn all() -> impl Iterator<Item = &'static SupportedType> {
     [
         nova::TYPES,
@@ -140,7 +140,7 @@ pub fn all() -> impl Iterator<Item = &'static SupportedType> {
     .flatten()
 }
 
-/// The type called `name`, if it can be made; old names of families are followed.
+/// The supported type with this name, or with its older name.
 #[must_use]
 pub fn find(name: &str) -> Option<&'static SupportedType> {
     let current = name
@@ -150,7 +150,7 @@ pub fn find(name: &str) -> Option<&'static SupportedType> {
     all().find(|supported| supported.name == name)
 }
 
-/// How a type takes a change here: as in Heat, but for what the kind it became cannot
+/// How a type handles a change of a property: as in Heat, except for fields that its kind cannot
 /// change.
 #[must_use]
 pub fn change(kind: &str, property: &str) -> Change {
@@ -167,32 +167,32 @@ pub fn change(kind: &str, property: &str) -> Change {
     }
 }
 
-/// Stands among a resource's properties for kind and name of its object: where those come
-/// from the template, another name is another object.
+/// A pseudo property for kind and name of the object, if the template gives them: another name is
+/// another object.
 pub const IDENTITY: &str = "@object";
 
-/// Stands among a resource's properties for its metadata, where [`reads_metadata`].
+/// A pseudo property for the resource's metadata, for types with [`reads_metadata`].
 pub const METADATA: &str = "@metadata";
 
-/// Whether the object of a resource follows from its metadata, too.
+/// Whether the object of a resource depends on its metadata, too.
 #[must_use]
 pub fn reads_metadata(kind: &str) -> bool {
     kind == "OS::Nova::ServerGroup"
 }
 
-/// A name for the object of the resource at `path`: the same each time, and another one for
+/// The generated name for an object of the resource at `path`: always the same, and another one for
 /// each incarnation. `stack` is the stack's name and `uid` its uid.
 #[must_use]
 pub fn object_name(stack: &str, uid: &str, path: &str, incarnation: u32) -> String {
     let hash = Sha256::digest(format!("{uid}/{path}#{incarnation}"));
     let hash = hex::encode(&hash[..5]);
-    let readable = plain(&format!("{stack}-{path}"));
+    let readable = kubernetes_name(&format!("{stack}-{path}"));
     let cut: String = readable
         .chars()
-        .take(LONGEST_NAME - 1 - hash.len())
+        .take(MAX_NAME_LENGTH - 1 - hash.len())
         .collect();
     let cut = cut.trim_matches('-');
-    // A name that begins with a digit is none for a guest.
+    // A hostname must not begin with a digit.
     if cut.starts_with(|c: char| c.is_ascii_lowercase()) {
         format!("{cut}-{hash}")
     } else {
@@ -200,9 +200,9 @@ pub fn object_name(stack: &str, uid: &str, path: &str, incarnation: u32) -> Stri
     }
 }
 
-/// The name that the template gives, as Kubernetes takes it: lower case, with hyphens.
+/// A name of the template as a name for Kubernetes: lower case, with hyphens.
 #[must_use]
-pub fn plain(name: &str) -> String {
+pub fn kubernetes_name(name: &str) -> String {
     let plain: String = name
         .to_lowercase()
         .chars()
@@ -216,15 +216,15 @@ impl MappingInput<'_> {
         self.properties.get(name).filter(|value| !value.is_null())
     }
 
-    /// A property as text; absent when it is empty.
+    /// A property as text; `None` if it is empty.
     fn text(&self, name: &str) -> Option<String> {
         self.get(name)
             .and_then(text)
             .filter(|text| !text.is_empty())
     }
 
-    /// A property that cannot be done without.
-    fn need(&self, name: &str) -> Result<String> {
+    /// A property that must not be empty.
+    fn required(&self, name: &str) -> Result<String> {
         self.text(name)
             .ok_or_else(|| Error::at(name, "is empty; give the name of one that exists"))
     }
@@ -249,7 +249,7 @@ impl MappingInput<'_> {
             .collect()
     }
 
-    /// An object of ours: its spec, and the name that the template gives for people.
+    /// An object of a Pileus kind with this spec, and the template's name as an annotation.
     fn object(&self, kind: &str, name: &str, spec: &impl Serialize) -> Result<Value> {
         let spec = serde_json::to_value(spec)
             .map_err(|error| Error::new(format!("cannot be written: {error}")))?;
@@ -304,7 +304,7 @@ fn as_texts(map: Option<&Value>) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// The name that people know an object by.
+/// The name that the template has given an object.
 fn display_name(object: &Value) -> Value {
     let metadata = &object["metadata"];
     match &metadata["annotations"][DISPLAY_NAME_ANNOTATION] {
@@ -313,8 +313,8 @@ fn display_name(object: &Value) -> Value {
     }
 }
 
-/// What is known of a resource whose object exists. Every attribute of the type is there:
-/// one that nothing is known of is null.
+/// Reference id and attributes of a resource whose object exists. It has all attributes of the type:
+/// unknown ones are null.
 #[must_use]
 pub fn known(kind: &str, object: &Value, find_object: FindObject<'_>) -> super::functions::Known {
     let mut attributes = attribute_names(kind);
@@ -326,12 +326,12 @@ pub fn known(kind: &str, object: &Value, find_object: FindObject<'_>) -> super::
     super::functions::Known {
         refid: object["metadata"]["name"].clone(),
         attributes,
-        // `Kubernetes::Object` has the attributes that its object has, now or later.
+        // `Kubernetes::Object` has the attributes of its object, which may get more.
         open: kind == object::NAME,
     }
 }
 
-/// Every attribute of a type, without a value.
+/// All attributes of a type, with null values.
 #[must_use]
 pub fn attribute_names(kind: &str) -> Map {
     let names = registry::find(kind).map(|found| found.attributes.keys().cloned());

@@ -145,7 +145,7 @@ fn subnet(request: &MappingInput<'_>) -> Result<MappedObjects> {
     let field = |item: &Value, key: &str| item.get(key).and_then(text).unwrap_or_default();
     let items = |key: &str| request.list(key).into_iter().flatten().enumerate();
     let spec = SubnetSpec {
-        network: request.need("network")?,
+        network: request.required("network")?,
         cidr: request.text("cidr").ok_or_else(|| {
             Error::at("cidr", "is needed: taking it from a pool is not there yet")
         })?,
@@ -202,7 +202,7 @@ fn subnet_attributes(subnet: &Value, _: FindObject<'_>) -> Map {
 }
 
 fn port(request: &MappingInput<'_>) -> Result<MappedObjects> {
-    let network = reference(&request.need("network")?);
+    let network = reference(&request.required("network")?);
     let fixed = request.list("fixed_ips").into_iter().flatten().enumerate();
     let fixed_ips = fixed.map(|(index, item)| FixedIp {
         name: format!("ip-{index}"),
@@ -331,7 +331,7 @@ fn security_group_rule(request: &MappingInput<'_>) -> Result<MappedObjects> {
     let mut rule = rule(&|key| request.get(key))?;
     rule.remote_group = request.text("remote_group");
     let spec = SecurityGroupRuleSpec {
-        security_group: request.need("security_group")?,
+        security_group: request.required("security_group")?,
         rule,
     };
     Ok(MappedObjects {

@@ -6,8 +6,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 use super::{
-    FindObject, MappedObjects, Mapping, MappingInput, SupportedType, as_texts, display_name, plain,
-    reference, text,
+    FindObject, MappedObjects, Mapping, MappingInput, SupportedType, as_texts, display_name,
+    kubernetes_name, reference, text,
 };
 use crate::value::{List, Map, Value, json};
 use crate::{Error, Result};
@@ -117,7 +117,7 @@ fn server(request: &MappingInput<'_>) -> Result<MappedObjects> {
         )
     })?;
     let spec = ServerSpec {
-        flavor: Some(request.need("flavor")?),
+        flavor: Some(request.required("flavor")?),
         image: reference(&image),
         networks,
         key_pairs: request.text("key_name").into_iter().collect(),
@@ -335,7 +335,7 @@ fn key_pair(request: &MappingInput<'_>) -> Result<MappedObjects> {
         return Err(Error::at("type", "only ssh keys can be had"));
     }
     // Its name is its reference id, and what servers elsewhere know it by.
-    let name = plain(&request.need("name")?);
+    let name = kubernetes_name(&request.required("name")?);
     let spec = KeyPairSpec { public_key };
     Ok(MappedObjects {
         claims: BTreeSet::from([format!("KeyPair/{name}")]),
@@ -429,7 +429,7 @@ fn flavor(request: &MappingInput<'_>) -> Result<MappedObjects> {
         extra_specs: as_texts(request.get("extra_specs")),
         access,
     };
-    let given = request.text("name").map(|name| plain(&name));
+    let given = request.text("name").map(|name| kubernetes_name(&name));
     let name = given.unwrap_or_else(|| request.name.to_owned());
     Ok(MappedObjects {
         claims: BTreeSet::from([format!("Flavor/{name}")]),

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use super::{Observed, Plan, Problem, Sources};
 use pileus_api::Reason;
 use pileus_stack::environment::Environment;
-use pileus_stack::masking::{mask, mask_text, note, texts};
+use pileus_stack::masking::{add_text, add_texts, mask, mask_text};
 use pileus_stack::value::Value;
 use pileus_stack::yaml;
 
@@ -172,13 +172,13 @@ fn add_hidden_parameters(text: &str, names: &mut BTreeSet<String>, found: &mut B
 
 /// Adds a parameter's value: as given, and as its type may convert it.
 fn add_parameter_value(value: &Value, found: &mut BTreeSet<String>) {
-    texts(value, found);
+    add_texts(value, found);
     let Value::String(text) = value else { return };
     if let Ok(value @ (Value::Array(_) | Value::Object(_))) = serde_json::from_str(text) {
-        texts(&value, found);
+        add_texts(&value, found);
     }
     let parts = text.split(',').filter(|part| part.len() != text.len());
-    parts.for_each(|part| note(part, found));
+    parts.for_each(|part| add_text(part, found));
 }
 
 fn is_template(text: &str) -> bool {
@@ -191,13 +191,13 @@ fn is_template(text: &str) -> bool {
 /// Adds the whole text of a Secret and its parts: for YAML or JSON the values in it, and the names
 /// if `with_names`; otherwise its lines.
 fn add_document(text: &str, with_names: bool, found: &mut BTreeSet<String>) {
-    note(text, found);
+    add_text(text, found);
     let mut own = BTreeSet::new();
     match yaml::parse(text) {
         Ok(value @ (Value::Object(_) | Value::Array(_))) => {
             add_values(&value, with_names, &mut own);
         }
-        _ => text.lines().for_each(|line| note(line, &mut own)),
+        _ => text.lines().for_each(|line| add_text(line, &mut own)),
     }
     found.extend(
         own.into_iter()
@@ -222,7 +222,7 @@ fn add_values(value: &Value, with_names: bool, found: &mut BTreeSet<String>) {
         Value::Object(map) => {
             for (name, value) in map {
                 if with_names {
-                    note(name, found);
+                    add_text(name, found);
                 } else if PUBLIC_KEYS.contains(&name.as_str()) && value.is_string() {
                     continue;
                 }
@@ -232,6 +232,6 @@ fn add_values(value: &Value, with_names: bool, found: &mut BTreeSet<String>) {
         Value::Array(items) => items
             .iter()
             .for_each(|item| add_values(item, with_names, found)),
-        plain => texts(plain, found),
+        plain => add_texts(plain, found),
     }
 }

@@ -7,7 +7,7 @@ use super::super::record::Hidden;
 use super::super::status::status;
 use super::world::World;
 use pileus_api::Reason;
-use pileus_stack::masking::{mask_text, note};
+use pileus_stack::masking::{add_text, mask_text};
 use pileus_stack::value::json;
 
 const SECRET: &str = "hunter2-hunter2";
@@ -173,9 +173,9 @@ fn a_malformed_template_from_a_secret_is_not_quoted() {
 #[test]
 fn secrets_are_masked_in_every_encoding() {
     let mut secrets = BTreeSet::new();
-    note("-----BEGIN KEY-----\nMII/\"x y\"\n", &mut secrets);
-    note("hunt", &mut secrets);
-    note("hunter2", &mut secrets);
+    add_text("-----BEGIN KEY-----\nMII/\"x y\"\n", &mut secrets);
+    add_text("hunt", &mut secrets);
+    add_text("hunter2", &mut secrets);
     for text in [
         r#"Invalid value: "-----BEGIN KEY-----\nMII/\"x y\"\n": no"#,
         "https://u:-----BEGIN%20KEY-----%0AMII%2F%22x%20y%22@h",
@@ -188,6 +188,6 @@ fn secrets_are_masked_in_every_encoding() {
         }
     }
     let mut of_json = BTreeSet::new();
-    pileus_stack::masking::texts(&json!({"a": ["deep-secret", 4711]}), &mut of_json);
+    pileus_stack::masking::add_texts(&json!({"a": ["deep-secret", 4711]}), &mut of_json);
     assert_eq!(of_json, ["4711", "deep-secret"].map(str::to_owned).into());
 }

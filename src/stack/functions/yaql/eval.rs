@@ -66,13 +66,13 @@ fn size(value: &Value) -> usize {
 
 impl<'e> Env<'e> {
     /// Pays for `cost` values.
-    pub(super) fn pay(&self, cost: usize) -> Result<()> {
+    pub(super) fn spend(&self, cost: usize) -> Result<()> {
         let left = self.left.get().checked_sub(cost);
         self.left.set(left.unwrap_or(0));
         if left.is_none() {
             return Err(Error::new("the expression costs too much"));
         }
-        self.stack.pay(cost.saturating_mul(VALUE))
+        self.stack.spend(cost.saturating_mul(VALUE))
     }
 
     /// What the list is that was evaluated last.
@@ -110,7 +110,7 @@ impl<'e> Env<'e> {
 
     /// Calls a lambda with `arguments`: `$` and `$1` are the first.
     pub(super) fn apply(&self, lambda: &Ast, arguments: &[&Value]) -> Result<Value> {
-        self.pay(1 + arguments.iter().map(|value| size(value)).sum::<usize>())?;
+        self.spend(1 + arguments.iter().map(|value| size(value)).sum::<usize>())?;
         let mut names = Vec::with_capacity(arguments.len() + 1);
         if let Some(first) = arguments.first() {
             names.push((String::new(), (*first).clone(), Shape::List));
@@ -169,12 +169,12 @@ impl<'e> Env<'e> {
 
     /// The value of `ast`.
     pub(super) fn eval(&self, ast: &Ast) -> Result<Value> {
-        self.pay(1)?;
+        self.spend(1)?;
         match ast {
             Ast::Constant(value) => Ok(value.clone()),
             Ast::Variable(_) | Ast::Member(..) => {
                 let value = self.borrow(ast)?;
-                self.pay(size(&value))?;
+                self.spend(size(&value))?;
                 Ok(value.into_owned())
             }
             Ast::List(items) => {
@@ -215,7 +215,7 @@ impl<'e> Env<'e> {
                     .map(|index| self.eval(index))
                     .collect::<Result<Vec<_>>>()?;
                 let found = index(&value, &indexes)?;
-                self.pay(size(&found))?;
+                self.spend(size(&found))?;
                 self.shape.set(Shape::List);
                 Ok(found)
             }
@@ -243,7 +243,7 @@ impl<'e> Env<'e> {
         if let Some(shape) = shape_of(&call.name, subject) {
             self.shape.set(shape);
         }
-        self.pay(size(&value))?;
+        self.spend(size(&value))?;
         Ok(value)
     }
 
@@ -273,7 +273,7 @@ impl<'e> Env<'e> {
         let right = self.eval(right)?;
         let second = self.shape();
         if matches!(operator, "=~" | "!~") {
-            self.pay(SEARCH)?;
+            self.spend(SEARCH)?;
         }
         let lists = (left.is_array(), right.is_array());
         let written = (!lists.0 || first == Shape::List) && (!lists.1 || second == Shape::List);
@@ -294,7 +294,7 @@ impl<'e> Env<'e> {
             }
         }
         let value = operate(operator, &left, &right)?;
-        self.pay(size(&value))?;
+        self.spend(size(&value))?;
         Ok(value)
     }
 

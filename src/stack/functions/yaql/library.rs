@@ -60,7 +60,7 @@ fn by_match(env: &Env<'_>, name: &str, subject: &Value, rest: &[&Ast]) -> Result
     let [other, each, count @ ..] = rest else {
         return Err(lacking(name));
     };
-    env.pay(SEARCH)?;
+    env.spend(SEARCH)?;
     let other = env.eval(other)?;
     let (by, text) = if regexes::is(subject) {
         (subject, &other)
@@ -421,7 +421,7 @@ fn sorted(env: &Env<'_>, list: Vec<Value>, keys: &[(&Ast, bool)]) -> Result<Valu
             .collect::<Result<Vec<_>>>()?;
         rows.push((key, item));
     }
-    env.pay(rows.len().saturating_mul(8))?;
+    env.spend(rows.len().saturating_mul(8))?;
     let mut failed = None;
     rows.sort_by(|(a, _), (b, _)| {
         for ((a, b), (_, descending)) in a.iter().zip(b).zip(keys) {
@@ -448,7 +448,7 @@ fn group_by(env: &Env<'_>, list: &[Value], call: &Call, rest: &[&Ast]) -> Result
     for item in list {
         let key = env.apply(key, &[item])?;
         let value = value.map_or(Ok(item.clone()), |value| env.apply(value, &[item]))?;
-        env.pay(groups.len() / 8)?;
+        env.spend(groups.len() / 8)?;
         match groups.iter_mut().find(|(known, _)| equal(known, &key)) {
             Some((_, values)) => values.push(value),
             None => groups.push((key, vec![value])),
@@ -516,7 +516,7 @@ fn plain(env: &Env<'_>, name: &str, subject: Value, rest: Vec<Value>) -> Result<
         name,
         "matches" | "regex" | "replace" | "search" | "searchAll" | "split"
     ) {
-        env.pay(SEARCH)?;
+        env.spend(SEARCH)?;
     }
     let found = match &subject {
         Value::String(text) => match (name, &rest[..]) {
@@ -567,7 +567,7 @@ fn range(env: &Env<'_>, subject: &Value, rest: &[Value]) -> Result<Value> {
     }
     let mut items = Vec::new();
     while compare(&at, &end)? == forward.reverse() {
-        env.pay(1)?;
+        env.spend(1)?;
         if items.len() >= MAX_ITEMS {
             return Err(Error::new(format!("more than {MAX_ITEMS} items")));
         }
