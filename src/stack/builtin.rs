@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_could_become_a_stack() {
+    fn each_builtin_template_is_valid() {
         for resource_type in [
             "AWS::RDS::DBInstance",
             "AWS::ElasticLoadBalancing::LoadBalancer",

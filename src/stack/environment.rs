@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_merged_stays_in_its_place() {
+    fn merged_entries_keep_their_order() {
         let env = Environment::parse([
             "parameters: {z: {q: 1, b: 1}, c: 1, a: 1}",
             "parameters: {z: {b: 2, a: 2}, a: 2, b: 2}\nparameter_merge_strategies: {z: deep_merge}",
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_resources_own_type_comes_first_then_types_by_their_name() {
+    fn mappings_for_a_resource_come_first_then_types_by_name() {
         let registry = "'OS::Heat::V*': 'OS::Heat::None', 'OS::*': 'OS::Heat::Delay', \
             'OS::Heat::Value': 'OS::Heat::TestResource'";
         let text = |registry: &str| format!("resource_registry: {{{registry}}}");

@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_star_stands_for_anything() {
+    fn a_star_matches_anything() {
         for (pattern, text, is) in [
             ("*", "", true),
             ("a*c", "abc", true),

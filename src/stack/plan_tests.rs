@@ -248,7 +248,7 @@ proptest! {
 }
 
 #[test]
-fn a_replacement_is_made_before_the_old_one_goes() {
+fn a_replacement_is_created_before_the_old_one_is_deleted() {
     let wanted = |value: u8| {
         let properties = json!({"other": value}).as_object().unwrap().clone();
         Stack::from([(
@@ -270,7 +270,7 @@ fn a_replacement_is_made_before_the_old_one_goes() {
 }
 
 #[test]
-fn every_type_takes_a_change_as_its_table_says() {
+fn every_type_handles_changes_as_its_table_says() {
     for resource_type in registry::names() {
         let found = registry::find(resource_type).unwrap();
         for (property, schema) in &found.properties {
@@ -311,7 +311,7 @@ fn every_type_takes_a_change_as_its_table_says() {
 }
 
 #[test]
-fn a_rollback_takes_back_what_was_replaced_and_an_update_does_not() {
+fn a_rollback_uses_a_replaced_resource_again_and_an_update_does_not() {
     let resource = |other: u8| Resource {
         resource_type: "T",
         properties: json!({"other": other}).as_object().unwrap().clone(),
@@ -347,7 +347,7 @@ fn a_rollback_takes_back_what_was_replaced_and_an_update_does_not() {
 }
 
 #[test]
-fn what_is_stopped_goes_by_users_first_and_is_started_the_other_way() {
+fn users_are_suspended_first_and_resumed_last() {
     let existing = |requires: &[&str]| Existing {
         resource_type: "T".to_owned(),
         properties: Map::new(),
@@ -376,7 +376,7 @@ fn what_is_stopped_goes_by_users_first_and_is_started_the_other_way() {
 }
 
 #[test]
-fn a_servers_policies_say_what_replaces_it() {
+fn update_policies_of_a_server_decide_about_replacements() {
     let replaces = |property: &str, properties: Value| {
         super::replaces(
             "OS::Nova::Server",
@@ -432,7 +432,7 @@ fn between(old: &str, new: &str) -> Vec<(Action, String)> {
 }
 
 #[test]
-fn a_default_that_is_given_is_no_change() {
+fn an_explicit_default_is_no_change() {
     let subnet = |more: &str| {
         format!(
             "  s: {{type: 'OS::Neutron::Subnet', properties: {{network: n, cidr: 10.0.0.0/24{more}}}}}\n"
@@ -444,7 +444,7 @@ fn a_default_that_is_given_is_no_change() {
 }
 
 #[test]
-fn what_only_stands_for_something_is_never_changed() {
+fn placeholder_types_never_change() {
     for resource_type in ["OS::Heat::None", "OS::Heat::HARestarter"] {
         let resource =
             |value: u8| format!("  r: {{type: '{resource_type}', properties: {{p: {value}}}}}\n");

@@ -324,7 +324,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_line_of_the_tables_is_understood() {
+    fn every_line_of_the_tables_is_parsed() {
         let lines = TABLES.iter().flat_map(|table| table.lines());
         for line in lines.filter(|line| line.starts_with(' ')) {
             for column in line.split('\t').skip(2) {
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_has_what_a_server_has() {
+    fn the_server_type_has_its_properties() {
         let server = find("OS::Nova::Server").unwrap();
         assert!(server.properties["flavor"].required);
         assert!(server.properties["flavor"].update);
@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn the_families_that_are_promised_are_there() {
+    fn all_documented_families_have_types() {
         for family in [
             "OS::Nova",
             "OS::Neutron",

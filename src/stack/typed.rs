@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn values_become_their_type_and_defaults_are_filled() {
+    fn values_are_converted_and_defaults_are_filled() {
         let volume = typed("OS::Cinder::Volume", &json!({"size": "3", "imageRef": "i"})).unwrap();
         assert_eq!(volume["size"], 3);
         assert_eq!(volume["image"], "i");
@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn the_type_of_a_value_is_the_one_that_stands_beside_it() {
+    fn the_type_of_a_value_is_in_the_property_beside_it() {
         let value = |kind: &str, value: Value| {
             let given = json!({"type": kind, "value": value});
             typed("OS::Heat::Value", &given).map(|typed| typed["value"].clone())
@@ -339,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_type_does_not_take_does_not_make_it_fail() {
+    fn an_error_in_an_unknown_property_is_ignored() {
         let case = json!({"template": {"heat_template_version": "pike", "resources": {
             "n": {"type": "OS::Heat::None", "properties": {"x": {"list_concat": "text"}}}}}});
         let result = &super::super::cases::rendered(case)["resources"]["n"];
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_or_wrong_is_named() {
+    fn missing_and_wrong_properties_are_named() {
         let error = typed("OS::Nova::Server", &json!({})).unwrap_err();
         assert_eq!(error.path, "flavor");
         let error = typed("OS::Nova::Server", &json!({"flavor": "f", "networks": "n"}));
@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_by_an_older_spelling_is_what_is_empty() {
+    fn null_for_an_older_name_is_the_empty_value() {
         let given = json!({"network": "a", "network_id": null});
         assert_eq!(typed("OS::Neutron::Subnet", &given).unwrap()["network"], "");
         let router = typed("OS::Neutron::Router", &json!({"l3_agent_id": null})).unwrap();
@@ -395,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn a_resource_is_described_by_what_it_says_of_itself() {
+    fn the_description_of_a_resource_is_used_as_its_property() {
         let case = |properties: Value| {
             let resource = json!({"type": "OS::Neutron::SecurityGroup", "description": "own", "properties": properties});
             json!({"template": {"heat_template_version": "rocky", "resources": {"g": resource}}})
@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn two_spellings_of_one_property_do_not_go_together() {
+    fn two_names_of_one_property_cannot_be_combined() {
         let given = json!({"network": "a", "network_id": "b"});
         assert!(typed("OS::Neutron::Port", &given).is_err());
     }

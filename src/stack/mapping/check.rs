@@ -159,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_policy_that_is_followed_is_not_called_without_effect() {
+    fn a_supported_policy_gives_no_note() {
         assert_eq!(note("flavor_update_policy", &"REPLACE".into()), None);
         let said = note("image_update_policy", &"REBUILD".into());
         assert!(said.is_some_and(|said| said.ends_with("replaces the server")));

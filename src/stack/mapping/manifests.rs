@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_made_is_told_with_its_place() {
+    fn unsupported_types_are_reported_with_their_place() {
         let stop =
             of("heat_template_version: newton\nresources:\n  r: {type: 'OS::Neutron::Router'}\n")
                 .unwrap_err();

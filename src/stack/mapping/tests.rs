@@ -59,7 +59,7 @@ fn spec<T: serde::de::DeserializeOwned>(makes: &MappedObjects) -> T {
 }
 
 #[test]
-fn every_type_of_the_table_is_in_the_registry_with_its_properties() {
+fn every_supported_type_is_in_the_registry_with_its_properties() {
     for supported in all() {
         let schema = registry::find(supported.name).unwrap_or_else(|| panic!("{}", supported.name));
         for property in supported
@@ -119,7 +119,7 @@ fn a_server_keeps_its_user_data_in_a_secret() {
 }
 
 #[test]
-fn what_has_no_counterpart_is_refused_by_name() {
+fn unsupported_properties_are_refused_by_name() {
     for (kind, properties, path) in [
         (
             "OS::Nova::Server",
@@ -313,7 +313,7 @@ fn keys_flavors_and_images_are_valid_objects() {
 }
 
 #[test]
-fn amazons_words_mean_the_same_things() {
+fn cloudformation_types_become_the_same_objects() {
     let makes = made(
         "AWS::EC2::Instance",
         &json!({"ImageId": "i", "InstanceType": "f", "SubnetId": "sub", "SecurityGroupIds": ["g"],
@@ -345,7 +345,7 @@ fn amazons_words_mean_the_same_things() {
 }
 
 #[test]
-fn a_manifest_is_taken_as_it_is() {
+fn a_manifest_is_not_changed() {
     let manifest =
         json!({"apiVersion": "v1", "kind": "ConfigMap", "data": {"a": "b"}, "status": {}});
     let makes = made("Kubernetes::Object", &json!({"manifest": manifest})).unwrap();
@@ -360,7 +360,7 @@ fn a_manifest_is_taken_as_it_is() {
 }
 
 #[test]
-fn attributes_of_a_server_are_those_of_novas() {
+fn attributes_of_a_server_are_as_in_nova() {
     let server = json!({
         "metadata": {"name": "s-1"},
         "spec": {"networks": [{"name": "nic-0", "port": "p"}]},
@@ -383,7 +383,7 @@ fn attributes_of_a_server_are_those_of_novas() {
 }
 
 #[test]
-fn random_strings_follow_from_their_seed_and_hold_what_is_asked_for() {
+fn random_strings_depend_on_their_seed_and_follow_the_rules() {
     let properties = json!({"length": 20, "character_classes": [
         {"class": "digits", "min": 5}, {"class": "uppercase", "min": 5}],
         "character_sequences": [{"sequence": "%&", "min": 3}]});
@@ -414,7 +414,7 @@ fn random_strings_follow_from_their_seed_and_hold_what_is_asked_for() {
 }
 
 #[test]
-fn values_have_the_type_they_say() {
+fn values_have_the_given_type() {
     let value = |value: Value, kind: &str| {
         let properties = json!({"value": value, "type": kind});
         let mapped = settled("OS::Heat::Value", &properties, b"");
@@ -441,7 +441,7 @@ fn values_have_the_type_they_say() {
 }
 
 #[test]
-fn configurations_become_texts() {
+fn software_configurations_become_texts() {
     let config =
         |kind: &str, properties: Value| settled(kind, &properties, b"").unwrap().config.unwrap();
     let text = config(
@@ -465,7 +465,7 @@ fn configurations_become_texts() {
 }
 
 #[test]
-fn waits_and_failures_are_told() {
+fn delays_and_failures_of_test_resources_are_returned() {
     let mapped = settled("OS::Heat::Delay", &json!({"min_wait": 1.5}), b"").unwrap();
     assert_eq!(mapped.delay_ms, 1500);
     let mapped = settled(
@@ -482,7 +482,7 @@ fn waits_and_failures_are_told() {
 }
 
 #[test]
-fn names_are_good_for_kubernetes_and_differ() {
+fn generated_names_are_valid_and_unique() {
     let name = object_name("Shop_1", "uid", "group/0/server", 1);
     assert!(name.starts_with("shop-1-group-0-server-"), "{name}");
     assert_ne!(name, object_name("Shop_1", "uid", "group/0/server", 2));
@@ -493,7 +493,7 @@ fn names_are_good_for_kubernetes_and_differ() {
 }
 
 #[test]
-fn what_our_kinds_cannot_change_is_replaced() {
+fn properties_that_our_kinds_cannot_update_need_a_replacement() {
     assert_eq!(change("OS::Nova::Server", "flavor"), Change::Replace);
     assert_eq!(change("OS::Nova::Server", "metadata"), Change::InPlace);
     assert_eq!(
@@ -505,7 +505,7 @@ fn what_our_kinds_cannot_change_is_replaced() {
 }
 
 #[test]
-fn cloud_config_is_in_order_of_its_keys_and_metadata_in_its_own() {
+fn cloud_config_is_sorted_by_key_and_metadata_keeps_its_order() {
     let given = json!({"cloud_config": {"runcmd": ["x"], "bootcmd": [{"z": 1, "a": 2}]}});
     let config = settled("OS::Heat::CloudConfig", &given, &[])
         .unwrap()

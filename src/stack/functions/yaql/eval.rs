@@ -1,4 +1,4 @@
-//! Trees into values.
+//! Evaluates syntax trees.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -12,20 +12,20 @@ use crate::budget::Budget;
 use crate::value::{Map, Number, Value};
 use crate::{Error, Result, python_type};
 
-/// Values an expression may touch.
+/// How many values an expression may use.
 const BUDGET: usize = 2_000_000;
-/// What touching one costs its stack.
+/// What each of them costs from the stack's budget.
 const VALUE: usize = 32;
-/// What looking for a pattern costs, in values: it may go back many steps.
+/// The cost of matching a pattern, in values: it may backtrack.
 pub(super) const SEARCH: usize = 200;
-/// How deep lambdas may stand in lambdas.
+/// How deep lambdas may nest.
 const MAX_DEPTH: usize = 100;
 
-/// The names an expression sees.
+/// The variables of an expression, and its budgets.
 pub(super) struct Env<'e> {
     outer: Option<&'e Env<'e>>,
     names: Vec<(String, Value, Shape)>,
-    /// What the list is that was evaluated last.
+    /// The shape of the list that was evaluated last.
     shape: &'e Cell<Shape>,
     /// Of this expression.
     left: &'e Cell<usize>,
@@ -65,7 +65,7 @@ fn size(value: &Value) -> usize {
 }
 
 impl<'e> Env<'e> {
-    /// Pays for `cost` values.
+    /// Takes the cost of this number of values from the budget.
     pub(super) fn spend(&self, cost: usize) -> Result<()> {
         let left = self.left.get().checked_sub(cost);
         self.left.set(left.unwrap_or(0));
@@ -75,7 +75,7 @@ impl<'e> Env<'e> {
         self.stack.spend(cost.saturating_mul(VALUE))
     }
 
-    /// What the list is that was evaluated last.
+    /// The shape of the list that was evaluated last.
     pub(super) fn shape(&self) -> Shape {
         self.shape.get()
     }
@@ -137,7 +137,7 @@ impl<'e> Env<'e> {
         }
     }
 
-    /// The value without copying it, where it is a part of what is there.
+    /// The value without a copy, if it is a part of an existing value.
     fn borrow<'s>(&'s self, ast: &Ast) -> Result<Cow<'s, Value>> {
         match ast {
             Ast::Variable(name) => {
@@ -149,7 +149,7 @@ impl<'e> Env<'e> {
             }
             Ast::Member(receiver, name, safe) => {
                 let value = self.borrow(receiver)?;
-                // Of a list's items a member is another walk.
+                // The member of a list is that of each item.
                 self.shape.set(if value.is_array() {
                     Shape::Iterator
                 } else {
@@ -225,7 +225,7 @@ impl<'e> Env<'e> {
 
     fn call(&self, call: &Call) -> Result<Value> {
         let receiver = match &call.receiver {
-            // An order's further keys are read with its first.
+            // `thenBy` is evaluated together with its `orderBy`.
             Some(inner) if call.name.starts_with("thenBy") => {
                 let ordered = library::order(self, call, inner);
                 self.shape.set(Shape::Ordering);
@@ -287,7 +287,7 @@ impl<'e> Env<'e> {
         }
         if !written {
             match operator {
-                // What is walked is like nothing else.
+                // An iterator equals no other value.
                 "=" | "!=" => return Ok(Value::Bool(operator == "!=")),
                 "*" => return Err(Error::new("`*` takes a list that has places")),
                 _ => {}
@@ -338,7 +338,7 @@ impl<'e> Env<'e> {
     }
 }
 
-/// Operators on two sets: whether one is within the other, or what is only in the first.
+/// Operators on two sets: subset tests, and the difference.
 fn sets(operator: &str, left: &Value, right: &Value) -> Result<Value> {
     let (Value::Array(a), Value::Array(b)) = (left, right) else {
         return operate(operator, left, right);
@@ -406,10 +406,10 @@ fn index(value: &Value, indexes: &[Value]) -> Result<Value> {
     }
 }
 
-/// Python's idea of true.
+/// Whether a value is true in Python.
 pub(super) use crate::functions::python::truthy;
 
-/// A map's key; JSON has only text.
+/// A map's key as text, as in JSON.
 pub(super) fn key_text(value: &Value) -> Result<String> {
     match value {
         Value::String(text) => Ok(text.to_string()),

@@ -1,4 +1,4 @@
-//! Functions by name: first those that take lambdas, then those of values.
+//! Functions by name: first those with lambdas, then those of values.
 
 use std::cmp::Ordering;
 
@@ -10,10 +10,10 @@ use super::{merge, regexes, sequences, texts};
 use crate::value::{Map, Value};
 use crate::{Error, Result};
 
-/// Items a function may make out of nothing.
+/// How many items a function may generate.
 const MAX_ITEMS: usize = 10_000;
 
-/// Calls a function; the list that `receiver` is was evaluated last.
+/// Calls a function; `receiver` was evaluated last.
 pub(super) fn call(env: &Env<'_>, receiver: Option<Value>, call: &Call) -> Result<Value> {
     let (arguments, mut fitting) = signatures::arrange(call)?;
     if let Some(result) = special(env, receiver.as_ref(), call) {
@@ -106,7 +106,7 @@ fn collection(env: &Env<'_>, call: &Call) -> Result<Value> {
             continue;
         }
         match env.eval(argument)? {
-            // What is walked is walked here.
+            // An iterator is consumed here.
             Value::Array(inner) if call.name != "dict" && env.shape() == Shape::Iterator => {
                 items.extend(inner);
             }
@@ -124,7 +124,7 @@ fn collection(env: &Env<'_>, call: &Call) -> Result<Value> {
     }
 }
 
-/// Functions whose arguments are not evaluated one after the other.
+/// Functions whose arguments are not evaluated in order.
 fn special(env: &Env<'_>, receiver: Option<&Value>, call: &Call) -> Option<Result<Value>> {
     let cases = |many: bool| -> Result<Value> {
         let mut found = Vec::new();
@@ -307,7 +307,7 @@ fn with_lambdas(
     Some(result)
 }
 
-/// `generate(first, while, next)`, and what of each.
+/// `generate(first, while, next)`, with an optional selector.
 fn generate(env: &Env<'_>, first: &Value, rest: &[&Ast]) -> Result<Value> {
     let [test, next, of @ ..] = rest else {
         return Err(lacking("generate"));
@@ -340,7 +340,7 @@ fn keep(list: &[Value], test: impl Fn(&Value) -> Result<bool>) -> Result<Value> 
     Ok(Value::from(kept))
 }
 
-/// Cut at the items of which `test` holds, or where what it gives changes.
+/// Splits a list at the items for which `test` is true, or where its result changes.
 fn split_where(env: &Env<'_>, list: &[Value], test: &Ast, name: &str) -> Result<Value> {
     let mut parts: Vec<Value> = Vec::new();
     let mut part = Vec::new();
