@@ -194,7 +194,7 @@ impl Schema {
 
     fn parse_cfn(map: &Map) -> Result<Self> {
         const KEYS: [&str; 12] = [
-            "ParameterType",
+            "Type",
             "Description",
             "Default",
             "NoEcho",
@@ -215,7 +215,7 @@ impl Schema {
                 ));
             }
         }
-        let kind = match map.get("ParameterType").and_then(Value::as_str) {
+        let kind = match map.get("Type").and_then(Value::as_str) {
             Some("String") => ParameterType::String,
             Some("Number") => ParameterType::Number,
             Some("CommaDelimitedList") => ParameterType::List,
@@ -223,7 +223,7 @@ impl Schema {
             Some("Boolean") => ParameterType::Boolean,
             _ => {
                 return Err(Error::at(
-                    "ParameterType",
+                    "Type",
                     "invalid type; use String, Number, CommaDelimitedList, Json or Boolean",
                 ));
             }

@@ -13,5 +13,5 @@ mod hypervisor;
 mod model_placement;
 mod ovn;
 mod stack_heat;
-mod stack_lives;
+mod stack_lifecycles;
 mod storage;

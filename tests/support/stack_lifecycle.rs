@@ -1,5 +1,5 @@
-//! Stacks that live by their plans: what a plan says is taken as done, step by step, or as
-//! failed where a case says so, and what must hold at every moment is checked.
+//! Simulates the lifecycle of stacks by their plans: each step of a plan is taken as done, or as failed
+//! if the case says so, and invariants are checked after every step.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,27 +8,27 @@ use pileus_stack::graph::Graph;
 use pileus_stack::plan::{self, Action, Existing, Key, Plan, Wanted};
 use pileus_stack::value::Value;
 
-/// What was done to a resource that holds no stack of its own.
+/// An action on a resource that is not a nested stack.
 #[derive(Debug, Clone)]
 pub struct Call {
     pub action: Action,
-    /// Names from the outermost stack on; of a stack inside with its incarnation.
+    /// Names from the outermost stack on; a nested stack with its incarnation.
     pub path: String,
-    pub kind: String,
+    pub resource_type: String,
 }
 
-/// How a step goes: nothing but what a cloud and the time that things take decide.
+/// The outcome of a step as far as the cloud decides it: failures and timing.
 pub struct Course<'a> {
-    /// Resources that fail, by what is done to them and their names.
+    /// Resources that fail, by action and name.
     pub fails: BTreeSet<(Action, String)>,
-    /// What is done at all in a step that fails: once something has failed nothing more is
-    /// begun, and what was begun before that is a matter of time. By action and name, how often.
+    /// In a step that fails: how often each action is started, by action and name. After a failure
+    /// nothing more is started, so this depends on timing.
     pub begun: BTreeMap<(Action, String), usize>,
-    /// Names of resources that are not begun; those that nobody is asked for are not in `begun`.
+    /// Names of resources that are not started; those without requests to a cloud are not in `begun`.
     pub idle: BTreeSet<String>,
-    /// On the way back to what was.
+    /// The step is a rollback.
     pub back: bool,
-    /// Whether nobody is asked for anything when this is done to a resource of this type.
+    /// Whether this action on a resource of this type makes no request to a cloud.
     pub silent: &'a dyn Fn(Action, &str) -> bool,
 }
 
@@ -44,15 +44,15 @@ impl Default for Course<'_> {
     }
 }
 
-/// What exists, by the path of its stack; the outermost has none.
+/// Everything that exists, by the path of its stack; that of the outermost stack is empty.
 #[derive(Debug, Clone, Default)]
 pub struct World {
     pub stacks: BTreeMap<String, BTreeMap<Key, Existing>>,
     pub calls: Vec<Call>,
 }
 
-/// The name as cases tell it: members of groups and scaling groups are alike.
-pub fn told(name: &str) -> String {
+/// The name as cases contain it: all members of groups and scaling groups have the same.
+pub fn name_in_cases(name: &str) -> String {
     let random = name.len() == 12 && name.chars().all(|c| matches!(c, 'a'..='z' | '2'..='7'));
     let member = !name.is_empty() && name.chars().all(|c| c.is_ascii_digit());
     if random || member { "*" } else { name }.to_owned()
@@ -65,7 +65,7 @@ fn planned(
     back: bool,
 ) -> pileus_stack::Result<Plan> {
     let graph = tree.map_or_else(Graph::default, |tree| tree.stack.graph.clone());
-    // Attributes are a cloud's, and what a case's says stays the same: only ids change.
+    // Attributes do not change in cases, only ids do.
     let ids: BTreeMap<&String, _> = wanted
         .keys()
         .map(|name| (name, by_id(tree, name)))
@@ -118,8 +118,8 @@ fn ids(value: &Value, names: &mut BTreeSet<String>) {
     }
 }
 
-/// What a stack gets from outside that is an id of something there: by parameter, or in a group
-/// by the property of its members (`member/property` where each has its own), which ones.
+/// Ids of resources of an outer stack that a nested stack uses: by parameter, or in a group by the
+/// property of its members (`member/property` if each has its own).
 #[derive(Debug, Default)]
 struct Outside {
     names: BTreeMap<String, String>,
@@ -127,25 +127,25 @@ struct Outside {
 }
 
 impl Outside {
-    /// The incarnations whose ids a value has.
-    fn label(&self, value: &Value, requires: &BTreeMap<String, u32>, told: &mut String) {
+    /// The incarnations whose ids a value contains.
+    fn label(&self, value: &Value, requires: &BTreeMap<String, u32>, labels: &mut String) {
         match value {
             Value::Array(items) => items
                 .iter()
-                .for_each(|item| self.label(item, requires, told)),
+                .for_each(|item| self.label(item, requires, labels)),
             Value::Object(map) => {
                 for (key, value) in map {
                     let first = value.as_array().and_then(|path| path.first());
                     let name = first.unwrap_or(value).as_str();
                     match (key.as_str(), name) {
                         ("get_resource" | "Ref", Some(name)) if requires.contains_key(name) => {
-                            told.extend([name, "#", &requires[name].to_string(), " "]);
+                            labels.extend([name, "#", &requires[name].to_string(), " "]);
                         }
                         ("get_param" | "Ref", Some(name)) => {
                             let known = self.names.get(name).filter(|_| !self.group);
-                            *told += known.map_or("", String::as_str);
+                            *labels += known.map_or("", String::as_str);
                         }
-                        _ => self.label(value, requires, told),
+                        _ => self.label(value, requires, labels),
                     }
                 }
             }
@@ -158,31 +158,31 @@ impl Outside {
         let raw = tree.stack.template.resources.get(name);
         let raw = raw.and_then(|raw| raw.properties.as_object());
         let own = raw.into_iter().flatten().map(|(property, value)| {
-            let mut told = String::new();
-            self.label(value, &BTreeMap::new(), &mut told);
-            (property.to_string(), told)
+            let mut labels = String::new();
+            self.label(value, &BTreeMap::new(), &mut labels);
+            (property.to_string(), labels)
         });
         let names = self.names.iter().filter(|_| self.group);
-        let given = names.filter_map(|(key, told)| {
+        let given = names.filter_map(|(key, labels)| {
             let (member, property) = key.split_once('/').unwrap_or((name, key));
-            (member == name).then(|| (property.to_owned(), told.clone()))
+            (member == name).then(|| (property.to_owned(), labels.clone()))
         });
         own.chain(given)
-            .filter(|(_, told)| !told.is_empty())
+            .filter(|(_, labels)| !labels.is_empty())
             .collect()
     }
 
-    /// What the stack inside of `name` gets from here.
+    /// The ids that the nested stack of `name` gets.
     fn inside(&self, tree: &Tree, name: &str, requires: &BTreeMap<String, u32>) -> Self {
         let raw = tree.stack.template.resources.get(name);
         let raw = raw.map(|raw| raw.properties.clone()).unwrap_or_default();
-        let kind = tree.stack.resources[name].resource_type.as_str();
-        let (passed, group) = match kind {
+        let resource_type = tree.stack.resources[name].resource_type.as_str();
+        let (passed, group) = match resource_type {
             "OS::Heat::ResourceGroup" => (&raw["resource_def"]["properties"], true),
             "OS::Heat::AutoScalingGroup" => (&raw["resource"]["properties"], true),
             "OS::Heat::ResourceChain" => (&raw["resource_properties"], true),
             "OS::Heat::Stack" => (&raw["parameters"], false),
-            _ => (&raw, kind.ends_with("DeploymentGroup")),
+            _ => (&raw, resource_type.ends_with("DeploymentGroup")),
         };
         let mut all: Vec<(String, &Value)> = Vec::new();
         for (property, value) in passed.as_object().into_iter().flatten() {
@@ -203,26 +203,26 @@ impl Outside {
             self.of(tree, name)
         };
         for (property, value) in all {
-            let mut told = String::new();
-            self.label(value, requires, &mut told);
-            if !told.is_empty() {
-                names.insert(property, told);
+            let mut labels = String::new();
+            self.label(value, requires, &mut labels);
+            if !labels.is_empty() {
+                names.insert(property, labels);
             }
         }
         Self { names, group }
     }
 
-    /// What a stack wants, with these ids for what they stand for.
+    /// The resources that a stack wants, with these ids in their properties.
     fn wanted<'t>(&self, tree: &'t Tree) -> BTreeMap<String, Wanted<'t>> {
         let mut wanted = plan::wanted(&tree.stack);
         for (name, want) in &mut wanted {
             if self.names.is_empty() || tree.nested.contains_key(name) {
                 continue;
             }
-            for (property, told) in self.of(tree, name) {
+            for (property, labels) in self.of(tree, name) {
                 let value = want.properties.get(property.as_str()).cloned();
                 let value = Value::Array(
-                    [value.unwrap_or_default(), told.into()]
+                    [value.unwrap_or_default(), labels.into()]
                         .into_iter()
                         .collect(),
                 );
@@ -233,7 +233,7 @@ impl Outside {
     }
 }
 
-/// What stays has what is new from now on.
+/// Unchanged resources use new incarnations from now on.
 fn refresh(existing: &mut BTreeMap<Key, Existing>, plan: &Plan) {
     for (key, requires) in &plan.unchanged {
         existing.get_mut(key).unwrap().requires.clone_from(requires);
@@ -241,12 +241,12 @@ fn refresh(existing: &mut BTreeMap<Key, Existing>, plan: &Plan) {
 }
 
 impl World {
-    /// Makes the stack at `path` what `tree` wants, and nothing without one.
+    /// Updates the stack at `path` to `tree`; deletes it if that is `None`.
     pub fn become_like(&mut self, path: &str, tree: Option<&Tree>) {
         assert!(self.go(path, tree, &mut Course::default()), "{path}");
     }
 
-    /// The same as the course has it; whether it came to its end.
+    /// The same with a given outcome; whether it was complete.
     pub fn go(&mut self, path: &str, tree: Option<&Tree>, course: &mut Course<'_>) -> bool {
         self.live(path, tree, course, &Outside::default())
     }
@@ -298,11 +298,14 @@ impl World {
                     // It can fail by itself once everything in it is there.
                     let given = outside.inside(tree.unwrap(), name, requires);
                     let fine = !idle && self.live(&inside, Some(nested), course, &given);
-                    (!idle, fine && !course.fails.contains(&(action, told(name))))
+                    (
+                        !idle,
+                        fine && !course.fails.contains(&(action, name_in_cases(name))),
+                    )
                 }
                 (None, Some((_, step))) => {
                     let path = format!("{path}/{name}");
-                    self.call(step.action, path, wanted[name].kind, course)
+                    self.call(step.action, path, wanted[name].resource_type, course)
                 }
                 (None, None) => (true, true),
             };
@@ -360,8 +363,13 @@ impl World {
             } else if self.stacks.contains_key(&inside) {
                 (true, self.go(&inside, None, course))
             } else {
-                let kind = existing[&step.key].kind.clone();
-                self.call(Action::Delete, format!("{path}/{name}"), &kind, course)
+                let resource_type = existing[&step.key].resource_type.clone();
+                self.call(
+                    Action::Delete,
+                    format!("{path}/{name}"),
+                    &resource_type,
+                    course,
+                )
             };
             if gone {
                 refresh_but(existing, plan);
@@ -395,8 +403,9 @@ impl World {
             let fine = if self.stacks.contains_key(&inside) {
                 self.through(&inside, action, course)
             } else {
-                let kind = self.stacks[path][&step.key].kind.clone();
-                let (begun, fine) = self.call(action, format!("{path}/{name}"), &kind, course);
+                let resource_type = self.stacks[path][&step.key].resource_type.clone();
+                let (begun, fine) =
+                    self.call(action, format!("{path}/{name}"), &resource_type, course);
                 // What has failed before and is found as it should be is fine again.
                 if begun && (!fine || action == Action::Check) {
                     let stack = self.stacks.get_mut(path).unwrap();
@@ -416,10 +425,10 @@ impl World {
         &mut self,
         action: Action,
         path: String,
-        kind: &str,
+        resource_type: &str,
         course: &mut Course<'_>,
     ) -> (bool, bool) {
-        let name = told(path.rsplit('/').next().unwrap());
+        let name = name_in_cases(path.rsplit('/').next().unwrap());
         let failing = !course.fails.is_empty();
         let key = (action, name);
         if failing && course.fails.contains(&key) && !course.begun.contains_key(&key) {
@@ -427,15 +436,19 @@ impl World {
             return (false, false);
         }
         if failing {
-            let silent = (course.silent)(action, kind);
+            let silent = (course.silent)(action, resource_type);
             match course.begun.get_mut(&key).filter(|_| !silent) {
                 Some(left) if *left > 0 => *left -= 1,
                 None if silent && !course.idle.contains(&key.1) => {}
                 _ => return (false, false),
             }
         }
-        let kind = kind.to_owned();
-        self.calls.push(Call { action, path, kind });
+        let resource_type = resource_type.to_owned();
+        self.calls.push(Call {
+            action,
+            path,
+            resource_type,
+        });
         (true, !course.fails.contains(&key))
     }
 
@@ -462,7 +475,7 @@ fn refresh_but(existing: &mut BTreeMap<Key, Existing>, plan: &Plan) {
 
 fn existing_of(want: &Wanted<'_>, step: &plan::Step, tree: Option<&Tree>, name: &str) -> Existing {
     Existing {
-        kind: want.resource_type.to_owned(),
+        resource_type: want.resource_type.to_owned(),
         properties: want.properties.clone().into_owned(),
         requires: step.requires.clone(),
         complete: true,

@@ -16,11 +16,11 @@ use pileus_stack::expand::{self, Tree};
 use pileus_stack::plan::{self, Action, Change};
 use pileus_stack::value::Value;
 
-use pileus_tests::heat_cases::{Figures, cases_of, folder, short};
-use pileus_tests::stack_life::{Call, Course, World, told};
+use pileus_tests::heat_cases::{Results, cases_of, folder, short};
+use pileus_tests::stack_lifecycle::{Call, Course, World, name_in_cases};
 
 /// Types that Heat's engine makes by itself, without asking a cloud.
-fn is_inner(kind: &str) -> bool {
+fn is_inner(resource_type: &str) -> bool {
     const INNER: [&str; 12] = [
         "OS::Heat::SoftwareConfig",
         "OS::Heat::StructuredConfig",
@@ -35,7 +35,7 @@ fn is_inner(kind: &str) -> bool {
         "OS::Heat::ResourceGroup",
         "OS::Heat::ResourceChain",
     ];
-    INNER.contains(&kind)
+    INNER.contains(&resource_type)
 }
 
 fn counted(names: impl Iterator<Item = String>) -> BTreeMap<String, usize> {
@@ -47,7 +47,7 @@ fn counted(names: impl Iterator<Item = String>) -> BTreeMap<String, usize> {
 }
 
 fn last(path: &str) -> String {
-    told(path.rsplit('/').next().unwrap())
+    name_in_cases(path.rsplit('/').next().unwrap())
 }
 
 /// The tree of a step of a case, or why there is none.
@@ -88,14 +88,14 @@ fn asked(heat: &Value) -> BTreeMap<(Action, String), usize> {
         let word = call[0].as_str().unwrap();
         let action = ACTIONS.into_iter().find(|a| words(*a).contains(&word));
         let Some(action) = action else { continue };
-        let name = told(call[2].as_str().unwrap());
+        let name = name_in_cases(call[2].as_str().unwrap());
         *counts.entry((action, name)).or_default() += 1;
     }
     counts
 }
 
 /// Types of which Heat asked for resources that it tells of.
-fn kinds_called(heat: &Value) -> BTreeSet<String> {
+fn types_called(heat: &Value) -> BTreeSet<String> {
     let named = |call: &Value| Some((call[1].as_str()?.to_owned(), call[2].as_str()?.to_owned()));
     let calls = heat["calls"].as_array().into_iter().flatten();
     let made: BTreeSet<_> = calls
@@ -108,8 +108,10 @@ fn kinds_called(heat: &Value) -> BTreeSet<String> {
             row["stack"].as_str()?.to_owned(),
             row["name"].as_str()?.to_owned(),
         );
-        let kind = row["type"].as_str().filter(|kind| is_inner(kind))?;
-        made.contains(&place).then(|| kind.to_owned())
+        let resource_type = row["type"]
+            .as_str()
+            .filter(|resource_type| is_inner(resource_type))?;
+        made.contains(&place).then(|| resource_type.to_owned())
     });
     rows.collect()
 }
@@ -127,7 +129,7 @@ fn failures(op: &str, step: &Value, heat: &Value, stack: &Value) -> BTreeSet<(Ac
         let action = action_of(&Value::from(word.clone()));
         let names = names.as_array().into_iter().flatten();
         for name in names.filter_map(Value::as_str) {
-            fails.extend(action.map(|action| (action, told(name))));
+            fails.extend(action.map(|action| (action, name_in_cases(name))));
         }
     }
     let asked = asked(heat);
@@ -136,7 +138,7 @@ fn failures(op: &str, step: &Value, heat: &Value, stack: &Value) -> BTreeSet<(Ac
     let rows = heat["resources"].as_array().into_iter().flatten();
     // What an earlier step has left failed is told again.
     let rows = rows.filter(|row| {
-        let key = action_of(&row["action"]).zip(row["name"].as_str().map(told));
+        let key = action_of(&row["action"]).zip(row["name"].as_str().map(name_in_cases));
         op == "create" || key.is_some_and(|key| asked.contains_key(&key))
     });
     let rows = rows.map(|row| (&row["name"], row));
@@ -152,7 +154,7 @@ fn failures(op: &str, step: &Value, heat: &Value, stack: &Value) -> BTreeSet<(Ac
         let action = action_of(&row["action"]).filter(|_| row["status"] == "FAILED");
         let own = own_words(op).contains(&row["action"].as_str().unwrap_or_default());
         if let (Some(name), Some(action), true) = (name.as_str(), action, own) {
-            fails.insert((action, told(name)));
+            fails.insert((action, name_in_cases(name)));
         }
     }
     fails
@@ -178,7 +180,7 @@ fn handlers() -> BTreeMap<String, BTreeSet<String>> {
         _ => Value::Null,
     };
     let types = types.as_object().into_iter().flatten();
-    let types = types.map(|(kind, row)| (kind.clone(), row["handlers"].clone()));
+    let types = types.map(|(resource_type, row)| (resource_type.clone(), row["handlers"].clone()));
     names_of(&Value::Object(types.collect()))
 }
 
@@ -230,12 +232,15 @@ impl Life<'_> {
         };
         let before = self.world.calls.len();
         let handlers = self.handlers;
-        let silent = |action: Action, kind: &str| match action {
+        let silent = |action: Action, resource_type: &str| match action {
             Action::Suspend | Action::Resume | Action::Check => {
                 let name = format!("handle_{}", words(action)[0].to_lowercase());
-                is_inner(kind) || handlers.get(kind).is_none_or(|own| !own.contains(&name))
+                is_inner(resource_type)
+                    || handlers
+                        .get(resource_type)
+                        .is_none_or(|own| !own.contains(&name))
             }
-            _ => is_inner(kind),
+            _ => is_inner(resource_type),
         };
         let mut course = Course {
             fails: failures(op, step, heat, &self.case["stack_name"]),
@@ -277,10 +282,10 @@ impl Life<'_> {
         } else if tree.is_some() {
             self.tree = tree;
         }
-        if let Some(told) = heat.get("stack") {
+        if let Some(name_in_cases) = heat.get("stack") {
             let status = if fine { "COMPLETE" } else { "FAILED" };
-            if told["action"] != word || told["status"] != status {
-                let (action, state) = (&told["action"], &told["status"]);
+            if name_in_cases["action"] != word || name_in_cases["status"] != status {
+                let (action, state) = (&name_in_cases["action"], &name_in_cases["status"]);
                 return Some(format!("{word}_{status}, Heat {action}_{state}"));
             }
         }
@@ -301,10 +306,12 @@ impl Life<'_> {
             self.table = resources.clone();
         }
         let theirs = asked(heat);
-        self.called.extend(kinds_called(heat));
+        self.called.extend(types_called(heat));
         let called = &self.called;
-        let outer =
-            |call: &&Call| !silent(call.action, &call.kind) || called.contains(call.kind.as_str());
+        let outer = |call: &&Call| {
+            !silent(call.action, &call.resource_type)
+                || called.contains(call.resource_type.as_str())
+        };
         for action in ACTIONS {
             let ours = ours.iter().filter(|call| call.action == action);
             let ours = counted(ours.filter(outer).map(|call| last(&call.path)));
@@ -315,11 +322,11 @@ impl Life<'_> {
             if ours == theirs {
                 continue;
             }
-            let told = format!("{op}: {action:?}: {ours:?}, Heat {theirs:?}");
+            let name_in_cases = format!("{op}: {action:?}: {ours:?}, Heat {theirs:?}");
             if action != Action::Update {
-                return Some(told);
+                return Some(name_in_cases);
             }
-            self.updates.push(told);
+            self.updates.push(name_in_cases);
         }
         out_of_order(&self.case["stack_name"], &self.table, ours)
     }
@@ -335,7 +342,7 @@ fn idle(op: &str, heat: &Value) -> BTreeSet<String> {
             _ => !own_words(op).contains(&action),
         }
     });
-    idle.map(|row| told(row["name"].as_str().unwrap()))
+    idle.map(|row| name_in_cases(row["name"].as_str().unwrap()))
         .collect()
 }
 
@@ -356,8 +363,8 @@ fn lifecycle_differs(
     };
     let steps = own["steps"].as_array().unwrap();
     if steps.len() != expected.len() {
-        let told = format!("{} steps, Heat {}", steps.len(), expected.len());
-        return (Some(told), life.updates);
+        let name_in_cases = format!("{} steps, Heat {}", steps.len(), expected.len());
+        return (Some(name_in_cases), life.updates);
     }
     for (at, (step, heat)) in steps.iter().zip(expected).enumerate() {
         if let Some(wrong) = life.step(step, heat) {
@@ -412,7 +419,7 @@ fn with_less(case: &Value, step: &Value, tree: &Tree) -> Option<(String, Tree)> 
 /// Every template of the cases is made, loses a resource, gets it back as a rollback would, has
 /// each of its resources changed, and goes.
 #[test]
-fn updates_of_heats_templates_keep_the_order_and_come_back() {
+fn updates_of_heats_templates_keep_the_order_and_can_be_rolled_back() {
     let Some(cases) = cases_of("lifecycle.jsonl") else {
         return;
     };
@@ -439,7 +446,7 @@ fn updates_of_heats_templates_keep_the_order_and_come_back() {
             let Some(property) = existing[key].properties.keys().next().cloned() else {
                 continue;
             };
-            if plan::change(&existing[key].kind, &property) == Change::Refuse {
+            if plan::change(&existing[key].resource_type, &property) == Change::Refuse {
                 continue;
             }
             existing
@@ -459,9 +466,9 @@ fn updates_of_heats_templates_keep_the_order_and_come_back() {
 }
 
 /// Compares lives case by case and step by step.
-fn judge_lives(cases: &[Value], least: usize) {
+fn compare_lifecycles(cases: &[Value], least: usize) {
     let known = handlers();
-    let mut figures = Figures::default();
+    let mut results = Results::default();
     let (mut steps, mut exact) = (BTreeMap::<&str, usize>::new(), 0);
     for case in cases {
         let name = case["case"]["name"].as_str().unwrap();
@@ -470,36 +477,41 @@ fn judge_lives(cases: &[Value], least: usize) {
         let handlers = own.as_ref().unwrap_or(&known);
         // What must hold at every moment and does not is a miss of one case, not of all.
         let lived = catch_unwind(AssertUnwindSafe(|| lifecycle_differs(case, handlers)));
-        let broken = |_| (Some("panicked, as told above".to_owned()), Vec::new());
+        let broken = |_| {
+            (
+                Some("panicked, as name_in_cases above".to_owned()),
+                Vec::new(),
+            )
+        };
         let (miss, updates) = lived.unwrap_or_else(broken);
         exact += usize::from(miss.is_none() && updates.is_empty());
-        for told in updates {
-            println!("UPDATES {name}: {told}");
+        for name_in_cases in updates {
+            println!("UPDATES {name}: {name_in_cases}");
         }
-        figures.count(group, name, miss);
+        results.count(group, name, miss);
         for step in case["case"]["steps"].as_array().unwrap() {
             *steps.entry(step["op"].as_str().unwrap()).or_default() += 1;
         }
     }
     println!("lifecycle: steps {steps:?}; {exact} have the same updates, too");
-    figures.judge("lifecycle", least);
+    results.require("lifecycle", least);
 }
 
 #[test]
-fn stacks_live_as_heats_do() {
+fn stack_lifecycles_are_as_in_heat() {
     if let Some(cases) = cases_of("lifecycle.jsonl") {
-        judge_lives(&cases, 85);
+        compare_lifecycles(&cases, 85);
     }
 }
 
 /// Updates in place and by replacement, failures and rollbacks, suspend, resume and check of
 /// templates of the project's own, as Heat 27's engine went through them.
 #[test]
-fn changes_and_failures_go_as_in_heat() {
+fn changes_and_failures_are_as_in_heat() {
     let text = include_str!("../heat/lifecycle.jsonl");
     let cases: Vec<Value> = text
         .lines()
         .map(|line| serde_json::from_str(line).unwrap())
         .collect();
-    judge_lives(&cases, 95);
+    compare_lifecycles(&cases, 95);
 }

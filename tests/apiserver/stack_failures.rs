@@ -39,7 +39,7 @@ outputs:
 ";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_fails_for_long_is_told() {
+async fn lasting_errors_are_reported() {
     let cloud = Cloud::start().await;
     cloud.account("maker", "", &["configmaps"]).await;
     let spec = json!({"template": TEMPLATE, "serviceAccountName": "maker"});
@@ -64,5 +64,5 @@ async fn what_fails_for_long_is_told() {
     api.delete("blind", &params).await.unwrap();
     tokio::time::sleep(std::time::Duration::from_secs(2)).await;
     cloud.counter.trouble(Trouble::None);
-    cloud.goes("blind").await;
+    cloud.wait_until_deleted("blind").await;
 }

@@ -95,7 +95,7 @@ async fn a_stack_is_suspended_resumed_checked_and_healed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_retained_outlives_its_stack_without_its_marks() {
+async fn retained_objects_outlive_their_stack_without_its_label() {
     let cloud = Cloud::start().await;
     let template = "heat_template_version: 2021-04-16
 resources:
@@ -156,7 +156,7 @@ resources:
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_server_names_may_come_a_little_later_but_not_never() {
+async fn references_of_a_server_may_be_missing_only_for_a_while() {
     let cloud = Cloud::start().await;
     let template = TEMPLATE.replace("flavor: small, key", "flavor: later, key");
     cloud.stack("late", json!({"template": template})).await;

@@ -71,7 +71,7 @@ async fn shop(cloud: &Cloud) -> Stack {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_record_is_made_again_from_what_exists() {
+async fn a_record_is_rebuilt_from_existing_objects() {
     let cloud = Cloud::start().await;
     let made = shop(&cloud).await;
     let first = resources(&made);
@@ -134,7 +134,7 @@ async fn a_record_is_made_again_from_what_exists() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_certain_is_told_and_waits_for_a_word() {
+async fn differences_are_reported_and_wait_for_a_confirmation() {
     let cloud = Cloud::start().await;
     let template = "heat_template_version: newton
 resources:
@@ -191,7 +191,7 @@ resources:
 
 /// The namespace takes nothing new, and Secrets are among the first that go.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stack_without_a_record_goes_with_its_namespace() {
+async fn a_stack_without_a_record_is_deleted_with_its_namespace() {
     let cloud = Cloud::start().await;
     shop(&cloud).await;
     let namespaces: Api<Namespace> = Api::all(cloud.server.client());
@@ -240,7 +240,7 @@ resources:
 
 /// What the API server makes of a spec is no difference, whatever the kind.
 #[tokio::test(flavor = "multi_thread")]
-async fn every_kind_is_found_again_as_it_is() {
+async fn objects_of_every_kind_are_recovered_unchanged() {
     let cloud = Cloud::start().await;
     cloud.stack("all", json!({"template": ALL})).await;
     let made = cloud.becomes("all", "CREATE_COMPLETE").await;
