@@ -2,9 +2,12 @@
 //! scheduler may have decided on figures that are no longer true. Pure.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::ResourceExt;
 
 use pileus_api::common::{Claim, Ratios};
+use pileus_api::conditions::{self, ConditionType};
 use pileus_api::host::HostSpec;
+use pileus_api::{Instance, Reason};
 use pileus_values::parse_milli;
 
 /// What a host gives out in all.
@@ -28,6 +31,47 @@ pub struct Candidate {
     pub refused: bool,
 }
 
+impl Candidate {
+    /// An Instance; `realized` is whether this agent has seen a disk of it here.
+    #[must_use]
+    pub fn of(object: &Instance, realized: bool) -> Self {
+        let status = object.status.as_ref();
+        let gives_way = object.spec.preempted && not_ready_for(object, Reason::Preempted);
+        Self {
+            rank: (
+                object.metadata.creation_timestamp.clone(),
+                object.name_any(),
+            ),
+            claim: if gives_way {
+                Claim {
+                    disk_gib: object.spec.claim.disk_gib,
+                    ..Claim::default()
+                }
+            } else {
+                object.spec.claim
+            },
+            taken: realized || status.is_some_and(|s| s.realized == Some(true)),
+            refused: not_ready_for(object, Reason::HostRefused),
+        }
+    }
+
+    /// Whether it has its place on the host, or comes before `own` for it. Of those that have
+    /// none, the earlier comes first, so that two that do not fit together are not both turned
+    /// away; one that was turned away takes nothing.
+    #[must_use]
+    pub fn comes_before(&self, own: &Self) -> bool {
+        self.taken || (self.rank < own.rank && !self.refused)
+    }
+}
+
+/// Whether this is why it is not Ready, as was reported last.
+#[must_use]
+pub fn not_ready_for(object: &Instance, reason: Reason) -> bool {
+    let reported = object.status.as_ref().map(|s| s.conditions.as_slice());
+    let ready = conditions::find(reported.unwrap_or_default(), ConditionType::Ready);
+    ready.is_some_and(|ready| ready.reason == reason.as_str())
+}
+
 impl Room {
     /// As the scheduler counts. A ratio that cannot be read counts as absent: the scheduler
     /// tells of it.
@@ -49,9 +93,7 @@ impl Room {
         }
     }
 
-    /// Why `own` does not fit beside what the host has taken on already. Of those that it has
-    /// not, the earlier comes first, so that two that do not fit together are not both turned
-    /// away; one that was turned away takes no room.
+    /// Why `own` does not fit beside those that come before it.
     #[must_use]
     pub fn refuses(
         &self,
@@ -60,7 +102,7 @@ impl Room {
     ) -> Option<String> {
         let others = others
             .into_iter()
-            .filter(|other| other.taken || (other.rank < own.rank && !other.refused))
+            .filter(|other| other.comes_before(own))
             .map(|other| other.claim);
         self.lacks(own.claim, others)
     }

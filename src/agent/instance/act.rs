@@ -1,29 +1,26 @@
 //! Carries out steps. No decisions: those are in `plan`.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use kube::runtime::reflector::ObjectRef;
 use uuid::Uuid;
 
-use super::observe::{LONGEST_PAUSE, Observed, requests};
+use super::observe::{Observed, requests};
+use super::plan::domain::{HostSide, domain_spec};
+use super::plan::timing::fetch_delay;
 use super::plan::{Mark, Step};
-use super::taking::{Taken, is_asked};
-use super::{Download, Error, INLINE_WAIT, marks_of, owner_of};
+use super::{Download, Error, INLINE_WAIT, owner_of};
 use crate::Agent;
 use pileus_api::Instance;
 use pileus_api::names::{AGENT_FINALIZER, GUEST_DATA_KEY, host_namespace};
-use pileus_api::server::{ConfigDrive, Hardware};
 use pileus_guest::GuestData;
-use pileus_hypervisor::{Boot, Disk, DomainSpec, Nic, VirtType};
+use pileus_hypervisor::HostFacts;
 use pileus_kube_ext::{ApiError, chain, finalize};
 use pileus_storage::{DirectoryMarks, Progress};
 use pileus_values::quantity::GIB;
-
-/// Command line of a kernel that is booted directly, when the image gives none; Nova's.
-const COMMAND_LINE: &str = "root=/dev/vda console=tty0 console=ttyS0";
 
 /// Carries out one step.
 ///
@@ -69,9 +66,9 @@ pub async fn act(
         }
         Step::Define => {
             let facts = hypervisor.host().await?;
-            hypervisor
-                .define(&domain_spec(object, id, own, seen, agent, &facts)?)
-                .await?;
+            let host = host_side(id, seen, agent, &facts);
+            let domain = domain_spec(object, id, own, host)?;
+            hypervisor.define(&domain).await?;
         }
         Step::StartPaused => start(object, id, seen, agent).await?,
         Step::Resume => hypervisor.resume(id).await?,
@@ -81,7 +78,7 @@ pub async fn act(
             if let Err(error) = agent.disks.note_shutdown(id) {
                 tracing::warn!(%id, error = %chain(&error), "shutdown not recorded");
             }
-            agent.runtime(id, |runtime| runtime.shutdown = Some(Instant::now()));
+            agent.runtime(id, |runtime| runtime.starts.shutdown = Some(Instant::now()));
             hypervisor.shut_down(id).await?;
         }
         Step::PowerOff => hypervisor.power_off(id).await?,
@@ -109,28 +106,17 @@ pub async fn act(
     Ok(())
 }
 
-/// Starts the guest. A refusal is no crash: what counts as a crash has run.
+/// Starts the guest.
 async fn start(object: &Instance, id: Uuid, seen: &Observed, agent: &Agent) -> Result<(), Error> {
     agent.disks.forget_shutdown(id)?;
     let begun = Instant::now();
     let result = agent.hypervisor.start_paused(id).await;
+    let is_restart = object.status.is_some() && seen.plan.was_running;
+    // libvirt's event of a refused start triggers the Instance at once, so the pause must be
+    // remembered here.
     agent.runtime(id, |runtime| match &result {
-        Ok(()) => {
-            runtime.started = Some(begun);
-            runtime.shutdown = None;
-            runtime.refused = None;
-            if object.status.is_some() && seen.plan.was_running {
-                runtime.restarts += 1;
-            }
-        }
-        // libvirt's event of the refused start triggers the Instance at once, so the pause
-        // must be remembered here.
-        Err(error) => {
-            let times = runtime.refused.take().map_or(0, |(_, times)| times) + 1;
-            let pause = Duration::from_secs(1 << times.min(10)).min(LONGEST_PAUSE);
-            runtime.not_before = Some(begun + pause);
-            runtime.refused = Some((chain(error), times));
-        }
+        Ok(()) => runtime.starts.start_succeeded(begun, is_restart),
+        Err(error) => runtime.starts.start_refused(begun, chain(error)),
     });
     Ok(result?)
 }
@@ -192,14 +178,8 @@ fn fetch(object: &Arc<Instance>, id: Uuid, agent: &Arc<Agent>) {
                 Err(error) => {
                     tracing::warn!(image = %object.spec.image.name, %error, "image not fetched");
                     runtime.fetch_failures += 1;
-                    // Even what looks final is looked at again, rarely: the server's bytes
-                    // may have been mended.
-                    let seconds = if error.is_terminal() {
-                        300
-                    } else {
-                        (2 << runtime.fetch_failures.min(5)).min(60)
-                    };
-                    let again = Instant::now() + Duration::from_secs(seconds);
+                    let pause = fetch_delay(runtime.fetch_failures, error.is_terminal());
+                    let again = Instant::now() + pause;
                     runtime.download = Some(Download::Failed { error, again });
                 }
             });
@@ -232,101 +212,26 @@ async fn guest_data(object: &Instance, agent: &Agent) -> Result<GuestData, Error
         .ok_or_else(|| Error::GuestData(name.clone()))
 }
 
-/// The hardware of a guest: what an earlier boot fixed, else what this host gives.
-#[must_use]
-pub fn hardware(
-    object: &Instance,
-    agent: &Agent,
-    facts: &pileus_hypervisor::HostFacts,
-) -> Hardware {
-    let fixed = object.spec.hardware.clone();
-    fixed
-        .or_else(|| object.status.as_ref()?.hardware.clone())
-        .unwrap_or_else(|| Hardware {
-            machine_type: facts
-                .machines
-                .first()
-                .cloned()
-                .unwrap_or_else(|| "q35".to_owned()),
-            cpu_model: agent.config.cpu_model.clone(),
-            virt_type: agent.config.virt_type.as_str().to_owned(),
-            firmware: "bios".to_owned(),
-        })
-}
-
-fn domain_spec(
-    object: &Instance,
+/// Collects what the host has for the domain of `object`.
+fn host_side<'a>(
     id: Uuid,
-    own: &Mark,
     seen: &Observed,
-    agent: &Agent,
-    facts: &pileus_hypervisor::HostFacts,
-) -> Result<DomainSpec, Error> {
-    let spec = &object.spec;
-    let hardware = hardware(object, agent, facts);
+    agent: &'a Agent,
+    facts: &'a HostFacts,
+) -> HostSide<'a> {
     let imported = seen.imported.as_ref();
     let stored = |digest: &String| agent.store.path(digest).display().to_string();
-    let boot = match imported.and_then(|i| i.kernel_digest.as_ref()) {
-        Some(kernel) => Boot::Kernel {
-            kernel: stored(kernel),
-            initrd: imported.and_then(|i| i.initrd_digest.as_ref()).map(stored),
-            command_line: spec
-                .image
-                .kernel_command_line
-                .clone()
-                .unwrap_or_else(|| COMMAND_LINE.to_owned()),
-        },
-        None => Boot::Disk,
-    };
-    let mut nics = Vec::with_capacity(spec.nics.len());
-    for nic in &spec.nics {
-        nics.push(Nic {
-            port_id: nic.port_id.parse().map_err(|e| Error::Spec {
-                field: "nics[].portID",
-                why: format!("`{}` of interface {}: {e}", nic.port_id, nic.name),
-            })?,
-            mac: nic.mac_address.parse().map_err(|e| Error::Spec {
-                field: "nics[].macAddress",
-                why: format!("of interface {}: {e}", nic.name),
-            })?,
-            mtu: nic.mtu,
-            offload: !agent.ports.in_userspace(),
-        });
-    }
-    let taken = match &seen.taken {
-        Some(Ok(taken)) => taken.clone(),
-        Some(Err(why)) => return Err(Error::Taken(why.clone())),
-        None if is_asked(spec) => return Err(Error::Taken("not looked at yet".to_owned())),
-        None => Taken::default(),
-    };
     let directory = agent.disks.directory(id);
-    let has_drive = spec.config_drive == ConfigDrive::Enabled && spec.guest_data.is_some();
-    Ok(DomainSpec {
-        id,
-        marks: pileus_hypervisor::Marks {
-            pinned: taken.pinned,
-            devices: taken.devices.iter().copied().collect(),
-            ..marks_of(own)
-        },
-        vcpus: spec.claim.vcpus,
-        memory_mib: spec.claim.memory_mib,
-        topology: taken.topology,
-        machine: hardware.machine_type,
-        cpu_model: hardware.cpu_model,
-        virt_type: if hardware.virt_type == "kvm" {
-            VirtType::Kvm
-        } else {
-            VirtType::Qemu
-        },
-        boot,
-        root: Disk {
-            path: agent.disks.root_disk(id).display().to_string(),
-            format: "qcow2".to_owned(),
-            serial: id.simple().to_string(),
-        },
-        config_drive: has_drive.then(|| agent.disks.config_drive(id).display().to_string()),
-        nics,
-        devices: taken.devices,
+    HostSide {
+        machines: &facts.machines,
+        cpu_model: &agent.config.cpu_model,
+        virt_type: agent.config.virt_type,
+        offload: !agent.ports.in_userspace(),
+        root_disk: agent.disks.root_disk(id).display().to_string(),
+        config_drive: agent.disks.config_drive(id).display().to_string(),
         console_log: directory.join("console.log").display().to_string(),
-    })
+        kernel: imported.and_then(|i| i.kernel_digest.as_ref()).map(stored),
+        initrd: imported.and_then(|i| i.initrd_digest.as_ref()).map(stored),
+        resources: seen.resources.clone(),
+    }
 }

@@ -4,10 +4,10 @@ pub mod act;
 pub mod observe;
 pub mod plan;
 pub mod report;
+mod resources;
 #[cfg(test)]
 mod restart_tests;
 mod starts;
-mod taking;
 #[cfg(test)]
 mod tests;
 mod written;
@@ -28,11 +28,6 @@ use written::Written;
 
 /// How long a wait inside one pass may take; after it the Instance is queued again.
 const INLINE_WAIT: Duration = Duration::from_secs(3);
-/// Work that takes longer than this is told; shorter work only by its end.
-const QUIET: Duration = Duration::from_secs(3);
-/// The same for a guest that has never been told of: until then the manager's "being built"
-/// says all there is to say, also when many guests start at once.
-const FIRST_QUIET: Duration = Duration::from_secs(30);
 /// How long a guest that is ready to run lets earlier ones be made first.
 const STARTS_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -67,7 +62,7 @@ pub enum Error {
     GuestData(String),
     /// The host no longer has what the guest is to have of it; its disk is here.
     #[error("the host cannot give it what it asks for: {0}. It is built as soon as the host can")]
-    Taken(String),
+    Resources(String),
     /// A record on the host.
     #[error("cannot record the epoch")]
     Epoch(#[source] std::io::Error),
@@ -81,22 +76,12 @@ pub struct Runtime {
     pub busy_since: Option<Instant>,
     /// When the status was last written.
     pub reported: Option<Instant>,
-    /// When the guest was asked to shut down.
-    pub shutdown: Option<Instant>,
-    /// When the guest was last started.
-    pub started: Option<Instant>,
-    /// Starts in quick succession that ended in a crash.
-    pub crashes: u32,
-    /// Not to be started before.
-    pub not_before: Option<Instant>,
-    /// Starts that nobody asked for, since the status was written.
-    pub restarts: i64,
+    /// Its starts.
+    pub starts: plan::timing::StartHistory,
     /// Downloads.
     pub download: Option<Download>,
     /// Downloads that failed in a row.
     pub fetch_failures: u32,
-    /// Why the hypervisor refused the last start, and how often in a row.
-    pub refused: Option<(String, u32)>,
     /// Whether the guest's own shutdown stands, as last decided; the status may be behind.
     pub guest_shutdown: Option<bool>,
     /// A domain or disk of it was seen here.

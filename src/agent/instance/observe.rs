@@ -3,31 +3,20 @@
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use kube::ResourceExt;
 use uuid::Uuid;
 
-use super::plan::{DomainState, Mark, Seen, SeenDomain, SeenImage, Shutdown};
-use super::taking::{Taken, choose, is_asked};
+use super::plan::resources::{HostResources, Presence, needs_allocation, needs_capacity};
+use super::plan::{DomainState, Mark, Seen, SeenDomain, SeenImage};
+use super::resources::reserve;
 use super::{Download, Error, mark_from};
 use crate::Agent;
-use crate::epochs::Record;
-use crate::room::Candidate;
-use pileus_api::common::Claim;
-use pileus_api::conditions::{self, ConditionType};
+use crate::room::{Candidate, not_ready_for};
 use pileus_api::instance::{ImportedImage, InstanceSource};
-use pileus_api::server::{PowerState, RunState};
+use pileus_api::server::PowerState;
 use pileus_api::{Instance, Reason};
 use pileus_hypervisor::{Domain, State};
 use pileus_kube_ext::finalize;
 use pileus_storage::{Content, Request, StoredImage};
-
-/// A start that lasted this long was a success; what ends later is no crash loop.
-const SETTLED: Duration = Duration::from_secs(60);
-/// How long after its time a guest may still answer a request to shut down; what goes off
-/// later does so by itself.
-const ANSWER: Duration = Duration::from_secs(60);
-/// Longest pause between starts of a guest that crashes.
-pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(120);
 
 /// What was seen, for the planner and for the steps.
 pub struct Observed {
@@ -41,7 +30,7 @@ pub struct Observed {
     pub imported: Option<ImportedImage>,
     /// What of the host the guest gets, or why the host cannot give it; only while there is no
     /// domain.
-    pub taken: Option<Result<Taken, String>>,
+    pub resources: Option<Result<HostResources, String>>,
 }
 
 /// The mark that `object` puts on what it makes.
@@ -69,49 +58,38 @@ pub async fn observe(object: &Instance, id: Uuid, agent: &Agent) -> Result<Obser
     let (image, imported) = find_image(object, agent);
     let nics = object.spec.nics.iter();
     let ports: Vec<_> = nics.map(|nic| nic.port_id.clone()).collect();
-    let state = domain.as_ref().map(|d| d.state);
     let now = Instant::now();
     let timeout = shutdown_timeout(object);
     let epoch = agent.epochs.get(&object.spec.server.uid);
-    let preempted = says(object, Reason::Preempted);
-    let returns = preempted && !object.spec.preempted;
-    let is_new = domain.is_none() && !contents.disk;
-    let asks = returns || is_new;
-    let no_room = asks.then(|| no_room(object, agent)).flatten();
-    let undefined = domain.is_none() && no_room.is_none() && !finalize::is_deleting(object);
-    let taken = if undefined && is_asked(&object.spec) && !is_old(object, epoch) {
-        Some(choose(object, id, agent).await?)
+    let preempted = not_ready_for(object, Reason::Preempted);
+    let presence = Presence {
+        domain: domain.is_some(),
+        disk: contents.disk,
+        deleting: finalize::is_deleting(object),
+        preempted,
+        highest_epoch: epoch.map(|record| record.epoch),
+    };
+    let mut no_room = if needs_capacity(&object.spec, &presence) {
+        no_room(object, agent)
     } else {
         None
     };
-    let unfit = taken.as_ref().and_then(|taken| taken.as_ref().err());
-    let no_room = no_room.or_else(|| unfit.cloned());
+    let mut resources = None;
+    if no_room.is_none() && needs_allocation(&object.spec, &presence) {
+        let reserved = reserve(object, id, agent).await?;
+        no_room = reserved.as_ref().err().cloned();
+        resources = Some(reserved);
+    }
     let port_patience = agent.config.port_patience;
-    // A request cannot be withdrawn: the guest may answer it after it was asked to run again.
-    let asked_lately = contents
+    let recorded = contents
         .shutdown_asked
-        .is_some_and(|at| at.elapsed().unwrap_or_default() < timeout + ANSWER);
+        .map(|at| at.elapsed().unwrap_or_default());
+    let seen = domain.as_ref().map(seen_domain);
     let plan = agent.runtime(id, |runtime| {
-        if state == Some(State::Running) && object.spec.run_state_in_force() == RunState::Running {
-            runtime.shutdown = None;
-            if runtime.started.is_some_and(|at| now - at > SETTLED) {
-                runtime.crashes = 0;
-            }
-        }
-        let died = matches!(state, Some(State::Off | State::Crashed | State::ShutDown));
-        if died
-            && object.spec.run_state_in_force() == RunState::Running
-            && let Some(started) = runtime.started.take()
-        {
-            // Asked off, or lived long enough: not a crash in quick succession.
-            runtime.crashes = if now - started > SETTLED || runtime.shutdown.is_some() {
-                0
-            } else {
-                runtime.crashes + 1
-            };
-            let pause = Duration::from_secs(1 << runtime.crashes.min(10)).min(LONGEST_PAUSE);
-            runtime.not_before = (runtime.crashes > 1).then(|| now + pause);
-        }
+        let state = seen.as_ref().map(|domain| domain.state);
+        let wanted = object.spec.run_state_in_force();
+        runtime.starts.observe(wanted, state, now);
+        let starts = &runtime.starts;
         runtime.realized |= contents.disk;
         Seen {
             deleting: finalize::is_deleting(object),
@@ -119,7 +97,7 @@ pub async fn observe(object: &Instance, id: Uuid, agent: &Agent) -> Result<Obser
             epoch_closed: epoch.is_some_and(|record| record.closed.is_some()),
             no_room,
             preempted,
-            domain: domain.as_ref().map(seen_domain),
+            domain: seen,
             directory: match (&contents.marks, contents.directory) {
                 (Some(marks), _) => Some(mark_from(&marks.owner, marks.epoch)),
                 // Made, and not yet marked, by a pass that was interrupted: the id is ours.
@@ -138,20 +116,14 @@ pub async fn observe(object: &Instance, id: Uuid, agent: &Agent) -> Result<Obser
                 .or_else(|| status?.guest_shutdown)
                 .unwrap_or(false),
             was_running: status.and_then(|s| s.power_state) == Some(PowerState::Running),
-            asked_to_stop: runtime.shutdown.is_some() || asked_lately,
+            asked_to_stop: starts.is_asked_to_stop(recorded, timeout),
             rebooted,
             ports_installed: agent.ports.installed(&ports),
-            ports_overdue: runtime.started.is_some_and(|at| now - at > port_patience),
-            shutdown: runtime.shutdown.map(|at| {
-                if now - at >= timeout {
-                    Shutdown::Overdue
-                } else {
-                    Shutdown::Waiting
-                }
-            }),
-            crashes: runtime.crashes,
-            start_refused: runtime.refused.is_some(),
-            backing_off: runtime.not_before.is_some_and(|at| now < at),
+            ports_overdue: starts.started.is_some_and(|at| now - at > port_patience),
+            shutdown: starts.shutdown(timeout, now),
+            crashes: starts.crashes,
+            start_refused: starts.refused.is_some(),
+            backing_off: starts.is_backing_off(now),
         }
     });
     Ok(Observed {
@@ -159,12 +131,8 @@ pub async fn observe(object: &Instance, id: Uuid, agent: &Agent) -> Result<Obser
         domain,
         image,
         imported,
-        taken,
+        resources,
     })
-}
-
-fn is_old(object: &Instance, highest: Option<Record>) -> bool {
-    highest.is_some_and(|record| record.epoch > object.spec.epoch)
 }
 
 fn shutdown_timeout(object: &Instance) -> Duration {
@@ -195,38 +163,14 @@ pub(super) fn others_before(
 ) -> impl Iterator<Item = Arc<Instance>> {
     let own = candidate(object, agent);
     others(object, agent)
-        .filter(move |(_, other)| other.taken || (other.rank < own.rank && !other.refused))
+        .filter(move |(_, other)| other.comes_before(&own))
         .map(|(instance, _)| instance)
 }
 
-/// Whether this is why it is not Ready, as was said of it last.
-fn says(object: &Instance, reason: Reason) -> bool {
-    let said = object.status.as_ref().map(|s| s.conditions.as_slice());
-    let ready = conditions::find(said.unwrap_or_default(), ConditionType::Ready);
-    ready.is_some_and(|ready| ready.reason == reason.as_str())
-}
-
 fn candidate(object: &Instance, agent: &Agent) -> Candidate {
-    let status = object.status.as_ref();
     let id = object.spec.instance_id.parse();
-    let claim = if object.spec.preempted && says(object, Reason::Preempted) {
-        Claim {
-            disk_gib: object.spec.claim.disk_gib,
-            ..Claim::default()
-        }
-    } else {
-        object.spec.claim
-    };
-    Candidate {
-        rank: (
-            object.metadata.creation_timestamp.clone(),
-            object.name_any(),
-        ),
-        claim,
-        taken: status.is_some_and(|s| s.realized == Some(true))
-            || id.is_ok_and(|id| agent.runtime(id, |runtime| runtime.realized)),
-        refused: says(object, Reason::HostRefused),
-    }
+    let realized = id.is_ok_and(|id| agent.runtime(id, |runtime| runtime.realized));
+    Candidate::of(object, realized)
 }
 
 fn seen_domain(domain: &Domain) -> SeenDomain {

@@ -10,8 +10,9 @@ use kube::ResourceExt;
 use uuid::Uuid;
 
 use super::observe::Observed;
+use super::plan::timing::{REPORT_DELAY, next_pass, report_delay};
 use super::plan::{DomainState, Standing};
-use super::{Download, Error, FIRST_QUIET, QUIET};
+use super::{Download, Error};
 use crate::Agent;
 use pileus_api::conditions::{self, ConditionType, Observation};
 use pileus_api::instance::InstanceStatus;
@@ -247,13 +248,6 @@ fn download_words(object: &Instance, download: Option<&Download>) -> Option<Down
     }
 }
 
-fn is_passing(standing: &Standing) -> bool {
-    matches!(
-        standing,
-        Standing::Fetching | Standing::Building | Standing::AwaitingPorts | Standing::Stopping
-    )
-}
-
 /// Reports a standing. Gives when to look again, if sooner than the usual resync.
 ///
 /// # Errors
@@ -270,49 +264,27 @@ pub async fn report(
         .status
         .as_ref()
         .is_some_and(|s| s.observed_generation.is_some());
-    let patience = match standing {
-        Standing::Building | Standing::AwaitingPorts if !told => FIRST_QUIET,
-        _ => QUIET,
-    };
-    let (words, quiet, reported, restarts, not_before, retry) = agent.runtime(id, |runtime| {
+    let delay = report_delay(standing, told);
+    let (words, quiet, reported, restarts, next) = agent.runtime(id, |runtime| {
         let download = download_words(object, runtime.download.as_ref());
-        let refused = runtime.refused.as_ref().map(|(why, _)| why.as_str());
+        let refused = runtime.starts.refused.as_ref();
+        let refused = refused.map(|(why, _)| why.as_str());
         let words = words(object, standing, download.as_ref(), refused);
-        let quiet = is_passing(standing) && now - *runtime.busy_since.get_or_insert(now) < patience;
-        if !is_passing(standing) {
-            runtime.busy_since = None;
-        }
-        let retry = match &runtime.download {
-            Some(Download::Failed { again, .. }) => Some(again.saturating_duration_since(now)),
+        let quiet = match delay {
+            Some(delay) => now - *runtime.busy_since.get_or_insert(now) < delay,
+            None => {
+                runtime.busy_since = None;
+                false
+            }
+        };
+        let fetch_again = match &runtime.download {
+            Some(Download::Failed { again, .. }) => Some(*again),
             _ => None,
         };
-        (
-            words,
-            quiet,
-            runtime.reported,
-            runtime.restarts,
-            runtime.not_before,
-            retry,
-        )
+        let next = next_pass(standing, runtime.starts.not_before, fetch_again, now);
+        let restarts = runtime.starts.restarts;
+        (words, quiet, runtime.reported, restarts, next)
     });
-    let next = match standing {
-        Standing::AsAsked if object.spec.run_state_in_force() == RunState::Running => {
-            Some(super::super::RESYNC)
-        }
-        Standing::Fetching => Some(Duration::from_secs(1)),
-        Standing::AwaitingPorts | Standing::Stopping => Some(Duration::from_millis(500)),
-        Standing::PortsOverdue => Some(Duration::from_secs(5)),
-        Standing::NoRoom(_) | Standing::AwaitingRoom(_) => Some(Duration::from_secs(10)),
-        Standing::Building | Standing::StartRefused | Standing::CrashLoop => Some(
-            not_before
-                .map_or(Duration::from_secs(1), |at| {
-                    at.saturating_duration_since(now)
-                })
-                .max(Duration::from_millis(200)),
-        ),
-        Standing::ImageFailed => retry.map(|wait| wait.max(Duration::from_millis(200))),
-        _ => None,
-    };
     let too_soon =
         *standing == Standing::Fetching && reported.is_some_and(|at| now - at < PROGRESS);
     if quiet || too_soon {
@@ -340,7 +312,9 @@ pub async fn report_error(
         Error::Hypervisor(
             pileus_hypervisor::Error::Unreachable(_) | pileus_hypervisor::Error::Timeout(_),
         ) => (None, Reason::HypervisorUnavailable, false),
-        Error::Hypervisor(_) | Error::Taken(_) => (Some(false), Reason::HypervisorFailed, false),
+        Error::Hypervisor(_) | Error::Resources(_) => {
+            (Some(false), Reason::HypervisorFailed, false)
+        }
         Error::Storage(error) => (Some(false), reason_of(error), error.is_terminal()),
         Error::Guest(_) | Error::Spec { .. } => (Some(false), Reason::InvalidSpec, true),
         Error::GuestData(_) => (Some(false), Reason::SecretNotFound, false),
@@ -352,10 +326,10 @@ pub async fn report_error(
     let (busy_for, restarts) = agent.runtime(id, |runtime| {
         (
             now - *runtime.busy_since.get_or_insert(now),
-            runtime.restarts,
+            runtime.starts.restarts,
         )
     });
-    if busy_for < QUIET && !stalled {
+    if busy_for < REPORT_DELAY && !stalled {
         return Ok(());
     }
     let message = match error {
@@ -455,7 +429,7 @@ async fn write(
         agent.context.metrics.status_written("instance");
         let changed = agent.runtime(id, |runtime| {
             runtime.reported = Some(Instant::now());
-            runtime.restarts = 0;
+            runtime.starts.restarts = 0;
             runtime.written.note(object, written);
             runtime.told.replace(words.reason) != Some(words.reason)
         });

@@ -371,5 +371,5 @@ async fn a_processor_is_one_guests_alone_whatever_becomes_of_agents() {
     // The place of one that is gone is free again.
     agent.hypervisor.undefine(second.0).await.unwrap();
     agent.forget(second.0);
-    assert!(matches!(look(&third).await.taken, Some(Ok(_))));
+    assert!(matches!(look(&third).await.resources, Some(Ok(_))));
 }

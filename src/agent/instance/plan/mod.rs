@@ -9,6 +9,10 @@
 //! Every pass starts from what is there, so a crash at any point costs nothing but the
 //! step that it interrupted.
 
+pub mod domain;
+pub mod resources;
+pub mod timing;
+
 use pileus_api::instance::{ImportedImage, InstanceSpec, OnDeletion};
 use pileus_api::server::{OnGuestShutdown, RunState};
 
