@@ -72,10 +72,8 @@ pub struct Config {
     pub ovs_db: String,
     /// Where ovn-controller has its control socket.
     pub ovn_run_dir: PathBuf,
-    /// Memory kept back for the host when it registers, in MiB.
-    pub reserved_memory_mib: i64,
-    /// Disk kept back for the host when it registers, in GiB.
-    pub reserved_disk_gib: i64,
+    /// What is kept back for the machine where the Host's spec does not say.
+    pub reservation: host::plan::Reservation,
     /// How long an image that nothing uses is kept.
     pub image_grace: Duration,
     /// How long a guest waits for its ports' flows.

@@ -78,8 +78,11 @@ fn agent(dir: &Path, fake: &Fake) -> Arc<Agent> {
             boot_id_file: dir.join("boot_id"),
             ovs_db,
             ovn_run_dir: dir.to_owned(),
-            reserved_memory_mib: 0,
-            reserved_disk_gib: 0,
+            reservation: crate::host::plan::Reservation {
+                memory_mib: 0,
+                disk_gib: 0,
+                memory_shared_by: 1,
+            },
             image_grace: Duration::from_hours(1),
             port_patience: Duration::from_hours(1),
         },

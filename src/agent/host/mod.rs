@@ -1,5 +1,7 @@
 //! The Host itself: registration, inventory, heartbeat, orphans, collection of images.
 
+pub mod plan;
+
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
@@ -10,9 +12,9 @@ use kube::api::{ListParams, ObjectMeta, PostParams};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::Agent;
-use super::load::{self, Times};
-use super::room::Room;
+use crate::Agent;
+use crate::load::{self, Times};
+use crate::room::Room;
 use pileus_api::common::Claim;
 use pileus_api::conditions::{self, ConditionType, Observation};
 use pileus_api::host::{Capabilities, Host, HostSpec, HostStatus, NumaNode, Orphan};
@@ -139,14 +141,37 @@ async fn look_and_report(agent: &Agent) -> Result<(), ApiError> {
     let mut status = status(agent, &host, &old, facts, network, orphans);
     status.pci_devices = devices;
     status.metrics = metrics(agent, &old);
+    let spec = HostSpec {
+        reserved: host.spec.reserved.or(status.reserved),
+        ..host.spec_in_force()
+    };
     let room = status
         .capacity
-        .map(|capacity| Room::new(&host.spec_in_force(), capacity, OVERHEAD_MIB));
+        .map(|capacity| Room::new(&spec, capacity, OVERHEAD_MIB));
     *agent.room.lock().unwrap_or_else(PoisonError::into_inner) = room;
     if apply_status(&agent.hosts, AGENT, &host, &status).await? {
         agent.context.metrics.status_written("host");
+        publish_capacity(agent, &host, &old, &status);
     }
     Ok(())
+}
+
+/// An event when what is reserved has come to leave nothing, or something again.
+fn publish_capacity(agent: &Agent, host: &Host, old: &HostStatus, new: &HostStatus) {
+    let of = |status: &HostStatus| {
+        let found = conditions::find(&status.conditions, ConditionType::CapacityAvailable);
+        found.map(|c| (c.status == "False", c.message.clone()))
+    };
+    let Some((exhausted, message)) = of(new) else {
+        return;
+    };
+    let was = of(old).is_some_and(|(exhausted, _)| exhausted);
+    let events = &agent.context.events;
+    if exhausted && !was {
+        events.warning(host, Reason::NothingLeft, "Report", message);
+    } else if was && !exhausted {
+        events.normal(host, Reason::Ok, "Report", message);
+    }
 }
 
 /// How busy the processors are, as far as anybody asks: without that nothing is looked at.
@@ -199,11 +224,6 @@ async fn register(agent: &Agent) -> Result<Host, ApiError> {
         },
         spec: HostSpec {
             schedulable: true,
-            reserved: Some(Claim {
-                vcpus: 0,
-                memory_mib: agent.config.reserved_memory_mib,
-                disk_gib: agent.config.reserved_disk_gib,
-            }),
             ..HostSpec::default()
         },
         status: None,
@@ -230,6 +250,7 @@ fn status(
         orphans,
         // What libvirt cannot tell now stays as it was told last.
         capacity: old.capacity,
+        reserved: None,
         // The scheduler's.
         allocation_ratios: None,
         numa_nodes: old.numa_nodes.clone(),
@@ -295,6 +316,14 @@ fn status(
             chain(&error),
         ),
     });
+    status.reserved = status
+        .capacity
+        .map(|capacity| agent.config.reservation.of(capacity));
+    seen.push(plan::capacity_available(
+        status.capacity,
+        host.spec.reserved,
+        status.reserved,
+    ));
     seen.push(exclusive_control());
     status.conditions = conditions::merge(
         &old.conditions,
