@@ -80,9 +80,9 @@ struct Arguments {
     /// How long an image that nothing uses is kept, in seconds.
     #[arg(long, env = "PILEUS_IMAGE_GRACE_SECONDS", default_value_t = 86_400)]
     image_grace_seconds: u64,
-    /// How long a guest waits for its ports' flows before that is told, in seconds.
-    #[arg(long, env = "PILEUS_PORT_PATIENCE_SECONDS", default_value_t = 30)]
-    port_patience_seconds: u64,
+    /// How long a guest waits for its ports' flows before that is reported, in seconds.
+    #[arg(long, env = "PILEUS_PORT_TIMEOUT_SECONDS", default_value_t = 30)]
+    port_timeout_seconds: u64,
 }
 
 fn main() -> ExitCode {
@@ -116,6 +116,6 @@ fn config(arguments: Arguments) -> Config {
             memory_shared_by: arguments.memory_shared_by,
         },
         image_grace: Duration::from_secs(arguments.image_grace_seconds),
-        port_patience: Duration::from_secs(arguments.port_patience_seconds),
+        port_timeout: Duration::from_secs(arguments.port_timeout_seconds),
     }
 }

@@ -15,13 +15,13 @@ use uuid::Uuid;
 
 use crate::ffi::{self, Connect, Domain as VirtDomain};
 use pileus_hypervisor::domain::{
-    Domain, DomainSpec, Event, HostFacts, Listed, Marks, PciDevice, State,
+    Domain, DomainSpec, Event, HostFacts, ListedDomain, OwnerMetadata, PciDevice, State,
 };
 use pileus_hypervisor::xml::{
-    NAMESPACE, domain_name, domain_xml, marks_xml, parse_capabilities, parse_domain,
-    parse_marks_element, parse_pci_device,
+    NAMESPACE, domain_name, domain_xml, owner_xml, parse_capabilities, parse_domain,
+    parse_owner_element, parse_pci_device,
 };
-use pileus_hypervisor::{Error, Hypervisor, ending};
+use pileus_hypervisor::{Error, Hypervisor, shutdown_reason};
 
 /// Changes that may run at once: as many as libvirtd works on for one connection
 /// (`max_client_requests`). It does not even read the next.
@@ -67,7 +67,7 @@ impl Libvirt {
     /// # Errors
     /// When libvirt is not installed, or its event loop cannot be started.
     pub fn connect(uri: &str) -> Result<Self, Error> {
-        Self::connect_with_logs(uri, Path::new(ending::LOGS))
+        Self::connect_with_logs(uri, Path::new(shutdown_reason::LOGS))
     }
 
     /// The same for a libvirt that keeps QEMU's logs in a directory of its own.
@@ -301,7 +301,7 @@ fn state_of(domain: &VirtDomain, logs: &Path) -> Result<State, ffi::Error> {
             // A daemon that was restarted has forgotten the reason.
             ffi::VIR_DOMAIN_SHUTOFF_UNKNOWN => {
                 let log = logs.join(format!("{}.log", domain_name(domain.uuid()?)));
-                if ending::was_shutdown(&log) {
+                if shutdown_reason::was_shutdown(&log) {
                     State::ShutDown
                 } else {
                     State::Off
@@ -318,7 +318,7 @@ fn inspect(domain: &VirtDomain, logs: &Path) -> Result<Domain, ffi::Error> {
     Ok(Domain {
         id: domain.uuid()?,
         state: state_of(domain, logs)?,
-        marks: parsed.marks,
+        metadata: parsed.metadata,
         hardware: parsed.hardware,
         taps: parsed.taps,
     })
@@ -326,21 +326,21 @@ fn inspect(domain: &VirtDomain, logs: &Path) -> Result<Domain, ffi::Error> {
 
 /// Asks for nothing that waits while another call on the domain is under way, as the XML does:
 /// a guest that hangs must not hide all the others.
-fn list(domain: &VirtDomain, logs: &Path) -> Result<Listed, ffi::Error> {
+fn list(domain: &VirtDomain, logs: &Path) -> Result<ListedDomain, ffi::Error> {
     let element = domain.metadata(
         ffi::VIR_DOMAIN_METADATA_ELEMENT,
         NAMESPACE,
         ffi::VIR_DOMAIN_AFFECT_CURRENT,
     );
-    let marks = match element {
-        Ok(element) => parse_marks_element(&element),
+    let metadata = match element {
+        Ok(element) => parse_owner_element(&element),
         Err(e) if e.code == ffi::VIR_ERR_NO_DOMAIN_METADATA => None,
         Err(e) => return Err(e),
     };
-    Ok(Listed {
+    Ok(ListedDomain {
         id: domain.uuid()?,
         state: state_of(domain, logs)?,
-        marks,
+        metadata,
     })
 }
 
@@ -374,7 +374,7 @@ impl Hypervisor for Libvirt {
         .await
     }
 
-    async fn domains(&self) -> Result<Vec<Listed>, Error> {
+    async fn domains(&self) -> Result<Vec<ListedDomain>, Error> {
         let logs = self.inner.logs.clone();
         self.look("list the domains", None, move |connect| {
             // One that vanishes while it is looked at is no failure of the list; any other
@@ -410,12 +410,12 @@ impl Hypervisor for Libvirt {
         .await
     }
 
-    async fn mark(&self, id: Uuid, marks: &Marks) -> Result<(), Error> {
+    async fn set_owner_metadata(&self, id: Uuid, metadata: &OwnerMetadata) -> Result<(), Error> {
         // libvirt adds the declaration of the namespace itself.
-        let xml = marks_xml(marks)
+        let xml = owner_xml(metadata)
             .replacen("pileus:owner", "owner", 1)
             .replacen(&format!(" xmlns:pileus='{NAMESPACE}'"), "", 1);
-        self.on_domain("change a domain's marks", id, move |domain| {
+        self.on_domain("change a domain's metadata", id, move |domain| {
             let mut flags = 0;
             // Somebody may have undefined it under us: then there is no definition to change.
             if domain.is_persistent()? {

@@ -8,18 +8,18 @@ use kube::Api;
 use kube::runtime::reflector::ObjectRef;
 use uuid::Uuid;
 
-use super::observe::{Observed, requests};
+use super::observe::{Snapshot, requests};
 use super::plan::domain::{HostSide, domain_spec};
 use super::plan::timing::fetch_delay;
-use super::plan::{Mark, Step};
-use super::{Download, Error, INLINE_WAIT, owner_of};
+use super::plan::{PlacementOwner, Step};
+use super::{Download, Error, INLINE_TIMEOUT, owner_of};
 use crate::Agent;
 use pileus_api::Instance;
 use pileus_api::names::{AGENT_FINALIZER, GUEST_DATA_KEY, host_namespace};
 use pileus_guest::GuestData;
 use pileus_hypervisor::HostFacts;
 use pileus_kube_ext::{ApiError, chain, finalize};
-use pileus_storage::{DirectoryMarks, Progress};
+use pileus_storage::{DirectoryMetadata, DownloadProgress};
 use pileus_values::quantity::GIB;
 
 /// Carries out one step.
@@ -30,8 +30,8 @@ pub async fn act(
     step: &Step,
     object: &Arc<Instance>,
     id: Uuid,
-    own: &Mark,
-    seen: &Observed,
+    own: &PlacementOwner,
+    snapshot: &Snapshot,
     agent: &Arc<Agent>,
 ) -> Result<(), Error> {
     let hypervisor = &agent.hypervisor;
@@ -40,10 +40,10 @@ pub async fn act(
             .epochs
             .record(&own.uid, own.epoch)
             .map_err(Error::Epoch)?,
-        Step::Adopt => adopt(id, own, seen, agent).await?,
+        Step::Adopt => adopt(id, own, snapshot, agent).await?,
         Step::FetchImage => fetch(object, id, agent),
         Step::MakeDisk => {
-            let Some(image) = &seen.image else {
+            let Some(image) = &snapshot.image else {
                 return Ok(());
             };
             let size = object
@@ -53,10 +53,10 @@ pub async fn act(
                 .saturating_mul(GIB)
                 .max(0)
                 .unsigned_abs();
-            let marks = directory_marks(own, seen);
+            let metadata = directory_metadata(own, snapshot);
             agent
                 .disks
-                .create(&agent.store, id, &marks, image, size)
+                .create(&agent.store, id, &metadata, image, size)
                 .await?;
         }
         Step::WriteConfigDrive => {
@@ -66,24 +66,24 @@ pub async fn act(
         }
         Step::Define => {
             let facts = hypervisor.host().await?;
-            let host = host_side(id, seen, agent, &facts);
+            let host = host_side(id, snapshot, agent, &facts);
             let domain = domain_spec(object, id, own, host)?;
             hypervisor.define(&domain).await?;
         }
-        Step::StartPaused => start(object, id, seen, agent).await?,
+        Step::StartPaused => start(object, id, snapshot, agent).await?,
         Step::Resume => hypervisor.resume(id).await?,
         Step::ShutDown => {
-            // On disk first: who comes after this agent must not take the guest's answer for
-            // its own wish. A full disk is no reason not to ask.
-            if let Err(error) = agent.disks.note_shutdown(id) {
-                tracing::warn!(%id, error = %chain(&error), "shutdown not recorded");
+            // On disk first: an agent that starts after this one must know that the guest did
+            // not shut down by itself. A full disk is no reason not to ask.
+            if let Err(error) = agent.disks.record_shutdown_request(id) {
+                tracing::warn!(%id, error = %chain(&error), "the request to shut down was not recorded");
             }
             agent.runtime(id, |runtime| runtime.starts.shutdown = Some(Instant::now()));
             hypervisor.shut_down(id).await?;
         }
         Step::PowerOff => hypervisor.power_off(id).await?,
         Step::Undefine => hypervisor.undefine(id).await?,
-        Step::RemovePorts => agent.ports.remove(id, INLINE_WAIT).await?,
+        Step::RemovePorts => agent.ports.remove(id, INLINE_TIMEOUT).await?,
         Step::RemoveFiles => {
             agent.runtime(id, |runtime| {
                 if let Some(Download::Running(_, task)) = &runtime.download {
@@ -107,11 +107,16 @@ pub async fn act(
 }
 
 /// Starts the guest.
-async fn start(object: &Instance, id: Uuid, seen: &Observed, agent: &Agent) -> Result<(), Error> {
-    agent.disks.forget_shutdown(id)?;
+async fn start(
+    object: &Instance,
+    id: Uuid,
+    snapshot: &Snapshot,
+    agent: &Agent,
+) -> Result<(), Error> {
+    agent.disks.clear_shutdown_request(id)?;
     let begun = Instant::now();
     let result = agent.hypervisor.start_paused(id).await;
-    let is_restart = object.status.is_some() && seen.plan.was_running;
+    let is_restart = object.status.is_some() && snapshot.observed.was_running;
     // libvirt's event of a refused start triggers the Instance at once, so the pause must be
     // remembered here.
     agent.runtime(id, |runtime| match &result {
@@ -121,37 +126,42 @@ async fn start(object: &Instance, id: Uuid, seen: &Observed, agent: &Agent) -> R
     Ok(result?)
 }
 
-fn directory_marks(own: &Mark, seen: &Observed) -> DirectoryMarks {
-    let uses = seen
+fn directory_metadata(own: &PlacementOwner, snapshot: &Snapshot) -> DirectoryMetadata {
+    let uses = snapshot
         .imported
         .iter()
         .flat_map(|i| [i.kernel_digest.clone(), i.initrd_digest.clone()])
         .flatten()
         .collect();
-    DirectoryMarks {
+    DirectoryMetadata {
         owner: owner_of(own),
         epoch: own.epoch,
         uses,
     }
 }
 
-async fn adopt(id: Uuid, own: &Mark, seen: &Observed, agent: &Agent) -> Result<(), Error> {
-    if let Some(domain) = &seen.domain {
-        // What it has to itself is its own still.
-        let marks = pileus_hypervisor::Marks {
+async fn adopt(
+    id: Uuid,
+    own: &PlacementOwner,
+    snapshot: &Snapshot,
+    agent: &Agent,
+) -> Result<(), Error> {
+    if let Some(domain) = &snapshot.domain {
+        // Its processors and devices stay its own.
+        let metadata = pileus_hypervisor::OwnerMetadata {
             owner: owner_of(own),
             epoch: own.epoch,
-            ..domain.marks.clone().unwrap_or_default()
+            ..domain.metadata.clone().unwrap_or_default()
         };
-        agent.hypervisor.mark(id, &marks).await?;
+        agent.hypervisor.set_owner_metadata(id, &metadata).await?;
     }
-    if let Some(marks) = agent.disks.look(id).marks {
-        let marks = DirectoryMarks {
+    if let Some(metadata) = agent.disks.contents(id).metadata {
+        let metadata = DirectoryMetadata {
             owner: owner_of(own),
             epoch: own.epoch,
-            ..marks
+            ..metadata
         };
-        agent.disks.mark(id, &marks)?;
+        agent.disks.set_metadata(id, &metadata)?;
     }
     tracing::info!(%id, server = %own.name, namespace = %own.namespace, "adopted");
     Ok(())
@@ -159,13 +169,13 @@ async fn adopt(id: Uuid, own: &Mark, seen: &Observed, agent: &Agent) -> Result<(
 
 /// Starts the download in the background; its end triggers the Instance.
 fn fetch(object: &Arc<Instance>, id: Uuid, agent: &Arc<Agent>) {
-    let progress = Arc::new(Progress::default());
+    let download = Arc::new(DownloadProgress::default());
     let task = tokio::spawn({
-        let (agent, object, progress) = (agent.clone(), object.clone(), progress.clone());
+        let (agent, object, download) = (agent.clone(), object.clone(), download.clone());
         async move {
             let mut result = Ok(());
             for request in requests(&object) {
-                if let Err(error) = agent.store.import(&request, &progress).await {
+                if let Err(error) = agent.store.import(&request, &download).await {
                     result = Err(error);
                     break;
                 }
@@ -188,9 +198,9 @@ fn fetch(object: &Arc<Instance>, id: Uuid, agent: &Arc<Agent>) {
         }
     });
     agent.runtime(id, |runtime| {
-        // A very quick download has left its result already.
+        // A very short download has stored its result already.
         if !task.is_finished() && !matches!(runtime.download, Some(Download::Failed { again, .. }) if again > Instant::now()) {
-            runtime.download = Some(Download::Running(progress, task.abort_handle()));
+            runtime.download = Some(Download::Running(download, task.abort_handle()));
         }
     });
 }
@@ -212,26 +222,26 @@ async fn guest_data(object: &Instance, agent: &Agent) -> Result<GuestData, Error
         .ok_or_else(|| Error::GuestData(name.clone()))
 }
 
-/// Collects what the host has for the domain of `object`.
+/// Collects what of the host goes into the domain.
 fn host_side<'a>(
     id: Uuid,
-    seen: &Observed,
+    snapshot: &Snapshot,
     agent: &'a Agent,
     facts: &'a HostFacts,
 ) -> HostSide<'a> {
-    let imported = seen.imported.as_ref();
+    let imported = snapshot.imported.as_ref();
     let stored = |digest: &String| agent.store.path(digest).display().to_string();
     let directory = agent.disks.directory(id);
     HostSide {
         machines: &facts.machines,
         cpu_model: &agent.config.cpu_model,
         virt_type: agent.config.virt_type,
-        offload: !agent.ports.in_userspace(),
+        offload: !agent.ports.is_in_userspace(),
         root_disk: agent.disks.root_disk(id).display().to_string(),
         config_drive: agent.disks.config_drive(id).display().to_string(),
         console_log: directory.join("console.log").display().to_string(),
         kernel: imported.and_then(|i| i.kernel_digest.as_ref()).map(stored),
         initrd: imported.and_then(|i| i.initrd_digest.as_ref()).map(stored),
-        resources: seen.resources.clone(),
+        resources: snapshot.resources.clone(),
     }
 }

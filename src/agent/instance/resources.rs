@@ -1,4 +1,4 @@
-//! Reads what of the host is held, and remembers what was allocated, one guest at a time.
+//! Reads which resources of the host are in use, and reserves those of one guest at a time.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,7 @@ use super::plan::resources::{HostResources, Inventory, allocate};
 use crate::Agent;
 use pileus_api::Instance;
 
-/// Allocates what of the host the guest gets, or says why the host cannot give it. The
+/// Allocates the host resources of a guest, or returns why the host cannot give them. The
 /// processors stay reserved for it until the Instance is forgotten: before the domain is
 /// defined, and also when it is defined and that could not be reported.
 ///

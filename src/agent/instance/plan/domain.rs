@@ -2,12 +2,12 @@
 
 use uuid::Uuid;
 
-use super::Mark;
+use super::PlacementOwner;
 use super::resources::{HostResources, asks_for_resources};
-use crate::instance::{Error, marks_of};
+use crate::instance::{Error, owner_metadata};
 use pileus_api::Instance;
 use pileus_api::server::{ConfigDrive, Hardware};
-use pileus_hypervisor::{Boot, Disk, DomainSpec, Marks, Nic, VirtType};
+use pileus_hypervisor::{Boot, Disk, DomainSpec, Nic, OwnerMetadata, VirtType};
 
 /// Command line of a kernel that is booted directly, when the image gives none; Nova's.
 const COMMAND_LINE: &str = "root=/dev/vda console=tty0 console=ttyS0";
@@ -60,7 +60,7 @@ pub fn hardware(object: &Instance, host: &HostSide<'_>) -> Hardware {
 pub fn domain_spec(
     object: &Instance,
     id: Uuid,
-    own: &Mark,
+    own: &PlacementOwner,
     host: HostSide<'_>,
 ) -> Result<DomainSpec, Error> {
     let spec = &object.spec;
@@ -103,10 +103,10 @@ pub fn domain_spec(
     let has_drive = spec.config_drive == ConfigDrive::Enabled && spec.guest_data.is_some();
     Ok(DomainSpec {
         id,
-        marks: Marks {
+        metadata: OwnerMetadata {
             pinned: resources.pinned,
             devices: resources.devices.iter().copied().collect(),
-            ..marks_of(own)
+            ..owner_metadata(own)
         },
         vcpus: spec.claim.vcpus,
         memory_mib: spec.claim.memory_mib,
@@ -147,7 +147,7 @@ mod tests {
     }
 
     fn domain(object: &Instance, host: HostSide<'_>) -> Result<DomainSpec, Error> {
-        domain_spec(object, Uuid::from_u128(1), &Mark::default(), host)
+        domain_spec(object, Uuid::from_u128(1), &PlacementOwner::default(), host)
     }
 
     #[test]
@@ -173,7 +173,7 @@ mod tests {
         let made = domain(&object, host).unwrap();
         assert_eq!(
             made.machine, "pc-q35-8.0",
-            "the manager's word counts first"
+            "what the spec says counts first"
         );
     }
 

@@ -1,5 +1,5 @@
-//! Decides what an Instance needs next on its host. Pure: what was seen comes in, steps
-//! and a report go out.
+//! Decides what an Instance needs next on its host. Pure: what was observed comes in, steps
+//! and the progress to report go out.
 //!
 //! ```text
 //!  absent ─ fetch image ─ make disk ─ define ─ start paused ─ ports installed ─ resume ─> running
@@ -16,47 +16,47 @@ pub mod timing;
 use pileus_api::instance::{ImportedImage, InstanceSpec, OnDeletion};
 use pileus_api::server::{OnGuestShutdown, RunState};
 
-/// How often a guest that keeps dying is started again before only slow retries are left.
+/// After this many crashes in quick succession the guest is reported as a crash loop.
 const QUICK_RESTARTS: u32 = 5;
 
-/// What was seen on the host, by direct reads.
+/// What was observed on the host, by direct reads.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Seen {
+pub struct Observed {
     /// The Instance is being deleted.
     pub deleting: bool,
-    /// Highest epoch this host has ever seen for the Server's uid.
+    /// Highest epoch recorded on this host for the Server's uid.
     pub highest_epoch: Option<i64>,
-    /// That epoch's record was closed: nothing of it was left here once.
+    /// That epoch's record is closed: all of it was removed from this host.
     pub epoch_closed: bool,
-    /// Why the host has no room for it, with figures; `None` when it has, or nobody can tell.
-    pub no_room: Option<String>,
-    /// The status said last that it was stopped for a Server of higher priority.
+    /// Why the host has no capacity for it, with figures; `None` when it has, or that is unknown.
+    pub no_capacity: Option<String>,
+    /// The reported status is that it was stopped for a Server of higher priority.
     pub preempted: bool,
     /// The domain with the Instance's id.
-    pub domain: Option<SeenDomain>,
-    /// The marks on the Instance's directory, when it exists.
-    pub directory: Option<Mark>,
+    pub domain: Option<ObservedDomain>,
+    /// The owner of the Instance's directory, when it exists.
+    pub directory: Option<PlacementOwner>,
     /// The root disk exists.
     pub disk: bool,
     /// The config drive exists.
     pub config_drive: bool,
     /// The image's bytes on this host.
-    pub image: SeenImage,
-    /// The status said before that a domain or disk of this Instance was made here.
+    pub image: ImageState,
+    /// It was reported before that a domain or disk of this Instance was made here.
     pub realized: bool,
-    /// The guest's own shutdown was recorded, and it stays off.
+    /// It was reported that the guest shut itself down, and it stays off.
     pub guest_shutdown: bool,
-    /// The status last said that it runs.
+    /// The reported power state is Running.
     pub was_running: bool,
     /// We have asked the guest to shut down since it was started.
     pub asked_to_stop: bool,
     /// The host has booted since the status was written.
     pub rebooted: bool,
-    /// All ports have their flows installed; `None` when that cannot be told now.
+    /// All ports have their flows installed; `None` when that is unknown now.
     pub ports_installed: Option<bool>,
-    /// The wait for flows has lasted as long as it may.
+    /// The wait for flows has timed out.
     pub ports_overdue: bool,
-    /// When a shutdown has been asked for: whether its time is over.
+    /// The shutdown that was requested, if any.
     pub shutdown: Option<Shutdown>,
     /// Starts in quick succession that ended in a crash.
     pub crashes: u32,
@@ -68,7 +68,7 @@ pub struct Seen {
 
 /// Who made something on the host, and for which placement.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Mark {
+pub struct PlacementOwner {
     /// uid of the cluster.
     pub cluster: String,
     /// Namespace of the Server.
@@ -83,19 +83,19 @@ pub struct Mark {
 
 /// A domain as libvirt shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SeenDomain {
-    /// Its marks; `None` for a domain that is not ours.
-    pub mark: Option<Mark>,
-    /// What it does.
+pub struct ObservedDomain {
+    /// Its owner; `None` for a domain that is not ours.
+    pub owner: Option<PlacementOwner>,
+    /// Its state.
     pub state: DomainState,
 }
 
-/// What a domain does.
+/// State of a domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DomainState {
     /// Running.
     Running,
-    /// Its processors are held.
+    /// Its processors are paused.
     Paused,
     /// The guest is shutting down.
     ShuttingDown,
@@ -103,30 +103,30 @@ pub enum DomainState {
     ShutDown,
     /// Off, because it crashed, was killed, the host rebooted, or for a reason unknown.
     Off,
-    /// Its QEMU is there but the guest crashed.
+    /// The guest crashed; its QEMU still runs.
     Crashed,
 }
 
 /// The image's bytes on this host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum SeenImage {
-    /// Not here.
+pub enum ImageState {
+    /// Not on this host.
     #[default]
     Absent,
     /// Being fetched in the background.
     Fetching,
-    /// Here, checked.
+    /// On this host, checked.
     Cached(ImportedImage),
     /// Could not be fetched, and it is not yet time to try again.
     Failed,
 }
 
-/// A shutdown that is under way.
+/// A shutdown that was requested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shutdown {
-    /// The guest still has time.
+    /// The guest still has time to shut down.
     Waiting,
-    /// Its time is over.
+    /// The guest did not shut down in time.
     Overdue,
 }
 
@@ -140,15 +140,15 @@ pub enum Step {
     Adopt,
     /// Fetch the image in the background.
     FetchImage,
-    /// Make the directory with its marks and the root disk, or check the disk that is there.
+    /// Make the directory with its metadata and the root disk, or check the disk that is there.
     MakeDisk,
     /// Write the config drive.
     WriteConfigDrive,
     /// Define the domain.
     Define,
-    /// Start the domain with its processors held.
+    /// Start the domain with its processors paused.
     StartPaused,
-    /// Let the processors run.
+    /// Resume the processors.
     Resume,
     /// Ask the guest to shut down.
     ShutDown,
@@ -160,18 +160,18 @@ pub enum Step {
     RemovePorts,
     /// Remove the directory with its disks.
     RemoveFiles,
-    /// Nothing is left: the epoch's record need not be kept for ever.
+    /// Close the epoch's record: nothing is left, so it need not be kept for ever.
     CloseEpoch,
-    /// Let the Instance go.
+    /// Remove the finalizer, so that the Instance can be deleted.
     DropFinalizer,
 }
 
-/// Where the Instance stands after the steps, for the report.
+/// How far the Instance is after the steps; what is reported of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Standing {
-    /// In the run state asked for.
-    AsAsked,
-    /// The image is on its way.
+pub enum Progress {
+    /// In the run state that the spec asks for.
+    Complete,
+    /// The image is being fetched.
     Fetching,
     /// The image could not be fetched.
     ImageFailed,
@@ -193,88 +193,89 @@ pub enum Standing {
     StartRefused,
     /// The guest dies again and again; started again after a pause.
     CrashLoop,
-    /// Another placement has been seen here since; nothing is touched.
+    /// A newer placement is recorded on this host; nothing is touched.
     Stale(i64),
-    /// This very placement has ended here, and all of it is removed: who made the Instance
-    /// again acts on what was.
+    /// This very placement has ended here, and all of it was removed: the Instance was made
+    /// again from an outdated decision.
     Ended,
     /// A domain or directory of that id belongs to somebody else.
     Foreign,
-    /// The host has no room for it, with the figures; nothing of it was made here.
-    NoRoom(String),
-    /// It was stopped for another Server, and its room is not there yet; with the figures.
-    AwaitingRoom(String),
-    /// It ran here before, and its disk is gone: nothing is made up in its place.
+    /// The host has no capacity for it, with the figures; nothing of it was made here.
+    NoCapacity(String),
+    /// It was stopped for another Server, and the host has no capacity for it yet; with the
+    /// figures.
+    AwaitingCapacity(String),
+    /// It ran here before, and its disk is gone: no new one is made in its place.
     DiskMissing,
     /// Being removed.
     Removing,
 }
 
-/// What to do and what to say.
+/// What to do and what to report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     /// Effects, in order; the first that fails ends the pass.
     pub steps: Vec<Step>,
-    /// Where that leaves the Instance.
-    pub standing: Standing,
+    /// How far the Instance is then.
+    pub progress: Progress,
 }
 
 impl Plan {
-    fn new(steps: Vec<Step>, standing: Standing) -> Self {
-        Self { steps, standing }
+    fn new(steps: Vec<Step>, progress: Progress) -> Self {
+        Self { steps, progress }
     }
 
-    pub(super) fn nothing(standing: Standing) -> Self {
-        Self::new(Vec::new(), standing)
+    pub(super) fn nothing(progress: Progress) -> Self {
+        Self::new(Vec::new(), progress)
     }
 }
 
-/// Decides for one Instance. `own` is the mark that this Instance puts on what it makes.
+/// Decides for one Instance. `own` is the owner that this Instance records on what it makes.
 #[must_use]
-pub fn plan(spec: &InstanceSpec, own: &Mark, seen: &Seen) -> Plan {
-    if seen.deleting && spec.on_deletion == OnDeletion::Release {
-        // Nobody has deleted the Server: the Instance was lost, and what it stands for is
+pub fn plan(spec: &InstanceSpec, own: &PlacementOwner, observed: &Observed) -> Plan {
+    if observed.deleting && spec.on_deletion == OnDeletion::Release {
+        // The Server was not deleted: the Instance was lost, and its domain and disk are
         // adopted by the next one.
-        return Plan::new(vec![Step::DropFinalizer], Standing::Removing);
+        return Plan::new(vec![Step::DropFinalizer], Progress::Removing);
     }
-    if let Some(highest) = seen.highest_epoch
+    if let Some(highest) = observed.highest_epoch
         && highest > own.epoch
     {
         // An older incarnation touches nothing. When it is deleted, what it left (if
         // anything) is the newer one's or an orphan.
-        return match seen.deleting {
-            true if !holds_own(own, seen) => {
-                Plan::new(vec![Step::DropFinalizer], Standing::Removing)
+        return match observed.deleting {
+            true if !holds_own(own, observed) => {
+                Plan::new(vec![Step::DropFinalizer], Progress::Removing)
             }
-            true => remove(seen),
-            false => Plan::nothing(Standing::Stale(highest)),
+            true => remove(observed),
+            false => Plan::nothing(Progress::Stale(highest)),
         };
     }
-    match ownership(own, seen) {
-        Ownership::Foreign if seen.deleting => Plan::new(
+    match ownership(own, observed) {
+        Ownership::Foreign if observed.deleting => Plan::new(
             vec![Step::CloseEpoch, Step::DropFinalizer],
-            Standing::Removing,
+            Progress::Removing,
         ),
-        Ownership::Foreign => Plan::nothing(Standing::Foreign),
-        _ if seen.deleting => remove(seen),
-        Ownership::Own if is_ended(own, seen) => Plan::nothing(Standing::Ended),
+        Ownership::Foreign => Plan::nothing(Progress::Foreign),
+        _ if observed.deleting => remove(observed),
+        Ownership::Own if is_ended(own, observed) => Plan::nothing(Progress::Ended),
         ownership => {
             let mut steps = Vec::new();
-            if seen.highest_epoch != Some(own.epoch) || seen.epoch_closed {
+            if observed.highest_epoch != Some(own.epoch) || observed.epoch_closed {
                 steps.push(Step::RecordEpoch);
             }
             if ownership == Ownership::Earlier {
                 steps.push(Step::Adopt);
             }
-            let standing = realise(spec, seen, &mut steps);
-            Plan::new(steps, standing)
+            let progress = realise(spec, observed, &mut steps);
+            Plan::new(steps, progress)
         }
     }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ownership {
-    /// Nothing there, or all of it made by this very incarnation.
+    /// There is nothing, or all of it was made by this very incarnation.
     Own,
     /// Made for the same Server by name, by an earlier incarnation.
     Earlier,
@@ -282,43 +283,46 @@ enum Ownership {
     Foreign,
 }
 
-fn ownership(own: &Mark, seen: &Seen) -> Ownership {
-    let domain = seen.domain.as_ref().map(|domain| domain.mark.as_ref());
-    let directory = seen.directory.as_ref().map(Some);
+fn ownership(own: &PlacementOwner, observed: &Observed) -> Ownership {
+    let domain = observed.domain.as_ref().map(|domain| domain.owner.as_ref());
+    let directory = observed.directory.as_ref().map(Some);
     let mut answer = Ownership::Own;
-    for mark in [domain, directory].into_iter().flatten() {
-        let Some(mark) = mark else {
+    for owner in [domain, directory].into_iter().flatten() {
+        let Some(owner) = owner else {
             return Ownership::Foreign;
         };
-        let named = (&mark.cluster, &mark.namespace, &mark.name)
+        let named = (&owner.cluster, &owner.namespace, &owner.name)
             == (&own.cluster, &own.namespace, &own.name);
         // For one uid the epoch only grows; a new uid means that the objects were lost and
-        // applied again, and the scheduler has bound it above the epoch on the mark.
-        if !named || mark.epoch > own.epoch {
+        // applied again, and the scheduler has bound it above the recorded epoch.
+        if !named || owner.epoch > own.epoch {
             return Ownership::Foreign;
         }
-        if mark != own {
+        if owner != own {
             answer = Ownership::Earlier;
         }
     }
     answer
 }
 
-fn is_ended(own: &Mark, seen: &Seen) -> bool {
-    seen.highest_epoch == Some(own.epoch)
-        && seen.epoch_closed
-        && seen.domain.is_none()
-        && seen.directory.is_none()
+fn is_ended(own: &PlacementOwner, observed: &Observed) -> bool {
+    observed.highest_epoch == Some(own.epoch)
+        && observed.epoch_closed
+        && observed.domain.is_none()
+        && observed.directory.is_none()
 }
 
-fn holds_own(own: &Mark, seen: &Seen) -> bool {
-    let domain = seen.domain.as_ref().and_then(|domain| domain.mark.as_ref());
-    domain == Some(own) || seen.directory.as_ref() == Some(own)
+fn holds_own(own: &PlacementOwner, observed: &Observed) -> bool {
+    let domain = observed
+        .domain
+        .as_ref()
+        .and_then(|domain| domain.owner.as_ref());
+    domain == Some(own) || observed.directory.as_ref() == Some(own)
 }
 
-fn remove(seen: &Seen) -> Plan {
+fn remove(observed: &Observed) -> Plan {
     let mut steps = Vec::new();
-    if let Some(domain) = &seen.domain {
+    if let Some(domain) = &observed.domain {
         // A deleted Server is not shut down gracefully: Nova cuts its power too.
         if !matches!(domain.state, DomainState::Off | DomainState::ShutDown) {
             steps.push(Step::PowerOff);
@@ -327,102 +331,104 @@ fn remove(seen: &Seen) -> Plan {
     }
     // Also without a domain: the agent may have died since it removed that.
     steps.push(Step::RemovePorts);
-    if seen.directory.is_some() {
+    if observed.directory.is_some() {
         steps.push(Step::RemoveFiles);
     }
     steps.extend([Step::CloseEpoch, Step::DropFinalizer]);
-    Plan::new(steps, Standing::Removing)
+    Plan::new(steps, Progress::Removing)
 }
 
-fn realise(spec: &InstanceSpec, seen: &Seen, steps: &mut Vec<Step>) -> Standing {
-    let state = seen.domain.as_ref().map(|domain| domain.state);
+fn realise(spec: &InstanceSpec, observed: &Observed, steps: &mut Vec<Step>) -> Progress {
+    let state = observed.domain.as_ref().map(|domain| domain.state);
     match (spec.run_state_in_force(), state) {
-        (RunState::Running, Some(DomainState::Running)) => Standing::AsAsked,
-        (RunState::Running, Some(DomainState::Paused)) => resume(seen, steps),
+        (RunState::Running, Some(DomainState::Running)) => Progress::Complete,
+        (RunState::Running, Some(DomainState::Paused)) => resume(observed, steps),
         // Asked to stop and then to run again before it was off: let it finish first.
-        (RunState::Running, Some(DomainState::ShuttingDown)) => Standing::Building,
+        (RunState::Running, Some(DomainState::ShuttingDown)) => Progress::Building,
         (RunState::Running, Some(DomainState::Crashed)) => {
             steps.push(Step::PowerOff);
-            start(seen, steps)
+            start(observed, steps)
         }
         (RunState::Running, Some(off @ (DomainState::ShutDown | DomainState::Off))) => {
-            if stays_off(spec, seen, off) {
-                return Standing::GuestShutdown;
+            if stays_off(spec, observed, off) {
+                return Progress::GuestShutdown;
             }
-            if !seen.disk {
-                return Standing::DiskMissing;
+            if !observed.disk {
+                return Progress::DiskMissing;
             }
-            // What has run here has its room, but for one whose room was given to another.
-            if seen.preempted
-                && let Some(why) = &seen.no_room
+            // A guest that has run here has its capacity, unless it was given to another.
+            if observed.preempted
+                && let Some(why) = &observed.no_capacity
             {
-                return Standing::AwaitingRoom(why.clone());
+                return Progress::AwaitingCapacity(why.clone());
             }
-            start(seen, steps)
+            start(observed, steps)
         }
         (RunState::Stopped, Some(DomainState::Running | DomainState::ShuttingDown)) => {
-            match seen.shutdown {
+            match observed.shutdown {
                 None => steps.push(Step::ShutDown),
                 Some(Shutdown::Waiting) => {}
                 Some(Shutdown::Overdue) => {
                     steps.push(Step::PowerOff);
-                    return Standing::AsAsked;
+                    return Progress::Complete;
                 }
             }
-            Standing::Stopping
+            Progress::Stopping
         }
         (RunState::Stopped, Some(DomainState::Paused | DomainState::Crashed)) => {
             steps.push(Step::PowerOff);
-            Standing::AsAsked
+            Progress::Complete
         }
-        (RunState::Stopped, Some(DomainState::ShutDown | DomainState::Off)) => Standing::AsAsked,
-        (_, None) => make(spec, seen, steps),
+        (RunState::Stopped, Some(DomainState::ShutDown | DomainState::Off)) => Progress::Complete,
+        (_, None) => make(spec, observed, steps),
     }
 }
 
 /// Whether the guest shut itself down, and the policy is to leave it so. A guest that went
-/// down with its host, or because we asked, did not. One that is off for a reason that nobody
-/// can tell is started: that it should run is what its owner said, and a crash that was taken
-/// for a shutdown would be an outage without end.
-fn stays_off(spec: &InstanceSpec, seen: &Seen, state: DomainState) -> bool {
-    let by_itself =
-        state == DomainState::ShutDown && seen.was_running && !seen.asked_to_stop && !seen.rebooted;
-    spec.on_guest_shutdown == OnGuestShutdown::Stop && (seen.guest_shutdown || by_itself)
+/// down with its host, or because we asked, did not. One that is off for an unknown reason
+/// is started: its owner asks for it to run, and a crash that was mistaken for a shutdown would
+/// leave it off for ever.
+fn stays_off(spec: &InstanceSpec, observed: &Observed, state: DomainState) -> bool {
+    let by_itself = state == DomainState::ShutDown
+        && observed.was_running
+        && !observed.asked_to_stop
+        && !observed.rebooted;
+    spec.on_guest_shutdown == OnGuestShutdown::Stop && (observed.guest_shutdown || by_itself)
 }
 
-fn make(spec: &InstanceSpec, seen: &Seen, steps: &mut Vec<Step>) -> Standing {
-    if !seen.disk && seen.realized {
-        return Standing::DiskMissing;
+fn make(spec: &InstanceSpec, observed: &Observed, steps: &mut Vec<Step>) -> Progress {
+    if !observed.disk && observed.realized {
+        return Progress::DiskMissing;
     }
-    // What has a disk here has its room; only what is new is turned away.
-    if !seen.disk
-        && let Some(why) = &seen.no_room
+    // An Instance with a disk here has its capacity; only a new one is refused.
+    if !observed.disk
+        && let Some(why) = &observed.no_capacity
     {
-        return Standing::NoRoom(why.clone());
+        return Progress::NoCapacity(why.clone());
     }
-    // For a disk that is there too: it is of no use without the image below it, and what it
-    // is said to lie over must be known before a guest gets it.
-    match &seen.image {
-        SeenImage::Absent => {
+    // Also for a disk that exists: it is of no use without its backing image, which must be
+    // verified before a guest gets the disk.
+    match &observed.image {
+        ImageState::Absent => {
             steps.push(Step::FetchImage);
-            return Standing::Fetching;
+            return Progress::Fetching;
         }
-        SeenImage::Fetching => return Standing::Fetching,
-        SeenImage::Failed => return Standing::ImageFailed,
-        SeenImage::Cached(image) => match confirmed(spec, image) {
+        ImageState::Fetching => return Progress::Fetching,
+        ImageState::Failed => return Progress::ImageFailed,
+        ImageState::Cached(image) => match confirmed(spec, image) {
             Confirmed::Yes => steps.push(Step::MakeDisk),
-            Confirmed::NotYet => return Standing::AwaitingDigest,
-            Confirmed::No(found) => return Standing::WrongDigest(found),
+            Confirmed::NotYet => return Progress::AwaitingDigest,
+            Confirmed::No(found) => return Progress::WrongDigest(found),
         },
     }
-    if !seen.config_drive {
+    if !observed.config_drive {
         steps.push(Step::WriteConfigDrive);
     }
     steps.push(Step::Define);
     match spec.run_state_in_force() {
-        RunState::Stopped => Standing::AsAsked,
-        RunState::Running if stays_off(spec, seen, DomainState::Off) => Standing::GuestShutdown,
-        RunState::Running => start(seen, steps),
+        RunState::Stopped => Progress::Complete,
+        RunState::Running if stays_off(spec, observed, DomainState::Off) => Progress::GuestShutdown,
+        RunState::Running => start(observed, steps),
     }
 }
 
@@ -450,28 +456,28 @@ fn confirmed(spec: &InstanceSpec, image: &ImportedImage) -> Confirmed {
     Confirmed::Yes
 }
 
-fn start(seen: &Seen, steps: &mut Vec<Step>) -> Standing {
-    if seen.backing_off && (seen.start_refused || seen.crashes > 0) {
+fn start(observed: &Observed, steps: &mut Vec<Step>) -> Progress {
+    if observed.backing_off && (observed.start_refused || observed.crashes > 0) {
         steps.clear();
-        return if seen.start_refused {
-            Standing::StartRefused
-        } else if seen.crashes >= QUICK_RESTARTS {
-            Standing::CrashLoop
+        return if observed.start_refused {
+            Progress::StartRefused
+        } else if observed.crashes >= QUICK_RESTARTS {
+            Progress::CrashLoop
         } else {
-            Standing::Building
+            Progress::Building
         };
     }
     steps.push(Step::StartPaused);
-    Standing::AwaitingPorts
+    Progress::AwaitingPorts
 }
 
-fn resume(seen: &Seen, steps: &mut Vec<Step>) -> Standing {
-    match seen.ports_installed {
+fn resume(observed: &Observed, steps: &mut Vec<Step>) -> Progress {
+    match observed.ports_installed {
         Some(true) => {
             steps.push(Step::Resume);
-            Standing::AsAsked
+            Progress::Complete
         }
-        _ if seen.ports_overdue => Standing::PortsOverdue,
-        _ => Standing::AwaitingPorts,
+        _ if observed.ports_overdue => Progress::PortsOverdue,
+        _ => Progress::AwaitingPorts,
     }
 }

@@ -1,14 +1,14 @@
 //! What of the host a guest gets: whether that is asked at all, which processors it has to
-//! itself, and which PCI devices. Pure: what every domain and Instance holds comes in.
+//! itself, and which PCI devices. Pure: what every domain and Instance uses comes in.
 
 use std::collections::BTreeSet;
 
 use uuid::Uuid;
 
-use crate::devices::give;
-use crate::topology::{Held, fit, pinned};
+use crate::devices::allocate as allocate_devices;
+use crate::topology::{InUse, fit, pinned};
 use pileus_api::instance::InstanceSpec;
-use pileus_hypervisor::{Cell, Listed, PciAddress, PciDevice, Topology};
+use pileus_hypervisor::{Cell, ListedDomain, PciAddress, PciDevice, Topology};
 
 /// What of the host a guest gets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -61,7 +61,7 @@ pub fn needs_allocation(spec: &InstanceSpec, presence: &Presence) -> bool {
     asks_for_resources(spec) && !presence.domain && !presence.deleting && !is_older
 }
 
-/// What there is on the host, and what of it others hold.
+/// What the host has, and what of it others use.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Inventory<'a> {
     /// NUMA cells.
@@ -69,7 +69,7 @@ pub struct Inventory<'a> {
     /// PCI devices.
     pub devices: &'a [PciDevice],
     /// Every domain.
-    pub domains: &'a [Listed],
+    pub domains: &'a [ListedDomain],
     /// Specs of the Instances that have their place here, or come before this one.
     pub others: &'a [&'a InstanceSpec],
 }
@@ -78,7 +78,7 @@ pub struct Inventory<'a> {
 /// guests whose domain may not be defined yet, `kept` those that were chosen for this one before.
 ///
 /// # Errors
-/// Says what the host cannot give, with the figures.
+/// Names what the host cannot give, with the figures.
 pub fn allocate(
     spec: &InstanceSpec,
     id: Uuid,
@@ -88,11 +88,11 @@ pub fn allocate(
 ) -> Result<HostResources, String> {
     let others = inventory.others;
     let elsewhere = inventory.domains.iter().filter(|domain| domain.id != id);
-    let marks: Vec<_> = elsewhere.filter_map(|d| d.marks.as_ref()).collect();
+    let metadata: Vec<_> = elsewhere.filter_map(|d| d.metadata.as_ref()).collect();
     let given = others.iter().flat_map(|other| &other.pci_devices);
     let mut given: BTreeSet<_> = given.filter_map(|d| d.name.parse().ok()).collect();
-    given.extend(marks.iter().flat_map(|marks| &marks.devices));
-    let devices = give(&spec.pci_devices, inventory.devices, &given)?;
+    given.extend(metadata.iter().flat_map(|metadata| &metadata.devices));
+    let devices = allocate_devices(&spec.pci_devices, inventory.devices, &given)?;
     let Some(wanted) = &spec.topology else {
         return Ok(HostResources {
             devices,
@@ -100,8 +100,8 @@ pub fn allocate(
         });
     };
     let mut cpus = reserved.clone();
-    cpus.extend(marks.iter().flat_map(|marks| &marks.pinned));
-    let held = Held {
+    cpus.extend(metadata.iter().flat_map(|metadata| &metadata.pinned));
+    let held = InUse {
         cpus,
         guests: others.iter().filter_map(|o| o.topology.clone()).collect(),
     };
@@ -118,7 +118,7 @@ mod tests {
     use super::*;
     use pileus_api::pci::GivenDevice;
     use pileus_api::topology::{CpuPolicy, GuestNode, GuestTopology};
-    use pileus_hypervisor::{Marks, State};
+    use pileus_hypervisor::{OwnerMetadata, State};
 
     const OWN: Uuid = Uuid::from_u128(1);
 
@@ -148,20 +148,20 @@ mod tests {
         }
     }
 
-    fn domain(id: u128, pinned: &[i32], device: Option<&str>) -> Listed {
-        Listed {
+    fn domain(id: u128, pinned: &[i32], device: Option<&str>) -> ListedDomain {
+        ListedDomain {
             id: Uuid::from_u128(id),
-            marks: Some(Marks {
+            metadata: Some(OwnerMetadata {
                 pinned: pinned.iter().copied().collect(),
                 devices: device.iter().map(|d| d.parse().unwrap()).collect(),
-                ..Marks::default()
+                ..OwnerMetadata::default()
             }),
             state: State::Running,
         }
     }
 
     #[test]
-    fn the_lowest_processor_that_nobody_holds_or_was_promised_is_chosen() {
+    fn the_lowest_processor_that_is_neither_used_nor_reserved_is_chosen() {
         let (cells, spec) = (cells(), pins_one());
         let domains = [domain(1, &[3], None), domain(2, &[0], None)];
         let inventory = Inventory {
@@ -175,14 +175,14 @@ mod tests {
             found.map(|found| found.pinned)
         };
         assert_eq!(chosen(&[], &[]), Ok([1].into()), "0 is another domain's");
-        assert_eq!(chosen(&[1], &[]), Ok([2].into()), "1 is promised");
+        assert_eq!(chosen(&[1], &[]), Ok([2].into()), "1 is reserved");
         assert_eq!(chosen(&[1], &[3]), Ok([3].into()), "it keeps its own");
         let none = chosen(&[1, 2, 3], &[]).unwrap_err();
         assert!(none.contains("0 of 4 are free"), "{none}");
     }
 
     #[test]
-    fn memory_and_devices_of_earlier_instances_are_taken() {
+    fn memory_and_devices_of_earlier_instances_are_not_given_again() {
         let cells = cells();
         let mut spec = pins_one();
         spec.topology.as_mut().unwrap().nodes[0].memory_mib = 2100;

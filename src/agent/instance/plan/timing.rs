@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{DomainState, Shutdown, Standing};
+use super::{DomainState, Progress, Shutdown};
 use pileus_api::server::RunState;
 
 /// A start that lasted this long was a success; what ends later is no crash loop.
@@ -23,7 +23,7 @@ const MIN_PASS_DELAY: Duration = Duration::from_millis(200);
 /// Work that takes longer than this is reported; shorter work only by its end.
 pub const REPORT_DELAY: Duration = Duration::from_secs(3);
 /// The same for a guest that has never been reported: until then the manager's "being built"
-/// says all there is to say, also when many guests start at once.
+/// is enough, also when many guests start at once.
 const FIRST_REPORT_DELAY: Duration = Duration::from_secs(30);
 
 /// What is remembered of a guest's starts and ends while the agent runs.
@@ -131,13 +131,14 @@ pub fn fetch_delay(failures: u32, is_final: bool) -> Duration {
     Duration::from_secs(2 << failures.min(5)).min(MAX_FETCH_DELAY)
 }
 
-/// How long a standing must last before it is reported; `None` when it is reported at once.
+/// How long work must last before its progress is reported; `None` for a result, which is
+/// reported at once.
 /// `is_reported` is whether anything was ever reported of the Instance.
 #[must_use]
-pub fn report_delay(standing: &Standing, is_reported: bool) -> Option<Duration> {
-    match standing {
-        Standing::Building | Standing::AwaitingPorts if !is_reported => Some(FIRST_REPORT_DELAY),
-        Standing::Fetching | Standing::Building | Standing::AwaitingPorts | Standing::Stopping => {
+pub fn report_delay(progress: &Progress, is_reported: bool) -> Option<Duration> {
+    match progress {
+        Progress::Building | Progress::AwaitingPorts if !is_reported => Some(FIRST_REPORT_DELAY),
+        Progress::Fetching | Progress::Building | Progress::AwaitingPorts | Progress::Stopping => {
             Some(REPORT_DELAY)
         }
         _ => None,
@@ -148,21 +149,21 @@ pub fn report_delay(standing: &Standing, is_reported: bool) -> Option<Duration> 
 /// resync. `not_before` and `fetch_again` end the pauses of its starts and of its download.
 #[must_use]
 pub fn next_pass(
-    standing: &Standing,
+    progress: &Progress,
     not_before: Option<Instant>,
     fetch_again: Option<Instant>,
     now: Instant,
 ) -> Option<Duration> {
     let until = |at: Instant| at.saturating_duration_since(now).max(MIN_PASS_DELAY);
-    match standing {
-        Standing::Fetching => Some(Duration::from_secs(1)),
-        Standing::AwaitingPorts | Standing::Stopping => Some(Duration::from_millis(500)),
-        Standing::PortsOverdue => Some(Duration::from_secs(5)),
-        Standing::NoRoom(_) | Standing::AwaitingRoom(_) => Some(Duration::from_secs(10)),
-        Standing::Building | Standing::StartRefused | Standing::CrashLoop => {
+    match progress {
+        Progress::Fetching => Some(Duration::from_secs(1)),
+        Progress::AwaitingPorts | Progress::Stopping => Some(Duration::from_millis(500)),
+        Progress::PortsOverdue => Some(Duration::from_secs(5)),
+        Progress::NoCapacity(_) | Progress::AwaitingCapacity(_) => Some(Duration::from_secs(10)),
+        Progress::Building | Progress::StartRefused | Progress::CrashLoop => {
             Some(not_before.map_or(Duration::from_secs(1), until))
         }
-        Standing::ImageFailed => fetch_again.map(until),
+        Progress::ImageFailed => fetch_again.map(until),
         _ => None,
     }
 }
@@ -260,26 +261,26 @@ mod tests {
 
     #[test]
     fn work_that_passes_is_reported_late_and_what_lasts_at_once() {
-        assert_eq!(report_delay(&Standing::AsAsked, false), None);
-        assert_eq!(report_delay(&Standing::CrashLoop, true), None);
-        let building = |reported| report_delay(&Standing::Building, reported);
+        assert_eq!(report_delay(&Progress::Complete, false), None);
+        assert_eq!(report_delay(&Progress::CrashLoop, true), None);
+        let building = |reported| report_delay(&Progress::Building, reported);
         assert_eq!(building(false), Some(FIRST_REPORT_DELAY));
         assert_eq!(building(true), Some(REPORT_DELAY));
-        let fetching = report_delay(&Standing::Fetching, false);
+        let fetching = report_delay(&Progress::Fetching, false);
         assert_eq!(fetching, Some(REPORT_DELAY));
     }
 
     #[test]
-    fn an_instance_is_looked_at_again_when_its_pause_ends() {
+    fn an_instance_is_observed_again_when_its_pause_ends() {
         let now = Instant::now();
         let soon = Some(now + 7 * SECOND);
-        let next = |standing, start, fetch| next_pass(&standing, start, fetch, now);
-        assert_eq!(next(Standing::CrashLoop, soon, None), Some(7 * SECOND));
-        assert_eq!(next(Standing::Building, None, None), Some(SECOND));
-        let over = next(Standing::StartRefused, Some(now), None);
+        let next = |progress, start, fetch| next_pass(&progress, start, fetch, now);
+        assert_eq!(next(Progress::CrashLoop, soon, None), Some(7 * SECOND));
+        assert_eq!(next(Progress::Building, None, None), Some(SECOND));
+        let over = next(Progress::StartRefused, Some(now), None);
         assert_eq!(over, Some(MIN_PASS_DELAY));
-        assert_eq!(next(Standing::ImageFailed, None, soon), Some(7 * SECOND));
-        assert_eq!(next(Standing::ImageFailed, soon, None), None);
-        assert_eq!(next(Standing::AsAsked, soon, soon), None);
+        assert_eq!(next(Progress::ImageFailed, None, soon), Some(7 * SECOND));
+        assert_eq!(next(Progress::ImageFailed, soon, None), None);
+        assert_eq!(next(Progress::Complete, soon, soon), None);
     }
 }

@@ -1,5 +1,5 @@
-//! What a host still has room for: the last word on a placement is the host's, since the
-//! scheduler may have decided on figures that are no longer true. Pure.
+//! Which Instances a host still has capacity for. The host decides last, since the scheduler may
+//! have decided on outdated figures. Pure.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
@@ -10,24 +10,24 @@ use pileus_api::host::HostSpec;
 use pileus_api::{Instance, Reason};
 use pileus_values::parse_milli;
 
-/// What a host gives out in all.
+/// What a host offers to Servers in all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Room {
+pub struct Capacity {
     total: Claim,
     /// QEMU's own memory for each VM in MiB.
     overhead_mib: i64,
 }
 
-/// An Instance that has its room on the host, or wants it.
+/// An Instance that has its place on the host, or asks for one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Candidate {
-    /// When it was made, and its name.
+    /// When it was created, and its name: the earlier comes first.
     pub rank: (Option<Time>, String),
-    /// What it takes.
+    /// What it uses.
     pub claim: Claim,
     /// A disk of it was made here.
-    pub taken: bool,
-    /// It was turned away.
+    pub placed: bool,
+    /// The host has refused it.
     pub refused: bool,
 }
 
@@ -50,21 +50,21 @@ impl Candidate {
             } else {
                 object.spec.claim
             },
-            taken: realized || status.is_some_and(|s| s.realized == Some(true)),
+            placed: realized || status.is_some_and(|s| s.realized == Some(true)),
             refused: not_ready_for(object, Reason::HostRefused),
         }
     }
 
     /// Whether it has its place on the host, or comes before `own` for it. Of those that have
-    /// none, the earlier comes first, so that two that do not fit together are not both turned
-    /// away; one that was turned away takes nothing.
+    /// none, the earlier comes first, so that two that do not fit together are not both
+    /// refused; one that was refused uses nothing.
     #[must_use]
     pub fn comes_before(&self, own: &Self) -> bool {
-        self.taken || (self.rank < own.rank && !self.refused)
+        self.placed || (self.rank < own.rank && !self.refused)
     }
 }
 
-/// Whether this is why it is not Ready, as was reported last.
+/// Whether this is the reported reason why it is not Ready.
 #[must_use]
 pub fn not_ready_for(object: &Instance, reason: Reason) -> bool {
     let reported = object.status.as_ref().map(|s| s.conditions.as_slice());
@@ -72,9 +72,9 @@ pub fn not_ready_for(object: &Instance, reason: Reason) -> bool {
     ready.is_some_and(|ready| ready.reason == reason.as_str())
 }
 
-impl Room {
-    /// As the scheduler counts. A ratio that cannot be read counts as absent: the scheduler
-    /// tells of it.
+impl Capacity {
+    /// As the scheduler counts. A ratio that cannot be read counts as absent; the scheduler
+    /// reports it.
     #[must_use]
     pub fn new(spec: &HostSpec, capacity: Claim, overhead_mib: i64) -> Self {
         let usual = Ratios::default();
@@ -95,7 +95,7 @@ impl Room {
 
     /// Why `own` does not fit beside those that come before it.
     #[must_use]
-    pub fn refuses(
+    pub fn refusal(
         &self,
         own: &Candidate,
         others: impl IntoIterator<Item = Candidate>,
@@ -104,17 +104,21 @@ impl Room {
             .into_iter()
             .filter(|other| other.comes_before(own))
             .map(|other| other.claim);
-        self.lacks(own.claim, others)
+        self.shortage(own.claim, others)
     }
 
     /// Why `claim` does not fit beside `others`, with the figures; `None` when it does.
     #[must_use]
-    pub fn lacks(&self, claim: Claim, others: impl IntoIterator<Item = Claim>) -> Option<String> {
+    pub fn shortage(
+        &self,
+        claim: Claim,
+        others: impl IntoIterator<Item = Claim>,
+    ) -> Option<String> {
         let mut left = self.total;
         for other in others {
             left.vcpus = left.vcpus.saturating_sub(other.vcpus);
             left.memory_mib = left.memory_mib.saturating_sub(other.memory_mib);
-            // What has no memory is off, and has no QEMU.
+            // A claim without memory is of a guest that is off, and has no QEMU.
             if other.memory_mib > 0 {
                 left.memory_mib = left.memory_mib.saturating_sub(self.overhead_mib);
             }
@@ -137,7 +141,7 @@ impl Room {
             ),
         ]
         .into_iter()
-        // What asks for nothing takes nothing from anybody.
+        // A resource that it does not ask for cannot be short.
         .filter(|(_, needs, left, _)| *needs > 0 && needs > left)
         .map(|(what, needs, left, total)| {
             format!(
@@ -163,63 +167,68 @@ mod tests {
     }
 
     #[test]
-    fn what_lacks_is_named_with_its_figures() {
+    fn a_shortage_is_named_with_its_figures() {
         let spec = HostSpec {
             reserved: Some(claim(0, 96, 10)),
             cpu_allocation_ratio: Some("1.5".into()),
             disk_allocation_ratio: Some("nonsense".into()),
             ..HostSpec::default()
         };
-        let room = Room::new(&spec, claim(2, 1120, 20), 100);
+        let capacity = Capacity::new(&spec, claim(2, 1120, 20), 100);
         let one = claim(1, 412, 5);
-        assert_eq!(room.lacks(one, []), None);
-        assert_eq!(room.lacks(one, [one]), None, "exactly full");
+        assert_eq!(capacity.shortage(one, []), None);
+        assert_eq!(capacity.shortage(one, [one]), None, "exactly full");
         assert_eq!(
-            room.lacks(one, [one, one]).unwrap(),
+            capacity.shortage(one, [one, one]).unwrap(),
             "it needs 512 MiB of memory, 0 of 1024 are left; it needs 5 GiB of disk, 0 of 10 are left"
         );
         assert_eq!(
-            room.lacks(claim(4, 1, 0), []).unwrap(),
+            capacity.shortage(claim(4, 1, 0), []).unwrap(),
             "it needs 4 vCPUs, 3 of 3 are left"
         );
     }
 
     #[test]
-    fn a_host_that_holds_too_much_already_has_nothing_left() {
-        let room = Room::new(&HostSpec::default(), claim(1, 1000, 10), 0);
-        let lacks = room.lacks(claim(1, 1, 0), [claim(9, 9000, 90), claim(0, i64::MAX, 0)]);
-        let lacks = lacks.unwrap();
-        assert!(lacks.contains("1 vCPUs, 0 of 4") && lacks.contains("0 of 1000"));
-        assert!(!lacks.contains("disk"), "it asks for none");
+    fn an_overcommitted_host_has_nothing_left() {
+        let capacity = Capacity::new(&HostSpec::default(), claim(1, 1000, 10), 0);
+        let shortage =
+            capacity.shortage(claim(1, 1, 0), [claim(9, 9000, 90), claim(0, i64::MAX, 0)]);
+        let shortage = shortage.unwrap();
+        assert!(shortage.contains("1 vCPUs, 0 of 4") && shortage.contains("0 of 1000"));
+        assert!(!shortage.contains("disk"), "it asks for none");
     }
 
     #[test]
-    fn what_is_off_for_others_takes_neither_its_memory_nor_that_of_its_qemu() {
-        let room = Room::new(&HostSpec::default(), claim(4, 1000, 10), 200);
-        assert!(room.lacks(claim(1, 700, 1), [claim(1, 100, 1)]).is_some());
-        assert_eq!(room.lacks(claim(1, 700, 1), [claim(0, 0, 1)]), None);
+    fn a_preempted_guest_uses_neither_memory_nor_qemus_overhead() {
+        let capacity = Capacity::new(&HostSpec::default(), claim(4, 1000, 10), 200);
+        assert!(
+            capacity
+                .shortage(claim(1, 700, 1), [claim(1, 100, 1)])
+                .is_some()
+        );
+        assert_eq!(capacity.shortage(claim(1, 700, 1), [claim(0, 0, 1)]), None);
     }
 
     #[test]
-    fn the_earlier_comes_first_and_what_was_turned_away_takes_nothing() {
-        let room = Room::new(&HostSpec::default(), claim(1, 1000, 10), 0);
+    fn the_earlier_comes_first_and_a_refused_one_uses_nothing() {
+        let capacity = Capacity::new(&HostSpec::default(), claim(1, 1000, 10), 0);
         let one = |name: &str| Candidate {
             rank: (None, name.into()),
             claim: claim(1, 600, 1),
             ..Candidate::default()
         };
-        assert_eq!(room.refuses(&one("a"), [one("b")]), None);
-        assert!(room.refuses(&one("b"), [one("a")]).is_some());
+        assert_eq!(capacity.refusal(&one("a"), [one("b")]), None);
+        assert!(capacity.refusal(&one("b"), [one("a")]).is_some());
         let refused = Candidate {
             refused: true,
             ..one("a")
         };
-        assert_eq!(room.refuses(&one("b"), [refused]), None);
-        let taken = Candidate {
-            taken: true,
+        assert_eq!(capacity.refusal(&one("b"), [refused]), None);
+        let placed = Candidate {
+            placed: true,
             refused: true,
             ..one("b")
         };
-        assert!(room.refuses(&one("a"), [taken]).is_some());
+        assert!(capacity.refusal(&one("a"), [placed]).is_some());
     }
 }
