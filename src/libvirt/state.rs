@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use pileus_hypervisor::domain::State;
-use pileus_hypervisor::ending;
+use pileus_hypervisor::shutdown_reason;
 use pileus_hypervisor::xml::domain_name;
 use virt::domain::{
     Domain, DomainShutoffReason, DomainShutoffReasonEnum, DomainState, DomainStateReason,
@@ -58,7 +58,7 @@ fn was_shutdown(
         // The daemon does not remember the reason over a restart.
         Some(DomainShutoffReason::Unknown) => {
             let log = logs.join(format!("{}.log", domain_name(domain.uuid()?)));
-            Ok(ending::was_shutdown(&log))
+            Ok(shutdown_reason::was_shutdown(&log))
         }
         _ => Ok(false),
     }

@@ -1,4 +1,4 @@
-//! In what order guests come to run when many are started at once.
+//! The order in which guests are resumed when many are started at once.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
@@ -8,12 +8,12 @@ use tokio::sync::Notify;
 
 /// The starts that are under way, in the order in which they were asked for.
 ///
-/// A guest takes its processors as soon as they run, and the QEMUs that are still being set
-/// up wait behind it. So a guest that is ready lets those that were asked for before it is
-/// resumed be made first: the last of a burst runs sooner, and the first hardly later, for
-/// its resume would queue behind their starts at the hypervisor anyway.
+/// A guest that runs uses processor time that the QEMUs which are still being set up need. So a
+/// guest that is ready waits until the starts that were requested before its resume have ended:
+/// the last guest of a burst runs sooner, and the first hardly later, because its resume would
+/// wait behind their starts at the hypervisor anyway.
 #[derive(Debug, Default)]
-pub struct Starts {
+pub struct StartQueue {
     turns: Mutex<Turns>,
     ended: Notify,
 }
@@ -26,25 +26,25 @@ struct Turns {
 
 /// A start that is under way, until it is dropped.
 #[derive(Debug)]
-pub struct Starting<'a> {
-    starts: &'a Starts,
+pub struct StartTurn<'a> {
+    starts: &'a StartQueue,
     turn: u64,
 }
 
-impl Starts {
+impl StartQueue {
     /// Takes the next turn.
-    pub fn begin(&self) -> Starting<'_> {
+    pub fn begin(&self) -> StartTurn<'_> {
         let mut turns = self.lock();
         let turn = turns.next;
         turns.next += 1;
         turns.pending.insert(turn);
-        Starting { starts: self, turn }
+        StartTurn { starts: self, turn }
     }
 
     /// Waits until the starts that are under way now have ended, in success or not, but no
-    /// longer than `patience`: one that hangs must not hold the others for ever. Gives
+    /// longer than `timeout`: one that hangs must not block the others for ever. Returns
     /// whether there was anything to wait for.
-    pub async fn settled(&self, patience: Duration) -> bool {
+    pub async fn wait_for_earlier(&self, timeout: Duration) -> bool {
         let next = self.lock().next;
         let all = async {
             let mut waited = false;
@@ -60,7 +60,7 @@ impl Starts {
                 ended.await;
             }
         };
-        tokio::time::timeout(patience, all).await.unwrap_or(true)
+        tokio::time::timeout(timeout, all).await.unwrap_or(true)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Turns> {
@@ -68,7 +68,7 @@ impl Starts {
     }
 }
 
-impl Drop for Starting<'_> {
+impl Drop for StartTurn<'_> {
     fn drop(&mut self) {
         self.starts.lock().pending.remove(&self.turn);
         self.starts.ended.notify_waiters();
@@ -85,10 +85,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_guest_waits_for_the_starts_before_it_and_not_for_later_ones() {
-        let starts = Starts::default();
-        assert!(!starts.settled(LONG).await);
+        let starts = StartQueue::default();
+        assert!(!starts.wait_for_earlier(LONG).await);
         let (first, second) = (starts.begin(), starts.begin());
-        let mut waits = Box::pin(starts.settled(LONG));
+        let mut waits = Box::pin(starts.wait_for_earlier(LONG));
         assert!((&mut waits).now_or_never().is_none());
         let later = starts.begin();
         drop(first);
@@ -99,9 +99,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_start_that_hangs_does_not_hold_the_others() {
-        let starts = Starts::default();
+    async fn a_start_that_hangs_does_not_block_the_others() {
+        let starts = StartQueue::default();
         let _hangs = starts.begin();
-        assert!(starts.settled(Duration::from_millis(1)).await);
+        assert!(starts.wait_for_earlier(Duration::from_millis(1)).await);
     }
 }

@@ -1,4 +1,4 @@
-//! What the agent has written of an Instance, until its cache has that too.
+//! The status of an Instance that the agent has written, until its watch delivers it.
 
 use std::sync::Arc;
 
@@ -6,18 +6,18 @@ use kube::ResourceExt;
 
 use pileus_api::Instance;
 
-/// The agent's own last write of an Instance. A pass that comes before the watch has told
-/// of it must not begin with the object as it was, or it writes the same again.
+/// The agent's own last write of an Instance. A pass that begins before the watch delivers it
+/// must not start from the older object, or it writes the same again.
 #[derive(Debug, Default)]
-pub struct Written {
-    /// Versions of the object that are older.
+pub struct OwnWrites {
+    /// Versions of the object that the write replaced.
     older: Vec<String>,
     newest: Option<Arc<Instance>>,
 }
 
-impl Written {
-    /// The object, or what was written since this version of it.
-    pub fn or_newer(&mut self, object: &Arc<Instance>) -> Arc<Instance> {
+impl OwnWrites {
+    /// The object, or the newer one that was written since this version.
+    pub fn latest(&mut self, object: &Arc<Instance>) -> Arc<Instance> {
         let version = object.resource_version().unwrap_or_default();
         if let Some(newest) = &self.newest
             && self.older.contains(&version)
@@ -28,8 +28,8 @@ impl Written {
         object.clone()
     }
 
-    /// Remembers a write that was made from `object`.
-    pub fn note(&mut self, object: &Instance, newest: Instance) {
+    /// Records a write that was made from `object`.
+    pub fn record(&mut self, object: &Instance, newest: Instance) {
         self.older.extend(object.resource_version());
         self.newest = Some(Arc::new(newest));
     }
@@ -53,20 +53,16 @@ mod tests {
     }
 
     #[test]
-    fn own_writes_are_seen_before_the_watch_tells_of_them() {
+    fn own_writes_count_before_the_watch_delivers_them() {
         let [first, second, third, other] = ["1", "2", "3", "4"].map(version);
-        let mut written = Written::default();
-        assert_eq!(written.or_newer(&first), first);
-        written.note(&first, (*second).clone());
-        written.note(&second, (*third).clone());
+        let mut writes = OwnWrites::default();
+        assert_eq!(writes.latest(&first), first);
+        writes.record(&first, (*second).clone());
+        writes.record(&second, (*third).clone());
         for behind in [&first, &second] {
-            assert_eq!(written.or_newer(behind), third);
+            assert_eq!(writes.latest(behind), third);
         }
-        assert_eq!(written.or_newer(&other), other);
-        assert_eq!(
-            written.or_newer(&first),
-            first,
-            "what is known is forgotten"
-        );
+        assert_eq!(writes.latest(&other), other);
+        assert_eq!(writes.latest(&first), first, "what is known is forgotten");
     }
 }

@@ -1,5 +1,7 @@
 //! The Host itself: registration, inventory, heartbeat, orphans, collection of images.
 
+pub mod plan;
+
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
@@ -10,9 +12,9 @@ use kube::api::{ListParams, ObjectMeta, PostParams};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::Agent;
-use super::load::{self, Times};
-use super::room::Room;
+use crate::Agent;
+use crate::capacity::Capacity;
+use crate::load::{self, Times};
 use pileus_api::common::Claim;
 use pileus_api::conditions::{self, ConditionType, Observation};
 use pileus_api::host::{Capabilities, Host, HostSpec, HostStatus, NumaNode, Orphan};
@@ -20,29 +22,29 @@ use pileus_api::names::{AGENT, host_namespace};
 use pileus_api::pci::{HostDevice, offered};
 use pileus_api::server::PowerState;
 use pileus_api::{Instance, Reason};
-use pileus_hypervisor::{HostFacts, Listed, State};
+use pileus_hypervisor::{HostFacts, ListedDomain, State};
 use pileus_kube_ext::report::apply_status;
 use pileus_kube_ext::{ApiError, chain, find, is_unserved, lease};
-use pileus_storage::DirectoryMarks;
+use pileus_storage::DirectoryMetadata;
 use pileus_values::Owner;
 use pileus_values::quantity::GIB;
 
-/// The Host's status is looked at this often without any event.
-const LOOK: Duration = Duration::from_secs(15);
-/// How long an agent that starts waits for what was told of its Host.
-const RECALL: Duration = Duration::from_secs(2);
+/// The Host is observed this often without any event.
+const STATUS_INTERVAL: Duration = Duration::from_secs(15);
+/// How long an agent that starts waits for the last reported status of its Host.
+const CACHED_STATUS_TIMEOUT: Duration = Duration::from_secs(2);
 /// QEMU's own memory for each VM in MiB, beside the guest's; measured with this machine
 /// type and these devices, rounded up.
 const OVERHEAD_MIB: i64 = 160;
 /// With fewer usable bytes than this the host's disk counts as full.
-const LOW_SPACE: u64 = 1 << 30;
-/// Where the kernel tells what the host's processors do; not one container's alone.
+const MIN_FREE_BYTES: u64 = 1 << 30;
+/// The kernel's figures of what the whole machine's processors do.
 const STAT: &str = "/proc/stat";
-/// Machine types that are told; older ones than these are not chosen by anybody.
+/// Number of machine types that are reported, newest first; nobody chooses older ones.
 const MACHINE_TYPES: usize = 32;
 
 /// Renews the host's Lease until `stop`.
-pub async fn keep_heartbeat(agent: Arc<Agent>, stop: CancellationToken) {
+pub async fn run_heartbeat(agent: Arc<Agent>, stop: CancellationToken) {
     let namespace = host_namespace(&agent.config.host);
     let mut wait = tokio::time::interval(lease::HEARTBEAT_RENEW);
     wait.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -60,38 +62,41 @@ pub async fn keep_heartbeat(agent: Arc<Agent>, stop: CancellationToken) {
     }
 }
 
-/// Learns what the Host gives out from what was told of it last, so that an agent that has
-/// just started turns away what does not fit too. Best effort: the first look follows.
-pub async fn recall_room(agent: &Agent) {
+/// Takes the capacity from the last reported status, so that an agent that has just started
+/// refuses Instances that do not fit too. Best effort: the first observation follows.
+pub async fn read_cached_capacity(agent: &Agent) {
     let read = agent.hosts.get_opt(&agent.config.host);
-    let Ok(Ok(Some(host))) = tokio::time::timeout(RECALL, read).await else {
+    let Ok(Ok(Some(host))) = tokio::time::timeout(CACHED_STATUS_TIMEOUT, read).await else {
         return;
     };
     let spec = host.spec_in_force();
     let capacity = host.status.and_then(|status| status.capacity);
-    let room = capacity.map(|capacity| Room::new(&spec, capacity, OVERHEAD_MIB));
-    *agent.room.lock().unwrap_or_else(PoisonError::into_inner) = room;
+    let capacity = capacity.map(|capacity| Capacity::new(&spec, capacity, OVERHEAD_MIB));
+    *agent
+        .capacity
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner) = capacity;
 }
 
-/// Keeps the Host's status true until `stop`.
-pub async fn keep_status(agent: Arc<Agent>, stop: CancellationToken) {
+/// Keeps the Host's status up to date until `stop`.
+pub async fn run_status_reports(agent: Arc<Agent>, stop: CancellationToken) {
     loop {
-        if let Err(error) = look_and_report(&agent).await {
+        if let Err(error) = observe_and_report(&agent).await {
             tracing::warn!(error = %chain(&error), "the Host's status cannot be reported");
         }
         tokio::select! {
             () = stop.cancelled() => return,
             () = agent.host_changed.notified() => {
-                // A burst of changes is one look.
+                // A burst of changes is one observation.
                 tokio::time::sleep(Duration::from_millis(500)).await;
             }
-            () = tokio::time::sleep(LOOK) => {}
+            () = tokio::time::sleep(STATUS_INTERVAL) => {}
         }
     }
 }
 
 /// Collects images that nothing uses until `stop`.
-pub async fn keep_images(agent: Arc<Agent>, stop: CancellationToken) {
+pub async fn run_image_collection(agent: Arc<Agent>, stop: CancellationToken) {
     loop {
         let often =
             (agent.config.image_grace / 4).clamp(Duration::from_secs(5), Duration::from_secs(600));
@@ -110,10 +115,10 @@ pub async fn keep_images(agent: Arc<Agent>, stop: CancellationToken) {
     }
 }
 
-async fn look_and_report(agent: &Agent) -> Result<(), ApiError> {
+async fn observe_and_report(agent: &Agent) -> Result<(), ApiError> {
     let name = &agent.config.host;
     let facts = agent.hypervisor.host().await;
-    // Before the Host, which may be lost itself: the metric tells of orphans all the same.
+    // Before the Host, which may be lost itself: the metric counts orphans all the same.
     let orphans = match agent.hypervisor.domains().await {
         Ok(domains) => orphans(agent, &domains).await,
         Err(_) => None,
@@ -126,30 +131,56 @@ async fn look_and_report(agent: &Agent) -> Result<(), ApiError> {
         None => register(agent).await?,
     };
     let old = host.status.clone().unwrap_or_default();
-    let told = old.capacity.is_some() || facts.is_err();
-    let Some(orphans) = orphans.or_else(|| told.then(|| old.orphans.clone())) else {
-        // A Host that was never told of may be one that was lost: until its orphans are known,
-        // nobody may take it, or another one, for free of a Server that runs here.
-        tracing::warn!("not reported before it is known which VMs are here");
+    let is_reported = old.capacity.is_some() || facts.is_err();
+    let Some(orphans) = orphans.or_else(|| is_reported.then(|| old.orphans.clone())) else {
+        // A Host without a status may have been deleted and made again: until its orphans are
+        // known, the scheduler must not place a Server that runs here a second time.
+        tracing::warn!("the Host is not reported before its orphans are known");
         return Ok(());
     };
-    let network = agent.ports.trouble().await;
+    let network = agent.ports.problem().await;
     let devices = pci_devices(agent, &host).await;
     let devices = devices.unwrap_or_else(|| old.pci_devices.clone());
     let mut status = status(agent, &host, &old, facts, network, orphans);
     status.pci_devices = devices;
     status.metrics = metrics(agent, &old);
-    let room = status
+    let spec = HostSpec {
+        reserved: host.spec.reserved.or(status.reserved),
+        ..host.spec_in_force()
+    };
+    let capacity = status
         .capacity
-        .map(|capacity| Room::new(&host.spec_in_force(), capacity, OVERHEAD_MIB));
-    *agent.room.lock().unwrap_or_else(PoisonError::into_inner) = room;
+        .map(|capacity| Capacity::new(&spec, capacity, OVERHEAD_MIB));
+    *agent
+        .capacity
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner) = capacity;
     if apply_status(&agent.hosts, AGENT, &host, &status).await? {
         agent.context.metrics.status_written("host");
+        publish_capacity(agent, &host, &old, &status);
     }
     Ok(())
 }
 
-/// How busy the processors are, as far as anybody asks: without that nothing is looked at.
+/// Publishes an event when the reservation begins or ceases to leave nothing.
+fn publish_capacity(agent: &Agent, host: &Host, old: &HostStatus, new: &HostStatus) {
+    let of = |status: &HostStatus| {
+        let found = conditions::find(&status.conditions, ConditionType::CapacityAvailable);
+        found.map(|c| (c.status == "False", c.message.clone()))
+    };
+    let Some((exhausted, message)) = of(new) else {
+        return;
+    };
+    let was = of(old).is_some_and(|(exhausted, _)| exhausted);
+    let events = &agent.context.events;
+    if exhausted && !was {
+        events.warning(host, Reason::NothingLeft, "Report", message);
+    } else if was && !exhausted {
+        events.normal(host, Reason::Ok, "Report", message);
+    }
+}
+
+/// How busy the processors are, for the metrics that are wanted; nothing is read without any.
 fn metrics(agent: &Agent, old: &HostStatus) -> BTreeMap<String, i64> {
     let wanted = &old.wanted_metrics;
     let mut last = agent.load.lock().unwrap_or_else(PoisonError::into_inner);
@@ -157,7 +188,7 @@ fn metrics(agent: &Agent, old: &HostStatus) -> BTreeMap<String, i64> {
         *last = None;
         return BTreeMap::new();
     }
-    let kept = load::kept(wanted, &old.metrics);
+    let kept = load::still_wanted(wanted, &old.metrics);
     let now = Instant::now();
     if last.is_some_and(|(at, _)| now - at < load::WINDOW) {
         return kept;
@@ -170,11 +201,12 @@ fn metrics(agent: &Agent, old: &HostStatus) -> BTreeMap<String, i64> {
     };
     let measured = last.replace((now, times));
     let measured = measured.and_then(|(_, before)| times.since(before));
-    measured.map_or(kept, |measured| load::told(wanted, &old.metrics, &measured))
+    measured.map_or(kept, |measured| {
+        load::reported(wanted, &old.metrics, &measured)
+    })
 }
 
-/// The devices that the administrator offers, by what there is. `None` when that cannot be
-/// told now.
+/// The PCI devices that exist and the administrator offers. `None` when that is unknown now.
 async fn pci_devices(agent: &Agent, host: &Host) -> Option<Vec<HostDevice>> {
     let selectors = &host.spec.pci_devices;
     if selectors.is_empty() {
@@ -199,11 +231,6 @@ async fn register(agent: &Agent) -> Result<Host, ApiError> {
         },
         spec: HostSpec {
             schedulable: true,
-            reserved: Some(Claim {
-                vcpus: 0,
-                memory_mib: agent.config.reserved_memory_mib,
-                disk_gib: agent.config.reserved_disk_gib,
-            }),
             ..HostSpec::default()
         },
         status: None,
@@ -219,23 +246,24 @@ fn status(
     host: &Host,
     old: &HostStatus,
     facts: Result<HostFacts, pileus_hypervisor::Error>,
-    network_trouble: Option<String>,
+    network_problem: Option<String>,
     orphans: Vec<Orphan>,
 ) -> HostStatus {
-    let mut seen = Vec::new();
+    let mut observations = Vec::new();
     let mut status = HostStatus {
         boot_id: Some(agent.boot_id.clone()),
         overhead_mib: Some(OVERHEAD_MIB),
         images: agent.store.list(),
         orphans,
-        // What libvirt cannot tell now stays as it was told last.
+        // What libvirt does not report now stays as it was reported last.
         capacity: old.capacity,
-        // The scheduler's.
+        reserved: None,
+        // Written by the scheduler.
         allocation_ratios: None,
         numa_nodes: old.numa_nodes.clone(),
         pci_devices: Vec::new(),
         metrics: BTreeMap::new(),
-        // The scheduler's.
+        // Written by the scheduler.
         wanted_metrics: Vec::new(),
         capabilities: old.capabilities.clone(),
         conditions: Vec::new(),
@@ -246,13 +274,13 @@ fn status(
             let total = space.as_ref().map_or(0, |s| s.total);
             inventory(&mut status, facts, total, agent.config.virt_type.as_str());
             let message = "libvirt answers";
-            seen.push(Observation::yes(
+            observations.push(Observation::yes(
                 ConditionType::HypervisorAvailable,
                 Reason::Ok,
                 message,
             ));
         }
-        Err(error) => seen.push(Observation::no(
+        Err(error) => observations.push(Observation::no(
             ConditionType::HypervisorAvailable,
             Reason::HypervisorUnavailable,
             format!(
@@ -261,30 +289,30 @@ fn status(
             ),
         )),
     }
-    seen.push(match network_trouble {
+    observations.push(match network_problem {
         None => Observation::yes(
             ConditionType::NetworkAvailable,
             Reason::Ok,
             "Open vSwitch and ovn-controller answer",
         ),
-        Some(trouble) => Observation::no(
+        Some(problem) => Observation::no(
             ConditionType::NetworkAvailable,
             Reason::NetworkUnavailable,
-            trouble,
+            problem,
         ),
     });
-    seen.push(match space {
-        Ok(space) if space.usable() >= LOW_SPACE => Observation::yes(
+    observations.push(match space {
+        Ok(space) if space.usable() >= MIN_FREE_BYTES => Observation::yes(
             ConditionType::DiskAvailable,
             Reason::Ok,
-            "there is room for disks",
+            "there is space for disks",
         ),
         Ok(space) => Observation::no(
             ConditionType::DiskAvailable,
             Reason::NoSpace,
             format!(
                 "{} bytes are left in {} beside the reserve for running guests, fewer than \
-                 {LOW_SPACE}; remove what is not needed, or give it a bigger file system",
+                 {MIN_FREE_BYTES}; remove what is not needed, or give it a bigger file system",
                 space.usable(),
                 agent.config.state_dir.display()
             ),
@@ -295,10 +323,18 @@ fn status(
             chain(&error),
         ),
     });
-    seen.push(exclusive_control());
+    status.reserved = status
+        .capacity
+        .map(|capacity| agent.config.reservation.of(capacity));
+    observations.push(plan::capacity_available(
+        status.capacity,
+        host.spec.reserved,
+        status.reserved,
+    ));
+    observations.push(exclusive_control());
     status.conditions = conditions::merge(
         &old.conditions,
-        seen,
+        observations,
         host.metadata.generation,
         Timestamp::now(),
     );
@@ -361,9 +397,9 @@ fn exclusive_control() -> Observation {
     }
 }
 
-/// Whether the kind Instance is really gone: an API server that has only just started serves
-/// none of ours either, and says by itself when it is ready.
-async fn is_lost(agent: &Agent) -> bool {
+/// Whether the definition of the kind Instance is deleted. An API server that has just started
+/// serves none of our kinds either until it is ready.
+async fn is_definition_deleted(agent: &Agent) -> bool {
     let Ok(request) = http::Request::get("/readyz").body(Vec::new()) else {
         return false;
     };
@@ -374,19 +410,20 @@ async fn is_lost(agent: &Agent) -> bool {
     again.is_err_and(|error| is_unserved(&error))
 }
 
-/// Domains and directories with our marks that no Instance stands for. `None` when that
-/// cannot be told now.
-async fn orphans(agent: &Agent, domains: &[Listed]) -> Option<Vec<Orphan>> {
+/// Domains and directories with our metadata that belong to no Instance. `None` when that is
+/// unknown now.
+async fn orphans(agent: &Agent, domains: &[ListedDomain]) -> Option<Vec<Orphan>> {
     let ours = |owner: &Owner| owner.cluster == agent.context.cluster;
     let mut found: BTreeMap<Uuid, (Owner, i64, PowerState)> = BTreeMap::new();
-    for (id, marks) in agent.disks.list() {
-        let Some(DirectoryMarks { owner, epoch, .. }) = marks.filter(|m| ours(&m.owner)) else {
+    for (id, metadata) in agent.disks.list() {
+        let Some(DirectoryMetadata { owner, epoch, .. }) = metadata.filter(|m| ours(&m.owner))
+        else {
             continue;
         };
         found.insert(id, (owner, epoch, PowerState::Stopped));
     }
     for domain in domains {
-        let Some(marks) = domain.marks.as_ref().filter(|m| ours(&m.owner)) else {
+        let Some(metadata) = domain.metadata.as_ref().filter(|m| ours(&m.owner)) else {
             continue;
         };
         let state = match domain.state {
@@ -394,7 +431,7 @@ async fn orphans(agent: &Agent, domains: &[Listed]) -> Option<Vec<Orphan>> {
             State::Paused => PowerState::Paused,
             State::Off | State::ShutDown | State::Crashed => PowerState::Stopped,
         };
-        found.insert(domain.id, (marks.owner.clone(), marks.epoch, state));
+        found.insert(domain.id, (metadata.owner.clone(), metadata.epoch, state));
     }
     if found.is_empty() {
         return Some(Vec::new());
@@ -410,8 +447,10 @@ async fn orphans(agent: &Agent, domains: &[Listed]) -> Option<Vec<Orphan>> {
         // The cache may be behind: only a direct read shows that an owner is missing.
         owned = match agent.instances.list(&ListParams::default()).await {
             Ok(list) => known(&mut list.items.iter()),
-            // The kind itself is gone, and every owner with it.
-            Err(error) if is_unserved(&error) && is_lost(agent).await => HashSet::new(),
+            // The definition is deleted, and every owner with it.
+            Err(error) if is_unserved(&error) && is_definition_deleted(agent).await => {
+                HashSet::new()
+            }
             Err(_) => return None,
         };
     }

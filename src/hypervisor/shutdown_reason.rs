@@ -1,6 +1,6 @@
-//! How a guest's last run ended, by the log that libvirt keeps of its QEMU.
+//! Whether a guest shut itself down, by the log that libvirt keeps of its QEMU.
 //!
-//! libvirt tells why a domain is off only until its daemon is restarted; from then on the
+//! libvirt knows why a domain is off only until its daemon is restarted; from then on the
 //! reason is "unknown". The log outlives the daemon: libvirt writes `starting up …` at each
 //! start and `shutting down, reason=…` at each end (`qemuProcessStop` in its source).
 
@@ -10,14 +10,14 @@ use std::path::Path;
 
 /// Where libvirt's system daemon keeps the logs.
 pub const LOGS: &str = "/var/log/libvirt/qemu";
-/// How much of a log's end is read, in bytes; what QEMU itself says is seldom more.
+/// How much of a log's end is read, in bytes; QEMU's own messages are seldom more.
 const TAIL: u64 = 64 * 1024;
 
-/// Whether the last thing that a log tells is that the guest shut itself down (by its own
-/// will or because it was asked to). A log that cannot be read tells nothing.
+/// Whether the last event in a log is that the guest shut itself down (by itself or because it
+/// was asked to). A log that cannot be read has no events.
 #[must_use]
 pub fn was_shutdown(log: &Path) -> bool {
-    tail(log).is_ok_and(|text| tells_shutdown(&text))
+    tail(log).is_ok_and(|text| ends_with_shutdown(&text))
 }
 
 fn tail(log: &Path) -> io::Result<Vec<u8>> {
@@ -29,14 +29,14 @@ fn tail(log: &Path) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
-fn tells_shutdown(text: &[u8]) -> bool {
+fn ends_with_shutdown(text: &[u8]) -> bool {
     let text = String::from_utf8_lossy(text);
     let last = text.lines().rev().find_map(|line| {
         // A time stands in front, such as `2026-01-31 08:50:45.318+0000: `.
-        let (time, said) = line.split_once(": ")?;
+        let (time, message) = line.split_once(": ")?;
         let stamped = time.len() >= 23 && time.starts_with(|c: char| c.is_ascii_digit());
-        let told = said.starts_with("starting up") || said.starts_with("shutting down");
-        (stamped && told).then_some(said)
+        let is_event = message.starts_with("starting up") || message.starts_with("shutting down");
+        (stamped && is_event).then_some(message)
     });
     last == Some("shutting down, reason=shutdown")
 }
@@ -52,7 +52,7 @@ mod tests {
 
     #[test]
     fn the_last_start_or_end_counts() {
-        let says = |parts: &[&str]| tells_shutdown(parts.concat().as_bytes());
+        let says = |parts: &[&str]| ends_with_shutdown(parts.concat().as_bytes());
         assert!(says(&[START, ARGUMENTS, SHUTDOWN]));
         assert!(says(&[START, KILLED, START, SHUTDOWN, "later noise\n"]));
         assert!(!says(&[START, ARGUMENTS, SHUTDOWN, START, ARGUMENTS]));
@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_end_of_a_long_log_is_read_and_none_is_fine() {
+    fn only_the_end_of_a_long_log_is_read_and_a_missing_one_is_fine() {
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join("a.log");
         assert!(!was_shutdown(&log));
@@ -71,6 +71,6 @@ mod tests {
         std::fs::write(&log, format!("{START}{noise}{SHUTDOWN}")).unwrap();
         assert!(was_shutdown(&log));
         std::fs::write(&log, format!("{SHUTDOWN}{noise}")).unwrap();
-        assert!(!was_shutdown(&log), "too long ago to be told");
+        assert!(!was_shutdown(&log), "too long ago to be found");
     }
 }
