@@ -5,7 +5,7 @@ use std::sync::Arc;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 
-use super::state::{Outcome, State, Write};
+use crate::state::{Outcome, State, Write};
 use pileus_api::common::{Claim, ObjectName, Resources};
 use pileus_api::instance::ServerIdentity;
 use pileus_api::names::{MANAGER_FINALIZER, host_namespace, instance_name};

@@ -17,43 +17,16 @@
 //! and lets up to [`WRITES`] status writes run beside it. Nothing is decided before all
 //! kinds have been listed, because a ledger with holes overbooks.
 
-pub mod advice;
-pub mod bind;
-pub mod bits;
-pub mod catalogue;
-mod decide;
-pub mod devices;
-pub mod extra_specs;
-pub mod facts;
 pub mod filters;
 #[cfg(test)]
 mod fixtures;
-mod gang;
-pub mod instances;
-pub mod intake;
-pub mod intern;
-pub mod labels;
-pub mod live;
-mod make_room;
-pub mod metrics;
-pub mod numa;
-pub mod operators;
-pub mod place;
-pub mod policy;
-pub mod preempt;
-pub mod query;
-pub mod queue;
-mod report;
-pub mod reports;
-pub mod request;
-pub mod resolve;
-pub mod score;
-pub mod simulate;
-pub mod snapshot;
+mod io;
+mod metrics;
+pub mod objects;
+pub mod placement;
+pub mod questions;
 pub mod state;
-mod watch;
 pub mod weighers;
-pub mod why;
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -134,9 +107,9 @@ async fn schedule(
     on_ready: impl FnOnce(),
     shutdown: &CancellationToken,
 ) -> Result<(), Error> {
-    let mut events = watch::all(&context.client).ready_chunks(BATCH);
+    let mut events = io::watch::all(&context.client).ready_chunks(BATCH);
     let mut on_ready = Some(on_ready);
-    let mut intake = watch::Intake::default();
+    let mut intake = io::watch::Intake::default();
     let (mut state, mut again) = (State::default(), false);
     let mut queued: VecDeque<Write> = VecDeque::new();
     let mut writes: JoinSet<(Write, Outcome)> = JoinSet::new();
@@ -183,7 +156,7 @@ async fn schedule(
             if telling.is_empty() {
                 let reports = state.reports(Timestamp::now());
                 if !reports.is_empty() {
-                    telling.spawn(report::all(context.clone(), reports));
+                    telling.spawn(io::object_status::all(context.clone(), reports));
                 }
             }
         }
@@ -192,7 +165,7 @@ async fn schedule(
         {
             let client = context.client.clone();
             writes.spawn(async move {
-                let outcome = bind::write(client, &write).await;
+                let outcome = io::server_status::write(client, &write).await;
                 (write, outcome)
             });
         }

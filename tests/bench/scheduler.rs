@@ -14,15 +14,17 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use pileus_api::common::Claim;
-use pileus_scheduler::facts::{
+use pileus_scheduler::filters;
+use pileus_scheduler::placement::facts::{
     Aggregate, Cell, Device, Holding, HostFacts, Inventory, NumaAsk, Profile, Taint, Units,
 };
-use pileus_scheduler::filters;
-use pileus_scheduler::place::Placer;
-use pileus_scheduler::policy::Policy;
-use pileus_scheduler::query::Query;
-use pileus_scheduler::request::{Group, GroupPolicy, Peer, Request, Spread, Toleration, mix};
-use pileus_scheduler::snapshot::Snapshot;
+use pileus_scheduler::placement::placer::Placer;
+use pileus_scheduler::placement::policy::Policy;
+use pileus_scheduler::placement::query::Query;
+use pileus_scheduler::placement::request::{
+    Group, GroupPolicy, Peer, Request, Spread, Toleration, mix,
+};
+use pileus_scheduler::placement::snapshot::Snapshot;
 
 /// Counts what is allocated, so that nothing is forgotten or estimated.
 struct Counting;

@@ -1,7 +1,7 @@
 //! An aggregate of the host has what the flavor's extra specs ask for.
 
 use super::{Ask, Filter, Host, Miss, Scope};
-use crate::operators::{holds, unmet};
+use crate::placement::extra_spec_operators::{holds, unmet};
 
 fn lacking<'a>(host: Host<'_>, ask: &Ask<'a>) -> Option<(&'a str, &'a str)> {
     let aggregates = &host.profile().aggregates;

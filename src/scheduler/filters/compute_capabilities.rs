@@ -1,7 +1,7 @@
 //! The host can do what the flavor's extra specs ask for.
 
 use super::{Ask, Filter, Host, Miss, Scope};
-use crate::operators::{Scoped, holds, unmet};
+use crate::placement::extra_spec_operators::{Scoped, holds, unmet};
 
 fn lacking<'a>(host: Host<'_>, ask: &Ask<'a>) -> Option<(&'a str, &'a str)> {
     let capabilities = &host.profile().capabilities;

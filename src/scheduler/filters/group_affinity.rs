@@ -1,7 +1,7 @@
 //! The host holds the group.
 
 use super::{Ask, Filter, Host, Miss, Scope};
-use crate::request::GroupPolicy;
+use crate::placement::request::GroupPolicy;
 
 /// Nova's `ServerGroupAffinityFilter`: once a member is placed, the others go there.
 pub struct ServerGroupAffinityFilter;

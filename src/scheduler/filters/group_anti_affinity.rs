@@ -1,7 +1,7 @@
 //! The host has room for another member of the group.
 
 use super::{Ask, Filter, Host, Miss, Scope};
-use crate::request::GroupPolicy;
+use crate::placement::request::GroupPolicy;
 
 fn most(ask: &Ask<'_>) -> u32 {
     let group = ask.request.group.as_ref();

@@ -1,7 +1,7 @@
 //! The host can run the image.
 
 use super::{Ask, Filter, Host, Miss, Scope};
-use crate::request::Asks;
+use crate::placement::request::Asks;
 
 /// Nova's `ImagePropertiesFilter`: `hw_architecture`, `img_hv_type` and `hw_vm_mode`, also
 /// by Glance's older names.
@@ -81,8 +81,8 @@ impl Filter for ImagePropertiesFilter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::facts::{HostFacts, Profile};
-    use crate::snapshot::Snapshot;
+    use crate::placement::facts::{HostFacts, Profile};
+    use crate::placement::snapshot::Snapshot;
 
     fn check(architecture: &str, virt: &str, name: &str, value: &str) -> bool {
         let mut snapshot = Snapshot::default();

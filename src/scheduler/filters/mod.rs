@@ -6,8 +6,8 @@
 
 use std::collections::BTreeSet;
 
-use super::request::{GroupPolicy, Peer, Request};
-use super::snapshot::{Host, Snapshot};
+use crate::placement::request::{GroupPolicy, Peer, Request};
+use crate::placement::snapshot::{Host, Snapshot};
 
 /// Why a filter turns a host away.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,10 +28,10 @@ pub enum Miss {
 /// What a filter's answer hangs on; says what may be remembered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// The host's [`super::facts::Profile`] and [`super::request::Asks`] alone: asked once
+    /// The host's [`crate::placement::facts::Profile`] and [`crate::placement::request::Asks`] alone: asked once
     /// for all hosts with the same profile.
     Profile,
-    /// The host and [`super::request::Asks`]: asked again when the host changes.
+    /// The host and [`crate::placement::request::Asks`]: asked again when the host changes.
     Host,
     /// The host's profile and what is the Server's own, such as its namespace: asked for every
     /// decision, once for all hosts with the same profile.
@@ -177,7 +177,7 @@ filters! {
     cidr_affinity::SimpleCidrAffinityFilter,
     taint_toleration::TaintToleration,
     topology_spread::TopologySpread,
-    trait_required::TraitFilter,
+    traits::TraitFilter,
     volume_locality::VolumeLocalityFilter,
 }
 

@@ -1,8 +1,8 @@
 //! The guest's NUMA nodes fit on the host's.
 
 use super::{Ask, Filter, Host, Miss, Scope};
-use crate::facts::Shape;
-use crate::numa::fit;
+use crate::placement::facts::Shape;
+use crate::placement::numa::fit;
 
 /// Nova's `NUMATopologyFilter` with pinned processors and huge pages.
 pub struct NumaTopologyFilter;

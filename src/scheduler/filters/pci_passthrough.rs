@@ -1,7 +1,7 @@
 //! The host has the PCI devices left.
 
 use super::{Ask, Filter, Host, Miss, Scope, short};
-use crate::devices::free;
+use crate::placement::devices::free;
 
 fn left(host: Host<'_>, alias: &str) -> i64 {
     i64::try_from(free(host, alias).count()).unwrap_or(i64::MAX)

@@ -1,8 +1,8 @@
 //! The Server puts up with the host's taints.
 
 use super::{Ask, Filter, Host, Miss, Scope};
-use crate::facts::Taint;
-use crate::request::Asks;
+use crate::placement::facts::Taint;
+use crate::placement::request::Asks;
 
 /// Whether a Server puts up with a taint.
 #[must_use]

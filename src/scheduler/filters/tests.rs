@@ -1,12 +1,14 @@
 //! What each filter turns away.
 
 use super::*;
-use crate::facts::{Aggregate, Cell, Device, Holding, HostFacts, NumaAsk, Profile, Shape, Taint};
-use crate::numa::fit;
-use crate::place::Placer;
-use crate::policy::Policy;
-use crate::query::Query;
-use crate::request::{Group, Peer, Spread};
+use crate::placement::facts::{
+    Aggregate, Cell, Device, Holding, HostFacts, NumaAsk, Profile, Shape, Taint,
+};
+use crate::placement::numa::fit;
+use crate::placement::placer::Placer;
+use crate::placement::policy::Policy;
+use crate::placement::query::Query;
+use crate::placement::request::{Group, Peer, Spread};
 use pileus_api::common::Claim;
 
 fn host(name: &str, memory_mib: i64) -> HostFacts {

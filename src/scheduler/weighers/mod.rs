@@ -4,8 +4,8 @@
 //! As in Nova each weigher's figures are stretched over the hosts that fit, the lowest to
 //! 0 and the highest to 1, multiplied, and summed; here in whole numbers.
 
-use super::bits::Bits;
-use super::filters::Ask;
+use crate::filters::Ask;
+use crate::placement::host_set::Bits;
 
 /// What a weigher says of all hosts.
 pub enum Figures<'a> {

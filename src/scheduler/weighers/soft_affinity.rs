@@ -1,7 +1,7 @@
 //! Prefers hosts that hold more of the group.
 
 use super::{Ask, Figures, Weigher};
-use crate::request::GroupPolicy;
+use crate::placement::request::GroupPolicy;
 
 /// Nova's `ServerGroupSoftAffinityWeigher`.
 pub struct ServerGroupSoftAffinityWeigher;

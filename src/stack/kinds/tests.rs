@@ -104,9 +104,12 @@ fn a_server_keeps_its_user_data_in_a_secret() {
         server.user_data_from.unwrap().name,
         "stack-it-0123456789-user-data"
     );
-    let wishes = server.placement.unwrap();
+    let constraints = server.placement.unwrap();
     assert_eq!(
-        (wishes.server_group.as_deref(), &wishes.different_host[..]),
+        (
+            constraints.server_group.as_deref(),
+            &constraints.different_host[..]
+        ),
         (Some("g"), &["other".to_owned()][..])
     );
     let object = makes.objects.last().unwrap();

@@ -1,0 +1,106 @@
+//! Carries out one write, until its outcome is certain.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Client, ResourceExt};
+use serde_json::json;
+
+use crate::state::{Outcome, Write};
+use pileus_api::Server;
+use pileus_api::names::SCHEDULER;
+use pileus_kube_ext::report::apply_status_to_version;
+use pileus_kube_ext::{ApiError, chain, is_unserved};
+
+/// How long one try may take.
+const TRY: Duration = Duration::from_secs(5);
+/// Longest wait between tries.
+const MOST: Duration = Duration::from_secs(5);
+
+/// Writes a decision, to the version of the Server that it was made from.
+///
+/// A try whose outcome is not known (a timeout, a broken connection, a server error) may
+/// have been carried out all the same, so the very same write is tried again until the
+/// answer is certain: if an earlier try or anybody else was first, it is a conflict.
+pub async fn write(client: Client, write: &Write) -> Outcome {
+    let api: Api<Server> = Api::namespaced(client, &write.key.0);
+    let mut wait = Duration::from_millis(100);
+    loop {
+        let call = async {
+            if takes_back(write) {
+                take_back(&api, write).await
+            } else {
+                apply_status_to_version(&api, SCHEDULER, &write.server, &write.status).await
+            }
+        };
+        match tokio::time::timeout(TRY, call).await {
+            Ok(Ok(server)) => return Outcome::Written(Arc::new(server)),
+            Ok(Err(error)) => {
+                if let Some(outcome) = certain(&error) {
+                    if matches!(outcome, Outcome::Refused) {
+                        let (namespace, name) = &write.key;
+                        tracing::error!(%namespace, %name, error = %chain(&error), "status refused");
+                    }
+                    return outcome;
+                }
+                tracing::warn!(server = ?write.key, error = %chain(&error), "status not written yet");
+            }
+            Err(_) => tracing::warn!(server = ?write.key, "writing a status takes too long"),
+        }
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(MOST);
+    }
+}
+
+/// Whether a placement that stands is to go.
+fn takes_back(write: &Write) -> bool {
+    let status = write.server.status.as_ref();
+    write.status.placement.is_none() && status.is_some_and(|s| s.placement.is_some())
+}
+
+/// Takes a placement back. By a merge patch: where an apply drops an object with objects in
+/// it, an API server of 1.20 leaves their empty shells behind, and refuses them itself.
+async fn take_back(api: &Api<Server>, write: &Write) -> Result<Server, ApiError> {
+    let server = &write.server;
+    let mut conditions = write.status.conditions.clone();
+    let others = server.status.iter().flat_map(|s| &s.conditions);
+    let ours: Vec<String> = conditions.iter().map(|c| c.type_.clone()).collect();
+    conditions.extend(others.filter(|c| !ours.contains(&c.type_)).cloned());
+    let patch = json!({
+        "metadata": {"uid": server.uid(), "resourceVersion": server.resource_version()},
+        "status": {
+            "placement": null,
+            "nomination": null,
+            "preemption": null,
+            "refusals": write.status.refusals,
+            "conditions": conditions,
+        },
+    });
+    let params = PatchParams {
+        field_manager: Some(SCHEDULER.to_owned()),
+        ..PatchParams::default()
+    };
+    let name = server.name_any();
+    api.patch_status(&name, &params, &Patch::Merge(&patch))
+        .await
+        .map_err(ApiError::doing(format!(
+            "take back the placement of Server {name}"
+        )))
+}
+
+/// The outcome, where the error tells that nothing was written.
+fn certain(error: &ApiError) -> Option<Outcome> {
+    if error.is_conflict() || error.is_gone() {
+        return Some(Outcome::Conflict);
+    }
+    if is_unserved(&error.source) {
+        // The API server has just started and knows no kind of ours yet.
+        return None;
+    }
+    match &*error.source {
+        kube::Error::Api(status) if (400..429).contains(&status.code) => Some(Outcome::Refused),
+        kube::Error::SerdeError(_) => Some(Outcome::Refused),
+        _ => None,
+    }
+}

@@ -1,0 +1,233 @@
+//! Watches, and how their events get into the [`State`].
+
+use std::collections::BTreeSet;
+use std::fmt::Debug;
+use std::pin::Pin;
+
+use futures::stream::{Stream, StreamExt, select_all};
+use k8s_openapi::api::scheduling::v1::PriorityClass;
+use kube::core::DeserializeGuard;
+use kube::core::error_boundary::InvalidObject;
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+
+use crate::state::{Key, State};
+use pileus_api::{
+    Flavor, Host, HostAggregate, Image, Instance, SchedulerPolicy, Server, ServerGroup,
+};
+
+type Guarded<K> = Event<DeserializeGuard<K>>;
+
+/// An event of one of the watches.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "each is moved once, into the state; a box would be one more allocation"
+)]
+pub(crate) enum Seen {
+    Server(Guarded<Server>),
+    Host(Guarded<Host>),
+    Flavor(Guarded<Flavor>),
+    Image(Guarded<Image>),
+    Instance(Guarded<Instance>),
+    Aggregate(Guarded<HostAggregate>),
+    Group(Guarded<ServerGroup>),
+    Policy(Guarded<SchedulerPolicy>),
+    Priority(Guarded<PriorityClass>),
+}
+
+/// All watches in one stream, which does not end. Errors are logged and waited out.
+pub(crate) fn all(client: &Client) -> impl Stream<Item = Seen> + Unpin + Send + use<> {
+    select_all([
+        one(client, Seen::Server),
+        one(client, Seen::Host),
+        one(client, Seen::Flavor),
+        one(client, Seen::Image),
+        one(client, Seen::Instance),
+        one(client, Seen::Aggregate),
+        one(client, Seen::Group),
+        one(client, Seen::Policy),
+        one(client, Seen::Priority),
+    ])
+}
+
+fn one<K>(client: &Client, wrap: fn(Guarded<K>) -> Seen) -> Pin<Box<dyn Stream<Item = Seen> + Send>>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    let api: Api<DeserializeGuard<K>> = Api::all(client.clone());
+    let events = watcher(api, watcher::Config::default())
+        .default_backoff()
+        .filter_map(move |event| async move {
+            event
+                .inspect_err(|error| {
+                    let kind = K::kind(&());
+                    tracing::warn!(%kind, error = %pileus_kube_ext::chain(error), "watch interrupted");
+                })
+                .ok()
+                .map(wrap)
+        });
+    Box::pin(events)
+}
+
+/// A list being received.
+struct Listing<K> {
+    items: Vec<K>,
+    /// Objects that cannot be read: there, but unknown.
+    broken: BTreeSet<Key>,
+    complete: bool,
+}
+
+impl<K> Default for Listing<K> {
+    fn default() -> Self {
+        Self {
+            items: Vec::new(),
+            broken: BTreeSet::new(),
+            complete: false,
+        }
+    }
+}
+
+/// What a watch event comes to.
+enum Change<K> {
+    Apply(K),
+    Delete(Key),
+    List(Vec<K>, BTreeSet<Key>),
+}
+
+fn key<K: Resource>(object: &K) -> Key {
+    (object.namespace().unwrap_or_default(), object.name_any())
+}
+
+impl<K: Resource<DynamicType = ()>> Listing<K> {
+    fn take(&mut self, event: Guarded<K>) -> Option<Change<K>> {
+        match event {
+            Event::Init => {
+                self.items.clear();
+                self.broken.clear();
+                None
+            }
+            Event::InitApply(guard) => {
+                match guard.0 {
+                    Ok(object) => self.items.push(object),
+                    Err(invalid) => {
+                        self.broken.insert(report::<K>(&invalid));
+                    }
+                }
+                None
+            }
+            Event::InitDone => {
+                self.complete = true;
+                let items = std::mem::take(&mut self.items);
+                Some(Change::List(items, std::mem::take(&mut self.broken)))
+            }
+            Event::Apply(guard) => match guard.0 {
+                Ok(object) => Some(Change::Apply(object)),
+                Err(invalid) => {
+                    // What was known of it before is kept.
+                    report::<K>(&invalid);
+                    None
+                }
+            },
+            Event::Delete(guard) => Some(Change::Delete(key(&guard))),
+        }
+    }
+}
+
+fn report<K: Resource<DynamicType = ()>>(invalid: &InvalidObject) -> Key {
+    let namespace = invalid.metadata.namespace.clone().unwrap_or_default();
+    let name = invalid.metadata.name.clone().unwrap_or_default();
+    let kind = K::kind(&());
+    tracing::warn!(%kind, %namespace, %name, error = %invalid.error, "object cannot be read");
+    (namespace, name)
+}
+
+/// Brings watch events into the state.
+#[derive(Default)]
+pub(crate) struct Intake {
+    servers: Listing<Server>,
+    hosts: Listing<Host>,
+    flavors: Listing<Flavor>,
+    images: Listing<Image>,
+    instances: Listing<Instance>,
+    aggregates: Listing<HostAggregate>,
+    groups: Listing<ServerGroup>,
+    policies: Listing<SchedulerPolicy>,
+    priorities: Listing<PriorityClass>,
+}
+
+impl Intake {
+    /// Whether every kind has been listed.
+    pub(crate) fn complete(&self) -> bool {
+        self.servers.complete
+            && self.hosts.complete
+            && self.flavors.complete
+            && self.images.complete
+            && self.instances.complete
+            && self.aggregates.complete
+            && self.groups.complete
+            && self.policies.complete
+            && self.priorities.complete
+    }
+
+    /// Takes one event in.
+    pub(crate) fn take(&mut self, event: Seen, state: &mut State) {
+        match event {
+            Seen::Server(event) => match self.servers.take(event) {
+                Some(Change::Apply(server)) => state.server_seen(server),
+                Some(Change::Delete(key)) => state.server_gone(&key),
+                Some(Change::List(items, broken)) => state.servers_listed(items, &broken),
+                None => {}
+            },
+            Seen::Host(event) => match self.hosts.take(event) {
+                Some(Change::Apply(host)) => state.host_seen(&host),
+                Some(Change::Delete((_, name))) => state.host_gone(&name),
+                Some(Change::List(items, broken)) => state.hosts_listed(&items, &broken),
+                None => {}
+            },
+            Seen::Flavor(event) => match self.flavors.take(event) {
+                Some(Change::Apply(flavor)) => state.flavor_seen(flavor),
+                Some(Change::Delete((_, name))) => state.flavor_gone(&name),
+                Some(Change::List(items, _)) => state.flavors_listed(items),
+                None => {}
+            },
+            Seen::Image(event) => match self.images.take(event) {
+                Some(Change::Apply(image)) => state.image_seen(image),
+                Some(Change::Delete(key)) => state.image_gone(&key),
+                Some(Change::List(items, _)) => state.images_listed(items),
+                None => {}
+            },
+            Seen::Instance(event) => match self.instances.take(event) {
+                Some(Change::Apply(instance)) => state.instance_seen(&instance),
+                Some(Change::Delete(key)) => state.instance_gone(&key),
+                Some(Change::List(items, broken)) => state.instances_listed(&items, &broken),
+                None => {}
+            },
+            Seen::Aggregate(event) => match self.aggregates.take(event) {
+                Some(Change::Apply(aggregate)) => state.aggregate_seen(aggregate),
+                Some(Change::Delete((_, name))) => state.aggregate_gone(&name),
+                Some(Change::List(items, broken)) => state.aggregates_listed(items, &broken),
+                None => {}
+            },
+            Seen::Group(event) => match self.groups.take(event) {
+                Some(Change::Apply(group)) => state.group_seen(group),
+                Some(Change::Delete(key)) => state.group_gone(&key),
+                Some(Change::List(items, _)) => state.groups_listed(items),
+                None => {}
+            },
+            Seen::Policy(event) => match self.policies.take(event) {
+                Some(Change::Apply(policy)) => state.policy_seen(policy),
+                Some(Change::Delete((_, name))) => state.policy_gone(&name),
+                Some(Change::List(items, broken)) => state.policies_listed(items, &broken),
+                None => {}
+            },
+            Seen::Priority(event) => match self.priorities.take(event) {
+                Some(Change::Apply(class)) => state.priority_seen(&class),
+                Some(Change::Delete((_, name))) => state.priority_gone(&name),
+                Some(Change::List(items, _)) => state.priorities_listed(&items),
+                None => {}
+            },
+        }
+    }
+}

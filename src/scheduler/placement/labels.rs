@@ -1,0 +1,152 @@
+//! Labels of hosts, each pair kept once and counted.
+//!
+//! Most hosts have a label that no other has, their name, so a pair costs little: its key
+//! is a number.
+
+use hashbrown::HashTable;
+
+use crate::placement::host_set::ROW;
+use crate::placement::intern::Interner;
+use crate::placement::request::{hash, mix};
+
+#[derive(Clone, Debug)]
+struct Pair {
+    key: u32,
+    /// How many hosts have it; free for another when none.
+    held: u32,
+    value: Box<str>,
+}
+
+/// Pairs of key and value by a small number, each kept while a host has it.
+#[derive(Clone, Debug, Default)]
+pub struct Labels {
+    keys: Interner<String>,
+    pairs: Vec<Pair>,
+    index: HashTable<u32>,
+    free: Vec<u32>,
+}
+
+fn digest(key: u32, value: &str) -> u64 {
+    mix(hash(value), u64::from(key))
+}
+
+impl Labels {
+    fn find(&self, key: u32, value: &str) -> Option<u32> {
+        let same = |id: &u32| {
+            let pair = &self.pairs[*id as usize];
+            pair.key == key && &*pair.value == value
+        };
+        self.index.find(digest(key, value), same).copied()
+    }
+
+    /// The number of a pair, held once more.
+    pub fn hold(&mut self, key: String, value: &str) -> u32 {
+        if let Some(id) = self.id(&key, value) {
+            self.pairs[id as usize].held += 1;
+            return id;
+        }
+        let pair = Pair {
+            key: self.keys.hold(key),
+            held: 1,
+            value: value.into(),
+        };
+        let digested = digest(pair.key, value);
+        let id = if let Some(id) = self.free.pop() {
+            self.pairs[id as usize] = pair;
+            id
+        } else {
+            if self.pairs.len() == self.pairs.capacity() {
+                self.pairs.reserve_exact(self.pairs.len() / 16 + ROW);
+            }
+            self.pairs.push(pair);
+            u32::try_from(self.pairs.len() - 1).unwrap_or(u32::MAX)
+        };
+        let pairs = &self.pairs;
+        self.index.insert_unique(digested, id, |&id| {
+            let pair = &pairs[id as usize];
+            digest(pair.key, &pair.value)
+        });
+        id
+    }
+
+    /// Lets go of a pair once.
+    pub fn release(&mut self, id: u32) {
+        let Some(pair) = self.pairs.get_mut(id as usize) else {
+            return;
+        };
+        pair.held = pair.held.saturating_sub(1);
+        if pair.held > 0 {
+            return;
+        }
+        let digested = digest(pair.key, &pair.value);
+        self.keys.release(pair.key);
+        pair.value = Box::default();
+        if let Ok(entry) = self.index.find_entry(digested, |other| *other == id) {
+            entry.remove();
+            self.free.push(id);
+        }
+    }
+
+    /// The number of a pair, if a host has it.
+    #[must_use]
+    pub fn id(&self, key: &str, value: &str) -> Option<u32> {
+        self.find(self.keys.id(&key.to_owned())?, value)
+    }
+
+    /// The value of a pair, if it is one of this key.
+    #[must_use]
+    pub fn value(&self, id: u32, key: &str) -> Option<&str> {
+        let pair = self.pairs.get(id as usize)?;
+        let of_key = pair.held > 0 && self.keys.get(pair.key).is_some_and(|k| k == key);
+        of_key.then_some(&*pair.value)
+    }
+
+    /// How many numbers there are, those free again included.
+    #[must_use]
+    pub fn span(&self) -> usize {
+        self.pairs.len()
+    }
+
+    /// The numbers of all pairs of a key.
+    pub fn of_key(&self, key: &str) -> impl Iterator<Item = usize> {
+        let key = self.keys.id(&key.to_owned());
+        let pairs = self.pairs.iter().enumerate();
+        let some = pairs.filter(move |(_, p)| p.held > 0 && Some(p.key) == key);
+        some.map(|(id, _)| id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pair_is_kept_while_a_host_has_it_and_its_number_is_given_again() {
+        let mut labels = Labels::default();
+        let hold = |labels: &mut Labels, k: &str, v: &str| labels.hold(k.to_owned(), v);
+        let (a, b) = (
+            hold(&mut labels, "rack", "1"),
+            hold(&mut labels, "rack", "2"),
+        );
+        assert_eq!(hold(&mut labels, "rack", "1"), a);
+        let c = hold(&mut labels, "room", "1");
+        assert_eq!(
+            labels.of_key("rack").collect::<Vec<_>>(),
+            [a, b].map(|id| id as usize)
+        );
+        assert_eq!(labels.value(c, "room"), Some("1"));
+        assert_eq!(labels.value(c, "rack"), None);
+        labels.release(a);
+        assert_eq!(labels.id("rack", "1"), Some(a));
+        labels.release(a);
+        labels.release(c);
+        assert_eq!(
+            (labels.id("rack", "1"), labels.id("room", "1")),
+            (None, None)
+        );
+        assert_eq!(labels.of_key("room").count(), 0);
+        assert_eq!(hold(&mut labels, "row", "9"), c);
+        assert_eq!(labels.id("rack", "2"), Some(b));
+        assert_eq!(labels.span(), 3);
+    }
+}

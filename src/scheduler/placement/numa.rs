@@ -1,0 +1,139 @@
+//! Which of the host's NUMA nodes hold the guest's.
+
+use crate::placement::devices::pick;
+use crate::placement::facts::{Cell, NumaAsk, Shape};
+use crate::placement::snapshot::{Host, pages};
+
+/// The number of the host's node for each of the guest's, each on another one and near enough
+/// to its PCI devices, or `None` if they do not fit. The first that fits in the host's order, tried exhaustively: a guest has at most
+/// four.
+#[must_use]
+pub fn fit(host: Host<'_>, shape: &Shape) -> Option<[u8; 4]> {
+    let wanted = shape.numa.as_ref()?;
+    if wanted.cells.len() > 4 {
+        return None;
+    }
+    let mut cells = [u8::MAX; 4];
+    place(host, shape, wanted, 0, &mut cells).then_some(cells)
+}
+
+fn place(host: Host<'_>, shape: &Shape, wanted: &NumaAsk, at: usize, cells: &mut [u8; 4]) -> bool {
+    let Some(&(vcpus, mib)) = wanted.cells.get(at) else {
+        return shape.pci.is_empty() || pick(host, shape, &cells[..at]).is_some();
+    };
+    for cell in &host.profile().cells {
+        if cells[..at].contains(&cell.id) || !holds(host, cell, wanted, vcpus, mib) {
+            continue;
+        }
+        cells[at] = cell.id;
+        if place(host, shape, wanted, at + 1, cells) {
+            return true;
+        }
+    }
+    cells[at] = u8::MAX;
+    false
+}
+
+fn holds(host: Host<'_>, cell: &Cell, wanted: &NumaAsk, vcpus: i64, mib: i64) -> bool {
+    let used = host.extended();
+    let (pinned, memory) = used
+        .and_then(|e| e.cells.get(&cell.id).copied())
+        .unwrap_or_default();
+    let left = cell.cpus.saturating_sub(pinned);
+    let cpus = if wanted.pinned {
+        vcpus <= left
+    } else {
+        // As many as the node has, as in Nova, on those that nobody has to himself.
+        vcpus <= cell.cpus && (left > 0 || vcpus == 0)
+    };
+    let room = match wanted.page_kib {
+        None => mib <= cell.memory_mib.saturating_sub(memory),
+        Some(page) => {
+            let total = cell.pages.get(&page).copied().unwrap_or_default();
+            let taken = used.and_then(|e| e.pages.get(&(cell.id, page))).copied();
+            pages(mib, page) <= total.saturating_sub(taken.unwrap_or_default())
+        }
+    };
+    cpus && room
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::fixtures::{after, host, server, settle, state};
+    use crate::state::State;
+    use pileus_api::host::NumaNode;
+    use pileus_api::{Flavor, FlavorSpec, Host, Server};
+
+    fn two_nodes() -> Host {
+        let node = |name: &str, cpus: &[i32]| NumaNode {
+            name: name.into(),
+            cpus: cpus.to_vec(),
+            memory_mib: 1024,
+            huge_pages: [("2048".to_owned(), 128)].into(),
+        };
+        let mut host = host("h", 2048);
+        let status = host.status.as_mut().unwrap();
+        status.numa_nodes = vec![node("1", &[0, 2]), node("4", &[1, 3])];
+        host
+    }
+
+    fn knowing(words: &[(&str, &str)]) -> State {
+        let mut state = state(&[two_nodes()]);
+        let flavor = FlavorSpec {
+            vcpus: 2,
+            memory: "256Mi".into(),
+            disk: "1Gi".into(),
+            extra_specs: words
+                .iter()
+                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+                .collect(),
+            ..FlavorSpec::default()
+        };
+        state.flavor_seen(Flavor::new("numa", flavor));
+        state
+    }
+
+    fn asking(name: &str, version: u64) -> Server {
+        let mut server = server(name, version, "");
+        server.spec.resources = None;
+        server.spec.flavor = Some("numa".into());
+        server
+    }
+
+    /// Two fit, one on each node, and no third: not for who has seen them placed, and not for
+    /// who has only just begun and reads of them, in whatever order.
+    fn two_fit(words: &[(&str, &str)]) {
+        let mut first = knowing(words);
+        let mut placed = Vec::new();
+        for (name, nodes) in [("a", [1]), ("b", [4])] {
+            first.server_seen(asking(name, 1));
+            let write = first.decide(crate::fixtures::now(1)).remove(0);
+            let server = after(&write, 2);
+            let placement = write.status.placement.as_ref().unwrap();
+            assert_eq!(placement.numa_nodes, nodes, "{words:?}");
+            first.server_seen(server.clone());
+            placed.push(server);
+        }
+        let mut late = State::default();
+        late.image_seen(crate::fixtures::image());
+        for server in placed {
+            late.server_seen(server);
+        }
+        late.host_seen(&two_nodes());
+        let flavor = knowing(words).catalogue.flavors.remove("numa").unwrap();
+        late.flavor_seen(flavor);
+        for mut state in [first, late] {
+            state.server_seen(asking("c", 3));
+            assert_eq!(settle(&mut state, 2), [("c".to_owned(), None)], "{words:?}");
+            state.server_gone(&("ns".to_owned(), "a".to_owned()));
+            let went = settle(&mut state, 3);
+            assert_eq!(went, [("c".to_owned(), Some("h".to_owned()))], "{words:?}");
+        }
+    }
+
+    #[test]
+    fn processors_and_huge_pages_are_counted_by_node_after_a_restart_too() {
+        two_fit(&[("hw:cpu_policy", "dedicated")]);
+        two_fit(&[("hw:mem_page_size", "2MB")]);
+    }
+}

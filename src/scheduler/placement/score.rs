@@ -1,0 +1,272 @@
+//! Which of the hosts that fit is best: the sum of the weighers' figures.
+//!
+//! Rows of 64 slots are taken whole, in loops without branches that the compiler turns
+//! into vector instructions; what does not fit is masked out. A first pass finds how far
+//! each weigher's figures are apart, a second one sums row by row.
+
+use crate::placement::host_set::{Bits, ROW};
+use crate::weighers::Figures;
+
+/// How finely a figure is stretched: its span becomes multiplier × 2^29.
+const FINE: u32 = 29;
+
+/// For each byte of a word, all ones where its bit is set.
+static MASKS: [[i32; 8]; 256] = masks();
+
+const fn masks() -> [[i32; 8]; 256] {
+    let mut all = [[0; 8]; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let mut bit = 0;
+        while bit < 8 {
+            if byte >> bit & 1 == 1 {
+                all[byte][bit] = -1;
+            }
+            bit += 1;
+        }
+        byte += 1;
+    }
+    all
+}
+
+/// A weigher's part of the sum.
+pub struct Term<'a> {
+    /// What it says of hosts.
+    pub figures: Figures<'a>,
+    /// How much that counts, in thousandths.
+    pub multiplier: i64,
+    /// How much it counts for hosts whose aggregates say so themselves, by slot, ascending.
+    pub own: Vec<(u32, i64)>,
+}
+
+/// A term whose figures are apart.
+struct Stretched<'a> {
+    figures: &'a Figures<'a>,
+    /// The lowest figure of the hosts that fit, and what the highest is above it.
+    low: i64,
+    span: i64,
+    /// What each step above the lowest counts.
+    factor: i64,
+    own: &'a [(u32, i64)],
+    /// How much of the figures of some slots, and of `own`, has been used.
+    read: (usize, usize),
+}
+
+/// Calls `see` with each slot of `fit`, ascending, and its score.
+pub fn scores(fit: &Bits, terms: &[Term<'_>], mut see: impl FnMut(usize, i64)) {
+    let mut terms: Vec<_> = terms.iter().filter_map(|t| stretch(fit, t)).collect();
+    for (row, word) in fit.words().iter().enumerate() {
+        if *word == 0 {
+            continue;
+        }
+        let mut sums = [0; ROW];
+        for term in &mut terms {
+            term.add(row, *word, &mut sums);
+        }
+        let mut left = *word;
+        while left != 0 {
+            let bit = left.trailing_zeros() as usize;
+            left &= left - 1;
+            see(row * ROW + bit, sums[bit]);
+        }
+    }
+}
+
+fn stretch<'a>(fit: &Bits, term: &'a Term<'_>) -> Option<Stretched<'a>> {
+    if term.multiplier == 0 && term.own.is_empty() {
+        return None;
+    }
+    let (low, high) = match &term.figures {
+        Figures::Same => None,
+        Figures::Column(column) => Some(ends(fit, column)),
+        Figures::Bits(held) => {
+            let words = || fit.words().iter().enumerate();
+            let with = words().any(|(row, f)| f & held.word(row) != 0);
+            let without = words().any(|(row, f)| f & !held.word(row) != 0);
+            (with && without).then_some((0, 1))
+        }
+        Figures::Some(some) => {
+            let here = || some.iter().filter(|(slot, _)| fit.has(*slot as usize));
+            let others = (here().count() < fit.len()).then_some(0);
+            let figures = || here().map(|(_, f)| i64::from(*f)).chain(others);
+            figures().min().zip(figures().max())
+        }
+    }?;
+    let span = high - low;
+    (span > 0).then(|| Stretched {
+        figures: &term.figures,
+        low,
+        span,
+        factor: (term.multiplier << FINE) / span,
+        own: &term.own,
+        read: (0, 0),
+    })
+}
+
+/// The lowest and the highest figure of the hosts that fit.
+fn ends(fit: &Bits, column: &[i32]) -> (i64, i64) {
+    let (mut low, mut high) = ([i32::MAX; 8], [i32::MIN; 8]);
+    let rows = fit.words().iter().zip(column.as_chunks::<ROW>().0);
+    for (word, row) in rows.filter(|(word, _)| **word != 0) {
+        for (byte, lanes) in word.to_le_bytes().iter().zip(row.as_chunks::<8>().0) {
+            let mask = &MASKS[usize::from(*byte)];
+            for i in 0..8 {
+                low[i] = low[i].min((lanes[i] & mask[i]) | (i32::MAX & !mask[i]));
+                high[i] = high[i].max((lanes[i] & mask[i]) | (i32::MIN & !mask[i]));
+            }
+        }
+    }
+    let low = low.into_iter().min().unwrap_or_default();
+    let high = high.into_iter().max().unwrap_or_default();
+    (i64::from(low), i64::from(high))
+}
+
+impl Stretched<'_> {
+    /// Adds what it says of one row of hosts. Wrapping only where a slot does not fit,
+    /// whose score nobody looks at.
+    fn add(&mut self, row: usize, word: u64, sums: &mut [i64; ROW]) {
+        let before = if self.has_own(row) { Some(*sums) } else { None };
+        match self.figures {
+            Figures::Same => {}
+            Figures::Column(column) => {
+                let (factor, low) = (self.factor, self.low);
+                for (sum, figure) in sums.iter_mut().zip(&column[row * ROW..][..ROW]) {
+                    // Not below zero where the slot fits, and within 32 bits.
+                    let above = i64::from(*figure).wrapping_sub(low).cast_unsigned() & 0xffff_ffff;
+                    *sum = sum.wrapping_add(above.cast_signed().wrapping_mul(factor));
+                }
+            }
+            Figures::Bits(held) => {
+                let mut left = held.word(row) & word;
+                while left != 0 {
+                    sums[left.trailing_zeros() as usize] += self.factor;
+                    left &= left - 1;
+                }
+            }
+            Figures::Some(some) => {
+                let others = -self.low * self.factor;
+                if others != 0 {
+                    for sum in &mut *sums {
+                        *sum = sum.wrapping_add(others);
+                    }
+                }
+                while let Some((slot, figure)) = some.get(self.read.0)
+                    && *slot as usize / ROW <= row
+                {
+                    self.read.0 += 1;
+                    let bit = *slot as usize % ROW;
+                    if *slot as usize / ROW == row && word >> bit & 1 == 1 {
+                        sums[bit] += i64::from(*figure) * self.factor;
+                    }
+                }
+            }
+        }
+        if let Some(before) = before {
+            self.own(row, word, &before, sums);
+        }
+    }
+
+    /// Whether a host of the row has a multiplier of its own.
+    fn has_own(&mut self, row: usize) -> bool {
+        let behind = |(slot, _): &&(u32, i64)| (*slot as usize / ROW) < row;
+        let rest = self.own.get(self.read.1..).unwrap_or_default();
+        self.read.1 += rest.iter().take_while(behind).count();
+        let next = self.own.get(self.read.1);
+        next.is_some_and(|(slot, _)| *slot as usize / ROW == row)
+    }
+
+    /// Counts a host's figure by its own multiplier instead.
+    fn own(&self, row: usize, word: u64, before: &[i64; ROW], sums: &mut [i64; ROW]) {
+        let rest = self.own.get(self.read.1..).unwrap_or_default();
+        let here = |(slot, _): &&(u32, i64)| *slot as usize / ROW == row;
+        for (slot, multiplier) in rest.iter().take_while(here) {
+            let bit = *slot as usize % ROW;
+            if word >> bit & 1 == 0 {
+                continue;
+            }
+            let figure = match self.figures {
+                Figures::Same => 0,
+                Figures::Column(column) => i64::from(column[*slot as usize]),
+                Figures::Bits(held) => i64::from(held.has(*slot as usize)),
+                Figures::Some(some) => {
+                    let found = some.binary_search_by_key(slot, |(s, _)| *s);
+                    found.map_or(0, |at| i64::from(some[at].1))
+                }
+            };
+            let factor = (multiplier << FINE) / self.span;
+            sums[bit] = before[bit] + (figure - self.low) * factor;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// One host: whether it fits, and what two weighers of each sort say of it.
+    type Line = (bool, i32, bool, Option<i32>, Option<i64>);
+
+    fn line() -> impl Strategy<Value = Line> {
+        (
+            prop::bool::weighted(0.7),
+            -50..5000_i32,
+            any::<bool>(),
+            prop::option::weighted(0.3, -9..9_i32),
+            prop::option::weighted(0.2, -3000..3000_i64),
+        )
+    }
+
+    /// Nova's rule as it is written there, one host after the other.
+    fn plain(lines: &[Line], multipliers: [i64; 3]) -> Vec<(usize, i64)> {
+        let fit = || lines.iter().enumerate().filter(|(_, l)| l.0);
+        let figure = |l: &Line, sort: usize| match sort {
+            0 => i64::from(l.1),
+            1 => i64::from(l.2),
+            _ => l.3.map_or(0, i64::from),
+        };
+        let sum = |l: &Line| {
+            let part = |sort: usize| {
+                let low = fit().map(|(_, l)| figure(l, sort)).min().unwrap();
+                let high = fit().map(|(_, l)| figure(l, sort)).max().unwrap();
+                let multiplier = l.4.unwrap_or(multipliers[sort]);
+                if high == low {
+                    0
+                } else {
+                    (figure(l, sort) - low) * ((multiplier << FINE) / (high - low))
+                }
+            };
+            (0..3).map(part).sum()
+        };
+        fit().map(|(slot, l)| (slot, sum(l))).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn scores_are_those_of_the_plain_rule(
+            lines in prop::collection::vec(line(), 1..200),
+            multipliers in [-2000..2000_i64, -2000..2000_i64, -2000..2000_i64],
+        ) {
+            let (mut fit, mut held) = (Bits::default(), Bits::default());
+            let mut column = vec![0; lines.len().next_multiple_of(ROW)];
+            let (mut some, mut own) = (Vec::new(), Vec::new());
+            for (slot, line) in lines.iter().enumerate() {
+                fit.set(slot, line.0);
+                column[slot] = line.1;
+                held.set(slot, line.2);
+                let id = u32::try_from(slot).unwrap();
+                some.extend(line.3.map(|f| (id, f)));
+                own.extend(line.4.map(|m| (id, m)));
+            }
+            let figures = [Figures::Column(&column), Figures::Bits(&held), Figures::Some(some)];
+            let terms = figures.into_iter().zip(multipliers);
+            let terms: Vec<_> = terms
+                .map(|(figures, multiplier)| Term { figures, multiplier, own: own.clone() })
+                .collect();
+            let mut seen = Vec::new();
+            scores(&fit, &terms, |slot, score| seen.push((slot, score)));
+            prop_assert_eq!(seen, plain(&lines, multipliers));
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! What Servers take of a host beside processors, memory and disk.
+
+use std::collections::BTreeMap;
+
+use crate::placement::facts::Shape;
+
+/// What is used of a host beside processors, memory and disk; only for hosts where
+/// anything is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Extended {
+    /// Other resource classes.
+    pub resources: BTreeMap<String, i64>,
+    /// PCI devices, by address.
+    pub devices: BTreeMap<String, i64>,
+    /// Of each NUMA node: pinned processors, memory in MiB without huge pages.
+    pub cells: BTreeMap<u8, (i64, i64)>,
+    /// Huge pages of a NUMA node, by size in KiB.
+    pub pages: BTreeMap<(u8, i64), i64>,
+}
+
+impl Extended {
+    pub(super) fn add(&mut self, shape: &Shape, cells: [u8; 4], sign: i64) {
+        fn enter<K: Ord>(map: &mut BTreeMap<K, i64>, key: K, by: i64) {
+            let sum = map.get(&key).copied().unwrap_or_default().wrapping_add(by);
+            if sum == 0 {
+                map.remove(&key);
+            } else {
+                map.insert(key, sum);
+            }
+        }
+        for (class, amount) in &shape.resources {
+            enter(
+                &mut self.resources,
+                class.clone(),
+                amount.wrapping_mul(sign),
+            );
+        }
+        for device in &shape.devices {
+            enter(&mut self.devices, device.clone(), sign);
+        }
+        let Some(numa) = &shape.numa else { return };
+        for (&(vcpus, mib), cell) in numa.cells.iter().zip(cells) {
+            let (cpus, memory) = self.cells.entry(cell).or_default();
+            if numa.pinned {
+                *cpus = cpus.wrapping_add(vcpus.wrapping_mul(sign));
+            }
+            if let Some(page) = numa.page_kib {
+                let pages = pages(mib, page);
+                enter(&mut self.pages, (cell, page), pages.wrapping_mul(sign));
+            } else {
+                *memory = memory.wrapping_add(mib.wrapping_mul(sign));
+            }
+            if self.cells.get(&cell) == Some(&(0, 0)) {
+                self.cells.remove(&cell);
+            }
+        }
+    }
+}
+
+/// How many huge pages of `page_kib` hold `mib` of memory.
+#[must_use]
+pub fn pages(mib: i64, page_kib: i64) -> i64 {
+    let page = page_kib.max(1);
+    mib.saturating_mul(1024).saturating_add(page - 1) / page
+}

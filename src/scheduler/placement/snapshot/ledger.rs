@@ -1,0 +1,165 @@
+//! The ledger: what Servers take of hosts, one line each.
+
+use sha2::Digest;
+
+use super::{Extended, NONE, Snapshot, parts};
+use crate::placement::facts::{Holding, Shape};
+use pileus_api::common::Claim;
+
+/// One line of the ledger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    host: u32,
+    shape: u32,
+    group: u32,
+    spread: u32,
+    cells: [u8; 4],
+    busy: bool,
+    off: bool,
+}
+
+/// A Server's number: its uid, or a hash of what is not one.
+fn number(uid: &str) -> u128 {
+    uuid::Uuid::try_parse(uid).map_or_else(
+        |_| {
+            let digest = sha2::Sha256::digest(uid.as_bytes());
+            digest[..16].iter().fold(0, |n, b| n << 8 | u128::from(*b))
+        },
+        |uuid| uuid.as_u128(),
+    )
+}
+
+impl Snapshot {
+    /// Where a Server is placed.
+    #[must_use]
+    pub fn placed_on(&self, server: &str) -> Option<&str> {
+        let entry = self.entries.get(&number(server))?;
+        Some(self.columns.name.get(entry.host as usize))
+    }
+
+    /// What a Server that is placed takes.
+    pub(crate) fn shape_of(&self, server: &str) -> Option<&Shape> {
+        let entry = self.entries.get(&number(server))?;
+        self.shapes.get(entry.shape)
+    }
+
+    /// Slots that hold members of a group or spread set, with how many.
+    pub(crate) fn members(&self, set: &str) -> &[(u32, u32)] {
+        self.names
+            .id(&set.to_owned())
+            .and_then(|id| self.members.get(&id))
+            .map_or(&[], Vec::as_slice)
+    }
+
+    /// The slot that a Server is on.
+    pub(crate) fn slot_of(&self, server: &str) -> Option<u32> {
+        self.entries.get(&number(server)).map(|e| e.host)
+    }
+
+    /// Enters a placement of three figures; see [`Self::hold`].
+    pub fn claim(&mut self, server: &str, host: &str, claim: Claim) -> bool {
+        let shape = Shape {
+            claim,
+            ..Shape::default()
+        };
+        let host = host.to_owned();
+        let holding = Holding {
+            host,
+            shape,
+            ..Holding::default()
+        };
+        self.hold(server, holding)
+    }
+
+    /// Enters what a Server holds, in place of what it held before. Says whether that
+    /// made room anywhere.
+    pub fn hold(&mut self, server: &str, holding: Holding) -> bool {
+        let slot = self.slot_or_new(&holding.host);
+        let mut name = |n: Option<String>| n.map_or(NONE, |n| self.names.hold(n));
+        let (group, spread) = (name(holding.group), name(holding.spread));
+        let entry = Entry {
+            host: u32::try_from(slot).unwrap_or(NONE),
+            shape: self.shapes.hold(holding.shape),
+            group,
+            spread,
+            cells: holding.cells,
+            busy: holding.busy,
+            off: holding.off,
+        };
+        let before = self.entries.insert(number(server), entry);
+        if let Some(before) = before {
+            if before == entry {
+                self.let_go(&entry);
+                return false;
+            }
+            self.apply(&before, -1);
+            self.let_go(&before);
+        }
+        self.apply(&entry, 1);
+        before.is_some()
+    }
+
+    /// Strikes a Server from the ledger. Says whether it was there.
+    pub fn release(&mut self, server: &str) -> bool {
+        let Some(entry) = self.entries.remove(&number(server)) else {
+            return false;
+        };
+        self.apply(&entry, -1);
+        self.let_go(&entry);
+        true
+    }
+
+    fn let_go(&mut self, entry: &Entry) {
+        self.shapes.release(entry.shape);
+        for name in [entry.group, entry.spread] {
+            if name != NONE {
+                self.names.release(name);
+            }
+        }
+    }
+
+    /// Adds an entry to its host's usage, or takes it off. Wrapping, because adding and
+    /// subtracting must undo each other whatever nonsense an object claims.
+    fn apply(&mut self, entry: &Entry, sign: i64) {
+        let slot = entry.host as usize;
+        let one = if sign > 0 { 1 } else { -1 };
+        let c = &mut self.columns;
+        c.servers[slot] += if entry.off { 0 } else { one };
+        c.busy[slot] += if entry.busy { one } else { 0 };
+        if let Some(shape) = self.shapes.get(entry.shape) {
+            for (used, part) in c.used[slot].iter_mut().zip(parts(shape.claim)) {
+                *used = used.wrapping_add(part.wrapping_mul(sign));
+            }
+            let plain =
+                shape.resources.is_empty() && shape.devices.is_empty() && shape.numa.is_none();
+            if !plain {
+                let extended = self.extended.entry(entry.host).or_default();
+                extended.add(shape, entry.cells, sign);
+                if *extended == Extended::default() {
+                    self.extended.remove(&entry.host);
+                }
+            }
+        }
+        // One set may be both: a Server is a member of it once for each use.
+        for set in [entry.group, entry.spread] {
+            if set != NONE {
+                self.count(set, entry.host, sign > 0);
+            }
+        }
+        self.refresh(slot);
+    }
+
+    fn count(&mut self, set: u32, host: u32, more: bool) {
+        let members = self.members.entry(set).or_default();
+        match members.binary_search_by_key(&host, |(h, _)| *h) {
+            Ok(at) if more => members[at].1 += 1,
+            Ok(at) if members[at].1 > 1 => members[at].1 -= 1,
+            Ok(at) => drop(members.remove(at)),
+            Err(at) if more => members.insert(at, (host, 1)),
+            Err(_) => {}
+        }
+        if members.is_empty() {
+            self.members.remove(&set);
+        }
+    }
+}

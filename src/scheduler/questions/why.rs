@@ -1,0 +1,365 @@
+//! Why a Server is where it is, or nowhere, and the smallest change that would help. Pure:
+//! the same core that decides is asked.
+
+use std::cmp::Reverse;
+use std::fmt;
+
+use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt;
+
+use crate::objects::catalogue::Key;
+use crate::objects::resolve::Unresolved;
+use crate::placement::placer::{Explanation, Placer};
+use crate::placement::request::Request;
+use crate::state::preemption::kept;
+use crate::state::{State, preemption};
+use pileus_api::common::Claim;
+use pileus_api::{Flavor, Server};
+
+/// How many smaller flavors are named.
+const FLAVORS: usize = 3;
+
+/// Takes a wish out of a request.
+type Drop = fn(&mut Request);
+
+/// What there is to say of a Server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// Namespace and name.
+    pub server: Key,
+    /// Where it stands.
+    pub verdict: Verdict,
+}
+
+/// Where a Server stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is placed.
+    Placed {
+        /// Name of the Host.
+        host: String,
+        /// Number of the placement.
+        epoch: i64,
+        /// The Host that would be best today, if any fits.
+        best: Option<String>,
+        /// The priority of the Server that it was stopped for, when it was.
+        preempted: Option<i32>,
+    },
+    /// It is not placed yet, and would go there.
+    Fits(String),
+    /// No host fits.
+    Nowhere {
+        /// What each filter turned away.
+        explanation: Explanation,
+        /// Each of these alone would help; the smallest first.
+        changes: Vec<String>,
+    },
+    /// It cannot be asked for.
+    Unresolved(String),
+    /// There is no such Server.
+    Unknown,
+}
+
+impl State {
+    /// Says why a Server is where it is, or nowhere.
+    pub fn why(&mut self, key: &Key, now: Timestamp) -> Answer {
+        let verdict = self.verdict(key, now);
+        Answer {
+            server: key.clone(),
+            verdict,
+        }
+    }
+
+    fn verdict(&mut self, key: &Key, now: Timestamp) -> Verdict {
+        let Some(server) = self.servers.get(key).cloned() else {
+            return Verdict::Unknown;
+        };
+        let request = match self.request(&server, now) {
+            Ok(request) => request,
+            Err(Unresolved::Told(_, message)) => return Verdict::Unresolved(message),
+            Err(Unresolved::ByManager) => {
+                let message = "its flavor or image is missing, not open to its namespace, or too \
+                               small; its condition Ready says which";
+                return Verdict::Unresolved(message.to_owned());
+            }
+        };
+        let placement = server.status.as_ref().and_then(|s| s.placement.clone());
+        // A Server is not in its own way.
+        let mut without = self.snapshot.clone();
+        let uid = server.uid().unwrap_or_default();
+        without.release(&uid);
+        without.release(&kept(&uid));
+        let decision = self.placer.place_fresh(&without, &request);
+        if let Some(placement) = placement {
+            return Verdict::Placed {
+                host: placement.host,
+                epoch: placement.epoch,
+                best: decision.ok(),
+                preempted: preemption(&server).map(|p| p.priority),
+            };
+        }
+        match decision {
+            Ok(host) => Verdict::Fits(host),
+            Err(explanation) => {
+                let changes = self.changes(&server, &request);
+                Verdict::Nowhere {
+                    explanation,
+                    changes,
+                }
+            }
+        }
+    }
+
+    /// Changes of which each alone would make a Server fit.
+    fn changes(&mut self, server: &Server, request: &Request) -> Vec<String> {
+        let mut found = Vec::new();
+        let mut tried = |what: String, changed: Request| {
+            if let Ok(host) = self.placer.place_fresh(&self.snapshot, &changed) {
+                found.push(format!("{what}: it would go to {host}"));
+            }
+        };
+        for (flavor, claim) in smaller(server, request, self.catalogue.flavors.values()) {
+            let mut changed = request.clone();
+            changed.asks.shape.claim = claim;
+            changed.asks.flavor = Some(flavor.clone());
+            let Claim {
+                vcpus,
+                memory_mib,
+                disk_gib,
+            } = claim;
+            let size = format!("{vcpus} vCPUs, {memory_mib} MiB, {disk_gib} GiB");
+            tried(format!("flavor {flavor} ({size})"), changed);
+        }
+        if let Some(zone) = &request.asks.zone {
+            let mut changed = request.clone();
+            changed.asks.zone = None;
+            tried(format!("any zone instead of {zone}"), changed);
+        }
+        if let Some(group) = &request.group {
+            let mut changed = request.clone();
+            changed.group = None;
+            tried(format!("without ServerGroup {}", group.id), changed);
+        }
+        if !request.asks.host_selector.is_empty() {
+            let mut changed = request.clone();
+            changed.asks.host_selector.clear();
+            tried("without hostSelector".to_owned(), changed);
+        }
+        let wishes: [(&str, bool, Drop); 5] = [
+            ("sameHost", !request.same_host.is_empty(), |r| {
+                r.same_host = Vec::new();
+            }),
+            ("differentHost", !request.different_host.is_empty(), |r| {
+                r.different_host = Vec::new();
+            }),
+            ("spread", !request.spread.is_empty(), |r| {
+                r.spread = Vec::new();
+            }),
+            ("query", request.asks.query.is_some(), |r| {
+                r.asks.query = None;
+            }),
+            ("hostCIDR", request.asks.near.is_some(), |r| {
+                r.asks.near = None;
+            }),
+        ];
+        for (wish, there, drop_it) in wishes {
+            if there {
+                let mut changed = request.clone();
+                drop_it(&mut changed);
+                tried(format!("without {wish}"), changed);
+            }
+        }
+        found.extend(self.higher_class(request));
+        found
+    }
+
+    /// The least important PriorityClass for which others would be stopped.
+    fn higher_class(&self, request: &Request) -> Option<String> {
+        let all = self.catalogue.priorities.iter();
+        let mut higher: Vec<_> = all
+            .filter(|(_, class)| class.value > request.priority.value)
+            .collect();
+        higher.sort_by_key(|(name, class)| (class.value, *name));
+        higher.into_iter().find_map(|(name, class)| {
+            let changed = Request {
+                priority: *class,
+                ..request.clone()
+            };
+            let (host, count) = self.would_stop(&changed)?;
+            let those = if count == 1 { "Server" } else { "Servers" };
+            Some(format!(
+                "priorityClass {name}: {count} {those} of lower priority on {host} would be stopped"
+            ))
+        })
+    }
+}
+
+/// Flavors that ask for less, and for more of nothing; the nearest first.
+fn smaller<'a>(
+    server: &Server,
+    request: &Request,
+    flavors: impl Iterator<Item = &'a Flavor>,
+) -> Vec<(String, Claim)> {
+    let namespace = server.namespace().unwrap_or_default();
+    let now = request.asks.shape.claim;
+    let open = flavors.filter(|f| {
+        let access = f.spec.access.as_ref();
+        f.spec.extra_specs == request.asks.extra_specs
+            && access.is_none_or(|a| a.allows(&namespace))
+    });
+    let mut less: Vec<_> = open
+        .filter_map(|f| Some((f.name_any(), crate::objects::resolve::claim_of(&f.spec)?)))
+        .filter(|(_, c)| {
+            let parts = [
+                (c.vcpus, now.vcpus),
+                (c.memory_mib, now.memory_mib),
+                (c.disk_gib, now.disk_gib),
+            ];
+            *c != now && parts.iter().all(|(a, b)| a <= b)
+        })
+        .collect();
+    less.sort_by_key(|(name, c)| (Reverse((c.memory_mib, c.vcpus, c.disk_gib)), name.clone()));
+    less.truncate(FLAVORS);
+    less
+}
+
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (namespace, name) = &self.server;
+        write!(f, "Server {namespace}/{name} ")?;
+        match &self.verdict {
+            Verdict::Placed {
+                host,
+                epoch,
+                best,
+                preempted,
+            } => {
+                write!(f, "is placed on {host} (epoch {epoch})")?;
+                if let Some(priority) = preempted {
+                    write!(
+                        f,
+                        ", and stopped for a Server of priority {priority} until {host} has room \
+                         for it again"
+                    )?;
+                }
+                match best {
+                    Some(best) if best == host => write!(f, ", which is the best for it today"),
+                    Some(best) => write!(f, "; placed today it would go to {best}"),
+                    None => write!(f, "; placed today it would fit nowhere"),
+                }
+            }
+            Verdict::Fits(host) => write!(f, "is not placed yet; it would go to {host}"),
+            Verdict::Unresolved(message) => write!(f, "cannot be placed: {message}"),
+            Verdict::Unknown => f.write_str("does not exist"),
+            Verdict::Nowhere {
+                explanation,
+                changes,
+            } => {
+                writeln!(f, "fits on none of {} hosts", explanation.hosts)?;
+                if explanation.hosts == 0 {
+                    return write!(f, "\n{explanation}");
+                }
+                table(f, explanation)?;
+                if changes.is_empty() {
+                    return f.write_str("\nNo single change of the Server would help.");
+                }
+                f.write_str("\nEach of these alone would help, the smallest first:")?;
+                changes.iter().try_for_each(|c| write!(f, "\n  {c}"))
+            }
+        }
+    }
+}
+
+fn table(f: &mut fmt::Formatter<'_>, explanation: &Explanation) -> fmt::Result {
+    let wide = explanation.refusals.iter().map(|r| r.filter.len());
+    let wide = wide.max().unwrap_or(0).max("FILTER".len());
+    writeln!(
+        f,
+        "\n{:wide$}  {:>11}  {:>9}  NEAREST MISS",
+        "FILTER", "TURNED AWAY", "IT ALONE"
+    )?;
+    for refusal in &explanation.refusals {
+        writeln!(
+            f,
+            "{:wide$}  {:>11}  {:>9}  {}",
+            refusal.filter,
+            refusal.hosts,
+            refusal.alone,
+            refusal.nearest_miss()
+        )?;
+    }
+    Ok(())
+}
+
+impl Placer {
+    /// Decides without what is remembered, which is of another snapshot.
+    fn place_fresh(
+        &self,
+        snapshot: &crate::placement::snapshot::Snapshot,
+        request: &Request,
+    ) -> Result<String, Explanation> {
+        let mut fresh = Placer::by(self.policy());
+        fresh.place(snapshot, request).map(str::to_owned)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::{host, now, server, settle, state};
+    use pileus_api::FlavorSpec;
+    use pileus_api::server::PlacementConstraints;
+
+    fn flavor(name: &str, memory: &str) -> Flavor {
+        let spec = FlavorSpec {
+            vcpus: 1,
+            memory: memory.into(),
+            disk: "1Gi".into(),
+            ..FlavorSpec::default()
+        };
+        Flavor::new(name, spec)
+    }
+
+    #[test]
+    fn the_answer_has_a_table_and_the_smallest_change() {
+        let mut labelled = host("h7", 3072);
+        labelled.metadata.labels = Some([("disk".to_owned(), "fast".to_owned())].into());
+        let mut state = state(&[labelled, host("h8", 8000)]);
+        for (name, memory) in [("m4", "4Gi"), ("m3", "3Gi"), ("m2", "2Gi"), ("m1", "1Gi")] {
+            state.flavor_seen(flavor(name, memory));
+        }
+        let mut big = server("big", 1, "1Mi");
+        big.spec.resources = None;
+        big.spec.flavor = Some("m4".into());
+        big.spec.placement = Some(PlacementConstraints {
+            host_selector: [("disk".to_owned(), "fast".to_owned())].into(),
+            ..PlacementConstraints::default()
+        });
+        state.server_seen(big);
+        let key = ("ns".to_owned(), "big".to_owned());
+        let text = state.why(&key, now(1)).to_string();
+        for line in [
+            "Server ns/big fits on none of 2 hosts",
+            "RamFilter               1          1  needs 4096 MiB of memory, h7 has 3072",
+            "HostSelector            1          1  h8 is not labelled disk=fast",
+            "  flavor m3 (1 vCPUs, 3072 MiB, 1 GiB): it would go to h7",
+            "  without hostSelector: it would go to h8",
+        ] {
+            assert!(text.contains(line), "{line}\nis missing in\n{text}");
+        }
+        state.server_seen(server("small", 2, "100Mi"));
+        let small = ("ns".to_owned(), "small".to_owned());
+        assert_eq!(
+            state.why(&small, now(1)).verdict,
+            Verdict::Fits("h8".into())
+        );
+        settle(&mut state, 2);
+        let text = state.why(&small, now(1)).to_string();
+        assert!(
+            text.contains("is placed on h8 (epoch 1), which is the best"),
+            "{text}"
+        );
+        let nobody = ("ns".to_owned(), "nobody".to_owned());
+        assert_eq!(state.why(&nobody, now(1)).verdict, Verdict::Unknown);
+    }
+}

@@ -1,0 +1,354 @@
+//! Decisions: what is pending goes in, writes come out.
+
+use std::cmp::Reverse;
+use std::sync::Arc;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use kube::ResourceExt;
+
+use crate::objects::catalogue::Key;
+use crate::objects::resolve::{Unresolved, holding, request};
+use crate::placement::devices;
+use crate::placement::request::Request;
+use crate::state::gang::Gangs;
+use crate::state::queue::Why;
+use crate::state::{Kind, SchedulerStatus, State, Write, Writing, preemption, scheduled};
+use pileus_api::common::Claim;
+use pileus_api::conditions::{self, Observation};
+use pileus_api::server::{Nomination, Placement, Refusal};
+use pileus_api::{ConditionType, Reason, Server};
+
+/// How long a host that refused a Server is not asked again.
+const REMEMBERED: SignedDuration = SignedDuration::from_secs(600);
+/// How many refusals a Server's status holds at most.
+const MOST_REFUSALS: usize = 16;
+
+impl State {
+    /// Decides all that is pending; the writes must then be carried out.
+    ///
+    /// Of all that is pending the highest priority comes first, and among equals the
+    /// oldest: what frees room is tried with those that have waited longest.
+    pub fn decide(&mut self, now: Timestamp) -> Vec<Write> {
+        if std::mem::take(&mut self.eased) {
+            self.ease(now);
+        }
+        // Those that have waited long enough are looked at again.
+        for key in self.queue.due(now) {
+            self.want(&key);
+        }
+        let mut asked: Vec<_> = self
+            .queue
+            .take()
+            .into_iter()
+            .filter_map(|key| {
+                let server = self.servers.get(&key)?.clone();
+                let request = self.request(&server, now);
+                Some((key, server, request))
+            })
+            .collect();
+        // What is left of a group that is placed all or nothing comes before everything: the
+        // room for it was there when the first of it was placed.
+        asked.sort_by_key(|(_, server, r)| {
+            let begun = r.as_ref().is_ok_and(|r| self.is_begun(r));
+            (!begun, Reverse(self.catalogue.priority(server).value))
+        });
+        let mut gangs = Gangs::default();
+        let mut writes = Vec::new();
+        for (key, server, request) in asked {
+            // A gang places all of its members when it comes to the first.
+            if self.writing.contains_key(&key) {
+                continue;
+            }
+            match request {
+                Ok(request) if self.is_free(&key, &server) && self.is_of_gang(&request) => {
+                    self.decide_gang(&key, &server, &request, &mut gangs, &mut writes, now);
+                }
+                request => self.decide_one(key, server, request, &mut writes, now),
+            }
+        }
+        writes
+    }
+
+    pub(crate) fn request(&self, server: &Server, now: Timestamp) -> Result<Request, Unresolved> {
+        let uid = |key: &Key| self.servers.get(key)?.uid();
+        let mut request = request(server, &self.catalogue, &uid)?;
+        let refusals = server.status.iter().flat_map(|s| &s.refusals);
+        let lasting = refusals.filter_map(|r| Some((r.name.clone(), self.lasts(r, now)?)));
+        request.refused_by = lasting.collect();
+        if let Some(refused) = self.refused(server) {
+            let said = format!("refuses it: {}", refused.message);
+            request.refused_by.insert(refused.name, said);
+        }
+        Ok(request)
+    }
+
+    /// What is to be said of a refusal while it lasts: for a while, unless the host has
+    /// started again or has got more room before.
+    fn lasts(&self, refusal: &Refusal, now: Timestamp) -> Option<String> {
+        let until = refusal.time.as_ref()?.0 + REMEMBERED;
+        let host = self.hosts.get(&refusal.name);
+        let boot = host.and_then(|h| h.status.as_ref()?.boot_id.as_ref());
+        let started = boot.zip(refusal.boot_id.as_ref());
+        let started = started.is_some_and(|(is, was)| is != was);
+        let more = refusal.left.zip(self.left(&refusal.name));
+        let more = more.is_some_and(|(was, is)| {
+            is.vcpus > was.vcpus || is.memory_mib > was.memory_mib || is.disk_gib > was.disk_gib
+        });
+        (now < until && !started && !more).then(|| {
+            format!(
+                "refused it ({}); it is asked again at {until:.0}, or once it has started again or \
+                 has more room",
+                refusal.message
+            )
+        })
+    }
+
+    /// What a host has left for another Server.
+    fn left(&self, host: &str) -> Option<Claim> {
+        let host = self.snapshot.host(host)?;
+        Some(Claim {
+            vcpus: host.free(0),
+            memory_mib: host.free(1),
+            disk_gib: host.free(2),
+        })
+    }
+
+    /// Whether a decision on a Server would be another than before.
+    pub(crate) fn would_fit(&mut self, key: &Key, now: Timestamp) -> bool {
+        let Some(server) = self.servers.get(key).cloned() else {
+            return false;
+        };
+        let Ok(request) = self.request(&server, now) else {
+            return true;
+        };
+        if preemption(&server).is_some() {
+            return self.has_its_room_again(key, &server);
+        }
+        self.orphan(key).is_some() || self.placer.fits(&self.snapshot, &request)
+    }
+
+    fn decide_one(
+        &mut self,
+        key: Key,
+        server: Arc<Server>,
+        request: Result<Request, Unresolved>,
+        writes: &mut Vec<Write>,
+        now: Timestamp,
+    ) {
+        if preemption(&server).is_some() && self.refused(&server).is_none() {
+            writes.extend(self.resume(key, server, now));
+            return;
+        }
+        let no = |reason, message| Observation::no(ConditionType::Scheduled, reason, message);
+        let request = match request {
+            Ok(request) => request,
+            Err(Unresolved::ByManager) => {
+                self.queue.wait(key, Why::Unresolved, now);
+                return;
+            }
+            Err(Unresolved::Told(reason, message)) => {
+                let seen = no(reason, message);
+                writes.extend(self.tell(key, server, seen, None, Why::Unresolved, now));
+                return;
+            }
+        };
+        if let Some(refusal) = self.refused(&server) {
+            writes.extend(self.take_back(key, server, refusal, &request, now));
+            return;
+        }
+        // What is kept for it is not in its own way.
+        self.strike_kept(&server);
+        // A running VM that the Server's objects came back for, or that the Server has lost
+        // its placement on: it stays where it is, whatever the filters say of its host.
+        let orphan = self.orphan(&key);
+        let bound = self.bound_by(&server);
+        let decision = match bound.as_ref().or(orphan.as_ref()) {
+            Some((host, _)) => Ok(host.clone()),
+            None => match self.placer.place(&self.snapshot, &request) {
+                Ok(host) => Ok(host.to_owned()),
+                Err(why) => self.place_before_others(&request).ok_or(why),
+            },
+        };
+        let host = match decision {
+            Ok(host) => host,
+            Err(why) => {
+                let why = why.to_string();
+                writes.extend(self.make_room(&key, server, &request, &why, now));
+                return;
+            }
+        };
+        let epoch = match bound {
+            Some((_, epoch)) => epoch,
+            None => self.epoch(&server, orphan.as_ref().map(|(_, epoch)| *epoch)),
+        };
+        writes.push(self.bind(key, server, &request, host, epoch, now));
+    }
+
+    /// Binds a Server, in memory first.
+    pub(crate) fn bind(
+        &mut self,
+        key: Key,
+        server: Arc<Server>,
+        request: &Request,
+        host: String,
+        epoch: i64,
+        now: Timestamp,
+    ) -> Write {
+        let shape = &request.asks.shape;
+        let there = self.snapshot.host(&host);
+        let placement = Placement {
+            epoch,
+            time: Some(Time(now)),
+            claim: shape.claim,
+            host,
+            ..there.map_or_else(Placement::default, |h| devices::placement(h, shape))
+        };
+        let message = format!("placed on {}", placement.host);
+        self.write_place(key, server, placement, message, Kind::Placed, now)
+    }
+
+    /// Writes that a Server has its place, in memory first.
+    pub(crate) fn write_place(
+        &mut self,
+        key: Key,
+        server: Arc<Server>,
+        placement: Placement,
+        message: String,
+        kind: Kind,
+        now: Timestamp,
+    ) -> Write {
+        let held = holding(&server, &placement, &self.catalogue);
+        self.snapshot.hold(&server.uid().unwrap_or_default(), held);
+        let seen = Observation::yes(ConditionType::Scheduled, Reason::Scheduled, message);
+        let (conditions, _) = conditions(&server, seen, now);
+        let status = SchedulerStatus {
+            placement: Some(placement),
+            refusals: refusals(&server),
+            conditions,
+            ..SchedulerStatus::default()
+        };
+        self.write(key, server, status, kind)
+    }
+
+    /// Takes a placement back that the host has refused, if another host would do. Where
+    /// none would, the Server stays where it may be built once there is room.
+    fn take_back(
+        &mut self,
+        key: Key,
+        server: Arc<Server>,
+        refusal: Refusal,
+        request: &Request,
+        now: Timestamp,
+    ) -> Option<Write> {
+        if !self.placer.fits(&self.snapshot, request) {
+            self.queue.wait(key, Why::NoHostFits, now);
+            return None;
+        }
+        let message = format!(
+            "Host {} refused it; it is placed elsewhere once its Instance there is gone",
+            refusal.name
+        );
+        let seen = Observation::no(ConditionType::Scheduled, Reason::HostRefused, message);
+        let (conditions, transition) = conditions(&server, seen, now);
+        let mut refusals = refusals(&server);
+        refusals.retain(|r| r.name != refusal.name);
+        if refusals.len() >= MOST_REFUSALS {
+            refusals.remove(0);
+        }
+        // Without the Server itself, as it will be from now on.
+        self.snapshot.release(&server.uid().unwrap_or_default());
+        let left = self.left(&refusal.name);
+        self.enter(&key);
+        let host = self.hosts.get(&refusal.name);
+        refusals.push(Refusal {
+            time: Some(Time(now)),
+            boot_id: host.and_then(|h| h.status.as_ref()?.boot_id.clone()),
+            left,
+            ..refusal
+        });
+        let status = SchedulerStatus {
+            refusals,
+            conditions,
+            ..SchedulerStatus::default()
+        };
+        Some(self.write(key, server, status, Kind::Unplaced { transition }))
+    }
+
+    /// Says why a Server is not placed, and where room is kept for it, unless it says so
+    /// already or was told lately.
+    pub(crate) fn tell(
+        &mut self,
+        key: Key,
+        server: Arc<Server>,
+        seen: Observation,
+        nomination: Option<Nomination>,
+        why: Why,
+        now: Timestamp,
+    ) -> Option<Write> {
+        let (conditions, transition) = conditions(&server, seen, now);
+        let before = scheduled(&server);
+        let status = server.status.as_ref();
+        let kept = nomination == status.and_then(|s| s.nomination.clone());
+        if kept && conditions.first() == before {
+            self.queue.wait(key, why, now);
+            return None;
+        }
+        let refresh = self.queue.refresh(&key);
+        if let Some(next) = refresh.filter(|next| kept && !transition && *next > now) {
+            self.queue.wait_until(key, why, now, next);
+            return None;
+        }
+        self.queue.wait(key.clone(), why, now);
+        let status = SchedulerStatus {
+            refusals: refusals(&server),
+            nomination,
+            conditions,
+            ..SchedulerStatus::default()
+        };
+        Some(self.write(key, server, status, Kind::Unplaced { transition }))
+    }
+
+    pub(crate) fn write(
+        &mut self,
+        key: Key,
+        server: Arc<Server>,
+        status: SchedulerStatus,
+        kind: Kind,
+    ) -> Write {
+        let writing = Writing {
+            uid: server.uid().unwrap_or_default(),
+            version: server.resource_version().unwrap_or_default(),
+            kind,
+            nomination: status.nomination.clone(),
+            conflict: false,
+        };
+        self.writing.insert(key.clone(), writing);
+        Write {
+            key,
+            server,
+            status,
+            kind,
+        }
+    }
+}
+
+pub(crate) fn refusals(server: &Server) -> Vec<Refusal> {
+    let status = server.status.as_ref();
+    status.map(|s| s.refusals.clone()).unwrap_or_default()
+}
+
+/// The condition to be, and whether it is another.
+pub(crate) fn conditions(
+    server: &Server,
+    seen: Observation,
+    now: Timestamp,
+) -> (Vec<Condition>, bool) {
+    let status = server.status.as_ref();
+    let old = status.map(|s| s.conditions.as_slice()).unwrap_or_default();
+    let new = conditions::merge(old, [seen], server.metadata.generation, now);
+    let before = scheduled(server);
+    let same = |c: &Condition| before.is_some_and(|b| b.status == c.status && b.reason == c.reason);
+    let transition = !new.iter().all(same);
+    (new, transition)
+}

@@ -1,0 +1,251 @@
+//! Instances, as far as the ledger and the queue look at them.
+//!
+//! A host is used by what is on it, whatever Servers say: an Instance elsewhere than
+//! where its Server is placed (a move's other side, one that is still being removed, one
+//! whose Server has lost its placement) is counted by itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kube::ResourceExt;
+
+use crate::objects::catalogue::Key;
+use crate::placement::facts::{Holding, Shape};
+use crate::state::State;
+use pileus_api::common::Claim;
+use pileus_api::conditions::{self, ConditionType};
+use pileus_api::instance::Role;
+use pileus_api::server::Placement;
+use pileus_api::{Instance, Reason};
+
+/// Reasons that count as a failed build of the host's.
+const FAILURES: [Reason; 2] = [Reason::HypervisorFailed, Reason::NoSpace];
+
+/// What is known of an Instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    uid: String,
+    server_uid: String,
+    /// Name of its Host.
+    pub host: String,
+    /// Number of the placement that it was made for.
+    pub epoch: i64,
+    /// What it takes.
+    pub claim: Claim,
+    primary: bool,
+    realized: bool,
+    /// Its host has stopped it for a Server of higher priority, and says so.
+    gave_way: bool,
+    deleting: bool,
+    /// Being built.
+    pub busy: bool,
+    failed: bool,
+    refusal: Option<String>,
+}
+
+impl Known {
+    fn new(instance: &Instance) -> Self {
+        let status = instance.status.as_ref();
+        let said = status.map(|s| s.conditions.as_slice()).unwrap_or_default();
+        let ready = conditions::find(said, ConditionType::Ready);
+        let because = |reason: Reason| ready.is_some_and(|r| r.reason == reason.as_str());
+        let realized = status.is_some_and(|s| s.realized == Some(true));
+        let told = status.and_then(|s| s.observed_generation) >= instance.metadata.generation;
+        let refused = ready.filter(|_| !realized && because(Reason::HostRefused));
+        Self {
+            uid: instance.uid().unwrap_or_default(),
+            server_uid: instance.spec.server.uid.clone(),
+            host: instance.spec.host.clone(),
+            epoch: instance.spec.epoch,
+            claim: instance.spec.claim,
+            primary: instance.spec.role == Role::Primary,
+            realized,
+            gave_way: instance.spec.preempted && told && because(Reason::Preempted),
+            deleting: instance.metadata.deletion_timestamp.is_some(),
+            busy: status.is_none_or(|s| s.power_state.is_none()),
+            failed: FAILURES.into_iter().any(because),
+            refusal: refused.map(|r| r.message.clone()),
+        }
+    }
+
+    /// Whether it realises this placement.
+    #[must_use]
+    pub fn is_of(&self, placement: &Placement) -> bool {
+        self.host == placement.host && self.epoch == placement.epoch
+    }
+
+    /// Whether its processors and memory are free for others.
+    #[must_use]
+    pub fn gave_way(&self) -> bool {
+        self.gave_way && !self.deleting
+    }
+
+    /// Whether its host has taken it on.
+    #[must_use]
+    pub fn is_realized(&self) -> bool {
+        self.realized && !self.deleting
+    }
+
+    /// Why its host refused it, if so: nothing of it was made, and nothing is held.
+    #[must_use]
+    pub fn refusal(&self) -> Option<&str> {
+        self.refusal.as_deref().filter(|_| !self.deleting)
+    }
+
+    /// Whether a Server without a placement belongs where this is.
+    #[must_use]
+    pub fn binds(&self) -> bool {
+        self.primary && !self.deleting && self.refusal.is_none()
+    }
+}
+
+/// All Instances.
+#[derive(Debug, Default)]
+pub struct Instances {
+    all: BTreeMap<Key, Known>,
+    by_server: BTreeMap<String, BTreeSet<Key>>,
+    failures: BTreeMap<String, i32>,
+}
+
+impl Instances {
+    /// Those of a Server.
+    pub fn of(&self, server_uid: &str) -> impl Iterator<Item = &Known> {
+        let keys = self.by_server.get(server_uid).into_iter().flatten();
+        keys.filter_map(|key| self.all.get(key))
+    }
+
+    /// Those on a host.
+    #[must_use]
+    pub fn on(&self, host: &str) -> Vec<Key> {
+        let some = self.all.iter().filter(|(_, known)| known.host == host);
+        some.map(|(key, _)| key.clone()).collect()
+    }
+
+    /// How many Instances of a host failed for reasons of the host's.
+    #[must_use]
+    pub fn failures(&self, host: &str) -> i32 {
+        self.failures.get(host).copied().unwrap_or_default()
+    }
+
+    fn fail(&mut self, known: &Known, by: i32) {
+        if known.failed {
+            let count = self.failures.entry(known.host.clone()).or_default();
+            *count += by;
+            if *count == 0 {
+                self.failures.remove(&known.host);
+            }
+        }
+    }
+
+    fn insert(&mut self, key: &Key, known: Known) -> Option<Known> {
+        self.fail(&known, 1);
+        let server = self.by_server.entry(known.server_uid.clone());
+        server.or_default().insert(key.clone());
+        let before = self.all.insert(key.clone(), known);
+        if let Some(before) = &before {
+            self.fail(before, -1);
+            if self.all.get(key).map(|k| &k.server_uid) != Some(&before.server_uid) {
+                self.unlink(key, &before.server_uid);
+            }
+        }
+        before
+    }
+
+    fn remove(&mut self, key: &Key) -> Option<Known> {
+        let known = self.all.remove(key)?;
+        self.fail(&known, -1);
+        self.unlink(key, &known.server_uid);
+        Some(known)
+    }
+
+    fn unlink(&mut self, key: &Key, server_uid: &str) {
+        if let Some(keys) = self.by_server.get_mut(server_uid) {
+            keys.remove(key);
+            if keys.is_empty() {
+                self.by_server.remove(server_uid);
+            }
+        }
+    }
+}
+
+impl State {
+    /// An Instance was made or has changed.
+    pub fn instance_seen(&mut self, instance: &Instance) {
+        let key = (
+            instance.namespace().unwrap_or_default(),
+            instance.name_any(),
+        );
+        let known = Known::new(instance);
+        let (server, host) = (known.server_uid.clone(), known.host.clone());
+        let before = self.instances.insert(&key, known.clone());
+        if before.as_ref() == Some(&known) {
+            return;
+        }
+        if let Some(before) = before.filter(|b| b.uid != known.uid) {
+            self.eased |= self.snapshot.release(&before.uid);
+        }
+        self.instances_changed(&server, &host);
+    }
+
+    /// An Instance is gone.
+    pub fn instance_gone(&mut self, key: &Key) {
+        if let Some(known) = self.instances.remove(key) {
+            self.eased |= self.snapshot.release(&known.uid);
+            self.instances_changed(&known.server_uid, &known.host);
+        }
+    }
+
+    /// A full list of Instances.
+    pub fn instances_listed(&mut self, listed: &[Instance], broken: &BTreeSet<Key>) {
+        let name = |i: &Instance| (i.namespace().unwrap_or_default(), i.name_any());
+        let names: BTreeSet<Key> = listed.iter().map(name).collect();
+        let known = self.instances.all.keys();
+        let gone = known.filter(|k| !names.contains(*k) && !broken.contains(*k));
+        for key in gone.cloned().collect::<Vec<_>>() {
+            self.instance_gone(&key);
+        }
+        for instance in listed {
+            self.instance_seen(instance);
+        }
+    }
+
+    fn instances_changed(&mut self, server: &str, host: &str) {
+        self.enter_instances(server);
+        self.host_failures(host);
+        if let Some(key) = self.uids.get(server).cloned() {
+            self.enter(&key);
+            if !self.queue.waits(&key) || !self.is_wanting(&key) {
+                self.want(&key);
+            }
+        }
+    }
+
+    /// Counts the Instances of a Server that its own placement does not count.
+    pub(crate) fn enter_instances(&mut self, server: &str) {
+        let placed = self.uids.get(server).and_then(|key| self.servers.get(key));
+        let placed = placed.and_then(|s| s.status.as_ref()?.placement.as_ref());
+        let at = placed.map(|p| p.host.as_str());
+        let mut freed = false;
+        for known in self.instances.of(server) {
+            if Some(known.host.as_str()) == at || known.refusal.is_some() {
+                freed |= self.snapshot.release(&known.uid);
+            } else {
+                let shape = Shape {
+                    claim: known.claim,
+                    ..Shape::default()
+                };
+                let held = Holding {
+                    host: known.host.clone(),
+                    shape,
+                    busy: known.busy,
+                    ..Holding::default()
+                };
+                freed |= self.snapshot.hold(&known.uid, held);
+            }
+        }
+        self.eased |= freed;
+    }
+}
+
+#[cfg(test)]
+#[path = "instances_tests.rs"]
+mod tests;
