@@ -1,11 +1,11 @@
 //! An aggregate of the host has what the flavor's extra specs ask for.
 
-use super::{Ask, Filter, Host, Miss, Scope};
+use super::{CycleState, Filter, Host, RejectReason, Scope};
 use crate::placement::extra_spec_operators::{holds, unmet};
 
-fn lacking<'a>(host: Host<'_>, ask: &Ask<'a>) -> Option<(&'a str, &'a str)> {
+fn lacking<'a>(host: Host<'_>, cycle: &CycleState<'a>) -> Option<(&'a str, &'a str)> {
     let aggregates = &host.profile().aggregates;
-    let specs = &ask.request.asks.extra_specs;
+    let specs = &cycle.request.requirements.extra_specs;
     unmet(specs, "aggregate_instance_extra_specs", |name, wanted, _| {
         let mut values = aggregates
             .iter()
@@ -28,16 +28,16 @@ impl Filter for AggregateInstanceExtraSpecsFilter {
         Scope::Profile
     }
 
-    fn applies(&self, ask: &Ask<'_>) -> bool {
-        !ask.request.asks.extra_specs.is_empty()
+    fn applies(&self, cycle: &CycleState<'_>) -> bool {
+        !cycle.request.requirements.extra_specs.is_empty()
     }
 
-    fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
-        lacking(host, ask).is_none()
+    fn passes(&self, host: Host<'_>, cycle: &CycleState<'_>) -> bool {
+        lacking(host, cycle).is_none()
     }
 
-    fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
-        let (key, value) = lacking(host, ask).unwrap_or_default();
-        Miss::Unfit(format!("is in no aggregate with {key}={value}"))
+    fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason {
+        let (key, value) = lacking(host, cycle).unwrap_or_default();
+        RejectReason::Unsuitable(format!("is in no aggregate with {key}={value}"))
     }
 }

@@ -1,7 +1,7 @@
 //! The host can run the image.
 
-use super::{Ask, Filter, Host, Miss, Scope};
-use crate::placement::request::Asks;
+use super::{CycleState, Filter, Host, RejectReason, Scope};
+use crate::placement::request::Requirements;
 
 /// Nova's `ImagePropertiesFilter`: `hw_architecture`, `img_hv_type` and `hw_vm_mode`, also
 /// by Glance's older names.
@@ -42,7 +42,7 @@ fn offers_hypervisor(host: Host<'_>, wanted: &str) -> bool {
 }
 
 /// The first rule that the host does not meet: (property, value).
-fn unmet<'a>(host: Host<'_>, request: &'a Asks) -> Option<(&'static str, &'a str)> {
+fn unmet<'a>(host: Host<'_>, request: &'a Requirements) -> Option<(&'static str, &'a str)> {
     RULES.iter().find_map(|(name, old, offers)| {
         let (name, value) = [*name, *old]
             .into_iter()
@@ -60,18 +60,18 @@ impl Filter for ImagePropertiesFilter {
         Scope::Profile
     }
 
-    fn applies(&self, ask: &Ask<'_>) -> bool {
-        !ask.request.asks.image_properties.is_empty()
+    fn applies(&self, cycle: &CycleState<'_>) -> bool {
+        !cycle.request.requirements.image_properties.is_empty()
     }
 
-    fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
-        unmet(host, &ask.request.asks).is_none()
+    fn passes(&self, host: Host<'_>, cycle: &CycleState<'_>) -> bool {
+        unmet(host, &cycle.request.requirements).is_none()
     }
 
-    fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
+    fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason {
         let f = host.profile();
-        let (name, value) = unmet(host, &ask.request.asks).unwrap_or(("hw_architecture", "?"));
-        Miss::Unfit(format!(
+        let (name, value) = unmet(host, &cycle.request.requirements).unwrap_or(("hw_architecture", "?"));
+        RejectReason::Unsuitable(format!(
             "cannot run an image with {name}={value}: it offers {} guests on {}, vm_mode hvm",
             f.architecture, f.virt_type
         ))
@@ -95,11 +95,11 @@ mod tests {
             },
             ..HostFacts::default()
         });
-        let asks = Asks {
+        let requirements = Requirements {
             image_properties: [(name.to_owned(), value.to_owned())].into(),
-            ..Asks::default()
+            ..Requirements::default()
         };
-        unmet(snapshot.host("h").unwrap(), &asks).is_none()
+        unmet(snapshot.host("h").unwrap(), &requirements).is_none()
     }
 
     #[test]

@@ -6,14 +6,14 @@
 
 use std::collections::BTreeSet;
 
-use crate::placement::request::{GroupPolicy, Peer, Request};
+use crate::placement::request::{GroupPolicy, Request, ServerReference};
 use crate::placement::snapshot::{Host, Snapshot};
 
 /// Why a filter turns a host away.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Miss {
+pub enum RejectReason {
     /// Something of which the host has too little.
-    Short {
+    Insufficient {
         /// How much the Server needs.
         needs: i64,
         /// How much the host has left for it, 0 or more.
@@ -22,7 +22,7 @@ pub enum Miss {
         unit: &'static str,
     },
     /// Anything else, to follow the host's name: "h1 is not Ready".
-    Unfit(String),
+    Unsuitable(String),
 }
 
 /// What a filter's answer hangs on; says what may be remembered.
@@ -41,7 +41,7 @@ pub enum Scope {
 }
 
 /// A question about hosts, made ready.
-pub struct Ask<'a> {
+pub struct CycleState<'a> {
     /// What is asked for.
     pub request: &'a Request,
     /// What filters are told to heed.
@@ -102,7 +102,7 @@ impl Default for Settings {
     }
 }
 
-impl Ask<'_> {
+impl CycleState<'_> {
     /// How many members of the request's group `host` holds.
     #[must_use]
     pub fn group_members(&self, host: Host<'_>) -> u32 {
@@ -128,13 +128,13 @@ pub trait Filter: Send + Sync {
     /// What the answer hangs on.
     fn scope(&self) -> Scope;
     /// Whether the request concerns it; if not it is not asked and passes every host.
-    fn applies(&self, _: &Ask<'_>) -> bool {
+    fn applies(&self, _: &CycleState<'_>) -> bool {
         true
     }
     /// Whether the host can take the Server.
-    fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool;
+    fn passes(&self, host: Host<'_>, cycle: &CycleState<'_>) -> bool;
     /// Why not. Called only for hosts that do not pass, and only when none does.
-    fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss;
+    fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason;
 }
 
 macro_rules! filters {
@@ -182,29 +182,29 @@ filters! {
 }
 
 /// Names of Servers, for people.
-fn names(peers: &[Peer]) -> String {
+fn names(peers: &[ServerReference]) -> String {
     let names: Vec<_> = peers.iter().map(|p| p.name.as_str()).collect();
     names.join(", ")
 }
 
 pub use taint_toleration::tolerates;
 
-fn short(needs: i64, has: i64, unit: &'static str) -> Miss {
+fn short(needs: i64, has: i64, unit: &'static str) -> RejectReason {
     let has = has.max(0);
-    Miss::Short { needs, has, unit }
+    RejectReason::Insufficient { needs, has, unit }
 }
 
 /// Processors, memory and disk go by one rule; Nova's figures and Placement's units.
 fn fits(host: Host<'_>, part: usize, amount: i64) -> bool {
-    amount <= host.available(part).max(0) && host.profile().units[part].allow(amount)
+    amount <= host.available(part).max(0) && host.profile().units[part].allows(amount)
 }
 
-fn lacks(host: Host<'_>, part: usize, amount: i64, unit: &'static str) -> Miss {
+fn lacks(host: Host<'_>, part: usize, amount: i64, unit: &'static str) -> RejectReason {
     let units = host.profile().units[part];
-    if units.allow(amount) {
+    if units.allows(amount) {
         short(amount, host.available(part), unit)
     } else {
-        Miss::Unfit(format!(
+        RejectReason::Unsuitable(format!(
             "gives {unit} to one Server from {} to {} in steps of {}, not {amount}",
             units.min, units.max, units.step
         ))

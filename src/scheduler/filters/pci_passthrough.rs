@@ -1,6 +1,6 @@
 //! The host has the PCI devices left.
 
-use super::{Ask, Filter, Host, Miss, Scope, short};
+use super::{CycleState, Filter, Host, RejectReason, Scope, short};
 use crate::placement::devices::free;
 
 fn left(host: Host<'_>, alias: &str) -> i64 {
@@ -19,22 +19,22 @@ impl Filter for PciPassthroughFilter {
         Scope::Host
     }
 
-    fn applies(&self, ask: &Ask<'_>) -> bool {
-        !ask.request.asks.shape.pci.is_empty()
+    fn applies(&self, cycle: &CycleState<'_>) -> bool {
+        !cycle.request.requirements.resources.pci.is_empty()
     }
 
-    fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
-        ask.request
-            .asks
-            .shape
+    fn passes(&self, host: Host<'_>, cycle: &CycleState<'_>) -> bool {
+        cycle.request
+            .requirements
+            .resources
             .pci
             .iter()
             .all(|(d, n)| *n <= left(host, d))
     }
 
-    fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
+    fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason {
         let short_of = |(d, n): &(&String, &i64)| **n > left(host, d);
-        let found = ask.request.asks.shape.pci.iter().find(short_of);
+        let found = cycle.request.requirements.resources.pci.iter().find(short_of);
         let (needs, has) = found.map_or((0, 0), |(d, n)| (*n, left(host, d)));
         short(needs, has, "PCI devices")
     }

@@ -2,13 +2,14 @@
 
 use super::*;
 use crate::placement::facts::{
-    Aggregate, Cell, Device, Holding, HostFacts, NumaAsk, Profile, Shape, Taint,
+    Aggregate, Allocation, Device, HostFacts, NumaNode, NumaRequest, Profile, ResourceRequest,
+    Taint,
 };
 use crate::placement::numa::fit;
 use crate::placement::placer::Placer;
 use crate::placement::policy::Policy;
 use crate::placement::query::Query;
-use crate::placement::request::{Group, Peer, Spread};
+use crate::placement::request::{Group, ServerReference, Spread};
 use pileus_api::common::Claim;
 
 fn host(name: &str, memory_mib: i64) -> HostFacts {
@@ -33,8 +34,8 @@ fn with(hosts: impl IntoIterator<Item = HostFacts>) -> Snapshot {
     snapshot
 }
 
-fn peer(name: &str) -> Peer {
-    Peer {
+fn peer(name: &str) -> ServerReference {
+    ServerReference {
         name: name.into(),
         uid: Some(name.into()),
     }
@@ -42,7 +43,7 @@ fn peer(name: &str) -> Peer {
 
 fn wants(memory_mib: i64) -> Request {
     let mut request = Request::default();
-    request.asks.shape.claim = Claim {
+    request.requirements.resources.claim = Claim {
         vcpus: 1,
         memory_mib,
         disk_gib: 1,
@@ -54,7 +55,7 @@ fn wants(memory_mib: i64) -> Request {
 #[allow(clippy::too_many_lines, reason = "a table")]
 #[test]
 fn filters_turn_away_whom_nova_turns_away() {
-    let verdict = |profile: Profile, ask: &dyn Fn(&mut Request)| {
+    let verdict = |profile: Profile, cycle: &dyn Fn(&mut Request)| {
         let facts = HostFacts {
             profile,
             address: "192.0.2.7".parse().ok(),
@@ -62,20 +63,20 @@ fn filters_turn_away_whom_nova_turns_away() {
             ..host("h", 4096)
         };
         let mut snapshot = with([facts]);
-        let holding = Holding {
+        let allocation = Allocation {
             host: "h".into(),
             group: Some("g".into()),
             spread: Some("s".into()),
-            ..Holding::default()
+            ..Allocation::default()
         };
-        snapshot.hold("there", holding);
+        snapshot.allocate("there", allocation);
         snapshot.set_host(HostFacts {
             ready: false,
             labels: [("zone".to_owned(), "b".to_owned())].into(),
             ..host("other", 1)
         });
         let mut request = wants(1);
-        ask(&mut request);
+        cycle(&mut request);
         let policy = Policy {
             filters: all(),
             ..Policy::default()
@@ -100,16 +101,16 @@ fn filters_turn_away_whom_nova_turns_away() {
         ..Profile::default()
     };
     let spec = |key: &'static str, value: &'static str| {
-        move |r: &mut Request| drop(r.asks.extra_specs.insert(key.into(), value.into()))
+        move |r: &mut Request| drop(r.requirements.extra_specs.insert(key.into(), value.into()))
     };
     let says = |name: &str| Some(name.to_owned());
     assert_eq!(verdict(plain(), &|_| ()), None);
     assert_eq!(
-        verdict(plain(), &|r| r.asks.zone = Some("nova".into())),
+        verdict(plain(), &|r| r.requirements.zone = Some("nova".into())),
         None
     );
     assert_eq!(
-        verdict(plain(), &|r| r.asks.zone = Some("z".into())),
+        verdict(plain(), &|r| r.requirements.zone = Some("z".into())),
         says("AvailabilityZoneFilter")
     );
     let fast = "aggregate_instance_extra_specs:disk";
@@ -133,7 +134,7 @@ fn filters_turn_away_whom_nova_turns_away() {
     assert_eq!(verdict(plain(), &spec("trait:T", "forbidden")), None);
     let property = |r: &mut Request| {
         drop(
-            r.asks
+            r.requirements
                 .image_properties
                 .insert("os_type".into(), "linux".into()),
         );
@@ -182,7 +183,8 @@ fn filters_turn_away_whom_nova_turns_away() {
     );
     assert_eq!(verdict(plain(), &group(GroupPolicy::AntiAffinity, 2)), None);
     assert_eq!(verdict(plain(), &group(GroupPolicy::Affinity, 1)), None);
-    let net = |net: &'static str| move |r: &mut Request| r.asks.near = net.parse().ok();
+    let net =
+        |net: &'static str| move |r: &mut Request| r.requirements.host_cidr = net.parse().ok();
     assert_eq!(verdict(plain(), &net("192.0.2.0/24")), None);
     assert_eq!(
         verdict(plain(), &net("198.51.100.0/24")),
@@ -190,7 +192,7 @@ fn filters_turn_away_whom_nova_turns_away() {
     );
     let query = |text: &'static str| {
         move |r: &mut Request| {
-            r.asks.query = Some(Query::parse(text).unwrap());
+            r.requirements.query = Some(Query::parse(text).unwrap());
         }
     };
     assert_eq!(
@@ -209,7 +211,15 @@ fn filters_turn_away_whom_nova_turns_away() {
         r.spread_set = Some("s".into());
     };
     assert_eq!(verdict(plain(), &spread), says("TopologySpread"));
-    let device = |r: &mut Request| assert!(r.asks.shape.pci.insert("gpu".into(), 1).is_none());
+    let device = |r: &mut Request| {
+        assert!(
+            r.requirements
+                .resources
+                .pci
+                .insert("gpu".into(), 1)
+                .is_none()
+        )
+    };
     assert_eq!(verdict(plain(), &device), says("PciPassthroughFilter"));
     assert_eq!(
         verdict(
@@ -225,14 +235,14 @@ fn filters_turn_away_whom_nova_turns_away() {
         None
     );
     let numa = |r: &mut Request| {
-        r.asks.shape.numa = Some(NumaAsk {
-            cells: vec![(2, 512)],
+        r.requirements.resources.numa = Some(NumaRequest {
+            nodes: vec![(2, 512)],
             pinned: true,
             page_kib: None,
         });
     };
     assert_eq!(verdict(plain(), &numa), says("NUMATopologyFilter"));
-    let cell = Cell {
+    let cell = NumaNode {
         cpus: 2,
         memory_mib: 512,
         ..Default::default()
@@ -240,7 +250,7 @@ fn filters_turn_away_whom_nova_turns_away() {
     assert_eq!(
         verdict(
             Profile {
-                cells: vec![cell],
+                numa_nodes: vec![cell],
                 ..plain()
             },
             &numa
@@ -258,7 +268,10 @@ fn filters_turn_away_whom_nova_turns_away() {
     };
     assert_eq!(verdict(tainted.clone(), &|_| ()), says("TaintToleration"));
     assert_eq!(
-        verdict(tainted, &|r| r.asks.tolerations.push(Default::default())),
+        verdict(tainted, &|r| r
+            .requirements
+            .tolerations
+            .push(Default::default())),
         None
     );
     assert_eq!(
@@ -271,9 +284,9 @@ fn filters_turn_away_whom_nova_turns_away() {
     );
     let class = |r: &mut Request| {
         assert!(
-            r.asks
-                .shape
+            r.requirements
                 .resources
+                .classes
                 .insert("CUSTOM_X".into(), 1)
                 .is_none()
         );
@@ -283,7 +296,7 @@ fn filters_turn_away_whom_nova_turns_away() {
 
 #[test]
 fn shape_of_a_pinned_guest_is_counted_where_it_was_put() {
-    let cell = |id, cpus| Cell {
+    let cell = |id, cpus| NumaNode {
         id,
         cpus,
         memory_mib: 1024,
@@ -291,45 +304,45 @@ fn shape_of_a_pinned_guest_is_counted_where_it_was_put() {
     };
     let facts = HostFacts {
         profile: Profile {
-            cells: vec![cell(1, 2), cell(8, 4)],
+            numa_nodes: vec![cell(1, 2), cell(8, 4)],
             ..Profile::default()
         },
         ..host("h", 8192)
     };
     let mut snapshot = with([facts]);
-    let numa = NumaAsk {
-        cells: vec![(2, 100)],
+    let numa = NumaRequest {
+        nodes: vec![(2, 100)],
         pinned: true,
         page_kib: None,
     };
-    let asking = |numa: &NumaAsk| Shape {
+    let asking = |numa: &NumaRequest| ResourceRequest {
         numa: Some(numa.clone()),
-        ..Shape::default()
+        ..ResourceRequest::default()
     };
     let mut placed = 0;
     for i in 0..5 {
-        let Some(cells) = fit(snapshot.host("h").unwrap(), &asking(&numa)) else {
+        let Some(numa_nodes) = fit(snapshot.host("h").unwrap(), &asking(&numa)) else {
             break;
         };
         let expected = if i == 0 { 1 } else { 8 };
-        assert_eq!(cells[0], expected, "the host's own number");
-        let shape = Shape {
+        assert_eq!(numa_nodes[0], expected, "the host's own number");
+        let resources = ResourceRequest {
             numa: Some(numa.clone()),
-            ..Shape::default()
+            ..ResourceRequest::default()
         };
-        snapshot.hold(
+        snapshot.allocate(
             &format!("s{i}"),
-            Holding {
+            Allocation {
                 host: "h".into(),
-                shape,
-                cells,
-                ..Holding::default()
+                resources,
+                numa_nodes,
+                ..Allocation::default()
             },
         );
         placed += 1;
     }
     assert_eq!(placed, 3);
-    let shared = NumaAsk {
+    let shared = NumaRequest {
         pinned: false,
         ..numa.clone()
     };

@@ -1,9 +1,9 @@
 //! The host's domains hold not too many of the Servers spread.
 
-use super::{Ask, Filter, Host, Miss, Scope};
+use super::{CycleState, Filter, Host, RejectReason, Scope};
 
-fn uneven<'a>(host: Host<'_>, ask: &Ask<'a>) -> Option<&'a str> {
-    let constraints = ask.request.spread.iter().zip(&ask.domains);
+fn uneven<'a>(host: Host<'_>, cycle: &CycleState<'a>) -> Option<&'a str> {
+    let constraints = cycle.request.spread.iter().zip(&cycle.domains);
     constraints
         .into_iter()
         .find_map(|(spread, domains)| {
@@ -27,17 +27,17 @@ impl Filter for TopologySpread {
         Scope::Request
     }
 
-    fn applies(&self, ask: &Ask<'_>) -> bool {
-        !ask.request.spread.is_empty()
+    fn applies(&self, cycle: &CycleState<'_>) -> bool {
+        !cycle.request.spread.is_empty()
     }
 
-    fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
-        uneven(host, ask).is_none()
+    fn passes(&self, host: Host<'_>, cycle: &CycleState<'_>) -> bool {
+        uneven(host, cycle).is_none()
     }
 
-    fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
-        let key = uneven(host, ask).unwrap_or_default();
-        Miss::Unfit(match host.label(key) {
+    fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason {
+        let key = uneven(host, cycle).unwrap_or_default();
+        RejectReason::Unsuitable(match host.label(key) {
             Some(domain) => format!("is in {key}={domain}, which holds too many already"),
             None => format!("has no label {key}"),
         })

@@ -1,10 +1,10 @@
 //! The host has the traits required and none forbidden.
 
-use super::{Ask, Filter, Host, Miss, Scope};
+use super::{CycleState, Filter, Host, RejectReason, Scope};
 
-fn unmet<'a>(host: Host<'_>, ask: &Ask<'a>) -> Option<(&'a str, &'a str)> {
-    let asks = &ask.request.asks;
-    let mut wanted = asks.extra_specs.iter().chain(&asks.image_properties);
+fn unmet<'a>(host: Host<'_>, cycle: &CycleState<'a>) -> Option<(&'a str, &'a str)> {
+    let requirements = &cycle.request.requirements;
+    let mut wanted = requirements.extra_specs.iter().chain(&requirements.image_properties);
     wanted.find_map(|(key, wanted)| {
         let name = key.strip_prefix("trait:")?;
         let has = host.profile().traits.contains(name);
@@ -29,17 +29,17 @@ impl Filter for TraitFilter {
         Scope::Profile
     }
 
-    fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
-        unmet(host, ask).is_none()
+    fn passes(&self, host: Host<'_>, cycle: &CycleState<'_>) -> bool {
+        unmet(host, cycle).is_none()
     }
 
-    fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
-        let (name, wanted) = unmet(host, ask).unwrap_or_default();
+    fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason {
+        let (name, wanted) = unmet(host, cycle).unwrap_or_default();
         let has = if wanted == "required" {
             "has not"
         } else {
             "has"
         };
-        Miss::Unfit(format!("{has} the trait {name}, which is {wanted}"))
+        RejectReason::Unsuitable(format!("{has} the trait {name}, which is {wanted}"))
     }
 }

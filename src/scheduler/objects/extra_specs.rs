@@ -1,6 +1,6 @@
 //! What a flavor's extra specs and an image's properties take of a host, in Nova's words.
 
-use crate::placement::facts::{NumaAsk, PciAffinity, Shape};
+use crate::placement::facts::{NumaRequest, PciAffinity, ResourceRequest};
 use pileus_api::common::Claim;
 use pileus_api::topology::{CpuPolicy, NumaConstraints, Words, number};
 
@@ -12,10 +12,14 @@ use pileus_api::topology::{CpuPolicy, NumaConstraints, Words, number};
 ///
 /// # Errors
 /// Names the key and what is wrong with it.
-pub fn shape(claim: Claim, flavor: &Words, image: &Words) -> Result<Shape, String> {
-    let mut shape = Shape {
+pub fn resource_request(
+    claim: Claim,
+    flavor: &Words,
+    image: &Words,
+) -> Result<ResourceRequest, String> {
+    let mut resources = ResourceRequest {
         claim,
-        ..Shape::default()
+        ..ResourceRequest::default()
     };
     for (key, text) in flavor {
         if let Some(class) = key.strip_prefix("resources:") {
@@ -24,7 +28,7 @@ pub fn shape(claim: Claim, flavor: &Words, image: &Words) -> Result<Shape, Strin
             }
             let amount = number(key, text)?;
             if amount > 0 {
-                shape.resources.insert(class.to_owned(), amount);
+                resources.classes.insert(class.to_owned(), amount);
             }
         }
     }
@@ -32,15 +36,15 @@ pub fn shape(claim: Claim, flavor: &Words, image: &Words) -> Result<Shape, Strin
         for part in text.split(',').filter(|p| !p.trim().is_empty()) {
             let (alias, count) = part.split_once(':').unwrap_or((part, "1"));
             let count = number("pci_passthrough:alias", count.trim())?;
-            let sum = shape.pci.entry(alias.trim().to_owned()).or_default();
+            let sum = resources.pci.entry(alias.trim().to_owned()).or_default();
             *sum = sum.saturating_add(count);
         }
-        shape.pci.retain(|_, count| *count > 0);
+        resources.pci.retain(|_, count| *count > 0);
     }
     let policy = "pci_numa_affinity_policy";
     let word = flavor.get(&format!("hw:{policy}"));
     let word = word.or_else(|| image.get(&format!("hw_{policy}")));
-    shape.affinity = match word.map(String::as_str) {
+    resources.affinity = match word.map(String::as_str) {
         None | Some("legacy") => PciAffinity::Legacy,
         Some("required") => PciAffinity::Required,
         Some("preferred") => PciAffinity::Preferred,
@@ -50,21 +54,21 @@ pub fn shape(claim: Claim, flavor: &Words, image: &Words) -> Result<Shape, Strin
             ));
         }
     };
-    shape.numa = NumaConstraints::read(claim, flavor, image)?
+    resources.numa = NumaConstraints::read(claim, flavor, image)?
         .as_ref()
-        .map(ask);
-    Ok(shape)
+        .map(numa_request);
+    Ok(resources)
 }
 
-fn ask(wishes: &NumaConstraints) -> NumaAsk {
-    let cells = wishes.nodes.iter().map(|(cpus, mib)| {
+fn numa_request(constraints: &NumaConstraints) -> NumaRequest {
+    let nodes = constraints.nodes.iter().map(|(cpus, mib)| {
         let cpus = i64::try_from(cpus.len()).unwrap_or(i64::MAX);
         (cpus, *mib)
     });
-    NumaAsk {
-        cells: cells.collect(),
-        pinned: wishes.cpu_policy == CpuPolicy::Dedicated,
-        page_kib: wishes.page_kib,
+    NumaRequest {
+        nodes: nodes.collect(),
+        pinned: constraints.cpu_policy == CpuPolicy::Dedicated,
+        page_kib: constraints.page_kib,
     }
 }
 
@@ -87,12 +91,13 @@ mod tests {
 
     #[test]
     fn extra_specs_say_what_is_taken() {
-        let read = |flavor: &str, image: &str| shape(claim(), &words(flavor), &words(image));
+        let read =
+            |flavor: &str, image: &str| resource_request(claim(), &words(flavor), &words(image));
         assert_eq!(
             read("other=1", ""),
-            Ok(Shape {
+            Ok(ResourceRequest {
                 claim: claim(),
-                ..Shape::default()
+                ..ResourceRequest::default()
             })
         );
         let it = read(
@@ -100,7 +105,7 @@ mod tests {
             "",
         );
         let it = it.unwrap();
-        assert_eq!(it.resources, [("CUSTOM_X".to_owned(), 2)].into());
+        assert_eq!(it.classes, [("CUSTOM_X".to_owned(), 2)].into());
         assert_eq!(
             it.pci,
             [("gpu".to_owned(), 2), ("nic".to_owned(), 1)].into()
@@ -110,9 +115,9 @@ mod tests {
             "hw:numa_nodes=2 hw:cpu_policy=dedicated",
             "hw_mem_page_size=1GB",
         );
-        assert_eq!(it.cells, [(2, 1024), (2, 1024)]);
+        assert_eq!(it.nodes, [(2, 1024), (2, 1024)]);
         assert_eq!((it.pinned, it.page_kib), (true, Some(1024 * 1024)));
-        assert_eq!(numa("hw:cpu_policy=dedicated", "").cells, [(4, 2048)]);
+        assert_eq!(numa("hw:cpu_policy=dedicated", "").nodes, [(4, 2048)]);
         assert_eq!(read("hw:mem_page_size=small", "").unwrap().numa, None);
     }
 
@@ -123,7 +128,7 @@ mod tests {
             ("hw:mem_page_size=huge", "none of small"),
             ("hw:pci_numa_affinity_policy=socket", "none of legacy"),
         ] {
-            let error = shape(claim(), &words(flavor), &Words::new()).unwrap_err();
+            let error = resource_request(claim(), &words(flavor), &Words::new()).unwrap_err();
             assert!(error.contains(says), "{flavor}: {error}");
         }
     }
@@ -133,7 +138,7 @@ mod tests {
         fn no_text_makes_it_panic(key in "(resources:X|pci_passthrough:alias)", text in "[0-9,^:-]{0,12}|\\PC{0,8}") {
             let mut flavor = words("hw:cpu_policy=dedicated");
             flavor.insert(key, text);
-            let _ = shape(claim(), &flavor, &Words::new());
+            let _ = resource_request(claim(), &flavor, &Words::new());
         }
     }
 }

@@ -7,10 +7,12 @@ use kube::ResourceExt;
 use crate::objects::catalogue::{Catalogue, Key};
 use crate::objects::extra_specs;
 use crate::placement::facts::{
-    Cell, Device, Holding, HostFacts, Inventory, Profile, Shape, Taint, Units,
+    Allocation, Device, HostFacts, Inventory, NumaNode, Profile, ResourceRequest, Taint, Units,
 };
 use crate::placement::query::Query;
-use crate::placement::request::{Asks, Group, Peer, Request, Spread, Toleration, hash};
+use crate::placement::request::{
+    Group, Request, Requirements, ServerReference, Spread, Toleration, hash,
+};
 use pileus_api::common::{Claim, Ratios};
 use pileus_api::host::{self, TaintEffect};
 use pileus_api::pci::HostDevice;
@@ -50,7 +52,7 @@ pub fn host_facts(host: &Host) -> HostFacts {
             usual.disk,
         ),
     };
-    let mut resources = BTreeMap::new();
+    let mut inventories = BTreeMap::new();
     let mut units = [Units::default(); 3];
     for (class, inventory) in &spec.resources {
         // Placement's classes of what each Server takes.
@@ -61,7 +63,7 @@ pub fn host_facts(host: &Host) -> HostFacts {
         }
         let field = format!("resources.{class}.allocationRatio");
         let ratio = ratio(&field, &inventory.allocation_ratio, 1000);
-        resources.insert(class.clone(), stock(inventory, ratio));
+        inventories.insert(class.clone(), stock(inventory, ratio));
     }
     let address = spec.address.as_ref().and_then(|text| {
         let read = text.parse().map_err(|_| {
@@ -98,10 +100,10 @@ pub fn host_facts(host: &Host) -> HostFacts {
             traits: spec.traits.clone(),
             capabilities: hypervisor.map(|(k, v)| (k.to_owned(), v.clone())).collect(),
             taints: spec.taints.iter().map(taint).collect(),
-            resources,
+            inventories,
             units,
             devices: status.pci_devices.iter().map(device).collect(),
-            cells: status.numa_nodes.iter().filter_map(cell).collect(),
+            numa_nodes: status.numa_nodes.iter().filter_map(cell).collect(),
             architecture: capabilities.architecture,
             virt_type: capabilities.virt_type,
             ..Profile::default()
@@ -143,7 +145,7 @@ fn device(device: &HostDevice) -> Device {
 }
 
 /// `None` for a node whose number is none that the ledger can hold.
-fn cell(node: &host::NumaNode) -> Option<Cell> {
+fn cell(node: &host::NumaNode) -> Option<NumaNode> {
     let pages = node.huge_pages.iter();
     let pages: BTreeMap<i64, i64> = pages
         .filter_map(|(size, total)| Some((size.parse().ok()?, *total)))
@@ -151,7 +153,7 @@ fn cell(node: &host::NumaNode) -> Option<Cell> {
     let huge = pages.iter().fold(0_i64, |sum, (size, total)| {
         sum.saturating_add(size.saturating_mul(*total) / 1024)
     });
-    Some(Cell {
+    Some(NumaNode {
         id: node.name.parse().ok().filter(|id| *id != u8::MAX)?,
         cpus: i64::try_from(node.cpus.len()).unwrap_or(i64::MAX),
         memory_mib: node.memory_mib.saturating_sub(huge),
@@ -208,70 +210,74 @@ pub fn request(
     let image = image.filter(|i| usable(i, claim, &provider, &namespace));
     let image = image.ok_or(Unresolved::ByManager)?;
     let properties = &image.spec.properties;
-    let shape = extra_specs::shape(claim, &extra_specs, properties).map_err(|wrong| {
-        let of = spec.flavor.as_deref().unwrap_or("none");
-        let message = format!("the extra specs of flavor {of}, or the image's properties: {wrong}");
-        Unresolved::Told(Reason::InvalidSpec, message)
-    })?;
+    let resources =
+        extra_specs::resource_request(claim, &extra_specs, properties).map_err(|wrong| {
+            let of = spec.flavor.as_deref().unwrap_or("none");
+            let message =
+                format!("the extra specs of flavor {of}, or the image's properties: {wrong}");
+            Unresolved::Told(Reason::InvalidSpec, message)
+        })?;
     let mut request = Request {
-        asks: Asks {
-            shape,
+        requirements: Requirements {
+            resources,
             image_properties: properties.clone(),
             image: within(&provider, &spec.image.name),
             flavor: spec.flavor.clone(),
             extra_specs,
-            ..Asks::default()
+            ..Requirements::default()
         },
         image_digest: image.status.as_ref().and_then(|s| s.digest.clone()),
         seed: hash(&server.uid().unwrap_or_default()),
         namespace,
         ..Request::default()
     };
-    if let Some(wishes) = &spec.placement {
-        wish(&mut request, wishes, catalogue, uid)?;
+    if let Some(constraints) = &spec.placement {
+        wish(&mut request, constraints, catalogue, uid)?;
     }
     Ok(request)
 }
 
 fn wish(
     request: &mut Request,
-    wishes: &PlacementConstraints,
+    constraints: &PlacementConstraints,
     catalogue: &Catalogue,
     uid: &dyn Fn(&Key) -> Option<String>,
 ) -> Result<(), Unresolved> {
     let invalid = |message| Unresolved::Told(Reason::InvalidSpec, message);
     let namespace = request.namespace.clone();
     let peers = |names: &[String]| {
-        let peer = |name: &String| Peer {
+        let peer = |name: &String| ServerReference {
             name: name.clone(),
             uid: uid(&(namespace.clone(), name.clone())),
         };
         names.iter().map(peer).collect()
     };
-    request.same_host = peers(&wishes.same_host);
-    request.different_host = peers(&wishes.different_host);
-    let asks = &mut request.asks;
-    asks.host_selector.clone_from(&wishes.host_selector);
-    asks.zone.clone_from(&wishes.availability_zone);
-    if let Some(text) = &wishes.host_cidr {
+    request.same_host = peers(&constraints.same_host);
+    request.different_host = peers(&constraints.different_host);
+    let requirements = &mut request.requirements;
+    requirements
+        .host_selector
+        .clone_from(&constraints.host_selector);
+    requirements.zone.clone_from(&constraints.availability_zone);
+    if let Some(text) = &constraints.host_cidr {
         let net = text.parse().map_err(|_| {
             invalid(format!(
                 "spec.placement.hostCIDR: `{text}` is no range such as 10.1.0.0/16"
             ))
         })?;
-        asks.near = Some(net);
+        requirements.host_cidr = Some(net);
     }
-    if let Some(text) = &wishes.query {
+    if let Some(text) = &constraints.query {
         let query = Query::parse(text);
-        asks.query = Some(query.map_err(|e| invalid(format!("spec.placement.query {e}")))?);
+        requirements.query = Some(query.map_err(|e| invalid(format!("spec.placement.query {e}")))?);
     }
     let toleration = |t: &pileus_api::server::Toleration| Toleration {
         key: (t.name != "*").then(|| t.name.clone()),
         value: t.value.clone(),
         effect: None,
     };
-    asks.tolerations = wishes.tolerations.iter().map(toleration).collect();
-    if let Some(spread) = &wishes.spread {
+    requirements.tolerations = constraints.tolerations.iter().map(toleration).collect();
+    if let Some(spread) = &constraints.spread {
         request.spread_set = Some(within(&namespace, &spread.set));
         let over = spread.over.iter().map(|over| Spread {
             key: over.name.clone(),
@@ -279,7 +285,7 @@ fn wish(
         });
         request.spread = over.collect();
     }
-    if let Some(name) = &wishes.server_group {
+    if let Some(name) = &constraints.server_group {
         let Some(group) = catalogue.groups.get(&(namespace.clone(), name.clone())) else {
             let message = format!(
                 "spec.placement.serverGroup: there is no ServerGroup `{name}` in namespace \
@@ -295,7 +301,7 @@ fn wish(
             min_members: group.spec.min_members.unwrap_or(0).unsigned_abs(),
         });
     }
-    if let Some(name) = &wishes.priority_class {
+    if let Some(name) = &constraints.priority_class {
         let Some(priority) = catalogue.priorities.get(name) else {
             let known: Vec<_> = catalogue.priority_names().into_iter().take(20).collect();
             let message = format!(
@@ -311,39 +317,39 @@ fn wish(
 
 /// What a placed Server holds.
 #[must_use]
-pub fn holding(server: &Server, placement: &Placement, catalogue: &Catalogue) -> Holding {
+pub fn allocation(server: &Server, placement: &Placement, catalogue: &Catalogue) -> Allocation {
     let namespace = server.namespace().unwrap_or_default();
-    let wishes = server.spec.placement.as_ref();
+    let constraints = server.spec.placement.as_ref();
     let extra_specs = size(server, catalogue).map(|(_, e)| e).unwrap_or_default();
     let image = catalogue.images.get(&image_key(server));
     let properties = image.map(|i| i.spec.properties.clone()).unwrap_or_default();
-    let plain = || Shape {
+    let plain = || ResourceRequest {
         claim: placement.claim,
-        ..Shape::default()
+        ..ResourceRequest::default()
     };
-    let shape = extra_specs::shape(placement.claim, &extra_specs, &properties);
-    let mut shape = shape.unwrap_or_else(|_| plain());
-    let mut cells = [0; 4];
-    for (cell, node) in cells.iter_mut().zip(&placement.numa_nodes) {
+    let resources = extra_specs::resource_request(placement.claim, &extra_specs, &properties);
+    let mut resources = resources.unwrap_or_else(|_| plain());
+    let mut numa_nodes = [0; 4];
+    for (cell, node) in numa_nodes.iter_mut().zip(&placement.numa_nodes) {
         *cell = u8::try_from(*node).unwrap_or(u8::MAX);
     }
     let devices = placement.pci_devices.iter();
-    shape.devices = devices.map(|device| device.name.clone()).collect();
+    resources.devices = devices.map(|device| device.name.clone()).collect();
     // Placed before it was known which nodes: nothing is counted on any.
-    shape.numa = shape
+    resources.numa = resources
         .numa
-        .filter(|n| n.cells.len() == placement.numa_nodes.len());
-    Holding {
+        .filter(|n| n.nodes.len() == placement.numa_nodes.len());
+    Allocation {
         host: placement.host.clone(),
-        shape,
-        group: wishes
+        resources,
+        group: constraints
             .and_then(|w| w.server_group.as_ref())
             .map(|g| within(&namespace, g)),
-        spread: wishes
+        spread: constraints
             .and_then(|w| w.spread.as_ref())
             .map(|s| within(&namespace, &s.set)),
-        cells,
-        ..Holding::default()
+        numa_nodes,
+        ..Allocation::default()
     }
 }
 

@@ -1,6 +1,6 @@
 //! Which of a host's PCI devices and NUMA nodes a Server gets.
 
-use crate::placement::facts::{Device, PciAffinity, Shape};
+use crate::placement::facts::{Device, PciAffinity, ResourceRequest};
 use crate::placement::numa;
 use crate::placement::snapshot::Host;
 use pileus_api::pci::GivenDevice;
@@ -19,18 +19,22 @@ pub fn free<'a>(host: Host<'a>, alias: &'a str) -> impl Iterator<Item = &'a Devi
 /// As Nova's affinity policies: a device whose node is not known is near to all but those who
 /// require that it is known.
 #[must_use]
-pub fn pick<'a>(host: Host<'a>, shape: &'a Shape, nodes: &[u8]) -> Option<Vec<&'a Device>> {
-    let near = |device: &Device| device.node.is_some_and(|node| nodes.contains(&node));
-    let allowed = |device: &&Device| match shape.affinity {
+pub fn pick<'a>(
+    host: Host<'a>,
+    resources: &'a ResourceRequest,
+    nodes: &[u8],
+) -> Option<Vec<&'a Device>> {
+    let host_cidr = |device: &Device| device.node.is_some_and(|node| nodes.contains(&node));
+    let allowed = |device: &&Device| match resources.affinity {
         _ if nodes.is_empty() => true,
         PciAffinity::Preferred => true,
-        PciAffinity::Legacy => device.node.is_none() || near(device),
-        PciAffinity::Required => near(device),
+        PciAffinity::Legacy => device.node.is_none() || host_cidr(device),
+        PciAffinity::Required => host_cidr(device),
     };
     let mut picked = Vec::new();
-    for (alias, count) in &shape.pci {
+    for (alias, count) in &resources.pci {
         let mut some: Vec<_> = free(host, alias).filter(allowed).collect();
-        some.sort_by_key(|device| (!near(device), &device.address));
+        some.sort_by_key(|device| (!host_cidr(device), &device.address));
         let count = usize::try_from(*count).unwrap_or(usize::MAX);
         if some.len() < count {
             return None;
@@ -42,17 +46,17 @@ pub fn pick<'a>(host: Host<'a>, shape: &'a Shape, nodes: &[u8]) -> Option<Vec<&'
 
 /// The placement on a host, with the NUMA nodes and devices that the Server gets there.
 #[must_use]
-pub fn placement(host: Host<'_>, shape: &Shape) -> Placement {
-    let nodes = numa::fit(host, shape);
+pub fn placement(host: Host<'_>, resources: &ResourceRequest) -> Placement {
+    let nodes = numa::fit(host, resources);
     let nodes = nodes
         .iter()
         .flatten()
-        .zip(shape.numa.iter().flat_map(|n| &n.cells));
+        .zip(resources.numa.iter().flat_map(|n| &n.nodes));
     let nodes: Vec<u8> = nodes.map(|(node, _)| *node).collect();
-    let devices = pick(host, shape, &nodes).unwrap_or_default();
+    let devices = pick(host, resources, &nodes).unwrap_or_default();
     Placement {
         host: host.name().to_owned(),
-        claim: shape.claim,
+        claim: resources.claim,
         numa_nodes: nodes.into_iter().map(i32::from).collect(),
         pci_devices: devices
             .into_iter()

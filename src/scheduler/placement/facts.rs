@@ -63,11 +63,11 @@ pub struct Profile {
     /// Units in which processors, memory (MiB) and disk (GiB) are given out.
     pub units: [Units; 3],
     /// Other resource classes by name.
-    pub resources: BTreeMap<String, Inventory>,
+    pub inventories: BTreeMap<String, Inventory>,
     /// PCI devices for guests.
     pub devices: Vec<Device>,
     /// NUMA nodes.
-    pub cells: Vec<Cell>,
+    pub numa_nodes: Vec<NumaNode>,
     /// Physical networks that it reaches; every one when absent.
     pub physical_networks: Option<BTreeSet<String>>,
 }
@@ -96,7 +96,7 @@ impl Default for Units {
 impl Units {
     /// Whether one Server may take `amount`.
     #[must_use]
-    pub fn allow(&self, amount: i64) -> bool {
+    pub fn allows(&self, amount: i64) -> bool {
         amount == 0 || (amount >= self.min && amount <= self.max && amount % self.step.max(1) == 0)
     }
 }
@@ -138,7 +138,7 @@ pub struct Taint {
 
 /// A NUMA node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Cell {
+pub struct NumaNode {
     /// Its number on the host.
     pub id: u8,
     /// Processors that guests may use.
@@ -174,9 +174,9 @@ pub enum PciAffinity {
 
 /// What a guest asks of NUMA nodes: one entry for each of its own.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct NumaAsk {
+pub struct NumaRequest {
     /// Processors and memory in MiB of each of the guest's nodes; at most 4.
-    pub cells: Vec<(i64, i64)>,
+    pub nodes: Vec<(i64, i64)>,
     /// Whether each processor gets one of the host's to itself.
     pub pinned: bool,
     /// Size of huge pages in KiB, if any.
@@ -185,11 +185,11 @@ pub struct NumaAsk {
 
 /// What a Server takes of a host, beside its place.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Shape {
+pub struct ResourceRequest {
     /// Processors, memory, disk.
     pub claim: Claim,
     /// Other resource classes.
-    pub resources: BTreeMap<String, i64>,
+    pub classes: BTreeMap<String, i64>,
     /// How many PCI devices it asks for, by alias.
     pub pci: BTreeMap<String, i64>,
     /// How near they must be.
@@ -197,16 +197,16 @@ pub struct Shape {
     /// Addresses of the PCI devices that it has, once it is placed.
     pub devices: BTreeSet<String>,
     /// NUMA nodes.
-    pub numa: Option<NumaAsk>,
+    pub numa: Option<NumaRequest>,
 }
 
 /// A line of the ledger.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Holding {
+pub struct Allocation {
     /// Name of the host.
     pub host: String,
     /// What it takes.
-    pub shape: Shape,
+    pub resources: ResourceRequest,
     /// Its ServerGroup, in a name of the caller's.
     pub group: Option<String>,
     /// Which Servers are spread together with it, in a name of the caller's.
@@ -216,5 +216,5 @@ pub struct Holding {
     /// Whether it is off so that others have its processors and memory: QEMU's own too.
     pub off: bool,
     /// The host's NUMA nodes that the guest's are on, as the decision said.
-    pub cells: [u8; 4],
+    pub numa_nodes: [u8; 4],
 }

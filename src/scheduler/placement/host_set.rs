@@ -5,9 +5,9 @@ pub const ROW: usize = 64;
 
 /// A set of hosts by slot.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Bits(Vec<u64>);
+pub struct HostSet(Vec<u64>);
 
-impl Bits {
+impl HostSet {
     /// Whether `slot` is in it.
     #[must_use]
     pub fn has(&self, slot: usize) -> bool {

@@ -24,7 +24,7 @@ impl<T> Default for Interner<T> {
 
 impl<T: Hash + Eq> Interner<T> {
     /// The number of `value`, held once more.
-    pub fn hold(&mut self, value: T) -> u32 {
+    pub fn intern(&mut self, value: T) -> u32 {
         if let Some(&id) = self.ids.get(&value) {
             if let Some((_, held)) = &mut self.values[id as usize] {
                 *held += 1;
@@ -77,7 +77,7 @@ impl<T: Hash + Eq> Interner<T> {
 
     /// How many numbers there are, those free again included.
     #[must_use]
-    pub fn span(&self) -> usize {
+    pub fn id_bound(&self) -> usize {
         self.values.len()
     }
 

@@ -40,13 +40,13 @@ impl Labels {
     }
 
     /// The number of a pair, held once more.
-    pub fn hold(&mut self, key: String, value: &str) -> u32 {
+    pub fn intern(&mut self, key: String, value: &str) -> u32 {
         if let Some(id) = self.id(&key, value) {
             self.pairs[id as usize].held += 1;
             return id;
         }
         let pair = Pair {
-            key: self.keys.hold(key),
+            key: self.keys.intern(key),
             held: 1,
             value: value.into(),
         };
@@ -103,7 +103,7 @@ impl Labels {
 
     /// How many numbers there are, those free again included.
     #[must_use]
-    pub fn span(&self) -> usize {
+    pub fn id_bound(&self) -> usize {
         self.pairs.len()
     }
 
@@ -123,13 +123,13 @@ mod tests {
     #[test]
     fn a_pair_is_kept_while_a_host_has_it_and_its_number_is_given_again() {
         let mut labels = Labels::default();
-        let hold = |labels: &mut Labels, k: &str, v: &str| labels.hold(k.to_owned(), v);
+        let intern = |labels: &mut Labels, k: &str, v: &str| labels.intern(k.to_owned(), v);
         let (a, b) = (
-            hold(&mut labels, "rack", "1"),
-            hold(&mut labels, "rack", "2"),
+            intern(&mut labels, "rack", "1"),
+            intern(&mut labels, "rack", "2"),
         );
-        assert_eq!(hold(&mut labels, "rack", "1"), a);
-        let c = hold(&mut labels, "room", "1");
+        assert_eq!(intern(&mut labels, "rack", "1"), a);
+        let c = intern(&mut labels, "room", "1");
         assert_eq!(
             labels.of_key("rack").collect::<Vec<_>>(),
             [a, b].map(|id| id as usize)
@@ -145,8 +145,8 @@ mod tests {
             (None, None)
         );
         assert_eq!(labels.of_key("room").count(), 0);
-        assert_eq!(hold(&mut labels, "row", "9"), c);
+        assert_eq!(intern(&mut labels, "row", "9"), c);
         assert_eq!(labels.id("rack", "2"), Some(b));
-        assert_eq!(labels.span(), 3);
+        assert_eq!(labels.id_bound(), 3);
     }
 }

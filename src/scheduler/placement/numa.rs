@@ -1,43 +1,49 @@
 //! Which of the host's NUMA nodes hold the guest's.
 
 use crate::placement::devices::pick;
-use crate::placement::facts::{Cell, NumaAsk, Shape};
+use crate::placement::facts::{NumaNode, NumaRequest, ResourceRequest};
 use crate::placement::snapshot::{Host, pages};
 
 /// The number of the host's node for each of the guest's, each on another one and near enough
 /// to its PCI devices, or `None` if they do not fit. The first that fits in the host's order, tried exhaustively: a guest has at most
 /// four.
 #[must_use]
-pub fn fit(host: Host<'_>, shape: &Shape) -> Option<[u8; 4]> {
-    let wanted = shape.numa.as_ref()?;
-    if wanted.cells.len() > 4 {
+pub fn fit(host: Host<'_>, resources: &ResourceRequest) -> Option<[u8; 4]> {
+    let wanted = resources.numa.as_ref()?;
+    if wanted.nodes.len() > 4 {
         return None;
     }
-    let mut cells = [u8::MAX; 4];
-    place(host, shape, wanted, 0, &mut cells).then_some(cells)
+    let mut numa_nodes = [u8::MAX; 4];
+    place(host, resources, wanted, 0, &mut numa_nodes).then_some(numa_nodes)
 }
 
-fn place(host: Host<'_>, shape: &Shape, wanted: &NumaAsk, at: usize, cells: &mut [u8; 4]) -> bool {
-    let Some(&(vcpus, mib)) = wanted.cells.get(at) else {
-        return shape.pci.is_empty() || pick(host, shape, &cells[..at]).is_some();
+fn place(
+    host: Host<'_>,
+    resources: &ResourceRequest,
+    wanted: &NumaRequest,
+    at: usize,
+    numa_nodes: &mut [u8; 4],
+) -> bool {
+    let Some(&(vcpus, mib)) = wanted.nodes.get(at) else {
+        return resources.pci.is_empty() || pick(host, resources, &numa_nodes[..at]).is_some();
     };
-    for cell in &host.profile().cells {
-        if cells[..at].contains(&cell.id) || !holds(host, cell, wanted, vcpus, mib) {
+    for cell in &host.profile().numa_nodes {
+        if numa_nodes[..at].contains(&cell.id) || !holds(host, cell, wanted, vcpus, mib) {
             continue;
         }
-        cells[at] = cell.id;
-        if place(host, shape, wanted, at + 1, cells) {
+        numa_nodes[at] = cell.id;
+        if place(host, resources, wanted, at + 1, numa_nodes) {
             return true;
         }
     }
-    cells[at] = u8::MAX;
+    numa_nodes[at] = u8::MAX;
     false
 }
 
-fn holds(host: Host<'_>, cell: &Cell, wanted: &NumaAsk, vcpus: i64, mib: i64) -> bool {
+fn holds(host: Host<'_>, cell: &NumaNode, wanted: &NumaRequest, vcpus: i64, mib: i64) -> bool {
     let used = host.extended();
     let (pinned, memory) = used
-        .and_then(|e| e.cells.get(&cell.id).copied())
+        .and_then(|e| e.numa_nodes.get(&cell.id).copied())
         .unwrap_or_default();
     let left = cell.cpus.saturating_sub(pinned);
     let cpus = if wanted.pinned {

@@ -12,10 +12,10 @@ use std::hash::{Hash, Hasher};
 
 use sha2::{Digest as _, Sha256};
 
-use crate::filters::{Ask, Domains, Filter, Miss, Scope};
-use crate::placement::host_set::Bits;
+use crate::filters::{CycleState, Domains, Filter, RejectReason, Scope};
+use crate::placement::host_set::HostSet;
 use crate::placement::policy::Policy;
-use crate::placement::request::{Asks, Peer, Request, mix};
+use crate::placement::request::{Request, Requirements, ServerReference, mix};
 use crate::placement::score::{Term, scores};
 use crate::placement::snapshot::Snapshot;
 use crate::weighers::Weigher;
@@ -25,7 +25,7 @@ const KINDS: usize = 256;
 
 /// Hosts that fit one kind of Servers.
 struct Kind {
-    fit: Bits,
+    fit: HostSet,
     /// Up to where the journal has been read.
     seen: u64,
     used: u64,
@@ -47,9 +47,9 @@ impl Hasher for Digest {
 
 /// The number of a kind of Servers; no two kinds have the same, and it is smaller than
 /// what it stands for.
-fn digest(asks: &Asks) -> u128 {
+fn digest(requirements: &Requirements) -> u128 {
     let mut digest = Digest(Sha256::new());
-    asks.hash(&mut digest);
+    requirements.hash(&mut digest);
     let digest = digest.0.finalize();
     digest[..16].iter().fold(0, |n, b| n << 8 | u128::from(*b))
 }
@@ -66,7 +66,7 @@ struct Memory {
 pub struct Placer {
     policy: std::sync::Arc<Policy>,
     memory: Memory,
-    fit: Bits,
+    fit: HostSet,
 }
 
 /// Why no host fits: what each filter says, whatever the others say.
@@ -90,7 +90,7 @@ pub struct Refusal {
     /// The host that comes nearest: turned away by the fewest filters, and lacking least.
     pub nearest: String,
     /// What that host lacks.
-    pub miss: Miss,
+    pub miss: RejectReason,
 }
 
 impl fmt::Display for Explanation {
@@ -117,14 +117,16 @@ impl Refusal {
     pub fn nearest_miss(&self) -> String {
         let nearest = &self.nearest;
         match &self.miss {
-            Miss::Short { needs, has, unit } if self.hosts > 1 => {
+            RejectReason::Insufficient { needs, has, unit } if self.hosts > 1 => {
                 format!("needs {needs} {unit}, best host {nearest} has {has}")
             }
-            Miss::Short { needs, has, unit } => {
+            RejectReason::Insufficient { needs, has, unit } => {
                 format!("needs {needs} {unit}, {nearest} has {has}")
             }
-            Miss::Unfit(why) if self.hosts > 1 => format!("such as {nearest}, which {why}"),
-            Miss::Unfit(why) => format!("{nearest} {why}"),
+            RejectReason::Unsuitable(why) if self.hosts > 1 => {
+                format!("such as {nearest}, which {why}")
+            }
+            RejectReason::Unsuitable(why) => format!("{nearest} {why}"),
         }
     }
 }
@@ -133,12 +135,12 @@ impl Placer {
     /// Decides by `policy`.
     #[must_use]
     pub fn new(policy: Policy) -> Self {
-        Self::by(std::sync::Arc::new(policy))
+        Self::with_policy(std::sync::Arc::new(policy))
     }
 
     /// Decides by a policy that others decide by as well.
     #[must_use]
-    pub fn by(policy: std::sync::Arc<Policy>) -> Self {
+    pub fn with_policy(policy: std::sync::Arc<Policy>) -> Self {
         Self {
             policy,
             ..Self::default()
@@ -169,11 +171,11 @@ impl Placer {
             memory,
             fit,
         } = self;
-        let ask = ask(snapshot, policy, request);
-        memory.recall(policy, &ask, fit);
-        own(policy, &ask, fit);
+        let cycle = cycle_state(snapshot, policy, request);
+        memory.recall(policy, &cycle, fit);
+        own(policy, &cycle, fit);
         let weighers = policy.weighers.iter();
-        let terms: Vec<Term<'_>> = weighers.map(|(w, m)| term(&**w, *m, &ask)).collect();
+        let terms: Vec<Term<'_>> = weighers.map(|(w, m)| term(&**w, *m, &cycle)).collect();
         let mut best: Option<(i64, u64, usize)> = None;
         scores(fit, &terms, |slot, score| {
             if best.is_some_and(|(most, _, _)| score < most) {
@@ -181,30 +183,31 @@ impl Placer {
             }
             let tie = mix(request.seed, snapshot.name_hash(slot));
             let better = |(most, t, s): (i64, u64, usize)| {
-                let names = || Reverse(snapshot.at(slot).name()) > Reverse(snapshot.at(s).name());
+                let names =
+                    || Reverse(snapshot.host_at(slot).name()) > Reverse(snapshot.host_at(s).name());
                 (score, tie) > (most, t) || ((score, tie) == (most, t) && names())
             };
             if best.is_none_or(better) {
                 best = Some((score, tie, slot));
             }
         });
-        best.map(|(_, _, slot)| snapshot.at(slot).name())
-            .ok_or_else(|| explain(policy, &ask))
+        best.map(|(_, _, slot)| snapshot.host_at(slot).name())
+            .ok_or_else(|| explain(policy, &cycle))
     }
 
     /// Hosts that would fit `request` but for what the filters named `room` ask.
     #[must_use]
-    pub fn fits_but_for(
+    pub fn fits_ignoring(
         &self,
         snapshot: &Snapshot,
         request: &Request,
         room: &[&str],
     ) -> Vec<usize> {
-        let ask = ask(snapshot, &self.policy, request);
+        let cycle = cycle_state(snapshot, &self.policy, request);
         let filters = self.policy.filters.iter().map(|f| &**f);
-        let others = filters.filter(|f| !room.contains(&f.name()) && f.applies(&ask));
+        let others = filters.filter(|f| !room.contains(&f.name()) && f.applies(&cycle));
         let mut fit = snapshot.registered().clone();
-        keep(&mut fit, &others.collect::<Vec<_>>(), &ask);
+        keep(&mut fit, &others.collect::<Vec<_>>(), &cycle);
         fit.iter().collect()
     }
 
@@ -217,41 +220,41 @@ impl Placer {
     /// Whether any host fits `request`: what [`Self::place`] would say, without the cost of
     /// saying why not.
     pub fn fits(&mut self, snapshot: &Snapshot, request: &Request) -> bool {
-        let ask = ask(snapshot, &self.policy, request);
-        self.memory.recall(&self.policy, &ask, &mut self.fit);
-        own(&self.policy, &ask, &mut self.fit);
+        let cycle = cycle_state(snapshot, &self.policy, request);
+        self.memory.recall(&self.policy, &cycle, &mut self.fit);
+        own(&self.policy, &cycle, &mut self.fit);
         !self.fit.is_empty()
     }
 }
 
 impl Memory {
     /// Makes `fit` the hosts that pass all filters but those of a Server's own.
-    fn recall(&mut self, policy: &Policy, ask: &Ask<'_>, fit: &mut Bits) {
+    fn recall(&mut self, policy: &Policy, cycle: &CycleState<'_>, fit: &mut HostSet) {
         self.decisions += 1;
         let shared: Vec<&dyn Filter> = policy
             .filters
             .iter()
-            .filter(|f| !is_own(f.scope()) && f.applies(ask))
+            .filter(|f| !is_own(f.scope()) && f.applies(cycle))
             .map(|f| &**f)
             .collect();
-        let snapshot = ask.snapshot;
-        let kind = digest(&ask.request.asks);
-        let (_, changed) = snapshot.since(self.kinds.get(&kind).map_or(0, |k| k.seen));
-        let (end, _) = snapshot.since(0);
+        let snapshot = cycle.snapshot;
+        let kind = digest(&cycle.request.requirements);
+        let (_, changed) = snapshot.changes_since(self.kinds.get(&kind).map_or(0, |k| k.seen));
+        let (end, _) = snapshot.changes_since(0);
         let kind = match (self.kinds.get_mut(&kind), changed) {
             (Some(kind), Some(changed)) => {
                 for &slot in changed {
                     let slot = slot as usize;
-                    let host = snapshot.at(slot);
+                    let host = snapshot.host_at(slot);
                     let fits = snapshot.registered().has(slot)
-                        && shared.iter().all(|f| f.passes(host, ask));
+                        && shared.iter().all(|f| f.passes(host, cycle));
                     kind.fit.set(slot, fits);
                 }
                 kind
             }
             (known, _) => {
                 let mut all = snapshot.registered().clone();
-                keep(&mut all, &shared, ask);
+                keep(&mut all, &shared, cycle);
                 if known.is_none() && self.kinds.len() >= KINDS {
                     let oldest = self.kinds.iter().min_by_key(|(_, k)| k.used);
                     if let Some(oldest) = oldest.map(|(kind, _)| *kind) {
@@ -259,7 +262,7 @@ impl Memory {
                     }
                 }
                 let kind = self.kinds.entry(kind).or_insert(Kind {
-                    fit: Bits::default(),
+                    fit: HostSet::default(),
                     seen: 0,
                     used: 0,
                 });
@@ -275,15 +278,15 @@ impl Memory {
 
 /// What a weigher says, with the multipliers of hosts whose aggregates give one, as Nova's
 /// `get_weight_multiplier`.
-fn term<'a>(weigher: &dyn Weigher, multiplier: i64, ask: &Ask<'a>) -> Term<'a> {
-    let snapshot = ask.snapshot;
+fn term<'a>(weigher: &dyn Weigher, multiplier: i64, cycle: &CycleState<'a>) -> Term<'a> {
+    let snapshot = cycle.snapshot;
     let key = weigher.aggregate_key();
-    let own = snapshot.multiplying().iter().filter_map(|slot| {
-        let own = snapshot.at(slot).profile().multipliers.get(key?)?;
+    let own = snapshot.with_multipliers().iter().filter_map(|slot| {
+        let own = snapshot.host_at(slot).profile().multipliers.get(key?)?;
         Some((u32::try_from(slot).unwrap_or(u32::MAX), *own))
     });
     Term {
-        figures: weigher.weigh(ask),
+        figures: weigher.weigh(cycle),
         multiplier,
         own: own.collect(),
     }
@@ -300,27 +303,27 @@ fn by_profile(scope: Scope) -> bool {
 }
 
 /// Keeps of `fit` what passes the filters of a Server's own.
-fn own(policy: &Policy, ask: &Ask<'_>, fit: &mut Bits) {
+fn own(policy: &Policy, cycle: &CycleState<'_>, fit: &mut HostSet) {
     let filters = policy.filters.iter().map(|f| &**f);
-    let filters = filters.filter(|f| is_own(f.scope()) && f.applies(ask));
-    keep(fit, &filters.collect::<Vec<_>>(), ask);
+    let filters = filters.filter(|f| is_own(f.scope()) && f.applies(cycle));
+    keep(fit, &filters.collect::<Vec<_>>(), cycle);
 }
 
 /// Keeps of `fit` what passes `filters`. What hangs on a host's profile is asked once for
 /// each profile.
-fn keep(fit: &mut Bits, filters: &[&dyn Filter], ask: &Ask<'_>) {
+fn keep(fit: &mut HostSet, filters: &[&dyn Filter], cycle: &CycleState<'_>) {
     let (of_profile, of_host): (Vec<&dyn Filter>, Vec<_>) =
         filters.iter().partition(|f| by_profile(f.scope()));
     if !of_profile.is_empty() {
-        let mut verdicts: Vec<Option<bool>> = vec![None; ask.snapshot.profile_span()];
+        let mut verdicts: Vec<Option<bool>> = vec![None; cycle.snapshot.profile_id_bound()];
         fit.retain(|slot| {
-            let host = ask.snapshot.at(slot);
+            let host = cycle.snapshot.host_at(slot);
             let verdict = &mut verdicts[host.profile_id() as usize];
-            *verdict.get_or_insert_with(|| of_profile.iter().all(|f| f.passes(host, ask)))
+            *verdict.get_or_insert_with(|| of_profile.iter().all(|f| f.passes(host, cycle)))
         });
     }
     for filter in of_host {
-        fit.retain(|slot| filter.passes(ask.snapshot.at(slot), ask));
+        fit.retain(|slot| filter.passes(cycle.snapshot.host_at(slot), cycle));
     }
 }
 
@@ -330,20 +333,20 @@ struct Row<'a> {
     hosts: usize,
     alone: usize,
     /// How many filters turn the nearest host away, how much it lacks, and its name.
-    nearest: Option<((usize, i64, &'a str), Miss)>,
+    nearest: Option<((usize, i64, &'a str), RejectReason)>,
 }
 
-fn explain(policy: &Policy, ask: &Ask<'_>) -> Explanation {
-    let filters: Vec<_> = policy.filters.iter().filter(|f| f.applies(ask)).collect();
+fn explain(policy: &Policy, cycle: &CycleState<'_>) -> Explanation {
+    let filters: Vec<_> = policy.filters.iter().filter(|f| f.applies(cycle)).collect();
     let mut table: Vec<Row<'_>> = filters.iter().map(|_| Row::default()).collect();
     // What hangs on a profile alone is asked once for each profile.
     let by_profile = |i: &usize| by_profile(filters[*i].scope());
-    let mut profiles: Vec<Option<Vec<usize>>> = vec![None; ask.snapshot.profile_span()];
+    let mut profiles: Vec<Option<Vec<usize>>> = vec![None; cycle.snapshot.profile_id_bound()];
     let mut failed = Vec::new();
     let mut hosts = 0;
-    for host in ask.snapshot.hosts() {
+    for host in cycle.snapshot.hosts() {
         hosts += 1;
-        let fails = |i: &usize| !filters[*i].passes(host, ask);
+        let fails = |i: &usize| !filters[*i].passes(host, cycle);
         let of_profile = profiles[host.profile_id() as usize].get_or_insert_with(|| {
             let asked = (0..filters.len()).filter(by_profile);
             asked.filter(fails).collect()
@@ -360,10 +363,10 @@ fn explain(policy: &Policy, ask: &Ask<'_>) -> Explanation {
             if row.nearest.as_ref().is_some_and(|(best, _)| least > *best) {
                 continue;
             }
-            let miss = filters[i].miss(host, ask);
+            let miss = filters[i].explain(host, cycle);
             let gap = match &miss {
-                Miss::Short { needs, has, .. } => needs.saturating_sub(*has).max(0),
-                Miss::Unfit(_) => 0,
+                RejectReason::Insufficient { needs, has, .. } => needs.saturating_sub(*has).max(0),
+                RejectReason::Unsuitable(_) => 0,
             };
             let rank = (failed.len(), gap, host.name());
             if row.nearest.as_ref().is_none_or(|(best, _)| rank < *best) {
@@ -389,21 +392,25 @@ fn explain(policy: &Policy, ask: &Ask<'_>) -> Explanation {
     Explanation { hosts, refusals }
 }
 
-fn ask<'a>(snapshot: &'a Snapshot, policy: &'a Policy, request: &'a Request) -> Ask<'a> {
-    let labels = request.asks.host_selector.iter();
-    let slots = |peers: &[Peer]| {
+fn cycle_state<'a>(
+    snapshot: &'a Snapshot,
+    policy: &'a Policy,
+    request: &'a Request,
+) -> CycleState<'a> {
+    let labels = request.requirements.host_selector.iter();
+    let slots = |peers: &[ServerReference]| {
         let uids = peers.iter().filter_map(|p| p.uid.as_deref());
         uids.filter_map(|uid| snapshot.slot_of(uid)).collect()
     };
     let set = request.spread_set.as_deref().unwrap_or_default();
     let domains = request.spread.iter().map(|spread| {
         let labels = snapshot.labels();
-        let mut counts = vec![None; labels.span()];
+        let mut counts = vec![None; labels.id_bound()];
         labels
             .of_key(&spread.key)
             .for_each(|id| counts[id] = Some(0));
         for (slot, n) in snapshot.members(set) {
-            for id in snapshot.at(*slot as usize).label_ids() {
+            for id in snapshot.host_at(*slot as usize).label_ids() {
                 if let Some(count) = &mut counts[*id as usize] {
                     *count += n;
                 }
@@ -412,11 +419,11 @@ fn ask<'a>(snapshot: &'a Snapshot, policy: &'a Policy, request: &'a Request) -> 
         let least = counts.iter().flatten().min().copied().unwrap_or_default();
         Domains { counts, least }
     });
-    Ask {
+    CycleState {
         request,
         settings: &policy.settings,
         snapshot,
-        labels: labels.map(|(k, v)| snapshot.pair(k, v)).collect(),
+        labels: labels.map(|(k, v)| snapshot.label_id(k, v)).collect(),
         members: request
             .group
             .as_ref()

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::placement::facts::{Device, Holding, HostFacts, Profile};
+use crate::placement::facts::{Allocation, Device, HostFacts, Profile};
 use crate::placement::request::{Group, GroupPolicy, Spread, hash};
 use pileus_api::common::{Claim, Ratios};
 
@@ -44,7 +44,7 @@ fn wants(memory_mib: i64) -> Request {
 
 fn asking(claim: Claim) -> Request {
     let mut request = Request::default();
-    request.asks.shape.claim = claim;
+    request.requirements.resources.claim = claim;
     request
 }
 
@@ -103,7 +103,7 @@ fn weighers_prefer_what_nova_prefers() {
         assert_eq!(best(hosts(), &one), "h2");
         let hosts = || [with_devices("h1", 1), with_devices("h2", 8)];
         let mut device = one.clone();
-        device.asks.shape.pci.insert("gpu".into(), 1);
+        device.requirements.resources.pci.insert("gpu".into(), 1);
         assert_eq!(best(hosts(), &device), "h1");
     }
 }
@@ -185,20 +185,20 @@ fn labels_architecture_and_switches_are_heeded() {
     let mut request = wants(1);
     assert_eq!(policy.place(&snapshot, &request), Ok("arm"));
     request
-        .asks
+        .requirements
         .host_selector
         .insert("rack".into(), "r1".into());
     assert_eq!(policy.place(&snapshot, &request), Ok("arm"));
     request
-        .asks
+        .requirements
         .host_selector
         .insert("rack".into(), "r2".into());
     let why = policy.place(&snapshot, &request).unwrap_err().to_string();
     assert!(why.contains("HostSelector turned away 4"), "{why}");
     assert!(why.contains("not labelled rack=r2"), "{why}");
-    request.asks.host_selector.clear();
+    request.requirements.host_selector.clear();
     request
-        .asks
+        .requirements
         .image_properties
         .insert("hw_architecture".into(), "x86_64".into());
     let why = policy.place(&snapshot, &request).unwrap_err().to_string();
@@ -213,7 +213,7 @@ fn no_server_is_overcommitted_against_itself() {
     // 16 processors given out four times take 64 one by one, but never 17 at once.
     let snapshot = with([host("h", 4096)]);
     let mut request = wants(1);
-    request.asks.shape.claim.vcpus = 17;
+    request.requirements.resources.claim.vcpus = 17;
     let why = Placer::default().place(&snapshot, &request).unwrap_err();
     assert!(
         why.to_string().contains("needs 17 vCPUs, h has 16"),
@@ -290,7 +290,7 @@ fn some_request() -> impl Strategy<Value = Request> {
             let mut request = asking(claim(vcpus, memory, disk));
             request.seed = seed;
             let label = picky.then(|| ("ssd".to_owned(), "yes".to_owned()));
-            request.asks.host_selector = label.into_iter().collect();
+            request.requirements.host_selector = label.into_iter().collect();
             request
         })
 }
@@ -298,8 +298,12 @@ fn some_request() -> impl Strategy<Value = Request> {
 /// Checked by Placement's formula, written out anew.
 fn holds(f: &HostFacts, on_it: &[&Request]) -> bool {
     let n = i64::try_from(on_it.len()).unwrap();
-    let sum =
-        |part: fn(&Claim) -> i64| on_it.iter().map(|r| part(&r.asks.shape.claim)).sum::<i64>();
+    let sum = |part: fn(&Claim) -> i64| {
+        on_it
+            .iter()
+            .map(|r| part(&r.requirements.resources.claim))
+            .sum::<i64>()
+    };
     let room = |total: i64, kept: i64, ratio: i64| (total - kept).max(0) * ratio / 1000;
     sum(|c| c.vcpus) <= room(f.capacity.vcpus, f.reserved.vcpus, f.ratios.cpu)
         && sum(|c| c.memory_mib) + n * f.overhead_mib
@@ -325,16 +329,16 @@ proptest! {
                 let name = name.to_owned();
                 let facts = hosts.iter().find(|h| h.name == name).unwrap();
                 prop_assert!(facts.ready);
-                prop_assert!(request.asks.host_selector.is_empty() || !facts.labels.is_empty());
-                snapshot.claim(&format!("s{i}"), &name, request.asks.shape.claim);
+                prop_assert!(request.requirements.host_selector.is_empty() || !facts.labels.is_empty());
+                snapshot.claim(&format!("s{i}"), &name, request.requirements.resources.claim);
                 placed.push((i, name));
             } else {
                 // Truly nowhere: with it, no ready host would hold.
                 for f in hosts.iter().filter(|f| f.ready) {
-                    let labelled = request.asks.host_selector.is_empty() || !f.labels.is_empty();
-                    let itself = request.asks.shape.claim.vcpus <= f.capacity.vcpus
-                        && request.asks.shape.claim.memory_mib <= f.capacity.memory_mib
-                        && request.asks.shape.claim.disk_gib <= f.capacity.disk_gib;
+                    let labelled = request.requirements.host_selector.is_empty() || !f.labels.is_empty();
+                    let itself = request.requirements.resources.claim.vcpus <= f.capacity.vcpus
+                        && request.requirements.resources.claim.memory_mib <= f.capacity.memory_mib
+                        && request.requirements.resources.claim.disk_gib <= f.capacity.disk_gib;
                     let mut on_it: Vec<&Request> = placed
                         .iter()
                         .filter(|(_, h)| *h == f.name)
@@ -400,12 +404,12 @@ proptest! {
             let fresh = Placer::default().place(&snapshot, &request).map(str::to_owned);
             prop_assert_eq!(&answer, &fresh);
             if let Ok(host) = answer {
-                snapshot.hold(&format!("s{i}"), Holding {
+                snapshot.allocate(&format!("s{i}"), Allocation {
                     host,
-                    shape: request.asks.shape,
+                    resources: request.requirements.resources,
                     group: request.group.map(|g| g.id),
                     spread: request.spread_set,
-                    ..Holding::default()
+                    ..Allocation::default()
                 });
             }
             match (event, hosts.get(which)) {

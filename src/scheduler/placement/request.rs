@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::IpNet;
 
 use crate::objects::catalogue::Priority;
-use crate::placement::facts::Shape;
+use crate::placement::facts::ResourceRequest;
 use crate::placement::query::Query;
 pub use pileus_api::server_group::GroupPolicy;
 
@@ -13,7 +13,7 @@ pub use pileus_api::server_group::GroupPolicy;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Request {
     /// What it has in common with others of its kind; decisions for equal ones share work.
-    pub asks: Asks,
+    pub requirements: Requirements,
     /// Digest of its image, if known.
     pub image_digest: Option<String>,
     /// Decides between hosts that are equally good.
@@ -23,9 +23,9 @@ pub struct Request {
     /// Its ServerGroup.
     pub group: Option<Group>,
     /// Nova's hint `same_host`: Servers of which each one's host will do.
-    pub same_host: Vec<Peer>,
+    pub same_host: Vec<ServerReference>,
     /// Nova's hint `different_host`: Servers whose hosts will not do.
-    pub different_host: Vec<Peer>,
+    pub different_host: Vec<ServerReference>,
     /// Hosts that refused it, and what is to be said of that.
     pub refused_by: BTreeMap<String, String>,
     /// Kubernetes' topology spread.
@@ -38,9 +38,9 @@ pub struct Request {
 
 /// What a Server has in common with others.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Asks {
+pub struct Requirements {
     /// What it takes.
-    pub shape: Shape,
+    pub resources: ResourceRequest,
     /// Labels that the host must have.
     pub host_selector: BTreeMap<String, String>,
     /// Properties of its image.
@@ -56,7 +56,7 @@ pub struct Asks {
     /// Taints that it puts up with.
     pub tolerations: Vec<Toleration>,
     /// Nova's hints `build_near_host_ip` and `cidr`.
-    pub near: Option<IpNet>,
+    pub host_cidr: Option<IpNet>,
     /// Nova's hint `query`.
     pub query: Option<Query>,
     /// Physical networks that its networks need.
@@ -81,7 +81,7 @@ pub struct Group {
 
 /// A Server named by another.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Peer {
+pub struct ServerReference {
     /// Its name.
     pub name: String,
     /// Its uid, when it exists.

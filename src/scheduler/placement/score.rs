@@ -4,8 +4,8 @@
 //! into vector instructions; what does not fit is masked out. A first pass finds how far
 //! each weigher's figures are apart, a second one sums row by row.
 
-use crate::placement::host_set::{Bits, ROW};
-use crate::weighers::Figures;
+use crate::placement::host_set::{HostSet, ROW};
+use crate::weighers::RawWeights;
 
 /// How finely a figure is stretched: its span becomes multiplier × 2^29.
 const FINE: u32 = 29;
@@ -32,7 +32,7 @@ const fn masks() -> [[i32; 8]; 256] {
 /// A weigher's part of the sum.
 pub struct Term<'a> {
     /// What it says of hosts.
-    pub figures: Figures<'a>,
+    pub figures: RawWeights<'a>,
     /// How much that counts, in thousandths.
     pub multiplier: i64,
     /// How much it counts for hosts whose aggregates say so themselves, by slot, ascending.
@@ -41,7 +41,7 @@ pub struct Term<'a> {
 
 /// A term whose figures are apart.
 struct Stretched<'a> {
-    figures: &'a Figures<'a>,
+    figures: &'a RawWeights<'a>,
     /// The lowest figure of the hosts that fit, and what the highest is above it.
     low: i64,
     span: i64,
@@ -53,7 +53,7 @@ struct Stretched<'a> {
 }
 
 /// Calls `see` with each slot of `fit`, ascending, and its score.
-pub fn scores(fit: &Bits, terms: &[Term<'_>], mut see: impl FnMut(usize, i64)) {
+pub fn scores(fit: &HostSet, terms: &[Term<'_>], mut see: impl FnMut(usize, i64)) {
     let mut terms: Vec<_> = terms.iter().filter_map(|t| stretch(fit, t)).collect();
     for (row, word) in fit.words().iter().enumerate() {
         if *word == 0 {
@@ -72,20 +72,20 @@ pub fn scores(fit: &Bits, terms: &[Term<'_>], mut see: impl FnMut(usize, i64)) {
     }
 }
 
-fn stretch<'a>(fit: &Bits, term: &'a Term<'_>) -> Option<Stretched<'a>> {
+fn stretch<'a>(fit: &HostSet, term: &'a Term<'_>) -> Option<Stretched<'a>> {
     if term.multiplier == 0 && term.own.is_empty() {
         return None;
     }
     let (low, high) = match &term.figures {
-        Figures::Same => None,
-        Figures::Column(column) => Some(ends(fit, column)),
-        Figures::Bits(held) => {
+        RawWeights::Equal => None,
+        RawWeights::Column(column) => Some(ends(fit, column)),
+        RawWeights::Hosts(held) => {
             let words = || fit.words().iter().enumerate();
             let with = words().any(|(row, f)| f & held.word(row) != 0);
             let without = words().any(|(row, f)| f & !held.word(row) != 0);
             (with && without).then_some((0, 1))
         }
-        Figures::Some(some) => {
+        RawWeights::Sparse(some) => {
             let here = || some.iter().filter(|(slot, _)| fit.has(*slot as usize));
             let others = (here().count() < fit.len()).then_some(0);
             let figures = || here().map(|(_, f)| i64::from(*f)).chain(others);
@@ -104,7 +104,7 @@ fn stretch<'a>(fit: &Bits, term: &'a Term<'_>) -> Option<Stretched<'a>> {
 }
 
 /// The lowest and the highest figure of the hosts that fit.
-fn ends(fit: &Bits, column: &[i32]) -> (i64, i64) {
+fn ends(fit: &HostSet, column: &[i32]) -> (i64, i64) {
     let (mut low, mut high) = ([i32::MAX; 8], [i32::MIN; 8]);
     let rows = fit.words().iter().zip(column.as_chunks::<ROW>().0);
     for (word, row) in rows.filter(|(word, _)| **word != 0) {
@@ -127,8 +127,8 @@ impl Stretched<'_> {
     fn add(&mut self, row: usize, word: u64, sums: &mut [i64; ROW]) {
         let before = if self.has_own(row) { Some(*sums) } else { None };
         match self.figures {
-            Figures::Same => {}
-            Figures::Column(column) => {
+            RawWeights::Equal => {}
+            RawWeights::Column(column) => {
                 let (factor, low) = (self.factor, self.low);
                 for (sum, figure) in sums.iter_mut().zip(&column[row * ROW..][..ROW]) {
                     // Not below zero where the slot fits, and within 32 bits.
@@ -136,14 +136,14 @@ impl Stretched<'_> {
                     *sum = sum.wrapping_add(above.cast_signed().wrapping_mul(factor));
                 }
             }
-            Figures::Bits(held) => {
+            RawWeights::Hosts(held) => {
                 let mut left = held.word(row) & word;
                 while left != 0 {
                     sums[left.trailing_zeros() as usize] += self.factor;
                     left &= left - 1;
                 }
             }
-            Figures::Some(some) => {
+            RawWeights::Sparse(some) => {
                 let others = -self.low * self.factor;
                 if others != 0 {
                     for sum in &mut *sums {
@@ -185,10 +185,10 @@ impl Stretched<'_> {
                 continue;
             }
             let figure = match self.figures {
-                Figures::Same => 0,
-                Figures::Column(column) => i64::from(column[*slot as usize]),
-                Figures::Bits(held) => i64::from(held.has(*slot as usize)),
-                Figures::Some(some) => {
+                RawWeights::Equal => 0,
+                RawWeights::Column(column) => i64::from(column[*slot as usize]),
+                RawWeights::Hosts(held) => i64::from(held.has(*slot as usize)),
+                RawWeights::Sparse(some) => {
                     let found = some.binary_search_by_key(slot, |(s, _)| *s);
                     found.map_or(0, |at| i64::from(some[at].1))
                 }
@@ -248,7 +248,7 @@ mod tests {
             lines in prop::collection::vec(line(), 1..200),
             multipliers in [-2000..2000_i64, -2000..2000_i64, -2000..2000_i64],
         ) {
-            let (mut fit, mut held) = (Bits::default(), Bits::default());
+            let (mut fit, mut held) = (HostSet::default(), HostSet::default());
             let mut column = vec![0; lines.len().next_multiple_of(ROW)];
             let (mut some, mut own) = (Vec::new(), Vec::new());
             for (slot, line) in lines.iter().enumerate() {
@@ -259,7 +259,7 @@ mod tests {
                 some.extend(line.3.map(|f| (id, f)));
                 own.extend(line.4.map(|m| (id, m)));
             }
-            let figures = [Figures::Column(&column), Figures::Bits(&held), Figures::Some(some)];
+            let figures = [RawWeights::Column(&column), RawWeights::Hosts(&held), RawWeights::Sparse(some)];
             let terms = figures.into_iter().zip(multipliers);
             let terms: Vec<_> = terms
                 .map(|(figures, multiplier)| Term { figures, multiplier, own: own.clone() })

@@ -7,7 +7,7 @@ use std::fmt;
 use k8s_openapi::jiff::Timestamp;
 
 use crate::objects::catalogue::Key;
-use crate::objects::resolve::holding;
+use crate::objects::resolve::allocation;
 use crate::placement::devices;
 use crate::placement::placer::Placer;
 use crate::placement::request::Request;
@@ -123,7 +123,7 @@ impl<'a> Trial<'a> {
             state,
             tenants,
             snapshot,
-            placer: Placer::by(state.placer.policy()),
+            placer: Placer::with_policy(state.placer.policy()),
             at: tenants.iter().map(|t| t.placement.host.clone()).collect(),
         }
     }
@@ -133,9 +133,9 @@ impl<'a> Trial<'a> {
         let placement = if host == tenant.placement.host {
             tenant.placement.clone()
         } else {
-            let shape = &tenant.request.asks.shape;
+            let resources = &tenant.request.requirements.resources;
             let there = self.snapshot.host(host);
-            let taken = there.map(|h| devices::placement(h, shape));
+            let taken = there.map(|h| devices::placement(h, resources));
             Placement {
                 host: host.to_owned(),
                 claim: tenant.placement.claim,
@@ -143,8 +143,8 @@ impl<'a> Trial<'a> {
             }
         };
         if let Some(server) = self.state.servers.get(&tenant.key) {
-            let held = holding(server, &placement, &self.state.catalogue);
-            self.snapshot.hold(&tenant.uid, held);
+            let held = allocation(server, &placement, &self.state.catalogue);
+            self.snapshot.allocate(&tenant.uid, held);
         }
         host.clone_into(&mut self.at[i]);
     }

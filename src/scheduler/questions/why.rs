@@ -120,8 +120,8 @@ impl State {
         };
         for (flavor, claim) in smaller(server, request, self.catalogue.flavors.values()) {
             let mut changed = request.clone();
-            changed.asks.shape.claim = claim;
-            changed.asks.flavor = Some(flavor.clone());
+            changed.requirements.resources.claim = claim;
+            changed.requirements.flavor = Some(flavor.clone());
             let Claim {
                 vcpus,
                 memory_mib,
@@ -130,9 +130,9 @@ impl State {
             let size = format!("{vcpus} vCPUs, {memory_mib} MiB, {disk_gib} GiB");
             tried(format!("flavor {flavor} ({size})"), changed);
         }
-        if let Some(zone) = &request.asks.zone {
+        if let Some(zone) = &request.requirements.zone {
             let mut changed = request.clone();
-            changed.asks.zone = None;
+            changed.requirements.zone = None;
             tried(format!("any zone instead of {zone}"), changed);
         }
         if let Some(group) = &request.group {
@@ -140,9 +140,9 @@ impl State {
             changed.group = None;
             tried(format!("without ServerGroup {}", group.id), changed);
         }
-        if !request.asks.host_selector.is_empty() {
+        if !request.requirements.host_selector.is_empty() {
             let mut changed = request.clone();
-            changed.asks.host_selector.clear();
+            changed.requirements.host_selector.clear();
             tried("without hostSelector".to_owned(), changed);
         }
         let wishes: [(&str, bool, Drop); 5] = [
@@ -155,11 +155,11 @@ impl State {
             ("spread", !request.spread.is_empty(), |r| {
                 r.spread = Vec::new();
             }),
-            ("query", request.asks.query.is_some(), |r| {
-                r.asks.query = None;
+            ("query", request.requirements.query.is_some(), |r| {
+                r.requirements.query = None;
             }),
-            ("hostCIDR", request.asks.near.is_some(), |r| {
-                r.asks.near = None;
+            ("hostCIDR", request.requirements.host_cidr.is_some(), |r| {
+                r.requirements.host_cidr = None;
             }),
         ];
         for (wish, there, drop_it) in wishes {
@@ -185,7 +185,7 @@ impl State {
                 priority: *class,
                 ..request.clone()
             };
-            let (host, count) = self.would_stop(&changed)?;
+            let (host, count) = self.would_preempt(&changed)?;
             let those = if count == 1 { "Server" } else { "Servers" };
             Some(format!(
                 "priorityClass {name}: {count} {those} of lower priority on {host} would be stopped"
@@ -201,10 +201,10 @@ fn smaller<'a>(
     flavors: impl Iterator<Item = &'a Flavor>,
 ) -> Vec<(String, Claim)> {
     let namespace = server.namespace().unwrap_or_default();
-    let now = request.asks.shape.claim;
+    let now = request.requirements.resources.claim;
     let open = flavors.filter(|f| {
         let access = f.spec.access.as_ref();
-        f.spec.extra_specs == request.asks.extra_specs
+        f.spec.extra_specs == request.requirements.extra_specs
             && access.is_none_or(|a| a.allows(&namespace))
     });
     let mut less: Vec<_> = open
@@ -298,7 +298,7 @@ impl Placer {
         snapshot: &crate::placement::snapshot::Snapshot,
         request: &Request,
     ) -> Result<String, Explanation> {
-        let mut fresh = Placer::by(self.policy());
+        let mut fresh = Placer::with_policy(self.policy());
         fresh.place(snapshot, request).map(str::to_owned)
     }
 }

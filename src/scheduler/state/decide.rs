@@ -8,7 +8,7 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 
 use crate::objects::catalogue::Key;
-use crate::objects::resolve::{Unresolved, holding, request};
+use crate::objects::resolve::{Unresolved, allocation, request};
 use crate::placement::devices;
 use crate::placement::request::Request;
 use crate::state::gang::Gangs;
@@ -195,14 +195,14 @@ impl State {
         epoch: i64,
         now: Timestamp,
     ) -> Write {
-        let shape = &request.asks.shape;
+        let resources = &request.requirements.resources;
         let there = self.snapshot.host(&host);
         let placement = Placement {
             epoch,
             time: Some(Time(now)),
-            claim: shape.claim,
+            claim: resources.claim,
             host,
-            ..there.map_or_else(Placement::default, |h| devices::placement(h, shape))
+            ..there.map_or_else(Placement::default, |h| devices::placement(h, resources))
         };
         let message = format!("placed on {}", placement.host);
         self.write_place(key, server, placement, message, Kind::Placed, now)
@@ -218,8 +218,9 @@ impl State {
         kind: Kind,
         now: Timestamp,
     ) -> Write {
-        let held = holding(&server, &placement, &self.catalogue);
-        self.snapshot.hold(&server.uid().unwrap_or_default(), held);
+        let held = allocation(&server, &placement, &self.catalogue);
+        self.snapshot
+            .allocate(&server.uid().unwrap_or_default(), held);
         let seen = Observation::yes(ConditionType::Scheduled, Reason::Scheduled, message);
         let (conditions, _) = conditions(&server, seen, now);
         let status = SchedulerStatus {

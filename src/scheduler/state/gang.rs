@@ -19,7 +19,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
 use crate::objects::catalogue::Key;
-use crate::objects::resolve::{group_key, holding};
+use crate::objects::resolve::{allocation, group_key};
 use crate::placement::devices;
 use crate::placement::request::Request;
 use crate::state::queue::Why;
@@ -137,7 +137,7 @@ impl State {
         }
         // The biggest first: whatever is small fits beside them more easily.
         members.sort_by_key(|(key, _, r)| {
-            let claim = r.asks.shape.claim;
+            let claim = r.requirements.resources.claim;
             (Reverse((claim.memory_mib, claim.vcpus)), key.clone())
         });
         let mut hosts = Vec::new();
@@ -146,13 +146,14 @@ impl State {
             match self.placer.place(&self.snapshot, request) {
                 Ok(host) => {
                     let host = host.to_owned();
-                    let shape = &request.asks.shape;
+                    let resources = &request.requirements.resources;
                     let there = self.snapshot.host(&host);
                     // With nodes and devices: the next one must not be tried on the same.
-                    let placement = there.map(|h| devices::placement(h, shape));
+                    let placement = there.map(|h| devices::placement(h, resources));
                     let placement = placement.unwrap_or_default();
-                    let held = holding(server, &placement, &self.catalogue);
-                    self.snapshot.hold(&server.uid().unwrap_or_default(), held);
+                    let held = allocation(server, &placement, &self.catalogue);
+                    self.snapshot
+                        .allocate(&server.uid().unwrap_or_default(), held);
                     hosts.push(host);
                 }
                 Err(explanation) => {

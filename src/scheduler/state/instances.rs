@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use kube::ResourceExt;
 
 use crate::objects::catalogue::Key;
-use crate::placement::facts::{Holding, Shape};
+use crate::placement::facts::{Allocation, ResourceRequest};
 use crate::state::State;
 use pileus_api::common::Claim;
 use pileus_api::conditions::{self, ConditionType};
@@ -229,17 +229,17 @@ impl State {
             if Some(known.host.as_str()) == at || known.refusal.is_some() {
                 freed |= self.snapshot.release(&known.uid);
             } else {
-                let shape = Shape {
+                let resources = ResourceRequest {
                     claim: known.claim,
-                    ..Shape::default()
+                    ..ResourceRequest::default()
                 };
-                let held = Holding {
+                let held = Allocation {
                     host: known.host.clone(),
-                    shape,
+                    resources,
                     busy: known.busy,
-                    ..Holding::default()
+                    ..Allocation::default()
                 };
-                freed |= self.snapshot.hold(&known.uid, held);
+                freed |= self.snapshot.allocate(&known.uid, held);
             }
         }
         self.eased |= freed;

@@ -29,7 +29,7 @@ use serde::Serialize;
 
 use crate::objects::catalogue::Catalogue;
 pub use crate::objects::catalogue::Key;
-use crate::objects::resolve::holding;
+use crate::objects::resolve::allocation;
 use crate::placement::placer::Placer;
 use crate::placement::snapshot::Snapshot;
 use crate::state::instances::{Instances, Known};
@@ -347,18 +347,18 @@ impl State {
         let writes = |kind| self.writing.get(key).is_some_and(|w| w.kind == kind);
         let freed = match placement(server) {
             Some(placement) => {
-                let mut held = holding(server, placement, &self.catalogue);
+                let mut held = allocation(server, placement, &self.catalogue);
                 let own = self.instances.of(&uid).find(|i| i.is_of(placement));
                 held.busy = own.is_none_or(|i| i.busy);
                 if preemption(server).is_some()
                     && !writes(Kind::Resumed)
                     && own.is_some_and(Known::gave_way)
                 {
-                    held.shape.claim.vcpus = 0;
-                    held.shape.claim.memory_mib = 0;
+                    held.resources.claim.vcpus = 0;
+                    held.resources.claim.memory_mib = 0;
                     held.off = true;
                 }
-                self.snapshot.hold(&uid, held)
+                self.snapshot.allocate(&uid, held)
             }
             None if writes(Kind::Placed) => false,
             None => self.snapshot.release(&uid),

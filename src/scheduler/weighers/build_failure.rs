@@ -1,6 +1,6 @@
 //! Avoids hosts where builds failed lately.
 
-use super::{Ask, Figures, Weigher};
+use super::{CycleState, RawWeights, Weigher};
 
 /// Nova's `BuildFailureWeigher`, whose multiplier outweighs everything else.
 pub struct BuildFailureWeigher;
@@ -18,8 +18,8 @@ impl Weigher for BuildFailureWeigher {
         Some("build_failure_weight_multiplier")
     }
 
-    fn weigh<'a>(&self, ask: &Ask<'a>) -> Figures<'a> {
+    fn weigh<'a>(&self, cycle: &CycleState<'a>) -> RawWeights<'a> {
         // Nova turns the multiplier around; here the figures are, see the snapshot.
-        Figures::Column(ask.snapshot.failed_column())
+        RawWeights::Column(cycle.snapshot.failed_column())
     }
 }

@@ -1,6 +1,6 @@
 //! Spreads by processors.
 
-use super::{Ask, Figures, Weigher};
+use super::{CycleState, RawWeights, Weigher};
 
 /// Nova's `CPUWeigher`: more free processors are better.
 pub struct CpuWeigher;
@@ -14,7 +14,7 @@ impl Weigher for CpuWeigher {
         Some("cpu_weight_multiplier")
     }
 
-    fn weigh<'a>(&self, ask: &Ask<'a>) -> Figures<'a> {
-        Figures::Column(ask.snapshot.free_column(0))
+    fn weigh<'a>(&self, cycle: &CycleState<'a>) -> RawWeights<'a> {
+        RawWeights::Column(cycle.snapshot.free_column(0))
     }
 }

@@ -1,6 +1,6 @@
 //! Prefers hosts that hold the image.
 
-use super::{Ask, Figures, Weigher};
+use super::{CycleState, RawWeights, Weigher};
 
 /// A host that holds the image already is better: nothing is to be fetched.
 pub struct ImageLocalityWeigher;
@@ -10,9 +10,9 @@ impl Weigher for ImageLocalityWeigher {
         "ImageLocalityWeigher"
     }
 
-    fn weigh<'a>(&self, ask: &Ask<'a>) -> Figures<'a> {
-        let digest = ask.request.image_digest.as_deref();
-        let held = digest.and_then(|d| ask.snapshot.image(d));
-        held.map_or(Figures::Same, Figures::Bits)
+    fn weigh<'a>(&self, cycle: &CycleState<'a>) -> RawWeights<'a> {
+        let digest = cycle.request.image_digest.as_deref();
+        let held = digest.and_then(|d| cycle.snapshot.image(d));
+        held.map_or(RawWeights::Equal, RawWeights::Hosts)
     }
 }

@@ -4,19 +4,19 @@
 //! As in Nova each weigher's figures are stretched over the hosts that fit, the lowest to
 //! 0 and the highest to 1, multiplied, and summed; here in whole numbers.
 
-use crate::filters::Ask;
-use crate::placement::host_set::Bits;
+use crate::filters::CycleState;
+use crate::placement::host_set::HostSet;
 
 /// What a weigher says of all hosts.
-pub enum Figures<'a> {
+pub enum RawWeights<'a> {
     /// The same of each.
-    Same,
+    Equal,
     /// One for each slot, padded to whole rows.
     Column(&'a [i32]),
     /// 1 for those in it, 0 for the others.
-    Bits(&'a Bits),
+    Hosts(&'a HostSet),
     /// Figures of some slots, in their order; 0 for the others.
-    Some(Vec<(u32, i32)>),
+    Sparse(Vec<(u32, i32)>),
 }
 
 /// How good a host is in one respect.
@@ -32,7 +32,7 @@ pub trait Weigher: Send + Sync {
         None
     }
     /// Figures that are compared only with other hosts'.
-    fn weigh<'a>(&self, ask: &Ask<'a>) -> Figures<'a>;
+    fn weigh<'a>(&self, cycle: &CycleState<'a>) -> RawWeights<'a>;
 }
 
 macro_rules! weighers {

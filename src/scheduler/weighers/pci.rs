@@ -1,6 +1,6 @@
 //! Keeps hosts with PCI devices for Servers that want them.
 
-use super::{Ask, Figures, Weigher};
+use super::{CycleState, RawWeights, Weigher};
 
 /// More devices than this make no difference: there is no scarcity then.
 const MOST: i64 = 99;
@@ -19,13 +19,13 @@ impl Weigher for PciWeigher {
         Some("pci_weight_multiplier")
     }
 
-    fn weigh<'a>(&self, ask: &Ask<'a>) -> Figures<'a> {
-        let figures: Vec<_> = ask
+    fn weigh<'a>(&self, cycle: &CycleState<'a>) -> RawWeights<'a> {
+        let figures: Vec<_> = cycle
             .snapshot
             .with_pci()
             .iter()
             .map(|slot| {
-                let host = ask.snapshot.at(slot);
+                let host = cycle.snapshot.host_at(slot);
                 let used = host.extended().map_or(0, |e| e.devices.len());
                 let left = host.profile().devices.len().saturating_sub(used);
                 let left = i64::try_from(left).unwrap_or(MOST).min(MOST);
@@ -34,9 +34,9 @@ impl Weigher for PciWeigher {
             })
             .collect();
         if figures.is_empty() {
-            Figures::Same
+            RawWeights::Equal
         } else {
-            Figures::Some(figures)
+            RawWeights::Sparse(figures)
         }
     }
 }

@@ -2,24 +2,24 @@
 
 use std::collections::BTreeMap;
 
-use crate::placement::facts::Shape;
+use crate::placement::facts::ResourceRequest;
 
 /// What is used of a host beside processors, memory and disk; only for hosts where
 /// anything is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Extended {
     /// Other resource classes.
-    pub resources: BTreeMap<String, i64>,
+    pub classes: BTreeMap<String, i64>,
     /// PCI devices, by address.
     pub devices: BTreeMap<String, i64>,
     /// Of each NUMA node: pinned processors, memory in MiB without huge pages.
-    pub cells: BTreeMap<u8, (i64, i64)>,
+    pub numa_nodes: BTreeMap<u8, (i64, i64)>,
     /// Huge pages of a NUMA node, by size in KiB.
     pub pages: BTreeMap<(u8, i64), i64>,
 }
 
 impl Extended {
-    pub(super) fn add(&mut self, shape: &Shape, cells: [u8; 4], sign: i64) {
+    pub(super) fn add(&mut self, resources: &ResourceRequest, numa_nodes: [u8; 4], sign: i64) {
         fn enter<K: Ord>(map: &mut BTreeMap<K, i64>, key: K, by: i64) {
             let sum = map.get(&key).copied().unwrap_or_default().wrapping_add(by);
             if sum == 0 {
@@ -28,19 +28,15 @@ impl Extended {
                 map.insert(key, sum);
             }
         }
-        for (class, amount) in &shape.resources {
-            enter(
-                &mut self.resources,
-                class.clone(),
-                amount.wrapping_mul(sign),
-            );
+        for (class, amount) in &resources.classes {
+            enter(&mut self.classes, class.clone(), amount.wrapping_mul(sign));
         }
-        for device in &shape.devices {
+        for device in &resources.devices {
             enter(&mut self.devices, device.clone(), sign);
         }
-        let Some(numa) = &shape.numa else { return };
-        for (&(vcpus, mib), cell) in numa.cells.iter().zip(cells) {
-            let (cpus, memory) = self.cells.entry(cell).or_default();
+        let Some(numa) = &resources.numa else { return };
+        for (&(vcpus, mib), cell) in numa.nodes.iter().zip(numa_nodes) {
+            let (cpus, memory) = self.numa_nodes.entry(cell).or_default();
             if numa.pinned {
                 *cpus = cpus.wrapping_add(vcpus.wrapping_mul(sign));
             }
@@ -50,8 +46,8 @@ impl Extended {
             } else {
                 *memory = memory.wrapping_add(mib.wrapping_mul(sign));
             }
-            if self.cells.get(&cell) == Some(&(0, 0)) {
-                self.cells.remove(&cell);
+            if self.numa_nodes.get(&cell) == Some(&(0, 0)) {
+                self.numa_nodes.remove(&cell);
             }
         }
     }

@@ -3,17 +3,17 @@
 use sha2::Digest;
 
 use super::{Extended, NONE, Snapshot, parts};
-use crate::placement::facts::{Holding, Shape};
+use crate::placement::facts::{Allocation, ResourceRequest};
 use pileus_api::common::Claim;
 
 /// One line of the ledger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
     host: u32,
-    shape: u32,
+    resources: u32,
     group: u32,
     spread: u32,
-    cells: [u8; 4],
+    numa_nodes: [u8; 4],
     busy: bool,
     off: bool,
 }
@@ -38,9 +38,9 @@ impl Snapshot {
     }
 
     /// What a Server that is placed takes.
-    pub(crate) fn shape_of(&self, server: &str) -> Option<&Shape> {
+    pub(crate) fn resources_of(&self, server: &str) -> Option<&ResourceRequest> {
         let entry = self.entries.get(&number(server))?;
-        self.shapes.get(entry.shape)
+        self.resource_requests.get(entry.resources)
     }
 
     /// Slots that hold members of a group or spread set, with how many.
@@ -58,42 +58,42 @@ impl Snapshot {
 
     /// Enters a placement of three figures; see [`Self::hold`].
     pub fn claim(&mut self, server: &str, host: &str, claim: Claim) -> bool {
-        let shape = Shape {
+        let resources = ResourceRequest {
             claim,
-            ..Shape::default()
+            ..ResourceRequest::default()
         };
         let host = host.to_owned();
-        let holding = Holding {
+        let allocation = Allocation {
             host,
-            shape,
-            ..Holding::default()
+            resources,
+            ..Allocation::default()
         };
-        self.hold(server, holding)
+        self.allocate(server, allocation)
     }
 
     /// Enters what a Server holds, in place of what it held before. Says whether that
     /// made room anywhere.
-    pub fn hold(&mut self, server: &str, holding: Holding) -> bool {
-        let slot = self.slot_or_new(&holding.host);
-        let mut name = |n: Option<String>| n.map_or(NONE, |n| self.names.hold(n));
-        let (group, spread) = (name(holding.group), name(holding.spread));
+    pub fn allocate(&mut self, server: &str, allocation: Allocation) -> bool {
+        let slot = self.slot_or_new(&allocation.host);
+        let mut name = |n: Option<String>| n.map_or(NONE, |n| self.names.intern(n));
+        let (group, spread) = (name(allocation.group), name(allocation.spread));
         let entry = Entry {
             host: u32::try_from(slot).unwrap_or(NONE),
-            shape: self.shapes.hold(holding.shape),
+            resources: self.resource_requests.intern(allocation.resources),
             group,
             spread,
-            cells: holding.cells,
-            busy: holding.busy,
-            off: holding.off,
+            numa_nodes: allocation.numa_nodes,
+            busy: allocation.busy,
+            off: allocation.off,
         };
         let before = self.entries.insert(number(server), entry);
         if let Some(before) = before {
             if before == entry {
-                self.let_go(&entry);
+                self.release_interned(&entry);
                 return false;
             }
             self.apply(&before, -1);
-            self.let_go(&before);
+            self.release_interned(&before);
         }
         self.apply(&entry, 1);
         before.is_some()
@@ -105,12 +105,12 @@ impl Snapshot {
             return false;
         };
         self.apply(&entry, -1);
-        self.let_go(&entry);
+        self.release_interned(&entry);
         true
     }
 
-    fn let_go(&mut self, entry: &Entry) {
-        self.shapes.release(entry.shape);
+    fn release_interned(&mut self, entry: &Entry) {
+        self.resource_requests.release(entry.resources);
         for name in [entry.group, entry.spread] {
             if name != NONE {
                 self.names.release(name);
@@ -126,15 +126,16 @@ impl Snapshot {
         let c = &mut self.columns;
         c.servers[slot] += if entry.off { 0 } else { one };
         c.busy[slot] += if entry.busy { one } else { 0 };
-        if let Some(shape) = self.shapes.get(entry.shape) {
-            for (used, part) in c.used[slot].iter_mut().zip(parts(shape.claim)) {
+        if let Some(resources) = self.resource_requests.get(entry.resources) {
+            for (used, part) in c.used[slot].iter_mut().zip(parts(resources.claim)) {
                 *used = used.wrapping_add(part.wrapping_mul(sign));
             }
-            let plain =
-                shape.resources.is_empty() && shape.devices.is_empty() && shape.numa.is_none();
+            let plain = resources.classes.is_empty()
+                && resources.devices.is_empty()
+                && resources.numa.is_none();
             if !plain {
                 let extended = self.extended.entry(entry.host).or_default();
-                extended.add(shape, entry.cells, sign);
+                extended.add(resources, entry.numa_nodes, sign);
                 if *extended == Extended::default() {
                     self.extended.remove(&entry.host);
                 }

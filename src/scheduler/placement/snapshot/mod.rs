@@ -25,8 +25,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use hashbrown::HashTable;
 
-use crate::placement::facts::{HostFacts, Profile, Shape};
-use crate::placement::host_set::{Bits, ROW};
+use crate::placement::facts::{HostFacts, Profile, ResourceRequest};
+use crate::placement::host_set::{HostSet, ROW};
 use crate::placement::intern::Interner;
 use crate::placement::labels::Labels;
 use crate::placement::request::hash;
@@ -118,20 +118,20 @@ struct Size {
 pub struct Snapshot {
     columns: Columns,
     index: HashTable<u32>,
-    registered: Bits,
+    registered: HostSet,
     /// Registered, ready, schedulable and not in maintenance.
-    up: Bits,
-    ready: Bits,
-    maintenance: Bits,
-    with_pci: Bits,
+    up: HostSet,
+    ready: HostSet,
+    maintenance: HostSet,
+    with_pci: HostSet,
     /// With a taint PreferNoSchedule.
-    discouraging: Bits,
+    prefer_no_schedule: HostSet,
     profiles: Interner<Profile>,
     sizes: Interner<Size>,
     labels: Labels,
-    shapes: Interner<Shape>,
+    resource_requests: Interner<ResourceRequest>,
     names: Interner<String>,
-    images: HashMap<String, Bits>,
+    images: HashMap<String, HostSet>,
     addresses: HashMap<u32, std::net::IpAddr>,
     metrics: HashMap<u32, BTreeMap<String, i64>>,
     extended: HashMap<u32, Extended>,
@@ -141,9 +141,9 @@ pub struct Snapshot {
     journal: Vec<u32>,
     journal_start: u64,
     /// Hosts that are kept for some namespaces.
-    isolating: usize,
+    tenant_isolated: usize,
     /// Whose aggregates give multipliers of their own.
-    multiplying: Bits,
+    with_multipliers: HostSet,
 }
 
 fn clamp(value: i64) -> i32 {
@@ -164,45 +164,45 @@ fn digest(facts: &HostFacts) -> u64 {
 impl Snapshot {
     /// The registered hosts.
     pub fn hosts(&self) -> impl Iterator<Item = Host<'_>> {
-        self.registered.iter().map(|slot| self.at(slot))
+        self.registered.iter().map(|slot| self.host_at(slot))
     }
 
     /// One registered host.
     #[must_use]
     pub fn host(&self, name: &str) -> Option<Host<'_>> {
         let slot = self.slot(name)?;
-        self.registered.has(slot).then(|| self.at(slot))
+        self.registered.has(slot).then(|| self.host_at(slot))
     }
 
-    pub(crate) fn at(&self, slot: usize) -> Host<'_> {
+    pub(crate) fn host_at(&self, slot: usize) -> Host<'_> {
         Host {
             snapshot: self,
             slot,
         }
     }
 
-    pub(crate) fn registered(&self) -> &Bits {
+    pub(crate) fn registered(&self) -> &HostSet {
         &self.registered
     }
 
-    pub(crate) fn with_pci(&self) -> &Bits {
+    pub(crate) fn with_pci(&self) -> &HostSet {
         &self.with_pci
     }
 
-    pub(crate) fn discouraging(&self) -> &Bits {
-        &self.discouraging
+    pub(crate) fn prefer_no_schedule(&self) -> &HostSet {
+        &self.prefer_no_schedule
     }
 
-    pub(crate) fn multiplying(&self) -> &Bits {
-        &self.multiplying
+    pub(crate) fn with_multipliers(&self) -> &HostSet {
+        &self.with_multipliers
     }
 
-    pub(crate) fn isolates(&self) -> bool {
-        self.isolating > 0
+    pub(crate) fn has_tenant_isolation(&self) -> bool {
+        self.tenant_isolated > 0
     }
 
-    pub(crate) fn profile_span(&self) -> usize {
-        self.profiles.span()
+    pub(crate) fn profile_id_bound(&self) -> usize {
+        self.profiles.id_bound()
     }
 
     /// Free processors, memory or disk of all slots, padded to whole rows.
@@ -218,7 +218,7 @@ impl Snapshot {
         &self.columns.failed
     }
 
-    pub(crate) fn image(&self, digest: &str) -> Option<&Bits> {
+    pub(crate) fn image(&self, digest: &str) -> Option<&HostSet> {
         self.images.get(digest)
     }
 
@@ -231,7 +231,7 @@ impl Snapshot {
     }
 
     /// The number of a label, if any host has it.
-    pub(crate) fn pair(&self, key: &str, value: &str) -> Option<u32> {
+    pub(crate) fn label_id(&self, key: &str, value: &str) -> Option<u32> {
         self.labels.id(key, value)
     }
 
@@ -242,7 +242,7 @@ impl Snapshot {
 
     /// The journal's end, and what it holds since `seen`; `None` when it does not reach
     /// back so far.
-    pub(crate) fn since(&self, seen: u64) -> (u64, Option<&[u32]>) {
+    pub(crate) fn changes_since(&self, seen: u64) -> (u64, Option<&[u32]>) {
         let end = self.journal_start + self.journal.len() as u64;
         let from = seen.checked_sub(self.journal_start);
         let from = from.and_then(|n| usize::try_from(n).ok());
@@ -270,8 +270,8 @@ impl Snapshot {
         if let Some(slot) = self.slot(name) {
             return slot;
         }
-        let profile = self.profiles.hold(Profile::default());
-        let size = self.sizes.hold(Size::default());
+        let profile = self.profiles.intern(Profile::default());
+        let size = self.sizes.intern(Size::default());
         let c = &mut self.columns;
         let slot = c.name.len();
         c.grow(slot);
@@ -314,10 +314,10 @@ impl Snapshot {
         self.maintenance.set(slot, facts.maintenance);
         self.with_pci.set(slot, !facts.profile.devices.is_empty());
         let multiplies = !facts.profile.multipliers.is_empty();
-        self.multiplying.set(slot, multiplies);
+        self.with_multipliers.set(slot, multiplies);
         let mut taints = facts.profile.taints.iter();
         let discourages = taints.any(|t| t.effect == "PreferNoSchedule");
-        self.discouraging.set(slot, discourages);
+        self.prefer_no_schedule.set(slot, discourages);
         for image in facts.images {
             self.images.entry(image).or_default().set(slot, true);
         }
@@ -328,19 +328,19 @@ impl Snapshot {
             self.metrics.insert(id, facts.metrics);
         }
         let isolates = |p: &Profile| p.aggregates.iter().any(|a| !a.namespaces.is_empty());
-        self.isolating += usize::from(isolates(&facts.profile));
+        self.tenant_isolated += usize::from(isolates(&facts.profile));
         let labels = facts.labels.into_iter();
-        let labels = labels.map(|(key, value)| self.labels.hold(key, &value));
+        let labels = labels.map(|(key, value)| self.labels.intern(key, &value));
         self.columns.labels[slot] = labels.collect();
         self.profiles.release(self.columns.profile[slot]);
-        self.columns.profile[slot] = self.profiles.hold(facts.profile);
+        self.columns.profile[slot] = self.profiles.intern(facts.profile);
         let c = &mut self.columns;
         c.facts[slot] = digest;
         // Below zero, so that a multiplier of BuildFailureWeigher means what it does in Nova.
         c.failed[slot] = facts.failed_builds.saturating_neg();
         let given = facts.capacity.given(facts.reserved, facts.ratios);
         self.sizes.release(c.size[slot]);
-        c.size[slot] = self.sizes.hold(Size {
+        c.size[slot] = self.sizes.intern(Size {
             capacity: parts(facts.capacity).map(clamp),
             limit: parts(given).map(clamp),
             overhead: clamp(facts.overhead_mib),
@@ -361,8 +361,8 @@ impl Snapshot {
             &mut self.ready,
             &mut self.maintenance,
             &mut self.with_pci,
-            &mut self.discouraging,
-            &mut self.multiplying,
+            &mut self.prefer_no_schedule,
+            &mut self.with_multipliers,
         ] {
             bits.set(slot, false);
         }
@@ -378,7 +378,7 @@ impl Snapshot {
         let old = self.columns.profile[slot];
         if let Some(p) = self.profiles.get(old) {
             let isolates = p.aggregates.iter().any(|a| !a.namespaces.is_empty());
-            self.isolating -= usize::from(isolates);
+            self.tenant_isolated -= usize::from(isolates);
         }
     }
 

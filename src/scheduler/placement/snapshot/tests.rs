@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::placement::facts::Holding;
+use crate::placement::facts::Allocation;
 use pileus_api::common::Ratios;
 
 #[derive(Clone, Debug)]
@@ -68,20 +68,20 @@ fn picture(snapshot: &Snapshot) -> Vec<String> {
     all
 }
 
-fn holding(h: u8, n: i64) -> Holding {
-    Holding {
+fn allocation(h: u8, n: i64) -> Allocation {
+    Allocation {
         host: format!("h{h}"),
-        shape: Shape {
+        resources: ResourceRequest {
             claim: claim(n),
             devices: (n % 2 == 0)
                 .then(|| format!("0000:00:{n:02x}.0"))
                 .into_iter()
                 .collect(),
-            ..Shape::default()
+            ..ResourceRequest::default()
         },
         group: (n % 3 != 0).then(|| format!("g{}", n & 1)),
         busy: n % 5 == 0,
-        ..Holding::default()
+        ..Allocation::default()
     }
 }
 
@@ -104,7 +104,7 @@ proptest! {
                     hosts.remove(&h);
                 }
                 Step::Claim(s, h, n) => {
-                    stepwise.hold(&format!("s{s}"), holding(h, n));
+                    stepwise.allocate(&format!("s{s}"), allocation(h, n));
                     placed.insert(s, (h, n));
                 }
                 Step::Release(s) => {
@@ -115,7 +115,7 @@ proptest! {
         }
         let mut rebuilt = Snapshot::default();
         for (s, (h, n)) in placed {
-            rebuilt.hold(&format!("s{s}"), holding(h, n));
+            rebuilt.allocate(&format!("s{s}"), allocation(h, n));
         }
         for (h, n) in hosts {
             rebuilt.set_host(facts(h, n));

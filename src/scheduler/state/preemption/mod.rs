@@ -24,7 +24,7 @@ use kube::ResourceExt;
 
 use crate::objects::catalogue::Key;
 use crate::objects::resolve::size;
-use crate::placement::facts::{Holding, Shape};
+use crate::placement::facts::{Allocation, ResourceRequest};
 use crate::placement::request::{Request, mix};
 use crate::state::decide::{conditions, refusals};
 use crate::state::instances::Known;
@@ -99,7 +99,7 @@ impl State {
         let held = wanted.and_then(|n| self.keeping(server, &n.host));
         if let Some(held) = held {
             self.nominees.insert(key.clone());
-            self.eased |= self.snapshot.hold(&kept, held);
+            self.eased |= self.snapshot.allocate(&kept, held);
         } else {
             self.nominees.remove(key);
             self.eased |= self.snapshot.release(&kept);
@@ -113,15 +113,15 @@ impl State {
     }
 
     /// What is kept for a Server on a host.
-    fn keeping(&self, server: &Server, host: &str) -> Option<Holding> {
+    fn keeping(&self, server: &Server, host: &str) -> Option<Allocation> {
         let (claim, _) = size(server, &self.catalogue)?;
-        Some(Holding {
+        Some(Allocation {
             host: host.to_owned(),
-            shape: Shape {
+            resources: ResourceRequest {
                 claim,
-                ..Shape::default()
+                ..ResourceRequest::default()
             },
-            ..Holding::default()
+            ..Allocation::default()
         })
     }
 
@@ -228,13 +228,13 @@ impl State {
         let had = nomination(server);
         if preempts {
             let mut on = self.on_hosts(request.priority.value);
-            let mut hosts = self.placer.fits_but_for(&self.snapshot, request, &COMPUTE);
+            let mut hosts = self.placer.fits_ignoring(&self.snapshot, request, &COMPUTE);
             if let Some(had) = had.filter(|n| n.purpose == NominationPurpose::Preemption) {
                 let patience = on.get(&had.host).map_or(0, |on| on.patience);
                 let until = had.time.as_ref().map_or(now, |t| t.0) + STOPPING;
                 if now >= until + SignedDuration::from_secs(patience) {
                     // It costs nothing more there, and comes to nothing.
-                    hosts.retain(|slot| self.snapshot.at(*slot).name() != had.host);
+                    hosts.retain(|slot| self.snapshot.host_at(*slot).name() != had.host);
                 } else if self.still_makes_room(had, request, &hosts, &on) {
                     return Some(Chance {
                         nomination: had.clone(),
@@ -265,13 +265,13 @@ impl State {
 
     /// The host on which Servers would be stopped for `request`, and how many; `None` where
     /// none may be, or it would not help.
-    pub(crate) fn would_stop(&self, request: &Request) -> Option<(String, usize)> {
+    pub(crate) fn would_preempt(&self, request: &Request) -> Option<(String, usize)> {
         let policy = self.placer.policy().preemption;
         if policy != PreemptionPolicy::LowerPriority || !request.priority.preempts {
             return None;
         }
         let mut on = self.on_hosts(request.priority.value);
-        let hosts = self.placer.fits_but_for(&self.snapshot, request, &COMPUTE);
+        let hosts = self.placer.fits_ignoring(&self.snapshot, request, &COMPUTE);
         let (host, victims) = self.least_harm(request, &hosts, &mut on)?;
         Some((host, victims.len()))
     }
@@ -285,7 +285,7 @@ impl State {
         on: &BTreeMap<String, On>,
     ) -> bool {
         let mut slots = hosts.iter();
-        let Some(slot) = slots.find(|s| self.snapshot.at(**s).name() == had.host) else {
+        let Some(slot) = slots.find(|s| self.snapshot.host_at(**s).name() == had.host) else {
             return false;
         };
         let Some(lacking) = self.lacking(*slot, request) else {
@@ -304,7 +304,7 @@ impl State {
     ) -> Option<(String, Vec<Occupant>)> {
         let mut best = None;
         for slot in hosts {
-            let name = self.snapshot.at(*slot).name();
+            let name = self.snapshot.host_at(*slot).name();
             let Some(lacking) = self.lacking(*slot, request) else {
                 continue;
             };
@@ -327,8 +327,8 @@ impl State {
     /// What a Server lacks of a host's processors and memory; `None` when the host has not that
     /// much in all.
     fn lacking(&self, slot: usize, request: &Request) -> Option<Room> {
-        let host = self.snapshot.at(slot);
-        let claim = request.asks.shape.claim;
+        let host = self.snapshot.host_at(slot);
+        let claim = request.requirements.resources.claim;
         let mut lacking = [claim.vcpus, claim.memory_mib];
         for (part, lack) in lacking.iter_mut().enumerate() {
             if !self.placer.has_filter(COMPUTE[part]) {
@@ -379,7 +379,7 @@ impl State {
                 || !own.is_some_and(Known::is_realized)
                 || self
                     .snapshot
-                    .shape_of(&uid)
+                    .resources_of(&uid)
                     .is_none_or(|s| s.numa.is_some() || !s.devices.is_empty())
             {
                 continue;
@@ -407,11 +407,11 @@ impl State {
     ) -> Option<Nomination> {
         let [cores, memory] = COMPUTE;
         let room = [cores, memory, DISK];
-        let hosts = self.placer.fits_but_for(&self.snapshot, request, &room);
+        let hosts = self.placer.fits_ignoring(&self.snapshot, request, &room);
         let had = nomination(server).filter(|n| n.purpose == NominationPurpose::Waiting);
         if let Some(had) = had {
             let since = had.time.as_ref().map_or(now, |t| t.0);
-            let mut names = hosts.iter().map(|s| self.snapshot.at(*s).name());
+            let mut names = hosts.iter().map(|s| self.snapshot.host_at(*s).name());
             if now < since + KEPT && names.any(|name| name == had.host) {
                 return Some(had.clone());
             }
@@ -427,7 +427,7 @@ impl State {
         }
         let nearest = hosts.into_iter().filter_map(|slot| {
             let gap = self.gap(slot, request)?;
-            Some((gap, self.snapshot.at(slot).name()))
+            Some((gap, self.snapshot.host_at(slot).name()))
         });
         let (_, host) = nearest.min()?;
         Some(Nomination {
@@ -448,8 +448,8 @@ impl State {
     /// How much of what a Server needs a host lacks, in thousandths, of what it lacks most;
     /// `None` when the host has not that much in all.
     fn gap(&self, slot: usize, request: &Request) -> Option<i64> {
-        let host = self.snapshot.at(slot);
-        let claim = request.asks.shape.claim;
+        let host = self.snapshot.host_at(slot);
+        let claim = request.requirements.resources.claim;
         let needs = [claim.vcpus, claim.memory_mib, claim.disk_gib];
         let mut most = 0;
         for (part, need) in needs.into_iter().enumerate().filter(|(_, need)| *need > 0) {
