@@ -5,7 +5,7 @@ use std::sync::Arc;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 
-use crate::state::{Outcome, State, Write};
+use crate::state::{Outcome, State, StatusWrite};
 use pileus_api::common::{Claim, ObjectName, Resources};
 use pileus_api::instance::ServerIdentity;
 use pileus_api::names::{MANAGER_FINALIZER, host_namespace, instance_name};
@@ -81,15 +81,15 @@ pub fn image() -> Image {
 /// A state that knows these Hosts.
 pub fn state(hosts: &[Host]) -> State {
     let mut state = State::default();
-    state.image_seen(image());
+    state.image_applied(image());
     for host in hosts {
-        state.host_seen(host);
+        state.host_applied(host);
     }
     state
 }
 
 /// The Server as the API server has it after `write`.
-pub fn after(write: &Write, version: u64) -> Server {
+pub fn after(write: &StatusWrite, version: u64) -> Server {
     let mut server = (*write.server).clone();
     server.metadata.resource_version = Some(version.to_string());
     server.status = Some(ServerStatus {
@@ -104,7 +104,7 @@ pub fn after(write: &Write, version: u64) -> Server {
 }
 
 /// Host and epoch of a binding.
-pub fn bound(write: &Write) -> (&str, i64) {
+pub fn bound(write: &StatusWrite) -> (&str, i64) {
     let placement = write.status.placement.as_ref().unwrap();
     (&placement.host, placement.epoch)
 }
@@ -160,7 +160,7 @@ pub fn settle(state: &mut State, second: i64) -> Vec<(String, Option<String>)> {
         for (i, write) in writes.into_iter().enumerate() {
             let version = 1_000_000 + second.unsigned_abs() * 1000 + round * 100 + i as u64;
             let answer = Arc::new(after(&write, version));
-            state.written(&write, Outcome::Written(answer), now(second));
+            state.write_finished(&write, Outcome::Written(answer), now(second));
             let host = write.status.placement.map(|p| p.host);
             decided.push((write.key.1, host));
         }

@@ -41,7 +41,7 @@ use pileus_api::Reason;
 use pileus_api::names::SYSTEM_NAMESPACE;
 use pileus_kube_ext::Context;
 use pileus_kube_ext::lease::Leader;
-use state::{Kind, Outcome, State, Write};
+use state::{Decision, Outcome, State, StatusWrite};
 
 /// How many status writes run at once.
 pub const WRITES: usize = 16;
@@ -111,8 +111,8 @@ async fn schedule(
     let mut on_ready = Some(on_ready);
     let mut intake = io::watch::Intake::default();
     let (mut state, mut again) = (State::default(), false);
-    let mut queued: VecDeque<Write> = VecDeque::new();
-    let mut writes: JoinSet<(Write, Outcome)> = JoinSet::new();
+    let mut queued: VecDeque<StatusWrite> = VecDeque::new();
+    let mut writes: JoinSet<(StatusWrite, Outcome)> = JoinSet::new();
     // Reports run one batch after another; whether all went well comes back.
     let mut telling: JoinSet<bool> = JoinSet::new();
     let mut clock = tokio::time::interval(Duration::from_secs(1));
@@ -125,7 +125,7 @@ async fn schedule(
                 // A task of ours neither panics nor is aborted while we run.
                 if let Ok((write, outcome)) = ended {
                     note(context, metrics, &write, &outcome);
-                    state.written(&write, outcome, Timestamp::now());
+                    state.write_finished(&write, outcome, Timestamp::now());
                 }
             }
             Some(told) = telling.join_next(), if !telling.is_empty() => {
@@ -165,7 +165,7 @@ async fn schedule(
         {
             let client = context.client.clone();
             writes.spawn(async move {
-                let outcome = io::server_status::write(client, &write).await;
+                let outcome = io::server_status::write_status(client, &write).await;
                 (write, outcome)
             });
         }
@@ -180,7 +180,7 @@ async fn schedule(
 }
 
 /// Counts an outcome and publishes an event at a transition.
-fn note(context: &Context, metrics: &Metrics, write: &Write, outcome: &Outcome) {
+fn note(context: &Context, metrics: &Metrics, write: &StatusWrite, outcome: &Outcome) {
     let (namespace, name) = &write.key;
     match outcome {
         Outcome::Written(server) => {
@@ -190,21 +190,21 @@ fn note(context: &Context, metrics: &Metrics, write: &Write, outcome: &Outcome) 
             let host = write.status.placement.as_ref();
             let host = host.map(|p| p.host.as_str()).unwrap_or_default();
             let (warn, reason) = match write.kind {
-                Kind::Placed => {
+                Decision::Placed => {
                     metrics.decisions.inc();
                     tracing::info!(%namespace, %name, %host, "placed");
                     (false, Reason::Scheduled)
                 }
-                Kind::Preempted => {
+                Decision::Preempted => {
                     metrics.preemptions.inc();
                     tracing::info!(%namespace, %name, %host, "stopped for another");
                     (true, Reason::Preempted)
                 }
-                Kind::Resumed => {
+                Decision::Resumed => {
                     tracing::info!(%namespace, %name, %host, "started again");
                     (false, Reason::Resumed)
                 }
-                Kind::Unplaced { transition } => {
+                Decision::Unscheduled { transition } => {
                     metrics.failures.inc();
                     if !transition {
                         return;
@@ -224,6 +224,6 @@ fn note(context: &Context, metrics: &Metrics, write: &Write, outcome: &Outcome) 
             metrics.conflicts.inc();
             tracing::debug!(%namespace, %name, "the Server has changed meanwhile");
         }
-        Outcome::Refused => {}
+        Outcome::Rejected => {}
     }
 }

@@ -7,7 +7,7 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, ResourceExt};
 use serde_json::json;
 
-use crate::state::{Outcome, Write};
+use crate::state::{Outcome, StatusWrite};
 use pileus_api::Server;
 use pileus_api::names::SCHEDULER;
 use pileus_kube_ext::report::apply_status_to_version;
@@ -23,13 +23,13 @@ const MOST: Duration = Duration::from_secs(5);
 /// A try whose outcome is not known (a timeout, a broken connection, a server error) may
 /// have been carried out all the same, so the very same write is tried again until the
 /// answer is certain: if an earlier try or anybody else was first, it is a conflict.
-pub async fn write(client: Client, write: &Write) -> Outcome {
+pub async fn write_status(client: Client, write: &StatusWrite) -> Outcome {
     let api: Api<Server> = Api::namespaced(client, &write.key.0);
     let mut wait = Duration::from_millis(100);
     loop {
         let call = async {
-            if takes_back(write) {
-                take_back(&api, write).await
+            if withdraws_placement(write) {
+                withdraw_placement(&api, write).await
             } else {
                 apply_status_to_version(&api, SCHEDULER, &write.server, &write.status).await
             }
@@ -38,7 +38,7 @@ pub async fn write(client: Client, write: &Write) -> Outcome {
             Ok(Ok(server)) => return Outcome::Written(Arc::new(server)),
             Ok(Err(error)) => {
                 if let Some(outcome) = certain(&error) {
-                    if matches!(outcome, Outcome::Refused) {
+                    if matches!(outcome, Outcome::Rejected) {
                         let (namespace, name) = &write.key;
                         tracing::error!(%namespace, %name, error = %chain(&error), "status refused");
                     }
@@ -54,14 +54,14 @@ pub async fn write(client: Client, write: &Write) -> Outcome {
 }
 
 /// Whether a placement that stands is to go.
-fn takes_back(write: &Write) -> bool {
+fn withdraws_placement(write: &StatusWrite) -> bool {
     let status = write.server.status.as_ref();
     write.status.placement.is_none() && status.is_some_and(|s| s.placement.is_some())
 }
 
 /// Takes a placement back. By a merge patch: where an apply drops an object with objects in
 /// it, an API server of 1.20 leaves their empty shells behind, and refuses them itself.
-async fn take_back(api: &Api<Server>, write: &Write) -> Result<Server, ApiError> {
+async fn withdraw_placement(api: &Api<Server>, write: &StatusWrite) -> Result<Server, ApiError> {
     let server = &write.server;
     let mut conditions = write.status.conditions.clone();
     let others = server.status.iter().flat_map(|s| &s.conditions);
@@ -99,8 +99,8 @@ fn certain(error: &ApiError) -> Option<Outcome> {
         return None;
     }
     match &*error.source {
-        kube::Error::Api(status) if (400..429).contains(&status.code) => Some(Outcome::Refused),
-        kube::Error::SerdeError(_) => Some(Outcome::Refused),
+        kube::Error::Api(status) if (400..429).contains(&status.code) => Some(Outcome::Rejected),
+        kube::Error::SerdeError(_) => Some(Outcome::Rejected),
         _ => None,
     }
 }

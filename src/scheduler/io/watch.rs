@@ -175,57 +175,57 @@ impl Intake {
     pub(crate) fn take(&mut self, event: Seen, state: &mut State) {
         match event {
             Seen::Server(event) => match self.servers.take(event) {
-                Some(Change::Apply(server)) => state.server_seen(server),
-                Some(Change::Delete(key)) => state.server_gone(&key),
+                Some(Change::Apply(server)) => state.server_applied(server),
+                Some(Change::Delete(key)) => state.server_deleted(&key),
                 Some(Change::List(items, broken)) => state.servers_listed(items, &broken),
                 None => {}
             },
             Seen::Host(event) => match self.hosts.take(event) {
-                Some(Change::Apply(host)) => state.host_seen(&host),
-                Some(Change::Delete((_, name))) => state.host_gone(&name),
+                Some(Change::Apply(host)) => state.host_applied(&host),
+                Some(Change::Delete((_, name))) => state.host_deleted(&name),
                 Some(Change::List(items, broken)) => state.hosts_listed(&items, &broken),
                 None => {}
             },
             Seen::Flavor(event) => match self.flavors.take(event) {
-                Some(Change::Apply(flavor)) => state.flavor_seen(flavor),
-                Some(Change::Delete((_, name))) => state.flavor_gone(&name),
+                Some(Change::Apply(flavor)) => state.flavor_applied(flavor),
+                Some(Change::Delete((_, name))) => state.flavor_deleted(&name),
                 Some(Change::List(items, _)) => state.flavors_listed(items),
                 None => {}
             },
             Seen::Image(event) => match self.images.take(event) {
-                Some(Change::Apply(image)) => state.image_seen(image),
-                Some(Change::Delete(key)) => state.image_gone(&key),
+                Some(Change::Apply(image)) => state.image_applied(image),
+                Some(Change::Delete(key)) => state.image_deleted(&key),
                 Some(Change::List(items, _)) => state.images_listed(items),
                 None => {}
             },
             Seen::Instance(event) => match self.instances.take(event) {
-                Some(Change::Apply(instance)) => state.instance_seen(&instance),
-                Some(Change::Delete(key)) => state.instance_gone(&key),
+                Some(Change::Apply(instance)) => state.instance_applied(&instance),
+                Some(Change::Delete(key)) => state.instance_deleted(&key),
                 Some(Change::List(items, broken)) => state.instances_listed(&items, &broken),
                 None => {}
             },
             Seen::Aggregate(event) => match self.aggregates.take(event) {
-                Some(Change::Apply(aggregate)) => state.aggregate_seen(aggregate),
-                Some(Change::Delete((_, name))) => state.aggregate_gone(&name),
+                Some(Change::Apply(aggregate)) => state.aggregate_applied(aggregate),
+                Some(Change::Delete((_, name))) => state.aggregate_deleted(&name),
                 Some(Change::List(items, broken)) => state.aggregates_listed(items, &broken),
                 None => {}
             },
             Seen::Group(event) => match self.groups.take(event) {
-                Some(Change::Apply(group)) => state.group_seen(group),
-                Some(Change::Delete(key)) => state.group_gone(&key),
+                Some(Change::Apply(group)) => state.group_applied(group),
+                Some(Change::Delete(key)) => state.group_deleted(&key),
                 Some(Change::List(items, _)) => state.groups_listed(items),
                 None => {}
             },
             Seen::Policy(event) => match self.policies.take(event) {
-                Some(Change::Apply(policy)) => state.policy_seen(policy),
-                Some(Change::Delete((_, name))) => state.policy_gone(&name),
+                Some(Change::Apply(policy)) => state.policy_applied(policy),
+                Some(Change::Delete((_, name))) => state.policy_deleted(&name),
                 Some(Change::List(items, broken)) => state.policies_listed(items, &broken),
                 None => {}
             },
             Seen::Priority(event) => match self.priorities.take(event) {
-                Some(Change::Apply(class)) => state.priority_seen(&class),
-                Some(Change::Delete((_, name))) => state.priority_gone(&name),
-                Some(Change::List(items, _)) => state.priorities_listed(&items),
+                Some(Change::Apply(class)) => state.priority_class_applied(&class),
+                Some(Change::Delete((_, name))) => state.priority_class_deleted(&name),
+                Some(Change::List(items, _)) => state.priority_classes_listed(&items),
                 None => {}
             },
         }

@@ -69,20 +69,20 @@ fn age(aggregate: &HostAggregate) -> (String, String) {
 
 impl Catalogue {
     /// Takes in an aggregate, new or changed. Says whether its spec changed.
-    pub fn aggregate_seen(&mut self, aggregate: HostAggregate) -> bool {
+    pub fn aggregate_applied(&mut self, aggregate: HostAggregate) -> bool {
         let place = age(&aggregate);
         let known = self.aggregates.get(&place).map(|a| &a.spec);
         let changed = known != Some(&aggregate.spec);
         if !self.aggregates.contains_key(&place) {
             // The same name, made anew.
-            self.aggregate_gone(&place.1);
+            self.aggregate_deleted(&place.1);
         }
         self.aggregates.insert(place, aggregate);
         changed
     }
 
     /// Forgets an aggregate. Says whether it was there.
-    pub fn aggregate_gone(&mut self, name: &str) -> bool {
+    pub fn aggregate_deleted(&mut self, name: &str) -> bool {
         let before = self.aggregates.len();
         self.aggregates.retain(|(_, n), _| n != name);
         self.aggregates.len() < before

@@ -165,9 +165,9 @@ fn cell(node: &host::NumaNode) -> Option<NumaNode> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Unresolved {
     /// Something that the manager reports on the Server.
-    ByManager,
+    ReportedByManager,
     /// Something that nobody else looks at.
-    Told(Reason, String),
+    Unreported(Reason, String),
 }
 
 /// Namespace and name of a Server's image.
@@ -204,18 +204,18 @@ pub fn request(
 ) -> Result<Request, Unresolved> {
     let namespace = server.namespace().unwrap_or_default();
     let spec = &server.spec;
-    let (claim, extra_specs) = size(server, catalogue).ok_or(Unresolved::ByManager)?;
+    let (claim, extra_specs) = size(server, catalogue).ok_or(Unresolved::ReportedByManager)?;
     let (provider, name) = image_key(server);
     let image = catalogue.images.get(&(provider.clone(), name));
     let image = image.filter(|i| usable(i, claim, &provider, &namespace));
-    let image = image.ok_or(Unresolved::ByManager)?;
+    let image = image.ok_or(Unresolved::ReportedByManager)?;
     let properties = &image.spec.properties;
     let resources =
         extra_specs::resource_request(claim, &extra_specs, properties).map_err(|wrong| {
             let of = spec.flavor.as_deref().unwrap_or("none");
             let message =
                 format!("the extra specs of flavor {of}, or the image's properties: {wrong}");
-            Unresolved::Told(Reason::InvalidSpec, message)
+            Unresolved::Unreported(Reason::InvalidSpec, message)
         })?;
     let mut request = Request {
         requirements: Requirements {
@@ -243,7 +243,7 @@ fn wish(
     catalogue: &Catalogue,
     uid: &dyn Fn(&Key) -> Option<String>,
 ) -> Result<(), Unresolved> {
-    let invalid = |message| Unresolved::Told(Reason::InvalidSpec, message);
+    let invalid = |message| Unresolved::Unreported(Reason::InvalidSpec, message);
     let namespace = request.namespace.clone();
     let peers = |names: &[String]| {
         let peer = |name: &String| ServerReference {
@@ -291,7 +291,7 @@ fn wish(
                 "spec.placement.serverGroup: there is no ServerGroup `{name}` in namespace \
                  {namespace}; it is placed once there is"
             );
-            return Err(Unresolved::Told(Reason::ServerGroupNotFound, message));
+            return Err(Unresolved::Unreported(Reason::ServerGroupNotFound, message));
         };
         let most = group.spec.max_servers_per_host;
         request.group = Some(Group {
@@ -308,7 +308,10 @@ fn wish(
                 "spec.placement.priorityClass: there is no PriorityClass `{name}`; there are {}",
                 known.join(", ")
             );
-            return Err(Unresolved::Told(Reason::PriorityClassNotFound, message));
+            return Err(Unresolved::Unreported(
+                Reason::PriorityClassNotFound,
+                message,
+            ));
         };
         request.priority = *priority;
     }

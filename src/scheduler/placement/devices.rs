@@ -120,7 +120,7 @@ mod tests {
 
     fn knowing(words: &[(&str, &str)]) -> State {
         let mut state = state(&[with_devices()]);
-        state.flavor_seen(flavor(words));
+        state.flavor_applied(flavor(words));
         state
     }
 
@@ -133,10 +133,10 @@ mod tests {
 
     /// Places one, and gives its nodes and the addresses of its devices.
     fn place(state: &mut State, name: &str) -> Option<(Server, Vec<i32>, Vec<String>)> {
-        state.server_seen(asking(name, 1));
+        state.server_applied(asking(name, 1));
         let write = state.decide(now(1)).remove(0);
         let placed = after(&write, 2);
-        state.written(&write, Outcome::Written(Arc::new(placed.clone())), now(1));
+        state.write_finished(&write, Outcome::Written(Arc::new(placed.clone())), now(1));
         let placement = write.status.placement?;
         let devices = placement.pci_devices.into_iter().map(|d| d.name);
         Some((placed, placement.numa_nodes, devices.collect()))
@@ -155,18 +155,18 @@ mod tests {
             placed.push(server);
         }
         let mut late = State::default();
-        late.image_seen(image());
+        late.image_applied(image());
         for server in placed {
-            late.server_seen(server);
+            late.server_applied(server);
         }
-        late.host_seen(&with_devices());
-        late.flavor_seen(flavor(&words));
+        late.host_applied(&with_devices());
+        late.flavor_applied(flavor(&words));
         let (_, _, last) = place(&mut late, "c").unwrap();
         seen.extend(last);
         seen.sort();
         assert_eq!(seen, ["0000:02:00.0", "0000:05:00.0", "0000:81:00.0"]);
         assert!(place(&mut late, "d").is_none());
-        late.server_gone(&("ns".to_owned(), "a".to_owned()));
+        late.server_deleted(&("ns".to_owned(), "a".to_owned()));
         assert_eq!(
             settle(&mut late, 2),
             [("d".to_owned(), Some("h".to_owned()))]
@@ -220,17 +220,17 @@ mod tests {
         };
         let mut group = ServerGroup::new("both", spec);
         group.metadata.namespace = Some("ns".into());
-        state.group_seen(group);
+        state.group_applied(group);
         for name in ["a", "b"] {
             let mut server = asking(name, 1);
             server.spec.placement.get_or_insert_default().server_group = Some("both".into());
-            state.server_seen(server);
+            state.server_applied(server);
         }
         // Either alone would fit.
         let writes = state.decide(now(1));
         assert!(writes.iter().all(|w| w.status.placement.is_none()));
         let mut alone = knowing(&[("pci_passthrough:alias", "gpu:2")]);
-        alone.server_seen(asking("a", 1));
+        alone.server_applied(asking("a", 1));
         assert_eq!(bound(&alone.decide(now(1))[0]), ("h", 1));
     }
 }

@@ -95,7 +95,7 @@ mod tests {
                 .collect(),
             ..FlavorSpec::default()
         };
-        state.flavor_seen(Flavor::new("numa", flavor));
+        state.flavor_applied(Flavor::new("numa", flavor));
         state
     }
 
@@ -112,26 +112,26 @@ mod tests {
         let mut first = knowing(words);
         let mut placed = Vec::new();
         for (name, nodes) in [("a", [1]), ("b", [4])] {
-            first.server_seen(asking(name, 1));
+            first.server_applied(asking(name, 1));
             let write = first.decide(crate::fixtures::now(1)).remove(0);
             let server = after(&write, 2);
             let placement = write.status.placement.as_ref().unwrap();
             assert_eq!(placement.numa_nodes, nodes, "{words:?}");
-            first.server_seen(server.clone());
+            first.server_applied(server.clone());
             placed.push(server);
         }
         let mut late = State::default();
-        late.image_seen(crate::fixtures::image());
+        late.image_applied(crate::fixtures::image());
         for server in placed {
-            late.server_seen(server);
+            late.server_applied(server);
         }
-        late.host_seen(&two_nodes());
+        late.host_applied(&two_nodes());
         let flavor = knowing(words).catalogue.flavors.remove("numa").unwrap();
-        late.flavor_seen(flavor);
+        late.flavor_applied(flavor);
         for mut state in [first, late] {
-            state.server_seen(asking("c", 3));
+            state.server_applied(asking("c", 3));
             assert_eq!(settle(&mut state, 2), [("c".to_owned(), None)], "{words:?}");
-            state.server_gone(&("ns".to_owned(), "a".to_owned()));
+            state.server_deleted(&("ns".to_owned(), "a".to_owned()));
             let went = settle(&mut state, 3);
             assert_eq!(went, [("c".to_owned(), Some("h".to_owned()))], "{words:?}");
         }

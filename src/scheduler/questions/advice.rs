@@ -313,14 +313,14 @@ mod tests {
         labelled.metadata.labels = Some([("here".to_owned(), "only".to_owned())].into());
         let mut state = state(&[labelled, host("h2", 2000)]);
         for name in ["a", "b", "c"] {
-            state.server_seen(on(name, "h1"));
+            state.server_applied(on(name, "h1"));
         }
         let mut pinned = on("pinned", "h1");
         pinned.spec.placement = Some(PlacementConstraints {
             host_selector: [("here".to_owned(), "only".to_owned())].into(),
             ..PlacementConstraints::default()
         });
-        state.server_seen(pinned);
+        state.server_applied(pinned);
         let advice = advise(&state, Aim::Spread, now(1));
         assert_eq!(advice.moves.len(), 2, "{advice}");
         assert!(
@@ -346,14 +346,14 @@ mod tests {
     fn a_host_is_emptied_wholly_or_not_at_all() {
         let mut state = state(&[host("h1", 2000), host("h2", 2000), host("idle", 2000)]);
         for (name, host) in [("a", "h1"), ("b", "h1"), ("c", "h2"), ("d", "h1")] {
-            state.server_seen(on(name, host));
+            state.server_applied(on(name, host));
         }
         let advice = advise(&state, Aim::Empty, now(1));
         assert_eq!(advice.emptied, ["h2"]);
         assert_eq!(advice.moves.len(), 1, "{advice}");
         assert_eq!(advice.moves[0].to, "h1");
         for (name, host) in [("e", "h1"), ("f", "h2")] {
-            state.server_seen(on(name, host));
+            state.server_applied(on(name, host));
         }
         let advice = advise(&state, Aim::Empty, now(1));
         assert!(advice.moves.is_empty(), "{advice}");

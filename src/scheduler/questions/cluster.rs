@@ -31,7 +31,7 @@ where
 pub async fn read(client: &Client) -> Result<State, ApiError> {
     let mut state = State::default();
     let none = BTreeSet::new();
-    state.priorities_listed(&list::<PriorityClass>(client).await?);
+    state.priority_classes_listed(&list::<PriorityClass>(client).await?);
     state.policies_listed(list::<SchedulerPolicy>(client).await?, &none);
     state.flavors_listed(list::<Flavor>(client).await?);
     state.images_listed(list::<Image>(client).await?);

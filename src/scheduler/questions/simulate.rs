@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::objects::catalogue::Key;
 use crate::objects::resolve::image_key;
 use crate::questions::advice::{self, Aim};
-use crate::state::{Outcome, State, Write};
+use crate::state::{Outcome, State, StatusWrite};
 use pileus_api::names::MANAGER_FINALIZER;
 use pileus_api::{
     ConditionType, Flavor, Host, HostAggregate, Image, ImageSpec, Instance, Reason,
@@ -131,14 +131,14 @@ fn load(state: &mut State, files: &[String], now: Timestamp) -> Result<BTreeSet<
             value["metadata"]["namespace"] = "default".into();
         }
         match kind.as_str() {
-            "Host" => state.host_seen(&ready(read(value)?, now)?),
-            "HostAggregate" => state.aggregate_seen(read::<HostAggregate>(value)?),
-            "Flavor" => state.flavor_seen(read::<Flavor>(value)?),
-            "Image" => state.image_seen(read::<Image>(value)?),
-            "ServerGroup" => state.group_seen(read::<ServerGroup>(value)?),
-            "SchedulerPolicy" => state.policy_seen(read::<SchedulerPolicy>(value)?),
-            "PriorityClass" => state.priority_seen(&read::<PriorityClass>(value)?),
-            "Instance" => state.instance_seen(&read::<Instance>(value)?),
+            "Host" => state.host_applied(&ready(read(value)?, now)?),
+            "HostAggregate" => state.aggregate_applied(read::<HostAggregate>(value)?),
+            "Flavor" => state.flavor_applied(read::<Flavor>(value)?),
+            "Image" => state.image_applied(read::<Image>(value)?),
+            "ServerGroup" => state.group_applied(read::<ServerGroup>(value)?),
+            "SchedulerPolicy" => state.policy_applied(read::<SchedulerPolicy>(value)?),
+            "PriorityClass" => state.priority_class_applied(&read::<PriorityClass>(value)?),
+            "Instance" => state.instance_applied(&read::<Instance>(value)?),
             "Server" => servers.push(read(value)?),
             _ => {
                 ignored.insert(kind);
@@ -155,11 +155,11 @@ fn load(state: &mut State, files: &[String], now: Timestamp) -> Result<BTreeSet<
             // What is asked is where Servers fit: an image that is not given fits anywhere.
             let mut image = Image::new(&name, ImageSpec::default());
             image.metadata.namespace = Some(namespace);
-            state.image_seen(image);
+            state.image_applied(image);
         }
     }
     for server in servers {
-        state.server_seen(wanting(server));
+        state.server_applied(wanting(server));
     }
     Ok(ignored)
 }
@@ -261,9 +261,9 @@ fn drain(state: &mut State, hosts: &[String]) -> Result<BTreeSet<Key>, Error> {
         if let Some(status) = &mut host.status {
             status.orphans.clear();
         }
-        state.host_seen(&host);
-        for key in state.instances.on(name) {
-            state.instance_gone(&key);
+        state.host_applied(&host);
+        for key in state.instances.on_host(name) {
+            state.instance_deleted(&key);
         }
         let on_it: Vec<_> = state
             .servers
@@ -279,7 +279,7 @@ fn drain(state: &mut State, hosts: &[String]) -> Result<BTreeSet<Key>, Error> {
                 status.placement = None;
                 status.preemption = None;
             }
-            state.server_seen(server);
+            state.server_applied(server);
             taken.insert(key);
         }
     }
@@ -301,14 +301,14 @@ fn settle(state: &mut State, now: Timestamp) -> BTreeMap<Key, String> {
                 why.insert(write.key.clone(), said.unwrap_or_default());
             }
             let server = Arc::new(taken(&write));
-            state.written(&write, Outcome::Written(server), now);
+            state.write_finished(&write, Outcome::Written(server), now);
         }
     }
     why
 }
 
 /// The Server as it is once the API server has taken the write.
-fn taken(write: &Write) -> Server {
+fn taken(write: &StatusWrite) -> Server {
     let mut server = (*write.server).clone();
     let version = server
         .resource_version()

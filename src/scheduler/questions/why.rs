@@ -11,8 +11,8 @@ use crate::objects::catalogue::Key;
 use crate::objects::resolve::Unresolved;
 use crate::placement::placer::{Explanation, Placer};
 use crate::placement::request::Request;
-use crate::state::preemption::kept;
-use crate::state::{State, preemption};
+use crate::state::preemption::nomination_key;
+use crate::state::{State, preemption_of};
 use pileus_api::common::Claim;
 use pileus_api::{Flavor, Server};
 
@@ -76,8 +76,8 @@ impl State {
         };
         let request = match self.request(&server, now) {
             Ok(request) => request,
-            Err(Unresolved::Told(_, message)) => return Verdict::Unresolved(message),
-            Err(Unresolved::ByManager) => {
+            Err(Unresolved::Unreported(_, message)) => return Verdict::Unresolved(message),
+            Err(Unresolved::ReportedByManager) => {
                 let message = "its flavor or image is missing, not open to its namespace, or too \
                                small; its condition Ready says which";
                 return Verdict::Unresolved(message.to_owned());
@@ -88,14 +88,14 @@ impl State {
         let mut without = self.snapshot.clone();
         let uid = server.uid().unwrap_or_default();
         without.release(&uid);
-        without.release(&kept(&uid));
+        without.release(&nomination_key(&uid));
         let decision = self.placer.place_fresh(&without, &request);
         if let Some(placement) = placement {
             return Verdict::Placed {
                 host: placement.host,
                 epoch: placement.epoch,
                 best: decision.ok(),
-                preempted: preemption(&server).map(|p| p.priority),
+                preempted: preemption_of(&server).map(|p| p.priority),
             };
         }
         match decision {
@@ -326,7 +326,7 @@ mod tests {
         labelled.metadata.labels = Some([("disk".to_owned(), "fast".to_owned())].into());
         let mut state = state(&[labelled, host("h8", 8000)]);
         for (name, memory) in [("m4", "4Gi"), ("m3", "3Gi"), ("m2", "2Gi"), ("m1", "1Gi")] {
-            state.flavor_seen(flavor(name, memory));
+            state.flavor_applied(flavor(name, memory));
         }
         let mut big = server("big", 1, "1Mi");
         big.spec.resources = None;
@@ -335,7 +335,7 @@ mod tests {
             host_selector: [("disk".to_owned(), "fast".to_owned())].into(),
             ..PlacementConstraints::default()
         });
-        state.server_seen(big);
+        state.server_applied(big);
         let key = ("ns".to_owned(), "big".to_owned());
         let text = state.why(&key, now(1)).to_string();
         for line in [
@@ -347,7 +347,7 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line}\nis missing in\n{text}");
         }
-        state.server_seen(server("small", 2, "100Mi"));
+        state.server_applied(server("small", 2, "100Mi"));
         let small = ("ns".to_owned(), "small".to_owned());
         assert_eq!(
             state.why(&small, now(1)).verdict,

@@ -11,35 +11,37 @@ use crate::objects::catalogue::Key;
 use crate::objects::resolve::{Unresolved, allocation, request};
 use crate::placement::devices;
 use crate::placement::request::Request;
-use crate::state::gang::Gangs;
-use crate::state::queue::Why;
-use crate::state::{Kind, SchedulerStatus, State, Write, Writing, preemption, scheduled};
+use crate::state::gang::GangFailures;
+use crate::state::queue::WaitReason;
+use crate::state::{
+    Decision, InFlight, SchedulerStatus, State, StatusWrite, preemption_of, scheduled_condition,
+};
 use pileus_api::common::Claim;
 use pileus_api::conditions::{self, Observation};
 use pileus_api::server::{Nomination, Placement, Refusal};
 use pileus_api::{ConditionType, Reason, Server};
 
 /// How long a host that refused a Server is not asked again.
-const REMEMBERED: SignedDuration = SignedDuration::from_secs(600);
+const REFUSAL_TIMEOUT: SignedDuration = SignedDuration::from_secs(600);
 /// How many refusals a Server's status holds at most.
-const MOST_REFUSALS: usize = 16;
+const MAX_REFUSALS: usize = 16;
 
 impl State {
     /// Decides all that is pending; the writes must then be carried out.
     ///
     /// Of all that is pending the highest priority comes first, and among equals the
     /// oldest: what frees room is tried with those that have waited longest.
-    pub fn decide(&mut self, now: Timestamp) -> Vec<Write> {
-        if std::mem::take(&mut self.eased) {
-            self.ease(now);
+    pub fn decide(&mut self, now: Timestamp) -> Vec<StatusWrite> {
+        if std::mem::take(&mut self.capacity_freed) {
+            self.requeue_fitting(now);
         }
         // Those that have waited long enough are looked at again.
         for key in self.queue.due(now) {
-            self.want(&key);
+            self.enqueue(&key);
         }
         let mut asked: Vec<_> = self
             .queue
-            .take()
+            .take_pending()
             .into_iter()
             .filter_map(|key| {
                 let server = self.servers.get(&key)?.clone();
@@ -50,19 +52,22 @@ impl State {
         // What is left of a group that is placed all or nothing comes before everything: the
         // room for it was there when the first of it was placed.
         asked.sort_by_key(|(_, server, r)| {
-            let begun = r.as_ref().is_ok_and(|r| self.is_begun(r));
+            let begun = r.as_ref().is_ok_and(|r| self.is_gang_started(r));
             (!begun, Reverse(self.catalogue.priority(server).value))
         });
-        let mut gangs = Gangs::default();
+        let mut failures = GangFailures::default();
         let mut writes = Vec::new();
         for (key, server, request) in asked {
             // A gang places all of its members when it comes to the first.
-            if self.writing.contains_key(&key) {
+            if self.in_flight.contains_key(&key) {
                 continue;
             }
             match request {
-                Ok(request) if self.is_free(&key, &server) && self.is_of_gang(&request) => {
-                    self.decide_gang(&key, &server, &request, &mut gangs, &mut writes, now);
+                Ok(request)
+                    if self.is_on_no_host(&key, &server)
+                        && self.is_in_incomplete_gang(&request) =>
+                {
+                    self.decide_gang(&key, &server, &request, &mut failures, &mut writes, now);
                 }
                 request => self.decide_one(key, server, request, &mut writes, now),
             }
@@ -74,9 +79,10 @@ impl State {
         let uid = |key: &Key| self.servers.get(key)?.uid();
         let mut request = request(server, &self.catalogue, &uid)?;
         let refusals = server.status.iter().flat_map(|s| &s.refusals);
-        let lasting = refusals.filter_map(|r| Some((r.name.clone(), self.lasts(r, now)?)));
+        let lasting =
+            refusals.filter_map(|r| Some((r.name.clone(), self.refusal_in_effect(r, now)?)));
         request.refused_by = lasting.collect();
-        if let Some(refused) = self.refused(server) {
+        if let Some(refused) = self.current_refusal(server) {
             let said = format!("refuses it: {}", refused.message);
             request.refused_by.insert(refused.name, said);
         }
@@ -85,13 +91,13 @@ impl State {
 
     /// What is to be said of a refusal while it lasts: for a while, unless the host has
     /// started again or has got more room before.
-    fn lasts(&self, refusal: &Refusal, now: Timestamp) -> Option<String> {
-        let until = refusal.time.as_ref()?.0 + REMEMBERED;
+    fn refusal_in_effect(&self, refusal: &Refusal, now: Timestamp) -> Option<String> {
+        let until = refusal.time.as_ref()?.0 + REFUSAL_TIMEOUT;
         let host = self.hosts.get(&refusal.name);
         let boot = host.and_then(|h| h.status.as_ref()?.boot_id.as_ref());
         let started = boot.zip(refusal.boot_id.as_ref());
         let started = started.is_some_and(|(is, was)| is != was);
-        let more = refusal.left.zip(self.left(&refusal.name));
+        let more = refusal.left.zip(self.free_resources(&refusal.name));
         let more = more.is_some_and(|(was, is)| {
             is.vcpus > was.vcpus || is.memory_mib > was.memory_mib || is.disk_gib > was.disk_gib
         });
@@ -105,7 +111,7 @@ impl State {
     }
 
     /// What a host has left for another Server.
-    fn left(&self, host: &str) -> Option<Claim> {
+    fn free_resources(&self, host: &str) -> Option<Claim> {
         let host = self.snapshot.host(host)?;
         Some(Claim {
             vcpus: host.free(0),
@@ -122,8 +128,8 @@ impl State {
         let Ok(request) = self.request(&server, now) else {
             return true;
         };
-        if preemption(&server).is_some() {
-            return self.has_its_room_again(key, &server);
+        if preemption_of(&server).is_some() {
+            return self.fits_again(key, &server);
         }
         self.orphan(key).is_some() || self.placer.fits(&self.snapshot, &request)
     }
@@ -133,48 +139,55 @@ impl State {
         key: Key,
         server: Arc<Server>,
         request: Result<Request, Unresolved>,
-        writes: &mut Vec<Write>,
+        writes: &mut Vec<StatusWrite>,
         now: Timestamp,
     ) {
-        if preemption(&server).is_some() && self.refused(&server).is_none() {
+        if preemption_of(&server).is_some() && self.current_refusal(&server).is_none() {
             writes.extend(self.resume(key, server, now));
             return;
         }
         let no = |reason, message| Observation::no(ConditionType::Scheduled, reason, message);
         let request = match request {
             Ok(request) => request,
-            Err(Unresolved::ByManager) => {
-                self.queue.wait(key, Why::Unresolved, now);
+            Err(Unresolved::ReportedByManager) => {
+                self.queue.wait(key, WaitReason::Unresolved, now);
                 return;
             }
-            Err(Unresolved::Told(reason, message)) => {
+            Err(Unresolved::Unreported(reason, message)) => {
                 let seen = no(reason, message);
-                writes.extend(self.tell(key, server, seen, None, Why::Unresolved, now));
+                writes.extend(self.report_unscheduled(
+                    key,
+                    server,
+                    seen,
+                    None,
+                    WaitReason::Unresolved,
+                    now,
+                ));
                 return;
             }
         };
-        if let Some(refusal) = self.refused(&server) {
-            writes.extend(self.take_back(key, server, refusal, &request, now));
+        if let Some(refusal) = self.current_refusal(&server) {
+            writes.extend(self.withdraw_placement(key, server, refusal, &request, now));
             return;
         }
         // What is kept for it is not in its own way.
-        self.strike_kept(&server);
+        self.release_nomination(&server);
         // A running VM that the Server's objects came back for, or that the Server has lost
         // its placement on: it stays where it is, whatever the filters say of its host.
         let orphan = self.orphan(&key);
-        let bound = self.bound_by(&server);
+        let bound = self.bound_by_instance(&server);
         let decision = match bound.as_ref().or(orphan.as_ref()) {
             Some((host, _)) => Ok(host.clone()),
             None => match self.placer.place(&self.snapshot, &request) {
                 Ok(host) => Ok(host.to_owned()),
-                Err(why) => self.place_before_others(&request).ok_or(why),
+                Err(why) => self.place_before_nominated(&request).ok_or(why),
             },
         };
         let host = match decision {
             Ok(host) => host,
             Err(why) => {
                 let why = why.to_string();
-                writes.extend(self.make_room(&key, server, &request, &why, now));
+                writes.extend(self.handle_unschedulable(&key, server, &request, &why, now));
                 return;
             }
         };
@@ -194,7 +207,7 @@ impl State {
         host: String,
         epoch: i64,
         now: Timestamp,
-    ) -> Write {
+    ) -> StatusWrite {
         let resources = &request.requirements.resources;
         let there = self.snapshot.host(&host);
         let placement = Placement {
@@ -205,19 +218,19 @@ impl State {
             ..there.map_or_else(Placement::default, |h| devices::placement(h, resources))
         };
         let message = format!("placed on {}", placement.host);
-        self.write_place(key, server, placement, message, Kind::Placed, now)
+        self.write_placement(key, server, placement, message, Decision::Placed, now)
     }
 
     /// Writes that a Server has its place, in memory first.
-    pub(crate) fn write_place(
+    pub(crate) fn write_placement(
         &mut self,
         key: Key,
         server: Arc<Server>,
         placement: Placement,
         message: String,
-        kind: Kind,
+        kind: Decision,
         now: Timestamp,
-    ) -> Write {
+    ) -> StatusWrite {
         let held = allocation(&server, &placement, &self.catalogue);
         self.snapshot
             .allocate(&server.uid().unwrap_or_default(), held);
@@ -229,21 +242,21 @@ impl State {
             conditions,
             ..SchedulerStatus::default()
         };
-        self.write(key, server, status, kind)
+        self.start_write(key, server, status, kind)
     }
 
     /// Takes a placement back that the host has refused, if another host would do. Where
     /// none would, the Server stays where it may be built once there is room.
-    fn take_back(
+    fn withdraw_placement(
         &mut self,
         key: Key,
         server: Arc<Server>,
         refusal: Refusal,
         request: &Request,
         now: Timestamp,
-    ) -> Option<Write> {
+    ) -> Option<StatusWrite> {
         if !self.placer.fits(&self.snapshot, request) {
-            self.queue.wait(key, Why::NoHostFits, now);
+            self.queue.wait(key, WaitReason::NoHostFits, now);
             return None;
         }
         let message = format!(
@@ -254,13 +267,13 @@ impl State {
         let (conditions, transition) = conditions(&server, seen, now);
         let mut refusals = refusals(&server);
         refusals.retain(|r| r.name != refusal.name);
-        if refusals.len() >= MOST_REFUSALS {
+        if refusals.len() >= MAX_REFUSALS {
             refusals.remove(0);
         }
         // Without the Server itself, as it will be from now on.
         self.snapshot.release(&server.uid().unwrap_or_default());
-        let left = self.left(&refusal.name);
-        self.enter(&key);
+        let left = self.free_resources(&refusal.name);
+        self.account(&key);
         let host = self.hosts.get(&refusal.name);
         refusals.push(Refusal {
             time: Some(Time(now)),
@@ -273,29 +286,29 @@ impl State {
             conditions,
             ..SchedulerStatus::default()
         };
-        Some(self.write(key, server, status, Kind::Unplaced { transition }))
+        Some(self.start_write(key, server, status, Decision::Unscheduled { transition }))
     }
 
     /// Says why a Server is not placed, and where room is kept for it, unless it says so
     /// already or was told lately.
-    pub(crate) fn tell(
+    pub(crate) fn report_unscheduled(
         &mut self,
         key: Key,
         server: Arc<Server>,
         seen: Observation,
         nomination: Option<Nomination>,
-        why: Why,
+        why: WaitReason,
         now: Timestamp,
-    ) -> Option<Write> {
+    ) -> Option<StatusWrite> {
         let (conditions, transition) = conditions(&server, seen, now);
-        let before = scheduled(&server);
+        let before = scheduled_condition(&server);
         let status = server.status.as_ref();
         let kept = nomination == status.and_then(|s| s.nomination.clone());
         if kept && conditions.first() == before {
             self.queue.wait(key, why, now);
             return None;
         }
-        let refresh = self.queue.refresh(&key);
+        let refresh = self.queue.next_report(&key);
         if let Some(next) = refresh.filter(|next| kept && !transition && *next > now) {
             self.queue.wait_until(key, why, now, next);
             return None;
@@ -307,25 +320,25 @@ impl State {
             conditions,
             ..SchedulerStatus::default()
         };
-        Some(self.write(key, server, status, Kind::Unplaced { transition }))
+        Some(self.start_write(key, server, status, Decision::Unscheduled { transition }))
     }
 
-    pub(crate) fn write(
+    pub(crate) fn start_write(
         &mut self,
         key: Key,
         server: Arc<Server>,
         status: SchedulerStatus,
-        kind: Kind,
-    ) -> Write {
-        let writing = Writing {
+        kind: Decision,
+    ) -> StatusWrite {
+        let writing = InFlight {
             uid: server.uid().unwrap_or_default(),
             version: server.resource_version().unwrap_or_default(),
             kind,
             nomination: status.nomination.clone(),
             conflict: false,
         };
-        self.writing.insert(key.clone(), writing);
-        Write {
+        self.in_flight.insert(key.clone(), writing);
+        StatusWrite {
             key,
             server,
             status,
@@ -348,7 +361,7 @@ pub(crate) fn conditions(
     let status = server.status.as_ref();
     let old = status.map(|s| s.conditions.as_slice()).unwrap_or_default();
     let new = conditions::merge(old, [seen], server.metadata.generation, now);
-    let before = scheduled(server);
+    let before = scheduled_condition(server);
     let same = |c: &Condition| before.is_some_and(|b| b.status == c.status && b.reason == c.reason);
     let transition = !new.iter().all(same);
     (new, transition)

@@ -22,17 +22,17 @@ use crate::objects::catalogue::Key;
 use crate::objects::resolve::{allocation, group_key};
 use crate::placement::devices;
 use crate::placement::request::Request;
-use crate::state::queue::Why;
-use crate::state::{State, Write, scheduled};
+use crate::state::queue::WaitReason;
+use crate::state::{State, StatusWrite, scheduled_condition};
 use pileus_api::conditions::{ConditionType, Observation};
 use pileus_api::{Reason, Server};
 
 /// Why groups could not be placed, of those that were tried: asked once in each pass.
-pub(crate) type Gangs = BTreeMap<Key, (Reason, String)>;
+pub(crate) type GangFailures = BTreeMap<Key, (Reason, String)>;
 
 impl State {
     /// Whether the Server's group is placed all or nothing, and not enough of it is yet.
-    pub(crate) fn is_of_gang(&self, request: &Request) -> bool {
+    pub(crate) fn is_in_incomplete_gang(&self, request: &Request) -> bool {
         let Some(group) = &request.group else {
             return false;
         };
@@ -40,9 +40,9 @@ impl State {
     }
 
     /// Whether the Server's group is placed all or nothing, and some of it is.
-    pub(crate) fn is_begun(&self, request: &Request) -> bool {
+    pub(crate) fn is_gang_started(&self, request: &Request) -> bool {
         let group = request.group.as_ref();
-        self.is_of_gang(request) && group.is_some_and(|g| self.placed(&g.id) > 0)
+        self.is_in_incomplete_gang(request) && group.is_some_and(|g| self.placed(&g.id) > 0)
     }
 
     /// How many members of a group have a place.
@@ -57,14 +57,14 @@ impl State {
         key: &Key,
         server: &Arc<Server>,
         request: &Request,
-        gangs: &mut Gangs,
-        writes: &mut Vec<Write>,
+        failures: &mut GangFailures,
+        writes: &mut Vec<StatusWrite>,
         now: Timestamp,
     ) {
         let Some(group) = group_key(server) else {
             return;
         };
-        if !gangs.contains_key(&group) {
+        if !failures.contains_key(&group) {
             match self.place_gang(&group, request, now) {
                 Ok(placed) => {
                     writes.extend(placed);
@@ -72,35 +72,35 @@ impl State {
                 }
                 Err(why) => {
                     if why.0 == Reason::NoHostFits {
-                        self.tell_gang(&group);
+                        self.requeue_outdated_members(&group);
                     }
-                    gangs.insert(group.clone(), why);
+                    failures.insert(group.clone(), why);
                 }
             }
         }
-        let Some((reason, message)) = gangs.get(&group).cloned() else {
+        let Some((reason, message)) = failures.get(&group).cloned() else {
             return;
         };
         let seen = Observation::no(ConditionType::Scheduled, reason, message);
         let wait = if reason == Reason::GroupIncomplete {
-            Why::Unresolved
+            WaitReason::Unresolved
         } else {
-            Why::NoHostFits
+            WaitReason::NoHostFits
         };
-        writes.extend(self.tell(key.clone(), server.clone(), seen, None, wait, now));
+        writes.extend(self.report_unscheduled(key.clone(), server.clone(), seen, None, wait, now));
     }
 
     /// Members that were told of others to come are told what there is in the way now.
-    fn tell_gang(&mut self, group: &Key) {
+    fn requeue_outdated_members(&mut self, group: &Key) {
         let outdated = |server: &Server| {
-            let said = scheduled(server).map(|c| c.reason.as_str());
+            let said = scheduled_condition(server).map(|c| c.reason.as_str());
             said == Some(Reason::GroupIncomplete.as_str())
         };
         let all = self.servers.iter();
         let some = all.filter(|(_, s)| group_key(s).as_ref() == Some(group) && outdated(s));
         for key in some.map(|(key, _)| key.clone()).collect::<Vec<_>>() {
-            if self.queue.waits(&key) {
-                self.want(&key);
+            if self.queue.is_waiting(&key) {
+                self.enqueue(&key);
             }
         }
     }
@@ -110,15 +110,15 @@ impl State {
         group: &Key,
         request: &Request,
         now: Timestamp,
-    ) -> Result<Vec<Write>, (Reason, String)> {
+    ) -> Result<Vec<StatusWrite>, (Reason, String)> {
         let asked = request.group.as_ref();
         let (id, least) = asked.map_or(("", 0), |g| (g.id.as_str(), g.min_members));
         let placed = self.placed(id);
         let candidates = self.servers.iter().filter(|(key, server)| {
             group_key(server).as_ref() == Some(group)
-                && self.is_wanting(key)
-                && self.is_free(key, server)
-                && !self.is_writing(key)
+                && self.needs_placement(key)
+                && self.is_on_no_host(key, server)
+                && !self.is_in_flight(key)
         });
         let mut members = Vec::new();
         for (key, server) in candidates {
@@ -183,7 +183,7 @@ impl State {
         let mut writes = Vec::new();
         for ((key, server, request), host) in members.into_iter().zip(hosts) {
             let epoch = self.epoch(&server, None);
-            self.queue.leave(&key);
+            self.queue.remove(&key);
             writes.push(self.bind(key, server, &request, host, epoch, now));
         }
         Ok(writes)

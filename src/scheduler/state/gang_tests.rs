@@ -26,7 +26,7 @@ fn gang(state: &mut State, least: i32) {
     };
     let mut group = ServerGroup::new("g", spec);
     group.metadata.namespace = Some("ns".into());
-    state.group_seen(group);
+    state.group_applied(group);
 }
 
 fn member(name: &str) -> Server {
@@ -42,18 +42,18 @@ fn member(name: &str) -> Server {
 fn a_group_that_asks_for_all_or_nothing_gets_that() {
     let mut state = state(&[host("h1", 1000), host("h2", 1000)]);
     gang(&mut state, 3);
-    state.server_seen(member("a"));
+    state.server_applied(member("a"));
     let write = state.decide(now(1)).remove(0);
     assert_eq!(write.status.conditions[0].reason, "GroupIncomplete");
     let message = &write.status.conditions[0].message;
     assert!(message.contains("1 of 3 members"), "{message}");
-    state.written(
+    state.write_finished(
         &write,
         Outcome::Written(std::sync::Arc::new(after(&write, 2))),
         now(1),
     );
-    state.server_seen(member("b"));
-    state.server_seen(member("c"));
+    state.server_applied(member("b"));
+    state.server_applied(member("c"));
     let decided = settle(&mut state, 20);
     assert!(
         !decided.is_empty() && decided.iter().all(|(_, h)| h.is_none()),
@@ -74,13 +74,13 @@ fn a_group_that_asks_for_all_or_nothing_gets_that() {
         "{said}"
     );
     // Small ones in between do not get in the way of what comes.
-    state.host_seen(&host("h3", 1000));
+    state.host_applied(&host("h3", 1000));
     let decided = settle(&mut state, 40);
     let hosts: BTreeSet<_> = decided.iter().filter_map(|(_, h)| h.clone()).collect();
     assert_eq!((decided.len(), hosts.len()), (3, 3), "{decided:?}");
     // Whoever joins later is placed alone.
-    state.host_seen(&host("h4", 1000));
-    state.server_seen(member("d"));
+    state.host_applied(&host("h4", 1000));
+    state.server_applied(member("d"));
     assert_eq!(
         settle(&mut state, 50),
         [("d".to_owned(), Some("h4".to_owned()))]
@@ -89,7 +89,7 @@ fn a_group_that_asks_for_all_or_nothing_gets_that() {
 
 /// One that comes before all others.
 fn vip(state: &mut State, version: u64) -> Server {
-    state.priority_seen(&PriorityClass {
+    state.priority_class_applied(&PriorityClass {
         metadata: kube::api::ObjectMeta {
             name: Some("high".into()),
             ..Default::default()
@@ -112,30 +112,30 @@ fn a_conflict_in_the_middle_leaves_no_group_in_part() {
         let mut state = state(&["h1", "h2", "h3"].map(|name| host(name, 1000)));
         gang(&mut state, 3);
         for name in ["a", "b", "c"] {
-            state.server_seen(member(name));
+            state.server_applied(member(name));
         }
         let writes = state.decide(now(1));
         assert_eq!(writes.len(), 3);
         let high = vip(&mut state, 4);
-        state.server_seen(high);
+        state.server_applied(high);
         let mut newer = member("b");
         newer.metadata.resource_version = Some("9".into());
         newer.metadata.labels = Some([("touched".to_owned(), "yes".to_owned())].into());
         if seen_first {
-            state.server_seen(newer.clone());
+            state.server_applied(newer.clone());
         }
         for (i, write) in writes.iter().enumerate() {
             let placed = Outcome::Written(Arc::new(after(write, 20 + i as u64)));
             let conflict = write.key.1 == "b";
             let outcome = if conflict { Outcome::Conflict } else { placed };
-            state.written(write, outcome, now(1));
+            state.write_finished(write, outcome, now(1));
         }
         if !seen_first {
             // Nobody gets the room before it is known what there is now.
             let told = state.decide(now(1));
             assert_eq!((told.len(), &*told[0].key.1), (1, "vip"));
             assert_eq!(told[0].status.placement, None);
-            state.server_seen(newer);
+            state.server_applied(newer);
         }
         let next = state.decide(now(2));
         assert_eq!(next[0].key.1, "b", "before the one of high priority");
@@ -151,7 +151,7 @@ fn a_group_that_another_leader_has_begun_is_completed_before_all_else() {
     let mut first = state(&["h1", "h2", "h3"].map(|name| host(name, 1000)));
     gang(&mut first, 3);
     for name in ["a", "b", "c"] {
-        first.server_seen(member(name));
+        first.server_applied(member(name));
     }
     let writes = first.decide(now(1));
     // Of the three writes two were carried out when it ended.
@@ -181,8 +181,8 @@ fn a_member_of_a_gang_whose_vm_runs_somewhere_is_not_placed_elsewhere() {
     }];
     let mut state = state(&[holder, host("h2", 1000), host("h3", 1000)]);
     gang(&mut state, 2);
-    state.server_seen(member("a"));
-    state.server_seen(member("b"));
+    state.server_applied(member("a"));
+    state.server_applied(member("b"));
     let decided: BTreeMap<_, _> = settle(&mut state, 1).into_iter().collect();
     assert_eq!(decided["a"].as_deref(), Some("h1"));
 }

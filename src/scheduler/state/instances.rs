@@ -18,11 +18,11 @@ use pileus_api::server::Placement;
 use pileus_api::{Instance, Reason};
 
 /// Reasons that count as a failed build of the host's.
-const FAILURES: [Reason; 2] = [Reason::HypervisorFailed, Reason::NoSpace];
+const BUILD_FAILURES: [Reason; 2] = [Reason::HypervisorFailed, Reason::NoSpace];
 
 /// What is known of an Instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Known {
+pub struct ObservedInstance {
     uid: String,
     server_uid: String,
     /// Name of its Host.
@@ -34,7 +34,7 @@ pub struct Known {
     primary: bool,
     realized: bool,
     /// Its host has stopped it for a Server of higher priority, and says so.
-    gave_way: bool,
+    stopped_for_preemption: bool,
     deleting: bool,
     /// Being built.
     pub busy: bool,
@@ -42,7 +42,7 @@ pub struct Known {
     refusal: Option<String>,
 }
 
-impl Known {
+impl ObservedInstance {
     fn new(instance: &Instance) -> Self {
         let status = instance.status.as_ref();
         let said = status.map(|s| s.conditions.as_slice()).unwrap_or_default();
@@ -59,24 +59,24 @@ impl Known {
             claim: instance.spec.claim,
             primary: instance.spec.role == Role::Primary,
             realized,
-            gave_way: instance.spec.preempted && told && because(Reason::Preempted),
+            stopped_for_preemption: instance.spec.preempted && told && because(Reason::Preempted),
             deleting: instance.metadata.deletion_timestamp.is_some(),
             busy: status.is_none_or(|s| s.power_state.is_none()),
-            failed: FAILURES.into_iter().any(because),
+            failed: BUILD_FAILURES.into_iter().any(because),
             refusal: refused.map(|r| r.message.clone()),
         }
     }
 
     /// Whether it realises this placement.
     #[must_use]
-    pub fn is_of(&self, placement: &Placement) -> bool {
+    pub fn realizes(&self, placement: &Placement) -> bool {
         self.host == placement.host && self.epoch == placement.epoch
     }
 
     /// Whether its processors and memory are free for others.
     #[must_use]
-    pub fn gave_way(&self) -> bool {
-        self.gave_way && !self.deleting
+    pub fn stopped_for_preemption(&self) -> bool {
+        self.stopped_for_preemption && !self.deleting
     }
 
     /// Whether its host has taken it on.
@@ -93,7 +93,7 @@ impl Known {
 
     /// Whether a Server without a placement belongs where this is.
     #[must_use]
-    pub fn binds(&self) -> bool {
+    pub fn holds_placement(&self) -> bool {
         self.primary && !self.deleting && self.refusal.is_none()
     }
 }
@@ -101,21 +101,21 @@ impl Known {
 /// All Instances.
 #[derive(Debug, Default)]
 pub struct Instances {
-    all: BTreeMap<Key, Known>,
+    all: BTreeMap<Key, ObservedInstance>,
     by_server: BTreeMap<String, BTreeSet<Key>>,
     failures: BTreeMap<String, i32>,
 }
 
 impl Instances {
     /// Those of a Server.
-    pub fn of(&self, server_uid: &str) -> impl Iterator<Item = &Known> {
+    pub fn of_server(&self, server_uid: &str) -> impl Iterator<Item = &ObservedInstance> {
         let keys = self.by_server.get(server_uid).into_iter().flatten();
         keys.filter_map(|key| self.all.get(key))
     }
 
     /// Those on a host.
     #[must_use]
-    pub fn on(&self, host: &str) -> Vec<Key> {
+    pub fn on_host(&self, host: &str) -> Vec<Key> {
         let some = self.all.iter().filter(|(_, known)| known.host == host);
         some.map(|(key, _)| key.clone()).collect()
     }
@@ -126,7 +126,7 @@ impl Instances {
         self.failures.get(host).copied().unwrap_or_default()
     }
 
-    fn fail(&mut self, known: &Known, by: i32) {
+    fn count_failure(&mut self, known: &ObservedInstance, by: i32) {
         if known.failed {
             let count = self.failures.entry(known.host.clone()).or_default();
             *count += by;
@@ -136,13 +136,13 @@ impl Instances {
         }
     }
 
-    fn insert(&mut self, key: &Key, known: Known) -> Option<Known> {
-        self.fail(&known, 1);
+    fn insert(&mut self, key: &Key, known: ObservedInstance) -> Option<ObservedInstance> {
+        self.count_failure(&known, 1);
         let server = self.by_server.entry(known.server_uid.clone());
         server.or_default().insert(key.clone());
         let before = self.all.insert(key.clone(), known);
         if let Some(before) = &before {
-            self.fail(before, -1);
+            self.count_failure(before, -1);
             if self.all.get(key).map(|k| &k.server_uid) != Some(&before.server_uid) {
                 self.unlink(key, &before.server_uid);
             }
@@ -150,9 +150,9 @@ impl Instances {
         before
     }
 
-    fn remove(&mut self, key: &Key) -> Option<Known> {
+    fn remove(&mut self, key: &Key) -> Option<ObservedInstance> {
         let known = self.all.remove(key)?;
-        self.fail(&known, -1);
+        self.count_failure(&known, -1);
         self.unlink(key, &known.server_uid);
         Some(known)
     }
@@ -169,27 +169,27 @@ impl Instances {
 
 impl State {
     /// An Instance was made or has changed.
-    pub fn instance_seen(&mut self, instance: &Instance) {
+    pub fn instance_applied(&mut self, instance: &Instance) {
         let key = (
             instance.namespace().unwrap_or_default(),
             instance.name_any(),
         );
-        let known = Known::new(instance);
+        let known = ObservedInstance::new(instance);
         let (server, host) = (known.server_uid.clone(), known.host.clone());
         let before = self.instances.insert(&key, known.clone());
         if before.as_ref() == Some(&known) {
             return;
         }
         if let Some(before) = before.filter(|b| b.uid != known.uid) {
-            self.eased |= self.snapshot.release(&before.uid);
+            self.capacity_freed |= self.snapshot.release(&before.uid);
         }
         self.instances_changed(&server, &host);
     }
 
     /// An Instance is gone.
-    pub fn instance_gone(&mut self, key: &Key) {
+    pub fn instance_deleted(&mut self, key: &Key) {
         if let Some(known) = self.instances.remove(key) {
-            self.eased |= self.snapshot.release(&known.uid);
+            self.capacity_freed |= self.snapshot.release(&known.uid);
             self.instances_changed(&known.server_uid, &known.host);
         }
     }
@@ -201,31 +201,34 @@ impl State {
         let known = self.instances.all.keys();
         let gone = known.filter(|k| !names.contains(*k) && !broken.contains(*k));
         for key in gone.cloned().collect::<Vec<_>>() {
-            self.instance_gone(&key);
+            self.instance_deleted(&key);
         }
         for instance in listed {
-            self.instance_seen(instance);
+            self.instance_applied(instance);
         }
     }
 
     fn instances_changed(&mut self, server: &str, host: &str) {
-        self.enter_instances(server);
-        self.host_failures(host);
-        if let Some(key) = self.uids.get(server).cloned() {
-            self.enter(&key);
-            if !self.queue.waits(&key) || !self.is_wanting(&key) {
-                self.want(&key);
+        self.account_instances(server);
+        self.failed_builds_changed(host);
+        if let Some(key) = self.keys_by_uid.get(server).cloned() {
+            self.account(&key);
+            if !self.queue.is_waiting(&key) || !self.needs_placement(&key) {
+                self.enqueue(&key);
             }
         }
     }
 
     /// Counts the Instances of a Server that its own placement does not count.
-    pub(crate) fn enter_instances(&mut self, server: &str) {
-        let placed = self.uids.get(server).and_then(|key| self.servers.get(key));
+    pub(crate) fn account_instances(&mut self, server: &str) {
+        let placed = self
+            .keys_by_uid
+            .get(server)
+            .and_then(|key| self.servers.get(key));
         let placed = placed.and_then(|s| s.status.as_ref()?.placement.as_ref());
         let at = placed.map(|p| p.host.as_str());
         let mut freed = false;
-        for known in self.instances.of(server) {
+        for known in self.instances.of_server(server) {
             if Some(known.host.as_str()) == at || known.refusal.is_some() {
                 freed |= self.snapshot.release(&known.uid);
             } else {
@@ -242,7 +245,7 @@ impl State {
                 freed |= self.snapshot.allocate(&known.uid, held);
             }
         }
-        self.eased |= freed;
+        self.capacity_freed |= freed;
     }
 }
 

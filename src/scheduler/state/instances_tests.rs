@@ -11,13 +11,13 @@ fn free(state: &State, name: &str) -> i64 {
 
 /// A Server that is placed on the only host, and its Instance.
 fn placed(state: &mut State, name: &str, memory: &str) -> (Server, Instance) {
-    state.server_seen(server(name, 1, memory));
+    state.server_applied(server(name, 1, memory));
     let write = state.decide(now(1)).remove(0);
     let placed = after(&write, 2);
     let outcome = Outcome::Written(std::sync::Arc::new(placed.clone()));
-    state.written(&write, outcome, now(1));
+    state.write_finished(&write, outcome, now(1));
     let instance = instance(&placed, 3);
-    state.instance_seen(&instance);
+    state.instance_applied(&instance);
     (placed, instance)
 }
 
@@ -26,25 +26,25 @@ fn a_host_is_used_by_what_is_on_it_whatever_servers_say() {
     let mut state = state(&[host("h1", 1000)]);
     let (server, mut there) = placed(&mut state, "a", "600Mi");
     assert_eq!(free(&state, "h1"), 400, "counted once");
-    state.instance_seen(&said(there.clone(), true, Reason::Active));
+    state.instance_applied(&said(there.clone(), true, Reason::Active));
     // The Server is gone; what it had is still there.
-    state.server_gone(&("ns".into(), "a".into()));
+    state.server_deleted(&("ns".into(), "a".into()));
     assert_eq!(free(&state, "h1"), 400);
-    state.server_seen(crate::fixtures::server("b", 9, "600Mi"));
+    state.server_applied(crate::fixtures::server("b", 9, "600Mi"));
     assert_eq!(settle(&mut state, 2), [("b".to_owned(), None)]);
     let key = (there.namespace().unwrap(), there.name_any());
-    state.instance_gone(&key);
+    state.instance_deleted(&key);
     assert_eq!(
         settle(&mut state, 3),
         [("b".to_owned(), Some("h1".to_owned()))]
     );
     // A move holds both sides.
-    state.host_seen(&host("h2", 1000));
+    state.host_applied(&host("h2", 1000));
     there.spec.host = "h2".into();
     there.spec.role = Role::Incoming;
     there.metadata.name = Some("uid-b-2".into());
     there.spec.server.uid = "uid-b".into();
-    state.instance_seen(&said(there, true, Reason::Building));
+    state.instance_applied(&said(there, true, Reason::Building));
     assert_eq!((free(&state, "h1"), free(&state, "h2")), (400, 400));
     drop(server);
 }
@@ -54,10 +54,10 @@ fn what_a_host_refuses_is_placed_elsewhere_once_its_instance_is_gone() {
     let mut state = state(&[host("h1", 1000)]);
     let (_, there) = placed(&mut state, "a", "600Mi");
     let refused = said(there.clone(), false, Reason::HostRefused);
-    state.instance_seen(&refused);
+    state.instance_applied(&refused);
     // With nowhere else to go it stays where it may be built one day.
     assert!(settle(&mut state, 2).is_empty());
-    state.host_seen(&host("h2", 1000));
+    state.host_applied(&host("h2", 1000));
     let write = state.decide(now(3)).remove(0);
     assert_eq!(write.status.placement, None);
     assert_eq!(write.status.conditions[0].reason, "HostRefused");
@@ -66,7 +66,7 @@ fn what_a_host_refuses_is_placed_elsewhere_once_its_instance_is_gone() {
     assert_eq!(refusal.message, "no room for it");
     let taken_back = after(&write, 10);
     let outcome = Outcome::Written(std::sync::Arc::new(taken_back));
-    state.written(&write, outcome, now(3));
+    state.write_finished(&write, outcome, now(3));
     assert!(
         state.decide(now(3)).is_empty(),
         "its Instance is still there"
@@ -74,9 +74,9 @@ fn what_a_host_refuses_is_placed_elsewhere_once_its_instance_is_gone() {
     let mut going = refused.clone();
     going.metadata.deletion_timestamp =
         Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now(4)));
-    state.instance_seen(&going);
+    state.instance_applied(&going);
     assert!(state.decide(now(4)).is_empty());
-    state.instance_gone(&(going.namespace().unwrap(), going.name_any()));
+    state.instance_deleted(&(going.namespace().unwrap(), going.name_any()));
     let write = state.decide(now(5)).remove(0);
     assert_eq!(
         bound(&write),
@@ -96,7 +96,7 @@ fn a_refusal_is_forgotten_in_time() {
         time: Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now(0))),
         ..Default::default()
     }];
-    state.server_seen(refused);
+    state.server_applied(refused);
     assert_eq!(settle(&mut state, 10), [("a".to_owned(), None)]);
     let decided = state.decide(now(700));
     assert_eq!(bound(&decided[0]), ("h1", 5));
@@ -110,8 +110,8 @@ fn a_host_that_has_taken_it_on_after_all_keeps_it() {
     // The placement was taken back, and the host built it in the same moment.
     server.status.as_mut().unwrap().placement = None;
     server.metadata.resource_version = Some("9".into());
-    state.server_seen(server);
-    state.instance_seen(&said(there, true, Reason::Building));
+    state.server_applied(server);
+    state.instance_applied(&said(there, true, Reason::Building));
     let write = state.decide(now(2)).remove(0);
     assert_eq!(bound(&write), (at.as_str(), 1), "the same placement");
 }
@@ -123,12 +123,12 @@ fn builds_that_fail_keep_others_away() {
     (capacity.vcpus, capacity.disk_gib) = (64, 1000);
     let mut state = state(&[big]);
     let (_, there) = placed(&mut state, "a", "600Mi");
-    state.host_seen(&host("h2", 2000));
-    state.instance_seen(&said(there.clone(), true, Reason::HypervisorFailed));
+    state.host_applied(&host("h2", 2000));
+    state.instance_applied(&said(there.clone(), true, Reason::HypervisorFailed));
     let mut next = |name: &str, at| {
-        state.server_seen(server(name, 20, "1Mi"));
+        state.server_applied(server(name, 20, "1Mi"));
         if name == "c" {
-            state.instance_gone(&(there.namespace().unwrap(), there.name_any()));
+            state.instance_deleted(&(there.namespace().unwrap(), there.name_any()));
         }
         settle(&mut state, at)[0].1.clone()
     };
@@ -145,36 +145,36 @@ fn a_refusal_ends_when_the_host_has_started_again_or_has_more_room() {
     };
     let refused = |state: &mut State| {
         let (_, there) = placed(state, "a", "600Mi");
-        state.server_seen(server("beside", 30, "300Mi"));
+        state.server_applied(server("beside", 30, "300Mi"));
         settle(state, 2);
-        state.instance_seen(&said(there.clone(), false, Reason::HostRefused));
-        state.host_seen(&host("h2", 2000));
+        state.instance_applied(&said(there.clone(), false, Reason::HostRefused));
+        state.host_applied(&host("h2", 2000));
         let write = state.decide(now(3)).remove(0);
         let refusal = write.status.refusals[0].clone();
         assert_eq!(refusal.boot_id.as_deref(), Some("one"));
         assert_eq!(refusal.left.unwrap().memory_mib, 700, "without it");
         let outcome = Outcome::Written(std::sync::Arc::new(after(&write, 2_000_000)));
-        state.written(&write, outcome, now(3));
+        state.write_finished(&write, outcome, now(3));
         let mut gone = host("h2", 2000);
         gone.spec.schedulable = false;
-        state.host_seen(&gone);
-        state.instance_gone(&(there.namespace().unwrap(), there.name_any()));
+        state.host_applied(&gone);
+        state.instance_deleted(&(there.namespace().unwrap(), there.name_any()));
         let told = state.decide(now(4)).remove(0);
         let message = &told.status.conditions[0].message;
         let until = "(h1 refused it (no room for it); it is asked again at 1970-01-01T00:10:03Z, or \
                      once it has started again or has more room)";
         assert!(message.contains(until), "{message}");
         let outcome = Outcome::Written(std::sync::Arc::new(after(&told, 2_000_001)));
-        state.written(&told, outcome, now(4));
+        state.write_finished(&told, outcome, now(4));
         assert!(settle(state, 5).is_empty());
     };
     let again = [("a".to_owned(), Some("h1".to_owned()))];
     let mut first = state(&[booted("one")]);
     refused(&mut first);
-    first.host_seen(&booted("two"));
+    first.host_applied(&booted("two"));
     assert_eq!(settle(&mut first, 20), again);
     let mut second = state(&[booted("one")]);
     refused(&mut second);
-    second.server_gone(&("ns".into(), "beside".into()));
+    second.server_deleted(&("ns".into(), "beside".into()));
     assert_eq!(settle(&mut second, 20), again);
 }

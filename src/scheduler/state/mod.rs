@@ -32,9 +32,9 @@ pub use crate::objects::catalogue::Key;
 use crate::objects::resolve::allocation;
 use crate::placement::placer::Placer;
 use crate::placement::snapshot::Snapshot;
-use crate::state::instances::{Instances, Known};
-use crate::state::preemption::kept;
-use crate::state::queue::{Queue, Why};
+use crate::state::instances::{Instances, ObservedInstance};
+use crate::state::preemption::nomination_key;
+use crate::state::queue::{Queue, WaitReason};
 use pileus_api::conditions;
 use pileus_api::names::{MANAGER_FINALIZER, instance_name};
 use pileus_api::server::{Nomination, Placement, Preemption, Refusal};
@@ -62,7 +62,7 @@ pub struct SchedulerStatus {
 
 /// A status to be written, to the very version of the Server that it was decided from.
 #[derive(Clone, Debug)]
-pub struct Write {
+pub struct StatusWrite {
     /// Whose status.
     pub key: Key,
     /// The version.
@@ -70,12 +70,12 @@ pub struct Write {
     /// The status.
     pub status: SchedulerStatus,
     /// What it is.
-    pub kind: Kind,
+    pub kind: Decision,
 }
 
 /// What a [`Write`] says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum Decision {
     /// A placement.
     Placed,
     /// A placement stands, and its Server gives way to another.
@@ -84,7 +84,7 @@ pub enum Kind {
     Resumed,
     /// Why there is no placement; whether the condition's status or reason changes, which is
     /// worth an event.
-    Unplaced {
+    Unscheduled {
         /// See above.
         transition: bool,
     },
@@ -98,15 +98,15 @@ pub enum Outcome {
     /// The Server had changed, or is gone.
     Conflict,
     /// Refused for good; worth another try after a while.
-    Refused,
+    Rejected,
 }
 
 /// What is being written for a Server.
 #[derive(Debug)]
-pub(crate) struct Writing {
+pub(crate) struct InFlight {
     pub(crate) uid: String,
     pub(crate) version: String,
-    pub(crate) kind: Kind,
+    pub(crate) kind: Decision,
     /// Where room is kept for it.
     pub(crate) nomination: Option<Nomination>,
     /// A conflict: the newer version has not been seen yet.
@@ -123,24 +123,24 @@ pub struct State {
     pub(crate) hosts: BTreeMap<String, Host>,
     pub(crate) policies: BTreeMap<String, SchedulerPolicy>,
     /// What is said of objects may have to be said anew.
-    pub(crate) unreported: bool,
+    pub(crate) reports_outdated: bool,
     /// Host and epoch of what waits for its Server to come back, by host.
     pub(crate) orphans: BTreeMap<String, BTreeMap<Key, i64>>,
     pub(crate) queue: Queue,
     pub(crate) instances: Instances,
     /// Servers by uid.
-    pub(crate) uids: BTreeMap<String, Key>,
+    pub(crate) keys_by_uid: BTreeMap<String, Key>,
     /// A host or a Server has changed so that one that waits may fit now.
-    pub(crate) eased: bool,
-    pub(crate) writing: BTreeMap<Key, Writing>,
+    pub(crate) capacity_freed: bool,
+    pub(crate) in_flight: BTreeMap<Key, InFlight>,
     /// Servers that room is kept for.
-    pub(crate) nominees: BTreeSet<Key>,
+    pub(crate) nominated: BTreeSet<Key>,
     /// When a Server that had room kept for it in vain may have it again.
-    pub(crate) turns: BTreeMap<Key, Timestamp>,
+    pub(crate) nominate_again_after: BTreeMap<Key, Timestamp>,
     /// When anybody may, after such a turn.
-    pub(crate) next_turn: Option<Timestamp>,
+    pub(crate) next_nomination_after: Option<Timestamp>,
     /// Servers known by a write's answer, which the watch has yet to catch up with.
-    answered: BTreeSet<Key>,
+    ahead_of_watch: BTreeSet<Key>,
 }
 
 fn key(server: &Server) -> Key {
@@ -153,7 +153,7 @@ fn placement(server: &Server) -> Option<&Placement> {
 
 /// Whether the version `a` is older than `b`, where both are numbers, as they are with
 /// every Kubernetes on etcd.
-fn older(a: &Server, b: &Server) -> bool {
+fn is_older(a: &Server, b: &Server) -> bool {
     let number = |s: &Server| s.resource_version()?.parse::<u64>().ok();
     matches!((number(a), number(b)), (Some(a), Some(b)) if a < b)
 }
@@ -173,53 +173,54 @@ impl State {
 
     /// A Server was made or has changed. A version older than the known one is passed
     /// over: it was on its way when a write's answer overtook it.
-    pub fn server_seen(&mut self, server: Server) {
+    pub fn server_applied(&mut self, server: Server) {
         let key = key(&server);
         let mut wishes_changed = true;
         if let Some(known) = self.servers.get(&key) {
             if known.uid() != server.uid() {
-                self.server_gone(&key);
-            } else if self.answered.contains(&key) && older(&server, known) {
+                self.server_deleted(&key);
+            } else if self.ahead_of_watch.contains(&key) && is_older(&server, known) {
                 return;
             } else {
                 wishes_changed = known.spec != server.spec;
             }
         }
-        self.answered.remove(&key);
-        self.uids
+        self.ahead_of_watch.remove(&key);
+        self.keys_by_uid
             .insert(server.uid().unwrap_or_default(), key.clone());
         self.servers.insert(key.clone(), Arc::new(server));
-        let conflict = self.writing.get(&key).is_some_and(|w| w.conflict);
+        let conflict = self.in_flight.get(&key).is_some_and(|w| w.conflict);
         if conflict {
-            let write = self.writing.remove(&key);
-            self.eased |= write.is_some_and(|w| w.kind == Kind::Preempted);
+            let write = self.in_flight.remove(&key);
+            self.capacity_freed |= write.is_some_and(|w| w.kind == Decision::Preempted);
         }
         if wishes_changed {
-            self.queue.renew(&key);
+            self.queue.reset_backoff(&key);
         }
-        self.enter(&key);
+        self.account(&key);
         // Whoever waits need not be asked again because of what others write to it.
-        if wishes_changed || conflict || !self.queue.waits(&key) || !self.is_wanting(&key) {
-            self.want(&key);
+        if wishes_changed || conflict || !self.queue.is_waiting(&key) || !self.needs_placement(&key)
+        {
+            self.enqueue(&key);
         }
     }
 
     /// A Server is gone.
-    pub fn server_gone(&mut self, key: &Key) {
+    pub fn server_deleted(&mut self, key: &Key) {
         let Some(server) = self.servers.remove(key) else {
             return;
         };
-        self.writing.remove(key);
-        self.queue.leave(key);
-        self.answered.remove(key);
-        self.nominees.remove(key);
-        self.turns.remove(key);
+        self.in_flight.remove(key);
+        self.queue.remove(key);
+        self.ahead_of_watch.remove(key);
+        self.nominated.remove(key);
+        self.nominate_again_after.remove(key);
         let uid = server.uid().unwrap_or_default();
-        self.uids.remove(&uid);
-        self.eased |= self.snapshot.release(&uid);
-        self.eased |= self.snapshot.release(&kept(&uid));
+        self.keys_by_uid.remove(&uid);
+        self.capacity_freed |= self.snapshot.release(&uid);
+        self.capacity_freed |= self.snapshot.release(&nomination_key(&uid));
         // What is still there of it counts until it is gone too.
-        self.enter_instances(&uid);
+        self.account_instances(&uid);
     }
 
     /// A full list of Servers: what it lacks is gone.
@@ -232,20 +233,20 @@ impl State {
             .cloned()
             .collect();
         for key in &gone {
-            self.server_gone(key);
+            self.server_deleted(key);
         }
         for server in listed {
-            self.server_seen(server);
+            self.server_applied(server);
         }
     }
 
     /// A write has ended. `uid` and `version` are those that it was made for.
-    pub fn written(&mut self, write: &Write, outcome: Outcome, now: Timestamp) {
+    pub fn write_finished(&mut self, write: &StatusWrite, outcome: Outcome, now: Timestamp) {
         let key = &write.key;
         let version = write.server.resource_version().unwrap_or_default();
         let ours =
-            |w: &Writing| Some(&w.uid) == write.server.uid().as_ref() && w.version == version;
-        let Some(writing) = self.writing.get_mut(key).filter(|w| ours(w)) else {
+            |w: &InFlight| Some(&w.uid) == write.server.uid().as_ref() && w.version == version;
+        let Some(writing) = self.in_flight.get_mut(key).filter(|w| ours(w)) else {
             return;
         };
         let unchanged = self
@@ -254,20 +255,20 @@ impl State {
             .is_some_and(|s| s.resource_version().as_ref() == Some(&version));
         match outcome {
             Outcome::Written(server) => {
-                self.writing.remove(key);
+                self.in_flight.remove(key);
                 if unchanged {
                     self.servers.insert(key.clone(), server);
-                    self.answered.insert(key.clone());
+                    self.ahead_of_watch.insert(key.clone());
                 }
-                self.enter(key);
+                self.account(key);
                 if write.status.placement.is_some() {
                     // Whoever wants to be beside it can be now.
-                    self.eased = true;
-                    self.want(key);
+                    self.capacity_freed = true;
+                    self.enqueue(key);
                 } else {
-                    self.queue.told(key, now);
-                    if !self.queue.waits(key) {
-                        self.want(key);
+                    self.queue.reported(key, now);
+                    if !self.queue.is_waiting(key) {
+                        self.enqueue(key);
                     }
                 }
             }
@@ -276,16 +277,17 @@ impl State {
             Outcome::Conflict if unchanged => writing.conflict = true,
             Outcome::Conflict => {
                 // Who was to have the room of one that was to be stopped looks again.
-                self.eased |= writing.kind == Kind::Preempted;
-                self.writing.remove(key);
-                self.enter(key);
-                self.want(key);
+                self.capacity_freed |= writing.kind == Decision::Preempted;
+                self.in_flight.remove(key);
+                self.account(key);
+                self.enqueue(key);
             }
-            Outcome::Refused => {
-                self.writing.remove(key);
-                self.enter(key);
-                if self.is_wanting(key) {
-                    self.queue.wait(key.clone(), Why::Refused, now);
+            Outcome::Rejected => {
+                self.in_flight.remove(key);
+                self.account(key);
+                if self.needs_placement(key) {
+                    self.queue
+                        .wait(key.clone(), WaitReason::StatusRejected, now);
                 }
             }
         }
@@ -293,7 +295,7 @@ impl State {
 
     /// What is to be said of the objects that decide, when that may have changed.
     pub fn reports(&mut self, now: Timestamp) -> Vec<Report> {
-        if !std::mem::take(&mut self.unreported) {
+        if !std::mem::take(&mut self.reports_outdated) {
             return Vec::new();
         }
         let hosts: Vec<&Host> = self.hosts.values().collect();
@@ -305,14 +307,17 @@ impl State {
 
     /// Saying it has failed, and is tried again.
     pub fn report_again(&mut self) {
-        self.unreported = true;
+        self.reports_outdated = true;
     }
 
     /// The refusal of a Server's host, while it is placed there.
-    pub(crate) fn refused(&self, server: &Server) -> Option<Refusal> {
+    pub(crate) fn current_refusal(&self, server: &Server) -> Option<Refusal> {
         let placement = placement(server)?;
         let uid = server.uid()?;
-        let mut known = self.instances.of(&uid).filter(|i| i.is_of(placement));
+        let mut known = self
+            .instances
+            .of_server(&uid)
+            .filter(|i| i.realizes(placement));
         let message = known.find_map(|i| i.refusal())?.to_owned();
         Some(Refusal {
             name: placement.host.clone(),
@@ -323,9 +328,12 @@ impl State {
     }
 
     /// Host and epoch of an Instance that a Server without placement belongs to.
-    pub(crate) fn bound_by(&self, server: &Server) -> Option<(String, i64)> {
+    pub(crate) fn bound_by_instance(&self, server: &Server) -> Option<(String, i64)> {
         let uid = server.uid()?;
-        let bound = self.instances.of(&uid).filter(|i| i.binds());
+        let bound = self
+            .instances
+            .of_server(&uid)
+            .filter(|i| i.holds_placement());
         let latest = bound.max_by_key(|i| i.epoch)?;
         Some((latest.host.clone(), latest.epoch))
     }
@@ -339,20 +347,23 @@ impl State {
     }
 
     /// Brings the ledger in line with what is known of a Server.
-    pub(crate) fn enter(&mut self, key: &Key) {
+    pub(crate) fn account(&mut self, key: &Key) {
         let Some(server) = self.servers.get(key) else {
             return;
         };
         let uid = server.uid().unwrap_or_default();
-        let writes = |kind| self.writing.get(key).is_some_and(|w| w.kind == kind);
+        let writes = |kind| self.in_flight.get(key).is_some_and(|w| w.kind == kind);
         let freed = match placement(server) {
             Some(placement) => {
                 let mut held = allocation(server, placement, &self.catalogue);
-                let own = self.instances.of(&uid).find(|i| i.is_of(placement));
+                let own = self
+                    .instances
+                    .of_server(&uid)
+                    .find(|i| i.realizes(placement));
                 held.busy = own.is_none_or(|i| i.busy);
-                if preemption(server).is_some()
-                    && !writes(Kind::Resumed)
-                    && own.is_some_and(Known::gave_way)
+                if preemption_of(server).is_some()
+                    && !writes(Decision::Resumed)
+                    && own.is_some_and(ObservedInstance::stopped_for_preemption)
                 {
                     held.resources.claim.vcpus = 0;
                     held.resources.claim.memory_mib = 0;
@@ -360,30 +371,35 @@ impl State {
                 }
                 self.snapshot.allocate(&uid, held)
             }
-            None if writes(Kind::Placed) => false,
+            None if writes(Decision::Placed) => false,
             None => self.snapshot.release(&uid),
         };
-        self.eased |= freed;
-        self.enter_kept(key);
-        self.enter_instances(&uid);
+        self.capacity_freed |= freed;
+        self.account_nomination(key);
+        self.account_instances(&uid);
     }
 
     /// Whether nothing of a Server is on any host.
-    pub(crate) fn is_free(&self, key: &Key, server: &Server) -> bool {
+    pub(crate) fn is_on_no_host(&self, key: &Key, server: &Server) -> bool {
         let there = server
             .uid()
-            .is_some_and(|uid| self.instances.of(&uid).next().is_some());
+            .is_some_and(|uid| self.instances.of_server(&uid).next().is_some());
         placement(server).is_none() && !there && self.orphan(key).is_none()
     }
 
     /// Whether a Server wants to be placed, or placed elsewhere. Not before what there is
     /// of it is gone.
-    pub(crate) fn is_wanting(&self, key: &Key) -> bool {
+    pub(crate) fn needs_placement(&self, key: &Key) -> bool {
         self.servers.get(key).is_some_and(|server| {
             let uid = server.uid().unwrap_or_default();
             let wanting = match placement(server) {
-                Some(_) => self.refused(server).is_some() || preemption(server).is_some(),
-                None => self.bound_by(server).is_some() || self.instances.of(&uid).next().is_none(),
+                Some(_) => {
+                    self.current_refusal(server).is_some() || preemption_of(server).is_some()
+                }
+                None => {
+                    self.bound_by_instance(server).is_some()
+                        || self.instances.of_server(&uid).next().is_none()
+                }
             };
             wanting
                 && server.metadata.deletion_timestamp.is_none()
@@ -402,22 +418,22 @@ impl State {
             (name == instance_name(&uid, epoch)).then_some(epoch)
         });
         let refused = status.iter().flat_map(|s| &s.refusals).map(|r| r.epoch);
-        let there = self.instances.of(&uid).map(|i| i.epoch);
+        let there = self.instances.of_server(&uid).map(|i| i.epoch);
         let all = refused.chain(there).chain(named).chain(orphan);
         all.max().unwrap_or(0).max(0).saturating_add(1)
     }
 
     /// Whether a status of it is being written.
-    pub(crate) fn is_writing(&self, key: &Key) -> bool {
-        self.writing.contains_key(key)
+    pub(crate) fn is_in_flight(&self, key: &Key) -> bool {
+        self.in_flight.contains_key(key)
     }
 
     /// Brings the queue in line with what is known of a Server: it is decided next if it
     /// wants to be placed.
-    pub(crate) fn want(&mut self, key: &Key) {
-        if !self.is_wanting(key) {
-            self.queue.leave(key);
-        } else if !self.writing.contains_key(key) {
+    pub(crate) fn enqueue(&mut self, key: &Key) {
+        if !self.needs_placement(key) {
+            self.queue.remove(key);
+        } else if !self.in_flight.contains_key(key) {
             let created = self.servers.get(key);
             let created = created.and_then(|s| s.metadata.creation_timestamp.clone());
             self.queue.push(key.clone(), created);
@@ -426,12 +442,12 @@ impl State {
 }
 
 /// For whom a Server is stopped.
-pub(crate) fn preemption(server: &Server) -> Option<&Preemption> {
+pub(crate) fn preemption_of(server: &Server) -> Option<&Preemption> {
     server.status.as_ref()?.preemption.as_ref()
 }
 
 /// The condition Scheduled, as it is.
-pub(crate) fn scheduled(server: &Server) -> Option<&Condition> {
+pub(crate) fn scheduled_condition(server: &Server) -> Option<&Condition> {
     let status = server.status.as_ref()?;
     conditions::find(&status.conditions, ConditionType::Scheduled)
 }

@@ -11,7 +11,7 @@ use crate::objects::resolve::{group_key, image_key};
 use crate::placement::placer::Placer;
 use crate::placement::policy::Policy;
 use crate::state::State;
-use crate::state::queue::Why;
+use crate::state::queue::WaitReason;
 use pileus_api::scheduler_policy::SCHEDULER_POLICY;
 use pileus_api::{Flavor, Host, HostAggregate, Image, SchedulerPolicy, Server, ServerGroup};
 
@@ -25,7 +25,7 @@ fn class_of(server: &Server) -> Option<&String> {
 
 impl State {
     /// A Host was made or has changed.
-    pub fn host_seen(&mut self, host: &Host) {
+    pub fn host_applied(&mut self, host: &Host) {
         let name = host.name_any();
         let orphans: BTreeMap<Key, i64> = host
             .status
@@ -34,40 +34,40 @@ impl State {
             .map(|o| ((o.server_namespace.clone(), o.server_name.clone()), o.epoch))
             .collect();
         if !orphans.is_empty() && self.orphans.get(&name) != Some(&orphans) {
-            self.eased = true;
+            self.capacity_freed = true;
         }
         self.orphans.insert(name.clone(), orphans);
         // Who was refused there may ask again.
         let boot = |h: &Host| h.status.as_ref().and_then(|s| s.boot_id.clone());
         let known = self.hosts.get(&name);
-        self.eased |= known.is_some_and(|known| boot(known) != boot(host));
+        self.capacity_freed |= known.is_some_and(|known| boot(known) != boot(host));
         let labels = self.hosts.get(&name).map(ResourceExt::labels);
-        self.unreported |= labels != Some(host.labels());
+        self.reports_outdated |= labels != Some(host.labels());
         self.hosts.insert(name.clone(), host.clone());
-        self.enter_host(&name);
+        self.account_host(&name);
     }
 
     /// Brings the core in line with what is known of a Host.
-    fn enter_host(&mut self, name: &str) {
+    fn account_host(&mut self, name: &str) {
         let Some(host) = self.hosts.get(name) else {
             return;
         };
         let mut facts = self.catalogue.facts(host);
         facts.failed_builds = self.instances.failures(name);
-        self.eased |= self.snapshot.set_host(facts);
+        self.capacity_freed |= self.snapshot.set_host(facts);
     }
 
     /// Builds that failed on a host have become more or fewer.
-    pub(crate) fn host_failures(&mut self, name: &str) {
-        self.enter_host(name);
+    pub(crate) fn failed_builds_changed(&mut self, name: &str) {
+        self.account_host(name);
     }
 
     /// A Host is gone.
-    pub fn host_gone(&mut self, name: &str) {
+    pub fn host_deleted(&mut self, name: &str) {
         self.orphans.remove(name);
         self.hosts.remove(name);
         self.snapshot.remove_host(name);
-        self.unreported = true;
+        self.reports_outdated = true;
     }
 
     /// A full list of Hosts.
@@ -77,31 +77,31 @@ impl State {
         let known = self.hosts.keys();
         let gone: Vec<String> = known.filter(|n| !names.contains(*n)).cloned().collect();
         for name in &gone {
-            self.host_gone(name);
+            self.host_deleted(name);
         }
         for host in listed {
-            self.host_seen(host);
+            self.host_applied(host);
         }
     }
 
     /// Aggregates have changed: so may have all Hosts.
     fn hosts_changed(&mut self) {
         for name in self.hosts.keys().cloned().collect::<Vec<_>>() {
-            self.enter_host(&name);
+            self.account_host(&name);
         }
-        self.unreported = true;
+        self.reports_outdated = true;
     }
 
     /// A HostAggregate was made or has changed.
-    pub fn aggregate_seen(&mut self, aggregate: HostAggregate) {
-        if self.catalogue.aggregate_seen(aggregate) {
+    pub fn aggregate_applied(&mut self, aggregate: HostAggregate) {
+        if self.catalogue.aggregate_applied(aggregate) {
             self.hosts_changed();
         }
     }
 
     /// A HostAggregate is gone.
-    pub fn aggregate_gone(&mut self, name: &str) {
-        if self.catalogue.aggregate_gone(name) {
+    pub fn aggregate_deleted(&mut self, name: &str) {
+        if self.catalogue.aggregate_deleted(name) {
             self.hosts_changed();
         }
     }
@@ -116,7 +116,7 @@ impl State {
             .retain(|(_, n), _| names.contains(n));
         let mut changed = self.catalogue.aggregates.len() < before;
         for aggregate in listed {
-            changed |= self.catalogue.aggregate_seen(aggregate);
+            changed |= self.catalogue.aggregate_applied(aggregate);
         }
         if changed {
             self.hosts_changed();
@@ -124,7 +124,7 @@ impl State {
     }
 
     /// A Flavor was made or has changed.
-    pub fn flavor_seen(&mut self, flavor: Flavor) {
+    pub fn flavor_applied(&mut self, flavor: Flavor) {
         let name = flavor.name_any();
         let known = self.catalogue.flavors.get(&name).map(|f| &f.spec);
         let changed = known != Some(&flavor.spec);
@@ -133,7 +133,7 @@ impl State {
         if changed {
             self.wake_servers(|s| s.spec.flavor.as_ref() == Some(&name));
             if takes_more {
-                self.count_again(|s| s.spec.flavor.as_ref() == Some(&name));
+                self.account_servers(|s| s.spec.flavor.as_ref() == Some(&name));
             }
         }
     }
@@ -144,17 +144,17 @@ impl State {
         let flavors = &mut self.catalogue.flavors;
         flavors.retain(|name, _| names.contains(name));
         for flavor in listed {
-            self.flavor_seen(flavor);
+            self.flavor_applied(flavor);
         }
     }
 
     /// A Flavor is gone.
-    pub fn flavor_gone(&mut self, name: &str) {
+    pub fn flavor_deleted(&mut self, name: &str) {
         self.catalogue.flavors.remove(name);
     }
 
     /// An Image was made or has changed.
-    pub fn image_seen(&mut self, image: Image) {
+    pub fn image_applied(&mut self, image: Image) {
         let key = key(&image);
         let known = self.catalogue.images.get(&key).map(|i| &i.spec);
         let changed = known != Some(&image.spec);
@@ -163,7 +163,7 @@ impl State {
         if changed {
             self.wake_servers(|s| image_key(s) == key);
             if takes_more {
-                self.count_again(|s| image_key(s) == key);
+                self.account_servers(|s| image_key(s) == key);
             }
         }
     }
@@ -174,24 +174,24 @@ impl State {
         let images = &mut self.catalogue.images;
         images.retain(|key, _| names.contains(key));
         for image in listed {
-            self.image_seen(image);
+            self.image_applied(image);
         }
     }
 
     /// An Image is gone.
-    pub fn image_gone(&mut self, key: &Key) {
+    pub fn image_deleted(&mut self, key: &Key) {
         self.catalogue.images.remove(key);
     }
 
     /// A ServerGroup was made or has changed.
-    pub fn group_seen(&mut self, group: ServerGroup) {
+    pub fn group_applied(&mut self, group: ServerGroup) {
         let key = key(&group);
         let known = self.catalogue.groups.get(&key).map(|g| &g.spec);
         let changed = known != Some(&group.spec);
         self.catalogue.groups.insert(key.clone(), group);
         if changed {
             self.wake_servers(|s| group_key(s).as_ref() == Some(&key));
-            self.unreported = true;
+            self.reports_outdated = true;
         }
     }
 
@@ -201,17 +201,17 @@ impl State {
         let groups = &mut self.catalogue.groups;
         groups.retain(|key, _| names.contains(key));
         for group in listed {
-            self.group_seen(group);
+            self.group_applied(group);
         }
     }
 
     /// A ServerGroup is gone.
-    pub fn group_gone(&mut self, key: &Key) {
+    pub fn group_deleted(&mut self, key: &Key) {
         self.catalogue.groups.remove(key);
     }
 
     /// A PriorityClass was made or has changed.
-    pub fn priority_seen(&mut self, class: &PriorityClass) {
+    pub fn priority_class_applied(&mut self, class: &PriorityClass) {
         let name = class.name_any();
         let priority = Priority::of(class);
         let before = self.catalogue.priorities.insert(name.clone(), priority);
@@ -221,42 +221,42 @@ impl State {
     }
 
     /// A full list of PriorityClasses.
-    pub fn priorities_listed(&mut self, listed: &[PriorityClass]) {
+    pub fn priority_classes_listed(&mut self, listed: &[PriorityClass]) {
         let names: BTreeSet<String> = listed.iter().map(ResourceExt::name_any).collect();
         let priorities = &mut self.catalogue.priorities;
         priorities.retain(|name, _| names.contains(name));
         for class in listed {
-            self.priority_seen(class);
+            self.priority_class_applied(class);
         }
     }
 
     /// A PriorityClass is gone.
-    pub fn priority_gone(&mut self, name: &str) {
+    pub fn priority_class_deleted(&mut self, name: &str) {
         self.catalogue.priorities.remove(name);
     }
 
     /// A SchedulerPolicy was made or has changed. One that cannot be used changes nothing.
-    pub fn policy_seen(&mut self, policy: SchedulerPolicy) {
+    pub fn policy_applied(&mut self, policy: SchedulerPolicy) {
         let name = policy.name_any();
         let known = self.policies.get(&name).map(|p| &p.spec);
         if known != Some(&policy.spec) {
-            self.unreported = true;
+            self.reports_outdated = true;
             if name == SCHEDULER_POLICY
                 && let Ok(policy) = Policy::new(&policy.spec)
             {
                 self.placer = Placer::new(policy);
-                self.eased = true;
+                self.capacity_freed = true;
             }
         }
         self.policies.insert(name, policy);
     }
 
     /// A SchedulerPolicy is gone: without the one that counts Nova's own figures hold.
-    pub fn policy_gone(&mut self, name: &str) {
+    pub fn policy_deleted(&mut self, name: &str) {
         if self.policies.remove(name).is_some() && name == SCHEDULER_POLICY {
             self.placer = Placer::default();
-            self.eased = true;
-            self.unreported = true;
+            self.capacity_freed = true;
+            self.reports_outdated = true;
         }
     }
 
@@ -267,19 +267,19 @@ impl State {
         let known = self.policies.keys();
         let gone: Vec<String> = known.filter(|n| !names.contains(*n)).cloned().collect();
         for name in &gone {
-            self.policy_gone(name);
+            self.policy_deleted(name);
         }
         for policy in listed {
-            self.policy_seen(policy);
+            self.policy_applied(policy);
         }
     }
 
     /// What a flavor or an image takes has changed: so has what Servers hold.
-    fn count_again(&mut self, which: impl Fn(&Server) -> bool) {
+    fn account_servers(&mut self, which: impl Fn(&Server) -> bool) {
         let some = self.servers.iter().filter(|(_, s)| which(s));
         let keys: Vec<Key> = some.map(|(key, _)| key.clone()).collect();
         for key in &keys {
-            self.enter(key);
+            self.account(key);
         }
     }
 
@@ -288,20 +288,20 @@ impl State {
         let named = |key: &&Key| self.servers.get(*key).is_some_and(|s| which(s));
         let keys: Vec<Key> = self.queue.waiting().filter(named).cloned().collect();
         for key in keys {
-            self.queue.renew(&key);
-            self.want(&key);
+            self.queue.reset_backoff(&key);
+            self.enqueue(&key);
         }
     }
 
     /// Servers that wait for room, and fit now, are decided anew; the others are told
     /// the new figures in time.
-    pub(crate) fn ease(&mut self, now: Timestamp) {
-        for key in self.queue.waiting_for(Why::NoHostFits) {
+    pub(crate) fn requeue_fitting(&mut self, now: Timestamp) {
+        for key in self.queue.waiting_for(WaitReason::NoHostFits) {
             // Who has room kept for it looks whether that is still of use.
-            if self.nominees.contains(&key) || self.would_fit(&key, now) {
-                self.want(&key);
+            if self.nominated.contains(&key) || self.would_fit(&key, now) {
+                self.enqueue(&key);
             } else {
-                self.queue.hasten(&key);
+                self.queue.refresh_soon(&key);
             }
         }
     }

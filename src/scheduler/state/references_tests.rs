@@ -56,18 +56,18 @@ fn on(decided: &[(String, Option<String>)], name: &str) -> Option<String> {
 #[test]
 fn members_of_an_anti_affine_group_share_no_host() {
     let mut state = state(&[host("h1", 1000), host("h2", 1000)]);
-    state.group_seen(group(GroupPolicy::AntiAffinity));
+    state.group_applied(group(GroupPolicy::AntiAffinity));
     for (i, name) in ["a", "b", "c"].into_iter().enumerate() {
-        state.server_seen(member(name, i as u64));
+        state.server_applied(member(name, i as u64));
     }
     let decided = settle(&mut state, 1);
     let placed: BTreeSet<_> = decided.iter().filter_map(|(_, h)| h.clone()).collect();
     assert_eq!(placed.len(), 2, "{decided:?}");
     assert_eq!(state.queue_length(), 1);
     // Another host helps; a bigger one would not.
-    state.host_seen(&host("h1", 2000));
+    state.host_applied(&host("h1", 2000));
     assert!(settle(&mut state, 2).is_empty());
-    state.host_seen(&host("h3", 1000));
+    state.host_applied(&host("h3", 1000));
     let decided = settle(&mut state, 3);
     assert_eq!(decided[0].1.as_deref(), Some("h3"));
 }
@@ -75,7 +75,7 @@ fn members_of_an_anti_affine_group_share_no_host() {
 #[test]
 fn a_server_waits_for_its_group_and_says_so() {
     let mut state = state(&[host("h1", 1000)]);
-    state.server_seen(member("a", 1));
+    state.server_applied(member("a", 1));
     let write = state.decide(now(1)).remove(0);
     assert_eq!(write.status.conditions[0].reason, "ServerGroupNotFound");
     assert!(
@@ -84,12 +84,12 @@ fn a_server_waits_for_its_group_and_says_so() {
             .contains("no ServerGroup `g`")
     );
     let answer = crate::fixtures::after(&write, 2);
-    state.server_seen(answer);
+    state.server_applied(answer);
     assert!(settle(&mut state, 1).is_empty(), "a write is under way");
     let mut state = crate::fixtures::state(&[host("h1", 1000)]);
-    state.server_seen(member("a", 1));
+    state.server_applied(member("a", 1));
     settle(&mut state, 1);
-    state.group_seen(group(GroupPolicy::Affinity));
+    state.group_applied(group(GroupPolicy::Affinity));
     assert_eq!(on(&settle(&mut state, 2), "a").as_deref(), Some("h1"));
 }
 
@@ -100,7 +100,7 @@ fn an_affine_server_follows_and_one_named_same_host_waits_for_its_peer() {
         same_host: vec!["peer".into()],
         ..PlacementConstraints::default()
     };
-    state.server_seen(wishing("follower", 1, pinned));
+    state.server_applied(wishing("follower", 1, pinned));
     assert_eq!(on(&settle(&mut state, 1), "follower"), None);
     let selector = PlacementConstraints {
         tolerations: vec![Toleration {
@@ -110,7 +110,7 @@ fn an_affine_server_follows_and_one_named_same_host_waits_for_its_peer() {
         different_host: vec!["follower".into()],
         ..PlacementConstraints::default()
     };
-    state.server_seen(wishing("peer", 2, selector));
+    state.server_applied(wishing("peer", 2, selector));
     let decided = settle(&mut state, 2);
     assert!(on(&decided, "peer").is_some());
     assert_eq!(on(&decided, "peer"), on(&decided, "follower"));
@@ -123,10 +123,10 @@ fn zones_and_ratios_come_from_aggregates_and_the_oldest_decides() {
         availability_zone: Some("b".into()),
         ..PlacementConstraints::default()
     };
-    state.server_seen(wishing("a", 1, zoned));
+    state.server_applied(wishing("a", 1, zoned));
     assert_eq!(on(&settle(&mut state, 1), "a"), None);
-    state.aggregate_seen(aggregate("new", 20, &["h1", "h2"], Some("b")));
-    state.aggregate_seen(aggregate("old", 10, &["h2"], Some("a")));
+    state.aggregate_applied(aggregate("new", 20, &["h1", "h2"], Some("b")));
+    state.aggregate_applied(aggregate("old", 10, &["h2"], Some("a")));
     assert_eq!(on(&settle(&mut state, 2), "a").as_deref(), Some("h1"));
     let said: Vec<_> = state
         .reports(now(3))
@@ -152,18 +152,18 @@ fn zones_and_ratios_come_from_aggregates_and_the_oldest_decides() {
     // Ratios: the lowest of the aggregates, unless the Host says itself.
     let mut twice = aggregate("twice", 30, &["h1"], None);
     twice.spec.memory_allocation_ratio = Some("2".into());
-    state.aggregate_seen(twice.clone());
+    state.aggregate_applied(twice.clone());
     let free = |state: &State, host| state.snapshot().host(host).unwrap().free(1);
     assert_eq!(free(&state, "h1"), 1900);
     twice.spec.memory_allocation_ratio = Some("1.5".into());
-    state.aggregate_seen(twice);
+    state.aggregate_applied(twice);
     assert_eq!(free(&state, "h1"), 1400);
     let mut own = host("h1", 1000);
     own.spec.memory_allocation_ratio = Some("1".into());
-    state.host_seen(&own);
+    state.host_applied(&own);
     assert_eq!(free(&state, "h1"), 900);
-    state.host_seen(&host("h1", 1000));
-    state.aggregate_gone("twice");
+    state.host_applied(&host("h1", 1000));
+    state.aggregate_deleted("twice");
     assert_eq!(free(&state, "h1"), 900);
 }
 
@@ -187,13 +187,13 @@ fn a_host_gives_its_processors_and_memory_in_units() {
         ("b", "600Mi", false),
         ("c", "768Mi", true),
     ] {
-        state.server_seen(server(name, 1, memory));
+        state.server_applied(server(name, 1, memory));
         let decided = settle(&mut state, 1);
         assert_eq!(on(&decided, name).is_some(), fits, "{decided:?}");
     }
     let mut wide = server("wide", 2, "512Mi");
     wide.spec.resources.as_mut().unwrap().vcpus = 5;
-    state.server_seen(wide);
+    state.server_applied(wide);
     let told = state.decide(now(2));
     let told = told.iter().find(|w| w.key.1 == "wide").unwrap();
     let message = &told.status.conditions[0].message;
@@ -210,7 +210,7 @@ fn of_several_aggregates_the_lowest_multiplier_counts_and_a_wrong_one_is_told() 
     for (name, text) in [("a", "2.5"), ("b", "-1.5"), ("c", "much")] {
         let mut given = aggregate(name, 1, &["h1"], None);
         given.spec.properties = [(key.to_owned(), text.to_owned())].into();
-        state.aggregate_seen(given);
+        state.aggregate_applied(given);
     }
     let host = state.snapshot().host("h1").unwrap();
     assert_eq!(host.profile().multipliers[key], -1500);
@@ -231,7 +231,7 @@ fn a_policy_holds_from_the_moment_it_changes_and_a_wrong_one_changes_nothing() {
     (capacity.vcpus, capacity.disk_gib) = (64, 1000);
     let mut state = state(&[host("h1", 1000), big]);
     let next = |state: &mut State, name: &str, at| {
-        state.server_seen(server(name, at, "100Mi"));
+        state.server_applied(server(name, at, "100Mi"));
         on(&settle(state, i64::try_from(at).unwrap()), name).unwrap()
     };
     assert_eq!(next(&mut state, "a", 1), "h2");
@@ -239,15 +239,15 @@ fn a_policy_holds_from_the_moment_it_changes_and_a_wrong_one_changes_nothing() {
         strategy: Strategy::Pack,
         ..SchedulerPolicySpec::default()
     };
-    state.policy_seen(policy("other", pack.clone()));
+    state.policy_applied(policy("other", pack.clone()));
     assert_eq!(next(&mut state, "b", 2), "h2");
-    state.policy_seen(policy("default", pack));
+    state.policy_applied(policy("default", pack));
     assert_eq!(next(&mut state, "c", 3), "h1");
     let wrong = SchedulerPolicySpec {
         filters: Some(vec!["RamFliter".into()]),
         ..SchedulerPolicySpec::default()
     };
-    state.policy_seen(policy("default", wrong));
+    state.policy_applied(policy("default", wrong));
     assert_eq!(next(&mut state, "d", 4), "h1");
     let said: Vec<_> = state
         .reports(now(5))
@@ -268,14 +268,14 @@ fn a_policy_holds_from_the_moment_it_changes_and_a_wrong_one_changes_nothing() {
         &said,
         pileus_api::ConditionType::Ready
     ));
-    state.policy_gone("default");
+    state.policy_deleted("default");
     assert_eq!(next(&mut state, "e", 6), "h2");
 }
 
 #[test]
 fn the_higher_priority_gets_the_room_that_appears() {
     let mut state = state(&[]);
-    state.priority_seen(&PriorityClass {
+    state.priority_class_applied(&PriorityClass {
         metadata: kube::api::ObjectMeta {
             name: Some("high".into()),
             ..Default::default()
@@ -283,22 +283,22 @@ fn the_higher_priority_gets_the_room_that_appears() {
         value: 1000,
         ..PriorityClass::default()
     });
-    state.server_seen(server("a", 1, "600Mi"));
+    state.server_applied(server("a", 1, "600Mi"));
     let mut high = server("z", 2, "600Mi");
     high.spec.placement = Some(PlacementConstraints {
         priority_class: Some("high".into()),
         ..PlacementConstraints::default()
     });
-    state.server_seen(high.clone());
+    state.server_applied(high.clone());
     settle(&mut state, 1);
-    state.host_seen(&host("h", 1000));
+    state.host_applied(&host("h", 1000));
     let decided = settle(&mut state, 2);
     assert_eq!(on(&decided, "z").as_deref(), Some("h"));
     assert_eq!(on(&decided, "a"), None);
     high.metadata.name = Some("y".into());
     high.metadata.uid = Some("uid-y".into());
     high.spec.placement.as_mut().unwrap().priority_class = Some("higher".into());
-    state.server_seen(high);
+    state.server_applied(high);
     let write = state.decide(now(3)).remove(0);
     let said = &write.status.conditions[0];
     assert_eq!(said.reason, "PriorityClassNotFound");
@@ -340,15 +340,15 @@ fn taints_spread_queries_and_extra_specs_reach_the_filters() {
         }),
         ..PlacementConstraints::default()
     };
-    state.server_seen(wishing("a", 1, spread(false)));
+    state.server_applied(wishing("a", 1, spread(false)));
     assert_eq!(on(&settle(&mut state, 1), "a").as_deref(), Some("h2"));
-    state.server_seen(wishing("b", 2, spread(false)));
+    state.server_applied(wishing("b", 2, spread(false)));
     assert_eq!(
         on(&settle(&mut state, 2), "b"),
         None,
         "r1 is tainted, r2 would be one more"
     );
-    state.server_seen(wishing("c", 3, spread(true)));
+    state.server_applied(wishing("c", 3, spread(true)));
     let decided = settle(&mut state, 3);
     assert_eq!(on(&decided, "c").as_deref(), Some("h1"));
     assert_eq!(on(&decided, "b").as_deref(), Some("h2"), "even again");
@@ -356,7 +356,7 @@ fn taints_spread_queries_and_extra_specs_reach_the_filters() {
         query: Some(text.into()),
         ..PlacementConstraints::default()
     };
-    state.server_seen(wishing("q", 4, query("[]")));
+    state.server_applied(wishing("q", 4, query("[]")));
     let write = state.decide(now(4)).remove(0);
     assert_eq!(write.status.conditions[0].reason, "InvalidSpec");
     // A flavor with a trait and the one license there is.
@@ -371,12 +371,12 @@ fn taints_spread_queries_and_extra_specs_reach_the_filters() {
         extra_specs: specs.map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
         ..FlavorSpec::default()
     };
-    state.flavor_seen(Flavor::new("licensed", flavor));
+    state.flavor_applied(Flavor::new("licensed", flavor));
     for (i, (name, host)) in [("l1", Some("h2")), ("l2", None)].into_iter().enumerate() {
         let mut licensed = server(name, 10 + i as u64, "1Mi");
         licensed.spec.resources = None;
         licensed.spec.flavor = Some("licensed".into());
-        state.server_seen(licensed);
+        state.server_applied(licensed);
         assert_eq!(on(&settle(&mut state, 5), name).as_deref(), host, "{name}");
     }
 }

@@ -11,24 +11,24 @@ use pileus_api::host::Orphan;
 #[test]
 fn a_claim_is_assumed_from_the_decision_on_and_rolled_back_when_it_was_not_taken() {
     let mut state = state(&[host("h", 1000)]);
-    state.server_seen(server("a", 1, "600Mi"));
+    state.server_applied(server("a", 1, "600Mi"));
     let writes = state.decide(now(1));
     assert_eq!(bound(&writes[0]), ("h", 1));
-    state.server_seen(server("b", 2, "600Mi"));
+    state.server_applied(server("b", 2, "600Mi"));
     let why = state.decide(now(1));
     assert_eq!(why[0].status.placement, None);
     assert!(why[0].status.conditions[0].message.contains("h has 400"));
     let answer = Arc::new(after(&why[0], 3));
-    state.written(&why[0], Outcome::Written(answer), now(1));
+    state.write_finished(&why[0], Outcome::Written(answer), now(1));
     assert!(state.decide(now(1)).is_empty());
 
     // The write met a newer version: the claim stays until that version is here.
-    state.written(&writes[0], Outcome::Conflict, now(1));
+    state.write_finished(&writes[0], Outcome::Conflict, now(1));
     assert_eq!(state.snapshot().placed_on("uid-a"), Some("h"));
     assert!(state.decide(now(1)).is_empty());
     let mut deleted = server("a", 4, "600Mi");
     deleted.metadata.deletion_timestamp = Some(Time(now(2)));
-    state.server_seen(deleted);
+    state.server_applied(deleted);
     assert_eq!(state.snapshot().placed_on("uid-a"), None);
     let writes = state.decide(now(2));
     assert_eq!((writes.len(), bound(&writes[0])), (1, ("h", 1)));
@@ -37,18 +37,18 @@ fn a_claim_is_assumed_from_the_decision_on_and_rolled_back_when_it_was_not_taken
 #[test]
 fn an_event_that_is_older_than_a_writes_answer_undoes_nothing() {
     let mut state = state(&[host("h", 1000)]);
-    state.server_seen(server("a", 1, "600Mi"));
+    state.server_applied(server("a", 1, "600Mi"));
     let writes = state.decide(now(1));
     let placed = after(&writes[0], 5);
-    state.written(
+    state.write_finished(
         &writes[0],
         Outcome::Written(Arc::new(placed.clone())),
         now(1),
     );
-    state.server_seen(server("a", 1, "600Mi"));
+    state.server_applied(server("a", 1, "600Mi"));
     assert!(state.decide(now(1)).is_empty());
     assert_eq!(state.snapshot().placed_on("uid-a"), Some("h"));
-    state.server_seen(placed);
+    state.server_applied(placed);
     assert!(state.decide(now(1)).is_empty());
     assert_eq!(state.queue_length(), 0);
 }
@@ -56,46 +56,46 @@ fn an_event_that_is_older_than_a_writes_answer_undoes_nothing() {
 #[test]
 fn a_server_being_deleted_counts_until_it_is_gone_and_then_makes_room() {
     let mut state = state(&[host("h", 1000)]);
-    state.server_seen(server("a", 1, "600Mi"));
+    state.server_applied(server("a", 1, "600Mi"));
     let write = state.decide(now(1)).remove(0);
     let mut placed = after(&write, 2);
-    state.written(&write, Outcome::Written(Arc::new(placed.clone())), now(1));
-    state.server_seen(server("b", 3, "600Mi"));
+    state.write_finished(&write, Outcome::Written(Arc::new(placed.clone())), now(1));
+    state.server_applied(server("b", 3, "600Mi"));
     let why = state.decide(now(1)).remove(0);
     let explained = after(&why, 4);
-    state.written(&why, Outcome::Written(Arc::new(explained)), now(1));
+    state.write_finished(&why, Outcome::Written(Arc::new(explained)), now(1));
     placed.metadata.deletion_timestamp = Some(Time(now(1)));
     placed.metadata.resource_version = Some("5".into());
-    state.server_seen(placed);
+    state.server_applied(placed);
     assert!(state.decide(now(2)).is_empty());
-    state.server_gone(&("ns".into(), "a".into()));
+    state.server_deleted(&("ns".into(), "a".into()));
     assert_eq!(bound(&state.decide(now(2))[0]), ("h", 1));
 }
 
 #[test]
 fn who_waits_wakes_by_what_can_help_and_repeats_nothing() {
     let mut state = state(&[]);
-    state.server_seen(server("a", 1, "600Mi"));
+    state.server_applied(server("a", 1, "600Mi"));
     let why = state.decide(now(1)).remove(0);
-    assert_eq!(why.kind, Kind::Unplaced { transition: true });
+    assert_eq!(why.kind, Decision::Unscheduled { transition: true });
     let answer = after(&why, 2);
-    state.written(&why, Outcome::Written(Arc::new(answer.clone())), now(1));
+    state.write_finished(&why, Outcome::Written(Arc::new(answer.clone())), now(1));
     assert!(state.decide(now(1)).is_empty());
-    state.server_seen(answer);
+    state.server_applied(answer);
     assert!(state.decide(now(1)).is_empty());
     assert!(state.decide(now(70)).is_empty(), "the message is the same");
     // Too small a host: a new message, no transition.
-    state.host_seen(&host("h", 100));
+    state.host_applied(&host("h", 100));
     let why = state.decide(now(80)).remove(0);
-    assert_eq!(why.kind, Kind::Unplaced { transition: false });
+    assert_eq!(why.kind, Decision::Unscheduled { transition: false });
     let answer = after(&why, 3);
-    state.written(&why, Outcome::Written(Arc::new(answer)), now(80));
+    state.write_finished(&why, Outcome::Written(Arc::new(answer)), now(80));
     // Figures alone are brought up to date after ten seconds, then twenty, and so on.
-    state.host_seen(&host("h", 101));
+    state.host_applied(&host("h", 101));
     assert!(state.decide(now(81)).is_empty());
     assert!(state.decide(now(99)).is_empty());
     assert_eq!(state.decide(now(100)).len(), 1);
-    state.host_seen(&host("h2", 1000));
+    state.host_applied(&host("h2", 1000));
     // A write is under way: one at a time.
     assert!(state.decide(now(102)).is_empty());
 }
@@ -103,11 +103,11 @@ fn who_waits_wakes_by_what_can_help_and_repeats_nothing() {
 #[test]
 fn a_missing_image_is_waited_for_in_silence() {
     let mut state = State::default();
-    state.host_seen(&host("h", 1000));
-    state.server_seen(server("a", 1, "600Mi"));
+    state.host_applied(&host("h", 1000));
+    state.server_applied(server("a", 1, "600Mi"));
     assert!(state.decide(now(1)).is_empty());
     assert_eq!(state.queue_length(), 1);
-    state.image_seen(image());
+    state.image_applied(image());
     assert_eq!(bound(&state.decide(now(1))[0]), ("h", 1));
 }
 
@@ -122,7 +122,7 @@ fn a_server_whose_vm_waits_on_a_host_goes_there_with_a_higher_epoch() {
         ..Orphan::default()
     }];
     let mut state = state(&[full, host("empty", 10_000)]);
-    state.server_seen(server("a", 1, "600Mi"));
+    state.server_applied(server("a", 1, "600Mi"));
     assert_eq!(bound(&state.decide(now(1))[0]), ("full", 5));
 }
 
@@ -143,7 +143,7 @@ fn a_server_without_finalizer_or_with_a_placement_is_left_alone() {
     let mut state = state(&[host("h", 1000)]);
     let mut fresh = server("a", 1, "1Mi");
     fresh.metadata.finalizers = None;
-    state.server_seen(fresh);
+    state.server_applied(fresh);
     let mut restored = server("b", 2, "900Mi");
     restored.metadata.finalizers = None;
     restored.status = Some(ServerStatus {
@@ -159,7 +159,7 @@ fn a_server_without_finalizer_or_with_a_placement_is_left_alone() {
         }),
         ..ServerStatus::default()
     });
-    state.server_seen(restored);
+    state.server_applied(restored);
     assert!(state.decide(now(1)).is_empty());
     assert_eq!(state.snapshot().placed_on("uid-b"), Some("h"));
 }
@@ -167,9 +167,9 @@ fn a_server_without_finalizer_or_with_a_placement_is_left_alone() {
 #[test]
 fn what_a_new_list_lacks_is_gone() {
     let mut state = state(&[host("h", 1000)]);
-    state.server_seen(server("a", 1, "600Mi"));
+    state.server_applied(server("a", 1, "600Mi"));
     let write = state.decide(now(1)).remove(0);
-    state.written(&write, Outcome::Written(Arc::new(after(&write, 2))), now(1));
+    state.write_finished(&write, Outcome::Written(Arc::new(after(&write, 2))), now(1));
     state.servers_listed(vec![server("b", 9, "600Mi")], &BTreeSet::new());
     assert_eq!(bound(&state.decide(now(1))[0]), ("h", 1));
     state.hosts_listed(&[], &BTreeSet::new());

@@ -19,7 +19,7 @@ fn key(name: &str) -> Key {
 
 /// A Server whose priority is its class's name.
 fn ranked(state: &mut State, name: &str, memory: &str, priority: i32) -> Server {
-    state.priority_seen(&PriorityClass {
+    state.priority_class_applied(&PriorityClass {
         metadata: kube::api::ObjectMeta {
             name: Some(priority.to_string()),
             ..Default::default()
@@ -36,7 +36,7 @@ fn ranked(state: &mut State, name: &str, memory: &str, priority: i32) -> Server 
 }
 
 fn policy(state: &mut State, spec: SchedulerPolicySpec) {
-    state.policy_seen(SchedulerPolicy::new("default", spec));
+    state.policy_applied(SchedulerPolicy::new("default", spec));
 }
 
 fn preempting(hosts: &[pileus_api::Host]) -> State {
@@ -54,24 +54,24 @@ fn preempting(hosts: &[pileus_api::Host]) -> State {
 /// Places a Server and lets its host run it.
 fn running(state: &mut State, server: Server, second: i64) {
     let name = server.name_any();
-    state.server_seen(server);
+    state.server_applied(server);
     settle(state, second);
     let placed = state.servers[&key(&name)].clone();
     let run = said(instance(&placed, 1), true, Reason::Active);
-    state.instance_seen(&run);
+    state.instance_applied(&run);
 }
 
 /// What the manager and the host make of a Server that is to give way.
 fn stopped(state: &State, name: &str) -> Instance {
     let server = state.servers[&key(name)].clone();
     let mut gone = said(instance(&server, 2), true, Reason::Preempted);
-    gone.spec.preempted = preemption(&server).is_some();
+    gone.spec.preempted = preemption_of(&server).is_some();
     gone
 }
 
-fn take(state: &mut State, write: &Write, version: u64, second: i64) {
+fn take(state: &mut State, write: &StatusWrite, version: u64, second: i64) {
     let answer = Arc::new(after(write, version));
-    state.written(write, Outcome::Written(answer), now(second));
+    state.write_finished(write, Outcome::Written(answer), now(second));
 }
 
 fn free(state: &State, name: &str) -> i64 {
@@ -86,12 +86,12 @@ fn the_least_important_give_way_and_come_back() {
     let mid = ranked(&mut state, "mid", "500Mi", 5);
     running(&mut state, mid, 2);
     let vip = ranked(&mut state, "vip", "400Mi", 10);
-    state.server_seen(vip);
+    state.server_applied(vip);
 
     let writes = state.decide(now(3));
     let kinds: Vec<_> = writes.iter().map(|w| (w.key.1.as_str(), w.kind)).collect();
-    let told = Kind::Unplaced { transition: true };
-    assert_eq!(kinds, [("vip", told), ("low", Kind::Preempted)]);
+    let told = Decision::Unscheduled { transition: true };
+    assert_eq!(kinds, [("vip", told), ("low", Decision::Preempted)]);
     let said = &writes[0].status.conditions[0];
     assert_eq!(said.reason, "Preempting");
     assert!(said.message.contains("on h are being stopped"), "{said:?}");
@@ -110,13 +110,13 @@ fn the_least_important_give_way_and_come_back() {
         take(&mut state, write, 10 + i as u64, 3);
     }
     let small = ranked(&mut state, "small", "150Mi", 0);
-    state.server_seen(small);
+    state.server_applied(small);
     assert!(settle(&mut state, 4).iter().all(|(_, host)| host.is_none()));
     assert_eq!(free(&state, "h"), 1000 - 400 - 500 - 400);
 
     // Only its host's word makes it free.
     let gone = stopped(&state, "low");
-    state.instance_seen(&gone);
+    state.instance_applied(&gone);
     let writes = state.decide(now(5));
     assert_eq!(
         (writes[0].key.1.as_str(), bound(&writes[0])),
@@ -127,13 +127,13 @@ fn the_least_important_give_way_and_come_back() {
     assert_eq!(free(&state, "h"), 100);
 
     // And it is started again once there is room.
-    state.server_gone(&key("small"));
+    state.server_deleted(&key("small"));
     assert!(state.decide(now(200)).is_empty());
-    state.server_gone(&key("vip"));
+    state.server_deleted(&key("vip"));
     let writes = state.decide(now(201));
     assert_eq!(
         (writes[0].key.1.as_str(), writes[0].kind),
-        ("low", Kind::Resumed)
+        ("low", Decision::Resumed)
     );
     assert_eq!(writes[0].status.preemption, None);
     assert_eq!(bound(&writes[0]), ("h", 1), "the same placement");
@@ -155,15 +155,15 @@ fn what_qemu_itself_takes_is_gained_too() {
     let low = ranked(&mut state, "low", "128Mi", 1);
     running(&mut state, low, 1);
     let vip = ranked(&mut state, "vip", "128Mi", 10);
-    state.server_seen(vip);
+    state.server_applied(vip);
     settle(&mut state, 2);
     let gone = stopped(&state, "low");
-    state.instance_seen(&gone);
+    state.instance_applied(&gone);
     assert_eq!(
         settle(&mut state, 3),
         [("vip".to_owned(), Some("h".to_owned()))]
     );
-    state.server_gone(&key("vip"));
+    state.server_deleted(&key("vip"));
     assert_eq!(settle(&mut state, 4).len(), 1, "it comes back");
 }
 
@@ -180,9 +180,12 @@ fn nobody_is_stopped_unless_the_policy_and_the_class_say_so_and_it_helps() {
         state
     };
     let victims = |state: &mut State, server: Server| {
-        state.server_seen(server);
+        state.server_applied(server);
         let writes = state.decide(now(2));
-        writes.iter().filter(|w| w.kind == Kind::Preempted).count()
+        writes
+            .iter()
+            .filter(|w| w.kind == Decision::Preempted)
+            .count()
     };
     let mut never = full(false);
     let vip = ranked(&mut never, "vip", "500Mi", 10);
@@ -203,7 +206,7 @@ fn nobody_is_stopped_unless_the_policy_and_the_class_say_so_and_it_helps() {
 
     let mut meek = full(true);
     let vip = ranked(&mut meek, "vip", "500Mi", 10);
-    meek.priority_seen(&PriorityClass {
+    meek.priority_class_applied(&PriorityClass {
         metadata: kube::api::ObjectMeta {
             name: Some("10".into()),
             ..Default::default()
@@ -228,13 +231,13 @@ fn who_asks_why_hears_which_class_would_help_and_for_whom_it_is_stopped() {
         ranked(&mut state, "-", "1Mi", unused);
     }
     let peer = ranked(&mut state, "peer", "500Mi", 1);
-    state.server_seen(peer);
+    state.server_applied(peer);
     settle(&mut state, 2);
     let said = state.why(&key("peer"), now(3)).to_string();
     let helps = "priorityClass 5: 1 Server of lower priority on h would be stopped";
     assert!(said.contains(helps), "{said}");
     let vip = ranked(&mut state, "vip", "500Mi", 10);
-    state.server_seen(vip);
+    state.server_applied(vip);
     settle(&mut state, 4);
     let said = state.why(&key("low"), now(5)).to_string();
     assert!(
@@ -253,11 +256,11 @@ fn the_host_is_chosen_where_the_least_important_suffer() {
         running(&mut state, low, 1);
     }
     let vip = ranked(&mut state, "vip", "500Mi", 10);
-    state.server_seen(vip);
+    state.server_applied(vip);
     let writes = state.decide(now(2));
     let stopped: Vec<_> = writes
         .iter()
-        .filter(|w| w.kind == Kind::Preempted)
+        .filter(|w| w.kind == Decision::Preempted)
         .collect();
     assert_eq!(stopped.len(), 1);
     let at = writes[0].status.nomination.as_ref().unwrap().host.clone();
@@ -277,18 +280,18 @@ fn a_victim_that_could_not_be_written_is_chosen_again() {
     let low = ranked(&mut state, "low", "900Mi", 1);
     running(&mut state, low.clone(), 1);
     let vip = ranked(&mut state, "vip", "500Mi", 10);
-    state.server_seen(vip);
+    state.server_applied(vip);
     let writes = state.decide(now(3));
     take(&mut state, &writes[0], 10, 3);
     // Somebody wrote to the victim meanwhile; its newer version comes with the watch.
-    state.written(&writes[1], Outcome::Conflict, now(3));
+    state.write_finished(&writes[1], Outcome::Conflict, now(3));
     assert!(state.decide(now(3)).is_empty());
     let mut newer = (*state.servers[&key("low")]).clone();
     newer.metadata.resource_version = Some("9999999".into());
-    state.server_seen(newer);
+    state.server_applied(newer);
     let again = state.decide(now(4));
     let kinds: Vec<_> = again.iter().map(|w| (w.key.1.as_str(), w.kind)).collect();
-    assert!(kinds.contains(&("low", Kind::Preempted)), "{kinds:?}");
+    assert!(kinds.contains(&("low", Decision::Preempted)), "{kinds:?}");
 }
 
 #[test]
@@ -296,13 +299,13 @@ fn a_host_that_does_not_stop_them_in_time_is_not_waited_for() {
     let mut state = preempting(&[host("h", 1000)]);
     let low = ranked(&mut state, "low", "900Mi", 1);
     running(&mut state, low, 1);
-    state.host_seen(&host("i", 1000));
+    state.host_applied(&host("i", 1000));
     let other = ranked(&mut state, "other", "900Mi", 2);
     running(&mut state, other, 2);
     let vip = ranked(&mut state, "vip", "500Mi", 10);
-    state.server_seen(vip);
+    state.server_applied(vip);
     settle(&mut state, 3);
-    let at = |state: &State| nomination(&state.servers[&key("vip")]).map(|n| n.host.clone());
+    let at = |state: &State| nomination_of(&state.servers[&key("vip")]).map(|n| n.host.clone());
     assert_eq!(
         at(&state).as_deref(),
         Some("h"),
@@ -312,7 +315,7 @@ fn a_host_that_does_not_stop_them_in_time_is_not_waited_for() {
     assert_eq!(at(&state).as_deref(), Some("h"), "its guest has time yet");
     settle(&mut state, 1000);
     assert_eq!(at(&state).as_deref(), Some("i"));
-    assert!(preemption(&state.servers[&key("other")]).is_some());
+    assert!(preemption_of(&state.servers[&key("other")]).is_some());
 }
 
 #[test]
@@ -321,7 +324,7 @@ fn another_scheduler_goes_on_from_what_is_written() {
     let low = ranked(&mut first, "low", "900Mi", 1);
     running(&mut first, low, 1);
     let vip = ranked(&mut first, "vip", "500Mi", 10);
-    first.server_seen(vip);
+    first.server_applied(vip);
     settle(&mut first, 3);
 
     let mut next = preempting(&[host("h", 1000)]);
@@ -329,17 +332,17 @@ fn another_scheduler_goes_on_from_what_is_written() {
         ranked(&mut next, "-", "1Mi", priority);
     }
     for server in first.servers.values() {
-        next.server_seen((**server).clone());
+        next.server_applied((**server).clone());
     }
     let mut run = said(
         instance(&first.servers[&key("low")], 1),
         true,
         Reason::Active,
     );
-    next.instance_seen(&run);
+    next.instance_applied(&run);
     assert!(settle(&mut next, 4).is_empty(), "nobody else is stopped");
     run = stopped(&next, "low");
-    next.instance_seen(&run);
+    next.instance_applied(&run);
     assert_eq!(
         settle(&mut next, 5),
         [("vip".to_owned(), Some("h".to_owned()))]
@@ -353,13 +356,13 @@ fn who_stopped_in_vain_is_started_again() {
     let low = ranked(&mut state, "low", "900Mi", 1);
     running(&mut state, low, 1);
     let vip = ranked(&mut state, "vip", "500Mi", 10);
-    state.server_seen(vip);
+    state.server_applied(vip);
     settle(&mut state, 3);
-    state.server_gone(&key("vip"));
+    state.server_deleted(&key("vip"));
     let writes = state.decide(now(4));
     assert_eq!(
         (writes[0].key.1.as_str(), writes[0].kind),
-        ("low", Kind::Resumed)
+        ("low", Decision::Resumed)
     );
 }
 
@@ -371,7 +374,7 @@ fn starving(spec: SchedulerPolicySpec) -> State {
         let small = server(name, 1, "400Mi");
         running(&mut state, small, 1);
     }
-    state.server_seen(server("big", 1, "900Mi"));
+    state.server_applied(server("big", 1, "900Mi"));
     settle(&mut state, 2);
     state
 }
@@ -379,18 +382,18 @@ fn starving(spec: SchedulerPolicySpec) -> State {
 #[test]
 fn what_is_free_is_kept_for_one_that_has_waited_long() {
     let mut state = starving(SchedulerPolicySpec::default());
-    state.server_seen(server("s3", 1, "150Mi"));
+    state.server_applied(server("s3", 1, "150Mi"));
     assert_eq!(settle(&mut state, 100)[0], ("s3".into(), Some("h".into())));
     // After five minutes it has its turn.
     settle(&mut state, 310);
     let big = state.servers[&key("big")].clone();
-    let kept = nomination(&big).unwrap();
+    let kept = nomination_of(&big).unwrap();
     assert_eq!(
         (kept.host.as_str(), kept.purpose),
         ("h", NominationPurpose::Waiting)
     );
     assert!(
-        scheduled(&big)
+        scheduled_condition(&big)
             .unwrap()
             .message
             .contains("is kept for it until")
@@ -398,11 +401,11 @@ fn what_is_free_is_kept_for_one_that_has_waited_long() {
     let gone = |state: &mut State, name: &str| {
         let placed = state.servers[&key(name)].clone();
         let at = instance(&placed, 1);
-        state.server_gone(&key(name));
-        state.instance_gone(&(at.namespace().unwrap(), at.name_any()));
+        state.server_deleted(&key(name));
+        state.instance_deleted(&(at.namespace().unwrap(), at.name_any()));
     };
     gone(&mut state, "s1");
-    state.server_seen(server("s4", 1, "150Mi"));
+    state.server_applied(server("s4", 1, "150Mi"));
     let decided = settle(&mut state, 320);
     assert!(decided.contains(&("s4".into(), None)), "{decided:?}");
     gone(&mut state, "s2");
@@ -418,7 +421,7 @@ fn what_is_free_is_kept_for_one_that_has_waited_long() {
 fn a_turn_ends_and_others_get_what_was_kept() {
     let mut state = starving(SchedulerPolicySpec::default());
     settle(&mut state, 310);
-    state.server_seen(server("s4", 1, "150Mi"));
+    state.server_applied(server("s4", 1, "150Mi"));
     let first = settle(&mut state, 320);
     assert!(first.contains(&("s4".into(), None)), "{first:?}");
     let after = settle(&mut state, 310 + 1300);
@@ -426,10 +429,10 @@ fn a_turn_ends_and_others_get_what_was_kept() {
         after.contains(&("s4".into(), Some("h".into()))),
         "{after:?}"
     );
-    assert_eq!(nomination(&state.servers[&key("big")]), None);
+    assert_eq!(nomination_of(&state.servers[&key("big")]), None);
     // It rests before it has another turn.
     settle(&mut state, 310 + 1300 + 900);
-    assert_eq!(nomination(&state.servers[&key("big")]), None);
+    assert_eq!(nomination_of(&state.servers[&key("big")]), None);
 }
 
 #[test]
@@ -437,7 +440,7 @@ fn a_higher_priority_has_what_is_kept_for_a_lower_one() {
     let mut state = starving(SchedulerPolicySpec::default());
     settle(&mut state, 310);
     let vip = ranked(&mut state, "vip", "150Mi", 10);
-    state.server_seen(vip);
+    state.server_applied(vip);
     let decided = settle(&mut state, 320);
     assert!(
         decided.contains(&("vip".into(), Some("h".into()))),
@@ -452,7 +455,7 @@ fn without_the_policy_nothing_is_kept() {
         ..SchedulerPolicySpec::default()
     });
     settle(&mut state, 310);
-    assert_eq!(nomination(&state.servers[&key("big")]), None);
+    assert_eq!(nomination_of(&state.servers[&key("big")]), None);
 }
 
 /// Something that happens to a cluster of Servers of all priorities.
@@ -497,13 +500,13 @@ impl Cluster {
                     let memory = format!("{}Mi", u32::from(*size) * 100);
                     let mut made = ranked(&mut self.state, &name, &memory, *priority);
                     made.metadata.resource_version = Some(self.version.to_string());
-                    self.state.server_seen(made);
+                    self.state.server_applied(made);
                 }
             }
             Event::Deleted(n) => {
                 let key = key(&format!("s{n}"));
                 if let Some(server) = self.state.servers.get(&key).cloned() {
-                    self.state.server_gone(&key);
+                    self.state.server_deleted(&key);
                     self.away.remove(&key);
                     if server
                         .status
@@ -512,7 +515,7 @@ impl Cluster {
                     {
                         let at = instance(&server, 1);
                         let at = (at.namespace().unwrap(), at.name_any());
-                        self.state.instance_gone(&at);
+                        self.state.instance_deleted(&at);
                     }
                 }
             }
@@ -528,8 +531,8 @@ impl Cluster {
                         let mut newer = (*self.state.servers[key]).clone();
                         newer.metadata.resource_version = Some(self.version.to_string());
                         self.state
-                            .written(write, Outcome::Conflict, now(self.second));
-                        self.state.server_seen(newer);
+                            .write_finished(write, Outcome::Conflict, now(self.second));
+                        self.state.server_applied(newer);
                     }
                 }
             }
@@ -550,7 +553,7 @@ impl Cluster {
             };
             let mut seen = said(instance(&server, self.version), true, reason);
             seen.spec.preempted = gives_way;
-            self.state.instance_seen(&seen);
+            self.state.instance_applied(&seen);
             if gives_way {
                 self.away.insert(key);
             } else {
@@ -590,7 +593,7 @@ proptest! {
             cluster.happens(event);
             prop_assert!(cluster.used() <= 1000, "{} after {event:?}", cluster.used());
             for server in cluster.state.servers.values() {
-                if let Some(by) = preemption(server) {
+                if let Some(by) = preemption_of(server) {
                     prop_assert!(cluster.state.catalogue.priority(server).value < by.priority);
                 }
             }
@@ -615,7 +618,7 @@ proptest! {
             let (claim, _) = size(server, &state.catalogue).unwrap();
             // What is kept for one is not another's, for a while.
             prop_assert!(
-                claim.memory_mib > left || !state.nominees.is_empty(),
+                claim.memory_mib > left || !state.nominated.is_empty(),
                 "{} waits for {} of {left}", server.name_any(), claim.memory_mib
             );
         }

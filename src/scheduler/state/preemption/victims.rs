@@ -12,11 +12,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use crate::objects::catalogue::Key;
 
 /// Processors and memory in MiB.
-pub type Room = [i64; 2];
+pub type ComputeResources = [i64; 2];
 
 /// A Server that may be stopped.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Occupant {
+pub struct PotentialVictim {
     /// Namespace and name.
     pub key: Key,
     /// Its priority.
@@ -26,7 +26,7 @@ pub struct Occupant {
     /// When it was made.
     pub created: Option<Time>,
     /// What it gives back.
-    pub room: Room,
+    pub room: ComputeResources,
 }
 
 /// What stopping some Servers costs; the least is best.
@@ -44,7 +44,7 @@ pub struct Cost {
 
 /// The cost of stopping `victims`.
 #[must_use]
-pub fn cost(victims: &[Occupant]) -> Cost {
+pub fn cost(victims: &[PotentialVictim]) -> Cost {
     Cost {
         highest: victims.iter().map(|v| v.priority).max(),
         running: victims.iter().filter(|v| v.runs).count(),
@@ -53,12 +53,12 @@ pub fn cost(victims: &[Occupant]) -> Cost {
     }
 }
 
-fn covers(has: Room, needs: Room) -> bool {
+fn covers(has: ComputeResources, needs: ComputeResources) -> bool {
     has.iter().zip(needs).all(|(has, needs)| *has >= needs)
 }
 
-fn sum(occupants: &[Occupant]) -> Room {
-    let rooms = occupants.iter().map(|o| o.room);
+fn sum(potential_victims: &[PotentialVictim]) -> ComputeResources {
+    let rooms = potential_victims.iter().map(|o| o.room);
     rooms.fold([0; 2], |a, b| {
         [a[0].saturating_add(b[0]), a[1].saturating_add(b[1])]
     })
@@ -67,20 +67,23 @@ fn sum(occupants: &[Occupant]) -> Room {
 /// Who is stopped of `occupants`, so that there are `lacking` processors and memory more;
 /// `None` when all of them are not enough.
 #[must_use]
-pub fn victims(lacking: Room, mut occupants: Vec<Occupant>) -> Option<Vec<Occupant>> {
-    let mut gained = sum(&occupants);
+pub fn victims(
+    lacking: ComputeResources,
+    mut potential_victims: Vec<PotentialVictim>,
+) -> Option<Vec<PotentialVictim>> {
+    let mut gained = sum(&potential_victims);
     if !covers(gained, lacking) {
         return None;
     }
     // The most important first, and of equals the one that runs longest.
-    occupants.sort_by_key(|o| {
+    potential_victims.sort_by_key(|o| {
         (
             Reverse((o.priority, o.runs)),
             o.created.clone(),
             o.key.clone(),
         )
     });
-    occupants.retain(|o| {
+    potential_victims.retain(|o| {
         let without = [gained[0] - o.room[0], gained[1] - o.room[1]];
         let let_off = covers(without, lacking);
         if let_off {
@@ -88,7 +91,7 @@ pub fn victims(lacking: Room, mut occupants: Vec<Occupant>) -> Option<Vec<Occupa
         }
         !let_off
     });
-    Some(occupants)
+    Some(potential_victims)
 }
 
 #[cfg(test)]
@@ -97,8 +100,8 @@ mod tests {
 
     use super::*;
 
-    fn one(name: &str, priority: i32, runs: bool, room: Room) -> Occupant {
-        Occupant {
+    fn one(name: &str, priority: i32, runs: bool, room: ComputeResources) -> PotentialVictim {
+        PotentialVictim {
             key: ("ns".into(), name.into()),
             priority,
             runs,
@@ -107,7 +110,7 @@ mod tests {
         }
     }
 
-    fn names(victims: Option<Vec<Occupant>>) -> Vec<String> {
+    fn names(victims: Option<Vec<PotentialVictim>>) -> Vec<String> {
         victims.unwrap().into_iter().map(|v| v.key.1).collect()
     }
 
@@ -139,12 +142,12 @@ mod tests {
             all in proptest::collection::vec((-3..3, any::<bool>(), 0..8_i64, 0..900_i64), 0..9),
             lacking in (0..20_i64, 0..3000_i64),
         ) {
-            let occupants: Vec<_> = all.iter().enumerate()
+            let potential_victims: Vec<_> = all.iter().enumerate()
                 .map(|(i, (p, runs, v, m))| one(&i.to_string(), *p, *runs, [*v, *m]))
                 .collect();
             let lacking = [lacking.0, lacking.1];
-            match victims(lacking, occupants.clone()) {
-                None => prop_assert!(!covers(sum(&occupants), lacking)),
+            match victims(lacking, potential_victims.clone()) {
+                None => prop_assert!(!covers(sum(&potential_victims), lacking)),
                 Some(chosen) => {
                     let gained = sum(&chosen);
                     prop_assert!(covers(gained, lacking));
