@@ -72,10 +72,10 @@ enum Aim {
 }
 
 impl Aim {
-    fn of(self) -> advice::Aim {
+    fn of(self) -> advice::Goal {
         match self {
-            Self::Spread => advice::Aim::Spread,
-            Self::Empty => advice::Aim::Empty,
+            Self::Spread => advice::Goal::Spread,
+            Self::Empty => advice::Goal::Empty,
         }
     }
 }

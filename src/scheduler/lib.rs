@@ -7,14 +7,14 @@
 //! | [`state`] | memory and queue: watch events in, writes out; no I/O |
 //! | `decide`, `gang` | parts of it: the decisions, for one Server and for a group at once |
 //! | `make_room`, [`preempt`] | parts of it: what is done for a Server that fits nowhere |
-//! | [`intake`], [`instances`], [`queue`], [`reports`] | parts of it: the kinds that decide, who waits, what is said of them |
+//! | [`dispatcher`], [`instances`], [`queue`], [`reports`] | parts of it: the kinds that decide, who waits, what is said of them |
 //! | [`why`], [`simulate`], [`advice`] | questions that people ask, of the same core |
 //! | [`live`] | all that decides, read once for such a question |
 //! | [`bind`] | one write, until its outcome is certain |
 //! | this file | watches, leadership, and the one task that decides |
 //!
 //! All watches feed one task, which takes in whatever has arrived, decides at once,
-//! and lets up to [`WRITES`] status writes run beside it. Nothing is decided before all
+//! and lets up to [`MAX_CONCURRENT_WRITES`] status writes run beside it. Nothing is decided before all
 //! kinds have been listed, because a ledger with holes overbooks.
 
 pub mod filters;
@@ -44,13 +44,13 @@ use pileus_kube_ext::lease::Leader;
 use state::{Decision, Outcome, State, StatusWrite};
 
 /// How many status writes run at once.
-pub const WRITES: usize = 16;
+pub const MAX_CONCURRENT_WRITES: usize = 16;
 /// Name of the Lease that the leading scheduler holds.
-pub const LEASE: &str = "pileus-scheduler";
+pub const LEASE_NAME: &str = "pileus-scheduler";
 /// How many watch events are taken in before a decision at most.
-const BATCH: usize = 1024;
+const MAX_EVENT_BATCH: usize = 1024;
 /// How long writes under way are waited for at the end.
-const GRACE: Duration = Duration::from_secs(3);
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How a scheduler runs.
 #[derive(Clone, Debug)]
@@ -86,7 +86,12 @@ pub async fn run(
     let Some(identity) = config.identity else {
         return schedule(&context, &metrics, on_ready, &shutdown).await;
     };
-    let leader = Leader::new(context.client.clone(), SYSTEM_NAMESPACE, LEASE, identity);
+    let leader = Leader::new(
+        context.client.clone(),
+        SYSTEM_NAMESPACE,
+        LEASE_NAME,
+        identity,
+    );
     on_ready();
     tokio::select! {
         () = shutdown.cancelled() => return Ok(()),
@@ -107,14 +112,14 @@ async fn schedule(
     on_ready: impl FnOnce(),
     shutdown: &CancellationToken,
 ) -> Result<(), Error> {
-    let mut events = io::watch::all(&context.client).ready_chunks(BATCH);
+    let mut events = io::watch::all(&context.client).ready_chunks(MAX_EVENT_BATCH);
     let mut on_ready = Some(on_ready);
-    let mut intake = io::watch::Intake::default();
-    let (mut state, mut again) = (State::default(), false);
+    let mut dispatcher = io::watch::Dispatcher::default();
+    let (mut state, mut report_again) = (State::default(), false);
     let mut queued: VecDeque<StatusWrite> = VecDeque::new();
     let mut writes: JoinSet<(StatusWrite, Outcome)> = JoinSet::new();
     // Reports run one batch after another; whether all went well comes back.
-    let mut telling: JoinSet<bool> = JoinSet::new();
+    let mut reporting: JoinSet<bool> = JoinSet::new();
     let mut clock = tokio::time::interval(Duration::from_secs(1));
     clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -124,28 +129,28 @@ async fn schedule(
             Some(ended) = writes.join_next(), if !writes.is_empty() => {
                 // A task of ours neither panics nor is aborted while we run.
                 if let Ok((write, outcome)) = ended {
-                    note(context, metrics, &write, &outcome);
+                    record_outcome(context, metrics, &write, &outcome);
                     state.write_finished(&write, outcome, Timestamp::now());
                 }
             }
-            Some(told) = telling.join_next(), if !telling.is_empty() => {
-                if !told.unwrap_or(false) {
-                    again = true;
+            Some(succeeded) = reporting.join_next(), if !reporting.is_empty() => {
+                if !succeeded.unwrap_or(false) {
+                    report_again = true;
                 }
             }
             _ = clock.tick() => {
-                if std::mem::take(&mut again) {
+                if std::mem::take(&mut report_again) {
                     state.report_again();
                 }
             }
             batch = events.next() => {
                 let Some(batch) = batch else { return Err(Error::WatchEnded) };
                 for event in batch {
-                    intake.take(event, &mut state);
+                    dispatcher.apply(event, &mut state);
                 }
             }
         }
-        if intake.complete() {
+        if dispatcher.all_listed() {
             if let Some(on_ready) = on_ready.take() {
                 on_ready();
             }
@@ -153,14 +158,14 @@ async fn schedule(
             let decided = state.decide(Timestamp::now());
             metrics.decided(decided.len(), start.elapsed());
             queued.extend(decided);
-            if telling.is_empty() {
+            if reporting.is_empty() {
                 let reports = state.reports(Timestamp::now());
                 if !reports.is_empty() {
-                    telling.spawn(io::object_status::all(context.clone(), reports));
+                    reporting.spawn(io::object_status::all(context.clone(), reports));
                 }
             }
         }
-        while writes.len() < WRITES
+        while writes.len() < MAX_CONCURRENT_WRITES
             && let Some(write) = queued.pop_front()
         {
             let client = context.client.clone();
@@ -175,12 +180,12 @@ async fn schedule(
     }
     // What is under way is better finished than left for the next leader to guess.
     let finish = async { while writes.join_next().await.is_some() {} };
-    let _ = tokio::time::timeout(GRACE, finish).await;
+    let _ = tokio::time::timeout(SHUTDOWN_TIMEOUT, finish).await;
     Ok(())
 }
 
 /// Counts an outcome and publishes an event at a transition.
-fn note(context: &Context, metrics: &Metrics, write: &StatusWrite, outcome: &Outcome) {
+fn record_outcome(context: &Context, metrics: &Metrics, write: &StatusWrite, outcome: &Outcome) {
     let (namespace, name) = &write.key;
     match outcome {
         Outcome::Written(server) => {

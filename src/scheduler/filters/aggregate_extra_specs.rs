@@ -1,17 +1,17 @@
 //! An aggregate of the host has what the flavor's extra specs ask for.
 
 use super::{CycleState, Filter, Host, RejectReason, Scope};
-use crate::placement::extra_spec_operators::{holds, unmet};
+use crate::placement::extra_spec_operators::{first_unmet, satisfies};
 
 fn lacking<'a>(host: Host<'_>, cycle: &CycleState<'a>) -> Option<(&'a str, &'a str)> {
     let aggregates = &host.profile().aggregates;
     let specs = &cycle.request.requirements.extra_specs;
-    unmet(specs, "aggregate_instance_extra_specs", |name, wanted, _| {
+    first_unmet(specs, "aggregate_instance_extra_specs", |name, wanted, _| {
         let mut values = aggregates
             .iter()
             .filter_map(|a| a.properties.get(name))
             .flat_map(|text| text.split(','));
-        Some(values.any(|has| holds(has.trim(), wanted)))
+        Some(values.any(|has| satisfies(has.trim(), wanted)))
     })
 }
 

@@ -1,14 +1,14 @@
 //! The host can do what the flavor's extra specs ask for.
 
 use super::{CycleState, Filter, Host, RejectReason, Scope};
-use crate::placement::extra_spec_operators::{Scoped, holds, unmet};
+use crate::placement::extra_spec_operators::{Scoped, first_unmet, satisfies};
 
 fn lacking<'a>(host: Host<'_>, cycle: &CycleState<'a>) -> Option<(&'a str, &'a str)> {
     let capabilities = &host.profile().capabilities;
     let specs = &cycle.request.requirements.extra_specs;
-    unmet(specs, "capabilities", |name, wanted, scoped| {
+    first_unmet(specs, "capabilities", |name, wanted, scoped| {
         match capabilities.get(name) {
-            Some(has) => Some(holds(has, wanted)),
+            Some(has) => Some(satisfies(has, wanted)),
             None => (scoped == Scoped::Yes).then_some(false),
         }
     })

@@ -23,7 +23,7 @@ impl Filter for JsonFilter {
             .requirements
             .query
             .as_ref()
-            .is_none_or(|q| q.holds(host))
+            .is_none_or(|q| q.matches(host))
     }
 
     fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason {

@@ -84,7 +84,7 @@ fn filters_turn_away_whom_nova_turns_away() {
         let why = Placer::new(policy).place(&snapshot, &request).map(drop);
         why.err().map(|e| {
             let of_h = e
-                .refusals
+                .rejections
                 .iter()
                 .filter(|r| r.nearest == "h")
                 .map(|r| r.filter);

@@ -14,9 +14,9 @@ use pileus_kube_ext::report::apply_status_to_version;
 use pileus_kube_ext::{ApiError, chain, is_unserved};
 
 /// How long one try may take.
-const TRY: Duration = Duration::from_secs(5);
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest wait between tries.
-const MOST: Duration = Duration::from_secs(5);
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(5);
 
 /// Writes a decision, to the version of the Server that it was made from.
 ///
@@ -34,10 +34,10 @@ pub async fn write_status(client: Client, write: &StatusWrite) -> Outcome {
                 apply_status_to_version(&api, SCHEDULER, &write.server, &write.status).await
             }
         };
-        match tokio::time::timeout(TRY, call).await {
+        match tokio::time::timeout(ATTEMPT_TIMEOUT, call).await {
             Ok(Ok(server)) => return Outcome::Written(Arc::new(server)),
             Ok(Err(error)) => {
-                if let Some(outcome) = certain(&error) {
+                if let Some(outcome) = known_outcome(&error) {
                     if matches!(outcome, Outcome::Rejected) {
                         let (namespace, name) = &write.key;
                         tracing::error!(%namespace, %name, error = %chain(&error), "status refused");
@@ -49,7 +49,7 @@ pub async fn write_status(client: Client, write: &StatusWrite) -> Outcome {
             Err(_) => tracing::warn!(server = ?write.key, "writing a status takes too long"),
         }
         tokio::time::sleep(wait).await;
-        wait = (wait * 2).min(MOST);
+        wait = (wait * 2).min(MAX_RETRY_DELAY);
     }
 }
 
@@ -90,7 +90,7 @@ async fn withdraw_placement(api: &Api<Server>, write: &StatusWrite) -> Result<Se
 }
 
 /// The outcome, where the error tells that nothing was written.
-fn certain(error: &ApiError) -> Option<Outcome> {
+fn known_outcome(error: &ApiError) -> Option<Outcome> {
     if error.is_conflict() || error.is_gone() {
         return Some(Outcome::Conflict);
     }

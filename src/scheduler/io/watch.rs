@@ -25,7 +25,7 @@ type Guarded<K> = Event<DeserializeGuard<K>>;
     clippy::large_enum_variant,
     reason = "each is moved once, into the state; a box would be one more allocation"
 )]
-pub(crate) enum Seen {
+pub(crate) enum Observed {
     Server(Guarded<Server>),
     Host(Guarded<Host>),
     Flavor(Guarded<Flavor>),
@@ -38,21 +38,24 @@ pub(crate) enum Seen {
 }
 
 /// All watches in one stream, which does not end. Errors are logged and waited out.
-pub(crate) fn all(client: &Client) -> impl Stream<Item = Seen> + Unpin + Send + use<> {
+pub(crate) fn all(client: &Client) -> impl Stream<Item = Observed> + Unpin + Send + use<> {
     select_all([
-        one(client, Seen::Server),
-        one(client, Seen::Host),
-        one(client, Seen::Flavor),
-        one(client, Seen::Image),
-        one(client, Seen::Instance),
-        one(client, Seen::Aggregate),
-        one(client, Seen::Group),
-        one(client, Seen::Policy),
-        one(client, Seen::Priority),
+        one(client, Observed::Server),
+        one(client, Observed::Host),
+        one(client, Observed::Flavor),
+        one(client, Observed::Image),
+        one(client, Observed::Instance),
+        one(client, Observed::Aggregate),
+        one(client, Observed::Group),
+        one(client, Observed::Policy),
+        one(client, Observed::Priority),
     ])
 }
 
-fn one<K>(client: &Client, wrap: fn(Guarded<K>) -> Seen) -> Pin<Box<dyn Stream<Item = Seen> + Send>>
+fn one<K>(
+    client: &Client,
+    wrap: fn(Guarded<K>) -> Observed,
+) -> Pin<Box<dyn Stream<Item = Observed> + Send>>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
 {
@@ -76,7 +79,7 @@ struct Listing<K> {
     items: Vec<K>,
     /// Objects that cannot be read: there, but unknown.
     broken: BTreeSet<Key>,
-    complete: bool,
+    listed: bool,
 }
 
 impl<K> Default for Listing<K> {
@@ -84,7 +87,7 @@ impl<K> Default for Listing<K> {
         Self {
             items: Vec::new(),
             broken: BTreeSet::new(),
-            complete: false,
+            listed: false,
         }
     }
 }
@@ -101,7 +104,7 @@ fn key<K: Resource>(object: &K) -> Key {
 }
 
 impl<K: Resource<DynamicType = ()>> Listing<K> {
-    fn take(&mut self, event: Guarded<K>) -> Option<Change<K>> {
+    fn apply(&mut self, event: Guarded<K>) -> Option<Change<K>> {
         match event {
             Event::Init => {
                 self.items.clear();
@@ -112,13 +115,13 @@ impl<K: Resource<DynamicType = ()>> Listing<K> {
                 match guard.0 {
                     Ok(object) => self.items.push(object),
                     Err(invalid) => {
-                        self.broken.insert(report::<K>(&invalid));
+                        self.broken.insert(log_invalid::<K>(&invalid));
                     }
                 }
                 None
             }
             Event::InitDone => {
-                self.complete = true;
+                self.listed = true;
                 let items = std::mem::take(&mut self.items);
                 Some(Change::List(items, std::mem::take(&mut self.broken)))
             }
@@ -126,7 +129,7 @@ impl<K: Resource<DynamicType = ()>> Listing<K> {
                 Ok(object) => Some(Change::Apply(object)),
                 Err(invalid) => {
                     // What was known of it before is kept.
-                    report::<K>(&invalid);
+                    log_invalid::<K>(&invalid);
                     None
                 }
             },
@@ -135,7 +138,7 @@ impl<K: Resource<DynamicType = ()>> Listing<K> {
     }
 }
 
-fn report<K: Resource<DynamicType = ()>>(invalid: &InvalidObject) -> Key {
+fn log_invalid<K: Resource<DynamicType = ()>>(invalid: &InvalidObject) -> Key {
     let namespace = invalid.metadata.namespace.clone().unwrap_or_default();
     let name = invalid.metadata.name.clone().unwrap_or_default();
     let kind = K::kind(&());
@@ -145,7 +148,7 @@ fn report<K: Resource<DynamicType = ()>>(invalid: &InvalidObject) -> Key {
 
 /// Brings watch events into the state.
 #[derive(Default)]
-pub(crate) struct Intake {
+pub(crate) struct Dispatcher {
     servers: Listing<Server>,
     hosts: Listing<Host>,
     flavors: Listing<Flavor>,
@@ -157,72 +160,72 @@ pub(crate) struct Intake {
     priorities: Listing<PriorityClass>,
 }
 
-impl Intake {
+impl Dispatcher {
     /// Whether every kind has been listed.
-    pub(crate) fn complete(&self) -> bool {
-        self.servers.complete
-            && self.hosts.complete
-            && self.flavors.complete
-            && self.images.complete
-            && self.instances.complete
-            && self.aggregates.complete
-            && self.groups.complete
-            && self.policies.complete
-            && self.priorities.complete
+    pub(crate) fn all_listed(&self) -> bool {
+        self.servers.listed
+            && self.hosts.listed
+            && self.flavors.listed
+            && self.images.listed
+            && self.instances.listed
+            && self.aggregates.listed
+            && self.groups.listed
+            && self.policies.listed
+            && self.priorities.listed
     }
 
     /// Takes one event in.
-    pub(crate) fn take(&mut self, event: Seen, state: &mut State) {
+    pub(crate) fn apply(&mut self, event: Observed, state: &mut State) {
         match event {
-            Seen::Server(event) => match self.servers.take(event) {
+            Observed::Server(event) => match self.servers.apply(event) {
                 Some(Change::Apply(server)) => state.server_applied(server),
                 Some(Change::Delete(key)) => state.server_deleted(&key),
                 Some(Change::List(items, broken)) => state.servers_listed(items, &broken),
                 None => {}
             },
-            Seen::Host(event) => match self.hosts.take(event) {
+            Observed::Host(event) => match self.hosts.apply(event) {
                 Some(Change::Apply(host)) => state.host_applied(&host),
                 Some(Change::Delete((_, name))) => state.host_deleted(&name),
                 Some(Change::List(items, broken)) => state.hosts_listed(&items, &broken),
                 None => {}
             },
-            Seen::Flavor(event) => match self.flavors.take(event) {
+            Observed::Flavor(event) => match self.flavors.apply(event) {
                 Some(Change::Apply(flavor)) => state.flavor_applied(flavor),
                 Some(Change::Delete((_, name))) => state.flavor_deleted(&name),
                 Some(Change::List(items, _)) => state.flavors_listed(items),
                 None => {}
             },
-            Seen::Image(event) => match self.images.take(event) {
+            Observed::Image(event) => match self.images.apply(event) {
                 Some(Change::Apply(image)) => state.image_applied(image),
                 Some(Change::Delete(key)) => state.image_deleted(&key),
                 Some(Change::List(items, _)) => state.images_listed(items),
                 None => {}
             },
-            Seen::Instance(event) => match self.instances.take(event) {
+            Observed::Instance(event) => match self.instances.apply(event) {
                 Some(Change::Apply(instance)) => state.instance_applied(&instance),
                 Some(Change::Delete(key)) => state.instance_deleted(&key),
                 Some(Change::List(items, broken)) => state.instances_listed(&items, &broken),
                 None => {}
             },
-            Seen::Aggregate(event) => match self.aggregates.take(event) {
+            Observed::Aggregate(event) => match self.aggregates.apply(event) {
                 Some(Change::Apply(aggregate)) => state.aggregate_applied(aggregate),
                 Some(Change::Delete((_, name))) => state.aggregate_deleted(&name),
                 Some(Change::List(items, broken)) => state.aggregates_listed(items, &broken),
                 None => {}
             },
-            Seen::Group(event) => match self.groups.take(event) {
+            Observed::Group(event) => match self.groups.apply(event) {
                 Some(Change::Apply(group)) => state.group_applied(group),
                 Some(Change::Delete(key)) => state.group_deleted(&key),
                 Some(Change::List(items, _)) => state.groups_listed(items),
                 None => {}
             },
-            Seen::Policy(event) => match self.policies.take(event) {
+            Observed::Policy(event) => match self.policies.apply(event) {
                 Some(Change::Apply(policy)) => state.policy_applied(policy),
                 Some(Change::Delete((_, name))) => state.policy_deleted(&name),
                 Some(Change::List(items, broken)) => state.policies_listed(items, &broken),
                 None => {}
             },
-            Seen::Priority(event) => match self.priorities.take(event) {
+            Observed::Priority(event) => match self.priorities.apply(event) {
                 Some(Change::Apply(class)) => state.priority_class_applied(&class),
                 Some(Change::Delete((_, name))) => state.priority_class_deleted(&name),
                 Some(Change::List(items, _)) => state.priority_classes_listed(&items),

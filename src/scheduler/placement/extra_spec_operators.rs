@@ -16,7 +16,7 @@ pub enum Scoped {
 /// The first extra spec in the scope, or in none, that is not met: (name, value). `has` says
 /// whether what the host has under a name is as wanted, or nothing where a key without
 /// scope is none of the filter's business.
-pub fn unmet<'a>(
+pub fn first_unmet<'a>(
     extra_specs: &'a BTreeMap<String, String>,
     scope: &str,
     has: impl Fn(&str, &str, Scoped) -> Option<bool>,
@@ -36,34 +36,34 @@ pub fn unmet<'a>(
 /// (at least), `== != >= <=` for numbers, `s== s!= s< s<= s> s>=` for text, or the
 /// very text.
 #[must_use]
-pub fn holds(has: &str, wanted: &str) -> bool {
+pub fn satisfies(actual: &str, wanted: &str) -> bool {
     let mut words = wanted.split_whitespace();
     let (Some(operator), Some(first)) = (words.next(), words.next()) else {
-        return has == wanted.trim();
+        return actual == wanted.trim();
     };
-    let numbers = || Some((parse_milli(has).ok()?, parse_milli(first).ok()?));
+    let numbers = || Some((parse_milli(actual).ok()?, parse_milli(first).ok()?));
     let number = |yes: fn(i64, i64) -> bool| numbers().is_some_and(|(a, b)| yes(a, b));
     match operator {
-        "<or>" => wanted.split("<or>").skip(1).any(|v| v.trim() == has),
-        "<in>" => has.contains(first),
+        "<or>" => wanted.split("<or>").skip(1).any(|v| v.trim() == actual),
+        "<in>" => actual.contains(first),
         "<all-in>" => {
             let all = wanted
                 .split_whitespace()
                 .skip(1)
                 .filter(|w| *w != "<all-in>");
-            all.into_iter().all(|w| has.contains(w))
+            all.into_iter().all(|w| actual.contains(w))
         }
         "=" | ">=" => number(|a, b| a >= b),
         "==" => number(|a, b| a == b),
         "!=" => number(|a, b| a != b),
         "<=" => number(|a, b| a <= b),
-        "s==" => has == first,
-        "s!=" => has != first,
-        "s<" => has < first,
-        "s<=" => has <= first,
-        "s>" => has > first,
-        "s>=" => has >= first,
-        _ => has == wanted.trim(),
+        "s==" => actual == first,
+        "s!=" => actual != first,
+        "s<" => actual < first,
+        "s<=" => actual <= first,
+        "s>" => actual > first,
+        "s>=" => actual >= first,
+        _ => actual == wanted.trim(),
     }
 }
 
@@ -89,7 +89,7 @@ mod tests {
             ("x", "!= 3", false),
             ("x", "s!= y", true),
         ] {
-            assert_eq!(holds(has, wanted), is, "{has} {wanted}");
+            assert_eq!(satisfies(has, wanted), is, "{has} {wanted}");
         }
     }
     #[test]
@@ -106,10 +106,10 @@ mod tests {
             (_, Scoped::Yes) => Some(false),
             (_, Scoped::No) => None,
         };
-        assert_eq!(unmet(&all, "a", has), None);
-        assert_eq!(unmet(&all, "b", has), Some(("x", "2")));
+        assert_eq!(first_unmet(&all, "a", has), None);
+        assert_eq!(first_unmet(&all, "b", has), Some(("x", "2")));
         assert_eq!(
-            unmet(&specs(&[("a:y:z", "1")]), "a", has),
+            first_unmet(&specs(&[("a:y:z", "1")]), "a", has),
             Some(("y:z", "1"))
         );
     }

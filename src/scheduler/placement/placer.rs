@@ -21,10 +21,10 @@ use crate::placement::snapshot::Snapshot;
 use crate::weighers::Weigher;
 
 /// How many kinds of Servers are remembered.
-const KINDS: usize = 256;
+const MAX_CACHED: usize = 256;
 
 /// Hosts that fit one kind of Servers.
-struct Kind {
+struct CachedFit {
     fit: HostSet,
     /// Up to where the journal has been read.
     seen: u64,
@@ -56,8 +56,8 @@ fn digest(requirements: &Requirements) -> u128 {
 
 /// Hosts that fit, by kind of Server.
 #[derive(Default)]
-struct Memory {
-    kinds: HashMap<u128, Kind>,
+struct FitCache {
+    entries: HashMap<u128, CachedFit>,
     decisions: u64,
 }
 
@@ -65,7 +65,7 @@ struct Memory {
 #[derive(Default)]
 pub struct Placer {
     policy: std::sync::Arc<Policy>,
-    memory: Memory,
+    cache: FitCache,
     fit: HostSet,
 }
 
@@ -75,22 +75,22 @@ pub struct Explanation {
     /// Number of hosts looked at.
     pub hosts: usize,
     /// Filters that turned hosts away, most hosts first.
-    pub refusals: Vec<Refusal>,
+    pub rejections: Vec<Rejection>,
 }
 
 /// What one filter turned away.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
+pub struct Rejection {
     /// Name of the filter.
     pub filter: &'static str,
     /// How many hosts it turned away.
     pub hosts: usize,
     /// How many of them no other filter turned away.
-    pub alone: usize,
+    pub exclusive: usize,
     /// The host that comes nearest: turned away by the fewest filters, and lacking least.
     pub nearest: String,
     /// What that host lacks.
-    pub miss: RejectReason,
+    pub reason: RejectReason,
 }
 
 impl fmt::Display for Explanation {
@@ -101,22 +101,22 @@ impl fmt::Display for Explanation {
             );
         }
         write!(f, "0 of {} hosts fit", self.hosts)?;
-        for (i, refusal) in self.refusals.iter().enumerate() {
+        for (i, rejection) in self.rejections.iter().enumerate() {
             let separator = if i == 0 { ":" } else { ";" };
-            let (filter, hosts) = (refusal.filter, refusal.hosts);
-            let miss = refusal.nearest_miss();
-            write!(f, "{separator} {filter} turned away {hosts} ({miss})")?;
+            let (filter, hosts) = (rejection.filter, rejection.hosts);
+            let reason = rejection.nearest_reason();
+            write!(f, "{separator} {filter} turned away {hosts} ({reason})")?;
         }
         Ok(())
     }
 }
 
-impl Refusal {
+impl Rejection {
     /// What the nearest host lacks, in words.
     #[must_use]
-    pub fn nearest_miss(&self) -> String {
+    pub fn nearest_reason(&self) -> String {
         let nearest = &self.nearest;
-        match &self.miss {
+        match &self.reason {
             RejectReason::Insufficient { needs, has, unit } if self.hosts > 1 => {
                 format!("needs {needs} {unit}, best host {nearest} has {has}")
             }
@@ -166,14 +166,10 @@ impl Placer {
         snapshot: &'a Snapshot,
         request: &Request,
     ) -> Result<&'a str, Explanation> {
-        let Self {
-            policy,
-            memory,
-            fit,
-        } = self;
+        let Self { policy, cache, fit } = self;
         let cycle = cycle_state(snapshot, policy, request);
-        memory.recall(policy, &cycle, fit);
-        own(policy, &cycle, fit);
+        cache.lookup(policy, &cycle, fit);
+        retain_passing_request_filters(policy, &cycle, fit);
         let weighers = policy.weighers.iter();
         let terms: Vec<Term<'_>> = weighers.map(|(w, m)| term(&**w, *m, &cycle)).collect();
         let mut best: Option<(i64, u64, usize)> = None;
@@ -201,13 +197,13 @@ impl Placer {
         &self,
         snapshot: &Snapshot,
         request: &Request,
-        room: &[&str],
+        ignored: &[&str],
     ) -> Vec<usize> {
         let cycle = cycle_state(snapshot, &self.policy, request);
         let filters = self.policy.filters.iter().map(|f| &**f);
-        let others = filters.filter(|f| !room.contains(&f.name()) && f.applies(&cycle));
+        let others = filters.filter(|f| !ignored.contains(&f.name()) && f.applies(&cycle));
         let mut fit = snapshot.registered().clone();
-        keep(&mut fit, &others.collect::<Vec<_>>(), &cycle);
+        retain_passing(&mut fit, &others.collect::<Vec<_>>(), &cycle);
         fit.iter().collect()
     }
 
@@ -221,27 +217,27 @@ impl Placer {
     /// saying why not.
     pub fn fits(&mut self, snapshot: &Snapshot, request: &Request) -> bool {
         let cycle = cycle_state(snapshot, &self.policy, request);
-        self.memory.recall(&self.policy, &cycle, &mut self.fit);
-        own(&self.policy, &cycle, &mut self.fit);
+        self.cache.lookup(&self.policy, &cycle, &mut self.fit);
+        retain_passing_request_filters(&self.policy, &cycle, &mut self.fit);
         !self.fit.is_empty()
     }
 }
 
-impl Memory {
+impl FitCache {
     /// Makes `fit` the hosts that pass all filters but those of a Server's own.
-    fn recall(&mut self, policy: &Policy, cycle: &CycleState<'_>, fit: &mut HostSet) {
+    fn lookup(&mut self, policy: &Policy, cycle: &CycleState<'_>, fit: &mut HostSet) {
         self.decisions += 1;
         let shared: Vec<&dyn Filter> = policy
             .filters
             .iter()
-            .filter(|f| !is_own(f.scope()) && f.applies(cycle))
+            .filter(|f| !is_per_request(f.scope()) && f.applies(cycle))
             .map(|f| &**f)
             .collect();
         let snapshot = cycle.snapshot;
         let kind = digest(&cycle.request.requirements);
-        let (_, changed) = snapshot.changes_since(self.kinds.get(&kind).map_or(0, |k| k.seen));
+        let (_, changed) = snapshot.changes_since(self.entries.get(&kind).map_or(0, |k| k.seen));
         let (end, _) = snapshot.changes_since(0);
-        let kind = match (self.kinds.get_mut(&kind), changed) {
+        let kind = match (self.entries.get_mut(&kind), changed) {
             (Some(kind), Some(changed)) => {
                 for &slot in changed {
                     let slot = slot as usize;
@@ -254,14 +250,14 @@ impl Memory {
             }
             (known, _) => {
                 let mut all = snapshot.registered().clone();
-                keep(&mut all, &shared, cycle);
-                if known.is_none() && self.kinds.len() >= KINDS {
-                    let oldest = self.kinds.iter().min_by_key(|(_, k)| k.used);
+                retain_passing(&mut all, &shared, cycle);
+                if known.is_none() && self.entries.len() >= MAX_CACHED {
+                    let oldest = self.entries.iter().min_by_key(|(_, k)| k.used);
                     if let Some(oldest) = oldest.map(|(kind, _)| *kind) {
-                        self.kinds.remove(&oldest);
+                        self.entries.remove(&oldest);
                     }
                 }
-                let kind = self.kinds.entry(kind).or_insert(Kind {
+                let kind = self.entries.entry(kind).or_insert(CachedFit {
                     fit: HostSet::default(),
                     seen: 0,
                     used: 0,
@@ -281,39 +277,39 @@ impl Memory {
 fn term<'a>(weigher: &dyn Weigher, multiplier: i64, cycle: &CycleState<'a>) -> Term<'a> {
     let snapshot = cycle.snapshot;
     let key = weigher.aggregate_key();
-    let own = snapshot.with_multipliers().iter().filter_map(|slot| {
-        let own = snapshot.host_at(slot).profile().multipliers.get(key?)?;
-        Some((u32::try_from(slot).unwrap_or(u32::MAX), *own))
+    let overrides = snapshot.with_multipliers().iter().filter_map(|slot| {
+        let multiplier = snapshot.host_at(slot).profile().multipliers.get(key?)?;
+        Some((u32::try_from(slot).unwrap_or(u32::MAX), *multiplier))
     });
     Term {
-        figures: weigher.weigh(cycle),
+        weights: weigher.weigh(cycle),
         multiplier,
-        own: own.collect(),
+        overrides: overrides.collect(),
     }
 }
 
 /// Whether a filter looks at what is a Server's own.
-fn is_own(scope: Scope) -> bool {
+fn is_per_request(scope: Scope) -> bool {
     matches!(scope, Scope::Request | Scope::RequestProfile)
 }
 
 /// Whether a filter looks at nothing of a host but its profile.
-fn by_profile(scope: Scope) -> bool {
+fn is_per_profile(scope: Scope) -> bool {
     matches!(scope, Scope::Profile | Scope::RequestProfile)
 }
 
 /// Keeps of `fit` what passes the filters of a Server's own.
-fn own(policy: &Policy, cycle: &CycleState<'_>, fit: &mut HostSet) {
+fn retain_passing_request_filters(policy: &Policy, cycle: &CycleState<'_>, fit: &mut HostSet) {
     let filters = policy.filters.iter().map(|f| &**f);
-    let filters = filters.filter(|f| is_own(f.scope()) && f.applies(cycle));
-    keep(fit, &filters.collect::<Vec<_>>(), cycle);
+    let filters = filters.filter(|f| is_per_request(f.scope()) && f.applies(cycle));
+    retain_passing(fit, &filters.collect::<Vec<_>>(), cycle);
 }
 
 /// Keeps of `fit` what passes `filters`. What hangs on a host's profile is asked once for
 /// each profile.
-fn keep(fit: &mut HostSet, filters: &[&dyn Filter], cycle: &CycleState<'_>) {
+fn retain_passing(fit: &mut HostSet, filters: &[&dyn Filter], cycle: &CycleState<'_>) {
     let (of_profile, of_host): (Vec<&dyn Filter>, Vec<_>) =
-        filters.iter().partition(|f| by_profile(f.scope()));
+        filters.iter().partition(|f| is_per_profile(f.scope()));
     if !of_profile.is_empty() {
         let mut verdicts: Vec<Option<bool>> = vec![None; cycle.snapshot.profile_id_bound()];
         fit.retain(|slot| {
@@ -329,18 +325,18 @@ fn keep(fit: &mut HostSet, filters: &[&dyn Filter], cycle: &CycleState<'_>) {
 
 /// What a filter has turned away so far.
 #[derive(Default)]
-struct Row<'a> {
+struct Tally<'a> {
     hosts: usize,
-    alone: usize,
+    exclusive: usize,
     /// How many filters turn the nearest host away, how much it lacks, and its name.
     nearest: Option<((usize, i64, &'a str), RejectReason)>,
 }
 
 fn explain(policy: &Policy, cycle: &CycleState<'_>) -> Explanation {
     let filters: Vec<_> = policy.filters.iter().filter(|f| f.applies(cycle)).collect();
-    let mut table: Vec<Row<'_>> = filters.iter().map(|_| Row::default()).collect();
+    let mut table: Vec<Tally<'_>> = filters.iter().map(|_| Tally::default()).collect();
     // What hangs on a profile alone is asked once for each profile.
-    let by_profile = |i: &usize| by_profile(filters[*i].scope());
+    let is_per_profile = |i: &usize| is_per_profile(filters[*i].scope());
     let mut profiles: Vec<Option<Vec<usize>>> = vec![None; cycle.snapshot.profile_id_bound()];
     let mut failed = Vec::new();
     let mut hosts = 0;
@@ -348,48 +344,52 @@ fn explain(policy: &Policy, cycle: &CycleState<'_>) -> Explanation {
         hosts += 1;
         let fails = |i: &usize| !filters[*i].passes(host, cycle);
         let of_profile = profiles[host.profile_id() as usize].get_or_insert_with(|| {
-            let asked = (0..filters.len()).filter(by_profile);
+            let asked = (0..filters.len()).filter(is_per_profile);
             asked.filter(fails).collect()
         });
         failed.clone_from(of_profile);
-        let asked = (0..filters.len()).filter(|i| !by_profile(i));
+        let asked = (0..filters.len()).filter(|i| !is_per_profile(i));
         failed.extend(asked.filter(fails));
         for &i in &failed {
-            let row = &mut table[i];
-            row.hosts += 1;
-            row.alone += usize::from(failed.len() == 1);
+            let tally = &mut table[i];
+            tally.hosts += 1;
+            tally.exclusive += usize::from(failed.len() == 1);
             // No gap is below 0: what does not come before then never does.
             let least = (failed.len(), 0, host.name());
-            if row.nearest.as_ref().is_some_and(|(best, _)| least > *best) {
+            if tally
+                .nearest
+                .as_ref()
+                .is_some_and(|(best, _)| least > *best)
+            {
                 continue;
             }
-            let miss = filters[i].explain(host, cycle);
-            let gap = match &miss {
+            let reason = filters[i].explain(host, cycle);
+            let gap = match &reason {
                 RejectReason::Insufficient { needs, has, .. } => needs.saturating_sub(*has).max(0),
                 RejectReason::Unsuitable(_) => 0,
             };
             let rank = (failed.len(), gap, host.name());
-            if row.nearest.as_ref().is_none_or(|(best, _)| rank < *best) {
-                row.nearest = Some((rank, miss));
+            if tally.nearest.as_ref().is_none_or(|(best, _)| rank < *best) {
+                tally.nearest = Some((rank, reason));
             }
         }
     }
-    let mut refusals: Vec<Refusal> = filters
+    let mut rejections: Vec<Rejection> = filters
         .iter()
         .zip(table)
-        .filter_map(|(filter, row)| {
-            let ((_, _, name), miss) = row.nearest?;
-            Some(Refusal {
+        .filter_map(|(filter, tally)| {
+            let ((_, _, name), reason) = tally.nearest?;
+            Some(Rejection {
                 filter: filter.name(),
-                hosts: row.hosts,
-                alone: row.alone,
+                hosts: tally.hosts,
+                exclusive: tally.exclusive,
                 nearest: name.to_owned(),
-                miss,
+                reason,
             })
         })
         .collect();
-    refusals.sort_by_key(|r| (Reverse(r.hosts), r.filter));
-    Explanation { hosts, refusals }
+    rejections.sort_by_key(|r| (Reverse(r.hosts), r.filter));
+    Explanation { hosts, rejections }
 }
 
 fn cycle_state<'a>(

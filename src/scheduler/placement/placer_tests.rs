@@ -153,7 +153,7 @@ fn the_nearest_host_is_one_that_lacks_nothing_else() {
         .place(&with([down, host("h2", 1000)]), &wants(4096))
         .unwrap_err();
     let ram = why
-        .refusals
+        .rejections
         .iter()
         .find(|r| r.filter == "RamFilter")
         .unwrap();

@@ -18,7 +18,7 @@ pub enum Query {
 }
 
 /// Deepest nesting that is read.
-const DEPTH: usize = 16;
+const MAX_DEPTH: usize = 16;
 
 impl Query {
     /// Reads one, such as `["and", [">=", "$free_ram_mb", 1024]]`.
@@ -27,14 +27,14 @@ impl Query {
     /// When it is none; says what is wrong.
     pub fn parse(text: &str) -> Result<Self, String> {
         let value = serde_json::from_str(text).map_err(|e| format!("is not JSON: {e}"))?;
-        Self::read(&value, DEPTH)
+        Self::read(&value, MAX_DEPTH)
     }
 
     fn read(value: &Value, depth: usize) -> Result<Self, String> {
         if depth == 0 {
-            return Err(format!("is nested deeper than {DEPTH}"));
+            return Err(format!("is nested deeper than {MAX_DEPTH}"));
         }
-        let Some([Value::String(word), rest @ ..]) = value.as_array().map(Vec::as_slice) else {
+        let Some([Value::String(operator), rest @ ..]) = value.as_array().map(Vec::as_slice) else {
             return Err(format!(
                 "has `{value}` where a list with an operator is needed"
             ));
@@ -42,27 +42,30 @@ impl Query {
         let all = || -> Result<Vec<Self>, String> {
             rest.iter().map(|v| Self::read(v, depth - 1)).collect()
         };
-        match word.as_str() {
+        match operator.as_str() {
             "and" => Ok(Self::And(all()?)),
             "or" => Ok(Self::Or(all()?)),
             "not" => Ok(Self::Not(all()?)),
             "=" | "<" | ">" | "<=" | ">=" | "in" if rest.len() >= 2 => {
                 let text = |v: &Value| v.as_str().map_or_else(|| v.to_string(), str::to_owned);
-                Ok(Self::Compare(word.clone(), rest.iter().map(text).collect()))
+                Ok(Self::Compare(
+                    operator.clone(),
+                    rest.iter().map(text).collect(),
+                ))
             }
-            "=" | "<" | ">" | "<=" | ">=" | "in" => Err(format!("gives `{word}` too little")),
-            _ => Err(format!("has the unknown operator `{word}`")),
+            "=" | "<" | ">" | "<=" | ">=" | "in" => Err(format!("gives `{operator}` too little")),
+            _ => Err(format!("has the unknown operator `{operator}`")),
         }
     }
 
     /// Whether it is true of `host`.
     #[must_use]
-    pub fn holds(&self, host: Host<'_>) -> bool {
+    pub fn matches(&self, host: Host<'_>) -> bool {
         match self {
-            Self::And(all) => all.iter().all(|q| q.holds(host)),
-            Self::Or(any) => any.iter().any(|q| q.holds(host)),
-            Self::Not(none) => !none.iter().any(|q| q.holds(host)),
-            Self::Compare(word, operands) => {
+            Self::And(all) => all.iter().all(|q| q.matches(host)),
+            Self::Or(any) => any.iter().any(|q| q.matches(host)),
+            Self::Not(none) => !none.iter().any(|q| q.matches(host)),
+            Self::Compare(operator, operands) => {
                 let values: Option<Vec<String>> = operands.iter().map(|o| value(host, o)).collect();
                 let Some([first, rest @ ..]) = values.as_deref() else {
                     return false;
@@ -71,7 +74,7 @@ impl Query {
                     (Ok(a), Ok(b)) => a.cmp(&b),
                     _ => first.cmp(other),
                 };
-                match word.as_str() {
+                match operator.as_str() {
                     "in" => rest.contains(first),
                     "=" => rest.iter().all(|o| compare(o).is_eq()),
                     "<" => rest.iter().all(|o| compare(o).is_lt()),

@@ -8,7 +8,7 @@ use crate::placement::host_set::{HostSet, ROW};
 use crate::weighers::RawWeights;
 
 /// How finely a figure is stretched: its span becomes multiplier × 2^29.
-const FINE: u32 = 29;
+const FRACTION_BITS: u32 = 29;
 
 /// For each byte of a word, all ones where its bit is set.
 static MASKS: [[i32; 8]; 256] = masks();
@@ -32,29 +32,29 @@ const fn masks() -> [[i32; 8]; 256] {
 /// A weigher's part of the sum.
 pub struct Term<'a> {
     /// What it says of hosts.
-    pub figures: RawWeights<'a>,
+    pub weights: RawWeights<'a>,
     /// How much that counts, in thousandths.
     pub multiplier: i64,
     /// How much it counts for hosts whose aggregates say so themselves, by slot, ascending.
-    pub own: Vec<(u32, i64)>,
+    pub overrides: Vec<(u32, i64)>,
 }
 
 /// A term whose figures are apart.
-struct Stretched<'a> {
-    figures: &'a RawWeights<'a>,
+struct Normalized<'a> {
+    weights: &'a RawWeights<'a>,
     /// The lowest figure of the hosts that fit, and what the highest is above it.
     low: i64,
     span: i64,
     /// What each step above the lowest counts.
     factor: i64,
-    own: &'a [(u32, i64)],
+    overrides: &'a [(u32, i64)],
     /// How much of the figures of some slots, and of `own`, has been used.
-    read: (usize, usize),
+    cursors: (usize, usize),
 }
 
 /// Calls `see` with each slot of `fit`, ascending, and its score.
-pub fn scores(fit: &HostSet, terms: &[Term<'_>], mut see: impl FnMut(usize, i64)) {
-    let mut terms: Vec<_> = terms.iter().filter_map(|t| stretch(fit, t)).collect();
+pub fn scores(fit: &HostSet, terms: &[Term<'_>], mut visit: impl FnMut(usize, i64)) {
+    let mut terms: Vec<_> = terms.iter().filter_map(|t| normalize(fit, t)).collect();
     for (row, word) in fit.words().iter().enumerate() {
         if *word == 0 {
             continue;
@@ -67,18 +67,18 @@ pub fn scores(fit: &HostSet, terms: &[Term<'_>], mut see: impl FnMut(usize, i64)
         while left != 0 {
             let bit = left.trailing_zeros() as usize;
             left &= left - 1;
-            see(row * ROW + bit, sums[bit]);
+            visit(row * ROW + bit, sums[bit]);
         }
     }
 }
 
-fn stretch<'a>(fit: &HostSet, term: &'a Term<'_>) -> Option<Stretched<'a>> {
-    if term.multiplier == 0 && term.own.is_empty() {
+fn normalize<'a>(fit: &HostSet, term: &'a Term<'_>) -> Option<Normalized<'a>> {
+    if term.multiplier == 0 && term.overrides.is_empty() {
         return None;
     }
-    let (low, high) = match &term.figures {
+    let (low, high) = match &term.weights {
         RawWeights::Equal => None,
-        RawWeights::Column(column) => Some(ends(fit, column)),
+        RawWeights::Column(column) => Some(min_max(fit, column)),
         RawWeights::Hosts(held) => {
             let words = || fit.words().iter().enumerate();
             let with = words().any(|(row, f)| f & held.word(row) != 0);
@@ -88,23 +88,23 @@ fn stretch<'a>(fit: &HostSet, term: &'a Term<'_>) -> Option<Stretched<'a>> {
         RawWeights::Sparse(some) => {
             let here = || some.iter().filter(|(slot, _)| fit.has(*slot as usize));
             let others = (here().count() < fit.len()).then_some(0);
-            let figures = || here().map(|(_, f)| i64::from(*f)).chain(others);
-            figures().min().zip(figures().max())
+            let weights = || here().map(|(_, f)| i64::from(*f)).chain(others);
+            weights().min().zip(weights().max())
         }
     }?;
     let span = high - low;
-    (span > 0).then(|| Stretched {
-        figures: &term.figures,
+    (span > 0).then(|| Normalized {
+        weights: &term.weights,
         low,
         span,
-        factor: (term.multiplier << FINE) / span,
-        own: &term.own,
-        read: (0, 0),
+        factor: (term.multiplier << FRACTION_BITS) / span,
+        overrides: &term.overrides,
+        cursors: (0, 0),
     })
 }
 
 /// The lowest and the highest figure of the hosts that fit.
-fn ends(fit: &HostSet, column: &[i32]) -> (i64, i64) {
+fn min_max(fit: &HostSet, column: &[i32]) -> (i64, i64) {
     let (mut low, mut high) = ([i32::MAX; 8], [i32::MIN; 8]);
     let rows = fit.words().iter().zip(column.as_chunks::<ROW>().0);
     for (word, row) in rows.filter(|(word, _)| **word != 0) {
@@ -121,18 +121,22 @@ fn ends(fit: &HostSet, column: &[i32]) -> (i64, i64) {
     (i64::from(low), i64::from(high))
 }
 
-impl Stretched<'_> {
+impl Normalized<'_> {
     /// Adds what it says of one row of hosts. Wrapping only where a slot does not fit,
     /// whose score nobody looks at.
     fn add(&mut self, row: usize, word: u64, sums: &mut [i64; ROW]) {
-        let before = if self.has_own(row) { Some(*sums) } else { None };
-        match self.figures {
+        let before = if self.has_override(row) {
+            Some(*sums)
+        } else {
+            None
+        };
+        match self.weights {
             RawWeights::Equal => {}
             RawWeights::Column(column) => {
                 let (factor, low) = (self.factor, self.low);
-                for (sum, figure) in sums.iter_mut().zip(&column[row * ROW..][..ROW]) {
+                for (sum, weight) in sums.iter_mut().zip(&column[row * ROW..][..ROW]) {
                     // Not below zero where the slot fits, and within 32 bits.
-                    let above = i64::from(*figure).wrapping_sub(low).cast_unsigned() & 0xffff_ffff;
+                    let above = i64::from(*weight).wrapping_sub(low).cast_unsigned() & 0xffff_ffff;
                     *sum = sum.wrapping_add(above.cast_signed().wrapping_mul(factor));
                 }
             }
@@ -150,41 +154,41 @@ impl Stretched<'_> {
                         *sum = sum.wrapping_add(others);
                     }
                 }
-                while let Some((slot, figure)) = some.get(self.read.0)
+                while let Some((slot, weight)) = some.get(self.cursors.0)
                     && *slot as usize / ROW <= row
                 {
-                    self.read.0 += 1;
+                    self.cursors.0 += 1;
                     let bit = *slot as usize % ROW;
                     if *slot as usize / ROW == row && word >> bit & 1 == 1 {
-                        sums[bit] += i64::from(*figure) * self.factor;
+                        sums[bit] += i64::from(*weight) * self.factor;
                     }
                 }
             }
         }
         if let Some(before) = before {
-            self.own(row, word, &before, sums);
+            self.apply_overrides(row, word, &before, sums);
         }
     }
 
     /// Whether a host of the row has a multiplier of its own.
-    fn has_own(&mut self, row: usize) -> bool {
+    fn has_override(&mut self, row: usize) -> bool {
         let behind = |(slot, _): &&(u32, i64)| (*slot as usize / ROW) < row;
-        let rest = self.own.get(self.read.1..).unwrap_or_default();
-        self.read.1 += rest.iter().take_while(behind).count();
-        let next = self.own.get(self.read.1);
+        let rest = self.overrides.get(self.cursors.1..).unwrap_or_default();
+        self.cursors.1 += rest.iter().take_while(behind).count();
+        let next = self.overrides.get(self.cursors.1);
         next.is_some_and(|(slot, _)| *slot as usize / ROW == row)
     }
 
     /// Counts a host's figure by its own multiplier instead.
-    fn own(&self, row: usize, word: u64, before: &[i64; ROW], sums: &mut [i64; ROW]) {
-        let rest = self.own.get(self.read.1..).unwrap_or_default();
+    fn apply_overrides(&self, row: usize, word: u64, before: &[i64; ROW], sums: &mut [i64; ROW]) {
+        let rest = self.overrides.get(self.cursors.1..).unwrap_or_default();
         let here = |(slot, _): &&(u32, i64)| *slot as usize / ROW == row;
         for (slot, multiplier) in rest.iter().take_while(here) {
             let bit = *slot as usize % ROW;
             if word >> bit & 1 == 0 {
                 continue;
             }
-            let figure = match self.figures {
+            let weight = match self.weights {
                 RawWeights::Equal => 0,
                 RawWeights::Column(column) => i64::from(column[*slot as usize]),
                 RawWeights::Hosts(held) => i64::from(held.has(*slot as usize)),
@@ -193,8 +197,8 @@ impl Stretched<'_> {
                     found.map_or(0, |at| i64::from(some[at].1))
                 }
             };
-            let factor = (multiplier << FINE) / self.span;
-            sums[bit] = before[bit] + (figure - self.low) * factor;
+            let factor = (multiplier << FRACTION_BITS) / self.span;
+            sums[bit] = before[bit] + (weight - self.low) * factor;
         }
     }
 }
@@ -221,20 +225,20 @@ mod tests {
     /// Nova's rule as it is written there, one host after the other.
     fn plain(lines: &[Line], multipliers: [i64; 3]) -> Vec<(usize, i64)> {
         let fit = || lines.iter().enumerate().filter(|(_, l)| l.0);
-        let figure = |l: &Line, sort: usize| match sort {
+        let weight = |l: &Line, sort: usize| match sort {
             0 => i64::from(l.1),
             1 => i64::from(l.2),
             _ => l.3.map_or(0, i64::from),
         };
         let sum = |l: &Line| {
             let part = |sort: usize| {
-                let low = fit().map(|(_, l)| figure(l, sort)).min().unwrap();
-                let high = fit().map(|(_, l)| figure(l, sort)).max().unwrap();
+                let low = fit().map(|(_, l)| weight(l, sort)).min().unwrap();
+                let high = fit().map(|(_, l)| weight(l, sort)).max().unwrap();
                 let multiplier = l.4.unwrap_or(multipliers[sort]);
                 if high == low {
                     0
                 } else {
-                    (figure(l, sort) - low) * ((multiplier << FINE) / (high - low))
+                    (weight(l, sort) - low) * ((multiplier << FRACTION_BITS) / (high - low))
                 }
             };
             (0..3).map(part).sum()
@@ -250,19 +254,19 @@ mod tests {
         ) {
             let (mut fit, mut held) = (HostSet::default(), HostSet::default());
             let mut column = vec![0; lines.len().next_multiple_of(ROW)];
-            let (mut some, mut own) = (Vec::new(), Vec::new());
+            let (mut some, mut overrides) = (Vec::new(), Vec::new());
             for (slot, line) in lines.iter().enumerate() {
                 fit.set(slot, line.0);
                 column[slot] = line.1;
                 held.set(slot, line.2);
                 let id = u32::try_from(slot).unwrap();
                 some.extend(line.3.map(|f| (id, f)));
-                own.extend(line.4.map(|m| (id, m)));
+                overrides.extend(line.4.map(|m| (id, m)));
             }
-            let figures = [RawWeights::Column(&column), RawWeights::Hosts(&held), RawWeights::Sparse(some)];
-            let terms = figures.into_iter().zip(multipliers);
+            let weights = [RawWeights::Column(&column), RawWeights::Hosts(&held), RawWeights::Sparse(some)];
+            let terms = weights.into_iter().zip(multipliers);
             let terms: Vec<_> = terms
-                .map(|(figures, multiplier)| Term { figures, multiplier, own: own.clone() })
+                .map(|(weights, multiplier)| Term { weights, multiplier, overrides: overrides.clone() })
                 .collect();
             let mut seen = Vec::new();
             scores(&fit, &terms, |slot, score| seen.push((slot, score)));

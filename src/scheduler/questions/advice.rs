@@ -16,16 +16,16 @@ use crate::state::State;
 use pileus_api::server::Placement;
 
 /// How many moves are advised at most.
-const MOVES: usize = 50;
+const MAX_MOVES: usize = 50;
 /// A move that evens two hosts out by less than this is not worth it, in thousandths of
 /// the memory that they give out.
-const WORTH: i64 = 50;
+const MIN_GAIN: i64 = 50;
 /// How many hosts are tried to be emptied at most, those with the fewest Servers first.
-const TRIED: usize = 200;
+const MAX_TRIED: usize = 200;
 
 /// What moves are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Aim {
+pub enum Goal {
     /// Hosts that are evenly full.
     Spread,
     /// Hosts that are empty.
@@ -47,7 +47,7 @@ pub struct Move {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Advice {
     /// What they are for.
-    pub aim: Aim,
+    pub goal: Goal,
     /// The moves.
     pub moves: Vec<Move>,
     /// Hosts that are empty after them.
@@ -56,7 +56,7 @@ pub struct Advice {
     pub fullest: (i64, i64),
 }
 
-struct Tenant {
+struct PlacedServer {
     key: Key,
     uid: String,
     request: Request,
@@ -64,7 +64,7 @@ struct Tenant {
 }
 
 /// Memory given out of a host, in thousandths.
-fn fullness(snapshot: &Snapshot, host: &str) -> i64 {
+fn memory_used(snapshot: &Snapshot, host: &str) -> i64 {
     snapshot.host(host).map_or(0, |host| {
         let all = host.limit(1).max(1);
         (all - host.free(1)).saturating_mul(1000) / all
@@ -74,30 +74,30 @@ fn fullness(snapshot: &Snapshot, host: &str) -> i64 {
 /// Moves that would make hosts evenly full, or empty. By the same filters and weighers as
 /// any placement.
 #[must_use]
-pub fn advise(state: &State, aim: Aim, now: Timestamp) -> Advice {
-    let tenants = tenants(state, now);
+pub fn advise(state: &State, goal: Goal, now: Timestamp) -> Advice {
+    let servers = servers(state, now);
     let mut snapshot = state.snapshot().clone();
     let hosts: BTreeSet<String> = snapshot.hosts().map(|h| h.name().to_owned()).collect();
     let fullest = |snapshot: &Snapshot| {
-        let all = hosts.iter().map(|h| fullness(snapshot, h));
+        let all = hosts.iter().map(|h| memory_used(snapshot, h));
         all.max().unwrap_or(0)
     };
     let before = fullest(&snapshot);
-    let (moves, emptied) = match aim {
-        Aim::Spread => (spread(state, &tenants, &mut snapshot), Vec::new()),
-        Aim::Empty => empty(state, &tenants, &mut snapshot),
+    let (moves, emptied) = match goal {
+        Goal::Spread => (even_out(state, &servers, &mut snapshot), Vec::new()),
+        Goal::Empty => empty_hosts(state, &servers, &mut snapshot),
     };
     Advice {
-        aim,
+        goal,
         moves,
         emptied,
         fullest: (before, fullest(&snapshot)),
     }
 }
 
-fn tenants(state: &State, now: Timestamp) -> Vec<Tenant> {
+fn servers(state: &State, now: Timestamp) -> Vec<PlacedServer> {
     let placed = state.servers.iter().filter_map(|(key, server)| {
-        Some(Tenant {
+        Some(PlacedServer {
             key: key.clone(),
             uid: server.metadata.uid.clone()?,
             request: state.request(server, now).ok()?,
@@ -108,65 +108,65 @@ fn tenants(state: &State, now: Timestamp) -> Vec<Tenant> {
 }
 
 /// Servers in a copy of the ledger, moved at no cost.
-struct Trial<'a> {
+struct Simulation<'a> {
     state: &'a State,
-    tenants: &'a [Tenant],
+    servers: &'a [PlacedServer],
     snapshot: &'a mut Snapshot,
     placer: Placer,
     /// Where each tenant is.
     at: Vec<String>,
 }
 
-impl<'a> Trial<'a> {
-    fn new(state: &'a State, tenants: &'a [Tenant], snapshot: &'a mut Snapshot) -> Self {
+impl<'a> Simulation<'a> {
+    fn new(state: &'a State, servers: &'a [PlacedServer], snapshot: &'a mut Snapshot) -> Self {
         Self {
             state,
-            tenants,
+            servers,
             snapshot,
             placer: Placer::with_policy(state.placer.policy()),
-            at: tenants.iter().map(|t| t.placement.host.clone()).collect(),
+            at: servers.iter().map(|t| t.placement.host.clone()).collect(),
         }
     }
 
-    fn put(&mut self, i: usize, host: &str) {
-        let tenant = &self.tenants[i];
-        let placement = if host == tenant.placement.host {
-            tenant.placement.clone()
+    fn place_on(&mut self, i: usize, host: &str) {
+        let server = &self.servers[i];
+        let placement = if host == server.placement.host {
+            server.placement.clone()
         } else {
-            let resources = &tenant.request.requirements.resources;
+            let resources = &server.request.requirements.resources;
             let there = self.snapshot.host(host);
             let taken = there.map(|h| devices::placement(h, resources));
             Placement {
                 host: host.to_owned(),
-                claim: tenant.placement.claim,
+                claim: server.placement.claim,
                 ..taken.unwrap_or_default()
             }
         };
-        if let Some(server) = self.state.servers.get(&tenant.key) {
-            let held = allocation(server, &placement, &self.state.catalogue);
-            self.snapshot.allocate(&tenant.uid, held);
+        if let Some(object) = self.state.servers.get(&server.key) {
+            let held = allocation(object, &placement, &self.state.catalogue);
+            self.snapshot.allocate(&server.uid, held);
         }
         host.clone_into(&mut self.at[i]);
     }
 
     /// Moves a Server to its best host, if that is another.
-    fn shift(&mut self, i: usize) -> Option<String> {
-        let tenant = &self.tenants[i];
+    fn move_to_best(&mut self, i: usize) -> Option<String> {
+        let server = &self.servers[i];
         let from = self.at[i].clone();
-        self.snapshot.release(&tenant.uid);
-        let best = self.placer.place(self.snapshot, &tenant.request);
+        self.snapshot.release(&server.uid);
+        let best = self.placer.place(self.snapshot, &server.request);
         let best = best.ok().filter(|h| *h != from).map(str::to_owned);
-        self.put(i, best.as_deref().unwrap_or(&from));
+        self.place_on(i, best.as_deref().unwrap_or(&from));
         best
     }
 
-    fn on(&self, host: &str) -> Vec<usize> {
+    fn servers_on(&self, host: &str) -> Vec<usize> {
         (0..self.at.len()).filter(|&i| self.at[i] == host).collect()
     }
 
-    fn a_move(&self, i: usize, from: &str, to: String) -> Move {
+    fn new_move(&self, i: usize, from: &str, to: String) -> Move {
         Move {
-            server: self.tenants[i].key.clone(),
+            server: self.servers[i].key.clone(),
             from: from.to_owned(),
             to,
         }
@@ -174,13 +174,15 @@ impl<'a> Trial<'a> {
 }
 
 /// From the fullest host to the best for each, as long as that evens them out.
-fn spread(state: &State, tenants: &[Tenant], snapshot: &mut Snapshot) -> Vec<Move> {
+fn even_out(state: &State, servers: &[PlacedServer], snapshot: &mut Snapshot) -> Vec<Move> {
     let mut moves: Vec<Move> = Vec::new();
-    let mut trial = Trial::new(state, tenants, snapshot);
-    let hosts: Vec<String> = names(trial.snapshot);
+    let mut simulation = Simulation::new(state, servers, snapshot);
+    let hosts: Vec<String> = names(simulation.snapshot);
     let mut settled: BTreeSet<String> = BTreeSet::new();
-    while moves.len() < MOVES {
-        let full = hosts.iter().map(|h| (fullness(trial.snapshot, h), h));
+    while moves.len() < MAX_MOVES {
+        let full = hosts
+            .iter()
+            .map(|h| (memory_used(simulation.snapshot, h), h));
         let full: Vec<_> = full.collect();
         let sum: i64 = full.iter().map(|(n, _)| n).sum();
         let mean = sum / i64::try_from(full.len().max(1)).unwrap_or(i64::MAX);
@@ -189,18 +191,18 @@ fn spread(state: &State, tenants: &[Tenant], snapshot: &mut Snapshot) -> Vec<Mov
         let Some((full, from)) = left.max().filter(|(n, _)| *n > mean) else {
             break;
         };
-        let mut on_it = trial.on(from);
-        on_it.sort_by_key(|&i| Reverse(tenants[i].placement.claim.memory_mib));
-        let shifted = on_it.into_iter().find_map(|i| {
-            let to = trial.shift(i)?;
-            if fullness(trial.snapshot, &to) + WORTH <= full {
+        let mut on_it = simulation.servers_on(from);
+        on_it.sort_by_key(|&i| Reverse(servers[i].placement.claim.memory_mib));
+        let moved = on_it.into_iter().find_map(|i| {
+            let to = simulation.move_to_best(i)?;
+            if memory_used(simulation.snapshot, &to) + MIN_GAIN <= full {
                 return Some((i, to));
             }
-            trial.put(i, from);
+            simulation.place_on(i, from);
             None
         });
-        match shifted {
-            Some((i, to)) => moves.push(trial.a_move(i, from, to)),
+        match moved {
+            Some((i, to)) => moves.push(simulation.new_move(i, from, to)),
             None => drop(settled.insert(from.clone())),
         }
     }
@@ -212,48 +214,52 @@ fn names(snapshot: &Snapshot) -> Vec<String> {
 }
 
 /// Hosts with the fewest Servers first, each wholly or not at all.
-fn empty(state: &State, tenants: &[Tenant], snapshot: &mut Snapshot) -> (Vec<Move>, Vec<String>) {
+fn empty_hosts(
+    state: &State,
+    servers: &[PlacedServer],
+    snapshot: &mut Snapshot,
+) -> (Vec<Move>, Vec<String>) {
     let (mut moves, mut emptied) = (Vec::new(), Vec::new());
-    let mut trial = Trial::new(state, tenants, snapshot);
+    let mut simulation = Simulation::new(state, servers, snapshot);
     let servers = |snapshot: &Snapshot, h: &str| snapshot.host(h).map_or(0, Host::servers);
-    let mut hosts = names(trial.snapshot);
-    hosts.sort_by_key(|h| (servers(trial.snapshot, h), h.clone()));
+    let mut hosts = names(simulation.snapshot);
+    hosts.sort_by_key(|h| (servers(simulation.snapshot, h), h.clone()));
     // A host that nobody uses is no better than the one to be emptied.
     let (idle, mut used): (Vec<_>, Vec<_>) = hosts
         .into_iter()
-        .partition(|h| servers(trial.snapshot, h) == 0);
+        .partition(|h| servers(simulation.snapshot, h) == 0);
     for host in &idle {
-        close(state, trial.snapshot, host, true);
+        set_closed(state, simulation.snapshot, host, true);
     }
-    used.truncate(TRIED);
+    used.truncate(MAX_TRIED);
     for host in used {
-        let on_it = trial.on(&host);
-        if moves.len() + on_it.len() > MOVES {
+        let on_it = simulation.servers_on(&host);
+        if moves.len() + on_it.len() > MAX_MOVES {
             continue;
         }
-        close(state, trial.snapshot, &host, true);
+        set_closed(state, simulation.snapshot, &host, true);
         let mut gone = Vec::new();
         for &i in &on_it {
-            let Some(to) = trial.shift(i) else {
+            let Some(to) = simulation.move_to_best(i) else {
                 break;
             };
-            gone.push(trial.a_move(i, &host, to));
+            gone.push(simulation.new_move(i, &host, to));
         }
-        if gone.len() == on_it.len() && servers(trial.snapshot, &host) == 0 {
+        if gone.len() == on_it.len() && servers(simulation.snapshot, &host) == 0 {
             moves.extend(gone);
             emptied.push(host);
         } else {
             for i in on_it {
-                trial.put(i, &host);
+                simulation.place_on(i, &host);
             }
-            close(state, trial.snapshot, &host, false);
+            set_closed(state, simulation.snapshot, &host, false);
         }
     }
     (moves, emptied)
 }
 
 /// Lets nobody onto a host any more, or again whom it let before.
-fn close(state: &State, snapshot: &mut Snapshot, host: &str, closed: bool) {
+fn set_closed(state: &State, snapshot: &mut Snapshot, host: &str, closed: bool) {
     if let Some(object) = state.hosts.get(host) {
         let mut facts = state.catalogue.facts(object);
         facts.maintenance |= closed;
@@ -264,23 +270,23 @@ fn close(state: &State, snapshot: &mut Snapshot, host: &str, closed: bool) {
 impl fmt::Display for Advice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.moves.is_empty() {
-            return match self.aim {
-                Aim::Spread => writeln!(f, "No move would make the hosts more evenly full."),
-                Aim::Empty => writeln!(f, "No host can be emptied onto those in use."),
+            return match self.goal {
+                Goal::Spread => writeln!(f, "No move would make the hosts more evenly full."),
+                Goal::Empty => writeln!(f, "No host can be emptied onto those in use."),
             };
         }
         for Move { server, from, to } in &self.moves {
             writeln!(f, "move {}/{} from {from} to {to}", server.0, server.1)?;
         }
         let percent = |n: i64| n / 10;
-        match self.aim {
-            Aim::Spread => writeln!(
+        match self.goal {
+            Goal::Spread => writeln!(
                 f,
                 "The fullest host would have {} % of its memory given out, now {} %.",
                 percent(self.fullest.1),
                 percent(self.fullest.0)
             ),
-            Aim::Empty => writeln!(f, "That would empty {}.", self.emptied.join(", ")),
+            Goal::Empty => writeln!(f, "That would empty {}.", self.emptied.join(", ")),
         }
     }
 }
@@ -321,7 +327,7 @@ mod tests {
             ..PlacementConstraints::default()
         });
         state.server_applied(pinned);
-        let advice = advise(&state, Aim::Spread, now(1));
+        let advice = advise(&state, Goal::Spread, now(1));
         assert_eq!(advice.moves.len(), 2, "{advice}");
         assert!(
             advice
@@ -348,14 +354,14 @@ mod tests {
         for (name, host) in [("a", "h1"), ("b", "h1"), ("c", "h2"), ("d", "h1")] {
             state.server_applied(on(name, host));
         }
-        let advice = advise(&state, Aim::Empty, now(1));
+        let advice = advise(&state, Goal::Empty, now(1));
         assert_eq!(advice.emptied, ["h2"]);
         assert_eq!(advice.moves.len(), 1, "{advice}");
         assert_eq!(advice.moves[0].to, "h1");
         for (name, host) in [("e", "h1"), ("f", "h2")] {
             state.server_applied(on(name, host));
         }
-        let advice = advise(&state, Aim::Empty, now(1));
+        let advice = advise(&state, Goal::Empty, now(1));
         assert!(advice.moves.is_empty(), "{advice}");
     }
 }

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::objects::catalogue::Key;
 use crate::objects::resolve::image_key;
-use crate::questions::advice::{self, Aim};
+use crate::questions::advice::{self, Goal};
 use crate::state::{Outcome, State, StatusWrite};
 use pileus_api::names::MANAGER_FINALIZER;
 use pileus_api::{
@@ -23,7 +23,7 @@ use pileus_api::{
 };
 
 /// How often decisions are made at most until nothing changes any more.
-const ROUNDS: usize = 100;
+const MAX_ROUNDS: usize = 100;
 
 /// Why objects cannot be taken in.
 #[derive(Debug, thiserror::Error)]
@@ -58,7 +58,7 @@ pub struct Question {
     /// Hosts to be emptied: where would their Servers go?
     pub drain: Vec<String>,
     /// Advice of which Servers to move.
-    pub advise: Option<Aim>,
+    pub advise: Option<Goal>,
 }
 
 /// An answer for people.
@@ -131,7 +131,7 @@ fn load(state: &mut State, files: &[String], now: Timestamp) -> Result<BTreeSet<
             value["metadata"]["namespace"] = "default".into();
         }
         match kind.as_str() {
-            "Host" => state.host_applied(&ready(read(value)?, now)?),
+            "Host" => state.host_applied(&assume_ready(read(value)?, now)?),
             "HostAggregate" => state.aggregate_applied(read::<HostAggregate>(value)?),
             "Flavor" => state.flavor_applied(read::<Flavor>(value)?),
             "Image" => state.image_applied(read::<Image>(value)?),
@@ -159,13 +159,13 @@ fn load(state: &mut State, files: &[String], now: Timestamp) -> Result<BTreeSet<
         }
     }
     for server in servers {
-        state.server_applied(wanting(server));
+        state.server_applied(as_admitted(server));
     }
     Ok(ignored)
 }
 
 /// A Host as it is, and Ready unless it says otherwise.
-fn ready(mut host: Host, now: Timestamp) -> Result<Host, Error> {
+fn assume_ready(mut host: Host, now: Timestamp) -> Result<Host, Error> {
     let name = host.name_any();
     let status = host.status.get_or_insert_default();
     if status.capacity.is_none() {
@@ -186,7 +186,7 @@ fn ready(mut host: Host, now: Timestamp) -> Result<Host, Error> {
 }
 
 /// A Server with what the API server and the manager would have given it.
-fn wanting(mut server: Server) -> Server {
+fn as_admitted(mut server: Server) -> Server {
     let (namespace, name) = (server.namespace().unwrap_or_default(), server.name_any());
     let meta = server.meta_mut();
     meta.uid
@@ -202,7 +202,7 @@ fn wanting(mut server: Server) -> Server {
 fn answer(state: &mut State, question: &Question, now: Timestamp) -> Result<Answer, Error> {
     let mut text = String::new();
     let drained = drain(state, &question.drain)?;
-    let why = settle(state, now);
+    let why = decide_until_stable(state, now);
     let mut rows: Vec<[String; 2]> = Vec::new();
     let mut nowhere = Vec::new();
     for ((namespace, name), server) in &state.servers {
@@ -241,8 +241,8 @@ fn answer(state: &mut State, question: &Question, now: Timestamp) -> Result<Answ
             "\n{hosts} {can} be emptied: {placed} of {all} Servers fit elsewhere."
         );
     }
-    if let Some(aim) = question.advise {
-        let _ = write!(text, "\n{}", advice::advise(state, aim, now));
+    if let Some(goal) = question.advise {
+        let _ = write!(text, "\n{}", advice::advise(state, goal, now));
     }
     Ok(Answer {
         text,
@@ -252,7 +252,7 @@ fn answer(state: &mut State, question: &Question, now: Timestamp) -> Result<Answ
 
 /// Takes hosts out of service and their Servers off them.
 fn drain(state: &mut State, hosts: &[String]) -> Result<BTreeSet<Key>, Error> {
-    let mut taken = BTreeSet::new();
+    let mut drained = BTreeSet::new();
     for name in hosts {
         let Some(mut host) = state.hosts.get(name).cloned() else {
             return Err(Error::NoHost(name.clone()));
@@ -280,17 +280,17 @@ fn drain(state: &mut State, hosts: &[String]) -> Result<BTreeSet<Key>, Error> {
                 status.preemption = None;
             }
             state.server_applied(server);
-            taken.insert(key);
+            drained.insert(key);
         }
     }
-    Ok(taken)
+    Ok(drained)
 }
 
 /// Decides until nothing changes any more, as if every write was taken. Gives why each that
 /// is left has no host.
-fn settle(state: &mut State, now: Timestamp) -> BTreeMap<Key, String> {
+fn decide_until_stable(state: &mut State, now: Timestamp) -> BTreeMap<Key, String> {
     let mut why = BTreeMap::new();
-    for _ in 0..ROUNDS {
+    for _ in 0..MAX_ROUNDS {
         let writes = state.decide(now);
         if writes.is_empty() {
             break;
@@ -300,7 +300,7 @@ fn settle(state: &mut State, now: Timestamp) -> BTreeMap<Key, String> {
                 let said = write.status.conditions.first().map(|c| c.message.clone());
                 why.insert(write.key.clone(), said.unwrap_or_default());
             }
-            let server = Arc::new(taken(&write));
+            let server = Arc::new(after_write(&write));
             state.write_finished(&write, Outcome::Written(server), now);
         }
     }
@@ -308,7 +308,7 @@ fn settle(state: &mut State, now: Timestamp) -> BTreeMap<Key, String> {
 }
 
 /// The Server as it is once the API server has taken the write.
-fn taken(write: &StatusWrite) -> Server {
+fn after_write(write: &StatusWrite) -> Server {
     let mut server = (*write.server).clone();
     let version = server
         .resource_version()

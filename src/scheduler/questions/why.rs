@@ -17,10 +17,10 @@ use pileus_api::common::Claim;
 use pileus_api::{Flavor, Server};
 
 /// How many smaller flavors are named.
-const FLAVORS: usize = 3;
+const MAX_FLAVORS: usize = 3;
 
 /// Takes a wish out of a request.
-type Drop = fn(&mut Request);
+type RemoveConstraint = fn(&mut Request);
 
 /// What there is to say of a Server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,7 +89,7 @@ impl State {
         let uid = server.uid().unwrap_or_default();
         without.release(&uid);
         without.release(&nomination_key(&uid));
-        let decision = self.placer.place_fresh(&without, &request);
+        let decision = self.placer.place_uncached(&without, &request);
         if let Some(placement) = placement {
             return Verdict::Placed {
                 host: placement.host,
@@ -113,12 +113,12 @@ impl State {
     /// Changes of which each alone would make a Server fit.
     fn changes(&mut self, server: &Server, request: &Request) -> Vec<String> {
         let mut found = Vec::new();
-        let mut tried = |what: String, changed: Request| {
-            if let Ok(host) = self.placer.place_fresh(&self.snapshot, &changed) {
+        let mut try_change = |what: String, changed: Request| {
+            if let Ok(host) = self.placer.place_uncached(&self.snapshot, &changed) {
                 found.push(format!("{what}: it would go to {host}"));
             }
         };
-        for (flavor, claim) in smaller(server, request, self.catalogue.flavors.values()) {
+        for (flavor, claim) in smaller_flavors(server, request, self.catalogue.flavors.values()) {
             let mut changed = request.clone();
             changed.requirements.resources.claim = claim;
             changed.requirements.flavor = Some(flavor.clone());
@@ -128,24 +128,24 @@ impl State {
                 disk_gib,
             } = claim;
             let size = format!("{vcpus} vCPUs, {memory_mib} MiB, {disk_gib} GiB");
-            tried(format!("flavor {flavor} ({size})"), changed);
+            try_change(format!("flavor {flavor} ({size})"), changed);
         }
         if let Some(zone) = &request.requirements.zone {
             let mut changed = request.clone();
             changed.requirements.zone = None;
-            tried(format!("any zone instead of {zone}"), changed);
+            try_change(format!("any zone instead of {zone}"), changed);
         }
         if let Some(group) = &request.group {
             let mut changed = request.clone();
             changed.group = None;
-            tried(format!("without ServerGroup {}", group.id), changed);
+            try_change(format!("without ServerGroup {}", group.id), changed);
         }
         if !request.requirements.host_selector.is_empty() {
             let mut changed = request.clone();
             changed.requirements.host_selector.clear();
-            tried("without hostSelector".to_owned(), changed);
+            try_change("without hostSelector".to_owned(), changed);
         }
-        let wishes: [(&str, bool, Drop); 5] = [
+        let constraints: [(&str, bool, RemoveConstraint); 5] = [
             ("sameHost", !request.same_host.is_empty(), |r| {
                 r.same_host = Vec::new();
             }),
@@ -162,19 +162,19 @@ impl State {
                 r.requirements.host_cidr = None;
             }),
         ];
-        for (wish, there, drop_it) in wishes {
+        for (constraint, there, remove) in constraints {
             if there {
                 let mut changed = request.clone();
-                drop_it(&mut changed);
-                tried(format!("without {wish}"), changed);
+                remove(&mut changed);
+                try_change(format!("without {constraint}"), changed);
             }
         }
-        found.extend(self.higher_class(request));
+        found.extend(self.higher_priority_class(request));
         found
     }
 
     /// The least important PriorityClass for which others would be stopped.
-    fn higher_class(&self, request: &Request) -> Option<String> {
+    fn higher_priority_class(&self, request: &Request) -> Option<String> {
         let all = self.catalogue.priorities.iter();
         let mut higher: Vec<_> = all
             .filter(|(_, class)| class.value > request.priority.value)
@@ -195,7 +195,7 @@ impl State {
 }
 
 /// Flavors that ask for less, and for more of nothing; the nearest first.
-fn smaller<'a>(
+fn smaller_flavors<'a>(
     server: &Server,
     request: &Request,
     flavors: impl Iterator<Item = &'a Flavor>,
@@ -219,7 +219,7 @@ fn smaller<'a>(
         })
         .collect();
     less.sort_by_key(|(name, c)| (Reverse((c.memory_mib, c.vcpus, c.disk_gib)), name.clone()));
-    less.truncate(FLAVORS);
+    less.truncate(MAX_FLAVORS);
     less
 }
 
@@ -271,21 +271,21 @@ impl fmt::Display for Answer {
 }
 
 fn table(f: &mut fmt::Formatter<'_>, explanation: &Explanation) -> fmt::Result {
-    let wide = explanation.refusals.iter().map(|r| r.filter.len());
+    let wide = explanation.rejections.iter().map(|r| r.filter.len());
     let wide = wide.max().unwrap_or(0).max("FILTER".len());
     writeln!(
         f,
         "\n{:wide$}  {:>11}  {:>9}  NEAREST MISS",
         "FILTER", "TURNED AWAY", "IT ALONE"
     )?;
-    for refusal in &explanation.refusals {
+    for rejection in &explanation.rejections {
         writeln!(
             f,
             "{:wide$}  {:>11}  {:>9}  {}",
-            refusal.filter,
-            refusal.hosts,
-            refusal.alone,
-            refusal.nearest_miss()
+            rejection.filter,
+            rejection.hosts,
+            rejection.exclusive,
+            rejection.nearest_reason()
         )?;
     }
     Ok(())
@@ -293,7 +293,7 @@ fn table(f: &mut fmt::Formatter<'_>, explanation: &Explanation) -> fmt::Result {
 
 impl Placer {
     /// Decides without what is remembered, which is of another snapshot.
-    fn place_fresh(
+    fn place_uncached(
         &self,
         snapshot: &crate::placement::snapshot::Snapshot,
         request: &Request,

@@ -14,7 +14,7 @@ use pileus_api::server_group::ServerGroupStatus;
 use pileus_api::{Host, HostAggregate, Reason, SchedulerPolicy, ServerGroup, validation};
 
 /// How many culprits a message names.
-const NAMED: usize = 3;
+const MAX_NAMED: usize = 3;
 
 /// A status to be written where it differs.
 #[derive(Clone, Debug)]
@@ -109,12 +109,12 @@ fn aggregate(
     } else if conflicts.is_empty() {
         Observation::yes(ConditionType::Ready, Reason::Ready, "")
     } else {
-        let named = conflicts.iter().take(NAMED).map(|(host, by, zone)| {
+        let named = conflicts.iter().take(MAX_NAMED).map(|(host, by, zone)| {
             format!("Host {host} is in zone {zone} by the older HostAggregate {by}")
         });
         let mut message = named.collect::<Vec<_>>().join("; ");
-        if conflicts.len() > NAMED {
-            message = format!("{message}; and {} more", conflicts.len() - NAMED);
+        if conflicts.len() > MAX_NAMED {
+            message = format!("{message}; and {} more", conflicts.len() - MAX_NAMED);
         }
         let own = aggregate.spec.availability_zone.as_deref();
         let message = format!(

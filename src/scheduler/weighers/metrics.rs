@@ -25,16 +25,16 @@ impl Weigher for MetricsWeigher {
         }
         let sum = |metrics: &std::collections::BTreeMap<String, i64>| {
             let parts = ratios.iter().map(|(name, ratio)| {
-                let figure = metrics.get(name).copied();
-                Some(i128::from(figure?) * i128::from(*ratio) / 1000)
+                let weight = metrics.get(name).copied();
+                Some(i128::from(weight?) * i128::from(*ratio) / 1000)
             });
             let sum: i128 = parts.sum::<Option<i128>>()?;
             let most = i128::from(i32::MAX);
             i32::try_from((ABOVE_UNAVAILABLE + sum).clamp(0, most)).ok()
         };
         let hosts = cycle.snapshot.metrics().iter();
-        let mut figures: Vec<_> = hosts.filter_map(|(slot, m)| Some((*slot, sum(m)?))).collect();
-        figures.sort_unstable();
-        RawWeights::Sparse(figures)
+        let mut weights: Vec<_> = hosts.filter_map(|(slot, m)| Some((*slot, sum(m)?))).collect();
+        weights.sort_unstable();
+        RawWeights::Sparse(weights)
     }
 }

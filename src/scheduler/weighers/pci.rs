@@ -20,7 +20,7 @@ impl Weigher for PciWeigher {
     }
 
     fn weigh<'a>(&self, cycle: &CycleState<'a>) -> RawWeights<'a> {
-        let figures: Vec<_> = cycle
+        let weights: Vec<_> = cycle
             .snapshot
             .with_pci()
             .iter()
@@ -33,10 +33,10 @@ impl Weigher for PciWeigher {
                 (slot, -i32::try_from(left).unwrap_or_default())
             })
             .collect();
-        if figures.is_empty() {
+        if weights.is_empty() {
             RawWeights::Equal
         } else {
-            RawWeights::Sparse(figures)
+            RawWeights::Sparse(weights)
         }
     }
 }

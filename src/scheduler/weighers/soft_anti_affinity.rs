@@ -19,7 +19,7 @@ impl Weigher for ServerGroupSoftAntiAffinityWeigher {
         if !cycle.has_policy(GroupPolicy::SoftAntiAffinity) {
             return RawWeights::Equal;
         }
-        let figure = |(slot, n): &(u32, u32)| (*slot, -i32::try_from(*n).unwrap_or(i32::MAX));
-        RawWeights::Sparse(cycle.members.iter().map(figure).collect())
+        let weight = |(slot, n): &(u32, u32)| (*slot, -i32::try_from(*n).unwrap_or(i32::MAX));
+        RawWeights::Sparse(cycle.members.iter().map(weight).collect())
     }
 }

@@ -13,7 +13,7 @@ impl Weigher for TaintTolerationWeigher {
     }
 
     fn weigh<'a>(&self, cycle: &CycleState<'a>) -> RawWeights<'a> {
-        let figures: Vec<_> = cycle
+        let weights: Vec<_> = cycle
             .snapshot
             .prefer_no_schedule()
             .iter()
@@ -25,10 +25,10 @@ impl Weigher for TaintTolerationWeigher {
                 (u32::try_from(slot).unwrap_or(u32::MAX), -count)
             })
             .collect();
-        if figures.is_empty() {
+        if weights.is_empty() {
             RawWeights::Equal
         } else {
-            RawWeights::Sparse(figures)
+            RawWeights::Sparse(weights)
         }
     }
 }
