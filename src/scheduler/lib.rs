@@ -194,7 +194,7 @@ fn record_outcome(context: &Context, metrics: &Metrics, write: &StatusWrite, out
             let message = message.unwrap_or_default();
             let host = write.status.placement.as_ref();
             let host = host.map(|p| p.host.as_str()).unwrap_or_default();
-            let (warn, reason) = match write.kind {
+            let (warn, reason) = match write.decision {
                 Decision::Placed => {
                     metrics.decisions.inc();
                     tracing::info!(%namespace, %name, %host, "placed");

@@ -228,7 +228,7 @@ impl State {
         server: Arc<Server>,
         placement: Placement,
         message: String,
-        kind: Decision,
+        decision: Decision,
         now: Timestamp,
     ) -> StatusWrite {
         let held = allocation(&server, &placement, &self.catalogue);
@@ -242,7 +242,7 @@ impl State {
             conditions,
             ..SchedulerStatus::default()
         };
-        self.start_write(key, server, status, kind)
+        self.start_write(key, server, status, decision)
     }
 
     /// Takes a placement back that the host has refused, if another host would do. Where
@@ -328,12 +328,12 @@ impl State {
         key: Key,
         server: Arc<Server>,
         status: SchedulerStatus,
-        kind: Decision,
+        decision: Decision,
     ) -> StatusWrite {
         let writing = InFlight {
             uid: server.uid().unwrap_or_default(),
             version: server.resource_version().unwrap_or_default(),
-            kind,
+            decision,
             nomination: status.nomination.clone(),
             conflict: false,
         };
@@ -342,7 +342,7 @@ impl State {
             key,
             server,
             status,
-            kind,
+            decision,
         }
     }
 }

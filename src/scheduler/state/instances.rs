@@ -75,7 +75,7 @@ impl ObservedInstance {
 
     /// Whether its processors and memory are free for others.
     #[must_use]
-    pub fn stopped_for_preemption(&self) -> bool {
+    pub fn is_stopped_for_preemption(&self) -> bool {
         self.stopped_for_preemption && !self.deleting
     }
 

@@ -70,7 +70,7 @@ pub struct StatusWrite {
     /// The status.
     pub status: SchedulerStatus,
     /// What it is.
-    pub kind: Decision,
+    pub decision: Decision,
 }
 
 /// What a [`Write`] says.
@@ -106,7 +106,7 @@ pub enum Outcome {
 pub(crate) struct InFlight {
     pub(crate) uid: String,
     pub(crate) version: String,
-    pub(crate) kind: Decision,
+    pub(crate) decision: Decision,
     /// Where room is kept for it.
     pub(crate) nomination: Option<Nomination>,
     /// A conflict: the newer version has not been seen yet.
@@ -192,7 +192,7 @@ impl State {
         let conflict = self.in_flight.get(&key).is_some_and(|w| w.conflict);
         if conflict {
             let write = self.in_flight.remove(&key);
-            self.capacity_freed |= write.is_some_and(|w| w.kind == Decision::Preempted);
+            self.capacity_freed |= write.is_some_and(|w| w.decision == Decision::Preempted);
         }
         if wishes_changed {
             self.queue.reset_backoff(&key);
@@ -277,7 +277,7 @@ impl State {
             Outcome::Conflict if unchanged => writing.conflict = true,
             Outcome::Conflict => {
                 // Who was to have the room of one that was to be stopped looks again.
-                self.capacity_freed |= writing.kind == Decision::Preempted;
+                self.capacity_freed |= writing.decision == Decision::Preempted;
                 self.in_flight.remove(key);
                 self.account(key);
                 self.enqueue(key);
@@ -352,7 +352,11 @@ impl State {
             return;
         };
         let uid = server.uid().unwrap_or_default();
-        let writes = |kind| self.in_flight.get(key).is_some_and(|w| w.kind == kind);
+        let writes = |decision| {
+            self.in_flight
+                .get(key)
+                .is_some_and(|w| w.decision == decision)
+        };
         let freed = match placement(server) {
             Some(placement) => {
                 let mut held = allocation(server, placement, &self.catalogue);
@@ -363,7 +367,7 @@ impl State {
                 held.busy = own.is_none_or(|i| i.busy);
                 if preemption_of(server).is_some()
                     && !writes(Decision::Resumed)
-                    && own.is_some_and(ObservedInstance::stopped_for_preemption)
+                    && own.is_some_and(ObservedInstance::is_stopped_for_preemption)
                 {
                     held.resources.claim.vcpus = 0;
                     held.resources.claim.memory_mib = 0;

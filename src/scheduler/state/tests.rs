@@ -77,7 +77,7 @@ fn who_waits_wakes_by_what_can_help_and_repeats_nothing() {
     let mut state = state(&[]);
     state.server_applied(server("a", 1, "600Mi"));
     let why = state.decide(now(1)).remove(0);
-    assert_eq!(why.kind, Decision::Unscheduled { transition: true });
+    assert_eq!(why.decision, Decision::Unscheduled { transition: true });
     let answer = after(&why, 2);
     state.write_finished(&why, Outcome::Written(Arc::new(answer.clone())), now(1));
     assert!(state.decide(now(1)).is_empty());
@@ -87,7 +87,7 @@ fn who_waits_wakes_by_what_can_help_and_repeats_nothing() {
     // Too small a host: a new message, no transition.
     state.host_applied(&host("h", 100));
     let why = state.decide(now(80)).remove(0);
-    assert_eq!(why.kind, Decision::Unscheduled { transition: false });
+    assert_eq!(why.decision, Decision::Unscheduled { transition: false });
     let answer = after(&why, 3);
     state.write_finished(&why, Outcome::Written(Arc::new(answer)), now(80));
     // Figures alone are brought up to date after ten seconds, then twenty, and so on.

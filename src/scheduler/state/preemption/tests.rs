@@ -1,24 +1,21 @@
-//! Preemption, and room that is kept for those that wait long: in one file, as they take from
-//! the same hosts and the property tests play both.
+//! Preemption and nominations, in one file because they compete for the same hosts.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use k8s_openapi::api::scheduling::v1::PriorityClass;
-use proptest::prelude::*;
 
 use super::*;
 use crate::fixtures::{after, bound, host, instance, now, said, server, settle, state};
-use crate::state::Outcome;
+use crate::state::{Decision, Outcome, preemption_of, scheduled_condition};
 use pileus_api::server::PlacementConstraints;
 use pileus_api::{Instance, SchedulerPolicy, SchedulerPolicySpec};
 
-fn key(name: &str) -> Key {
+pub(super) fn key(name: &str) -> Key {
     ("ns".into(), name.into())
 }
 
-/// A Server whose priority is its class's name.
-fn ranked(state: &mut State, name: &str, memory: &str, priority: i32) -> Server {
+/// A Server of this priority; its PriorityClass has the number as its name.
+pub(super) fn ranked(state: &mut State, name: &str, memory: &str, priority: i32) -> Server {
     state.priority_class_applied(&PriorityClass {
         metadata: kube::api::ObjectMeta {
             name: Some(priority.to_string()),
@@ -35,11 +32,11 @@ fn ranked(state: &mut State, name: &str, memory: &str, priority: i32) -> Server 
     server
 }
 
-fn policy(state: &mut State, spec: SchedulerPolicySpec) {
+pub(super) fn policy(state: &mut State, spec: SchedulerPolicySpec) {
     state.policy_applied(SchedulerPolicy::new("default", spec));
 }
 
-fn preempting(hosts: &[pileus_api::Host]) -> State {
+pub(super) fn preempting(hosts: &[pileus_api::Host]) -> State {
     let mut state = state(hosts);
     policy(
         &mut state,
@@ -52,7 +49,7 @@ fn preempting(hosts: &[pileus_api::Host]) -> State {
 }
 
 /// Places a Server and lets its host run it.
-fn running(state: &mut State, server: Server, second: i64) {
+pub(super) fn running(state: &mut State, server: Server, second: i64) {
     let name = server.name_any();
     state.server_applied(server);
     settle(state, second);
@@ -61,25 +58,25 @@ fn running(state: &mut State, server: Server, second: i64) {
     state.instance_applied(&run);
 }
 
-/// What the manager and the host make of a Server that is to give way.
-fn stopped(state: &State, name: &str) -> Instance {
+/// The Instance of a victim once manager and host have stopped it.
+pub(super) fn stopped_instance(state: &State, name: &str) -> Instance {
     let server = state.servers[&key(name)].clone();
     let mut gone = said(instance(&server, 2), true, Reason::Preempted);
     gone.spec.preempted = preemption_of(&server).is_some();
     gone
 }
 
-fn take(state: &mut State, write: &StatusWrite, version: u64, second: i64) {
+pub(super) fn accept(state: &mut State, write: &StatusWrite, version: u64, second: i64) {
     let answer = Arc::new(after(write, version));
     state.write_finished(write, Outcome::Written(answer), now(second));
 }
 
-fn free(state: &State, name: &str) -> i64 {
+pub(super) fn free(state: &State, name: &str) -> i64 {
     state.snapshot().host(name).unwrap().free(1)
 }
 
 #[test]
-fn the_least_important_give_way_and_come_back() {
+fn the_lowest_priority_is_stopped_and_started_again() {
     let mut state = preempting(&[host("h", 1000)]);
     let low = ranked(&mut state, "low", "400Mi", 1);
     running(&mut state, low, 1);
@@ -89,9 +86,15 @@ fn the_least_important_give_way_and_come_back() {
     state.server_applied(vip);
 
     let writes = state.decide(now(3));
-    let kinds: Vec<_> = writes.iter().map(|w| (w.key.1.as_str(), w.kind)).collect();
-    let told = Decision::Unscheduled { transition: true };
-    assert_eq!(kinds, [("vip", told), ("low", Decision::Preempted)]);
+    let decisions: Vec<_> = writes
+        .iter()
+        .map(|w| (w.key.1.as_str(), w.decision))
+        .collect();
+    let unscheduled = Decision::Unscheduled { transition: true };
+    assert_eq!(
+        decisions,
+        [("vip", unscheduled), ("low", Decision::Preempted)]
+    );
     let said = &writes[0].status.conditions[0];
     assert_eq!(said.reason, "Preempting");
     assert!(said.message.contains("on h are being stopped"), "{said:?}");
@@ -100,22 +103,22 @@ fn the_least_important_give_way_and_come_back() {
     assert_eq!(
         victim.placement.as_ref().unwrap().host,
         "h",
-        "it keeps its place"
+        "it keeps its placement"
     );
     assert_eq!(victim.preemption.as_ref().unwrap().by, "uid-vip");
     assert!(victim.conditions[0].message.contains("priority 10"));
 
-    // What is promised to it is not given to others meanwhile, nor is anybody else stopped.
+    // The reserved capacity is not given to others meanwhile, and no other Server is stopped.
     for (i, write) in writes.iter().enumerate() {
-        take(&mut state, write, 10 + i as u64, 3);
+        accept(&mut state, write, 10 + i as u64, 3);
     }
     let small = ranked(&mut state, "small", "150Mi", 0);
     state.server_applied(small);
     assert!(settle(&mut state, 4).iter().all(|(_, host)| host.is_none()));
     assert_eq!(free(&state, "h"), 1000 - 400 - 500 - 400);
 
-    // Only its host's word makes it free.
-    let gone = stopped(&state, "low");
+    // The capacity is free only once the host reports the victim as stopped.
+    let gone = stopped_instance(&state, "low");
     state.instance_applied(&gone);
     let writes = state.decide(now(5));
     assert_eq!(
@@ -123,16 +126,16 @@ fn the_least_important_give_way_and_come_back() {
         ("vip", ("h", 1))
     );
     assert_eq!(writes[0].status.nomination, None);
-    take(&mut state, &writes[0], 20, 5);
+    accept(&mut state, &writes[0], 20, 5);
     assert_eq!(free(&state, "h"), 100);
 
-    // And it is started again once there is room.
+    // The victim is started again once there is capacity.
     state.server_deleted(&key("small"));
     assert!(state.decide(now(200)).is_empty());
     state.server_deleted(&key("vip"));
     let writes = state.decide(now(201));
     assert_eq!(
-        (writes[0].key.1.as_str(), writes[0].kind),
+        (writes[0].key.1.as_str(), writes[0].decision),
         ("low", Decision::Resumed)
     );
     assert_eq!(writes[0].status.preemption, None);
@@ -140,15 +143,15 @@ fn the_least_important_give_way_and_come_back() {
     assert_eq!(
         free(&state, "h"),
         100,
-        "its room is its own from the decision on"
+        "its capacity is allocated from the decision on"
     );
-    take(&mut state, &writes[0], 30, 201);
+    accept(&mut state, &writes[0], 30, 201);
     assert!(state.decide(now(202)).is_empty());
     assert_eq!(free(&state, "h"), 100);
 }
 
 #[test]
-fn what_qemu_itself_takes_is_gained_too() {
+fn the_memory_overhead_of_a_victim_is_released_too() {
     let mut small = host("h", 432);
     small.status.as_mut().unwrap().overhead_mib = Some(160);
     let mut state = preempting(&[small]);
@@ -157,18 +160,18 @@ fn what_qemu_itself_takes_is_gained_too() {
     let vip = ranked(&mut state, "vip", "128Mi", 10);
     state.server_applied(vip);
     settle(&mut state, 2);
-    let gone = stopped(&state, "low");
+    let gone = stopped_instance(&state, "low");
     state.instance_applied(&gone);
     assert_eq!(
         settle(&mut state, 3),
         [("vip".to_owned(), Some("h".to_owned()))]
     );
     state.server_deleted(&key("vip"));
-    assert_eq!(settle(&mut state, 4).len(), 1, "it comes back");
+    assert_eq!(settle(&mut state, 4).len(), 1, "it is started again");
 }
 
 #[test]
-fn nobody_is_stopped_unless_the_policy_and_the_class_say_so_and_it_helps() {
+fn servers_are_stopped_only_if_policy_and_class_allow_it_and_it_helps() {
     let full = |policy: bool| {
         let mut state = if policy {
             preempting(&[host("h", 1000)])
@@ -184,7 +187,7 @@ fn nobody_is_stopped_unless_the_policy_and_the_class_say_so_and_it_helps() {
         let writes = state.decide(now(2));
         writes
             .iter()
-            .filter(|w| w.kind == Decision::Preempted)
+            .filter(|w| w.decision == Decision::Preempted)
             .count()
     };
     let mut never = full(false);
@@ -197,16 +200,20 @@ fn nobody_is_stopped_unless_the_policy_and_the_class_say_so_and_it_helps() {
 
     let mut big = full(true);
     let vip = ranked(&mut big, "vip", "1100Mi", 10);
-    assert_eq!(victims(&mut big, vip), 0, "not even an empty host would do");
+    assert_eq!(victims(&mut big, vip), 0, "too big for an empty host");
 
     let mut elsewhere = full(true);
     let mut vip = ranked(&mut elsewhere, "vip", "500Mi", 10);
     vip.spec.placement.as_mut().unwrap().host_selector = [("disk".into(), "ssd".into())].into();
-    assert_eq!(victims(&mut elsewhere, vip), 0, "room is not what it lacks");
+    assert_eq!(
+        victims(&mut elsewhere, vip),
+        0,
+        "capacity is not what it lacks"
+    );
 
-    let mut meek = full(true);
-    let vip = ranked(&mut meek, "vip", "500Mi", 10);
-    meek.priority_class_applied(&PriorityClass {
+    let mut never_preempts = full(true);
+    let vip = ranked(&mut never_preempts, "vip", "500Mi", 10);
+    never_preempts.priority_class_applied(&PriorityClass {
         metadata: kube::api::ObjectMeta {
             name: Some("10".into()),
             ..Default::default()
@@ -215,7 +222,7 @@ fn nobody_is_stopped_unless_the_policy_and_the_class_say_so_and_it_helps() {
         preemption_policy: Some("Never".into()),
         ..Default::default()
     });
-    assert_eq!(victims(&mut meek, vip), 0);
+    assert_eq!(victims(&mut never_preempts, vip), 0);
 
     let mut yes = full(true);
     let vip = ranked(&mut yes, "vip", "500Mi", 10);
@@ -223,7 +230,7 @@ fn nobody_is_stopped_unless_the_policy_and_the_class_say_so_and_it_helps() {
 }
 
 #[test]
-fn who_asks_why_hears_which_class_would_help_and_for_whom_it_is_stopped() {
+fn why_names_the_class_that_would_help_and_the_priority_that_a_victim_is_stopped_for() {
     let mut state = preempting(&[host("h", 1000)]);
     let low = ranked(&mut state, "low", "900Mi", 1);
     running(&mut state, low, 1);
@@ -234,8 +241,8 @@ fn who_asks_why_hears_which_class_would_help_and_for_whom_it_is_stopped() {
     state.server_applied(peer);
     settle(&mut state, 2);
     let said = state.why(&key("peer"), now(3)).to_string();
-    let helps = "priorityClass 5: 1 Server of lower priority on h would be stopped";
-    assert!(said.contains(helps), "{said}");
+    let change = "priorityClass 5: 1 Server of lower priority on h would be stopped";
+    assert!(said.contains(change), "{said}");
     let vip = ranked(&mut state, "vip", "500Mi", 10);
     state.server_applied(vip);
     settle(&mut state, 4);
@@ -247,7 +254,7 @@ fn who_asks_why_hears_which_class_would_help_and_for_whom_it_is_stopped() {
 }
 
 #[test]
-fn the_host_is_chosen_where_the_least_important_suffer() {
+fn the_host_with_the_victim_of_lowest_priority_is_chosen() {
     let mut state = preempting(&[host("a", 1000), host("b", 1000), host("c", 1000)]);
     for (name, at, priority) in [("a1", "a", 3), ("b1", "b", 2), ("c1", "c", 4)] {
         let mut low = ranked(&mut state, name, "900Mi", priority);
@@ -260,7 +267,7 @@ fn the_host_is_chosen_where_the_least_important_suffer() {
     let writes = state.decide(now(2));
     let stopped: Vec<_> = writes
         .iter()
-        .filter(|w| w.kind == Decision::Preempted)
+        .filter(|w| w.decision == Decision::Preempted)
         .collect();
     assert_eq!(stopped.len(), 1);
     let at = writes[0].status.nomination.as_ref().unwrap().host.clone();
@@ -275,27 +282,33 @@ fn the_host_is_chosen_where_the_least_important_suffer() {
 }
 
 #[test]
-fn a_victim_that_could_not_be_written_is_chosen_again() {
+fn a_victim_whose_write_conflicted_is_chosen_again() {
     let mut state = preempting(&[host("h", 1000)]);
     let low = ranked(&mut state, "low", "900Mi", 1);
     running(&mut state, low.clone(), 1);
     let vip = ranked(&mut state, "vip", "500Mi", 10);
     state.server_applied(vip);
     let writes = state.decide(now(3));
-    take(&mut state, &writes[0], 10, 3);
-    // Somebody wrote to the victim meanwhile; its newer version comes with the watch.
+    accept(&mut state, &writes[0], 10, 3);
+    // The victim was changed meanwhile; the watch delivers its newer version.
     state.write_finished(&writes[1], Outcome::Conflict, now(3));
     assert!(state.decide(now(3)).is_empty());
     let mut newer = (*state.servers[&key("low")]).clone();
     newer.metadata.resource_version = Some("9999999".into());
     state.server_applied(newer);
     let again = state.decide(now(4));
-    let kinds: Vec<_> = again.iter().map(|w| (w.key.1.as_str(), w.kind)).collect();
-    assert!(kinds.contains(&("low", Decision::Preempted)), "{kinds:?}");
+    let decisions: Vec<_> = again
+        .iter()
+        .map(|w| (w.key.1.as_str(), w.decision))
+        .collect();
+    assert!(
+        decisions.contains(&("low", Decision::Preempted)),
+        "{decisions:?}"
+    );
 }
 
 #[test]
-fn a_host_that_does_not_stop_them_in_time_is_not_waited_for() {
+fn another_host_is_nominated_if_victims_are_not_stopped_in_time() {
     let mut state = preempting(&[host("h", 1000)]);
     let low = ranked(&mut state, "low", "900Mi", 1);
     running(&mut state, low, 1);
@@ -309,17 +322,21 @@ fn a_host_that_does_not_stop_them_in_time_is_not_waited_for() {
     assert_eq!(
         at(&state).as_deref(),
         Some("h"),
-        "the least important is there"
+        "the victim of lowest priority is there"
     );
     settle(&mut state, 200);
-    assert_eq!(at(&state).as_deref(), Some("h"), "its guest has time yet");
+    assert_eq!(
+        at(&state).as_deref(),
+        Some("h"),
+        "its guest may still shut down"
+    );
     settle(&mut state, 1000);
     assert_eq!(at(&state).as_deref(), Some("i"));
     assert!(preemption_of(&state.servers[&key("other")]).is_some());
 }
 
 #[test]
-fn another_scheduler_goes_on_from_what_is_written() {
+fn the_next_leader_continues_from_status() {
     let mut first = preempting(&[host("h", 1000)]);
     let low = ranked(&mut first, "low", "900Mi", 1);
     running(&mut first, low, 1);
@@ -340,8 +357,11 @@ fn another_scheduler_goes_on_from_what_is_written() {
         Reason::Active,
     );
     next.instance_applied(&run);
-    assert!(settle(&mut next, 4).is_empty(), "nobody else is stopped");
-    run = stopped(&next, "low");
+    assert!(
+        settle(&mut next, 4).is_empty(),
+        "no other Server is stopped"
+    );
+    run = stopped_instance(&next, "low");
     next.instance_applied(&run);
     assert_eq!(
         settle(&mut next, 5),
@@ -351,7 +371,7 @@ fn another_scheduler_goes_on_from_what_is_written() {
 }
 
 #[test]
-fn who_stopped_in_vain_is_started_again() {
+fn a_victim_is_started_again_when_the_preemptor_is_deleted() {
     let mut state = preempting(&[host("h", 1000)]);
     let low = ranked(&mut state, "low", "900Mi", 1);
     running(&mut state, low, 1);
@@ -361,12 +381,12 @@ fn who_stopped_in_vain_is_started_again() {
     state.server_deleted(&key("vip"));
     let writes = state.decide(now(4));
     assert_eq!(
-        (writes[0].key.1.as_str(), writes[0].kind),
+        (writes[0].key.1.as_str(), writes[0].decision),
         ("low", Decision::Resumed)
     );
 }
 
-/// A host of 1000 MiB with two small Servers, and a big one that waits since second 2.
+/// A host of 1000 MiB with two small Servers, and a big one that has waited since second 2.
 fn starving(spec: SchedulerPolicySpec) -> State {
     let mut state = state(&[host("h", 1000)]);
     policy(&mut state, spec);
@@ -380,36 +400,36 @@ fn starving(spec: SchedulerPolicySpec) -> State {
 }
 
 #[test]
-fn what_is_free_is_kept_for_one_that_has_waited_long() {
+fn free_capacity_is_reserved_for_a_server_that_has_waited_long() {
     let mut state = starving(SchedulerPolicySpec::default());
     state.server_applied(server("s3", 1, "150Mi"));
     assert_eq!(settle(&mut state, 100)[0], ("s3".into(), Some("h".into())));
-    // After five minutes it has its turn.
+    // After five minutes it is nominated.
     settle(&mut state, 310);
     let big = state.servers[&key("big")].clone();
-    let kept = nomination_of(&big).unwrap();
+    let nomination = nomination_of(&big).unwrap();
     assert_eq!(
-        (kept.host.as_str(), kept.purpose),
+        (nomination.host.as_str(), nomination.purpose),
         ("h", NominationPurpose::Waiting)
     );
     assert!(
         scheduled_condition(&big)
             .unwrap()
             .message
-            .contains("is kept for it until")
+            .contains("is reserved for it until")
     );
-    let gone = |state: &mut State, name: &str| {
+    let delete = |state: &mut State, name: &str| {
         let placed = state.servers[&key(name)].clone();
         let at = instance(&placed, 1);
         state.server_deleted(&key(name));
         state.instance_deleted(&(at.namespace().unwrap(), at.name_any()));
     };
-    gone(&mut state, "s1");
+    delete(&mut state, "s1");
     state.server_applied(server("s4", 1, "150Mi"));
     let decided = settle(&mut state, 320);
     assert!(decided.contains(&("s4".into(), None)), "{decided:?}");
-    gone(&mut state, "s2");
-    gone(&mut state, "s3");
+    delete(&mut state, "s2");
+    delete(&mut state, "s3");
     let decided = settle(&mut state, 330);
     assert!(
         decided.contains(&("big".into(), Some("h".into()))),
@@ -418,7 +438,7 @@ fn what_is_free_is_kept_for_one_that_has_waited_long() {
 }
 
 #[test]
-fn a_turn_ends_and_others_get_what_was_kept() {
+fn a_nomination_ends_and_others_get_the_capacity() {
     let mut state = starving(SchedulerPolicySpec::default());
     settle(&mut state, 310);
     state.server_applied(server("s4", 1, "150Mi"));
@@ -430,13 +450,13 @@ fn a_turn_ends_and_others_get_what_was_kept() {
         "{after:?}"
     );
     assert_eq!(nomination_of(&state.servers[&key("big")]), None);
-    // It rests before it has another turn.
+    // It is not nominated again soon.
     settle(&mut state, 310 + 1300 + 900);
     assert_eq!(nomination_of(&state.servers[&key("big")]), None);
 }
 
 #[test]
-fn a_higher_priority_has_what_is_kept_for_a_lower_one() {
+fn a_higher_priority_may_use_capacity_reserved_for_a_lower_one() {
     let mut state = starving(SchedulerPolicySpec::default());
     settle(&mut state, 310);
     let vip = ranked(&mut state, "vip", "150Mi", 10);
@@ -449,178 +469,11 @@ fn a_higher_priority_has_what_is_kept_for_a_lower_one() {
 }
 
 #[test]
-fn without_the_policy_nothing_is_kept() {
+fn with_the_policy_first_fit_nothing_is_reserved() {
     let mut state = starving(SchedulerPolicySpec {
         waiting: WaitingPolicy::FirstFit,
         ..SchedulerPolicySpec::default()
     });
     settle(&mut state, 310);
     assert_eq!(nomination_of(&state.servers[&key("big")]), None);
-}
-
-/// Something that happens to a cluster of Servers of all priorities.
-#[derive(Clone, Debug)]
-enum Event {
-    /// A Server of this size in 100 MiB and this priority.
-    Made(usize, u8, i32),
-    Deleted(usize),
-    /// Hosts do what they are asked to.
-    Obeyed,
-    /// Decisions, of which the API server takes those that are true here.
-    Decided(Vec<bool>),
-}
-
-fn events() -> impl Strategy<Value = Vec<Event>> {
-    let one = prop_oneof![
-        (0..8_usize, 1..9_u8, 0..4).prop_map(|(n, size, p)| Event::Made(n, size, p)),
-        (0..8_usize).prop_map(Event::Deleted),
-        Just(Event::Obeyed),
-        proptest::collection::vec(any::<bool>(), 8).prop_map(Event::Decided),
-    ];
-    proptest::collection::vec(one, 1..60)
-}
-
-/// An API server and hosts that do what they are told.
-struct Cluster {
-    state: State,
-    version: u64,
-    second: i64,
-    /// Servers that have given way, as their hosts say.
-    away: BTreeSet<Key>,
-}
-
-impl Cluster {
-    fn happens(&mut self, event: &Event) {
-        self.second += 7;
-        match event {
-            Event::Made(n, size, priority) => {
-                let name = format!("s{n}");
-                if !self.state.servers.contains_key(&key(&name)) {
-                    self.version += 1;
-                    let memory = format!("{}Mi", u32::from(*size) * 100);
-                    let mut made = ranked(&mut self.state, &name, &memory, *priority);
-                    made.metadata.resource_version = Some(self.version.to_string());
-                    self.state.server_applied(made);
-                }
-            }
-            Event::Deleted(n) => {
-                let key = key(&format!("s{n}"));
-                if let Some(server) = self.state.servers.get(&key).cloned() {
-                    self.state.server_deleted(&key);
-                    self.away.remove(&key);
-                    if server
-                        .status
-                        .as_ref()
-                        .is_some_and(|s| s.placement.is_some())
-                    {
-                        let at = instance(&server, 1);
-                        let at = (at.namespace().unwrap(), at.name_any());
-                        self.state.instance_deleted(&at);
-                    }
-                }
-            }
-            Event::Obeyed => self.obey(),
-            Event::Decided(taken) => {
-                let writes = self.state.decide(now(self.second));
-                for (i, write) in writes.iter().enumerate() {
-                    self.version += 1;
-                    if taken.get(i).copied().unwrap_or(true) {
-                        take(&mut self.state, write, self.version, self.second);
-                    } else {
-                        let key = &write.key;
-                        let mut newer = (*self.state.servers[key]).clone();
-                        newer.metadata.resource_version = Some(self.version.to_string());
-                        self.state
-                            .write_finished(write, Outcome::Conflict, now(self.second));
-                        self.state.server_applied(newer);
-                    }
-                }
-            }
-        }
-    }
-
-    fn obey(&mut self) {
-        for (key, server) in self.state.servers.clone() {
-            let status = server.status.clone().unwrap_or_default();
-            if status.placement.is_none() {
-                continue;
-            }
-            let gives_way = status.preemption.is_some();
-            let reason = if gives_way {
-                Reason::Preempted
-            } else {
-                Reason::Active
-            };
-            let mut seen = said(instance(&server, self.version), true, reason);
-            seen.spec.preempted = gives_way;
-            self.state.instance_applied(&seen);
-            if gives_way {
-                self.away.insert(key);
-            } else {
-                self.away.remove(&key);
-            }
-        }
-    }
-
-    /// Memory of the Servers that run on the host, or may.
-    fn used(&self) -> i64 {
-        let placed = self.state.servers.iter().filter_map(|(key, server)| {
-            let status = server.status.as_ref()?;
-            let away = self.away.contains(key) && status.preemption.is_some();
-            Some(
-                status
-                    .placement
-                    .as_ref()
-                    .filter(|_| !away)?
-                    .claim
-                    .memory_mib,
-            )
-        });
-        placed.sum()
-    }
-}
-
-proptest! {
-    #[test]
-    fn no_history_overbooks_a_host_stops_an_equal_or_forgets_who_was_stopped(events in events()) {
-        let mut cluster = Cluster {
-            state: preempting(&[host("h", 1000)]),
-            version: 1,
-            second: 1,
-            away: BTreeSet::new(),
-        };
-        for event in &events {
-            cluster.happens(event);
-            prop_assert!(cluster.used() <= 1000, "{} after {event:?}", cluster.used());
-            for server in cluster.state.servers.values() {
-                if let Some(by) = preemption_of(server) {
-                    prop_assert!(cluster.state.catalogue.priority(server).value < by.priority);
-                }
-            }
-        }
-        // Once nothing more happens, whoever has room runs.
-        for _ in 0..20 {
-            cluster.second += 700;
-            cluster.happens(&Event::Decided(vec![]));
-            cluster.happens(&Event::Obeyed);
-        }
-        for _ in 0..8 {
-            cluster.happens(&Event::Decided(vec![]));
-        }
-        let waits = |s: &Server| {
-            let status = s.status.clone().unwrap_or_default();
-            status.placement.is_none() || status.preemption.is_some()
-        };
-        let left = 1000 - cluster.used();
-        let state = &cluster.state;
-        let all = || state.servers.values().filter(|s| waits(s));
-        for server in all() {
-            let (claim, _) = size(server, &state.catalogue).unwrap();
-            // What is kept for one is not another's, for a while.
-            prop_assert!(
-                claim.memory_mib > left || !state.nominated.is_empty(),
-                "{} waits for {} of {left}", server.name_any(), claim.memory_mib
-            );
-        }
-    }
 }

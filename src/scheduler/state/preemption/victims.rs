@@ -1,9 +1,9 @@
-//! Whom to stop for a Server of higher priority. Pure.
+//! Which Servers of one host are stopped for a Server of higher priority. Pure.
 //!
-//! On one Host as few as possible are stopped, and those of least priority: beginning with all
-//! that may be, one after another is let off while the room still suffices, the most important
-//! first; so Kubernetes' preemption chooses too. A Server keeps its disk, its devices and its
-//! NUMA nodes when it is stopped, so only processors and memory are gained.
+//! As few as possible are stopped, and those of lowest priority: all candidates are taken
+//! first, then one after another is spared while the released resources still suffice, the
+//! highest priority first; as kube-scheduler does. A Server keeps its disk, its PCI devices and
+//! its NUMA nodes when it is stopped, so that only vCPUs and memory are released.
 
 use std::cmp::Reverse;
 
@@ -11,7 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::objects::catalogue::Key;
 
-/// Processors and memory in MiB.
+/// vCPUs, and memory in MiB.
 pub type ComputeResources = [i64; 2];
 
 /// A Server that may be stopped.
@@ -21,24 +21,24 @@ pub struct PotentialVictim {
     pub key: Key,
     /// Its priority.
     pub priority: i32,
-    /// Whether it should run; to take the place of one that does not hurts nobody.
-    pub runs: bool,
-    /// When it was made.
+    /// Whether it should run. Stopping a Server that is off anyway costs less.
+    pub running: bool,
+    /// When it was created.
     pub created: Option<Time>,
-    /// What it gives back.
-    pub room: ComputeResources,
+    /// What is released when it is stopped.
+    pub compute: ComputeResources,
 }
 
-/// What stopping some Servers costs; the least is best.
+/// The cost of stopping some Servers; the lowest is best.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cost {
     /// The highest priority among them.
     highest: Option<i32>,
-    /// How many of them run.
+    /// How many of them are running.
     running: usize,
     /// Their memory in MiB.
     memory: i64,
-    /// How many they are.
+    /// Their number.
     count: usize,
 }
 
@@ -47,8 +47,8 @@ pub struct Cost {
 pub fn cost(victims: &[PotentialVictim]) -> Cost {
     Cost {
         highest: victims.iter().map(|v| v.priority).max(),
-        running: victims.iter().filter(|v| v.runs).count(),
-        memory: victims.iter().map(|v| v.room[1]).sum(),
+        running: victims.iter().filter(|v| v.running).count(),
+        memory: victims.iter().map(|v| v.compute[1]).sum(),
         count: victims.len(),
     }
 }
@@ -57,41 +57,41 @@ fn covers(has: ComputeResources, needs: ComputeResources) -> bool {
     has.iter().zip(needs).all(|(has, needs)| *has >= needs)
 }
 
-fn sum(potential_victims: &[PotentialVictim]) -> ComputeResources {
-    let rooms = potential_victims.iter().map(|o| o.room);
-    rooms.fold([0; 2], |a, b| {
+fn sum(candidates: &[PotentialVictim]) -> ComputeResources {
+    let amounts = candidates.iter().map(|o| o.compute);
+    amounts.fold([0; 2], |a, b| {
         [a[0].saturating_add(b[0]), a[1].saturating_add(b[1])]
     })
 }
 
-/// Who is stopped of `occupants`, so that there are `lacking` processors and memory more;
-/// `None` when all of them are not enough.
+/// The Servers of `candidates` to be stopped so that `missing` vCPUs and memory are released;
+/// `None` if all of them are not enough.
 #[must_use]
-pub fn victims(
-    lacking: ComputeResources,
-    mut potential_victims: Vec<PotentialVictim>,
+pub fn select_victims(
+    missing: ComputeResources,
+    mut candidates: Vec<PotentialVictim>,
 ) -> Option<Vec<PotentialVictim>> {
-    let mut gained = sum(&potential_victims);
-    if !covers(gained, lacking) {
+    let mut gained = sum(&candidates);
+    if !covers(gained, missing) {
         return None;
     }
-    // The most important first, and of equals the one that runs longest.
-    potential_victims.sort_by_key(|o| {
+    // The highest priority first; of equal ones the oldest.
+    candidates.sort_by_key(|o| {
         (
-            Reverse((o.priority, o.runs)),
+            Reverse((o.priority, o.running)),
             o.created.clone(),
             o.key.clone(),
         )
     });
-    potential_victims.retain(|o| {
-        let without = [gained[0] - o.room[0], gained[1] - o.room[1]];
-        let let_off = covers(without, lacking);
-        if let_off {
+    candidates.retain(|o| {
+        let without = [gained[0] - o.compute[0], gained[1] - o.compute[1]];
+        let spared = covers(without, missing);
+        if spared {
             gained = without;
         }
-        !let_off
+        !spared
     });
-    Some(potential_victims)
+    Some(candidates)
 }
 
 #[cfg(test)]
@@ -100,13 +100,13 @@ mod tests {
 
     use super::*;
 
-    fn one(name: &str, priority: i32, runs: bool, room: ComputeResources) -> PotentialVictim {
+    fn one(name: &str, priority: i32, running: bool, compute: ComputeResources) -> PotentialVictim {
         PotentialVictim {
             key: ("ns".into(), name.into()),
             priority,
-            runs,
+            running,
             created: None,
-            room,
+            compute,
         }
     }
 
@@ -115,21 +115,21 @@ mod tests {
     }
 
     #[test]
-    fn the_least_important_go_and_of_equals_those_that_are_off() {
+    fn the_lowest_priority_is_stopped_first_and_of_equals_those_that_are_off() {
         let all = vec![
             one("high", 5, true, [2, 400]),
             one("off", 5, false, [2, 400]),
             one("low", 1, true, [2, 400]),
         ];
-        assert_eq!(names(victims([0, 300], all.clone())), ["low"]);
-        assert_eq!(names(victims([0, 500], all.clone())), ["off", "low"]);
-        assert_eq!(names(victims([6, 0], all.clone())).len(), 3);
-        assert_eq!(victims([7, 0], all.clone()), None);
-        assert!(names(victims([0, -5], all)).is_empty());
+        assert_eq!(names(select_victims([0, 300], all.clone())), ["low"]);
+        assert_eq!(names(select_victims([0, 500], all.clone())), ["off", "low"]);
+        assert_eq!(names(select_victims([6, 0], all.clone())).len(), 3);
+        assert_eq!(select_victims([7, 0], all.clone()), None);
+        assert!(names(select_victims([0, -5], all)).is_empty());
     }
 
     #[test]
-    fn a_low_priority_costs_less_than_a_small_number() {
+    fn stopping_many_of_low_priority_costs_less_than_one_of_higher_priority() {
         let many = [one("a", 1, true, [1, 1]), one("b", 1, true, [1, 1])];
         assert!(cost(&many) < cost(&[one("c", 2, true, [1, 1])]));
         assert!(cost(&[one("c", 1, false, [1, 9])]) < cost(&[one("c", 1, true, [1, 1])]));
@@ -138,22 +138,22 @@ mod tests {
 
     proptest! {
         #[test]
-        fn who_is_stopped_is_enough_and_nobody_too_many(
+        fn victims_are_enough_and_none_is_unnecessary(
             all in proptest::collection::vec((-3..3, any::<bool>(), 0..8_i64, 0..900_i64), 0..9),
-            lacking in (0..20_i64, 0..3000_i64),
+            missing in (0..20_i64, 0..3000_i64),
         ) {
-            let potential_victims: Vec<_> = all.iter().enumerate()
-                .map(|(i, (p, runs, v, m))| one(&i.to_string(), *p, *runs, [*v, *m]))
+            let candidates: Vec<_> = all.iter().enumerate()
+                .map(|(i, (p, running, v, m))| one(&i.to_string(), *p, *running, [*v, *m]))
                 .collect();
-            let lacking = [lacking.0, lacking.1];
-            match victims(lacking, potential_victims.clone()) {
-                None => prop_assert!(!covers(sum(&potential_victims), lacking)),
+            let missing = [missing.0, missing.1];
+            match select_victims(missing, candidates.clone()) {
+                None => prop_assert!(!covers(sum(&candidates), missing)),
                 Some(chosen) => {
                     let gained = sum(&chosen);
-                    prop_assert!(covers(gained, lacking));
+                    prop_assert!(covers(gained, missing));
                     for v in &chosen {
-                        let without = [gained[0] - v.room[0], gained[1] - v.room[1]];
-                        prop_assert!(!covers(without, lacking), "{} need not go", v.key.1);
+                        let without = [gained[0] - v.compute[0], gained[1] - v.compute[1]];
+                        prop_assert!(!covers(without, missing), "{} need not be stopped", v.key.1);
                     }
                 }
             }
