@@ -1,4 +1,4 @@
-//! Which of a host's PCI devices and NUMA nodes a Server gets.
+//! The PCI devices and NUMA nodes of a host that a Server gets.
 
 use crate::placement::facts::{Device, PciAffinity, ResourceRequest};
 use crate::placement::numa;
@@ -6,18 +6,18 @@ use crate::placement::snapshot::Host;
 use pileus_api::pci::GivenDevice;
 use pileus_api::server::Placement;
 
-/// Devices of an alias that nobody has.
+/// The free devices of an alias.
 pub fn free<'a>(host: Host<'a>, alias: &'a str) -> impl Iterator<Item = &'a Device> {
     let used = host.extended().map(|e| &e.devices);
     let devices = host.profile().devices.iter();
     devices.filter(move |d| d.alias == alias && used.is_none_or(|u| !u.contains_key(&d.address)))
 }
 
-/// Devices for a guest on these NUMA nodes of the host, anywhere when it has none of its
-/// own; those on its nodes first, then by address. `None` if there are too few.
+/// Devices for a guest on these NUMA nodes of the host, the ones on its nodes first, then by
+/// address; on any node if the guest has no NUMA nodes. `None` if there are too few.
 ///
-/// As Nova's affinity policies: a device whose node is not known is near to all but those who
-/// require that it is known.
+/// The affinity policies are Nova's: a device whose node is unknown is allowed except with
+/// `required`.
 #[must_use]
 pub fn pick<'a>(
     host: Host<'a>,
@@ -79,7 +79,7 @@ mod tests {
     use pileus_api::pci::HostDevice;
     use pileus_api::{Flavor, FlavorSpec, Host, Server, ServerGroup, ServerGroupSpec};
 
-    /// Two nodes; a device on each, and one of which nobody knows where it is.
+    /// Two nodes with a device on each, and a device whose node is unknown.
     fn with_devices() -> Host {
         let device = |address: &str, numa_node| HostDevice {
             name: address.into(),
@@ -104,12 +104,12 @@ mod tests {
         host
     }
 
-    fn flavor(words: &[(&str, &str)]) -> Flavor {
+    fn flavor(extra_specs: &[(&str, &str)]) -> Flavor {
         let spec = FlavorSpec {
             vcpus: 1,
             memory: "256Mi".into(),
             disk: "1Gi".into(),
-            extra_specs: words
+            extra_specs: extra_specs
                 .iter()
                 .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
                 .collect(),
@@ -118,9 +118,9 @@ mod tests {
         Flavor::new("gpu", spec)
     }
 
-    fn knowing(words: &[(&str, &str)]) -> State {
+    fn state_with_flavor(extra_specs: &[(&str, &str)]) -> State {
         let mut state = state(&[with_devices()]);
-        state.flavor_applied(flavor(words));
+        state.flavor_applied(flavor(extra_specs));
         state
     }
 
@@ -131,7 +131,7 @@ mod tests {
         server
     }
 
-    /// Places one, and gives its nodes and the addresses of its devices.
+    /// Places a Server; returns its NUMA nodes and the addresses of its devices.
     fn place(state: &mut State, name: &str) -> Option<(Server, Vec<i32>, Vec<String>)> {
         state.server_applied(asking(name, 1));
         let write = state.decide(now(1)).remove(0);
@@ -143,9 +143,9 @@ mod tests {
     }
 
     #[test]
-    fn no_two_servers_are_given_one_device_also_after_a_restart() {
+    fn a_device_is_given_to_one_server_only_also_after_a_restart() {
         let words = [("pci_passthrough:alias", "gpu:1")];
-        let mut first = knowing(&words);
+        let mut first = state_with_flavor(&words);
         let mut seen = Vec::new();
         let mut placed = Vec::new();
         for name in ["a", "b"] {
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_is_on_the_guests_node_as_the_policy_says() {
+    fn devices_follow_the_numa_affinity_policy() {
         for (policy, first, second, third) in [
             (
                 "legacy",
@@ -190,7 +190,7 @@ mod tests {
                 Some("0000:81:00.0"),
             ),
         ] {
-            let mut state = knowing(&[
+            let mut state = state_with_flavor(&[
                 ("pci_passthrough:alias", "gpu"),
                 ("hw:numa_nodes", "1"),
                 ("hw:pci_numa_affinity_policy", policy),
@@ -206,14 +206,14 @@ mod tests {
             let last = next("c");
             assert_eq!(last.as_ref().map(|(_, d)| d.as_str()), third, "{policy}");
             if policy == "legacy" {
-                assert_eq!(last.unwrap().0, 1, "the node of what is left");
+                assert_eq!(last.unwrap().0, 1, "the node of the last device");
             }
         }
     }
 
     #[test]
-    fn members_of_one_group_are_tried_on_different_devices() {
-        let mut state = knowing(&[("pci_passthrough:alias", "gpu:2")]);
+    fn members_of_a_gang_get_different_devices() {
+        let mut state = state_with_flavor(&[("pci_passthrough:alias", "gpu:2")]);
         let spec = ServerGroupSpec {
             min_members: Some(2),
             ..ServerGroupSpec::default()
@@ -226,10 +226,10 @@ mod tests {
             server.spec.placement.get_or_insert_default().server_group = Some("both".into());
             state.server_applied(server);
         }
-        // Either alone would fit.
+        // Each of them alone would fit.
         let writes = state.decide(now(1));
         assert!(writes.iter().all(|w| w.status.placement.is_none()));
-        let mut alone = knowing(&[("pci_passthrough:alias", "gpu:2")]);
+        let mut alone = state_with_flavor(&[("pci_passthrough:alias", "gpu:2")]);
         alone.server_applied(asking("a", 1));
         assert_eq!(bound(&alone.decide(now(1))[0]), ("h", 1));
     }

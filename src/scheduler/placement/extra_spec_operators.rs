@@ -1,10 +1,10 @@
-//! The small language of Nova's extra specs.
+//! The operators of Nova's extra specs.
 
 use std::collections::BTreeMap;
 
 use pileus_values::parse_milli;
 
-/// Whether a key names the scope that it is in.
+/// Whether a key has a scope.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scoped {
     /// As in `capabilities:cpu_info:arch`.
@@ -13,13 +13,13 @@ pub enum Scoped {
     No,
 }
 
-/// The first extra spec in the scope, or in none, that is not met: (name, value). `has` says
-/// whether what the host has under a name is as wanted, or nothing where a key without
-/// scope is none of the filter's business.
+/// The first extra spec with this scope or without scope that is not met: (name, value).
+/// `is_met` compares a name with its wanted value; it returns nothing for a key without scope
+/// that the filter does not handle.
 pub fn first_unmet<'a>(
     extra_specs: &'a BTreeMap<String, String>,
     scope: &str,
-    has: impl Fn(&str, &str, Scoped) -> Option<bool>,
+    is_met: impl Fn(&str, &str, Scoped) -> Option<bool>,
 ) -> Option<(&'a str, &'a str)> {
     extra_specs.iter().find_map(|(key, wanted)| {
         let (name, scoped) = match key.split_once(':') {
@@ -27,14 +27,13 @@ pub fn first_unmet<'a>(
             Some((first, name)) if first == scope => (name, Scoped::Yes),
             Some(_) => return None,
         };
-        let met = has(name, wanted, scoped)?;
+        let met = is_met(name, wanted, scoped)?;
         (!met).then_some((name, wanted.as_str()))
     })
 }
 
-/// Whether `has` is as `wanted` says: `<or> a <or> b`, `<in> a`, `<all-in> a b`, `= 4`
-/// (at least), `== != >= <=` for numbers, `s== s!= s< s<= s> s>=` for text, or the
-/// very text.
+/// Whether `actual` satisfies `wanted`: `<or> a <or> b`, `<in> a`, `<all-in> a b`, `= 4`
+/// (at least), `== != >= <=` for numbers, `s== s!= s< s<= s> s>=` for text, or equal text.
 #[must_use]
 pub fn satisfies(actual: &str, wanted: &str) -> bool {
     let mut words = wanted.split_whitespace();
@@ -72,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn operators_mean_what_they_mean_in_nova() {
+    fn operators_are_those_of_nova() {
         for (has, wanted, is) in [
             ("ssd", "ssd", true),
             ("ssd", "hdd", false),
@@ -93,7 +92,7 @@ mod tests {
         }
     }
     #[test]
-    fn keys_of_another_scope_are_nobodys_business() {
+    fn keys_with_another_scope_are_ignored() {
         let specs = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
             let pairs = pairs
                 .iter()

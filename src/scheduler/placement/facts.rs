@@ -1,11 +1,11 @@
-//! What the core is told of a host and of what a Server holds there.
+//! What a host is, and which of its resources a Server uses.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use pileus_api::common::{Claim, Ratios};
 
-/// What a host is, whatever it holds.
+/// A host without its Servers; Nova's HostState.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct HostFacts {
     /// Name of the host.
@@ -14,34 +14,34 @@ pub struct HostFacts {
     pub ready: bool,
     /// Whether the administrator lets it take new Servers.
     pub schedulable: bool,
-    /// Whether an administrator works on it.
+    /// Whether it is in maintenance.
     pub maintenance: bool,
-    /// What it has in all.
+    /// Its total resources.
     pub capacity: Claim,
-    /// What is kept back for the host itself.
+    /// Reserved for the host itself.
     pub reserved: Claim,
-    /// How often its resources may be given out.
+    /// Its allocation ratios.
     pub ratios: Ratios,
     /// QEMU's own memory for each VM, in MiB.
     pub overhead_mib: i64,
     /// Labels.
     pub labels: BTreeMap<String, String>,
-    /// Digests of the images that it holds.
+    /// Digests of the images in its cache.
     pub images: BTreeSet<String>,
-    /// Builds that failed here lately.
+    /// How many Instances on it failed to build.
     pub failed_builds: i32,
     /// Its address, as SimpleCIDRAffinityFilter compares it.
     pub address: Option<IpAddr>,
-    /// What it measures of itself, in thousandths, by name.
+    /// Its metrics by name, in thousandths.
     pub metrics: BTreeMap<String, i64>,
-    /// What it has in common with many others.
+    /// What it has in common with many other hosts.
     pub profile: Profile,
 }
 
-/// What many hosts have in common; kept once for all of them.
+/// What many hosts have in common; stored once for all of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Profile {
-    /// Why what the host says of itself cannot be used, if so; names field and value.
+    /// Why the Host object is invalid, if it is; names field and value.
     pub problem: Option<String>,
     /// Architecture, such as `x86_64`.
     pub architecture: String,
@@ -49,37 +49,37 @@ pub struct Profile {
     pub virt_type: String,
     /// Availability zone; Nova's default `nova` when absent.
     pub zone: Option<String>,
-    /// Aggregates that it is in.
+    /// The aggregates that it is in.
     pub aggregates: Vec<Aggregate>,
-    /// Multipliers that its aggregates give, in thousandths, by Nova's key such as
+    /// Weight multipliers of its aggregates, in thousandths, by Nova's key such as
     /// `cpu_weight_multiplier`.
     pub multipliers: BTreeMap<String, i64>,
     /// Placement's traits.
     pub traits: BTreeSet<String>,
-    /// What ComputeCapabilitiesFilter compares, nested names joined by `:`.
+    /// Capabilities for ComputeCapabilitiesFilter; nested names are joined by `:`.
     pub capabilities: BTreeMap<String, String>,
     /// Kubernetes' taints.
     pub taints: Vec<Taint>,
-    /// Units in which processors, memory (MiB) and disk (GiB) are given out.
+    /// Units in which vCPUs, memory (MiB) and disk (GiB) are allocated.
     pub units: [Units; 3],
-    /// Other resource classes by name.
+    /// Inventories of other resource classes, by class.
     pub inventories: BTreeMap<String, Inventory>,
     /// PCI devices for guests.
     pub devices: Vec<Device>,
     /// NUMA nodes.
     pub numa_nodes: Vec<NumaNode>,
-    /// Physical networks that it reaches; every one when absent.
+    /// Physical networks that it is connected to; all if absent.
     pub physical_networks: Option<BTreeSet<String>>,
 }
 
 /// Placement's `min_unit`, `max_unit` and `step_size`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Units {
-    /// Least that one Server may take, if it takes any.
+    /// The least amount of one Server, unless it is 0.
     pub min: i64,
-    /// Most that one Server may take.
+    /// The largest amount of one Server.
     pub max: i64,
-    /// What one Server takes is a multiple of this.
+    /// Amounts are multiples of this.
     pub step: i64,
 }
 
@@ -94,7 +94,7 @@ impl Default for Units {
 }
 
 impl Units {
-    /// Whether one Server may take `amount`.
+    /// Whether `amount` may be allocated to one Server.
     #[must_use]
     pub fn allows(&self, amount: i64) -> bool {
         amount == 0 || (amount >= self.min && amount <= self.max && amount % self.step.max(1) == 0)
@@ -104,24 +104,24 @@ impl Units {
 /// Placement's inventory of one resource class.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Inventory {
-    /// All there is.
+    /// The total amount.
     pub total: i64,
-    /// What is kept back.
+    /// The reserved amount.
     pub reserved: i64,
-    /// How often it may be given out, in thousandths.
+    /// The allocation ratio, in thousandths.
     pub ratio: i64,
-    /// Units.
+    /// Units in which it is allocated.
     pub units: Units,
 }
 
-/// A host aggregate, as far as filters look at it.
+/// A host aggregate, as far as filters need it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Aggregate {
     /// Its name.
     pub name: String,
-    /// Its metadata.
+    /// Its properties; Nova's metadata.
     pub properties: BTreeMap<String, String>,
-    /// Namespaces that it is kept for; every one when empty.
+    /// Namespaces that may use its hosts; all if empty.
     pub namespaces: BTreeSet<String>,
 }
 
@@ -141,80 +141,81 @@ pub struct Taint {
 pub struct NumaNode {
     /// Its number on the host.
     pub id: u8,
-    /// Processors that guests may use.
+    /// Number of CPUs for guests.
     pub cpus: i64,
-    /// Memory in MiB beside its huge pages.
+    /// Memory in MiB without its huge pages.
     pub memory_mib: i64,
-    /// Huge pages in all, by size in KiB.
+    /// Number of huge pages, by size in KiB.
     pub pages: BTreeMap<i64, i64>,
 }
 
-/// A PCI device for guests.
+/// A PCI device that can be given to a guest.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Device {
     /// Its address.
     pub address: String,
-    /// The alias that it is offered under.
+    /// Its alias.
     pub alias: String,
     /// The NUMA node that it is on, if known.
     pub node: Option<u8>,
 }
 
-/// How near to the guest's NUMA nodes its PCI devices must be; Nova's words.
+/// Nova's PCI NUMA affinity policies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum PciAffinity {
-    /// On them, as far as it is known.
+    /// The device is on a NUMA node of the guest, or its node is unknown.
     #[default]
     Legacy,
-    /// On them.
+    /// The device is on a NUMA node of the guest.
     Required,
-    /// On them where possible.
+    /// The device is on a NUMA node of the guest if possible.
     Preferred,
 }
 
-/// What a guest asks of NUMA nodes: one entry for each of its own.
+/// The NUMA nodes of a guest; Nova's InstanceNUMATopology.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct NumaRequest {
-    /// Processors and memory in MiB of each of the guest's nodes; at most 4.
+    /// vCPUs and memory in MiB of each node of the guest; at most 4.
     pub nodes: Vec<(i64, i64)>,
-    /// Whether each processor gets one of the host's to itself.
+    /// Whether each vCPU is pinned to a CPU of the host of its own.
     pub pinned: bool,
-    /// Size of huge pages in KiB, if any.
+    /// Size of the huge pages in KiB, if it uses any.
     pub page_kib: Option<i64>,
 }
 
-/// What a Server takes of a host, beside its place.
+/// The resources of a Server.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct ResourceRequest {
-    /// Processors, memory, disk.
+    /// vCPUs, memory and disk.
     pub claim: Claim,
-    /// Other resource classes.
+    /// Amounts of other resource classes, by class.
     pub classes: BTreeMap<String, i64>,
-    /// How many PCI devices it asks for, by alias.
+    /// Number of requested PCI devices, by alias.
     pub pci: BTreeMap<String, i64>,
-    /// How near they must be.
+    /// Their NUMA affinity.
     pub affinity: PciAffinity,
-    /// Addresses of the PCI devices that it has, once it is placed.
+    /// Addresses of its PCI devices, once it is placed.
     pub devices: BTreeSet<String>,
-    /// NUMA nodes.
+    /// Its NUMA nodes, if it has any.
     pub numa: Option<NumaRequest>,
 }
 
-/// A line of the ledger.
+/// The resources of one host that one Server uses; Placement's allocation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Allocation {
     /// Name of the host.
     pub host: String,
-    /// What it takes.
+    /// The resources.
     pub resources: ResourceRequest,
-    /// Its ServerGroup, in a name of the caller's.
+    /// Id of its ServerGroup; chosen by the caller.
     pub group: Option<String>,
-    /// Which Servers are spread together with it, in a name of the caller's.
+    /// Id of the set of Servers that it is spread with; chosen by the caller.
     pub spread: Option<String>,
-    /// Whether it is being built, moved or resized: Nova's `num_io_ops`.
+    /// Whether it is being built, migrated or resized; counts in Nova's `num_io_ops`.
     pub busy: bool,
-    /// Whether it is off so that others have its processors and memory: QEMU's own too.
-    pub off: bool,
-    /// The host's NUMA nodes that the guest's are on, as the decision said.
+    /// Whether it is stopped for a Server of higher priority. Then QEMU's overhead is free as
+    /// well.
+    pub preempted: bool,
+    /// The host's NUMA node of each NUMA node of the guest.
     pub numa_nodes: [u8; 4],
 }

@@ -1,6 +1,6 @@
-//! Sets of hosts, one bit each, and the rows of 64 hosts that columns are padded to.
+//! Sets of hosts, one bit for each slot, and the row length of 64 slots.
 
-/// Hosts of one word.
+/// Hosts in one word; columns are padded to a multiple of it.
 pub const ROW: usize = 64;
 
 /// A set of hosts by slot.
@@ -8,14 +8,14 @@ pub const ROW: usize = 64;
 pub struct HostSet(Vec<u64>);
 
 impl HostSet {
-    /// Whether `slot` is in it.
+    /// Whether it contains `slot`.
     #[must_use]
-    pub fn has(&self, slot: usize) -> bool {
+    pub fn contains(&self, slot: usize) -> bool {
         let word = self.0.get(slot / ROW).copied().unwrap_or_default();
         word >> (slot % ROW) & 1 == 1
     }
 
-    /// Puts `slot` in or takes it out.
+    /// Adds or removes `slot`.
     pub fn set(&mut self, slot: usize, on: bool) {
         if slot / ROW >= self.0.len() {
             if !on {
@@ -31,12 +31,12 @@ impl HostSet {
         }
     }
 
-    /// Becomes a copy of `other`, without a new allocation.
-    pub fn copy(&mut self, other: &Self) {
+    /// Copies `other`, without allocating memory.
+    pub fn copy_from(&mut self, other: &Self) {
         self.0.clone_from(&other.0);
     }
 
-    /// Keeps only what `keep` says yes to.
+    /// Keeps only the slots for which `keep` is true.
     pub fn retain(&mut self, mut keep: impl FnMut(usize) -> bool) {
         for (row, word) in self.0.iter_mut().enumerate() {
             let mut left = *word;
@@ -50,7 +50,7 @@ impl HostSet {
         }
     }
 
-    /// Its members, ascending.
+    /// Its slots, ascending.
     pub fn iter(&self) -> impl Iterator<Item = usize> + '_ {
         self.0.iter().enumerate().flat_map(|(row, word)| {
             let mut left = *word;
@@ -62,25 +62,25 @@ impl HostSet {
         })
     }
 
-    /// Whether nothing is in it.
+    /// Whether it is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.iter().all(|word| *word == 0)
     }
 
-    /// How many are in it.
+    /// Number of its slots.
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.iter().map(|w| w.count_ones() as usize).sum()
     }
 
-    /// The words, 64 slots each.
+    /// Its words, 64 slots each.
     #[must_use]
     pub fn words(&self) -> &[u64] {
         &self.0
     }
 
-    /// 64 slots, `row` × 64 and those after it.
+    /// The word of one row.
     #[must_use]
     pub fn word(&self, row: usize) -> u64 {
         self.0.get(row).copied().unwrap_or_default()

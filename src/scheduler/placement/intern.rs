@@ -1,10 +1,10 @@
-//! Values that many hosts or Servers share, kept once and counted.
+//! Values that many hosts or Servers share, stored once with a reference count.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::Arc;
 
-/// Values by a small number, each kept while anybody holds it.
+/// Values by a small id; each is stored as long as it is referenced.
 #[derive(Clone, Debug)]
 pub struct Interner<T> {
     ids: HashMap<Arc<T>, u32>,
@@ -23,11 +23,11 @@ impl<T> Default for Interner<T> {
 }
 
 impl<T: Hash + Eq> Interner<T> {
-    /// The number of `value`, held once more.
+    /// The id of `value`; adds a reference.
     pub fn intern(&mut self, value: T) -> u32 {
         if let Some(&id) = self.ids.get(&value) {
-            if let Some((_, held)) = &mut self.values[id as usize] {
-                *held += 1;
+            if let Some((_, references)) = &mut self.values[id as usize] {
+                *references += 1;
             }
             return id;
         }
@@ -44,16 +44,16 @@ impl<T: Hash + Eq> Interner<T> {
         id
     }
 
-    /// Lets go of `id` once. Says whether that was the last to hold it.
+    /// Removes a reference; returns whether it was the last one.
     pub fn release(&mut self, id: u32) -> bool {
         let Some(entry) = self.values.get_mut(id as usize) else {
             return false;
         };
-        let Some((value, held)) = entry else {
+        let Some((value, references)) = entry else {
             return false;
         };
-        *held -= 1;
-        if *held > 0 {
+        *references -= 1;
+        if *references > 0 {
             return false;
         }
         self.ids.remove(value);
@@ -62,26 +62,26 @@ impl<T: Hash + Eq> Interner<T> {
         true
     }
 
-    /// The value of a number that is held.
+    /// The value of an id that is in use.
     #[must_use]
     pub fn get(&self, id: u32) -> Option<&T> {
         let (value, _) = self.values.get(id as usize)?.as_ref()?;
         Some(value)
     }
 
-    /// The number of `value`, if anybody holds it.
+    /// The id of `value`, if it is stored.
     #[must_use]
     pub fn id(&self, value: &T) -> Option<u32> {
         self.ids.get(value).copied()
     }
 
-    /// How many numbers there are, those free again included.
+    /// All ids are below this.
     #[must_use]
     pub fn id_bound(&self) -> usize {
         self.values.len()
     }
 
-    /// Those held.
+    /// The stored values.
     pub fn iter(&self) -> impl Iterator<Item = &T> {
         self.values.iter().flatten().map(|(value, _)| &**value)
     }

@@ -1,7 +1,7 @@
-//! Labels of hosts, each pair kept once and counted.
+//! Labels of hosts; each pair of key and value is stored once with a reference count.
 //!
-//! Most hosts have a label that no other has, their name, so a pair costs little: its key
-//! is a number.
+//! Most hosts have a label that no other has, such as their name, so pairs must be small: the
+//! key is an id.
 
 use hashbrown::HashTable;
 
@@ -12,12 +12,12 @@ use crate::placement::request::{hash, mix};
 #[derive(Clone, Debug)]
 struct Pair {
     key: u32,
-    /// How many hosts have it; free for another when none.
-    held: u32,
+    /// Number of hosts that have it; if 0 the id is free.
+    references: u32,
     value: Box<str>,
 }
 
-/// Pairs of key and value by a small number, each kept while a host has it.
+/// Pairs of key and value by a small id.
 #[derive(Clone, Debug, Default)]
 pub struct Labels {
     keys: Interner<String>,
@@ -39,15 +39,15 @@ impl Labels {
         self.index.find(digest(key, value), same).copied()
     }
 
-    /// The number of a pair, held once more.
+    /// The id of a pair; adds a reference.
     pub fn intern(&mut self, key: String, value: &str) -> u32 {
         if let Some(id) = self.id(&key, value) {
-            self.pairs[id as usize].held += 1;
+            self.pairs[id as usize].references += 1;
             return id;
         }
         let pair = Pair {
             key: self.keys.intern(key),
-            held: 1,
+            references: 1,
             value: value.into(),
         };
         let digested = digest(pair.key, value);
@@ -69,13 +69,13 @@ impl Labels {
         id
     }
 
-    /// Lets go of a pair once.
+    /// Removes a reference.
     pub fn release(&mut self, id: u32) {
         let Some(pair) = self.pairs.get_mut(id as usize) else {
             return;
         };
-        pair.held = pair.held.saturating_sub(1);
-        if pair.held > 0 {
+        pair.references = pair.references.saturating_sub(1);
+        if pair.references > 0 {
             return;
         }
         let digested = digest(pair.key, &pair.value);
@@ -87,31 +87,31 @@ impl Labels {
         }
     }
 
-    /// The number of a pair, if a host has it.
+    /// The id of a pair, if a host has it.
     #[must_use]
     pub fn id(&self, key: &str, value: &str) -> Option<u32> {
         self.find(self.keys.id(&key.to_owned())?, value)
     }
 
-    /// The value of a pair, if it is one of this key.
+    /// The value of a pair, if it has this key.
     #[must_use]
     pub fn value(&self, id: u32, key: &str) -> Option<&str> {
         let pair = self.pairs.get(id as usize)?;
-        let of_key = pair.held > 0 && self.keys.get(pair.key).is_some_and(|k| k == key);
+        let of_key = pair.references > 0 && self.keys.get(pair.key).is_some_and(|k| k == key);
         of_key.then_some(&*pair.value)
     }
 
-    /// How many numbers there are, those free again included.
+    /// All ids are below this.
     #[must_use]
     pub fn id_bound(&self) -> usize {
         self.pairs.len()
     }
 
-    /// The numbers of all pairs of a key.
+    /// The ids of all pairs with this key.
     pub fn of_key(&self, key: &str) -> impl Iterator<Item = usize> {
         let key = self.keys.id(&key.to_owned());
         let pairs = self.pairs.iter().enumerate();
-        let some = pairs.filter(move |(_, p)| p.held > 0 && Some(p.key) == key);
+        let some = pairs.filter(move |(_, p)| p.references > 0 && Some(p.key) == key);
         some.map(|(id, _)| id)
     }
 }
@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pair_is_kept_while_a_host_has_it_and_its_number_is_given_again() {
+    fn a_pair_is_stored_while_it_is_referenced_and_its_id_is_used_again() {
         let mut labels = Labels::default();
         let intern = |labels: &mut Labels, k: &str, v: &str| labels.intern(k.to_owned(), v);
         let (a, b) = (

@@ -1,12 +1,12 @@
-//! Which of the host's NUMA nodes hold the guest's.
+//! On which NUMA nodes of a host the NUMA nodes of a guest are.
 
 use crate::placement::devices::pick;
 use crate::placement::facts::{NumaNode, NumaRequest, ResourceRequest};
 use crate::placement::snapshot::{Host, pages};
 
-/// The number of the host's node for each of the guest's, each on another one and near enough
-/// to its PCI devices, or `None` if they do not fit. The first that fits in the host's order, tried exhaustively: a guest has at most
-/// four.
+/// The host's NUMA node for each of the guest's, each on a different one and with the required
+/// affinity to its PCI devices; `None` if they do not fit. Tries all combinations in the host's
+/// order and returns the first that fits; a guest has at most four nodes.
 #[must_use]
 pub fn fit(host: Host<'_>, resources: &ResourceRequest) -> Option<[u8; 4]> {
     let wanted = resources.numa.as_ref()?;
@@ -49,7 +49,7 @@ fn holds(host: Host<'_>, cell: &NumaNode, wanted: &NumaRequest, vcpus: i64, mib:
     let cpus = if wanted.pinned {
         vcpus <= left
     } else {
-        // As many as the node has, as in Nova, on those that nobody has to himself.
+        // As in Nova, at most as many as the node has; they share the CPUs that are not pinned.
         vcpus <= cell.cpus && (left > 0 || vcpus == 0)
     };
     let room = match wanted.page_kib {
@@ -83,13 +83,13 @@ mod tests {
         host
     }
 
-    fn knowing(words: &[(&str, &str)]) -> State {
+    fn state_with_flavor(extra_specs: &[(&str, &str)]) -> State {
         let mut state = state(&[two_nodes()]);
         let flavor = FlavorSpec {
             vcpus: 2,
             memory: "256Mi".into(),
             disk: "1Gi".into(),
-            extra_specs: words
+            extra_specs: extra_specs
                 .iter()
                 .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
                 .collect(),
@@ -106,10 +106,10 @@ mod tests {
         server
     }
 
-    /// Two fit, one on each node, and no third: not for who has seen them placed, and not for
-    /// who has only just begun and reads of them, in whatever order.
+    /// Two Servers fit, one on each node, and a third does not: neither for the scheduler that
+    /// placed them nor for one that has just started and reads their placements.
     fn two_fit(words: &[(&str, &str)]) {
-        let mut first = knowing(words);
+        let mut first = state_with_flavor(words);
         let mut placed = Vec::new();
         for (name, nodes) in [("a", [1]), ("b", [4])] {
             first.server_applied(asking(name, 1));
@@ -126,7 +126,11 @@ mod tests {
             late.server_applied(server);
         }
         late.host_applied(&two_nodes());
-        let flavor = knowing(words).catalogue.flavors.remove("numa").unwrap();
+        let flavor = state_with_flavor(words)
+            .catalogue
+            .flavors
+            .remove("numa")
+            .unwrap();
         late.flavor_applied(flavor);
         for mut state in [first, late] {
             state.server_applied(asking("c", 3));
@@ -138,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn processors_and_huge_pages_are_counted_by_node_after_a_restart_too() {
+    fn cpus_and_huge_pages_are_counted_by_node_also_after_a_restart() {
         two_fit(&[("hw:cpu_policy", "dedicated")]);
         two_fit(&[("hw:mem_page_size", "2MB")]);
     }

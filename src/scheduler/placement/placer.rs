@@ -242,7 +242,7 @@ impl FitCache {
                 for &slot in changed {
                     let slot = slot as usize;
                     let host = snapshot.host_at(slot);
-                    let fits = snapshot.registered().has(slot)
+                    let fits = snapshot.registered().contains(slot)
                         && shared.iter().all(|f| f.passes(host, cycle));
                     kind.fit.set(slot, fits);
                 }
@@ -268,7 +268,7 @@ impl FitCache {
         };
         kind.seen = end;
         kind.used = self.decisions;
-        fit.copy(&kind.fit);
+        fit.copy_from(&kind.fit);
     }
 }
 

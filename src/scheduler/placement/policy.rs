@@ -1,4 +1,4 @@
-//! Which filters and weighers decide, and how much each counts.
+//! Which filters and weighers are used, their multipliers and settings.
 
 use crate::filters::{self, Filter, Settings};
 use crate::weighers::{self, Weigher};
@@ -7,8 +7,8 @@ use pileus_api::scheduler_policy::{
     multiplier as read,
 };
 
-/// Left out unless a policy names them: with Nova's own figures they would surprise, and
-/// Nova leaves them out too.
+/// Filters that are used only if a policy names them, as in Nova, because their defaults would
+/// reject hosts unexpectedly.
 const OPTIONAL: [&str; 3] = [
     "AggregateInstanceExtraSpecsFilter",
     "IoOpsFilter",
@@ -22,21 +22,21 @@ pub struct Policy {
     pub(crate) settings: Settings,
     /// Whether Servers of lower priority are stopped for others.
     pub(crate) preemption: PreemptionPolicy,
-    /// What is done for a Server that waits long.
+    /// Whether capacity is reserved for a Server that has waited long.
     pub(crate) waiting: WaitingPolicy,
 }
 
-/// Why a policy cannot be used.
+/// Why a policy is invalid.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PolicyError {
     /// No such filter.
-    #[error("spec.filters names `{0}`, which is none; known are {1}")]
+    #[error("spec.filters names `{0}`, which does not exist; known are {1}")]
     UnknownFilter(String, String),
     /// No such weigher.
-    #[error("spec.weighers names `{0}`, which is none; known are {1}")]
+    #[error("spec.weighers names `{0}`, which does not exist; known are {1}")]
     UnknownWeigher(String, String),
     /// No such metric.
-    #[error("spec.metrics names `{0}`, of which no Host tells; known are {1}")]
+    #[error("spec.metrics names `{0}`, which no Host reports; known are {1}")]
     UnknownMetric(String, String),
     /// Not a ratio.
     #[error("spec.metrics gives {0} the ratio {1}")]
@@ -68,7 +68,7 @@ impl Policy {
     /// The policy that `config` describes.
     ///
     /// # Errors
-    /// When it names what does not exist, or a multiplier is none.
+    /// If it names something that does not exist, or has an invalid multiplier or ratio.
     pub fn new(config: &SchedulerPolicySpec) -> Result<Self, PolicyError> {
         let mut policy = Self::default();
         if let Some(names) = &config.filters {
@@ -128,7 +128,7 @@ impl Policy {
         Ok(policy)
     }
 
-    /// One filter alone and no weigher, to see what it costs.
+    /// A policy of one filter and no weigher, for benchmarks.
     #[must_use]
     pub fn only(filter: Box<dyn Filter>) -> Self {
         Self {
@@ -144,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_policy_that_is_wrong_is_refused_with_what_is_known() {
+    fn the_error_of_an_invalid_policy_names_what_is_known() {
         let read = |text: &str| serde_json::from_str::<SchedulerPolicySpec>(text).unwrap();
         let policy = Policy::new(&read(
             r#"{"filters": ["RamFilter", "ComputeFilter"], "weighers": {"CPUWeigher": "-1.5"},

@@ -1,30 +1,30 @@
-//! Nova's hint `query`: a question about a host, written as JSON.
+//! Nova's hint `query`: a condition on a host, written as JSON.
 
 use serde_json::Value;
 
 use crate::placement::snapshot::Host;
 
-/// A question that has been read.
+/// A parsed query.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Query {
-    /// Every one of them.
+    /// All of them are true.
     And(Vec<Query>),
-    /// Any of them.
+    /// Any of them is true.
     Or(Vec<Query>),
-    /// None of them.
+    /// None of them is true.
     Not(Vec<Query>),
-    /// The first against each of the others: `=`, `<`, `>`, `<=`, `>=`, `in`.
+    /// Compares the first operand with each of the others: `=`, `<`, `>`, `<=`, `>=`, `in`.
     Compare(String, Vec<String>),
 }
 
-/// Deepest nesting that is read.
+/// Deepest nesting that is accepted.
 const MAX_DEPTH: usize = 16;
 
 impl Query {
-    /// Reads one, such as `["and", [">=", "$free_ram_mb", 1024]]`.
+    /// Parses a query, such as `["and", [">=", "$free_ram_mb", 1024]]`.
     ///
     /// # Errors
-    /// When it is none; says what is wrong.
+    /// If it is invalid; the text says what is wrong.
     pub fn parse(text: &str) -> Result<Self, String> {
         let value = serde_json::from_str(text).map_err(|e| format!("is not JSON: {e}"))?;
         Self::read(&value, MAX_DEPTH)
@@ -36,7 +36,7 @@ impl Query {
         }
         let Some([Value::String(operator), rest @ ..]) = value.as_array().map(Vec::as_slice) else {
             return Err(format!(
-                "has `{value}` where a list with an operator is needed"
+                "has `{value}` where a list that begins with an operator is expected"
             ));
         };
         let all = || -> Result<Vec<Self>, String> {
@@ -53,12 +53,14 @@ impl Query {
                     rest.iter().map(text).collect(),
                 ))
             }
-            "=" | "<" | ">" | "<=" | ">=" | "in" => Err(format!("gives `{operator}` too little")),
+            "=" | "<" | ">" | "<=" | ">=" | "in" => {
+                Err(format!("gives `{operator}` less than two operands"))
+            }
             _ => Err(format!("has the unknown operator `{operator}`")),
         }
     }
 
-    /// Whether it is true of `host`.
+    /// Whether it is true for `host`.
     #[must_use]
     pub fn matches(&self, host: Host<'_>) -> bool {
         match self {
@@ -87,7 +89,8 @@ impl Query {
     }
 }
 
-/// A literal, or what a `$variable` of Nova's says of the host; `None` if it says nothing.
+/// The literal, or the value of one of Nova's `$variable`s for the host; `None` if the host has
+/// none.
 fn value(host: Host<'_>, operand: &str) -> Option<String> {
     let Some(variable) = operand.strip_prefix('$') else {
         return Some(operand.to_owned());

@@ -1,4 +1,4 @@
-//! What a Server asks of a host, with all references resolved.
+//! What a Server requires of a host, with all references resolved.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,37 +9,38 @@ use crate::placement::facts::ResourceRequest;
 use crate::placement::query::Query;
 pub use pileus_api::server_group::GroupPolicy;
 
-/// What a Server asks of a host.
+/// What a Server requires of a host; Nova's RequestSpec.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Request {
-    /// What it has in common with others of its kind; decisions for equal ones share work.
+    /// Requirements that many Servers share; decisions on equal ones are cached.
     pub requirements: Requirements,
     /// Digest of its image, if known.
     pub image_digest: Option<String>,
-    /// Decides between hosts that are equally good.
+    /// Chooses between hosts of equal weight.
     pub seed: u64,
-    /// Namespace that it is in: Nova's project.
+    /// Its namespace; Nova's project.
     pub namespace: String,
     /// Its ServerGroup.
     pub group: Option<Group>,
-    /// Nova's hint `same_host`: Servers of which each one's host will do.
+    /// Nova's hint `same_host`: on the host of any of these Servers.
     pub same_host: Vec<ServerReference>,
-    /// Nova's hint `different_host`: Servers whose hosts will not do.
+    /// Nova's hint `different_host`: not on the host of any of these Servers.
     pub different_host: Vec<ServerReference>,
-    /// Hosts that refused it, and what is to be said of that.
+    /// Hosts that refused it, with the reason for users.
     pub refused_by: BTreeMap<String, String>,
-    /// Kubernetes' topology spread.
+    /// Kubernetes' topology spread constraints.
     pub spread: Vec<Spread>,
-    /// Which Servers `spread` counts, in the caller's name.
+    /// Id of the set of Servers that `spread` counts; chosen by the caller.
     pub spread_set: Option<String>,
-    /// Of Servers that wait the highest comes first.
+    /// Its priority; the highest is decided first.
     pub priority: Priority,
 }
 
-/// What a Server has in common with others.
+/// Requirements that do not depend on one Server alone, so that filter results for equal ones
+/// are cached: kube-scheduler's former equivalence class.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Requirements {
-    /// What it takes.
+    /// The resources.
     pub resources: ResourceRequest,
     /// Labels that the host must have.
     pub host_selector: BTreeMap<String, String>,
@@ -53,63 +54,61 @@ pub struct Requirements {
     pub flavor: Option<String>,
     /// Extra specs of its flavor.
     pub extra_specs: BTreeMap<String, String>,
-    /// Taints that it puts up with.
+    /// Taints that it tolerates.
     pub tolerations: Vec<Toleration>,
-    /// Nova's hints `build_near_host_ip` and `cidr`.
+    /// Network of the host's address; Nova's hints `build_near_host_ip` and `cidr`.
     pub host_cidr: Option<IpNet>,
     /// Nova's hint `query`.
     pub query: Option<Query>,
-    /// Physical networks that its networks need.
+    /// Physical networks that the host must be connected to.
     pub physical_networks: BTreeSet<String>,
-    /// Hosts that its volumes bind it to, when they do.
+    /// Hosts that can use its volumes; all if absent.
     pub volume_hosts: Option<BTreeSet<String>>,
 }
 
 /// A ServerGroup.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Group {
-    /// The caller's name for it.
+    /// Its id; chosen by the caller.
     pub id: String,
     /// Its policy.
     pub policy: GroupPolicy,
-    /// How many members one host may hold under AntiAffinity: Nova's
-    /// `max_server_per_host`.
+    /// How many members may be on one host with AntiAffinity; Nova's `max_server_per_host`.
     pub max_per_host: u32,
-    /// All or nothing: how many members are placed together at least; 0 for any.
+    /// Gang scheduling: how many members must be placed together; 0 if none must.
     pub min_members: u32,
 }
 
-/// A Server named by another.
+/// A Server that another one refers to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServerReference {
     /// Its name.
     pub name: String,
-    /// Its uid, when it exists.
+    /// Its uid, if it exists.
     pub uid: Option<String>,
 }
 
 /// A toleration, as of a Kubernetes Pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Toleration {
-    /// Key; any when absent.
+    /// Key; any if absent.
     pub key: Option<String>,
-    /// Value; any when absent.
+    /// Value; any if absent.
     pub value: Option<String>,
-    /// Effect; any when absent.
+    /// Effect; any if absent.
     pub effect: Option<String>,
 }
 
 /// One topology spread constraint that must hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Spread {
-    /// Label of Hosts whose values are the domains.
+    /// Key of the label of Hosts whose values are the domains.
     pub key: String,
-    /// How many more a domain may hold than the emptiest.
+    /// How many more Servers a domain may have than the emptiest one.
     pub max_skew: u32,
 }
 
-/// A stable hash of `text` (FNV-1a): the same in every build, unlike the standard
-/// library's.
+/// A stable hash of `text` (FNV-1a); unlike the standard library's it is the same in every build.
 #[must_use]
 pub fn hash(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
@@ -117,7 +116,7 @@ pub fn hash(text: &str) -> u64 {
     })
 }
 
-/// Mixes two hashes into one whose every bit depends on both (splitmix64's finish).
+/// Combines two hashes, so that every bit depends on both (splitmix64's finalizer).
 #[must_use]
 pub fn mix(a: u64, b: u64) -> u64 {
     let mut x = a ^ b.rotate_left(32).wrapping_mul(0x9e37_79b9_7f4a_7c15);

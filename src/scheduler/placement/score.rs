@@ -86,7 +86,7 @@ fn normalize<'a>(fit: &HostSet, term: &'a Term<'_>) -> Option<Normalized<'a>> {
             (with && without).then_some((0, 1))
         }
         RawWeights::Sparse(some) => {
-            let here = || some.iter().filter(|(slot, _)| fit.has(*slot as usize));
+            let here = || some.iter().filter(|(slot, _)| fit.contains(*slot as usize));
             let others = (here().count() < fit.len()).then_some(0);
             let weights = || here().map(|(_, f)| i64::from(*f)).chain(others);
             weights().min().zip(weights().max())
@@ -191,7 +191,7 @@ impl Normalized<'_> {
             let weight = match self.weights {
                 RawWeights::Equal => 0,
                 RawWeights::Column(column) => i64::from(column[*slot as usize]),
-                RawWeights::Hosts(held) => i64::from(held.has(*slot as usize)),
+                RawWeights::Hosts(held) => i64::from(held.contains(*slot as usize)),
                 RawWeights::Sparse(some) => {
                     let found = some.binary_search_by_key(slot, |(s, _)| *s);
                     found.map_or(0, |at| i64::from(some[at].1))

@@ -1,4 +1,4 @@
-//! Decisions: what is pending goes in, writes come out.
+//! Decisions: pending Servers go in, status writes come out.
 
 use std::cmp::Reverse;
 use std::sync::Arc;
@@ -21,21 +21,20 @@ use pileus_api::conditions::{self, Observation};
 use pileus_api::server::{Nomination, Placement, Refusal};
 use pileus_api::{ConditionType, Reason, Server};
 
-/// How long a host that refused a Server is not asked again.
+/// How long a Server is not placed again on a host that refused it.
 const REFUSAL_TIMEOUT: SignedDuration = SignedDuration::from_secs(600);
 /// How many refusals a Server's status holds at most.
 const MAX_REFUSALS: usize = 16;
 
 impl State {
-    /// Decides all that is pending; the writes must then be carried out.
+    /// Decides all pending Servers; the writes must then be carried out.
     ///
-    /// Of all that is pending the highest priority comes first, and among equals the
-    /// oldest: what frees room is tried with those that have waited longest.
+    /// The highest priority comes first, and of equal ones the Server that was created first.
     pub fn decide(&mut self, now: Timestamp) -> Vec<StatusWrite> {
         if std::mem::take(&mut self.capacity_freed) {
             self.requeue_fitting(now);
         }
-        // Those that have waited long enough are looked at again.
+        // Servers whose retry is due.
         for key in self.queue.due(now) {
             self.enqueue(&key);
         }
@@ -49,16 +48,16 @@ impl State {
                 Some((key, server, request))
             })
             .collect();
-        // What is left of a group that is placed all or nothing comes before everything: the
-        // room for it was there when the first of it was placed.
+        // Members of a gang that is placed in part come before all others, because capacity for
+        // all of them was there when the first was placed.
         asked.sort_by_key(|(_, server, r)| {
-            let begun = r.as_ref().is_ok_and(|r| self.is_gang_started(r));
-            (!begun, Reverse(self.catalogue.priority(server).value))
+            let started = r.as_ref().is_ok_and(|r| self.is_gang_started(r));
+            (!started, Reverse(self.catalogue.priority(server).value))
         });
         let mut failures = GangFailures::default();
         let mut writes = Vec::new();
         for (key, server, request) in asked {
-            // A gang places all of its members when it comes to the first.
+            // A gang has been decided as a whole at its first member.
             if self.in_flight.contains_key(&key) {
                 continue;
             }
@@ -79,18 +78,18 @@ impl State {
         let uid = |key: &Key| self.servers.get(key)?.uid();
         let mut request = request(server, &self.catalogue, &uid)?;
         let refusals = server.status.iter().flat_map(|s| &s.refusals);
-        let lasting =
+        let in_effect =
             refusals.filter_map(|r| Some((r.name.clone(), self.refusal_in_effect(r, now)?)));
-        request.refused_by = lasting.collect();
+        request.refused_by = in_effect.collect();
         if let Some(refused) = self.current_refusal(server) {
-            let said = format!("refuses it: {}", refused.message);
-            request.refused_by.insert(refused.name, said);
+            let reason = format!("refuses it: {}", refused.message);
+            request.refused_by.insert(refused.name, reason);
         }
         Ok(request)
     }
 
-    /// What is to be said of a refusal while it lasts: for a while, unless the host has
-    /// started again or has got more room before.
+    /// The message of a refusal while it is in effect: for [`REFUSAL_TIMEOUT`], unless the host
+    /// is restarted or gets more free capacity before.
     fn refusal_in_effect(&self, refusal: &Refusal, now: Timestamp) -> Option<String> {
         let until = refusal.time.as_ref()?.0 + REFUSAL_TIMEOUT;
         let host = self.hosts.get(&refusal.name);
@@ -103,14 +102,14 @@ impl State {
         });
         (now < until && !started && !more).then(|| {
             format!(
-                "refused it ({}); it is asked again at {until:.0}, or once it has started again or \
-                 has more room",
+                "refused it ({}); it is tried again at {until:.0}, or when the host was restarted or \
+                 has more free capacity",
                 refusal.message
             )
         })
     }
 
-    /// What a host has left for another Server.
+    /// What is free on a host.
     fn free_resources(&self, host: &str) -> Option<Claim> {
         let host = self.snapshot.host(host)?;
         Some(Claim {
@@ -120,7 +119,21 @@ impl State {
         })
     }
 
-    /// Whether a decision on a Server would be another than before.
+    /// After capacity was freed: Servers that wait for it and fit now are decided again; for the
+    /// others the next report is written earlier.
+    pub(crate) fn requeue_fitting(&mut self, now: Timestamp) {
+        for key in self.queue.waiting_for(WaitReason::NoHostFits) {
+            // Whether a nomination is still of use is decided each time.
+            if self.nominated.contains(&key) || self.would_fit(&key, now) {
+                self.enqueue(&key);
+            } else {
+                self.queue.refresh_soon(&key);
+            }
+        }
+    }
+
+    /// Whether a Server that waits would now be placed, or its decision is needed for another
+    /// reason.
     pub(crate) fn would_fit(&mut self, key: &Key, now: Timestamp) -> bool {
         let Some(server) = self.servers.get(key).cloned() else {
             return false;
@@ -154,11 +167,11 @@ impl State {
                 return;
             }
             Err(Unresolved::Unreported(reason, message)) => {
-                let seen = no(reason, message);
+                let observation = no(reason, message);
                 writes.extend(self.report_unscheduled(
                     key,
                     server,
-                    seen,
+                    observation,
                     None,
                     WaitReason::Unresolved,
                     now,
@@ -170,10 +183,10 @@ impl State {
             writes.extend(self.withdraw_placement(key, server, refusal, &request, now));
             return;
         }
-        // What is kept for it is not in its own way.
+        // Its own nomination must not count against it.
         self.release_nomination(&server);
-        // A running VM that the Server's objects came back for, or that the Server has lost
-        // its placement on: it stays where it is, whatever the filters say of its host.
+        // A Server that was created again while its VM still runs, or that has lost its placement,
+        // stays where the VM is, whatever the filters say.
         let orphan = self.orphan(&key);
         let bound = self.bound_by_instance(&server);
         let decision = match bound.as_ref().or(orphan.as_ref()) {
@@ -198,7 +211,7 @@ impl State {
         writes.push(self.bind(key, server, &request, host, epoch, now));
     }
 
-    /// Binds a Server, in memory first.
+    /// Places a Server on a host; assumed in the ledger from now on.
     pub(crate) fn bind(
         &mut self,
         key: Key,
@@ -221,7 +234,7 @@ impl State {
         self.write_placement(key, server, placement, message, Decision::Placed, now)
     }
 
-    /// Writes that a Server has its place, in memory first.
+    /// Writes a placement; assumed in the ledger from now on.
     pub(crate) fn write_placement(
         &mut self,
         key: Key,
@@ -234,8 +247,8 @@ impl State {
         let held = allocation(&server, &placement, &self.catalogue);
         self.snapshot
             .allocate(&server.uid().unwrap_or_default(), held);
-        let seen = Observation::yes(ConditionType::Scheduled, Reason::Scheduled, message);
-        let (conditions, _) = conditions(&server, seen, now);
+        let observation = Observation::yes(ConditionType::Scheduled, Reason::Scheduled, message);
+        let (conditions, _) = conditions(&server, observation, now);
         let status = SchedulerStatus {
             placement: Some(placement),
             refusals: refusals(&server),
@@ -245,8 +258,8 @@ impl State {
         self.start_write(key, server, status, decision)
     }
 
-    /// Takes a placement back that the host has refused, if another host would do. Where
-    /// none would, the Server stays where it may be built once there is room.
+    /// Withdraws a placement that the host has refused, if another host fits. Otherwise the
+    /// Server stays, because the host may build it once it has capacity.
     fn withdraw_placement(
         &mut self,
         key: Key,
@@ -263,14 +276,14 @@ impl State {
             "Host {} refused it; it is placed elsewhere once its Instance there is gone",
             refusal.name
         );
-        let seen = Observation::no(ConditionType::Scheduled, Reason::HostRefused, message);
-        let (conditions, transition) = conditions(&server, seen, now);
+        let observation = Observation::no(ConditionType::Scheduled, Reason::HostRefused, message);
+        let (conditions, transition) = conditions(&server, observation, now);
         let mut refusals = refusals(&server);
         refusals.retain(|r| r.name != refusal.name);
         if refusals.len() >= MAX_REFUSALS {
             refusals.remove(0);
         }
-        // Without the Server itself, as it will be from now on.
+        // As the host will be without this Server.
         self.snapshot.release(&server.uid().unwrap_or_default());
         let left = self.free_resources(&refusal.name);
         self.account(&key);
@@ -289,27 +302,28 @@ impl State {
         Some(self.start_write(key, server, status, Decision::Unscheduled { transition }))
     }
 
-    /// Says why a Server is not placed, and where room is kept for it, unless it says so
-    /// already or was told lately.
+    /// Reports why a Server is not placed and where it is nominated, unless its status says so
+    /// already or the last report is too recent.
     pub(crate) fn report_unscheduled(
         &mut self,
         key: Key,
         server: Arc<Server>,
-        seen: Observation,
+        observation: Observation,
         nomination: Option<Nomination>,
         why: WaitReason,
         now: Timestamp,
     ) -> Option<StatusWrite> {
-        let (conditions, transition) = conditions(&server, seen, now);
+        let (conditions, transition) = conditions(&server, observation, now);
         let before = scheduled_condition(&server);
         let status = server.status.as_ref();
-        let kept = nomination == status.and_then(|s| s.nomination.clone());
-        if kept && conditions.first() == before {
+        let same_nomination = nomination == status.and_then(|s| s.nomination.clone());
+        if same_nomination && conditions.first() == before {
             self.queue.wait(key, why, now);
             return None;
         }
-        let refresh = self.queue.next_report(&key);
-        if let Some(next) = refresh.filter(|next| kept && !transition && *next > now) {
+        let next_report = self.queue.next_report(&key);
+        if let Some(next) = next_report.filter(|next| same_nomination && !transition && *next > now)
+        {
             self.queue.wait_until(key, why, now, next);
             return None;
         }
@@ -352,15 +366,15 @@ pub(crate) fn refusals(server: &Server) -> Vec<Refusal> {
     status.map(|s| s.refusals.clone()).unwrap_or_default()
 }
 
-/// The condition to be, and whether it is another.
+/// The new condition, and whether its status or reason differs from the old one.
 pub(crate) fn conditions(
     server: &Server,
-    seen: Observation,
+    observation: Observation,
     now: Timestamp,
 ) -> (Vec<Condition>, bool) {
     let status = server.status.as_ref();
     let old = status.map(|s| s.conditions.as_slice()).unwrap_or_default();
-    let new = conditions::merge(old, [seen], server.metadata.generation, now);
+    let new = conditions::merge(old, [observation], server.metadata.generation, now);
     let before = scheduled_condition(server);
     let same = |c: &Condition| before.is_some_and(|b| b.status == c.status && b.reason == c.reason);
     let transition = !new.iter().all(same);

@@ -1,15 +1,14 @@
-//! All or nothing: ServerGroups whose members are placed together or not at all.
+//! Gang scheduling: ServerGroups with `minMembers`, whose members are placed all or nothing.
 //!
-//! They are decided together, for room that is there for all of them, and then bound one by
-//! one, because Kubernetes writes one object at a time. A write that meets a newer version of
-//! its Server leaves the rest of the group bound. Then the claim stays in the ledger until the
-//! newer version is here, and that is decided before all else, whatever has a higher
-//! priority: so nobody gets the room in between, and the group is completed. The same holds
-//! after a restart, since who has begun can be seen from the placements. What is bound is
-//! never taken back for the group's sake, because the manager may have made an Instance of
-//! it, and an Instance that nobody sees may run. So a group stays in part only while a host
-//! that was there for it has failed meanwhile, or when somebody has changed or deleted a
-//! member in that moment; and then its members say so.
+//! All members are decided together and only if there is capacity for all of them. Their
+//! placements are then written one by one, because Kubernetes has no write of several objects.
+//! If one write conflicts, the others stay: the conflicting member's allocation is kept in the
+//! ledger until its newer version arrives, and it is decided before all other Servers, whatever
+//! their priority. So no other Server gets the capacity in between, and the gang is completed.
+//! After a restart the same holds, because the placements show which gangs are started.
+//! A written placement is never withdrawn for the sake of the gang, because an Instance may
+//! have been created from it already and its VM may run. A gang therefore stays incomplete only
+//! if a host fails, or a member is changed or deleted, in that moment; its members report it.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -27,11 +26,11 @@ use crate::state::{State, StatusWrite, scheduled_condition};
 use pileus_api::conditions::{ConditionType, Observation};
 use pileus_api::{Reason, Server};
 
-/// Why groups could not be placed, of those that were tried: asked once in each pass.
+/// Gangs that could not be placed in this pass, and why; each is tried once in a pass.
 pub(crate) type GangFailures = BTreeMap<Key, (Reason, String)>;
 
 impl State {
-    /// Whether the Server's group is placed all or nothing, and not enough of it is yet.
+    /// Whether the Server belongs to a gang of which fewer than `minMembers` are placed.
     pub(crate) fn is_in_incomplete_gang(&self, request: &Request) -> bool {
         let Some(group) = &request.group else {
             return false;
@@ -39,19 +38,19 @@ impl State {
         self.placed(&group.id) < group.min_members
     }
 
-    /// Whether the Server's group is placed all or nothing, and some of it is.
+    /// Whether the Server belongs to such a gang, and some of its members are placed.
     pub(crate) fn is_gang_started(&self, request: &Request) -> bool {
         let group = request.group.as_ref();
         self.is_in_incomplete_gang(request) && group.is_some_and(|g| self.placed(&g.id) > 0)
     }
 
-    /// How many members of a group have a place.
+    /// How many members of a group are placed.
     fn placed(&self, group: &str) -> u32 {
         let members = self.snapshot.members(group).iter();
         members.map(|(_, n)| n).sum()
     }
 
-    /// Decides for a Server whose group is placed all or nothing: for all of the group.
+    /// Decides the whole gang of a Server.
     pub(crate) fn decide_gang(
         &mut self,
         key: &Key,
@@ -81,16 +80,23 @@ impl State {
         let Some((reason, message)) = failures.get(&group).cloned() else {
             return;
         };
-        let seen = Observation::no(ConditionType::Scheduled, reason, message);
+        let observation = Observation::no(ConditionType::Scheduled, reason, message);
         let wait = if reason == Reason::GroupIncomplete {
             WaitReason::Unresolved
         } else {
             WaitReason::NoHostFits
         };
-        writes.extend(self.report_unscheduled(key.clone(), server.clone(), seen, None, wait, now));
+        writes.extend(self.report_unscheduled(
+            key.clone(),
+            server.clone(),
+            observation,
+            None,
+            wait,
+            now,
+        ));
     }
 
-    /// Members that were told of others to come are told what there is in the way now.
+    /// Decides those members again whose condition still says that members are missing.
     fn requeue_outdated_members(&mut self, group: &Key) {
         let outdated = |server: &Server| {
             let said = scheduled_condition(server).map(|c| c.reason.as_str());
@@ -129,13 +135,13 @@ impl State {
         let there = placed.saturating_add(u32::try_from(members.len()).unwrap_or(u32::MAX));
         if there < least {
             let message = format!(
-                "ServerGroup {} is placed all or nothing: {there} of {least} members are there \
-                 and could be placed",
+                "ServerGroup {} is placed all or nothing: {there} of {least} members exist and can be \
+                 placed",
                 group.1
             );
             return Err((Reason::GroupIncomplete, message));
         }
-        // The biggest first: whatever is small fits beside them more easily.
+        // The biggest first, because small ones fit more easily into what is left.
         members.sort_by_key(|(key, _, r)| {
             let claim = r.requirements.resources.claim;
             (Reverse((claim.memory_mib, claim.vcpus)), key.clone())
@@ -148,7 +154,7 @@ impl State {
                     let host = host.to_owned();
                     let resources = &request.requirements.resources;
                     let there = self.snapshot.host(&host);
-                    // With nodes and devices: the next one must not be tried on the same.
+                    // With NUMA nodes and devices, so that the next member does not get the same.
                     let placement = there.map(|h| devices::placement(h, resources));
                     let placement = placement.unwrap_or_default();
                     let held = allocation(server, &placement, &self.catalogue);
@@ -157,13 +163,13 @@ impl State {
                     hosts.push(host);
                 }
                 Err(explanation) => {
-                    let begun = if placed > 0 {
+                    let started = if placed > 0 {
                         format!("{placed} of its members are placed, and ")
                     } else {
                         String::new()
                     };
                     why = Some(format!(
-                        "ServerGroup {} is placed all or nothing; {begun}beside {} of the rest \
+                        "ServerGroup {} is placed all or nothing; {started}after placing {} of the others \
                          {} does not fit: {explanation}",
                         group.1,
                         hosts.len(),
@@ -173,7 +179,7 @@ impl State {
                 }
             }
         }
-        // What was tried is entered again by the binding itself.
+        // The trial allocations are replaced by those of the placements.
         for (_, server, _) in members.iter().take(hosts.len()) {
             self.snapshot.release(&server.uid().unwrap_or_default());
         }

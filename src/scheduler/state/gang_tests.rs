@@ -1,4 +1,4 @@
-//! Groups that are placed all or nothing.
+//! Gang scheduling.
 
 use std::sync::Arc;
 
@@ -39,7 +39,7 @@ fn member(name: &str) -> Server {
 }
 
 #[test]
-fn a_group_that_asks_for_all_or_nothing_gets_that() {
+fn a_gang_is_placed_all_or_nothing() {
     let mut state = state(&[host("h1", 1000), host("h2", 1000)]);
     gang(&mut state, 3);
     state.server_applied(member("a"));
@@ -62,23 +62,22 @@ fn a_group_that_asks_for_all_or_nothing_gets_that() {
     assert_eq!(
         (free(&state, "h1"), free(&state, "h2")),
         (1000, 1000),
-        "nothing is held"
+        "nothing is allocated"
     );
     let a = ("ns".to_owned(), "a".to_owned());
     let said = state.servers[&a].status.as_ref().unwrap().conditions[0]
         .message
         .clone();
-    assert!(said.contains("beside 2 of the rest"), "{said}");
+    assert!(said.contains("after placing 2 of the others"), "{said}");
     assert!(
         said.contains("ServerGroupAntiAffinityFilter turned away 2"),
         "{said}"
     );
-    // Small ones in between do not get in the way of what comes.
     state.host_applied(&host("h3", 1000));
     let decided = settle(&mut state, 40);
     let hosts: BTreeSet<_> = decided.iter().filter_map(|(_, h)| h.clone()).collect();
     assert_eq!((decided.len(), hosts.len()), (3, 3), "{decided:?}");
-    // Whoever joins later is placed alone.
+    // A member that is added later is placed alone.
     state.host_applied(&host("h4", 1000));
     state.server_applied(member("d"));
     assert_eq!(
@@ -87,7 +86,7 @@ fn a_group_that_asks_for_all_or_nothing_gets_that() {
     );
 }
 
-/// One that comes before all others.
+/// A Server of higher priority than all others.
 fn vip(state: &mut State, version: u64) -> Server {
     state.priority_class_applied(&PriorityClass {
         metadata: kube::api::ObjectMeta {
@@ -106,9 +105,9 @@ fn vip(state: &mut State, version: u64) -> Server {
 }
 
 #[test]
-fn a_conflict_in_the_middle_leaves_no_group_in_part() {
-    // In either order: the newer version comes after the answer, or before it.
-    for seen_first in [false, true] {
+fn a_gang_is_completed_after_a_conflict() {
+    // The newer version may arrive after the response or before it.
+    for event_first in [false, true] {
         let mut state = state(&["h1", "h2", "h3"].map(|name| host(name, 1000)));
         gang(&mut state, 3);
         for name in ["a", "b", "c"] {
@@ -121,7 +120,7 @@ fn a_conflict_in_the_middle_leaves_no_group_in_part() {
         let mut newer = member("b");
         newer.metadata.resource_version = Some("9".into());
         newer.metadata.labels = Some([("touched".to_owned(), "yes".to_owned())].into());
-        if seen_first {
+        if event_first {
             state.server_applied(newer.clone());
         }
         for (i, write) in writes.iter().enumerate() {
@@ -130,15 +129,15 @@ fn a_conflict_in_the_middle_leaves_no_group_in_part() {
             let outcome = if conflict { Outcome::Conflict } else { placed };
             state.write_finished(write, outcome, now(1));
         }
-        if !seen_first {
-            // Nobody gets the room before it is known what there is now.
+        if !event_first {
+            // No other Server gets the capacity before the newer version is known.
             let told = state.decide(now(1));
             assert_eq!((told.len(), &*told[0].key.1), (1, "vip"));
             assert_eq!(told[0].status.placement, None);
             state.server_applied(newer);
         }
         let next = state.decide(now(2));
-        assert_eq!(next[0].key.1, "b", "before the one of high priority");
+        assert_eq!(next[0].key.1, "b", "before the Server of higher priority");
         let (b, _) = bound(&next[0]);
         let others = writes.iter().filter(|w| w.key.1 != "b").map(|w| bound(w).0);
         assert!(others.into_iter().all(|h| h != b));
@@ -147,14 +146,14 @@ fn a_conflict_in_the_middle_leaves_no_group_in_part() {
 }
 
 #[test]
-fn a_group_that_another_leader_has_begun_is_completed_before_all_else() {
+fn a_gang_that_the_former_leader_started_is_completed_first() {
     let mut first = state(&["h1", "h2", "h3"].map(|name| host(name, 1000)));
     gang(&mut first, 3);
     for name in ["a", "b", "c"] {
         first.server_applied(member(name));
     }
     let writes = first.decide(now(1));
-    // Of the three writes two were carried out when it ended.
+    // The former leader ended after two of the three writes.
     let mut next = state(&["h1", "h2", "h3"].map(|name| host(name, 1000)));
     gang(&mut next, 3);
     let high = vip(&mut next, 4);
@@ -170,7 +169,7 @@ fn a_group_that_another_leader_has_begun_is_completed_before_all_else() {
 }
 
 #[test]
-fn a_member_of_a_gang_whose_vm_runs_somewhere_is_not_placed_elsewhere() {
+fn a_gang_member_whose_vm_still_runs_is_placed_on_its_host() {
     let mut holder = host("h1", 10);
     holder.status.as_mut().unwrap().orphans = vec![Orphan {
         name: "dom".into(),

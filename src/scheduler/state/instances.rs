@@ -1,8 +1,8 @@
-//! Instances, as far as the ledger and the queue look at them.
+//! Instances: watch events into the [`State`].
 //!
-//! A host is used by what is on it, whatever Servers say: an Instance elsewhere than
-//! where its Server is placed (a move's other side, one that is still being removed, one
-//! whose Server has lost its placement) is counted by itself.
+//! An Instance that is not on the host where its Server is placed (the other side of a
+//! migration, one that is still being deleted, one whose Server has lost its placement) has an
+//! allocation of its own in the ledger, because it uses that host all the same.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,26 +17,26 @@ use pileus_api::instance::Role;
 use pileus_api::server::Placement;
 use pileus_api::{Instance, Reason};
 
-/// Reasons that count as a failed build of the host's.
+/// Reasons that count as a failed build of the host.
 const BUILD_FAILURES: [Reason; 2] = [Reason::HypervisorFailed, Reason::NoSpace];
 
-/// What is known of an Instance.
+/// What the scheduler knows of an Instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ObservedInstance {
     uid: String,
     server_uid: String,
     /// Name of its Host.
     pub host: String,
-    /// Number of the placement that it was made for.
+    /// Epoch of the placement that it was created for.
     pub epoch: i64,
-    /// What it takes.
+    /// The resources that it uses.
     pub claim: Claim,
     primary: bool,
     realized: bool,
-    /// Its host has stopped it for a Server of higher priority, and says so.
+    /// Its host reports it as stopped for a Server of higher priority.
     stopped_for_preemption: bool,
     deleting: bool,
-    /// Being built.
+    /// Whether it is being built.
     pub busy: bool,
     failed: bool,
     refusal: Option<String>,
@@ -45,11 +45,11 @@ pub struct ObservedInstance {
 impl ObservedInstance {
     fn new(instance: &Instance) -> Self {
         let status = instance.status.as_ref();
-        let said = status.map(|s| s.conditions.as_slice()).unwrap_or_default();
-        let ready = conditions::find(said, ConditionType::Ready);
+        let conditions = status.map(|s| s.conditions.as_slice()).unwrap_or_default();
+        let ready = conditions::find(conditions, ConditionType::Ready);
         let because = |reason: Reason| ready.is_some_and(|r| r.reason == reason.as_str());
         let realized = status.is_some_and(|s| s.realized == Some(true));
-        let told = status.and_then(|s| s.observed_generation) >= instance.metadata.generation;
+        let reported = status.and_then(|s| s.observed_generation) >= instance.metadata.generation;
         let refused = ready.filter(|_| !realized && because(Reason::HostRefused));
         Self {
             uid: instance.uid().unwrap_or_default(),
@@ -59,7 +59,9 @@ impl ObservedInstance {
             claim: instance.spec.claim,
             primary: instance.spec.role == Role::Primary,
             realized,
-            stopped_for_preemption: instance.spec.preempted && told && because(Reason::Preempted),
+            stopped_for_preemption: instance.spec.preempted
+                && reported
+                && because(Reason::Preempted),
             deleting: instance.metadata.deletion_timestamp.is_some(),
             busy: status.is_none_or(|s| s.power_state.is_none()),
             failed: BUILD_FAILURES.into_iter().any(because),
@@ -67,31 +69,31 @@ impl ObservedInstance {
         }
     }
 
-    /// Whether it realises this placement.
+    /// Whether it was created for this placement.
     #[must_use]
     pub fn realizes(&self, placement: &Placement) -> bool {
         self.host == placement.host && self.epoch == placement.epoch
     }
 
-    /// Whether its processors and memory are free for others.
+    /// Whether its vCPUs and memory are free for other Servers.
     #[must_use]
     pub fn is_stopped_for_preemption(&self) -> bool {
         self.stopped_for_preemption && !self.deleting
     }
 
-    /// Whether its host has taken it on.
+    /// Whether its host has accepted it.
     #[must_use]
     pub fn is_realized(&self) -> bool {
         self.realized && !self.deleting
     }
 
-    /// Why its host refused it, if so: nothing of it was made, and nothing is held.
+    /// Why its host refused it, if it did. A refused Instance uses nothing of the host.
     #[must_use]
     pub fn refusal(&self) -> Option<&str> {
         self.refusal.as_deref().filter(|_| !self.deleting)
     }
 
-    /// Whether a Server without a placement belongs where this is.
+    /// Whether a Server that has lost its placement must be placed on the host of this Instance.
     #[must_use]
     pub fn holds_placement(&self) -> bool {
         self.primary && !self.deleting && self.refusal.is_none()
@@ -107,20 +109,20 @@ pub struct Instances {
 }
 
 impl Instances {
-    /// Those of a Server.
+    /// The Instances of a Server.
     pub fn of_server(&self, server_uid: &str) -> impl Iterator<Item = &ObservedInstance> {
         let keys = self.by_server.get(server_uid).into_iter().flatten();
         keys.filter_map(|key| self.all.get(key))
     }
 
-    /// Those on a host.
+    /// The Instances on a host.
     #[must_use]
     pub fn on_host(&self, host: &str) -> Vec<Key> {
         let some = self.all.iter().filter(|(_, known)| known.host == host);
         some.map(|(key, _)| key.clone()).collect()
     }
 
-    /// How many Instances of a host failed for reasons of the host's.
+    /// How many builds failed on a host because of the host.
     #[must_use]
     pub fn failures(&self, host: &str) -> i32 {
         self.failures.get(host).copied().unwrap_or_default()
@@ -168,7 +170,7 @@ impl Instances {
 }
 
 impl State {
-    /// An Instance was made or has changed.
+    /// An Instance was created or has changed.
     pub fn instance_applied(&mut self, instance: &Instance) {
         let key = (
             instance.namespace().unwrap_or_default(),
@@ -186,7 +188,7 @@ impl State {
         self.instances_changed(&server, &host);
     }
 
-    /// An Instance is gone.
+    /// An Instance was deleted.
     pub fn instance_deleted(&mut self, key: &Key) {
         if let Some(known) = self.instances.remove(key) {
             self.capacity_freed |= self.snapshot.release(&known.uid);
@@ -199,8 +201,8 @@ impl State {
         let name = |i: &Instance| (i.namespace().unwrap_or_default(), i.name_any());
         let names: BTreeSet<Key> = listed.iter().map(name).collect();
         let known = self.instances.all.keys();
-        let gone = known.filter(|k| !names.contains(*k) && !broken.contains(*k));
-        for key in gone.cloned().collect::<Vec<_>>() {
+        let deleted = known.filter(|k| !names.contains(*k) && !broken.contains(*k));
+        for key in deleted.cloned().collect::<Vec<_>>() {
             self.instance_deleted(&key);
         }
         for instance in listed {
@@ -219,7 +221,8 @@ impl State {
         }
     }
 
-    /// Counts the Instances of a Server that its own placement does not count.
+    /// Updates the ledger entries of a Server's Instances on other hosts than the one where the
+    /// Server is placed.
     pub(crate) fn account_instances(&mut self, server: &str) {
         let placed = self
             .keys_by_uid
@@ -236,13 +239,13 @@ impl State {
                     claim: known.claim,
                     ..ResourceRequest::default()
                 };
-                let held = Allocation {
+                let allocation = Allocation {
                     host: known.host.clone(),
                     resources,
                     busy: known.busy,
                     ..Allocation::default()
                 };
-                freed |= self.snapshot.allocate(&known.uid, held);
+                freed |= self.snapshot.allocate(&known.uid, allocation);
             }
         }
         self.capacity_freed |= freed;

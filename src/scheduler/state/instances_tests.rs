@@ -1,4 +1,4 @@
-//! What Instances do to the ledger and to decisions.
+//! Effects of Instances on the ledger and on decisions.
 
 use super::*;
 use crate::fixtures::{after, bound, host, instance, now, said, server, settle, state};
@@ -22,12 +22,12 @@ fn placed(state: &mut State, name: &str, memory: &str) -> (Server, Instance) {
 }
 
 #[test]
-fn a_host_is_used_by_what_is_on_it_whatever_servers_say() {
+fn instances_use_their_host_whatever_the_placement_of_their_server() {
     let mut state = state(&[host("h1", 1000)]);
     let (server, mut there) = placed(&mut state, "a", "600Mi");
     assert_eq!(free(&state, "h1"), 400, "counted once");
     state.instance_applied(&said(there.clone(), true, Reason::Active));
-    // The Server is gone; what it had is still there.
+    // The Server is deleted, its Instance is not yet.
     state.server_deleted(&("ns".into(), "a".into()));
     assert_eq!(free(&state, "h1"), 400);
     state.server_applied(crate::fixtures::server("b", 9, "600Mi"));
@@ -38,7 +38,7 @@ fn a_host_is_used_by_what_is_on_it_whatever_servers_say() {
         settle(&mut state, 3),
         [("b".to_owned(), Some("h1".to_owned()))]
     );
-    // A move holds both sides.
+    // A migration uses both hosts.
     state.host_applied(&host("h2", 1000));
     there.spec.host = "h2".into();
     there.spec.role = Role::Incoming;
@@ -50,12 +50,12 @@ fn a_host_is_used_by_what_is_on_it_whatever_servers_say() {
 }
 
 #[test]
-fn what_a_host_refuses_is_placed_elsewhere_once_its_instance_is_gone() {
+fn a_refused_server_is_placed_elsewhere_once_its_instance_is_deleted() {
     let mut state = state(&[host("h1", 1000)]);
     let (_, there) = placed(&mut state, "a", "600Mi");
     let refused = said(there.clone(), false, Reason::HostRefused);
     state.instance_applied(&refused);
-    // With nowhere else to go it stays where it may be built one day.
+    // If no other host fits, the placement stays: the host may build it later.
     assert!(settle(&mut state, 2).is_empty());
     state.host_applied(&host("h2", 1000));
     let write = state.decide(now(3)).remove(0);
@@ -64,8 +64,8 @@ fn what_a_host_refuses_is_placed_elsewhere_once_its_instance_is_gone() {
     let refusal = &write.status.refusals[0];
     assert_eq!((refusal.name.as_str(), refusal.epoch), ("h1", 1));
     assert_eq!(refusal.message, "no room for it");
-    let taken_back = after(&write, 10);
-    let outcome = Outcome::Written(std::sync::Arc::new(taken_back));
+    let withdrawn = after(&write, 10);
+    let outcome = Outcome::Written(std::sync::Arc::new(withdrawn));
     state.write_finished(&write, outcome, now(3));
     assert!(
         state.decide(now(3)).is_empty(),
@@ -81,13 +81,13 @@ fn what_a_host_refuses_is_placed_elsewhere_once_its_instance_is_gone() {
     assert_eq!(
         bound(&write),
         ("h2", 2),
-        "not where it was refused, with the next epoch"
+        "on another host, with the next epoch"
     );
     assert_eq!(write.status.refusals.len(), 1, "remembered");
 }
 
 #[test]
-fn a_refusal_is_forgotten_in_time() {
+fn a_refusal_ends_after_its_timeout() {
     let mut state = state(&[host("h1", 1000)]);
     let mut refused = server("a", 1, "600Mi");
     refused.status.get_or_insert_default().refusals = vec![pileus_api::server::Refusal {
@@ -103,11 +103,11 @@ fn a_refusal_is_forgotten_in_time() {
 }
 
 #[test]
-fn a_host_that_has_taken_it_on_after_all_keeps_it() {
+fn a_server_whose_placement_was_withdrawn_too_late_is_placed_where_it_is() {
     let mut state = state(&[host("h1", 1000), host("h2", 1000)]);
     let (mut server, there) = placed(&mut state, "a", "600Mi");
     let at = there.spec.host.clone();
-    // The placement was taken back, and the host built it in the same moment.
+    // The placement was withdrawn in the moment in which the host built the VM.
     server.status.as_mut().unwrap().placement = None;
     server.metadata.resource_version = Some("9".into());
     state.server_applied(server);
@@ -117,7 +117,7 @@ fn a_host_that_has_taken_it_on_after_all_keeps_it() {
 }
 
 #[test]
-fn builds_that_fail_keep_others_away() {
+fn hosts_with_failed_builds_are_avoided() {
     let mut big = host("h1", 8000);
     let capacity = big.status.as_mut().unwrap().capacity.as_mut().unwrap();
     (capacity.vcpus, capacity.disk_gib) = (64, 1000);
@@ -137,7 +137,7 @@ fn builds_that_fail_keep_others_away() {
 }
 
 #[test]
-fn a_refusal_ends_when_the_host_has_started_again_or_has_more_room() {
+fn a_refusal_ends_when_the_host_is_restarted_or_has_more_free_capacity() {
     let booted = |id: &str| {
         let mut host = host("h1", 1000);
         host.status.as_mut().unwrap().boot_id = Some(id.into());
@@ -159,13 +159,13 @@ fn a_refusal_ends_when_the_host_has_started_again_or_has_more_room() {
         gone.spec.schedulable = false;
         state.host_applied(&gone);
         state.instance_deleted(&(there.namespace().unwrap(), there.name_any()));
-        let told = state.decide(now(4)).remove(0);
-        let message = &told.status.conditions[0].message;
-        let until = "(h1 refused it (no room for it); it is asked again at 1970-01-01T00:10:03Z, or \
-                     once it has started again or has more room)";
+        let unscheduled = state.decide(now(4)).remove(0);
+        let message = &unscheduled.status.conditions[0].message;
+        let until = "(h1 refused it (no room for it); it is tried again at 1970-01-01T00:10:03Z, or \
+                     when the host was restarted or has more free capacity)";
         assert!(message.contains(until), "{message}");
-        let outcome = Outcome::Written(std::sync::Arc::new(after(&told, 2_000_001)));
-        state.write_finished(&told, outcome, now(4));
+        let outcome = Outcome::Written(std::sync::Arc::new(after(&unscheduled, 2_000_001)));
+        state.write_finished(&unscheduled, outcome, now(4));
         assert!(settle(state, 5).is_empty());
     };
     let again = [("a".to_owned(), Some("h1".to_owned()))];

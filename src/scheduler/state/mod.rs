@@ -1,18 +1,28 @@
-//! The scheduler's memory and queue, without I/O: watch events and outcomes of writes
-//! go in, writes come out.
+//! The scheduler's state and queue, without I/O: watch events and outcomes of writes go in,
+//! status writes come out.
 //!
 //! ```text
-//!            event, wake                 decide               outcome
-//!  Servers ──────────────> pending ──┬──────────> writing ──┬──────────> placed
-//!                             ^      └─> waiting     │ ^    └─ conflict: the newer
-//!                             └────────────┘         └─┘       version decides anew
+//!           event, retry                decide               outcome
+//!  Servers ─────────────> pending ──┬──────────> in flight ─┬──────────> placed
+//!                            ^      └─> waiting     │  ^    └─ conflict: the newer
+//!                            └────────────┘         └──┘       version is decided again
 //! ```
-//! While a binding is being written its claim is assumed: it is in the ledger, and stays
-//! there until the API server has said for certain that it was not taken. One write for
-//! a Server at a time.
+//! A placement is assumed while it is being written, as kube-scheduler assumes a Pod: it is in
+//! the ledger and stays there until it is certain that the API server did not accept it. Each
+//! Server has at most one write in flight.
+//!
+//! | part | what it does |
+//! |---|---|
+//! | this file | Servers: events, outcomes of writes, ledger, queue |
+//! | [`hosts`], [`references`], [`instances`] | events of the other kinds |
+//! | [`queue`] | which Servers are to be decided, which wait and how long |
+//! | [`decide`], [`gang`] | decisions, for one Server and for a ServerGroup at once |
+//! | [`preemption`] | what is done for a Server that no host fits |
+//! | [`reports`] | statuses of HostAggregates, ServerGroups, Hosts and SchedulerPolicies |
 
 mod decide;
 mod gang;
+mod hosts;
 pub(crate) mod instances;
 pub(crate) mod preemption;
 pub(crate) mod queue;
@@ -50,70 +60,69 @@ pub struct SchedulerStatus {
     /// Hosts that refused it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub refusals: Vec<Refusal>,
-    /// Where room is kept for it.
+    /// The Host on which capacity is reserved for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nomination: Option<Nomination>,
-    /// For whom it is stopped.
+    /// The Server for which it is stopped.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub preemption: Option<Preemption>,
     /// Condition Scheduled.
     pub conditions: Vec<Condition>,
 }
 
-/// A status to be written, to the very version of the Server that it was decided from.
+/// A status to be written, only to the version of the Server that was decided.
 #[derive(Clone, Debug)]
 pub struct StatusWrite {
-    /// Whose status.
+    /// Namespace and name of the Server.
     pub key: Key,
-    /// The version.
+    /// The version that was decided.
     pub server: Arc<Server>,
     /// The status.
     pub status: SchedulerStatus,
-    /// What it is.
+    /// What was decided.
     pub decision: Decision,
 }
 
-/// What a [`Write`] says.
+/// What a [`StatusWrite`] decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// A placement.
+    /// The Server is placed.
     Placed,
-    /// A placement stands, and its Server gives way to another.
+    /// A placed Server is stopped for one of higher priority.
     Preempted,
-    /// The same, and it need not any more.
+    /// A Server that was stopped for another is started again.
     Resumed,
-    /// Why there is no placement; whether the condition's status or reason changes, which is
-    /// worth an event.
+    /// The Server is not placed; its condition says why.
     Unscheduled {
-        /// See above.
+        /// Whether the condition's status or reason changes, which is worth an event.
         transition: bool,
     },
 }
 
-/// What became of a [`Write`].
+/// The outcome of a [`StatusWrite`].
 #[derive(Clone, Debug)]
 pub enum Outcome {
     /// Written; the Server as it is now.
     Written(Arc<Server>),
-    /// The Server had changed, or is gone.
+    /// The Server has changed or was deleted; nothing was written.
     Conflict,
-    /// Refused for good; worth another try after a while.
+    /// The API server rejected the status; it is tried again later.
     Rejected,
 }
 
-/// What is being written for a Server.
+/// A write that has not ended yet.
 #[derive(Debug)]
 pub(crate) struct InFlight {
     pub(crate) uid: String,
     pub(crate) version: String,
     pub(crate) decision: Decision,
-    /// Where room is kept for it.
+    /// The nomination that is being written.
     pub(crate) nomination: Option<Nomination>,
-    /// A conflict: the newer version has not been seen yet.
+    /// The write conflicted, and the watch has not delivered the newer version yet.
     pub(crate) conflict: bool,
 }
 
-/// The scheduler's memory.
+/// The scheduler's state.
 #[derive(Default)]
 pub struct State {
     pub(crate) placer: Placer,
@@ -122,24 +131,24 @@ pub struct State {
     pub(crate) catalogue: Catalogue,
     pub(crate) hosts: BTreeMap<String, Host>,
     pub(crate) policies: BTreeMap<String, SchedulerPolicy>,
-    /// What is said of objects may have to be said anew.
+    /// Statuses of other objects may have to be written again.
     pub(crate) reports_outdated: bool,
-    /// Host and epoch of what waits for its Server to come back, by host.
+    /// VMs that wait for their deleted Server to be created again: epochs by Server, by host.
     pub(crate) orphans: BTreeMap<String, BTreeMap<Key, i64>>,
     pub(crate) queue: Queue,
     pub(crate) instances: Instances,
     /// Servers by uid.
     pub(crate) keys_by_uid: BTreeMap<String, Key>,
-    /// A host or a Server has changed so that one that waits may fit now.
+    /// Capacity was freed or a host has changed: Servers that wait may fit now.
     pub(crate) capacity_freed: bool,
     pub(crate) in_flight: BTreeMap<Key, InFlight>,
-    /// Servers that room is kept for.
+    /// Servers with a nomination.
     pub(crate) nominated: BTreeSet<Key>,
-    /// When a Server that had room kept for it in vain may have it again.
+    /// Time after which a Server may be nominated again when a nomination did not help.
     pub(crate) nominate_again_after: BTreeMap<Key, Timestamp>,
-    /// When anybody may, after such a turn.
+    /// Time after which any Server may be nominated again.
     pub(crate) next_nomination_after: Option<Timestamp>,
-    /// Servers known by a write's answer, which the watch has yet to catch up with.
+    /// Servers known from the response of a write that the watch has not delivered yet.
     ahead_of_watch: BTreeSet<Key>,
 }
 
@@ -151,8 +160,8 @@ fn placement(server: &Server) -> Option<&Placement> {
     server.status.as_ref()?.placement.as_ref()
 }
 
-/// Whether the version `a` is older than `b`, where both are numbers, as they are with
-/// every Kubernetes on etcd.
+/// Whether the version of `a` is older than that of `b`. Resource versions are numbers in every
+/// Kubernetes on etcd.
 fn is_older(a: &Server, b: &Server) -> bool {
     let number = |s: &Server| s.resource_version()?.parse::<u64>().ok();
     matches!((number(a), number(b)), (Some(a), Some(b)) if a < b)
@@ -165,24 +174,24 @@ impl State {
         &self.snapshot
     }
 
-    /// Number of Servers that wait for a decision or for room.
+    /// Number of Servers that are pending or waiting.
     #[must_use]
     pub fn queue_length(&self) -> usize {
         self.queue.len()
     }
 
-    /// A Server was made or has changed. A version older than the known one is passed
-    /// over: it was on its way when a write's answer overtook it.
+    /// A Server was created or has changed. A version older than the known one is ignored: the
+    /// response of a write arrived before the watch event.
     pub fn server_applied(&mut self, server: Server) {
         let key = key(&server);
-        let mut wishes_changed = true;
+        let mut spec_changed = true;
         if let Some(known) = self.servers.get(&key) {
             if known.uid() != server.uid() {
                 self.server_deleted(&key);
             } else if self.ahead_of_watch.contains(&key) && is_older(&server, known) {
                 return;
             } else {
-                wishes_changed = known.spec != server.spec;
+                spec_changed = known.spec != server.spec;
             }
         }
         self.ahead_of_watch.remove(&key);
@@ -194,18 +203,17 @@ impl State {
             let write = self.in_flight.remove(&key);
             self.capacity_freed |= write.is_some_and(|w| w.decision == Decision::Preempted);
         }
-        if wishes_changed {
+        if spec_changed {
             self.queue.reset_backoff(&key);
         }
         self.account(&key);
-        // Whoever waits need not be asked again because of what others write to it.
-        if wishes_changed || conflict || !self.queue.is_waiting(&key) || !self.needs_placement(&key)
-        {
+        // A change of status by another writer does not change the decision on a Server that waits.
+        if spec_changed || conflict || !self.queue.is_waiting(&key) || !self.needs_placement(&key) {
             self.enqueue(&key);
         }
     }
 
-    /// A Server is gone.
+    /// A Server was deleted.
     pub fn server_deleted(&mut self, key: &Key) {
         let Some(server) = self.servers.remove(key) else {
             return;
@@ -219,20 +227,20 @@ impl State {
         self.keys_by_uid.remove(&uid);
         self.capacity_freed |= self.snapshot.release(&uid);
         self.capacity_freed |= self.snapshot.release(&nomination_key(&uid));
-        // What is still there of it counts until it is gone too.
+        // Its Instances count until they are deleted too.
         self.account_instances(&uid);
     }
 
-    /// A full list of Servers: what it lacks is gone.
+    /// A full list of Servers: those that are not in it were deleted.
     pub fn servers_listed(&mut self, listed: Vec<Server>, broken: &BTreeSet<Key>) {
         let names: BTreeSet<Key> = listed.iter().map(key).collect();
-        let gone: Vec<Key> = self
+        let deleted: Vec<Key> = self
             .servers
             .keys()
             .filter(|k| !names.contains(*k) && !broken.contains(*k))
             .cloned()
             .collect();
-        for key in &gone {
+        for key in &deleted {
             self.server_deleted(key);
         }
         for server in listed {
@@ -240,7 +248,7 @@ impl State {
         }
     }
 
-    /// A write has ended. `uid` and `version` are those that it was made for.
+    /// A write has ended.
     pub fn write_finished(&mut self, write: &StatusWrite, outcome: Outcome, now: Timestamp) {
         let key = &write.key;
         let version = write.server.resource_version().unwrap_or_default();
@@ -262,7 +270,7 @@ impl State {
                 }
                 self.account(key);
                 if write.status.placement.is_some() {
-                    // Whoever wants to be beside it can be now.
+                    // Servers that must be on the same host as it may fit now.
                     self.capacity_freed = true;
                     self.enqueue(key);
                 } else {
@@ -272,11 +280,11 @@ impl State {
                     }
                 }
             }
-            // Somebody wrote before us. If that was an earlier try of our own, its claim
-            // must stay, so nothing is rolled back before the newer version is here.
+            // The Server was written before. That may have been an earlier attempt of our own, so
+            // the assumed placement stays until the newer version arrives.
             Outcome::Conflict if unchanged => writing.conflict = true,
             Outcome::Conflict => {
-                // Who was to have the room of one that was to be stopped looks again.
+                // The Server for which this victim was chosen is decided again.
                 self.capacity_freed |= writing.decision == Decision::Preempted;
                 self.in_flight.remove(key);
                 self.account(key);
@@ -293,7 +301,8 @@ impl State {
         }
     }
 
-    /// What is to be said of the objects that decide, when that may have changed.
+    /// Statuses of HostAggregates, ServerGroups, Hosts and SchedulerPolicies, if they may have
+    /// changed.
     pub fn reports(&mut self, now: Timestamp) -> Vec<Report> {
         if !std::mem::take(&mut self.reports_outdated) {
             return Vec::new();
@@ -305,12 +314,12 @@ impl State {
         reports::all(&self.catalogue, &hosts, &policies, &metrics, now)
     }
 
-    /// Saying it has failed, and is tried again.
+    /// Writing the reports failed; they are written again.
     pub fn report_again(&mut self) {
         self.reports_outdated = true;
     }
 
-    /// The refusal of a Server's host, while it is placed there.
+    /// The refusal by the host that a Server is placed on, if any.
     pub(crate) fn current_refusal(&self, server: &Server) -> Option<Refusal> {
         let placement = placement(server)?;
         let uid = server.uid()?;
@@ -327,7 +336,7 @@ impl State {
         })
     }
 
-    /// Host and epoch of an Instance that a Server without placement belongs to.
+    /// Host and epoch of the Instance of a Server that has lost its placement.
     pub(crate) fn bound_by_instance(&self, server: &Server) -> Option<(String, i64)> {
         let uid = server.uid()?;
         let bound = self
@@ -346,7 +355,7 @@ impl State {
             .max_by_key(|(_, epoch)| *epoch)
     }
 
-    /// Brings the ledger in line with what is known of a Server.
+    /// Updates the ledger entries of a Server from its latest version.
     pub(crate) fn account(&mut self, key: &Key) {
         let Some(server) = self.servers.get(key) else {
             return;
@@ -371,7 +380,7 @@ impl State {
                 {
                     held.resources.claim.vcpus = 0;
                     held.resources.claim.memory_mib = 0;
-                    held.off = true;
+                    held.preempted = true;
                 }
                 self.snapshot.allocate(&uid, held)
             }
@@ -383,7 +392,7 @@ impl State {
         self.account_instances(&uid);
     }
 
-    /// Whether nothing of a Server is on any host.
+    /// Whether a Server has neither a placement nor an Instance nor a VM on any host.
     pub(crate) fn is_on_no_host(&self, key: &Key, server: &Server) -> bool {
         let there = server
             .uid()
@@ -391,12 +400,12 @@ impl State {
         placement(server).is_none() && !there && self.orphan(key).is_none()
     }
 
-    /// Whether a Server wants to be placed, or placed elsewhere. Not before what there is
-    /// of it is gone.
+    /// Whether a Server is to be placed, placed elsewhere or started again. A Server without
+    /// placement is not placed before its old Instances are deleted.
     pub(crate) fn needs_placement(&self, key: &Key) -> bool {
         self.servers.get(key).is_some_and(|server| {
             let uid = server.uid().unwrap_or_default();
-            let wanting = match placement(server) {
+            let needs_placement = match placement(server) {
                 Some(_) => {
                     self.current_refusal(server).is_some() || preemption_of(server).is_some()
                 }
@@ -405,14 +414,14 @@ impl State {
                         || self.instances.of_server(&uid).next().is_none()
                 }
             };
-            wanting
+            needs_placement
                 && server.metadata.deletion_timestamp.is_none()
                 && server.finalizers().iter().any(|f| f == MANAGER_FINALIZER)
         })
     }
 
-    /// Higher than any epoch that the Server is known to have had: by its last Instance's
-    /// name, its Instances, its refusals, or what a host holds of it.
+    /// An epoch higher than every known one of the Server: of its last Instance's name, its
+    /// Instances, its refusals, and of a VM that a host still has.
     pub(crate) fn epoch(&self, server: &Server, orphan: Option<i64>) -> i64 {
         let uid = server.uid().unwrap_or_default();
         let status = server.status.as_ref();
@@ -427,13 +436,12 @@ impl State {
         all.max().unwrap_or(0).max(0).saturating_add(1)
     }
 
-    /// Whether a status of it is being written.
+    /// Whether a write of its status is in flight.
     pub(crate) fn is_in_flight(&self, key: &Key) -> bool {
         self.in_flight.contains_key(key)
     }
 
-    /// Brings the queue in line with what is known of a Server: it is decided next if it
-    /// wants to be placed.
+    /// Adds a Server to the queue if it needs a placement, or removes it.
     pub(crate) fn enqueue(&mut self, key: &Key) {
         if !self.needs_placement(key) {
             self.queue.remove(key);
@@ -445,12 +453,12 @@ impl State {
     }
 }
 
-/// For whom a Server is stopped.
+/// The preemption of a Server, if it is stopped for another.
 pub(crate) fn preemption_of(server: &Server) -> Option<&Preemption> {
     server.status.as_ref()?.preemption.as_ref()
 }
 
-/// The condition Scheduled, as it is.
+/// The current condition Scheduled.
 pub(crate) fn scheduled_condition(server: &Server) -> Option<&Condition> {
     let status = server.status.as_ref()?;
     conditions::find(&status.conditions, ConditionType::Scheduled)

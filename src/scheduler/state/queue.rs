@@ -1,4 +1,4 @@
-//! Servers that are to be decided, and those that wait until something can help them.
+//! The scheduling queue: Servers that are pending, and Servers that wait.
 
 use std::collections::BTreeMap;
 
@@ -7,13 +7,12 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use crate::objects::catalogue::Key;
 
-/// When a Server that waits is looked at again though nothing has happened; doubles with
-/// each message that it was told, up to [`LONGEST`].
+/// Time until a Server that waits is decided again without any event; doubles with each
+/// report, up to [`MAX_INTERVAL`].
 const RETRY_INTERVAL: SignedDuration = SignedDuration::from_secs(60);
-/// How soon the figures in a Server's message are brought up to date at the earliest;
-/// doubles as well.
+/// Least time between two reports that differ only in the message; doubles as well.
 const REPORT_INTERVAL: SignedDuration = SignedDuration::from_secs(10);
-/// Longest pause of either.
+/// Longest of both.
 const MAX_INTERVAL: SignedDuration = SignedDuration::from_secs(600);
 
 /// Why a Server waits.
@@ -21,9 +20,9 @@ const MAX_INTERVAL: SignedDuration = SignedDuration::from_secs(600);
 pub enum WaitReason {
     /// No host fits.
     NoHostFits,
-    /// Something that it refers to is missing or wrong.
+    /// An object that it refers to is missing or invalid.
     Unresolved,
-    /// The API server refused its status.
+    /// The API server rejected its status.
     StatusRejected,
 }
 
@@ -34,14 +33,14 @@ struct Waiting {
     until: Timestamp,
 }
 
-/// What a Server was told.
+/// Reports of a Server that waits.
 #[derive(Clone, Copy, Debug)]
 struct Reports {
-    times: u32,
+    count: u32,
     last: Timestamp,
 }
 
-/// The queue: a Server is in it once, to be decided or waiting.
+/// The queue; a Server is in it once, pending or waiting.
 #[derive(Debug, Default)]
 pub struct Queue {
     pending: BTreeMap<Key, Option<Time>>,
@@ -63,57 +62,58 @@ impl Queue {
         self.pending.len() + self.waiting.len()
     }
 
-    /// Whether the Server waits.
+    /// Whether a Server waits.
     #[must_use]
     pub fn is_waiting(&self, key: &Key) -> bool {
         self.waiting.contains_key(key)
     }
 
-    /// To be decided next.
+    /// Adds a Server to be decided.
     pub fn push(&mut self, key: Key, created: Option<Time>) {
         self.waiting.remove(&key);
         self.pending.insert(key, created);
     }
 
-    /// All that are to be decided, the oldest first.
+    /// Removes and returns all pending Servers, the oldest first.
     pub fn take_pending(&mut self) -> Vec<Key> {
         let mut all: Vec<_> = std::mem::take(&mut self.pending).into_iter().collect();
         all.sort_by(|(a, x), (b, y)| (x, a).cmp(&(y, b)));
         all.into_iter().map(|(key, _)| key).collect()
     }
 
-    /// It waits, until something helps or for a while that grows with what it was told.
+    /// Lets a Server wait, at most for a time that grows with its reports.
     pub fn wait(&mut self, key: Key, why: WaitReason, now: Timestamp) {
-        let times = self.reports.get(&key).map_or(0, |t| t.times);
+        let times = self.reports.get(&key).map_or(0, |t| t.count);
         self.wait_until(key, why, now, now + doubled(RETRY_INTERVAL, times));
     }
 
-    /// It waits until then at most.
+    /// Lets a Server wait at most until `until`.
     pub fn wait_until(&mut self, key: Key, why: WaitReason, now: Timestamp, until: Timestamp) {
         self.pending.remove(&key);
         let since = self.waiting.get(&key).map_or(now, |w| w.since);
         self.waiting.insert(key, Waiting { why, since, until });
     }
 
-    /// It was told why it waits.
+    /// A report of a Server was written.
     pub fn reported(&mut self, key: &Key, now: Timestamp) {
         let reports = self.reports.entry(key.clone());
         let reports = reports.or_insert(Reports {
-            times: 0,
+            count: 0,
             last: now,
         });
-        reports.times = reports.times.saturating_add(1);
+        reports.count = reports.count.saturating_add(1);
         reports.last = now;
     }
 
-    /// When the figures that it was told may be brought up to date, if it was told any.
+    /// When the next report may be written, if there was one before.
     #[must_use]
     pub fn next_report(&self, key: &Key) -> Option<Timestamp> {
         let reports = self.reports.get(key)?;
-        Some(reports.last + doubled(REPORT_INTERVAL, reports.times.saturating_sub(1)))
+        Some(reports.last + doubled(REPORT_INTERVAL, reports.count.saturating_sub(1)))
     }
 
-    /// What it was told is out of date, and brought up to date as soon as may be.
+    /// The last report is outdated: the Server is decided again as soon as the next may be
+    /// written.
     pub fn refresh_soon(&mut self, key: &Key) {
         let Some(refresh) = self.next_report(key) else {
             return;
@@ -123,33 +123,33 @@ impl Queue {
         }
     }
 
-    /// Its wishes have changed: what it was told is of no account.
+    /// Its spec has changed: intervals start from the beginning.
     pub fn reset_backoff(&mut self, key: &Key) {
         self.reports.remove(key);
     }
 
-    /// It is neither decided nor waits.
+    /// Removes a Server from the queue.
     pub fn remove(&mut self, key: &Key) {
         self.pending.remove(key);
         self.waiting.remove(key);
         self.reports.remove(key);
     }
 
-    /// Those that have waited long enough.
+    /// Servers whose time to wait is over.
     #[must_use]
     pub fn due(&self, now: Timestamp) -> Vec<Key> {
         let due = self.waiting.iter().filter(|(_, w)| w.until <= now);
         due.map(|(key, _)| key.clone()).collect()
     }
 
-    /// Those that wait for `why`.
+    /// Servers that wait for this reason.
     #[must_use]
     pub fn waiting_for(&self, why: WaitReason) -> Vec<Key> {
         let some = self.waiting.iter().filter(|(_, w)| w.why == why);
         some.map(|(key, _)| key.clone()).collect()
     }
 
-    /// Those that wait.
+    /// Servers that wait.
     pub fn waiting(&self) -> impl Iterator<Item = &Key> {
         self.waiting.keys()
     }
@@ -160,7 +160,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_double_and_end() {
+    fn intervals_double_up_to_the_maximum() {
         let now = Timestamp::from_second(1000).unwrap();
         let key: Key = ("ns".into(), "a".into());
         let mut queue = Queue::default();

@@ -1,9 +1,9 @@
-//! Watch events of all kinds but Servers, into the [`State`].
+//! Objects that Servers refer to (Flavors, Images, ServerGroups, PriorityClasses) and the
+//! SchedulerPolicy: watch events into the [`State`].
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use k8s_openapi::api::scheduling::v1::PriorityClass;
-use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
 use crate::objects::catalogue::{Key, Priority};
@@ -11,9 +11,8 @@ use crate::objects::resolve::{group_key, image_key};
 use crate::placement::placer::Placer;
 use crate::placement::policy::Policy;
 use crate::state::State;
-use crate::state::queue::WaitReason;
 use pileus_api::scheduler_policy::SCHEDULER_POLICY;
-use pileus_api::{Flavor, Host, HostAggregate, Image, SchedulerPolicy, Server, ServerGroup};
+use pileus_api::{Flavor, Image, SchedulerPolicy, Server, ServerGroup};
 
 fn key<K: ResourceExt>(object: &K) -> Key {
     (object.namespace().unwrap_or_default(), object.name_any())
@@ -24,115 +23,16 @@ fn class_of(server: &Server) -> Option<&String> {
 }
 
 impl State {
-    /// A Host was made or has changed.
-    pub fn host_applied(&mut self, host: &Host) {
-        let name = host.name_any();
-        let orphans: BTreeMap<Key, i64> = host
-            .status
-            .iter()
-            .flat_map(|s| &s.orphans)
-            .map(|o| ((o.server_namespace.clone(), o.server_name.clone()), o.epoch))
-            .collect();
-        if !orphans.is_empty() && self.orphans.get(&name) != Some(&orphans) {
-            self.capacity_freed = true;
-        }
-        self.orphans.insert(name.clone(), orphans);
-        // Who was refused there may ask again.
-        let boot = |h: &Host| h.status.as_ref().and_then(|s| s.boot_id.clone());
-        let known = self.hosts.get(&name);
-        self.capacity_freed |= known.is_some_and(|known| boot(known) != boot(host));
-        let labels = self.hosts.get(&name).map(ResourceExt::labels);
-        self.reports_outdated |= labels != Some(host.labels());
-        self.hosts.insert(name.clone(), host.clone());
-        self.account_host(&name);
-    }
-
-    /// Brings the core in line with what is known of a Host.
-    fn account_host(&mut self, name: &str) {
-        let Some(host) = self.hosts.get(name) else {
-            return;
-        };
-        let mut facts = self.catalogue.facts(host);
-        facts.failed_builds = self.instances.failures(name);
-        self.capacity_freed |= self.snapshot.set_host(facts);
-    }
-
-    /// Builds that failed on a host have become more or fewer.
-    pub(crate) fn failed_builds_changed(&mut self, name: &str) {
-        self.account_host(name);
-    }
-
-    /// A Host is gone.
-    pub fn host_deleted(&mut self, name: &str) {
-        self.orphans.remove(name);
-        self.hosts.remove(name);
-        self.snapshot.remove_host(name);
-        self.reports_outdated = true;
-    }
-
-    /// A full list of Hosts.
-    pub fn hosts_listed(&mut self, listed: &[Host], broken: &BTreeSet<Key>) {
-        let mut names: BTreeSet<String> = listed.iter().map(ResourceExt::name_any).collect();
-        names.extend(broken.iter().map(|(_, name)| name.clone()));
-        let known = self.hosts.keys();
-        let gone: Vec<String> = known.filter(|n| !names.contains(*n)).cloned().collect();
-        for name in &gone {
-            self.host_deleted(name);
-        }
-        for host in listed {
-            self.host_applied(host);
-        }
-    }
-
-    /// Aggregates have changed: so may have all Hosts.
-    fn hosts_changed(&mut self) {
-        for name in self.hosts.keys().cloned().collect::<Vec<_>>() {
-            self.account_host(&name);
-        }
-        self.reports_outdated = true;
-    }
-
-    /// A HostAggregate was made or has changed.
-    pub fn aggregate_applied(&mut self, aggregate: HostAggregate) {
-        if self.catalogue.aggregate_applied(aggregate) {
-            self.hosts_changed();
-        }
-    }
-
-    /// A HostAggregate is gone.
-    pub fn aggregate_deleted(&mut self, name: &str) {
-        if self.catalogue.aggregate_deleted(name) {
-            self.hosts_changed();
-        }
-    }
-
-    /// A full list of HostAggregates. One that cannot be read keeps its Hosts as they are.
-    pub fn aggregates_listed(&mut self, listed: Vec<HostAggregate>, broken: &BTreeSet<Key>) {
-        let mut names: BTreeSet<String> = listed.iter().map(ResourceExt::name_any).collect();
-        names.extend(broken.iter().map(|(_, name)| name.clone()));
-        let before = self.catalogue.aggregates.len();
-        self.catalogue
-            .aggregates
-            .retain(|(_, n), _| names.contains(n));
-        let mut changed = self.catalogue.aggregates.len() < before;
-        for aggregate in listed {
-            changed |= self.catalogue.aggregate_applied(aggregate);
-        }
-        if changed {
-            self.hosts_changed();
-        }
-    }
-
-    /// A Flavor was made or has changed.
+    /// A Flavor was created or has changed.
     pub fn flavor_applied(&mut self, flavor: Flavor) {
         let name = flavor.name_any();
         let known = self.catalogue.flavors.get(&name).map(|f| &f.spec);
         let changed = known != Some(&flavor.spec);
-        let takes_more = !flavor.spec.extra_specs.is_empty();
+        let has_resources = !flavor.spec.extra_specs.is_empty();
         self.catalogue.flavors.insert(name.clone(), flavor);
         if changed {
-            self.wake_servers(|s| s.spec.flavor.as_ref() == Some(&name));
-            if takes_more {
+            self.requeue_servers(|s| s.spec.flavor.as_ref() == Some(&name));
+            if has_resources {
                 self.account_servers(|s| s.spec.flavor.as_ref() == Some(&name));
             }
         }
@@ -148,21 +48,21 @@ impl State {
         }
     }
 
-    /// A Flavor is gone.
+    /// A Flavor was deleted.
     pub fn flavor_deleted(&mut self, name: &str) {
         self.catalogue.flavors.remove(name);
     }
 
-    /// An Image was made or has changed.
+    /// An Image was created or has changed.
     pub fn image_applied(&mut self, image: Image) {
         let key = key(&image);
         let known = self.catalogue.images.get(&key).map(|i| &i.spec);
         let changed = known != Some(&image.spec);
-        let takes_more = image.spec.properties.keys().any(|k| k.starts_with("hw_"));
+        let has_resources = image.spec.properties.keys().any(|k| k.starts_with("hw_"));
         self.catalogue.images.insert(key.clone(), image);
         if changed {
-            self.wake_servers(|s| image_key(s) == key);
-            if takes_more {
+            self.requeue_servers(|s| image_key(s) == key);
+            if has_resources {
                 self.account_servers(|s| image_key(s) == key);
             }
         }
@@ -178,19 +78,19 @@ impl State {
         }
     }
 
-    /// An Image is gone.
+    /// An Image was deleted.
     pub fn image_deleted(&mut self, key: &Key) {
         self.catalogue.images.remove(key);
     }
 
-    /// A ServerGroup was made or has changed.
+    /// A ServerGroup was created or has changed.
     pub fn group_applied(&mut self, group: ServerGroup) {
         let key = key(&group);
         let known = self.catalogue.groups.get(&key).map(|g| &g.spec);
         let changed = known != Some(&group.spec);
         self.catalogue.groups.insert(key.clone(), group);
         if changed {
-            self.wake_servers(|s| group_key(s).as_ref() == Some(&key));
+            self.requeue_servers(|s| group_key(s).as_ref() == Some(&key));
             self.reports_outdated = true;
         }
     }
@@ -205,18 +105,18 @@ impl State {
         }
     }
 
-    /// A ServerGroup is gone.
+    /// A ServerGroup was deleted.
     pub fn group_deleted(&mut self, key: &Key) {
         self.catalogue.groups.remove(key);
     }
 
-    /// A PriorityClass was made or has changed.
+    /// A PriorityClass was created or has changed.
     pub fn priority_class_applied(&mut self, class: &PriorityClass) {
         let name = class.name_any();
         let priority = Priority::of(class);
         let before = self.catalogue.priorities.insert(name.clone(), priority);
         if before != Some(priority) {
-            self.wake_servers(|s| class_of(s) == Some(&name));
+            self.requeue_servers(|s| class_of(s) == Some(&name));
         }
     }
 
@@ -230,12 +130,13 @@ impl State {
         }
     }
 
-    /// A PriorityClass is gone.
+    /// A PriorityClass was deleted.
     pub fn priority_class_deleted(&mut self, name: &str) {
         self.catalogue.priorities.remove(name);
     }
 
-    /// A SchedulerPolicy was made or has changed. One that cannot be used changes nothing.
+    /// A SchedulerPolicy was created or has changed. If it is invalid, the last valid one stays in
+    /// use.
     pub fn policy_applied(&mut self, policy: SchedulerPolicy) {
         let name = policy.name_any();
         let known = self.policies.get(&name).map(|p| &p.spec);
@@ -251,7 +152,7 @@ impl State {
         self.policies.insert(name, policy);
     }
 
-    /// A SchedulerPolicy is gone: without the one that counts Nova's own figures hold.
+    /// A SchedulerPolicy was deleted. Without one Nova's defaults are used.
     pub fn policy_deleted(&mut self, name: &str) {
         if self.policies.remove(name).is_some() && name == SCHEDULER_POLICY {
             self.placer = Placer::default();
@@ -265,8 +166,8 @@ impl State {
         let mut names: BTreeSet<String> = listed.iter().map(ResourceExt::name_any).collect();
         names.extend(broken.iter().map(|(_, name)| name.clone()));
         let known = self.policies.keys();
-        let gone: Vec<String> = known.filter(|n| !names.contains(*n)).cloned().collect();
-        for name in &gone {
+        let deleted: Vec<String> = known.filter(|n| !names.contains(*n)).cloned().collect();
+        for name in &deleted {
             self.policy_deleted(name);
         }
         for policy in listed {
@@ -274,7 +175,8 @@ impl State {
         }
     }
 
-    /// What a flavor or an image takes has changed: so has what Servers hold.
+    /// The resources of a flavor or an image have changed: updates the ledger entries of its
+    /// Servers.
     fn account_servers(&mut self, which: impl Fn(&Server) -> bool) {
         let some = self.servers.iter().filter(|(_, s)| which(s));
         let keys: Vec<Key> = some.map(|(key, _)| key.clone()).collect();
@@ -283,26 +185,13 @@ impl State {
         }
     }
 
-    /// Servers that wait and that `which` is true of are decided anew.
-    fn wake_servers(&mut self, which: impl Fn(&Server) -> bool) {
-        let named = |key: &&Key| self.servers.get(*key).is_some_and(|s| which(s));
-        let keys: Vec<Key> = self.queue.waiting().filter(named).cloned().collect();
+    /// Decides the waiting Servers for which `which` is true again.
+    fn requeue_servers(&mut self, which: impl Fn(&Server) -> bool) {
+        let selected = |key: &&Key| self.servers.get(*key).is_some_and(|s| which(s));
+        let keys: Vec<Key> = self.queue.waiting().filter(selected).cloned().collect();
         for key in keys {
             self.queue.reset_backoff(&key);
             self.enqueue(&key);
-        }
-    }
-
-    /// Servers that wait for room, and fit now, are decided anew; the others are told
-    /// the new figures in time.
-    pub(crate) fn requeue_fitting(&mut self, now: Timestamp) {
-        for key in self.queue.waiting_for(WaitReason::NoHostFits) {
-            // Who has room kept for it looks whether that is still of use.
-            if self.nominated.contains(&key) || self.would_fit(&key, now) {
-                self.enqueue(&key);
-            } else {
-                self.queue.refresh_soon(&key);
-            }
         }
     }
 }

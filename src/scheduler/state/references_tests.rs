@@ -1,4 +1,4 @@
-//! What the kinds beside Servers and Hosts do to decisions.
+//! Effects of HostAggregates and of the objects that Servers refer to.
 
 use super::*;
 use crate::fixtures::{host, now, server, settle, state};
@@ -9,11 +9,13 @@ use pileus_api::server::{
     PlacementConstraints, Toleration, TopologySpread, TopologySpreadConstraint,
 };
 use pileus_api::server_group::GroupPolicy;
-use pileus_api::{FlavorSpec, HostAggregateSpec, SchedulerPolicySpec, ServerGroupSpec, conditions};
+use pileus_api::{
+    FlavorSpec, HostAggregate, HostAggregateSpec, SchedulerPolicySpec, ServerGroupSpec, conditions,
+};
 
-fn wishing(name: &str, version: u64, wishes: PlacementConstraints) -> Server {
+fn with_constraints(name: &str, version: u64, constraints: PlacementConstraints) -> Server {
     let mut server = server(name, version, "100Mi");
-    server.spec.placement = Some(wishes);
+    server.spec.placement = Some(constraints);
     server
 }
 
@@ -28,11 +30,11 @@ fn group(policy: GroupPolicy) -> ServerGroup {
 }
 
 fn member(name: &str, version: u64) -> Server {
-    let wishes = PlacementConstraints {
+    let constraints = PlacementConstraints {
         server_group: Some("g".into()),
         ..PlacementConstraints::default()
     };
-    wishing(name, version, wishes)
+    with_constraints(name, version, constraints)
 }
 
 fn aggregate(name: &str, second: i64, hosts: &[&str], zone: Option<&str>) -> HostAggregate {
@@ -54,7 +56,7 @@ fn on(decided: &[(String, Option<String>)], name: &str) -> Option<String> {
 }
 
 #[test]
-fn members_of_an_anti_affine_group_share_no_host() {
+fn members_of_an_anti_affinity_group_share_no_host() {
     let mut state = state(&[host("h1", 1000), host("h2", 1000)]);
     state.group_applied(group(GroupPolicy::AntiAffinity));
     for (i, name) in ["a", "b", "c"].into_iter().enumerate() {
@@ -64,7 +66,7 @@ fn members_of_an_anti_affine_group_share_no_host() {
     let placed: BTreeSet<_> = decided.iter().filter_map(|(_, h)| h.clone()).collect();
     assert_eq!(placed.len(), 2, "{decided:?}");
     assert_eq!(state.queue_length(), 1);
-    // Another host helps; a bigger one would not.
+    // A bigger host does not help, another host does.
     state.host_applied(&host("h1", 2000));
     assert!(settle(&mut state, 2).is_empty());
     state.host_applied(&host("h3", 1000));
@@ -73,7 +75,7 @@ fn members_of_an_anti_affine_group_share_no_host() {
 }
 
 #[test]
-fn a_server_waits_for_its_group_and_says_so() {
+fn a_server_waits_for_its_group_and_reports_it() {
     let mut state = state(&[host("h1", 1000)]);
     state.server_applied(member("a", 1));
     let write = state.decide(now(1)).remove(0);
@@ -94,13 +96,13 @@ fn a_server_waits_for_its_group_and_says_so() {
 }
 
 #[test]
-fn an_affine_server_follows_and_one_named_same_host_waits_for_its_peer() {
+fn a_server_with_same_host_waits_for_the_other_and_follows_it() {
     let mut state = state(&[host("h1", 1000), host("h2", 9000)]);
     let pinned = PlacementConstraints {
         same_host: vec!["peer".into()],
         ..PlacementConstraints::default()
     };
-    state.server_applied(wishing("follower", 1, pinned));
+    state.server_applied(with_constraints("follower", 1, pinned));
     assert_eq!(on(&settle(&mut state, 1), "follower"), None);
     let selector = PlacementConstraints {
         tolerations: vec![Toleration {
@@ -110,20 +112,20 @@ fn an_affine_server_follows_and_one_named_same_host_waits_for_its_peer() {
         different_host: vec!["follower".into()],
         ..PlacementConstraints::default()
     };
-    state.server_applied(wishing("peer", 2, selector));
+    state.server_applied(with_constraints("peer", 2, selector));
     let decided = settle(&mut state, 2);
     assert!(on(&decided, "peer").is_some());
     assert_eq!(on(&decided, "peer"), on(&decided, "follower"));
 }
 
 #[test]
-fn zones_and_ratios_come_from_aggregates_and_the_oldest_decides() {
+fn zones_and_ratios_come_from_aggregates_and_the_oldest_gives_the_zone() {
     let mut state = state(&[host("h1", 1000), host("h2", 1000)]);
     let zoned = PlacementConstraints {
         availability_zone: Some("b".into()),
         ..PlacementConstraints::default()
     };
-    state.server_applied(wishing("a", 1, zoned));
+    state.server_applied(with_constraints("a", 1, zoned));
     assert_eq!(on(&settle(&mut state, 1), "a"), None);
     state.aggregate_applied(aggregate("new", 20, &["h1", "h2"], Some("b")));
     state.aggregate_applied(aggregate("old", 10, &["h2"], Some("a")));
@@ -148,8 +150,8 @@ fn zones_and_ratios_come_from_aggregates_and_the_oldest_decides() {
             .message
             .contains("Host h2 is in zone a by the older")
     );
-    assert!(state.reports(now(3)).is_empty(), "said once");
-    // Ratios: the lowest of the aggregates, unless the Host says itself.
+    assert!(state.reports(now(3)).is_empty(), "reported once");
+    // Ratios: the lowest of the aggregates, unless the Host's spec has one.
     let mut twice = aggregate("twice", 30, &["h1"], None);
     twice.spec.memory_allocation_ratio = Some("2".into());
     state.aggregate_applied(twice.clone());
@@ -168,7 +170,7 @@ fn zones_and_ratios_come_from_aggregates_and_the_oldest_decides() {
 }
 
 #[test]
-fn a_host_gives_its_processors_and_memory_in_units() {
+fn a_host_allocates_vcpus_and_memory_in_units() {
     let mut host = host("h1", 4000);
     let units = |min_unit, max_unit, step_size| Inventory {
         min_unit,
@@ -198,13 +200,13 @@ fn a_host_gives_its_processors_and_memory_in_units() {
     let told = told.iter().find(|w| w.key.1 == "wide").unwrap();
     let message = &told.status.conditions[0].message;
     assert!(
-        message.contains("gives vCPUs to one Server from 1 to 4 in steps of 1, not 5"),
+        message.contains("allocates vCPUs to a Server in steps of 1 from 1 to 4, not 5"),
         "{message}"
     );
 }
 
 #[test]
-fn of_several_aggregates_the_lowest_multiplier_counts_and_a_wrong_one_is_told() {
+fn the_lowest_multiplier_of_the_aggregates_counts_and_an_invalid_one_is_reported() {
     let mut state = state(&[host("h1", 1000)]);
     let key = "cpu_weight_multiplier";
     for (name, text) in [("a", "2.5"), ("b", "-1.5"), ("c", "much")] {
@@ -224,7 +226,7 @@ fn of_several_aggregates_the_lowest_multiplier_counts_and_a_wrong_one_is_told() 
 }
 
 #[test]
-fn a_policy_holds_from_the_moment_it_changes_and_a_wrong_one_changes_nothing() {
+fn a_changed_policy_is_used_at_once_and_an_invalid_one_never() {
     let policy = |name: &str, spec| SchedulerPolicy::new(name, spec);
     let mut big = host("h2", 4000);
     let capacity = big.status.as_mut().unwrap().capacity.as_mut().unwrap();
@@ -273,7 +275,7 @@ fn a_policy_holds_from_the_moment_it_changes_and_a_wrong_one_changes_nothing() {
 }
 
 #[test]
-fn the_higher_priority_gets_the_room_that_appears() {
+fn the_highest_priority_gets_free_capacity_first() {
     let mut state = state(&[]);
     state.priority_class_applied(&PriorityClass {
         metadata: kube::api::ObjectMeta {
@@ -340,26 +342,30 @@ fn taints_spread_queries_and_extra_specs_reach_the_filters() {
         }),
         ..PlacementConstraints::default()
     };
-    state.server_applied(wishing("a", 1, spread(false)));
+    state.server_applied(with_constraints("a", 1, spread(false)));
     assert_eq!(on(&settle(&mut state, 1), "a").as_deref(), Some("h2"));
-    state.server_applied(wishing("b", 2, spread(false)));
+    state.server_applied(with_constraints("b", 2, spread(false)));
     assert_eq!(
         on(&settle(&mut state, 2), "b"),
         None,
         "r1 is tainted, r2 would be one more"
     );
-    state.server_applied(wishing("c", 3, spread(true)));
+    state.server_applied(with_constraints("c", 3, spread(true)));
     let decided = settle(&mut state, 3);
     assert_eq!(on(&decided, "c").as_deref(), Some("h1"));
-    assert_eq!(on(&decided, "b").as_deref(), Some("h2"), "even again");
+    assert_eq!(
+        on(&decided, "b").as_deref(),
+        Some("h2"),
+        "both domains hold one again"
+    );
     let query = |text: &str| PlacementConstraints {
         query: Some(text.into()),
         ..PlacementConstraints::default()
     };
-    state.server_applied(wishing("q", 4, query("[]")));
+    state.server_applied(with_constraints("q", 4, query("[]")));
     let write = state.decide(now(4)).remove(0);
     assert_eq!(write.status.conditions[0].reason, "InvalidSpec");
-    // A flavor with a trait and the one license there is.
+    // A flavor that requires a trait and the only license.
     let specs = [
         ("trait:CUSTOM_FAST", "required"),
         ("resources:CUSTOM_LICENSE", "1"),

@@ -1,4 +1,5 @@
-//! What the scheduler says of the objects that it decides by. Pure.
+//! Statuses that the scheduler writes to HostAggregates, ServerGroups, Hosts and
+//! SchedulerPolicies. Pure.
 
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
@@ -13,19 +14,19 @@ use pileus_api::scheduler_policy::{SCHEDULER_POLICY, SchedulerPolicyStatus};
 use pileus_api::server_group::ServerGroupStatus;
 use pileus_api::{Host, HostAggregate, Reason, SchedulerPolicy, ServerGroup, validation};
 
-/// How many culprits a message names.
+/// How many Hosts a message names.
 const MAX_NAMED: usize = 3;
 
-/// A status to be written where it differs.
+/// A status to be written if it differs.
 #[derive(Clone, Debug)]
 pub enum Report {
-    /// Of an aggregate.
+    /// Of a HostAggregate.
     Aggregate(Box<HostAggregate>, HostAggregateStatus),
-    /// Of a group.
+    /// Of a ServerGroup.
     Group(Box<ServerGroup>, ServerGroupStatus),
-    /// Of a Host: the ratios of its aggregates, and the metrics that are asked for.
+    /// Of a Host: the ratios of its aggregates, and the metrics that it shall measure.
     Host(Box<Host>, HostReport),
-    /// Of a policy.
+    /// Of a SchedulerPolicy.
     Policy(Box<SchedulerPolicy>, SchedulerPolicyStatus),
 }
 
@@ -36,12 +37,12 @@ pub struct HostReport {
     /// Ratios of its aggregates.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allocation_ratios: Option<AllocationRatios>,
-    /// Metrics that the policy in force weighs.
+    /// Metrics that the policy in use weighs.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub wanted_metrics: Vec<String>,
 }
 
-/// What is to be said now of all of them.
+/// The current status of all of them.
 #[must_use]
 pub fn all(
     catalogue: &Catalogue,
@@ -56,31 +57,31 @@ pub fn all(
     });
     let groups = catalogue.groups.values().map(|g| {
         let old = g.status.as_ref().map(|s| s.conditions.as_slice());
-        let seen = match validation::server_group(&g.spec) {
+        let observation = match validation::server_group(&g.spec) {
             Ok(()) => Observation::yes(ConditionType::Ready, Reason::Ready, ""),
             Err(wrong) => Observation::no(ConditionType::Ready, Reason::InvalidSpec, wrong),
         };
         let generation = g.metadata.generation;
         let status = ServerGroupStatus {
             observed_generation: generation,
-            conditions: conditions::merge(old.unwrap_or_default(), [seen], generation, now),
+            conditions: conditions::merge(old.unwrap_or_default(), [observation], generation, now),
         };
         Report::Group(Box::new(g.clone()), status)
     });
     let policies = policies.iter().map(|p| {
         let old = p.status.as_ref().map(|s| s.conditions.as_slice());
         let generation = p.metadata.generation;
-        let seen = policy(p);
+        let observation = policy(p);
         let status = SchedulerPolicyStatus {
             observed_generation: generation,
-            conditions: conditions::merge(old.unwrap_or_default(), [seen], generation, now),
+            conditions: conditions::merge(old.unwrap_or_default(), [observation], generation, now),
         };
         Report::Policy(Box::new(p.clone()), status)
     });
     let hosts = hosts.iter().filter_map(|h| {
         let allocation_ratios = catalogue.ratios_in_force(h);
         let status = h.status.as_ref();
-        let said = HostReport {
+        let current = HostReport {
             allocation_ratios: status.and_then(|s| s.allocation_ratios.clone()),
             wanted_metrics: status.map(|s| s.wanted_metrics.clone()).unwrap_or_default(),
         };
@@ -88,7 +89,7 @@ pub fn all(
             allocation_ratios,
             wanted_metrics: metrics.to_vec(),
         };
-        (said != report).then(|| Report::Host(Box::new((*h).clone()), report))
+        (current != report).then(|| Report::Host(Box::new((*h).clone()), report))
     });
     aggregates
         .chain(groups)
@@ -104,7 +105,7 @@ fn aggregate(
     now: Timestamp,
 ) -> HostAggregateStatus {
     let (count, conflicts) = catalogue.standing(aggregate, hosts.iter().copied());
-    let seen = if let Err(wrong) = validation::host_aggregate(&aggregate.spec) {
+    let observation = if let Err(wrong) = validation::host_aggregate(&aggregate.spec) {
         Observation::no(ConditionType::Ready, Reason::InvalidSpec, wrong)
     } else if conflicts.is_empty() {
         Observation::yes(ConditionType::Ready, Reason::Ready, "")
@@ -118,8 +119,8 @@ fn aggregate(
         }
         let own = aggregate.spec.availability_zone.as_deref();
         let message = format!(
-            "{message}. A Host is in one zone: take it out of either, or give both the same \
-             availabilityZone; until then it is not in {}",
+            "{message}. A Host can be in only one zone: remove it from one of the HostAggregates, or \
+             give both the same availabilityZone; until then it is not in zone {}",
             own.unwrap_or_default()
         );
         Observation::no(ConditionType::Ready, Reason::ZoneConflict, message)
@@ -129,24 +130,24 @@ fn aggregate(
     HostAggregateStatus {
         observed_generation: generation,
         hosts: Some(count),
-        conditions: conditions::merge(old.unwrap_or_default(), [seen], generation, now),
+        conditions: conditions::merge(old.unwrap_or_default(), [observation], generation, now),
     }
 }
 
 fn policy(policy: &SchedulerPolicy) -> Observation {
     if policy.name_any() != SCHEDULER_POLICY {
         let message = format!(
-            "only the SchedulerPolicy named `{SCHEDULER_POLICY}` counts; rename this one or \
-             delete it"
+            "only the SchedulerPolicy named `{SCHEDULER_POLICY}` is used; rename this one or delete \
+             it"
         );
         return Observation::no(ConditionType::Ready, Reason::NotUsed, message);
     }
     match Policy::new(&policy.spec) {
-        Ok(_) => Observation::yes(ConditionType::Ready, Reason::Ready, "decides from now on"),
+        Ok(_) => Observation::yes(ConditionType::Ready, Reason::Ready, "is in use"),
         Err(wrong) => {
             let message = format!(
-                "{wrong}. Until that is put right the last policy that could be used decides, \
-                 or after a restart of the scheduler Nova's own figures"
+                "{wrong}. Until this is corrected the last valid policy stays in use; after a \
+                 restart of the scheduler Nova's defaults are used"
             );
             Observation::no(ConditionType::Ready, Reason::InvalidSpec, message)
         }

@@ -1,4 +1,4 @@
-//! The queue, driven without an API server.
+//! Servers in the state and the queue, without an API server.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -9,7 +9,7 @@ use pileus_api::common::Claim;
 use pileus_api::host::Orphan;
 
 #[test]
-fn a_claim_is_assumed_from_the_decision_on_and_rolled_back_when_it_was_not_taken() {
+fn a_placement_is_assumed_from_the_decision_on_and_forgotten_after_a_conflict() {
     let mut state = state(&[host("h", 1000)]);
     state.server_applied(server("a", 1, "600Mi"));
     let writes = state.decide(now(1));
@@ -22,7 +22,7 @@ fn a_claim_is_assumed_from_the_decision_on_and_rolled_back_when_it_was_not_taken
     state.write_finished(&why[0], Outcome::Written(answer), now(1));
     assert!(state.decide(now(1)).is_empty());
 
-    // The write met a newer version: the claim stays until that version is here.
+    // The write conflicted: the allocation stays until the newer version arrives.
     state.write_finished(&writes[0], Outcome::Conflict, now(1));
     assert_eq!(state.snapshot().placed_on("uid-a"), Some("h"));
     assert!(state.decide(now(1)).is_empty());
@@ -35,7 +35,7 @@ fn a_claim_is_assumed_from_the_decision_on_and_rolled_back_when_it_was_not_taken
 }
 
 #[test]
-fn an_event_that_is_older_than_a_writes_answer_undoes_nothing() {
+fn an_event_older_than_the_response_of_a_write_is_ignored() {
     let mut state = state(&[host("h", 1000)]);
     state.server_applied(server("a", 1, "600Mi"));
     let writes = state.decide(now(1));
@@ -54,7 +54,7 @@ fn an_event_that_is_older_than_a_writes_answer_undoes_nothing() {
 }
 
 #[test]
-fn a_server_being_deleted_counts_until_it_is_gone_and_then_makes_room() {
+fn a_server_being_deleted_counts_until_it_is_deleted() {
     let mut state = state(&[host("h", 1000)]);
     state.server_applied(server("a", 1, "600Mi"));
     let write = state.decide(now(1)).remove(0);
@@ -73,7 +73,7 @@ fn a_server_being_deleted_counts_until_it_is_gone_and_then_makes_room() {
 }
 
 #[test]
-fn who_waits_wakes_by_what_can_help_and_repeats_nothing() {
+fn a_waiting_server_is_decided_again_by_events_that_help_and_reports_nothing_twice() {
     let mut state = state(&[]);
     state.server_applied(server("a", 1, "600Mi"));
     let why = state.decide(now(1)).remove(0);
@@ -84,24 +84,24 @@ fn who_waits_wakes_by_what_can_help_and_repeats_nothing() {
     state.server_applied(answer);
     assert!(state.decide(now(1)).is_empty());
     assert!(state.decide(now(70)).is_empty(), "the message is the same");
-    // Too small a host: a new message, no transition.
+    // A host that is too small: a new message, no transition.
     state.host_applied(&host("h", 100));
     let why = state.decide(now(80)).remove(0);
     assert_eq!(why.decision, Decision::Unscheduled { transition: false });
     let answer = after(&why, 3);
     state.write_finished(&why, Outcome::Written(Arc::new(answer)), now(80));
-    // Figures alone are brought up to date after ten seconds, then twenty, and so on.
+    // Only the numbers change: reported after ten seconds, then twenty, and so on.
     state.host_applied(&host("h", 101));
     assert!(state.decide(now(81)).is_empty());
     assert!(state.decide(now(99)).is_empty());
     assert_eq!(state.decide(now(100)).len(), 1);
     state.host_applied(&host("h2", 1000));
-    // A write is under way: one at a time.
+    // A write is in flight: one at a time.
     assert!(state.decide(now(102)).is_empty());
 }
 
 #[test]
-fn a_missing_image_is_waited_for_in_silence() {
+fn a_missing_image_is_not_reported_by_the_scheduler() {
     let mut state = State::default();
     state.host_applied(&host("h", 1000));
     state.server_applied(server("a", 1, "600Mi"));
@@ -112,7 +112,7 @@ fn a_missing_image_is_waited_for_in_silence() {
 }
 
 #[test]
-fn a_server_whose_vm_waits_on_a_host_goes_there_with_a_higher_epoch() {
+fn a_server_whose_vm_is_on_a_host_is_placed_there_with_a_higher_epoch() {
     let mut full = host("full", 10);
     full.status.as_mut().unwrap().orphans = vec![Orphan {
         name: "dom".into(),
@@ -127,7 +127,7 @@ fn a_server_whose_vm_waits_on_a_host_goes_there_with_a_higher_epoch() {
 }
 
 #[test]
-fn an_epoch_is_higher_than_that_of_the_last_instance() {
+fn the_epoch_is_higher_than_that_of_the_last_instance() {
     let mut server = server("a", 1, "1Mi");
     let status = server.status.get_or_insert_default();
     status.instance = Some("uid-a-7".into());
@@ -165,7 +165,7 @@ fn a_server_without_finalizer_or_with_a_placement_is_left_alone() {
 }
 
 #[test]
-fn what_a_new_list_lacks_is_gone() {
+fn servers_that_are_not_in_a_new_list_are_deleted() {
     let mut state = state(&[host("h", 1000)]);
     state.server_applied(server("a", 1, "600Mi"));
     let write = state.decide(now(1)).remove(0);

@@ -15,7 +15,7 @@ pub(super) struct Entry {
     spread: u32,
     numa_nodes: [u8; 4],
     busy: bool,
-    off: bool,
+    preempted: bool,
 }
 
 /// A Server's number: its uid, or a hash of what is not one.
@@ -84,7 +84,7 @@ impl Snapshot {
             spread,
             numa_nodes: allocation.numa_nodes,
             busy: allocation.busy,
-            off: allocation.off,
+            preempted: allocation.preempted,
         };
         let before = self.entries.insert(number(server), entry);
         if let Some(before) = before {
@@ -124,7 +124,7 @@ impl Snapshot {
         let slot = entry.host as usize;
         let one = if sign > 0 { 1 } else { -1 };
         let c = &mut self.columns;
-        c.servers[slot] += if entry.off { 0 } else { one };
+        c.servers[slot] += if entry.preempted { 0 } else { one };
         c.busy[slot] += if entry.busy { one } else { 0 };
         if let Some(resources) = self.resource_requests.get(entry.resources) {
             for (used, part) in c.used[slot].iter_mut().zip(parts(resources.claim)) {

@@ -171,7 +171,7 @@ impl Snapshot {
     #[must_use]
     pub fn host(&self, name: &str) -> Option<Host<'_>> {
         let slot = self.slot(name)?;
-        self.registered.has(slot).then(|| self.host_at(slot))
+        self.registered.contains(slot).then(|| self.host_at(slot))
     }
 
     pub(crate) fn host_at(&self, slot: usize) -> Host<'_> {
@@ -301,7 +301,7 @@ impl Snapshot {
     pub fn set_host(&mut self, facts: HostFacts) -> bool {
         let slot = self.slot_or_new(&facts.name);
         let digest = digest(&facts);
-        if self.registered.has(slot) && self.columns.facts[slot] == digest {
+        if self.registered.contains(slot) && self.columns.facts[slot] == digest {
             return false;
         }
         self.forget(slot);
@@ -351,7 +351,7 @@ impl Snapshot {
 
     /// Takes back what [`Self::set_host`] entered.
     fn forget(&mut self, slot: usize) {
-        if !self.registered.has(slot) {
+        if !self.registered.contains(slot) {
             return;
         }
         let id = u32::try_from(slot).unwrap_or(NONE);

@@ -50,7 +50,7 @@ fn picture(snapshot: &Snapshot) -> Vec<String> {
     let host = |h: Host<'_>| {
         let free = [0, 1, 2].map(|part| (h.free(part), h.available(part)));
         let labels: Vec<_> = h.label("l").into_iter().collect();
-        let held = snapshot.image("i").is_some_and(|i| i.has(h.slot()));
+        let held = snapshot.image("i").is_some_and(|i| i.contains(h.slot()));
         let members: Vec<_> = ["g0", "g1"]
             .iter()
             .flat_map(|g| snapshot.members(g))

@@ -38,19 +38,19 @@ impl<'a> Host<'a> {
     /// Whether it takes new Servers.
     #[must_use]
     pub fn is_up(self) -> bool {
-        self.snapshot.up.has(self.slot)
+        self.snapshot.up.contains(self.slot)
     }
 
     /// Whether its Ready condition is True.
     #[must_use]
     pub fn is_ready(self) -> bool {
-        self.snapshot.ready.has(self.slot)
+        self.snapshot.ready.contains(self.slot)
     }
 
     /// Whether it is in maintenance.
     #[must_use]
     pub fn in_maintenance(self) -> bool {
-        self.snapshot.maintenance.has(self.slot)
+        self.snapshot.maintenance.contains(self.slot)
     }
 
     /// Processors (0), memory in MiB less QEMU's own for one more guest (1) or disk in
