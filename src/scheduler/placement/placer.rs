@@ -1,9 +1,8 @@
-//! The decision: which host, or why none.
+//! Chooses the host for a request, or explains why no host fits.
 //!
-//! What many Servers have in common is answered once: for each of their kinds the set of
-//! hosts that fit is remembered, and for the next decision only hosts that have changed
-//! since are asked again. Scores are made anew each time, because Nova stretches figures
-//! over the hosts that fit, so that any change may move them all.
+//! For equal [`Requirements`] the set of hosts that fit is cached, and the next decision filters
+//! only the hosts that have changed since. Weights are computed each time, because Nova
+//! normalizes them over the hosts that fit, so that any change may affect all of them.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -20,18 +19,18 @@ use crate::placement::score::{Term, scores};
 use crate::placement::snapshot::Snapshot;
 use crate::weighers::Weigher;
 
-/// How many kinds of Servers are remembered.
+/// Number of cached results.
 const MAX_CACHED: usize = 256;
 
-/// Hosts that fit one kind of Servers.
+/// The hosts that fit some requirements.
 struct CachedFit {
     fit: HostSet,
-    /// Up to where the journal has been read.
-    seen: u64,
+    /// The position in the snapshot's journal up to which it is current.
+    journal_position: u64,
     used: u64,
 }
 
-/// Writes into a digest whatever is hashed.
+/// A hasher with a digest that is long enough to be unique.
 struct Digest(Sha256);
 
 impl Hasher for Digest {
@@ -45,8 +44,7 @@ impl Hasher for Digest {
     }
 }
 
-/// The number of a kind of Servers; no two kinds have the same, and it is smaller than
-/// what it stands for.
+/// The cache key of requirements: unique like the requirements, but smaller.
 fn digest(requirements: &Requirements) -> u128 {
     let mut digest = Digest(Sha256::new());
     requirements.hash(&mut digest);
@@ -54,14 +52,14 @@ fn digest(requirements: &Requirements) -> u128 {
     digest[..16].iter().fold(0, |n, b| n << 8 | u128::from(*b))
 }
 
-/// Hosts that fit, by kind of Server.
+/// Hosts that fit, by requirements.
 #[derive(Default)]
 struct FitCache {
     entries: HashMap<u128, CachedFit>,
     decisions: u64,
 }
 
-/// A policy, and what is remembered of earlier decisions. Always for the same snapshot.
+/// Filters, weighs and chooses hosts by a policy. Its cache is valid for one snapshot only.
 #[derive(Default)]
 pub struct Placer {
     policy: std::sync::Arc<Policy>,
@@ -69,27 +67,27 @@ pub struct Placer {
     fit: HostSet,
 }
 
-/// Why no host fits: what each filter says, whatever the others say.
+/// Why no host fits: the result of each filter, independent of the others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Explanation {
-    /// Number of hosts looked at.
+    /// Number of hosts.
     pub hosts: usize,
-    /// Filters that turned hosts away, most hosts first.
+    /// Filters that rejected hosts; the one that rejected most comes first.
     pub rejections: Vec<Rejection>,
 }
 
-/// What one filter turned away.
+/// The hosts that one filter rejected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rejection {
     /// Name of the filter.
     pub filter: &'static str,
-    /// How many hosts it turned away.
+    /// Number of hosts that it rejected.
     pub hosts: usize,
-    /// How many of them no other filter turned away.
+    /// Number of hosts that no other filter rejected.
     pub exclusive: usize,
-    /// The host that comes nearest: turned away by the fewest filters, and lacking least.
+    /// The host that is nearest to fit: rejected by the fewest filters, with the least shortage.
     pub nearest: String,
-    /// What that host lacks.
+    /// Why that host was rejected.
     pub reason: RejectReason,
 }
 
@@ -105,14 +103,14 @@ impl fmt::Display for Explanation {
             let separator = if i == 0 { ":" } else { ";" };
             let (filter, hosts) = (rejection.filter, rejection.hosts);
             let reason = rejection.nearest_reason();
-            write!(f, "{separator} {filter} turned away {hosts} ({reason})")?;
+            write!(f, "{separator} {filter} rejected {hosts} ({reason})")?;
         }
         Ok(())
     }
 }
 
 impl Rejection {
-    /// What the nearest host lacks, in words.
+    /// Why the nearest host was rejected, for users.
     #[must_use]
     pub fn nearest_reason(&self) -> String {
         let nearest = &self.nearest;
@@ -132,13 +130,13 @@ impl Rejection {
 }
 
 impl Placer {
-    /// Decides by `policy`.
+    /// A placer with this policy.
     #[must_use]
     pub fn new(policy: Policy) -> Self {
         Self::with_policy(std::sync::Arc::new(policy))
     }
 
-    /// Decides by a policy that others decide by as well.
+    /// A placer with a policy that is shared with others.
     #[must_use]
     pub fn with_policy(policy: std::sync::Arc<Policy>) -> Self {
         Self {
@@ -147,7 +145,7 @@ impl Placer {
         }
     }
 
-    /// The policy that it decides by.
+    /// Its policy.
     #[must_use]
     pub fn policy(&self) -> std::sync::Arc<Policy> {
         self.policy.clone()
@@ -155,12 +153,11 @@ impl Placer {
 
     /// The best host for `request`.
     ///
-    /// The answer depends on the snapshot and the request alone: not on the order of
-    /// hosts or filters, nor on earlier decisions. Equally good hosts are told apart by
-    /// the request's seed.
+    /// The result depends only on snapshot and request, not on the order of hosts or filters or
+    /// on earlier decisions. Between hosts of equal weight the request's seed decides.
     ///
     /// # Errors
-    /// When no host fits; says why.
+    /// If no host fits; the explanation says why.
     pub fn place<'a>(
         &mut self,
         snapshot: &'a Snapshot,
@@ -191,7 +188,7 @@ impl Placer {
             .ok_or_else(|| explain(policy, &cycle))
     }
 
-    /// Hosts that would fit `request` but for what the filters named `room` ask.
+    /// Slots of the hosts that fit `request` if the filters named in `ignored` are not used.
     #[must_use]
     pub fn fits_ignoring(
         &self,
@@ -207,14 +204,14 @@ impl Placer {
         fit.iter().collect()
     }
 
-    /// Whether the policy has this filter.
+    /// Whether the policy uses this filter.
     #[must_use]
     pub fn has_filter(&self, name: &str) -> bool {
         self.policy.filters.iter().any(|f| f.name() == name)
     }
 
-    /// Whether any host fits `request`: what [`Self::place`] would say, without the cost of
-    /// saying why not.
+    /// Whether any host fits `request`; cheaper than [`Self::place`], which also explains why none
+    /// fits.
     pub fn fits(&mut self, snapshot: &Snapshot, request: &Request) -> bool {
         let cycle = cycle_state(snapshot, &self.policy, request);
         self.cache.lookup(&self.policy, &cycle, &mut self.fit);
@@ -224,7 +221,8 @@ impl Placer {
 }
 
 impl FitCache {
-    /// Makes `fit` the hosts that pass all filters but those of a Server's own.
+    /// Sets `fit` to the hosts that pass all filters except those that depend on the single
+    /// request.
     fn lookup(&mut self, policy: &Policy, cycle: &CycleState<'_>, fit: &mut HostSet) {
         self.decisions += 1;
         let shared: Vec<&dyn Filter> = policy
@@ -234,45 +232,46 @@ impl FitCache {
             .map(|f| &**f)
             .collect();
         let snapshot = cycle.snapshot;
-        let kind = digest(&cycle.request.requirements);
-        let (_, changed) = snapshot.changes_since(self.entries.get(&kind).map_or(0, |k| k.seen));
+        let key = digest(&cycle.request.requirements);
+        let (_, changed) =
+            snapshot.changes_since(self.entries.get(&key).map_or(0, |k| k.journal_position));
         let (end, _) = snapshot.changes_since(0);
-        let kind = match (self.entries.get_mut(&kind), changed) {
-            (Some(kind), Some(changed)) => {
+        let cached = match (self.entries.get_mut(&key), changed) {
+            (Some(cached), Some(changed)) => {
                 for &slot in changed {
                     let slot = slot as usize;
                     let host = snapshot.host_at(slot);
                     let fits = snapshot.registered().contains(slot)
                         && shared.iter().all(|f| f.passes(host, cycle));
-                    kind.fit.set(slot, fits);
+                    cached.fit.set(slot, fits);
                 }
-                kind
+                cached
             }
             (known, _) => {
                 let mut all = snapshot.registered().clone();
                 retain_passing(&mut all, &shared, cycle);
                 if known.is_none() && self.entries.len() >= MAX_CACHED {
                     let oldest = self.entries.iter().min_by_key(|(_, k)| k.used);
-                    if let Some(oldest) = oldest.map(|(kind, _)| *kind) {
+                    if let Some(oldest) = oldest.map(|(key, _)| *key) {
                         self.entries.remove(&oldest);
                     }
                 }
-                let kind = self.entries.entry(kind).or_insert(CachedFit {
+                let cached = self.entries.entry(key).or_insert(CachedFit {
                     fit: HostSet::default(),
-                    seen: 0,
+                    journal_position: 0,
                     used: 0,
                 });
-                kind.fit = all;
-                kind
+                cached.fit = all;
+                cached
             }
         };
-        kind.seen = end;
-        kind.used = self.decisions;
-        fit.copy_from(&kind.fit);
+        cached.journal_position = end;
+        cached.used = self.decisions;
+        fit.copy_from(&cached.fit);
     }
 }
 
-/// What a weigher says, with the multipliers of hosts whose aggregates give one, as Nova's
+/// The weights of a weigher, and the multipliers that aggregates set for their hosts; Nova's
 /// `get_weight_multiplier`.
 fn term<'a>(weigher: &dyn Weigher, multiplier: i64, cycle: &CycleState<'a>) -> Term<'a> {
     let snapshot = cycle.snapshot;
@@ -288,24 +287,24 @@ fn term<'a>(weigher: &dyn Weigher, multiplier: i64, cycle: &CycleState<'a>) -> T
     }
 }
 
-/// Whether a filter looks at what is a Server's own.
+/// Whether a filter depends on the single request.
 fn is_per_request(scope: Scope) -> bool {
     matches!(scope, Scope::Request | Scope::RequestProfile)
 }
 
-/// Whether a filter looks at nothing of a host but its profile.
+/// Whether a filter needs nothing of a host but its profile.
 fn is_per_profile(scope: Scope) -> bool {
     matches!(scope, Scope::Profile | Scope::RequestProfile)
 }
 
-/// Keeps of `fit` what passes the filters of a Server's own.
+/// Keeps in `fit` the hosts that pass the filters that depend on the single request.
 fn retain_passing_request_filters(policy: &Policy, cycle: &CycleState<'_>, fit: &mut HostSet) {
     let filters = policy.filters.iter().map(|f| &**f);
     let filters = filters.filter(|f| is_per_request(f.scope()) && f.applies(cycle));
     retain_passing(fit, &filters.collect::<Vec<_>>(), cycle);
 }
 
-/// Keeps of `fit` what passes `filters`. What hangs on a host's profile is asked once for
+/// Keeps in `fit` the hosts that pass `filters`. Filters that need only the profile run once for
 /// each profile.
 fn retain_passing(fit: &mut HostSet, filters: &[&dyn Filter], cycle: &CycleState<'_>) {
     let (of_profile, of_host): (Vec<&dyn Filter>, Vec<_>) =
@@ -323,19 +322,19 @@ fn retain_passing(fit: &mut HostSet, filters: &[&dyn Filter], cycle: &CycleState
     }
 }
 
-/// What a filter has turned away so far.
+/// The hosts that a filter has rejected so far.
 #[derive(Default)]
 struct Tally<'a> {
     hosts: usize,
     exclusive: usize,
-    /// How many filters turn the nearest host away, how much it lacks, and its name.
+    /// The nearest host: number of filters that reject it, shortage, name, and the reason.
     nearest: Option<((usize, i64, &'a str), RejectReason)>,
 }
 
 fn explain(policy: &Policy, cycle: &CycleState<'_>) -> Explanation {
     let filters: Vec<_> = policy.filters.iter().filter(|f| f.applies(cycle)).collect();
     let mut table: Vec<Tally<'_>> = filters.iter().map(|_| Tally::default()).collect();
-    // What hangs on a profile alone is asked once for each profile.
+    // Filters that need only the profile run once for each profile.
     let is_per_profile = |i: &usize| is_per_profile(filters[*i].scope());
     let mut profiles: Vec<Option<Vec<usize>>> = vec![None; cycle.snapshot.profile_id_bound()];
     let mut failed = Vec::new();
@@ -354,7 +353,7 @@ fn explain(policy: &Policy, cycle: &CycleState<'_>) -> Explanation {
             let tally = &mut table[i];
             tally.hosts += 1;
             tally.exclusive += usize::from(failed.len() == 1);
-            // No gap is below 0: what does not come before then never does.
+            // A shortage is never below 0, so a host that is not nearer with 0 never is.
             let least = (failed.len(), 0, host.name());
             if tally
                 .nearest

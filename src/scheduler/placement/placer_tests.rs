@@ -1,4 +1,4 @@
-//! Properties of a decision.
+//! Properties of decisions.
 
 use proptest::prelude::*;
 
@@ -49,14 +49,14 @@ fn asking(claim: Claim) -> Request {
 }
 
 #[test]
-fn the_emptier_host_is_better() {
+fn the_host_with_more_free_resources_is_chosen() {
     let mut policy = Placer::default();
     let snapshot = with([host("h1", 4096), host("h2", 8192)]);
     assert_eq!(policy.place(&snapshot, &wants(1024)), Ok("h2"));
 }
 
 #[test]
-fn the_host_that_holds_the_image_is_better() {
+fn the_host_with_the_image_in_its_cache_is_chosen() {
     let mut holder = host("h2", 4096);
     holder.images.insert("sha256:1".into());
     let snapshot = with([host("h1", 4096), holder, host("h3", 4096)]);
@@ -71,7 +71,7 @@ fn the_host_that_holds_the_image_is_better() {
 }
 
 #[test]
-fn weighers_prefer_what_nova_prefers() {
+fn weighers_prefer_the_hosts_that_nova_prefers() {
     let best = |hosts: [HostFacts; 2], request: &Request| {
         let snapshot = with(hosts);
         Placer::default()
@@ -79,13 +79,13 @@ fn weighers_prefer_what_nova_prefers() {
             .unwrap()
             .to_owned()
     };
-    // A failed build outweighs free room, however much.
+    // A failed build outweighs any amount of free resources.
     let failed = HostFacts {
         failed_builds: 1,
         ..host("h2", 8192)
     };
     assert_eq!(best([host("h1", 2048), failed], &wants(1)), "h1");
-    // Devices are kept for those who want many.
+    // Hosts with many devices are left to Servers that need many.
     let with_devices = |name: &str, n| {
         let mut it = host(name, 4096);
         let device = |i| Device {
@@ -109,7 +109,7 @@ fn weighers_prefer_what_nova_prefers() {
 }
 
 #[test]
-fn equal_hosts_share_by_seed() {
+fn the_seed_spreads_servers_over_equal_hosts() {
     let snapshot = with((0..4).map(|i| host(&format!("h{i}"), 4096)));
     let mut counts = std::collections::BTreeMap::<String, i32>::new();
     for i in 0..400 {
@@ -125,7 +125,7 @@ fn equal_hosts_share_by_seed() {
 }
 
 #[test]
-fn who_fits_nowhere_hears_why_filter_by_filter() {
+fn the_explanation_names_each_filter() {
     let mut policy = Placer::default();
     let down = HostFacts {
         ready: false,
@@ -135,16 +135,16 @@ fn who_fits_nowhere_hears_why_filter_by_filter() {
     let why = policy.place(&snapshot, &wants(4096)).unwrap_err();
     assert_eq!(
         why.to_string(),
-        "0 of 3 hosts fit: RamFilter turned away 2 (needs 4096 MiB of memory, best host h7 has \
-         3072); ComputeFilter turned away 1 (h1 is not Ready)"
+        "0 of 3 hosts fit: RamFilter rejected 2 (needs 4096 MiB of memory, best host h7 has \
+         3072); ComputeFilter rejected 1 (h1 is not Ready)"
     );
     let why = policy.place(&Snapshot::default(), &wants(1)).unwrap_err();
     assert!(why.to_string().contains("no Host is registered"), "{why}");
 }
 
 #[test]
-fn the_nearest_host_is_one_that_lacks_nothing_else() {
-    // h1 lacks less memory, but is down as well.
+fn the_nearest_host_is_rejected_by_the_fewest_filters() {
+    // h1 has a smaller shortage of memory, but is down as well.
     let down = HostFacts {
         ready: false,
         ..host("h1", 4000)
@@ -161,7 +161,7 @@ fn the_nearest_host_is_one_that_lacks_nothing_else() {
 }
 
 #[test]
-fn labels_architecture_and_switches_are_heeded() {
+fn labels_architecture_and_host_state_are_respected() {
     let mut policy = Placer::default();
     let mut arm = host("arm", 4096);
     arm.profile.architecture = "aarch64".into();
@@ -194,7 +194,7 @@ fn labels_architecture_and_switches_are_heeded() {
         .host_selector
         .insert("rack".into(), "r2".into());
     let why = policy.place(&snapshot, &request).unwrap_err().to_string();
-    assert!(why.contains("HostSelector turned away 4"), "{why}");
+    assert!(why.contains("HostSelector rejected 4"), "{why}");
     assert!(why.contains("not labelled rack=r2"), "{why}");
     request.requirements.host_selector.clear();
     request
@@ -203,14 +203,14 @@ fn labels_architecture_and_switches_are_heeded() {
         .insert("hw_architecture".into(), "x86_64".into());
     let why = policy.place(&snapshot, &request).unwrap_err().to_string();
     assert!(
-        why.contains("ImagePropertiesFilter turned away 1 (arm cannot run"),
+        why.contains("ImagePropertiesFilter rejected 1 (arm cannot run"),
         "{why}"
     );
 }
 
 #[test]
 fn no_server_is_overcommitted_against_itself() {
-    // 16 processors given out four times take 64 one by one, but never 17 at once.
+    // 16 CPUs with a ratio of 4 give 64 vCPUs, but never 17 to one Server.
     let snapshot = with([host("h", 4096)]);
     let mut request = wants(1);
     request.requirements.resources.claim.vcpus = 17;
@@ -222,7 +222,7 @@ fn no_server_is_overcommitted_against_itself() {
 }
 
 #[test]
-fn an_aggregate_gives_its_hosts_a_multiplier_of_their_own() {
+fn aggregates_override_the_multiplier_for_their_hosts() {
     let mut small = host("small", 2000);
     let big = host("big", 4000);
     let mut policy = Placer::default();
@@ -237,7 +237,7 @@ fn an_aggregate_gives_its_hosts_a_multiplier_of_their_own() {
         policy.place(&with([small.clone(), repelled]), &wants(1)),
         Ok("small")
     );
-    // Other weighers are not concerned.
+    // Other weighers are not affected.
     small.profile.multipliers = [("cpu_weight_multiplier".to_owned(), 9000)].into();
     let mut policy = Placer::default();
     assert_eq!(policy.place(&with([small, big]), &wants(1)), Ok("big"));
@@ -245,11 +245,11 @@ fn an_aggregate_gives_its_hosts_a_multiplier_of_their_own() {
 
 fn some_host(i: usize) -> impl Strategy<Value = HostFacts> {
     let figures = (0..20_i64, 0..5000_i64, 0..50_i64);
-    let kept = (0..3_i64, 0..600_i64, 0..10_i64);
+    let reserved = (0..3_i64, 0..600_i64, 0..10_i64);
     let ratios = (500..5000_i64, 500..2000_i64, 500..2000_i64);
     (
         figures,
-        kept,
+        reserved,
         ratios,
         0..200_i64,
         prop::bool::weighted(0.8),
@@ -286,16 +286,16 @@ fn some_request() -> impl Strategy<Value = Request> {
         any::<u64>(),
         prop::bool::ANY,
     )
-        .prop_map(|(vcpus, memory, disk, seed, picky)| {
+        .prop_map(|(vcpus, memory, disk, seed, with_selector)| {
             let mut request = asking(claim(vcpus, memory, disk));
             request.seed = seed;
-            let label = picky.then(|| ("ssd".to_owned(), "yes".to_owned()));
+            let label = with_selector.then(|| ("ssd".to_owned(), "yes".to_owned()));
             request.requirements.host_selector = label.into_iter().collect();
             request
         })
 }
 
-/// Checked by Placement's formula, written out anew.
+/// Placement's formula, written independently.
 fn holds(f: &HostFacts, on_it: &[&Request]) -> bool {
     let n = i64::try_from(on_it.len()).unwrap();
     let sum = |part: fn(&Claim) -> i64| {
@@ -304,7 +304,7 @@ fn holds(f: &HostFacts, on_it: &[&Request]) -> bool {
             .map(|r| part(&r.requirements.resources.claim))
             .sum::<i64>()
     };
-    let room = |total: i64, kept: i64, ratio: i64| (total - kept).max(0) * ratio / 1000;
+    let room = |total: i64, reserved: i64, ratio: i64| (total - reserved).max(0) * ratio / 1000;
     sum(|c| c.vcpus) <= room(f.capacity.vcpus, f.reserved.vcpus, f.ratios.cpu)
         && sum(|c| c.memory_mib) + n * f.overhead_mib
             <= room(
@@ -317,7 +317,7 @@ fn holds(f: &HostFacts, on_it: &[&Request]) -> bool {
 
 proptest! {
     #[test]
-    fn no_sequence_overbooks_a_host_or_uses_one_that_cannot(
+    fn no_sequence_overcommits_a_host_or_uses_an_unsuitable_one(
         hosts in some_hosts(),
         requests in prop::collection::vec((some_request(), prop::bool::weighted(0.2)), 0..60),
     ) {
@@ -330,10 +330,10 @@ proptest! {
                 let facts = hosts.iter().find(|h| h.name == name).unwrap();
                 prop_assert!(facts.ready);
                 prop_assert!(request.requirements.host_selector.is_empty() || !facts.labels.is_empty());
-                snapshot.claim(&format!("s{i}"), &name, request.requirements.resources.claim);
+                snapshot.allocate_claim(&format!("s{i}"), &name, request.requirements.resources.claim);
                 placed.push((i, name));
             } else {
-                // Truly nowhere: with it, no ready host would hold.
+                // No ready host may have had capacity for it.
                 for f in hosts.iter().filter(|f| f.ready) {
                     let labelled = request.requirements.host_selector.is_empty() || !f.labels.is_empty();
                     let itself = request.requirements.resources.claim.vcpus <= f.capacity.vcpus
@@ -364,7 +364,7 @@ proptest! {
     }
 
     #[test]
-    fn the_answer_depends_on_nothing_but_the_question(
+    fn the_decision_depends_only_on_snapshot_and_request(
         hosts in some_hosts(),
         request in some_request(),
         turn in 0..6_usize,
@@ -382,12 +382,12 @@ proptest! {
     }
 
     #[test]
-    fn what_is_remembered_changes_no_answer(
+    fn the_cache_changes_no_decision(
         hosts in some_hosts(),
         history in prop::collection::vec((some_request(), 0..6_usize, 0..4_u8), 0..40),
     ) {
         let mut snapshot = with(hosts.clone());
-        let mut remembers = Placer::default();
+        let mut cached = Placer::default();
         for (i, (mut request, which, event)) in history.into_iter().enumerate() {
             request.group = (i % 3 > 0).then(|| Group {
                 min_members: 0,
@@ -400,7 +400,7 @@ proptest! {
                 request.spread = vec![Spread { key: "ssd".into(), max_skew: 1 }];
                 request.spread_set = Some("s".into());
             }
-            let answer = remembers.place(&snapshot, &request).map(str::to_owned);
+            let answer = cached.place(&snapshot, &request).map(str::to_owned);
             let fresh = Placer::default().place(&snapshot, &request).map(str::to_owned);
             prop_assert_eq!(&answer, &fresh);
             if let Ok(host) = answer {

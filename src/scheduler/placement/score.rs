@@ -1,16 +1,16 @@
-//! Which of the hosts that fit is best: the sum of the weighers' figures.
+//! The weight of each host that fits: the sum of the weighers' normalized weights.
 //!
-//! Rows of 64 slots are taken whole, in loops without branches that the compiler turns
-//! into vector instructions; what does not fit is masked out. A first pass finds how far
-//! each weigher's figures are apart, a second one sums row by row.
+//! Rows of 64 slots are processed in loops without branches, which the compiler turns into
+//! vector instructions; hosts that do not fit are masked out. A first pass finds the minimum and
+//! maximum of each weigher, a second one adds the weights row by row.
 
 use crate::placement::host_set::{HostSet, ROW};
 use crate::weighers::RawWeights;
 
-/// How finely a figure is stretched: its span becomes multiplier × 2^29.
+/// Precision of normalized weights: they range from 0 to multiplier × 2^29.
 const FRACTION_BITS: u32 = 29;
 
-/// For each byte of a word, all ones where its bit is set.
+/// For each byte of a word: all ones for each bit that is set.
 static MASKS: [[i32; 8]; 256] = masks();
 
 const fn masks() -> [[i32; 8]; 256] {
@@ -29,30 +29,30 @@ const fn masks() -> [[i32; 8]; 256] {
     all
 }
 
-/// A weigher's part of the sum.
+/// One weigher of the sum.
 pub struct Term<'a> {
-    /// What it says of hosts.
+    /// Its weights.
     pub weights: RawWeights<'a>,
-    /// How much that counts, in thousandths.
+    /// Its multiplier, in thousandths.
     pub multiplier: i64,
-    /// How much it counts for hosts whose aggregates say so themselves, by slot, ascending.
+    /// Multipliers that aggregates set for their hosts, by slot, ascending.
     pub overrides: Vec<(u32, i64)>,
 }
 
-/// A term whose figures are apart.
+/// A term whose weights differ between the hosts that fit.
 struct Normalized<'a> {
     weights: &'a RawWeights<'a>,
-    /// The lowest figure of the hosts that fit, and what the highest is above it.
+    /// The lowest weight of the hosts that fit, and the distance of the highest from it.
     low: i64,
     span: i64,
-    /// What each step above the lowest counts.
+    /// The normalized weight of a difference of 1.
     factor: i64,
     overrides: &'a [(u32, i64)],
-    /// How much of the figures of some slots, and of `own`, has been used.
+    /// Positions in sparse weights and in `overrides`.
     cursors: (usize, usize),
 }
 
-/// Calls `see` with each slot of `fit`, ascending, and its score.
+/// Calls `visit` with each slot of `fit`, ascending, and the sum of its weights.
 pub fn scores(fit: &HostSet, terms: &[Term<'_>], mut visit: impl FnMut(usize, i64)) {
     let mut terms: Vec<_> = terms.iter().filter_map(|t| normalize(fit, t)).collect();
     for (row, word) in fit.words().iter().enumerate() {
@@ -103,7 +103,7 @@ fn normalize<'a>(fit: &HostSet, term: &'a Term<'_>) -> Option<Normalized<'a>> {
     })
 }
 
-/// The lowest and the highest figure of the hosts that fit.
+/// The lowest and the highest weight of the hosts that fit.
 fn min_max(fit: &HostSet, column: &[i32]) -> (i64, i64) {
     let (mut low, mut high) = ([i32::MAX; 8], [i32::MIN; 8]);
     let rows = fit.words().iter().zip(column.as_chunks::<ROW>().0);
@@ -122,8 +122,7 @@ fn min_max(fit: &HostSet, column: &[i32]) -> (i64, i64) {
 }
 
 impl Normalized<'_> {
-    /// Adds what it says of one row of hosts. Wrapping only where a slot does not fit,
-    /// whose score nobody looks at.
+    /// Adds the weights of one row. Sums wrap only for slots that do not fit; these are not used.
     fn add(&mut self, row: usize, word: u64, sums: &mut [i64; ROW]) {
         let before = if self.has_override(row) {
             Some(*sums)
@@ -135,7 +134,7 @@ impl Normalized<'_> {
             RawWeights::Column(column) => {
                 let (factor, low) = (self.factor, self.low);
                 for (sum, weight) in sums.iter_mut().zip(&column[row * ROW..][..ROW]) {
-                    // Not below zero where the slot fits, and within 32 bits.
+                    // For a slot that fits it is not negative and has at most 32 bits.
                     let above = i64::from(*weight).wrapping_sub(low).cast_unsigned() & 0xffff_ffff;
                     *sum = sum.wrapping_add(above.cast_signed().wrapping_mul(factor));
                 }
@@ -170,7 +169,7 @@ impl Normalized<'_> {
         }
     }
 
-    /// Whether a host of the row has a multiplier of its own.
+    /// Whether an aggregate sets the multiplier of a host in the row.
     fn has_override(&mut self, row: usize) -> bool {
         let behind = |(slot, _): &&(u32, i64)| (*slot as usize / ROW) < row;
         let rest = self.overrides.get(self.cursors.1..).unwrap_or_default();
@@ -179,7 +178,7 @@ impl Normalized<'_> {
         next.is_some_and(|(slot, _)| *slot as usize / ROW == row)
     }
 
-    /// Counts a host's figure by its own multiplier instead.
+    /// Uses the multipliers of aggregates for their hosts.
     fn apply_overrides(&self, row: usize, word: u64, before: &[i64; ROW], sums: &mut [i64; ROW]) {
         let rest = self.overrides.get(self.cursors.1..).unwrap_or_default();
         let here = |(slot, _): &&(u32, i64)| *slot as usize / ROW == row;
@@ -209,7 +208,8 @@ mod tests {
 
     use super::*;
 
-    /// One host: whether it fits, and what two weighers of each sort say of it.
+    /// One host: whether it fits, its weight in each of three kinds of weights, and the multiplier
+    /// of its aggregate.
     type Line = (bool, i32, bool, Option<i32>, Option<i64>);
 
     fn line() -> impl Strategy<Value = Line> {
@@ -222,7 +222,7 @@ mod tests {
         )
     }
 
-    /// Nova's rule as it is written there, one host after the other.
+    /// Nova's formula, host by host.
     fn plain(lines: &[Line], multipliers: [i64; 3]) -> Vec<(usize, i64)> {
         let fit = || lines.iter().enumerate().filter(|(_, l)| l.0);
         let weight = |l: &Line, sort: usize| match sort {
@@ -248,7 +248,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn scores_are_those_of_the_plain_rule(
+        fn scores_equal_those_of_the_simple_formula(
             lines in prop::collection::vec(line(), 1..200),
             multipliers in [-2000..2000_i64, -2000..2000_i64, -2000..2000_i64],
         ) {

@@ -1,26 +1,25 @@
-//! What Servers take of a host beside processors, memory and disk.
+//! Usage of a host beyond vCPUs, memory and disk.
 
 use std::collections::BTreeMap;
 
 use crate::placement::facts::ResourceRequest;
 
-/// What is used of a host beside processors, memory and disk; only for hosts where
-/// anything is.
+/// Usage of a host beyond vCPUs, memory and disk; stored only for hosts that have any.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Extended {
-    /// Other resource classes.
+pub struct ExtendedUsage {
+    /// Amounts of other resource classes.
     pub classes: BTreeMap<String, i64>,
-    /// PCI devices, by address.
+    /// Used PCI devices, by address.
     pub devices: BTreeMap<String, i64>,
-    /// Of each NUMA node: pinned processors, memory in MiB without huge pages.
+    /// By NUMA node: pinned CPUs, and memory in MiB without huge pages.
     pub numa_nodes: BTreeMap<u8, (i64, i64)>,
-    /// Huge pages of a NUMA node, by size in KiB.
+    /// Huge pages by NUMA node and size in KiB.
     pub pages: BTreeMap<(u8, i64), i64>,
 }
 
-impl Extended {
+impl ExtendedUsage {
     pub(super) fn add(&mut self, resources: &ResourceRequest, numa_nodes: [u8; 4], sign: i64) {
-        fn enter<K: Ord>(map: &mut BTreeMap<K, i64>, key: K, by: i64) {
+        fn add_to<K: Ord>(map: &mut BTreeMap<K, i64>, key: K, by: i64) {
             let sum = map.get(&key).copied().unwrap_or_default().wrapping_add(by);
             if sum == 0 {
                 map.remove(&key);
@@ -29,10 +28,10 @@ impl Extended {
             }
         }
         for (class, amount) in &resources.classes {
-            enter(&mut self.classes, class.clone(), amount.wrapping_mul(sign));
+            add_to(&mut self.classes, class.clone(), amount.wrapping_mul(sign));
         }
         for device in &resources.devices {
-            enter(&mut self.devices, device.clone(), sign);
+            add_to(&mut self.devices, device.clone(), sign);
         }
         let Some(numa) = &resources.numa else { return };
         for (&(vcpus, mib), cell) in numa.nodes.iter().zip(numa_nodes) {
@@ -42,7 +41,7 @@ impl Extended {
             }
             if let Some(page) = numa.page_kib {
                 let pages = pages(mib, page);
-                enter(&mut self.pages, (cell, page), pages.wrapping_mul(sign));
+                add_to(&mut self.pages, (cell, page), pages.wrapping_mul(sign));
             } else {
                 *memory = memory.wrapping_add(mib.wrapping_mul(sign));
             }
@@ -53,7 +52,7 @@ impl Extended {
     }
 }
 
-/// How many huge pages of `page_kib` hold `mib` of memory.
+/// Number of huge pages of `page_kib` KiB for `mib` MiB of memory.
 #[must_use]
 pub fn pages(mib: i64, page_kib: i64) -> i64 {
     let page = page_kib.max(1);

@@ -1,12 +1,12 @@
-//! The ledger: what Servers take of hosts, one line each.
+//! The ledger: one allocation for each Server.
 
 use sha2::Digest;
 
-use super::{Extended, NONE, Snapshot, parts};
+use super::{ExtendedUsage, NONE, Snapshot, parts};
 use crate::placement::facts::{Allocation, ResourceRequest};
 use pileus_api::common::Claim;
 
-/// One line of the ledger.
+/// An allocation in compact form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
     host: u32,
@@ -18,8 +18,8 @@ pub(super) struct Entry {
     preempted: bool,
 }
 
-/// A Server's number: its uid, or a hash of what is not one.
-fn number(uid: &str) -> u128 {
+/// The key of a Server: its uid, or a hash of any other text.
+fn entry_key(uid: &str) -> u128 {
     uuid::Uuid::try_parse(uid).map_or_else(
         |_| {
             let digest = sha2::Sha256::digest(uid.as_bytes());
@@ -30,20 +30,20 @@ fn number(uid: &str) -> u128 {
 }
 
 impl Snapshot {
-    /// Where a Server is placed.
+    /// The host that a Server is allocated on.
     #[must_use]
     pub fn placed_on(&self, server: &str) -> Option<&str> {
-        let entry = self.entries.get(&number(server))?;
+        let entry = self.entries.get(&entry_key(server))?;
         Some(self.columns.name.get(entry.host as usize))
     }
 
-    /// What a Server that is placed takes.
+    /// The resources that a Server uses.
     pub(crate) fn resources_of(&self, server: &str) -> Option<&ResourceRequest> {
-        let entry = self.entries.get(&number(server))?;
+        let entry = self.entries.get(&entry_key(server))?;
         self.resource_requests.get(entry.resources)
     }
 
-    /// Slots that hold members of a group or spread set, with how many.
+    /// Slots with members of a group or spread set, and their number.
     pub(crate) fn members(&self, set: &str) -> &[(u32, u32)] {
         self.names
             .id(&set.to_owned())
@@ -53,11 +53,11 @@ impl Snapshot {
 
     /// The slot that a Server is on.
     pub(crate) fn slot_of(&self, server: &str) -> Option<u32> {
-        self.entries.get(&number(server)).map(|e| e.host)
+        self.entries.get(&entry_key(server)).map(|e| e.host)
     }
 
-    /// Enters a placement of three figures; see [`Self::hold`].
-    pub fn claim(&mut self, server: &str, host: &str, claim: Claim) -> bool {
+    /// Allocates only vCPUs, memory and disk; see [`Self::allocate`].
+    pub fn allocate_claim(&mut self, server: &str, host: &str, claim: Claim) -> bool {
         let resources = ResourceRequest {
             claim,
             ..ResourceRequest::default()
@@ -71,8 +71,8 @@ impl Snapshot {
         self.allocate(server, allocation)
     }
 
-    /// Enters what a Server holds, in place of what it held before. Says whether that
-    /// made room anywhere.
+    /// Sets the allocation of a Server. Returns whether it replaced another one, so that
+    /// resources may have become free.
     pub fn allocate(&mut self, server: &str, allocation: Allocation) -> bool {
         let slot = self.slot_or_new(&allocation.host);
         let mut name = |n: Option<String>| n.map_or(NONE, |n| self.names.intern(n));
@@ -86,7 +86,7 @@ impl Snapshot {
             busy: allocation.busy,
             preempted: allocation.preempted,
         };
-        let before = self.entries.insert(number(server), entry);
+        let before = self.entries.insert(entry_key(server), entry);
         if let Some(before) = before {
             if before == entry {
                 self.release_interned(&entry);
@@ -99,9 +99,9 @@ impl Snapshot {
         before.is_some()
     }
 
-    /// Strikes a Server from the ledger. Says whether it was there.
+    /// Removes the allocation of a Server. Returns whether there was one.
     pub fn release(&mut self, server: &str) -> bool {
-        let Some(entry) = self.entries.remove(&number(server)) else {
+        let Some(entry) = self.entries.remove(&entry_key(server)) else {
             return false;
         };
         self.apply(&entry, -1);
@@ -118,8 +118,8 @@ impl Snapshot {
         }
     }
 
-    /// Adds an entry to its host's usage, or takes it off. Wrapping, because adding and
-    /// subtracting must undo each other whatever nonsense an object claims.
+    /// Adds an entry to the usage of its host, or subtracts it. Wrapping, because both must undo
+    /// each other even with absurd values.
     fn apply(&mut self, entry: &Entry, sign: i64) {
         let slot = entry.host as usize;
         let one = if sign > 0 { 1 } else { -1 };
@@ -136,12 +136,12 @@ impl Snapshot {
             if !plain {
                 let extended = self.extended.entry(entry.host).or_default();
                 extended.add(resources, entry.numa_nodes, sign);
-                if *extended == Extended::default() {
+                if *extended == ExtendedUsage::default() {
                     self.extended.remove(&entry.host);
                 }
             }
         }
-        // One set may be both: a Server is a member of it once for each use.
+        // If group and spread set are the same, the Server counts twice.
         for set in [entry.group, entry.spread] {
             if set != NONE {
                 self.count(set, entry.host, sign > 0);

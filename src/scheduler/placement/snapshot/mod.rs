@@ -1,20 +1,19 @@
-//! What the scheduler decides from: hosts in columns, and the ledger of what Servers take
-//! of them.
+//! The data that decisions are made from: hosts in columns, and the ledger of allocations.
 //!
-//! Usage is never stored anywhere but derived from placements, so claims cannot leak: a
-//! snapshot that was updated in any order equals one built from scratch. A placement on
-//! a host that is not registered (yet, or any more) counts as soon as the host is: its
-//! slot is there, switched off.
+//! Usage is never stored in the API but derived from placements, so that allocations cannot
+//! leak: a snapshot that was updated in any order equals one that was built from scratch. A
+//! placement on a host that is not registered (not yet or no longer) has a slot as well and
+//! counts as soon as the host is registered.
 //!
-//! Each change of a host is noted in a journal, so that a decision looks again only at
-//! the hosts that have changed since the last one like it.
+//! Each change of a host is recorded in a journal, so that cached filter results are updated
+//! only for the hosts that have changed.
 //!
 //! | part | what it does |
 //! |---|---|
-//! | this file | hosts: what they are, what is left of them |
-//! | [`ledger`] | what Servers take |
-//! | [`extended`] | of that, what only few take: devices, NUMA nodes, other classes |
-//! | [`view`] | one host, as it is looked at |
+//! | this file | hosts and their free resources |
+//! | [`ledger`] | allocations of Servers |
+//! | [`extended`] | usage of devices, NUMA nodes and other resource classes |
+//! | [`view`] | read access to one host |
 
 mod extended;
 mod ledger;
@@ -30,15 +29,15 @@ use crate::placement::host_set::{HostSet, ROW};
 use crate::placement::intern::Interner;
 use crate::placement::labels::Labels;
 use crate::placement::request::hash;
-pub use extended::{Extended, pages};
+pub use extended::{ExtendedUsage, pages};
 use ledger::Entry;
 use pileus_api::common::Claim;
 pub use view::Host;
 
-/// "None" where a number of an interned value stands.
+/// No interned value.
 const NONE: u32 = u32::MAX;
 
-/// Columns, one entry for each slot; those that whole rows are scanned of are padded.
+/// Columns with one entry for each slot; those that are read in whole rows are padded.
 #[derive(Clone, Debug, Default)]
 struct Columns {
     name: Names,
@@ -55,8 +54,8 @@ struct Columns {
 }
 
 impl Columns {
-    /// Makes room by a sixteenth, where a vector by itself would double: hosts come slowly,
-    /// and memory is counted by them.
+    /// Grows by a sixteenth instead of doubling: hosts are added slowly, and these columns are
+    /// most of the memory.
     fn grow(&mut self, slot: usize) {
         if slot < self.profile.capacity() {
             return;
@@ -72,7 +71,7 @@ impl Columns {
     }
 }
 
-/// Names of all slots, end to end.
+/// The names of all slots in one string.
 #[derive(Clone, Debug, Default)]
 struct Names {
     text: String,
@@ -103,17 +102,17 @@ impl Names {
     }
 }
 
-/// What hosts of one model have in common.
+/// Sizes, which hosts of one model share.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 struct Size {
     capacity: [i32; 3],
     /// Placement's (total − reserved) × allocation ratio.
     limit: [i32; 3],
-    /// QEMU's own memory for each guest, in MiB.
+    /// QEMU's memory overhead for each guest, in MiB.
     overhead: i32,
 }
 
-/// Hosts and ledger.
+/// Hosts and the ledger.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     columns: Columns,
@@ -124,7 +123,7 @@ pub struct Snapshot {
     ready: HostSet,
     maintenance: HostSet,
     with_pci: HostSet,
-    /// With a taint PreferNoSchedule.
+    /// Hosts with a taint PreferNoSchedule.
     prefer_no_schedule: HostSet,
     profiles: Interner<Profile>,
     sizes: Interner<Size>,
@@ -134,15 +133,15 @@ pub struct Snapshot {
     images: HashMap<String, HostSet>,
     addresses: HashMap<u32, std::net::IpAddr>,
     metrics: HashMap<u32, BTreeMap<String, i64>>,
-    extended: HashMap<u32, Extended>,
+    extended: HashMap<u32, ExtendedUsage>,
     entries: HashMap<u128, Entry>,
-    /// Members of a group or spread set: how many on which slot.
+    /// Members of each ServerGroup or spread set: number by slot.
     members: HashMap<u32, Vec<(u32, u32)>>,
     journal: Vec<u32>,
     journal_start: u64,
-    /// Hosts that are kept for some namespaces.
+    /// Number of hosts that only some namespaces may use.
     tenant_isolated: usize,
-    /// Whose aggregates give multipliers of their own.
+    /// Hosts with multipliers set by aggregates.
     with_multipliers: HostSet,
 }
 
@@ -155,7 +154,7 @@ fn parts(claim: Claim) -> [i64; 3] {
 }
 
 fn digest(facts: &HostFacts) -> u64 {
-    // Without a key of its own this hasher is the same in every run.
+    // This hasher has a fixed key, so that results are the same in every run.
     let mut hasher = DefaultHasher::new();
     facts.hash(&mut hasher);
     hasher.finish()
@@ -205,7 +204,7 @@ impl Snapshot {
         self.profiles.id_bound()
     }
 
-    /// Free processors, memory or disk of all slots, padded to whole rows.
+    /// Free vCPUs, memory or disk of all slots, padded to whole rows.
     pub(crate) fn free_column(&self, part: usize) -> &[i32] {
         &self.columns.free[part]
     }
@@ -230,7 +229,7 @@ impl Snapshot {
         u64::from(self.columns.name_hash[slot])
     }
 
-    /// The number of a label, if any host has it.
+    /// The id of a label, if any host has it.
     pub(crate) fn label_id(&self, key: &str, value: &str) -> Option<u32> {
         self.labels.id(key, value)
     }
@@ -240,16 +239,16 @@ impl Snapshot {
         &self.labels
     }
 
-    /// The journal's end, and what it holds since `seen`; `None` when it does not reach
-    /// back so far.
-    pub(crate) fn changes_since(&self, seen: u64) -> (u64, Option<&[u32]>) {
+    /// The end of the journal, and the slots changed since `position`; `None` if the journal does
+    /// not reach back that far.
+    pub(crate) fn changes_since(&self, position: u64) -> (u64, Option<&[u32]>) {
         let end = self.journal_start + self.journal.len() as u64;
-        let from = seen.checked_sub(self.journal_start);
+        let from = position.checked_sub(self.journal_start);
         let from = from.and_then(|n| usize::try_from(n).ok());
         (end, from.and_then(|n| self.journal.get(n..)))
     }
 
-    fn note(&mut self, slot: usize) {
+    fn record_change(&mut self, slot: usize) {
         let most = (self.columns.name.len() / 4).max(1024);
         if self.journal.len() >= most {
             self.journal.drain(..most / 2);
@@ -276,8 +275,9 @@ impl Snapshot {
         let slot = c.name.len();
         c.grow(slot);
         c.name.push(name);
-        let folded = crate::placement::request::mix(hash(name), 0) >> 32;
-        c.name_hash.push(u32::try_from(folded).unwrap_or_default());
+        let name_hash = crate::placement::request::mix(hash(name), 0) >> 32;
+        c.name_hash
+            .push(u32::try_from(name_hash).unwrap_or_default());
         c.profile.push(profile);
         c.labels.push(Box::default());
         c.facts.push(0);
@@ -297,14 +297,14 @@ impl Snapshot {
         slot
     }
 
-    /// Takes in a host, new or changed. Says whether anything changed.
+    /// Adds or updates a host. Returns whether anything changed.
     pub fn set_host(&mut self, facts: HostFacts) -> bool {
         let slot = self.slot_or_new(&facts.name);
         let digest = digest(&facts);
         if self.registered.contains(slot) && self.columns.facts[slot] == digest {
             return false;
         }
-        self.forget(slot);
+        self.clear_host(slot);
         let id = u32::try_from(slot).unwrap_or(NONE);
         self.registered.set(slot, true);
         let problem = facts.profile.problem.is_some();
@@ -336,7 +336,7 @@ impl Snapshot {
         self.columns.profile[slot] = self.profiles.intern(facts.profile);
         let c = &mut self.columns;
         c.facts[slot] = digest;
-        // Below zero, so that a multiplier of BuildFailureWeigher means what it does in Nova.
+        // Negative, so that the multiplier of BuildFailureWeigher has the same sign as in Nova.
         c.failed[slot] = facts.failed_builds.saturating_neg();
         let given = facts.capacity.given(facts.reserved, facts.ratios);
         self.sizes.release(c.size[slot]);
@@ -349,8 +349,8 @@ impl Snapshot {
         true
     }
 
-    /// Takes back what [`Self::set_host`] entered.
-    fn forget(&mut self, slot: usize) {
+    /// Undoes [`Self::set_host`].
+    fn clear_host(&mut self, slot: usize) {
         if !self.registered.contains(slot) {
             return;
         }
@@ -382,11 +382,11 @@ impl Snapshot {
         }
     }
 
-    /// Forgets a host; its Servers stay in the ledger.
+    /// Removes a host; the allocations on it stay in the ledger.
     pub fn remove_host(&mut self, name: &str) {
         if let Some(slot) = self.slot(name) {
-            self.forget(slot);
-            self.note(slot);
+            self.clear_host(slot);
+            self.record_change(slot);
         }
     }
 
@@ -406,11 +406,11 @@ impl Snapshot {
         let c = &mut self.columns;
         let overhead = i64::from(overhead) * (i64::from(c.servers[slot]) + 1);
         for (part, limit) in limit.into_iter().enumerate() {
-            let kept = if part == 1 { overhead } else { 0 };
+            let overhead = if part == 1 { overhead } else { 0 };
             let free = i64::from(limit).saturating_sub(c.used[slot][part]);
-            c.free[part][slot] = clamp(free.saturating_sub(kept));
+            c.free[part][slot] = clamp(free.saturating_sub(overhead));
         }
-        self.note(slot);
+        self.record_change(slot);
     }
 }
 

@@ -45,8 +45,8 @@ fn claim(n: i64) -> Claim {
     }
 }
 
-/// All that filters and weighers can see, by name.
-fn picture(snapshot: &Snapshot) -> Vec<String> {
+/// Everything that filters and weighers can read, by name of the host.
+fn describe(snapshot: &Snapshot) -> Vec<String> {
     let host = |h: Host<'_>| {
         let free = [0, 1, 2].map(|part| (h.free(part), h.available(part)));
         let labels: Vec<_> = h.label("l").into_iter().collect();
@@ -120,14 +120,14 @@ proptest! {
         for (h, n) in hosts {
             rebuilt.set_host(facts(h, n));
         }
-        prop_assert_eq!(picture(&stepwise), picture(&rebuilt));
+        prop_assert_eq!(describe(&stepwise), describe(&rebuilt));
     }
 }
 
 #[test]
 fn ratios_reservations_and_overhead_count() {
     let mut snapshot = Snapshot::default();
-    snapshot.claim("s1", "h", claim(1));
+    snapshot.allocate_claim("s1", "h", claim(1));
     snapshot.set_host(HostFacts {
         name: "h".into(),
         capacity: Claim {
@@ -156,7 +156,7 @@ fn ratios_reservations_and_overhead_count() {
 }
 
 #[test]
-fn figures_out_of_all_proportion_do_not_overflow() {
+fn absurd_values_do_not_overflow() {
     let mut snapshot = Snapshot::default();
     snapshot.set_host(HostFacts {
         name: "h".into(),
@@ -170,8 +170,8 @@ fn figures_out_of_all_proportion_do_not_overflow() {
         overhead_mib: i64::MAX,
         ..HostFacts::default()
     });
-    snapshot.claim("a", "h", claim(i64::MAX));
-    snapshot.claim("b", "h", claim(i64::MAX));
+    snapshot.allocate_claim("a", "h", claim(i64::MAX));
+    snapshot.allocate_claim("b", "h", claim(i64::MAX));
     let host = snapshot.host("h").unwrap();
     let _ = (host.free(0), host.free(1), host.free(2));
 }

@@ -1,9 +1,9 @@
-//! A host as filters, weighers and questions see it.
+//! Read access to one host, for filters, weighers and questions.
 
-use super::{Extended, Snapshot};
+use super::{ExtendedUsage, Snapshot};
 use crate::placement::facts::Profile;
 
-/// A host as filters see it.
+/// One host of a snapshot.
 #[derive(Clone, Copy)]
 pub struct Host<'a> {
     pub(super) snapshot: &'a Snapshot,
@@ -27,7 +27,7 @@ impl<'a> Host<'a> {
         self.snapshot.columns.profile[self.slot]
     }
 
-    /// What it has in common with others.
+    /// What it has in common with other hosts.
     #[must_use]
     pub fn profile(self) -> &'a Profile {
         static NOTHING: std::sync::LazyLock<Profile> = std::sync::LazyLock::new(Profile::default);
@@ -35,7 +35,7 @@ impl<'a> Host<'a> {
         self.snapshot.profiles.get(id).unwrap_or(&NOTHING)
     }
 
-    /// Whether it takes new Servers.
+    /// Whether new Servers may be placed on it.
     #[must_use]
     pub fn is_up(self) -> bool {
         self.snapshot.up.contains(self.slot)
@@ -53,45 +53,45 @@ impl<'a> Host<'a> {
         self.snapshot.maintenance.contains(self.slot)
     }
 
-    /// Processors (0), memory in MiB less QEMU's own for one more guest (1) or disk in
-    /// GiB (2) that another Server could have.
+    /// Free vCPUs (0), memory in MiB less QEMU's overhead for one more guest (1) or disk in GiB
+    /// (2).
     #[must_use]
     pub fn free(self, part: usize) -> i64 {
         i64::from(self.snapshot.columns.free[part][self.slot])
     }
 
-    /// The same, but never more than the host has: nothing is overcommitted against
+    /// The same, but at most the host's capacity: one Server is never overcommitted against
     /// itself.
     #[must_use]
     pub fn available(self, part: usize) -> i64 {
         self.free(part).min(self.capacity(part))
     }
 
-    /// Processors, memory or disk in all.
+    /// Total vCPUs, memory or disk.
     #[must_use]
     pub fn capacity(self, part: usize) -> i64 {
         i64::from(self.snapshot.size(self.slot).capacity[part])
     }
 
-    /// Processors, memory or disk that are given out at most.
+    /// vCPUs, memory or disk that may be allocated: (total − reserved) × ratio.
     #[must_use]
     pub fn limit(self, part: usize) -> i64 {
         i64::from(self.snapshot.size(self.slot).limit[part])
     }
 
-    /// QEMU's own memory for each guest, in MiB.
+    /// QEMU's memory overhead for each guest, in MiB.
     #[must_use]
     pub fn overhead(self) -> i64 {
         i64::from(self.snapshot.size(self.slot).overhead)
     }
 
-    /// Number of Servers on it, without those that are off for others.
+    /// Number of Servers on it, without those stopped for Servers of higher priority.
     #[must_use]
     pub fn servers(self) -> i64 {
         i64::from(self.snapshot.columns.servers[self.slot])
     }
 
-    /// Number of Servers on it that are being built, moved or resized.
+    /// Number of Servers on it that are being built, migrated or resized.
     #[must_use]
     pub fn busy(self) -> i64 {
         i64::from(self.snapshot.columns.busy[self.slot])
@@ -104,14 +104,14 @@ impl<'a> Host<'a> {
         self.snapshot.addresses.get(&slot).copied()
     }
 
-    /// What else is used of it.
+    /// Usage of devices, NUMA nodes and other resource classes, if any.
     #[must_use]
-    pub fn extended(self) -> Option<&'a Extended> {
+    pub fn extended(self) -> Option<&'a ExtendedUsage> {
         let slot = u32::try_from(self.slot).ok()?;
         self.snapshot.extended.get(&slot)
     }
 
-    /// Its labels by number.
+    /// Ids of its labels.
     #[must_use]
     pub fn label_ids(self) -> &'a [u32] {
         &self.snapshot.columns.labels[self.slot]
