@@ -1,21 +1,18 @@
-//! Binds Servers to Hosts.
+//! Places Servers on Hosts.
 //!
-//! | part | what it does |
+//! | part | what it is |
 //! |---|---|
-//! | [`facts`], [`snapshot`], [`request`], [`filters`], [`weighers`], [`policy`], [`place`] | the core: pure, synchronous, free of Kubernetes |
-//! | [`resolve`] | API objects in, the core's values out |
-//! | [`state`] | memory and queue: watch events in, writes out; no I/O |
-//! | `decide`, `gang` | parts of it: the decisions, for one Server and for a group at once |
-//! | `make_room`, [`preempt`] | parts of it: what is done for a Server that fits nowhere |
-//! | [`dispatcher`], [`instances`], [`queue`], [`reports`] | parts of it: the kinds that decide, who waits, what is said of them |
-//! | [`why`], [`simulate`], [`advice`] | questions that people ask, of the same core |
-//! | [`live`] | all that decides, read once for such a question |
-//! | [`bind`] | one write, until its outcome is certain |
-//! | this file | watches, leadership, and the one task that decides |
+//! | [`filters`], [`weighers`] | one file each; add a filter or a weigher there |
+//! | [`placement`] | the pure choice of a host: facts, requests, snapshot, placer, policy |
+//! | [`objects`] | from API objects to the values of [`placement`] |
+//! | [`state`] | state and queue: watch events in, decisions out; no I/O |
+//! | [`questions`] | `pileus why`, `simulate` and `advise` |
+//! | `io` | watches, and writes of statuses |
+//! | this file | the role: leadership, and the task that decides |
 //!
-//! All watches feed one task, which takes in whatever has arrived, decides at once,
-//! and lets up to [`MAX_CONCURRENT_WRITES`] status writes run beside it. Nothing is decided before all
-//! kinds have been listed, because a ledger with holes overbooks.
+//! All watches feed one task. It applies the events that have arrived, decides at once, and lets
+//! up to [`MAX_CONCURRENT_WRITES`] status writes run concurrently. Nothing is decided before all
+//! kinds have been listed, because decisions with an incomplete ledger would overcommit hosts.
 
 pub mod filters;
 #[cfg(test)]
@@ -43,39 +40,39 @@ use pileus_kube_ext::Context;
 use pileus_kube_ext::lease::Leader;
 use state::{Decision, Outcome, State, StatusWrite};
 
-/// How many status writes run at once.
+/// Maximum number of concurrent status writes.
 pub const MAX_CONCURRENT_WRITES: usize = 16;
 /// Name of the Lease that the leading scheduler holds.
 pub const LEASE_NAME: &str = "pileus-scheduler";
-/// How many watch events are taken in before a decision at most.
+/// Maximum number of watch events that are applied before the next decision.
 const MAX_EVENT_BATCH: usize = 1024;
-/// How long writes under way are waited for at the end.
+/// How long writes in flight may take at shutdown.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How a scheduler runs.
+/// Configuration of the scheduler.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Who this process is among the replicas, different for each: the holder of the
-    /// Lease. Without it the scheduler runs unelected.
+    /// Identity of this replica as holder of the Lease; unique. Without it the scheduler runs
+    /// without leader election.
     pub identity: Option<String>,
 }
 
-/// Why a scheduler ended other than by being asked to.
+/// Why the scheduler ended without shutdown.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// It must not write any more; the process has to end and may start again.
+    /// Another replica may lead now; the process must end and may be restarted.
     #[error("no longer the leading scheduler: {0}")]
     LostLeadership(String),
-    /// A watch ended, which none does while it is listened to.
+    /// The watches ended, which must not happen.
     #[error("the watches ended")]
     WatchEnded,
 }
 
-/// Runs the scheduler until `shutdown`. `on_ready` is called once it does its work, be it
-/// as leader or as stand-by.
+/// Runs the scheduler until `shutdown`. `on_ready` is called once it works as leader or waits for
+/// leadership.
 ///
 /// # Errors
-/// When leadership is lost; the process has to end then.
+/// If leadership is lost; the process must end then.
 pub async fn run(
     config: Config,
     context: Context,
@@ -118,7 +115,7 @@ async fn schedule(
     let (mut state, mut report_again) = (State::default(), false);
     let mut queued: VecDeque<StatusWrite> = VecDeque::new();
     let mut writes: JoinSet<(StatusWrite, Outcome)> = JoinSet::new();
-    // Reports run one batch after another; whether all went well comes back.
+    // Reports are written one batch after another; the result is whether all writes succeeded.
     let mut reporting: JoinSet<bool> = JoinSet::new();
     let mut clock = tokio::time::interval(Duration::from_secs(1));
     clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -127,7 +124,7 @@ async fn schedule(
             biased;
             () = shutdown.cancelled() => break,
             Some(ended) = writes.join_next(), if !writes.is_empty() => {
-                // A task of ours neither panics nor is aborted while we run.
+                // These tasks neither panic nor are aborted while the scheduler runs.
                 if let Ok((write, outcome)) = ended {
                     record_outcome(context, metrics, &write, &outcome);
                     state.write_finished(&write, outcome, Timestamp::now());
@@ -178,13 +175,13 @@ async fn schedule(
             .queue
             .set(i64::try_from(state.queue_length()).unwrap_or(i64::MAX));
     }
-    // What is under way is better finished than left for the next leader to guess.
+    // Writes in flight are finished, so that the next leader finds them.
     let finish = async { while writes.join_next().await.is_some() {} };
     let _ = tokio::time::timeout(SHUTDOWN_TIMEOUT, finish).await;
     Ok(())
 }
 
-/// Counts an outcome and publishes an event at a transition.
+/// Counts an outcome, and publishes an event at a transition.
 fn record_outcome(context: &Context, metrics: &Metrics, write: &StatusWrite, outcome: &Outcome) {
     let (namespace, name) = &write.key;
     match outcome {
@@ -202,7 +199,7 @@ fn record_outcome(context: &Context, metrics: &Metrics, write: &StatusWrite, out
                 }
                 Decision::Preempted => {
                     metrics.preemptions.inc();
-                    tracing::info!(%namespace, %name, %host, "stopped for another");
+                    tracing::info!(%namespace, %name, %host, "stopped for a Server of higher priority");
                     (true, Reason::Preempted)
                 }
                 Decision::Resumed => {
@@ -227,7 +224,7 @@ fn record_outcome(context: &Context, metrics: &Metrics, write: &StatusWrite, out
         }
         Outcome::Conflict => {
             metrics.conflicts.inc();
-            tracing::debug!(%namespace, %name, "the Server has changed meanwhile");
+            tracing::debug!(%namespace, %name, "conflict: the Server has changed");
         }
         Outcome::Rejected => {}
     }

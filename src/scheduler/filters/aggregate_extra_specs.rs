@@ -1,4 +1,4 @@
-//! An aggregate of the host has what the flavor's extra specs ask for.
+//! An aggregate of the host has the properties of the flavor's extra specs.
 
 use super::{CycleState, Filter, Host, RejectReason, Scope};
 use crate::placement::extra_spec_operators::{first_unmet, satisfies};
@@ -15,8 +15,8 @@ fn lacking<'a>(host: Host<'_>, cycle: &CycleState<'a>) -> Option<(&'a str, &'a s
     })
 }
 
-/// Nova's `AggregateInstanceExtraSpecsFilter`: keys in the scope
-/// `aggregate_instance_extra_specs` or in none.
+/// Nova's `AggregateInstanceExtraSpecsFilter`: keys with the scope
+/// `aggregate_instance_extra_specs` or without scope.
 pub struct AggregateInstanceExtraSpecsFilter;
 
 impl Filter for AggregateInstanceExtraSpecsFilter {

@@ -18,8 +18,8 @@ fn unmet<'a>(host: Host<'_>, cycle: &CycleState<'a>) -> Option<(&'a str, &'a str
     })
 }
 
-/// Nova's `AggregateImagePropertiesIsolation`: where an aggregate names a property of the
-/// image, the image's value is among the aggregate's.
+/// Nova's `AggregateImagePropertiesIsolation`: if an aggregate has a property of the image,
+/// the image's value must be among the aggregate's values.
 pub struct AggregateImagePropertiesIsolation;
 
 impl Filter for AggregateImagePropertiesIsolation {
@@ -38,7 +38,7 @@ impl Filter for AggregateImagePropertiesIsolation {
     fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason {
         let (name, value) = unmet(host, cycle).unwrap_or_default();
         RejectReason::Unsuitable(format!(
-            "is kept for images with another {name} than {value}"
+            "is reserved for images with other values of {name} than {value}"
         ))
     }
 }

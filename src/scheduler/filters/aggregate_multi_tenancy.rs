@@ -1,4 +1,4 @@
-//! The host's aggregates are for the Server's namespace.
+//! The host's aggregates allow the Server's namespace.
 
 use super::{CycleState, Filter, Host, RejectReason, Scope};
 
@@ -21,16 +21,16 @@ impl Filter for AggregateMultiTenancyIsolation {
 
     fn passes(&self, host: Host<'_>, cycle: &CycleState<'_>) -> bool {
         let aggregates = &host.profile().aggregates;
-        let mut kept = aggregates
+        let mut isolated = aggregates
             .iter()
             .filter(|a| !a.namespaces.is_empty())
             .peekable();
-        kept.peek().is_none() || kept.any(|a| a.namespaces.contains(&cycle.request.namespace))
+        isolated.peek().is_none() || isolated.any(|a| a.namespaces.contains(&cycle.request.namespace))
     }
 
     fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason {
         let _ = host;
         let namespace = &cycle.request.namespace;
-        RejectReason::Unsuitable(format!("is kept for other namespaces than {namespace}"))
+        RejectReason::Unsuitable(format!("is reserved for other namespaces than {namespace}"))
     }
 }

@@ -26,6 +26,6 @@ impl Filter for AggregateTypeAffinityFilter {
 
     fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason {
         let _ = (host, cycle);
-        RejectReason::Unsuitable("is kept for other flavors".to_owned())
+        RejectReason::Unsuitable("is reserved for other flavors".to_owned())
     }
 }

@@ -1,4 +1,4 @@
-//! The host is in the zone.
+//! The host is in the requested availability zone.
 
 use super::{CycleState, Filter, Host, RejectReason, Scope};
 
@@ -7,7 +7,7 @@ fn zone<'a>(host: Host<'a>, cycle: &'a CycleState<'_>) -> &'a str {
     zone.unwrap_or(&cycle.settings.default_zone)
 }
 
-/// Nova's `AvailabilityZoneFilter`: hosts in no zone are in the default one.
+/// Nova's `AvailabilityZoneFilter`: hosts without zone are in the default one.
 pub struct AvailabilityZoneFilter;
 
 impl Filter for AvailabilityZoneFilter {

@@ -1,4 +1,4 @@
-//! The host is in the network asked for.
+//! The host's address is in the requested network.
 
 use super::{CycleState, Filter, Host, RejectReason, Scope};
 
@@ -33,6 +33,6 @@ impl Filter for SimpleCidrAffinityFilter {
             .host_cidr
             .map(|n| n.to_string())
             .unwrap_or_default();
-        RejectReason::Unsuitable(format!("has {address}, outside of {host_cidr}"))
+        RejectReason::Unsuitable(format!("has {address}, outside {host_cidr}"))
     }
 }

@@ -1,4 +1,4 @@
-//! The host is up and takes new Servers.
+//! The host is up and schedulable.
 
 use super::{CycleState, Filter, Host, RejectReason, Scope};
 

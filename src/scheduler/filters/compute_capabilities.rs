@@ -1,4 +1,4 @@
-//! The host can do what the flavor's extra specs ask for.
+//! The host has the capabilities of the flavor's extra specs.
 
 use super::{CycleState, Filter, Host, RejectReason, Scope};
 use crate::placement::extra_spec_operators::{Scoped, first_unmet, satisfies};
@@ -14,8 +14,8 @@ fn lacking<'a>(host: Host<'_>, cycle: &CycleState<'a>) -> Option<(&'a str, &'a s
     })
 }
 
-/// Nova's `ComputeCapabilitiesFilter`: keys in the scope `capabilities`, and
-/// keys without one that name a capability of the host.
+/// Nova's `ComputeCapabilitiesFilter`: keys with the scope `capabilities`, and keys
+/// without scope that are a capability of the host.
 pub struct ComputeCapabilitiesFilter;
 
 impl Filter for ComputeCapabilitiesFilter {
@@ -39,6 +39,6 @@ impl Filter for ComputeCapabilitiesFilter {
         let (key, wanted) = lacking(host, cycle).unwrap_or_default();
         let has = host.profile().capabilities.get(key);
         let has = has.map_or("no such capability", String::as_str);
-        RejectReason::Unsuitable(format!("has not {key} {wanted} but {has}"))
+        RejectReason::Unsuitable(format!("has {has} for {key}, not {wanted}"))
     }
 }

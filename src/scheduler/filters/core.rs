@@ -1,9 +1,9 @@
-//! The host has processors left.
+//! The host has enough free vCPUs.
 
-use super::{CycleState, Filter, Host, RejectReason, Scope, fits, lacks};
+use super::{CycleState, Filter, Host, RejectReason, Scope, fits, explain_shortage};
 
-/// Nova's `CoreFilter`, with its rule that a Server cannot be overcommitted against
-/// itself: it never gets more processors than the host has.
+/// Nova's `CoreFilter`, with its rule that a Server is not overcommitted against itself: it
+/// never gets more vCPUs than the host has CPUs.
 pub struct CoreFilter;
 
 impl Filter for CoreFilter {
@@ -20,6 +20,6 @@ impl Filter for CoreFilter {
     }
 
     fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason {
-        lacks(host, 0, cycle.request.requirements.resources.claim.vcpus, "vCPUs")
+        explain_shortage(host, 0, cycle.request.requirements.resources.claim.vcpus, "vCPUs")
     }
 }

@@ -1,4 +1,4 @@
-//! The host holds none of the Servers named.
+//! The host has none of the given Servers.
 
 use super::{CycleState, Filter, Host, RejectReason, Scope, names};
 
@@ -25,7 +25,7 @@ impl Filter for DifferentHostFilter {
     fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason {
         let _ = host;
         RejectReason::Unsuitable(format!(
-            "holds one of {}",
+            "has one of the Servers {}",
             names(&cycle.request.different_host)
         ))
     }

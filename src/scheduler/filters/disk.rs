@@ -1,6 +1,6 @@
-//! The host has disk left.
+//! The host has enough free disk.
 
-use super::{CycleState, Filter, Host, RejectReason, Scope, fits, lacks};
+use super::{CycleState, Filter, Host, RejectReason, Scope, fits, explain_shortage};
 
 /// Nova's `DiskFilter`: a Server never gets a bigger disk than the host has, whatever the
 /// ratio.
@@ -20,7 +20,7 @@ impl Filter for DiskFilter {
     }
 
     fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason {
-        lacks(
+        explain_shortage(
             host,
             2,
             cycle.request.requirements.resources.claim.disk_gib,

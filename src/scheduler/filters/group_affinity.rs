@@ -1,9 +1,10 @@
-//! The host holds the group.
+//! The host has the other members of the ServerGroup.
 
 use super::{CycleState, Filter, Host, RejectReason, Scope};
 use crate::placement::request::GroupPolicy;
 
-/// Nova's `ServerGroupAffinityFilter`: once a member is placed, the others go there.
+/// Nova's `ServerGroupAffinityFilter`: once a member is placed, the others are placed on
+/// the same host.
 pub struct ServerGroupAffinityFilter;
 
 impl Filter for ServerGroupAffinityFilter {
@@ -25,6 +26,6 @@ impl Filter for ServerGroupAffinityFilter {
 
     fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason {
         let _ = (host, cycle);
-        RejectReason::Unsuitable("holds no member of the ServerGroup".to_owned())
+        RejectReason::Unsuitable("has no member of the ServerGroup".to_owned())
     }
 }

@@ -1,4 +1,4 @@
-//! The host has room for another member of the group.
+//! The host may have another member of the ServerGroup.
 
 use super::{CycleState, Filter, Host, RejectReason, Scope};
 use crate::placement::request::GroupPolicy;
@@ -30,7 +30,7 @@ impl Filter for ServerGroupAntiAffinityFilter {
 
     fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason {
         RejectReason::Unsuitable(format!(
-            "holds {} of the ServerGroup, which allows {} on one host",
+            "has {} members of the ServerGroup, which allows {} on one host",
             cycle.group_members(host),
             most(cycle)
         ))

@@ -1,8 +1,8 @@
-//! The host has the labels that the Server asks for.
+//! The host has the labels of the Server's `hostSelector`.
 
 use super::{CycleState, Filter, Host, RejectReason, Scope};
 
-/// `spec.placement.hostSelector`: every label of it, as a Pod's nodeSelector.
+/// `spec.placement.hostSelector`: all labels must match, as in a Pod's nodeSelector.
 pub struct HostSelector;
 
 impl Filter for HostSelector {

@@ -7,25 +7,25 @@ use crate::placement::request::Requirements;
 /// by Glance's older names.
 pub struct ImagePropertiesFilter;
 
-/// (property, Glance's older name for it, whether a host offers a value)
+/// (property, Glance's older name for it, whether a host supports a value)
 type Rule = (&'static str, &'static str, fn(Host<'_>, &str) -> bool);
 
 const RULES: [Rule; 3] = [
-    ("hw_architecture", "architecture", offers_architecture),
-    ("img_hv_type", "hypervisor_type", offers_hypervisor),
+    ("hw_architecture", "architecture", supports_architecture),
+    ("img_hv_type", "hypervisor_type", supports_hypervisor),
     ("hw_vm_mode", "vm_mode", |_, mode| {
         mode.eq_ignore_ascii_case("hvm")
     }),
 ];
 
-fn offers_architecture(host: Host<'_>, wanted: &str) -> bool {
+fn supports_architecture(host: Host<'_>, wanted: &str) -> bool {
     let has = canonical(&host.profile().architecture);
     let wanted = canonical(wanted);
     // An x86_64 processor runs 32-bit guests.
     has == wanted || (has == "x86_64" && wanted == "i686")
 }
 
-/// Names as the kernel says them, as Nova canonicalises them.
+/// The kernel's name of an architecture; Nova's `arch.canonicalize`.
 fn canonical(architecture: &str) -> String {
     let name = architecture.to_ascii_lowercase();
     match name.as_str() {
@@ -36,18 +36,18 @@ fn canonical(architecture: &str) -> String {
     }
 }
 
-fn offers_hypervisor(host: Host<'_>, wanted: &str) -> bool {
-    // QEMU is what runs the guest on a KVM host as well, and Nova says `qemu` for both.
+fn supports_hypervisor(host: Host<'_>, wanted: &str) -> bool {
+    // A KVM host runs guests with QEMU as well, and Nova uses `qemu` for both.
     wanted.eq_ignore_ascii_case("qemu") || wanted.eq_ignore_ascii_case(&host.profile().virt_type)
 }
 
 /// The first rule that the host does not meet: (property, value).
 fn unmet<'a>(host: Host<'_>, request: &'a Requirements) -> Option<(&'static str, &'a str)> {
-    RULES.iter().find_map(|(name, old, offers)| {
+    RULES.iter().find_map(|(name, old, supports)| {
         let (name, value) = [*name, *old]
             .into_iter()
             .find_map(|n| request.image_properties.get(n).map(|v| (n, v.as_str())))?;
-        (!offers(host, value)).then_some((name, value))
+        (!supports(host, value)).then_some((name, value))
     })
 }
 
@@ -72,7 +72,7 @@ impl Filter for ImagePropertiesFilter {
         let f = host.profile();
         let (name, value) = unmet(host, &cycle.request.requirements).unwrap_or(("hw_architecture", "?"));
         RejectReason::Unsuitable(format!(
-            "cannot run an image with {name}={value}: it offers {} guests on {}, vm_mode hvm",
+            "cannot run an image with {name}={value}: it supports {} guests on {}, vm_mode hvm",
             f.architecture, f.virt_type
         ))
     }
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn architectures_go_by_all_their_names() {
+    fn architectures_match_by_all_their_names() {
         assert!(check("x86_64", "kvm", "hw_architecture", "amd64"));
         assert!(check("x86_64", "kvm", "architecture", "X86_64"));
         assert!(check("x86_64", "kvm", "architecture", "i386"));
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn emulation_does_not_pass_for_kvm() {
+    fn an_image_for_kvm_does_not_fit_an_emulating_host() {
         assert!(check("x86_64", "kvm", "img_hv_type", "qemu"));
         assert!(check("x86_64", "kvm", "hypervisor_type", "KVM"));
         assert!(!check("x86_64", "qemu", "img_hv_type", "kvm"));

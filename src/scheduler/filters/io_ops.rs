@@ -2,8 +2,8 @@
 
 use super::{CycleState, Filter, Host, RejectReason, Scope};
 
-/// Nova's `IoOpsFilter`: fewer than `max_io_ops_per_host` Servers are being built, moved
-/// or resized.
+/// Nova's `IoOpsFilter`: fewer than `max_io_ops_per_host` Servers are being built, migrated or
+/// resized.
 pub struct IoOpsFilter;
 
 impl Filter for IoOpsFilter {
@@ -22,7 +22,7 @@ impl Filter for IoOpsFilter {
     fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason {
         let most = cycle.settings.max_io_ops_per_host;
         RejectReason::Unsuitable(format!(
-            "is busy with {} Servers of at most {most}",
+            "is building, migrating or resizing {} Servers; at most {most} are allowed",
             host.busy()
         ))
     }

@@ -2,8 +2,8 @@
 
 use super::{CycleState, Filter, Host, RejectReason, Scope};
 
-/// Nova's `IsolatedHostsFilter`: isolated images go to isolated hosts alone, and with
-/// `restrict_isolated_hosts` nothing else goes there.
+/// Nova's `IsolatedHostsFilter`: isolated images only on isolated hosts, and with
+/// `restrict_isolated_hosts` no other images there.
 pub struct IsolatedHostsFilter;
 
 impl Filter for IsolatedHostsFilter {
@@ -36,12 +36,12 @@ impl Filter for IsolatedHostsFilter {
         let host_is = cycle.settings.isolated_hosts.contains(host.name());
         RejectReason::Unsuitable(if host_is {
             format!(
-                "is kept for isolated images, and {} is none",
+                "is reserved for isolated images, and {} is not isolated",
                 cycle.request.requirements.image
             )
         } else {
             format!(
-                "is not isolated, and the image {} is",
+                "is not an isolated host, and the image {} is isolated",
                 cycle.request.requirements.image
             )
         })

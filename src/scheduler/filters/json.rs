@@ -1,4 +1,4 @@
-//! The host answers the Server's query.
+//! The host matches the Server's query.
 
 use super::{CycleState, Filter, Host, RejectReason, Scope};
 
@@ -28,6 +28,6 @@ impl Filter for JsonFilter {
 
     fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason {
         let _ = (host, cycle);
-        RejectReason::Unsuitable("does not answer the query".to_owned())
+        RejectReason::Unsuitable("does not match the query".to_owned())
     }
 }

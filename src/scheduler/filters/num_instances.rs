@@ -1,4 +1,4 @@
-//! The host holds not too many Servers.
+//! The host has not too many Servers.
 
 use super::{CycleState, Filter, Host, RejectReason, Scope};
 
@@ -21,7 +21,7 @@ impl Filter for NumInstancesFilter {
     fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason {
         let most = cycle.settings.max_instances_per_host;
         RejectReason::Unsuitable(format!(
-            "holds {} Servers of at most {most}",
+            "has {} Servers; at most {most} are allowed",
             host.servers()
         ))
     }

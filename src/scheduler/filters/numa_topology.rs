@@ -1,4 +1,4 @@
-//! The guest's NUMA nodes fit on the host's.
+//! The guest's NUMA nodes fit on the host's NUMA nodes.
 
 use super::{CycleState, Filter, Host, RejectReason, Scope};
 use crate::placement::facts::ResourceRequest;
@@ -32,9 +32,9 @@ impl Filter for NumaTopologyFilter {
             ..ResourceRequest::default()
         };
         RejectReason::Unsuitable(if fit(host, &alone).is_some() {
-            format!("has its PCI devices on other NUMA nodes than those for the guest's {nodes}")
+            format!("has no PCI devices on the NUMA nodes that fit the {nodes} of the guest")
         } else {
-            format!("has no room on its NUMA nodes for the guest's {nodes}")
+            format!("has not enough free resources on its NUMA nodes for the {nodes} of the guest")
         })
     }
 }

@@ -1,6 +1,6 @@
-//! The host has the PCI devices left.
+//! The host has enough free PCI devices.
 
-use super::{CycleState, Filter, Host, RejectReason, Scope, short};
+use super::{CycleState, Filter, Host, RejectReason, Scope, insufficient};
 use crate::placement::devices::free;
 
 fn left(host: Host<'_>, alias: &str) -> i64 {
@@ -36,6 +36,6 @@ impl Filter for PciPassthroughFilter {
         let short_of = |(d, n): &(&String, &i64)| **n > left(host, d);
         let found = cycle.request.requirements.resources.pci.iter().find(short_of);
         let (needs, has) = found.map_or((0, 0), |(d, n)| (*n, left(host, d)));
-        short(needs, has, "PCI devices")
+        insufficient(needs, has, "PCI devices")
     }
 }

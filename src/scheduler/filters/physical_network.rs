@@ -1,8 +1,8 @@
-//! The host reaches the Server's provider networks.
+//! The host is connected to the physical networks of the Server's provider networks.
 
 use super::{CycleState, Filter, Host, RejectReason, Scope};
 
-/// What Nova asks Placement for by physical network.
+/// Replaces Nova's query to Placement by physical network.
 pub struct PhysicalNetworkFilter;
 
 impl Filter for PhysicalNetworkFilter {
@@ -33,7 +33,7 @@ impl Filter for PhysicalNetworkFilter {
             .filter(|n| has.is_some_and(|has| !has.contains(*n)));
         let missing: Vec<_> = missing.map(String::as_str).collect();
         RejectReason::Unsuitable(format!(
-            "does not reach physical network {}",
+            "is not connected to physical network {}",
             missing.join(", ")
         ))
     }

@@ -1,6 +1,6 @@
-//! The host has memory left, QEMU's own included.
+//! The host has enough free memory, including QEMU's overhead.
 
-use super::{CycleState, Filter, Host, RejectReason, Scope, fits, lacks};
+use super::{CycleState, Filter, Host, RejectReason, Scope, fits, explain_shortage};
 
 /// Nova's `RamFilter`: a Server never gets more memory than the host has, whatever the
 /// ratio.
@@ -20,7 +20,7 @@ impl Filter for RamFilter {
     }
 
     fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason {
-        lacks(
+        explain_shortage(
             host,
             1,
             cycle.request.requirements.resources.claim.memory_mib,

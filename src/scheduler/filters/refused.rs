@@ -2,8 +2,8 @@
 
 use super::{CycleState, Filter, Host, RejectReason, Scope};
 
-/// Nova's `RetryFilter`: a host whose agent refused the Server is not asked again, for as
-/// long as the refusal lasts.
+/// Nova's `RetryFilter`: the Server is not placed again on a host whose agent refused it, as
+/// long as the refusal is in effect.
 pub struct RefusedFilter;
 
 impl Filter for RefusedFilter {
@@ -24,7 +24,7 @@ impl Filter for RefusedFilter {
     }
 
     fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason {
-        let said = cycle.request.refused_by.get(host.name());
-        RejectReason::Unsuitable(said.cloned().unwrap_or_default())
+        let reason = cycle.request.refused_by.get(host.name());
+        RejectReason::Unsuitable(reason.cloned().unwrap_or_default())
     }
 }

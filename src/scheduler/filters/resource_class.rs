@@ -1,9 +1,9 @@
-//! The host has the other resource classes left.
+//! The host has enough of other resource classes.
 
 use super::{CycleState, Filter, Host, RejectReason, Scope};
 use pileus_api::common::given_out;
 
-/// How much of `class` one Server that wants `amount` could have.
+/// How much of `class` is available to a Server that needs `amount`.
 fn left(host: Host<'_>, class: &str, amount: i64) -> i64 {
     let Some(all) = host.profile().inventories.get(class) else {
         return 0;
@@ -48,6 +48,6 @@ impl Filter for ResourceClassFilter {
             .find(|(class, n)| **n > left(host, class, **n));
         let (class, needs) = lacking.map_or(("", 0), |(c, n)| (c.as_str(), *n));
         let has = left(host, class, needs).max(0);
-        RejectReason::Unsuitable(format!("has {has} of {class} for it, which needs {needs}"))
+        RejectReason::Unsuitable(format!("has {has} of {class}, the Server needs {needs}"))
     }
 }

@@ -1,4 +1,4 @@
-//! The host holds one of the Servers named.
+//! The host has one of the given Servers.
 
 use super::{CycleState, Filter, Host, RejectReason, Scope, names};
 
@@ -24,6 +24,6 @@ impl Filter for SameHostFilter {
 
     fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason {
         let _ = host;
-        RejectReason::Unsuitable(format!("holds none of {}", names(&cycle.request.same_host)))
+        RejectReason::Unsuitable(format!("has none of the Servers {}", names(&cycle.request.same_host)))
     }
 }

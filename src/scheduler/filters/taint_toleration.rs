@@ -1,10 +1,10 @@
-//! The Server puts up with the host's taints.
+//! The Server tolerates the host's taints.
 
 use super::{CycleState, Filter, Host, RejectReason, Scope};
 use crate::placement::facts::Taint;
 use crate::placement::request::Requirements;
 
-/// Whether a Server puts up with a taint.
+/// Whether a Server tolerates a taint.
 #[must_use]
 pub fn tolerates(requirements: &Requirements, taint: &Taint) -> bool {
     let same = |wanted: &Option<String>, is: &str| wanted.as_deref().is_none_or(|w| w == is);

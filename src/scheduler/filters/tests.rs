@@ -1,4 +1,4 @@
-//! What each filter turns away.
+//! What each filter rejects.
 
 use super::*;
 use crate::placement::facts::{
@@ -51,10 +51,10 @@ fn wants(memory_mib: i64) -> Request {
     request
 }
 
-/// Whether each of Nova's filters that needs more than figures says what Nova's does.
+/// Filters that compare more than numbers give the same results as in Nova.
 #[allow(clippy::too_many_lines, reason = "a table")]
 #[test]
-fn filters_turn_away_whom_nova_turns_away() {
+fn filters_reject_what_nova_rejects() {
     let verdict = |profile: Profile, cycle: &dyn Fn(&mut Request)| {
         let facts = HostFacts {
             profile,
@@ -148,13 +148,13 @@ fn filters_turn_away_whom_nova_turns_away() {
         verdict(aggregate("instance_type", "big"), &|_| ()),
         says("AggregateTypeAffinityFilter")
     );
-    let mut kept = aggregate("x", "y");
-    kept.aggregates[0].namespaces.insert("mine".into());
+    let mut isolated = aggregate("x", "y");
+    isolated.aggregates[0].namespaces.insert("mine".into());
     assert_eq!(
-        verdict(kept.clone(), &|_| ()),
+        verdict(isolated.clone(), &|_| ()),
         says("AggregateMultiTenancyIsolation")
     );
-    assert_eq!(verdict(kept, &|r| r.namespace = "mine".into()), None);
+    assert_eq!(verdict(isolated, &|r| r.namespace = "mine".into()), None);
     assert_eq!(
         verdict(plain(), &|r| r.same_host = vec![peer("nobody")]),
         says("SameHostFilter")
@@ -295,7 +295,7 @@ fn filters_turn_away_whom_nova_turns_away() {
 }
 
 #[test]
-fn shape_of_a_pinned_guest_is_counted_where_it_was_put() {
+fn a_pinned_guest_is_counted_on_its_numa_nodes() {
     let cell = |id, cpus| NumaNode {
         id,
         cpus,
@@ -325,7 +325,7 @@ fn shape_of_a_pinned_guest_is_counted_where_it_was_put() {
             break;
         };
         let expected = if i == 0 { 1 } else { 8 };
-        assert_eq!(numa_nodes[0], expected, "the host's own number");
+        assert_eq!(numa_nodes[0], expected, "the host's number of the node");
         let resources = ResourceRequest {
             numa: Some(numa.clone()),
             ..ResourceRequest::default()
@@ -347,7 +347,7 @@ fn shape_of_a_pinned_guest_is_counted_where_it_was_put() {
         ..numa.clone()
     };
     let full = fit(snapshot.host("h").unwrap(), &asking(&shared));
-    assert_eq!(full, None, "nothing is left to share");
+    assert_eq!(full, None, "no CPU is left to share");
     snapshot.release("s0");
     assert!(fit(snapshot.host("h").unwrap(), &asking(&numa)).is_some());
 }

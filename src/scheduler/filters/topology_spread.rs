@@ -1,8 +1,8 @@
-//! The host's domains hold not too many of the Servers spread.
+//! The host's domains have not too many Servers of the spread set.
 
 use super::{CycleState, Filter, Host, RejectReason, Scope};
 
-fn uneven<'a>(host: Host<'_>, cycle: &CycleState<'a>) -> Option<&'a str> {
+fn violated<'a>(host: Host<'_>, cycle: &CycleState<'a>) -> Option<&'a str> {
     let constraints = cycle.request.spread.iter().zip(&cycle.domains);
     constraints
         .into_iter()
@@ -14,8 +14,8 @@ fn uneven<'a>(host: Host<'_>, cycle: &CycleState<'a>) -> Option<&'a str> {
         })
 }
 
-/// Kubernetes' `PodTopologySpread` with `DoNotSchedule`: a domain holds at most
-/// `maxSkew` more than the emptiest.
+/// Kubernetes' `PodTopologySpread` with `DoNotSchedule`: a domain has at most
+/// `maxSkew` more Servers than the emptiest one.
 pub struct TopologySpread;
 
 impl Filter for TopologySpread {
@@ -32,13 +32,13 @@ impl Filter for TopologySpread {
     }
 
     fn passes(&self, host: Host<'_>, cycle: &CycleState<'_>) -> bool {
-        uneven(host, cycle).is_none()
+        violated(host, cycle).is_none()
     }
 
     fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason {
-        let key = uneven(host, cycle).unwrap_or_default();
+        let key = violated(host, cycle).unwrap_or_default();
         RejectReason::Unsuitable(match host.label(key) {
-            Some(domain) => format!("is in {key}={domain}, which holds too many already"),
+            Some(domain) => format!("is in {key}={domain}, which has too many Servers of the set already"),
             None => format!("has no label {key}"),
         })
     }

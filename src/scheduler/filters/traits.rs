@@ -1,4 +1,4 @@
-//! The host has the traits required and none forbidden.
+//! The host has the required traits and none of the forbidden ones.
 
 use super::{CycleState, Filter, Host, RejectReason, Scope};
 
@@ -36,7 +36,7 @@ impl Filter for TraitFilter {
     fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason {
         let (name, wanted) = unmet(host, cycle).unwrap_or_default();
         let has = if wanted == "required" {
-            "has not"
+            "does not have"
         } else {
             "has"
         };

@@ -1,8 +1,8 @@
-//! The host reaches the Server's volumes.
+//! The host can use the Server's volumes.
 
 use super::{CycleState, Filter, Host, RejectReason, Scope};
 
-/// Local volumes bind a Server to the hosts that hold them.
+/// A Server with local volumes can be placed only on the hosts that have them.
 pub struct VolumeLocalityFilter;
 
 impl Filter for VolumeLocalityFilter {
@@ -25,6 +25,6 @@ impl Filter for VolumeLocalityFilter {
 
     fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason {
         let _ = (host, cycle);
-        RejectReason::Unsuitable("does not reach a volume of the Server".to_owned())
+        RejectReason::Unsuitable("cannot use a volume of the Server".to_owned())
     }
 }

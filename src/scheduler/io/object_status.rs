@@ -1,4 +1,4 @@
-//! Carries out reports.
+//! Writes the statuses of HostAggregates, ServerGroups, Hosts and SchedulerPolicies.
 
 use kube::{Api, ResourceExt};
 
@@ -7,21 +7,21 @@ use pileus_api::names::SCHEDULER;
 use pileus_kube_ext::report::apply_status;
 use pileus_kube_ext::{ApiError, Context, chain};
 
-/// Says all of it, and whether that went well; what has been said already costs nothing.
+/// Writes the statuses that differ; returns whether all writes succeeded.
 pub async fn all(context: Context, reports: Vec<Report>) -> bool {
-    let mut well = true;
+    let mut succeeded = true;
     for report in reports {
         match one(&context, report).await {
             Ok(true) => context.metrics.status_written("scheduler"),
             Ok(false) => {}
             Err(error) if error.is_gone() || error.is_conflict() => {}
             Err(error) => {
-                tracing::warn!(error = %chain(&error), "not reported yet");
-                well = false;
+                tracing::warn!(error = %chain(&error), "status not written yet");
+                succeeded = false;
             }
         }
     }
-    well
+    succeeded
 }
 
 async fn one(context: &Context, report: Report) -> Result<bool, ApiError> {

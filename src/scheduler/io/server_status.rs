@@ -1,4 +1,4 @@
-//! Carries out one write, until its outcome is certain.
+//! Writes a Server's status, until the outcome is certain.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,16 +13,16 @@ use pileus_api::names::SCHEDULER;
 use pileus_kube_ext::report::apply_status_to_version;
 use pileus_kube_ext::{ApiError, chain, is_unserved};
 
-/// How long one try may take.
+/// Timeout of one attempt.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest wait between tries.
+/// Longest delay between attempts.
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(5);
 
-/// Writes a decision, to the version of the Server that it was made from.
+/// Writes a decision to the version of the Server that was decided.
 ///
-/// A try whose outcome is not known (a timeout, a broken connection, a server error) may
-/// have been carried out all the same, so the very same write is tried again until the
-/// answer is certain: if an earlier try or anybody else was first, it is a conflict.
+/// An attempt without a known outcome (a timeout, a broken connection, a server error) may have
+/// succeeded all the same, so the same write is repeated until the outcome is certain: if an
+/// earlier attempt or another writer was first, it is a conflict.
 pub async fn write_status(client: Client, write: &StatusWrite) -> Outcome {
     let api: Api<Server> = Api::namespaced(client, &write.key.0);
     let mut wait = Duration::from_millis(100);
@@ -40,7 +40,7 @@ pub async fn write_status(client: Client, write: &StatusWrite) -> Outcome {
                 if let Some(outcome) = known_outcome(&error) {
                     if matches!(outcome, Outcome::Rejected) {
                         let (namespace, name) = &write.key;
-                        tracing::error!(%namespace, %name, error = %chain(&error), "status refused");
+                        tracing::error!(%namespace, %name, error = %chain(&error), "status rejected");
                     }
                     return outcome;
                 }
@@ -53,14 +53,14 @@ pub async fn write_status(client: Client, write: &StatusWrite) -> Outcome {
     }
 }
 
-/// Whether a placement that stands is to go.
+/// Whether the write withdraws a placement.
 fn withdraws_placement(write: &StatusWrite) -> bool {
     let status = write.server.status.as_ref();
     write.status.placement.is_none() && status.is_some_and(|s| s.placement.is_some())
 }
 
-/// Takes a placement back. By a merge patch: where an apply drops an object with objects in
-/// it, an API server of 1.20 leaves their empty shells behind, and refuses them itself.
+/// Withdraws a placement with a merge patch. With server-side apply an API server 1.20 leaves
+/// empty objects behind when it removes nested objects, and then rejects them itself.
 async fn withdraw_placement(api: &Api<Server>, write: &StatusWrite) -> Result<Server, ApiError> {
     let server = &write.server;
     let mut conditions = write.status.conditions.clone();
@@ -85,17 +85,17 @@ async fn withdraw_placement(api: &Api<Server>, write: &StatusWrite) -> Result<Se
     api.patch_status(&name, &params, &Patch::Merge(&patch))
         .await
         .map_err(ApiError::doing(format!(
-            "take back the placement of Server {name}"
+            "withdraw the placement of Server {name}"
         )))
 }
 
-/// The outcome, where the error tells that nothing was written.
+/// The outcome, if the error means that nothing was written.
 fn known_outcome(error: &ApiError) -> Option<Outcome> {
     if error.is_conflict() || error.is_gone() {
         return Some(Outcome::Conflict);
     }
     if is_unserved(&error.source) {
-        // The API server has just started and knows no kind of ours yet.
+        // The API server has just started and does not serve our kinds yet.
         return None;
     }
     match &*error.source {

@@ -1,4 +1,4 @@
-//! Watches, and how their events get into the [`State`].
+//! Watches of all kinds; passes their events to the [`State`].
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
@@ -37,7 +37,7 @@ pub(crate) enum Observed {
     Priority(Guarded<PriorityClass>),
 }
 
-/// All watches in one stream, which does not end. Errors are logged and waited out.
+/// All watches in one stream, which does not end. Errors are logged and retried.
 pub(crate) fn all(client: &Client) -> impl Stream<Item = Observed> + Unpin + Send + use<> {
     select_all([
         one(client, Observed::Server),
@@ -74,10 +74,10 @@ where
     Box::pin(events)
 }
 
-/// A list being received.
+/// A list that is being received.
 struct Listing<K> {
     items: Vec<K>,
-    /// Objects that cannot be read: there, but unknown.
+    /// Objects that exist but cannot be read.
     broken: BTreeSet<Key>,
     listed: bool,
 }
@@ -92,7 +92,7 @@ impl<K> Default for Listing<K> {
     }
 }
 
-/// What a watch event comes to.
+/// The change of a watch event.
 enum Change<K> {
     Apply(K),
     Delete(Key),
@@ -128,7 +128,7 @@ impl<K: Resource<DynamicType = ()>> Listing<K> {
             Event::Apply(guard) => match guard.0 {
                 Ok(object) => Some(Change::Apply(object)),
                 Err(invalid) => {
-                    // What was known of it before is kept.
+                    // Its last readable version stays in use.
                     log_invalid::<K>(&invalid);
                     None
                 }
@@ -146,7 +146,7 @@ fn log_invalid<K: Resource<DynamicType = ()>>(invalid: &InvalidObject) -> Key {
     (namespace, name)
 }
 
-/// Brings watch events into the state.
+/// Passes watch events to the state.
 #[derive(Default)]
 pub(crate) struct Dispatcher {
     servers: Listing<Server>,
@@ -174,7 +174,7 @@ impl Dispatcher {
             && self.priorities.listed
     }
 
-    /// Takes one event in.
+    /// Applies one event.
     pub(crate) fn apply(&mut self, event: Observed, state: &mut State) {
         match event {
             Observed::Server(event) => match self.servers.apply(event) {

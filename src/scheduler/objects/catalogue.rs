@@ -1,4 +1,5 @@
-//! What Servers and Hosts refer to: flavors, images, groups, priorities, aggregates.
+//! The objects that Servers and Hosts refer to: Flavors, Images, ServerGroups, PriorityClasses,
+//! HostAggregates.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,17 +15,17 @@ use pileus_values::parse_milli;
 /// Namespace and name.
 pub type Key = (String, String);
 
-/// What a PriorityClass says.
+/// The priority of a PriorityClass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Priority {
-    /// The higher comes first.
+    /// The highest is decided first.
     pub value: i32,
-    /// Whether others may be stopped for it, as its `preemptionPolicy` says.
+    /// Whether Servers of lower priority may be stopped for it; its `preemptionPolicy`.
     pub preempts: bool,
 }
 
 impl Default for Priority {
-    /// That of Servers that name no class, as of Pods in a cluster without a default one.
+    /// The priority of Servers without a class, as of Pods in a cluster without a default class.
     fn default() -> Self {
         Self {
             value: 0,
@@ -34,7 +35,7 @@ impl Default for Priority {
 }
 
 impl Priority {
-    /// What `class` says.
+    /// The priority of `class`.
     #[must_use]
     pub fn of(class: &PriorityClass) -> Self {
         Self {
@@ -44,7 +45,7 @@ impl Priority {
     }
 }
 
-/// What Servers and Hosts refer to.
+/// The objects that Servers and Hosts refer to.
 #[derive(Default)]
 pub struct Catalogue {
     /// Flavors by name.
@@ -55,12 +56,12 @@ pub struct Catalogue {
     pub groups: BTreeMap<Key, ServerGroup>,
     /// Kubernetes' PriorityClasses by name.
     pub priorities: BTreeMap<String, Priority>,
-    /// Aggregates by age and name.
+    /// HostAggregates by creation time and name.
     pub aggregates: BTreeMap<(String, String), HostAggregate>,
 }
 
-/// Its place among aggregates: the oldest first, so that a later one never changes the
-/// zone of a Host that is in one.
+/// The sort key of an aggregate: the oldest first, so that a new one never changes the zone of a
+/// Host.
 fn age(aggregate: &HostAggregate) -> (String, String) {
     let created = aggregate.metadata.creation_timestamp.as_ref();
     let created = created.map(|t| t.0.to_string()).unwrap_or_default();
@@ -68,41 +69,41 @@ fn age(aggregate: &HostAggregate) -> (String, String) {
 }
 
 impl Catalogue {
-    /// Takes in an aggregate, new or changed. Says whether its spec changed.
+    /// Adds or updates an aggregate. Returns whether its spec has changed.
     pub fn aggregate_applied(&mut self, aggregate: HostAggregate) -> bool {
-        let place = age(&aggregate);
-        let known = self.aggregates.get(&place).map(|a| &a.spec);
+        let sort_key = age(&aggregate);
+        let known = self.aggregates.get(&sort_key).map(|a| &a.spec);
         let changed = known != Some(&aggregate.spec);
-        if !self.aggregates.contains_key(&place) {
-            // The same name, made anew.
-            self.aggregate_deleted(&place.1);
+        if !self.aggregates.contains_key(&sort_key) {
+            // It was deleted and created again with the same name.
+            self.aggregate_deleted(&sort_key.1);
         }
-        self.aggregates.insert(place, aggregate);
+        self.aggregates.insert(sort_key, aggregate);
         changed
     }
 
-    /// Forgets an aggregate. Says whether it was there.
+    /// Removes an aggregate. Returns whether it existed.
     pub fn aggregate_deleted(&mut self, name: &str) -> bool {
         let before = self.aggregates.len();
         self.aggregates.retain(|(_, n), _| n != name);
         self.aggregates.len() < before
     }
 
-    /// Aggregates that a Host is in, the oldest first.
+    /// The aggregates of a Host, the oldest first.
     fn aggregates_of<'a>(&'a self, host: &'a Host) -> impl Iterator<Item = &'a HostAggregate> {
         let name = host.name_any();
         let all = self.aggregates.values();
         all.filter(move |a| a.spec.holds(&name, host.labels()))
     }
 
-    /// What the core knows of a Host, its aggregates included.
+    /// The facts of a Host, including its aggregates.
     #[must_use]
     pub fn facts(&self, host: &Host) -> HostFacts {
         let mut facts = host_facts(host);
         for aggregate in self.aggregates_of(host) {
             let spec = &aggregate.spec;
             for (key, multiplier) in spec.multipliers() {
-                // One that cannot be read is told on the aggregate, and does not count.
+                // An invalid one is reported on the aggregate and ignored here.
                 if let Ok(multiplier) = multiplier {
                     let known = facts.profile.multipliers.entry(key.to_owned());
                     let lowest = known.or_insert(multiplier);
@@ -120,7 +121,7 @@ impl Catalogue {
         }
         let lowest = self.ratios(host).map(|r| r.map(|(ratio, _)| ratio));
         let spec = &host.spec;
-        for (ratio, said, lowest) in [
+        for (ratio, own, lowest) in [
             (&mut facts.ratios.cpu, &spec.cpu_allocation_ratio, lowest[0]),
             (
                 &mut facts.ratios.memory,
@@ -133,26 +134,26 @@ impl Catalogue {
                 lowest[2],
             ),
         ] {
-            if let (None, Some(lowest)) = (said, lowest) {
+            if let (None, Some(lowest)) = (own, lowest) {
                 *ratio = lowest;
             }
         }
         facts
     }
 
-    /// The lowest ratios of a Host's aggregates, in thousandths and as they are written:
-    /// of processors, memory and disk.
+    /// The lowest ratios of a Host's aggregates for vCPUs, memory and disk, in thousandths and as
+    /// text.
     fn ratios(&self, host: &Host) -> [Option<(i64, String)>; 3] {
         let mut lowest = [None, None, None];
         for aggregate in self.aggregates_of(host) {
             let spec = &aggregate.spec;
-            let said = [
+            let texts = [
                 &spec.cpu_allocation_ratio,
                 &spec.memory_allocation_ratio,
                 &spec.disk_allocation_ratio,
             ];
-            for (lowest, text) in lowest.iter_mut().zip(said) {
-                // One that cannot be read is told on the aggregate, and gives out nothing.
+            for (lowest, text) in lowest.iter_mut().zip(texts) {
+                // An invalid one is reported on the aggregate; nothing is allocated by it.
                 let ratio = |t: &String| match parse_milli(t) {
                     Ok(ratio) => (ratio, t.clone()),
                     Err(_) => (0, "0".to_owned()),
@@ -166,17 +167,17 @@ impl Catalogue {
         lowest
     }
 
-    /// What a Host's agent is told of its aggregates' ratios.
+    /// The ratios of a Host's aggregates, for its status: the agent uses them.
     #[must_use]
-    pub fn ratios_in_force(&self, host: &Host) -> Option<AllocationRatios> {
+    pub fn effective_ratios(&self, host: &Host) -> Option<AllocationRatios> {
         let [cpu, memory, disk] = self.ratios(host).map(|r| r.map(|(_, text)| text));
         let ratios = AllocationRatios { cpu, memory, disk };
         (ratios != AllocationRatios::default()).then_some(ratios)
     }
 
-    /// Hosts of an aggregate, and those whose zone an older aggregate decides against its
-    /// own: (name of the Host, of the other aggregate, its zone).
-    pub fn standing<'a>(
+    /// The number of Hosts of an aggregate, and those that are in another zone because of an older
+    /// aggregate: (name of the Host, name of the older aggregate, its zone).
+    pub fn hosts_and_conflicts<'a>(
         &self,
         aggregate: &HostAggregate,
         hosts: impl Iterator<Item = &'a Host>,
@@ -200,7 +201,7 @@ impl Catalogue {
         (count, conflicts)
     }
 
-    /// The priority of a Server; the usual one while its class does not exist.
+    /// The priority of a Server; the default while its class does not exist.
     #[must_use]
     pub fn priority(&self, server: &Server) -> Priority {
         let class = server.spec.placement.as_ref();
@@ -209,7 +210,7 @@ impl Catalogue {
         known.copied().unwrap_or_default()
     }
 
-    /// Names of the PriorityClasses, for people.
+    /// Names of the PriorityClasses, for messages.
     #[must_use]
     pub fn priority_names(&self) -> BTreeSet<&str> {
         self.priorities.keys().map(String::as_str).collect()

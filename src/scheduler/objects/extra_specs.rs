@@ -1,17 +1,17 @@
-//! What a flavor's extra specs and an image's properties take of a host, in Nova's words.
+//! The resources that a flavor's extra specs and an image's properties request, with Nova's keys.
 
 use crate::placement::facts::{NumaRequest, PciAffinity, ResourceRequest};
 use pileus_api::common::Claim;
 use pileus_api::topology::{CpuPolicy, NumaConstraints, Words, number};
 
-/// What a Server of this size takes of a host.
+/// The resources of a Server of this size.
 ///
-/// Heeded are `resources:CLASS` (other than VCPU, MEMORY_MB and DISK_GB, which the
-/// flavor's own figures say), `pci_passthrough:alias`, `hw:pci_numa_affinity_policy` and what [`NumaConstraints::read`] reads
-/// of both.
+/// The keys are `resources:CLASS` (except VCPU, MEMORY_MB and DISK_GB, which the flavor itself
+/// has), `pci_passthrough:alias`, `hw:pci_numa_affinity_policy` and those of
+/// [`NumaConstraints::read`].
 ///
 /// # Errors
-/// Names the key and what is wrong with it.
+/// The text names the key and what is wrong with it.
 pub fn resource_request(
     claim: Claim,
     flavor: &Words,
@@ -50,7 +50,7 @@ pub fn resource_request(
         Some("preferred") => PciAffinity::Preferred,
         Some(text) => {
             return Err(format!(
-                "`hw:{policy}` is `{text}`, none of legacy, required, preferred"
+                "`hw:{policy}` is `{text}`, not one of legacy, required, preferred"
             ));
         }
     };
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn extra_specs_say_what_is_taken() {
+    fn extra_specs_give_the_resources() {
         let read =
             |flavor: &str, image: &str| resource_request(claim(), &words(flavor), &words(image));
         assert_eq!(
@@ -122,11 +122,11 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_named() {
+    fn errors_name_the_key() {
         for (flavor, says) in [
             ("resources:CUSTOM_X=many", "`resources:CUSTOM_X` is `many`"),
             ("hw:mem_page_size=huge", "none of small"),
-            ("hw:pci_numa_affinity_policy=socket", "none of legacy"),
+            ("hw:pci_numa_affinity_policy=socket", "not one of legacy"),
         ] {
             let error = resource_request(claim(), &words(flavor), &Words::new()).unwrap_err();
             assert!(error.contains(says), "{flavor}: {error}");
@@ -135,7 +135,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn no_text_makes_it_panic(key in "(resources:X|pci_passthrough:alias)", text in "[0-9,^:-]{0,12}|\\PC{0,8}") {
+        fn no_text_causes_a_panic(key in "(resources:X|pci_passthrough:alias)", text in "[0-9,^:-]{0,12}|\\PC{0,8}") {
             let mut flavor = words("hw:cpu_policy=dedicated");
             flavor.insert(key, text);
             let _ = resource_request(claim(), &flavor, &Words::new());

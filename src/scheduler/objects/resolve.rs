@@ -1,4 +1,4 @@
-//! From API objects to what the core decides by.
+//! From Hosts and Servers to facts, requests and allocations.
 
 use std::collections::BTreeMap;
 
@@ -20,54 +20,58 @@ use pileus_api::server::{Placement, PlacementConstraints};
 use pileus_api::{ConditionType, Host, Image, Reason, Server, conditions};
 use pileus_values::{Bytes, parse_milli};
 
-/// What the core knows of a Host.
+/// The facts of a Host, without its aggregates.
 #[must_use]
 pub fn host_facts(host: &Host) -> HostFacts {
     let spec = &host.spec;
     let status = host.status.clone().unwrap_or_default();
     let capabilities = status.capabilities.unwrap_or_default();
-    let usual = Ratios::default();
+    let default = Ratios::default();
     let mut problem = host
         .metadata
         .deletion_timestamp
         .is_some()
         .then(|| "is being deleted".to_owned());
-    let mut ratio = |field: &str, text: &Option<String>, usual: i64| match text.as_deref() {
-        None => usual,
+    let mut ratio = |field: &str, text: &Option<String>, default: i64| match text.as_deref() {
+        None => default,
         Some(text) => parse_milli(text).unwrap_or_else(|error| {
-            problem = Some(format!("has a spec.{field} that cannot be used: {error}"));
+            problem = Some(format!("has an invalid spec.{field}: {error}"));
             0
         }),
     };
     let ratios = Ratios {
-        cpu: ratio("cpuAllocationRatio", &spec.cpu_allocation_ratio, usual.cpu),
+        cpu: ratio(
+            "cpuAllocationRatio",
+            &spec.cpu_allocation_ratio,
+            default.cpu,
+        ),
         memory: ratio(
             "memoryAllocationRatio",
             &spec.memory_allocation_ratio,
-            usual.memory,
+            default.memory,
         ),
         disk: ratio(
             "diskAllocationRatio",
             &spec.disk_allocation_ratio,
-            usual.disk,
+            default.disk,
         ),
     };
     let mut inventories = BTreeMap::new();
     let mut units = [Units::default(); 3];
     for (class, inventory) in &spec.resources {
-        // Placement's classes of what each Server takes.
+        // Placement's classes for vCPUs, memory and disk.
         let own = ["VCPU", "MEMORY_MB", "DISK_GB"];
         if let Some(part) = own.iter().position(|c| c == class) {
-            units[part] = stock(inventory, 1000).units;
+            units[part] = to_inventory(inventory, 1000).units;
             continue;
         }
         let field = format!("resources.{class}.allocationRatio");
         let ratio = ratio(&field, &inventory.allocation_ratio, 1000);
-        inventories.insert(class.clone(), stock(inventory, ratio));
+        inventories.insert(class.clone(), to_inventory(inventory, ratio));
     }
     let address = spec.address.as_ref().and_then(|text| {
         let read = text.parse().map_err(|_| {
-            problem = Some(format!("has a spec.address that is none: `{text}`"));
+            problem = Some(format!("has an invalid spec.address: `{text}`"));
         });
         read.ok()
     });
@@ -112,7 +116,7 @@ pub fn host_facts(host: &Host) -> HostFacts {
     }
 }
 
-fn stock(inventory: &host::Inventory, ratio: i64) -> Inventory {
+fn to_inventory(inventory: &host::Inventory, ratio: i64) -> Inventory {
     Inventory {
         total: inventory.total,
         reserved: inventory.reserved,
@@ -144,7 +148,7 @@ fn device(device: &HostDevice) -> Device {
     }
 }
 
-/// `None` for a node whose number is none that the ledger can hold.
+/// `None` for a node whose number the ledger cannot store.
 fn cell(node: &host::NumaNode) -> Option<NumaNode> {
     let pages = node.huge_pages.iter();
     let pages: BTreeMap<i64, i64> = pages
@@ -161,12 +165,12 @@ fn cell(node: &host::NumaNode) -> Option<NumaNode> {
     })
 }
 
-/// Why a Server cannot be asked for yet.
+/// Why there is no request for a Server yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Unresolved {
-    /// Something that the manager reports on the Server.
+    /// The manager reports the reason in the Server's condition Ready.
     ReportedByManager,
-    /// Something that nobody else looks at.
+    /// The scheduler must report this reason and message.
     Unreported(Reason, String),
 }
 
@@ -188,15 +192,15 @@ pub fn group_key(server: &Server) -> Option<Key> {
     Some((server.namespace().unwrap_or_default(), group))
 }
 
-/// The core's name for what is named so in a namespace.
-fn within(namespace: &str, name: &str) -> String {
+/// The id of a ServerGroup or spread set of a namespace.
+fn qualified(namespace: &str, name: &str) -> String {
     format!("{namespace}/{name}")
 }
 
-/// What a Server asks for. `uid` is the uid of another Server, if there is one.
+/// The request of a Server. `uid` returns the uid of another Server, if it exists.
 ///
 /// # Errors
-/// While something that it refers to is missing, not shared with it or malformed.
+/// If an object that it refers to is missing, not shared with its namespace or invalid.
 pub fn request(
     server: &Server,
     catalogue: &Catalogue,
@@ -221,7 +225,7 @@ pub fn request(
         requirements: Requirements {
             resources,
             image_properties: properties.clone(),
-            image: within(&provider, &spec.image.name),
+            image: qualified(&provider, &spec.image.name),
             flavor: spec.flavor.clone(),
             extra_specs,
             ..Requirements::default()
@@ -232,12 +236,12 @@ pub fn request(
         ..Request::default()
     };
     if let Some(constraints) = &spec.placement {
-        wish(&mut request, constraints, catalogue, uid)?;
+        add_constraints(&mut request, constraints, catalogue, uid)?;
     }
     Ok(request)
 }
 
-fn wish(
+fn add_constraints(
     request: &mut Request,
     constraints: &PlacementConstraints,
     catalogue: &Catalogue,
@@ -262,7 +266,7 @@ fn wish(
     if let Some(text) = &constraints.host_cidr {
         let net = text.parse().map_err(|_| {
             invalid(format!(
-                "spec.placement.hostCIDR: `{text}` is no range such as 10.1.0.0/16"
+                "spec.placement.hostCIDR: `{text}` is not a network such as 10.1.0.0/16"
             ))
         })?;
         requirements.host_cidr = Some(net);
@@ -278,7 +282,7 @@ fn wish(
     };
     requirements.tolerations = constraints.tolerations.iter().map(toleration).collect();
     if let Some(spread) = &constraints.spread {
-        request.spread_set = Some(within(&namespace, &spread.set));
+        request.spread_set = Some(qualified(&namespace, &spread.set));
         let over = spread.over.iter().map(|over| Spread {
             key: over.name.clone(),
             max_skew: over.max_skew.unsigned_abs(),
@@ -289,13 +293,13 @@ fn wish(
         let Some(group) = catalogue.groups.get(&(namespace.clone(), name.clone())) else {
             let message = format!(
                 "spec.placement.serverGroup: there is no ServerGroup `{name}` in namespace \
-                 {namespace}; it is placed once there is"
+                 {namespace}; the Server is placed once it exists"
             );
             return Err(Unresolved::Unreported(Reason::ServerGroupNotFound, message));
         };
         let most = group.spec.max_servers_per_host;
         request.group = Some(Group {
-            id: within(&namespace, name),
+            id: qualified(&namespace, name),
             policy: group.spec.policy,
             max_per_host: most.unwrap_or(1).unsigned_abs(),
             min_members: group.spec.min_members.unwrap_or(0).unsigned_abs(),
@@ -318,7 +322,7 @@ fn wish(
     Ok(())
 }
 
-/// What a placed Server holds.
+/// The allocation of a placed Server.
 #[must_use]
 pub fn allocation(server: &Server, placement: &Placement, catalogue: &Catalogue) -> Allocation {
     let namespace = server.namespace().unwrap_or_default();
@@ -338,7 +342,7 @@ pub fn allocation(server: &Server, placement: &Placement, catalogue: &Catalogue)
     }
     let devices = placement.pci_devices.iter();
     resources.devices = devices.map(|device| device.name.clone()).collect();
-    // Placed before it was known which nodes: nothing is counted on any.
+    // A placement without NUMA nodes is not counted on any node.
     resources.numa = resources
         .numa
         .filter(|n| n.nodes.len() == placement.numa_nodes.len());
@@ -347,16 +351,16 @@ pub fn allocation(server: &Server, placement: &Placement, catalogue: &Catalogue)
         resources,
         group: constraints
             .and_then(|w| w.server_group.as_ref())
-            .map(|g| within(&namespace, g)),
+            .map(|g| qualified(&namespace, g)),
         spread: constraints
             .and_then(|w| w.spread.as_ref())
-            .map(|s| within(&namespace, &s.set)),
+            .map(|s| qualified(&namespace, &s.set)),
         numa_nodes,
         ..Allocation::default()
     }
 }
 
-/// Size and extra specs, if its flavor is there for it.
+/// Size and extra specs of a Server, if its flavor exists and is open to its namespace.
 pub(crate) fn size(
     server: &Server,
     catalogue: &Catalogue,
@@ -375,7 +379,7 @@ pub(crate) fn size(
     Some((claim, flavor.extra_specs.clone()))
 }
 
-/// Whether an image may be used from `namespace` and fits the size.
+/// Whether an image is shared with `namespace` and fits the size.
 fn usable(image: &Image, claim: Claim, provider: &str, namespace: &str) -> bool {
     let sharing = image.spec.shared_with.as_ref();
     let shared = provider == namespace || sharing.is_some_and(|s| s.allows(namespace));
@@ -387,13 +391,13 @@ fn usable(image: &Image, claim: Claim, provider: &str, namespace: &str) -> bool 
     else {
         return false;
     };
-    // A disk of 0 has the image's own size.
+    // A disk of 0 gets the size of the image.
     let too_small =
         claim.memory_mib < memory.mib() || (claim.disk_gib > 0 && claim.disk_gib < disk.gib());
     shared && !too_small
 }
 
-/// The size of a flavor.
+/// The size of a flavor, if it is valid.
 #[must_use]
 pub fn claim_of(flavor: &pileus_api::FlavorSpec) -> Option<Claim> {
     claim(flavor.vcpus, &flavor.memory, &flavor.disk)

@@ -1,4 +1,4 @@
-//! Which Servers could be moved to better effect. Advice only: nothing is moved by it.
+//! `pileus advise`: which Servers to migrate. Only advice; nothing is migrated.
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
@@ -15,20 +15,20 @@ use crate::placement::snapshot::{Host, Snapshot};
 use crate::state::State;
 use pileus_api::server::Placement;
 
-/// How many moves are advised at most.
+/// Maximum number of moves.
 const MAX_MOVES: usize = 50;
-/// A move that evens two hosts out by less than this is not worth it, in thousandths of
-/// the memory that they give out.
+/// A move must reduce the difference between two hosts by at least this, in thousandths of their
+/// memory.
 const MIN_GAIN: i64 = 50;
-/// How many hosts are tried to be emptied at most, those with the fewest Servers first.
+/// Maximum number of hosts that are tried to be emptied, those with the fewest Servers first.
 const MAX_TRIED: usize = 200;
 
-/// What moves are for.
+/// The goal of moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Goal {
-    /// Hosts that are evenly full.
+    /// Evenly used hosts.
     Spread,
-    /// Hosts that are empty.
+    /// Empty hosts.
     Empty,
 }
 
@@ -37,22 +37,22 @@ pub enum Goal {
 pub struct Move {
     /// Namespace and name of the Server.
     pub server: Key,
-    /// Where it is.
+    /// The Host that it is on.
     pub from: String,
-    /// Where it would go.
+    /// The Host to migrate it to.
     pub to: String,
 }
 
-/// Moves, in the order in which they are possible.
+/// Moves, in an order in which each is possible.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Advice {
-    /// What they are for.
+    /// The goal.
     pub goal: Goal,
     /// The moves.
     pub moves: Vec<Move>,
     /// Hosts that are empty after them.
     pub emptied: Vec<String>,
-    /// How full the fullest host is before and after, in thousandths of its memory.
+    /// Allocated memory of the fullest host before and after, in thousandths.
     pub fullest: (i64, i64),
 }
 
@@ -63,7 +63,7 @@ struct PlacedServer {
     placement: Placement,
 }
 
-/// Memory given out of a host, in thousandths.
+/// Allocated memory of a host, in thousandths.
 fn memory_used(snapshot: &Snapshot, host: &str) -> i64 {
     snapshot.host(host).map_or(0, |host| {
         let all = host.limit(1).max(1);
@@ -71,8 +71,7 @@ fn memory_used(snapshot: &Snapshot, host: &str) -> i64 {
     })
 }
 
-/// Moves that would make hosts evenly full, or empty. By the same filters and weighers as
-/// any placement.
+/// Moves for a goal, chosen by the same filters and weighers as placements.
 #[must_use]
 pub fn advise(state: &State, goal: Goal, now: Timestamp) -> Advice {
     let servers = servers(state, now);
@@ -107,13 +106,13 @@ fn servers(state: &State, now: Timestamp) -> Vec<PlacedServer> {
     placed.collect()
 }
 
-/// Servers in a copy of the ledger, moved at no cost.
+/// A copy of the ledger in which Servers are moved.
 struct Simulation<'a> {
     state: &'a State,
     servers: &'a [PlacedServer],
     snapshot: &'a mut Snapshot,
     placer: Placer,
-    /// Where each tenant is.
+    /// The host of each Server.
     at: Vec<String>,
 }
 
@@ -135,11 +134,11 @@ impl<'a> Simulation<'a> {
         } else {
             let resources = &server.request.requirements.resources;
             let there = self.snapshot.host(host);
-            let taken = there.map(|h| devices::placement(h, resources));
+            let placement = there.map(|h| devices::placement(h, resources));
             Placement {
                 host: host.to_owned(),
                 claim: server.placement.claim,
-                ..taken.unwrap_or_default()
+                ..placement.unwrap_or_default()
             }
         };
         if let Some(object) = self.state.servers.get(&server.key) {
@@ -149,7 +148,7 @@ impl<'a> Simulation<'a> {
         host.clone_into(&mut self.at[i]);
     }
 
-    /// Moves a Server to its best host, if that is another.
+    /// Moves a Server to its best host, if that is another one.
     fn move_to_best(&mut self, i: usize) -> Option<String> {
         let server = &self.servers[i];
         let from = self.at[i].clone();
@@ -173,7 +172,7 @@ impl<'a> Simulation<'a> {
     }
 }
 
-/// From the fullest host to the best for each, as long as that evens them out.
+/// Moves Servers from the fullest host to their best host, as long as the difference shrinks.
 fn even_out(state: &State, servers: &[PlacedServer], snapshot: &mut Snapshot) -> Vec<Move> {
     let mut moves: Vec<Move> = Vec::new();
     let mut simulation = Simulation::new(state, servers, snapshot);
@@ -187,13 +186,13 @@ fn even_out(state: &State, servers: &[PlacedServer], snapshot: &mut Snapshot) ->
         let sum: i64 = full.iter().map(|(n, _)| n).sum();
         let mean = sum / i64::try_from(full.len().max(1)).unwrap_or(i64::MAX);
         let left = full.into_iter().filter(|(_, h)| !settled.contains(*h));
-        // Whoever is no fuller than most has nothing to give.
+        // Hosts that are not above the average are left alone.
         let Some((full, from)) = left.max().filter(|(n, _)| *n > mean) else {
             break;
         };
         let mut on_it = simulation.servers_on(from);
         on_it.sort_by_key(|&i| Reverse(servers[i].placement.claim.memory_mib));
-        let moved = on_it.into_iter().find_map(|i| {
+        let found = on_it.into_iter().find_map(|i| {
             let to = simulation.move_to_best(i)?;
             if memory_used(simulation.snapshot, &to) + MIN_GAIN <= full {
                 return Some((i, to));
@@ -201,7 +200,7 @@ fn even_out(state: &State, servers: &[PlacedServer], snapshot: &mut Snapshot) ->
             simulation.place_on(i, from);
             None
         });
-        match moved {
+        match found {
             Some((i, to)) => moves.push(simulation.new_move(i, from, to)),
             None => drop(settled.insert(from.clone())),
         }
@@ -213,7 +212,7 @@ fn names(snapshot: &Snapshot) -> Vec<String> {
     snapshot.hosts().map(|h| h.name().to_owned()).collect()
 }
 
-/// Hosts with the fewest Servers first, each wholly or not at all.
+/// Empties hosts, those with the fewest Servers first, each completely or not at all.
 fn empty_hosts(
     state: &State,
     servers: &[PlacedServer],
@@ -224,7 +223,7 @@ fn empty_hosts(
     let servers = |snapshot: &Snapshot, h: &str| snapshot.host(h).map_or(0, Host::servers);
     let mut hosts = names(simulation.snapshot);
     hosts.sort_by_key(|h| (servers(simulation.snapshot, h), h.clone()));
-    // A host that nobody uses is no better than the one to be emptied.
+    // Servers are not moved to unused hosts, because these would not be empty then.
     let (idle, mut used): (Vec<_>, Vec<_>) = hosts
         .into_iter()
         .partition(|h| servers(simulation.snapshot, h) == 0);
@@ -258,7 +257,7 @@ fn empty_hosts(
     (moves, emptied)
 }
 
-/// Lets nobody onto a host any more, or again whom it let before.
+/// Sets a host into maintenance in the copy, or back.
 fn set_closed(state: &State, snapshot: &mut Snapshot, host: &str, closed: bool) {
     if let Some(object) = state.hosts.get(host) {
         let mut facts = state.catalogue.facts(object);
@@ -271,8 +270,8 @@ impl fmt::Display for Advice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.moves.is_empty() {
             return match self.goal {
-                Goal::Spread => writeln!(f, "No move would make the hosts more evenly full."),
-                Goal::Empty => writeln!(f, "No host can be emptied onto those in use."),
+                Goal::Spread => writeln!(f, "No move would make the hosts more evenly used."),
+                Goal::Empty => writeln!(f, "No host can be emptied to the other used hosts."),
             };
         }
         for Move { server, from, to } in &self.moves {
@@ -282,11 +281,11 @@ impl fmt::Display for Advice {
         match self.goal {
             Goal::Spread => writeln!(
                 f,
-                "The fullest host would have {} % of its memory given out, now {} %.",
+                "The fullest host would have {} % of its memory allocated, now {} %.",
                 percent(self.fullest.1),
                 percent(self.fullest.0)
             ),
-            Goal::Empty => writeln!(f, "That would empty {}.", self.emptied.join(", ")),
+            Goal::Empty => writeln!(f, "This would empty {}.", self.emptied.join(", ")),
         }
     }
 }
@@ -314,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn full_hosts_are_evened_out_and_pinned_servers_stay() {
+    fn load_is_evened_out_and_servers_with_a_host_selector_stay() {
         let mut labelled = host("h1", 2000);
         labelled.metadata.labels = Some([("here".to_owned(), "only".to_owned())].into());
         let mut state = state(&[labelled, host("h2", 2000)]);
@@ -339,7 +338,7 @@ mod tests {
         assert!(
             advice
                 .to_string()
-                .contains("40 % of its memory given out, now 80 %")
+                .contains("40 % of its memory allocated, now 80 %")
         );
         assert_eq!(
             state.snapshot().host("h1").unwrap().servers(),
@@ -349,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_is_emptied_wholly_or_not_at_all() {
+    fn a_host_is_emptied_completely_or_not_at_all() {
         let mut state = state(&[host("h1", 2000), host("h2", 2000), host("idle", 2000)]);
         for (name, host) in [("a", "h1"), ("b", "h1"), ("c", "h2"), ("d", "h1")] {
             state.server_applied(on(name, host));

@@ -1,4 +1,4 @@
-//! The state of a cluster, read once: for questions that people ask.
+//! Reads the state of a cluster once, to answer questions.
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
@@ -24,10 +24,10 @@ where
     Ok(listed.items)
 }
 
-/// Reads all that the scheduler decides by.
+/// Reads all objects that decisions depend on.
 ///
 /// # Errors
-/// When the API server refused or did not answer; it takes the right to list each kind.
+/// If the API server refuses a list or does not answer; the right to list each kind is needed.
 pub async fn read(client: &Client) -> Result<State, ApiError> {
     let mut state = State::default();
     let none = BTreeSet::new();

@@ -1,5 +1,4 @@
-//! What would happen: objects from files in, the decisions of the same core out. No API
-//! server, no clock.
+//! `pileus simulate`: objects from files in, decisions out. Without API server and clock.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -22,16 +21,16 @@ use pileus_api::{
     SchedulerPolicy, Server, ServerGroup, conditions,
 };
 
-/// How often decisions are made at most until nothing changes any more.
+/// Maximum number of decision passes until nothing changes any more.
 const MAX_ROUNDS: usize = 100;
 
-/// Why objects cannot be taken in.
+/// Why objects cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// It is no YAML.
-    #[error("document {0} of the files is no YAML or JSON: {1}")]
+    /// A document is not YAML.
+    #[error("document {0} of the files is not YAML or JSON: {1}")]
     Yaml(usize, String),
-    /// It is no object of its kind.
+    /// An object is invalid.
     #[error("{kind} {name} cannot be read: {why}")]
     Object {
         /// Its kind.
@@ -41,46 +40,46 @@ pub enum Error {
         /// What is wrong.
         why: String,
     },
-    /// A Host without inventory.
+    /// A Host has no capacity.
     #[error(
-        "Host {0} has no status.capacity, so nobody can tell what fits: take Hosts from \
+        "Host {0} has no status.capacity, so that it is unknown what fits: take Hosts from \
          `kubectl get hosts -o yaml`, or write `capacity: {{vcpus: 8, memoryMiB: 16384, diskGiB: 100}}`"
     )]
     NoCapacity(String),
-    /// No such Host.
+    /// A Host does not exist.
     #[error("there is no Host {0} in the files")]
     NoHost(String),
 }
 
-/// What is asked.
+/// The question.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Question {
-    /// Hosts to be emptied: where would their Servers go?
+    /// Hosts to be drained: where would their Servers be placed?
     pub drain: Vec<String>,
-    /// Advice of which Servers to move.
+    /// Also advise which Servers to migrate, for this goal.
     pub advise: Option<Goal>,
 }
 
-/// An answer for people.
+/// The answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
-    /// The text.
+    /// The text for users.
     pub text: String,
     /// Whether every Server has a host.
     pub all_fit: bool,
 }
 
-/// Answers by the objects of files, each a stream of YAML documents.
+/// Answers for the objects of files, each a stream of YAML documents.
 ///
 /// # Errors
-/// When an object cannot be read or does not say enough.
+/// If an object is invalid or incomplete.
 pub fn simulate(files: &[String], question: &Question, now: Timestamp) -> Result<Answer, Error> {
     let mut state = State::default();
     let ignored = load(&mut state, files, now)?;
     let mut answer = answer(&mut state, question, now)?;
     if !ignored.is_empty() {
         let kinds: Vec<&str> = ignored.iter().map(String::as_str).collect();
-        let _ = writeln!(answer.text, "\nNot looked at: {}.", kinds.join(", "));
+        let _ = writeln!(answer.text, "\nIgnored kinds: {}.", kinds.join(", "));
     }
     Ok(answer)
 }
@@ -114,7 +113,7 @@ fn read<K: DeserializeOwned>(value: Value) -> Result<K, Error> {
     })
 }
 
-/// Takes objects in; says which kinds it has no use for.
+/// Loads objects; returns the kinds that are ignored.
 fn load(state: &mut State, files: &[String], now: Timestamp) -> Result<BTreeSet<String>, Error> {
     let mut ignored = BTreeSet::new();
     let mut servers: Vec<Server> = Vec::new();
@@ -152,7 +151,7 @@ fn load(state: &mut State, files: &[String], now: Timestamp) -> Result<BTreeSet<
             .images
             .contains_key(&(namespace.clone(), name.clone()))
         {
-            // What is asked is where Servers fit: an image that is not given fits anywhere.
+            // An image that is not in the files is assumed to fit on all hosts.
             let mut image = Image::new(&name, ImageSpec::default());
             image.metadata.namespace = Some(namespace);
             state.image_applied(image);
@@ -164,7 +163,7 @@ fn load(state: &mut State, files: &[String], now: Timestamp) -> Result<BTreeSet<
     Ok(ignored)
 }
 
-/// A Host as it is, and Ready unless it says otherwise.
+/// The Host, with Ready assumed unless its status says otherwise.
 fn assume_ready(mut host: Host, now: Timestamp) -> Result<Host, Error> {
     let name = host.name_any();
     let status = host.status.get_or_insert_default();
@@ -185,7 +184,7 @@ fn assume_ready(mut host: Host, now: Timestamp) -> Result<Host, Error> {
     Ok(host)
 }
 
-/// A Server with what the API server and the manager would have given it.
+/// The Server, with the fields that the API server and the manager would have set.
 fn as_admitted(mut server: Server) -> Server {
     let (namespace, name) = (server.namespace().unwrap_or_default(), server.name_any());
     let meta = server.meta_mut();
@@ -208,7 +207,7 @@ fn answer(state: &mut State, question: &Question, now: Timestamp) -> Result<Answ
     for ((namespace, name), server) in &state.servers {
         let placed = server.status.as_ref().and_then(|s| s.placement.as_ref());
         let key = (namespace.clone(), name.clone());
-        // A drain asks for what was on the host, and for nobody else.
+        // The answer of a drain covers only the Servers of the drained hosts.
         if !question.drain.is_empty() && !drained.contains(&key) {
             continue;
         }
@@ -238,7 +237,7 @@ fn answer(state: &mut State, question: &Question, now: Timestamp) -> Result<Answ
         let can = if nowhere.is_empty() { "can" } else { "cannot" };
         let _ = writeln!(
             text,
-            "\n{hosts} {can} be emptied: {placed} of {all} Servers fit elsewhere."
+            "\n{hosts} {can} be drained: {placed} of {all} Servers fit on other hosts."
         );
     }
     if let Some(goal) = question.advise {
@@ -250,7 +249,7 @@ fn answer(state: &mut State, question: &Question, now: Timestamp) -> Result<Answ
     })
 }
 
-/// Takes hosts out of service and their Servers off them.
+/// Sets hosts into maintenance and withdraws the placements of their Servers.
 fn drain(state: &mut State, hosts: &[String]) -> Result<BTreeSet<Key>, Error> {
     let mut drained = BTreeSet::new();
     for name in hosts {
@@ -286,8 +285,8 @@ fn drain(state: &mut State, hosts: &[String]) -> Result<BTreeSet<Key>, Error> {
     Ok(drained)
 }
 
-/// Decides until nothing changes any more, as if every write was taken. Gives why each that
-/// is left has no host.
+/// Decides until nothing changes any more, as if every write succeeded. Returns why each
+/// remaining Server has no host.
 fn decide_until_stable(state: &mut State, now: Timestamp) -> BTreeMap<Key, String> {
     let mut why = BTreeMap::new();
     for _ in 0..MAX_ROUNDS {
@@ -307,7 +306,7 @@ fn decide_until_stable(state: &mut State, now: Timestamp) -> BTreeMap<Key, Strin
     why
 }
 
-/// The Server as it is once the API server has taken the write.
+/// The Server after the write.
 fn after_write(write: &StatusWrite) -> Server {
     let mut server = (*write.server).clone();
     let version = server
@@ -361,7 +360,7 @@ status: {status}
     }
 
     #[test]
-    fn servers_of_files_find_their_hosts_or_hear_why_not() {
+    fn servers_of_files_are_placed_or_explained() {
         let servers = server("big", "3Gi", "{}") + &server("huge", "8Gi", "{}");
         let network =
             "\n---\napiVersion: pileus.dev/v1alpha1\nkind: Network\nmetadata: {name: n}\n";
@@ -369,9 +368,9 @@ status: {status}
         let answer = ask(&texts, &Question::default());
         for line in [
             "SERVER        HOST\ndefault/big   h1\ndefault/huge  -\n",
-            "default/huge: 0 of 2 hosts fit: RamFilter turned away 2 (needs 8192 MiB",
+            "default/huge: 0 of 2 hosts fit: RamFilter rejected 2 (needs 8192 MiB",
             "1 of 2 Servers have a host.",
-            "Not looked at: Network.",
+            "Ignored kinds: Network.",
         ] {
             assert!(
                 answer.text.contains(line),
@@ -388,7 +387,7 @@ status: {status}
     }
 
     #[test]
-    fn a_drain_tells_whether_everything_fits_elsewhere() {
+    fn a_drain_answers_whether_all_servers_fit_on_other_hosts() {
         let on = |host: &str| {
             format!(
                 "{{placement: {{host: {host}, epoch: 1, claim: {{vcpus: 1, memoryMiB: 1024, diskGiB: 1}}}}}}"
@@ -402,9 +401,12 @@ status: {status}
         let answer = ask(&[HOSTS.to_owned(), servers.clone()], &question);
         assert!(answer.all_fit);
         assert!(answer.text.contains("default/a  h1"), "{}", answer.text);
-        assert!(!answer.text.contains("default/b"), "it stays where it is");
         assert!(
-            answer.text.contains("h2 can be emptied: 1 of 1 Servers"),
+            !answer.text.contains("default/b"),
+            "it is not on the drained host"
+        );
+        assert!(
+            answer.text.contains("h2 can be drained: 1 of 1 Servers"),
             "{}",
             answer.text
         );
@@ -422,14 +424,14 @@ status: {status}
     }
 
     #[test]
-    fn what_cannot_be_used_is_named() {
+    fn errors_name_the_object() {
         let fails = |text: &str| {
             let question = Question::default();
             simulate(&[text.to_owned()], &question, Timestamp::UNIX_EPOCH)
                 .unwrap_err()
                 .to_string()
         };
-        assert!(fails("a: [").contains("document 1 of the files is no YAML"));
+        assert!(fails("a: [").contains("document 1 of the files is not YAML"));
         let host = "apiVersion: pileus.dev/v1alpha1\nkind: Host\nmetadata: {name: h}\nspec: {}";
         assert!(fails(host).contains("Host h has no status.capacity"));
         let server = "apiVersion: pileus.dev/v1alpha1\nkind: Server\nmetadata: {name: s}\nspec: 1";

@@ -1,5 +1,5 @@
-//! Why a Server is where it is, or nowhere, and the smallest change that would help. Pure:
-//! the same core that decides is asked.
+//! `pileus why`: why a Server is on its host or on none, and the smallest change that would help.
+//! Pure; it uses the same filters and weighers as the decisions.
 
 use std::cmp::Reverse;
 use std::fmt;
@@ -16,52 +16,52 @@ use crate::state::{State, preemption_of};
 use pileus_api::common::Claim;
 use pileus_api::{Flavor, Server};
 
-/// How many smaller flavors are named.
+/// Number of smaller flavors that are suggested.
 const MAX_FLAVORS: usize = 3;
 
-/// Takes a wish out of a request.
+/// Removes a constraint from a request.
 type RemoveConstraint = fn(&mut Request);
 
-/// What there is to say of a Server.
+/// The answer for a Server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     /// Namespace and name.
     pub server: Key,
-    /// Where it stands.
+    /// The verdict.
     pub verdict: Verdict,
 }
 
-/// Where a Server stands.
+/// Whether a Server is placed, or why not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// It is placed.
     Placed {
         /// Name of the Host.
         host: String,
-        /// Number of the placement.
+        /// Epoch of the placement.
         epoch: i64,
-        /// The Host that would be best today, if any fits.
+        /// The Host that would be chosen now, if any fits.
         best: Option<String>,
-        /// The priority of the Server that it was stopped for, when it was.
+        /// The priority of the Server that it is stopped for, if it is.
         preempted: Option<i32>,
     },
-    /// It is not placed yet, and would go there.
+    /// It is not placed yet; this host would be chosen.
     Fits(String),
     /// No host fits.
     Nowhere {
-        /// What each filter turned away.
+        /// The hosts that each filter rejected.
         explanation: Explanation,
-        /// Each of these alone would help; the smallest first.
+        /// Changes of which each alone would help; the smallest first.
         changes: Vec<String>,
     },
-    /// It cannot be asked for.
+    /// Its spec cannot be resolved.
     Unresolved(String),
-    /// There is no such Server.
+    /// It does not exist.
     Unknown,
 }
 
 impl State {
-    /// Says why a Server is where it is, or nowhere.
+    /// Answers why a Server is on its host or on none.
     pub fn why(&mut self, key: &Key, now: Timestamp) -> Answer {
         let verdict = self.verdict(key, now);
         Answer {
@@ -84,7 +84,7 @@ impl State {
             }
         };
         let placement = server.status.as_ref().and_then(|s| s.placement.clone());
-        // A Server is not in its own way.
+        // The Server's own allocation must not count against it.
         let mut without = self.snapshot.clone();
         let uid = server.uid().unwrap_or_default();
         without.release(&uid);
@@ -110,12 +110,12 @@ impl State {
         }
     }
 
-    /// Changes of which each alone would make a Server fit.
+    /// Changes of which each alone would make the Server fit.
     fn changes(&mut self, server: &Server, request: &Request) -> Vec<String> {
         let mut found = Vec::new();
         let mut try_change = |what: String, changed: Request| {
             if let Ok(host) = self.placer.place_uncached(&self.snapshot, &changed) {
-                found.push(format!("{what}: it would go to {host}"));
+                found.push(format!("{what}: it would be placed on {host}"));
             }
         };
         for (flavor, claim) in smaller_flavors(server, request, self.catalogue.flavors.values()) {
@@ -173,7 +173,7 @@ impl State {
         found
     }
 
-    /// The least important PriorityClass for which others would be stopped.
+    /// The lowest PriorityClass for which Servers would be stopped.
     fn higher_priority_class(&self, request: &Request) -> Option<String> {
         let all = self.catalogue.priorities.iter();
         let mut higher: Vec<_> = all
@@ -194,7 +194,7 @@ impl State {
     }
 }
 
-/// Flavors that ask for less, and for more of nothing; the nearest first.
+/// Flavors that are smaller in something and bigger in nothing; the biggest first.
 fn smaller_flavors<'a>(
     server: &Server,
     request: &Request,
@@ -238,17 +238,17 @@ impl fmt::Display for Answer {
                 if let Some(priority) = preempted {
                     write!(
                         f,
-                        ", and stopped for a Server of priority {priority} until {host} has room \
-                         for it again"
+                        ", and stopped for a Server of priority {priority} until {host} has \
+                         capacity for it again"
                     )?;
                 }
                 match best {
-                    Some(best) if best == host => write!(f, ", which is the best for it today"),
-                    Some(best) => write!(f, "; placed today it would go to {best}"),
-                    None => write!(f, "; placed today it would fit nowhere"),
+                    Some(best) if best == host => write!(f, ", which is the best host for it now"),
+                    Some(best) => write!(f, "; placed now it would be on {best}"),
+                    None => write!(f, "; placed now it would fit on no host"),
                 }
             }
-            Verdict::Fits(host) => write!(f, "is not placed yet; it would go to {host}"),
+            Verdict::Fits(host) => write!(f, "is not placed yet; it would be placed on {host}"),
             Verdict::Unresolved(message) => write!(f, "cannot be placed: {message}"),
             Verdict::Unknown => f.write_str("does not exist"),
             Verdict::Nowhere {
@@ -275,13 +275,13 @@ fn table(f: &mut fmt::Formatter<'_>, explanation: &Explanation) -> fmt::Result {
     let wide = wide.max().unwrap_or(0).max("FILTER".len());
     writeln!(
         f,
-        "\n{:wide$}  {:>11}  {:>9}  NEAREST MISS",
-        "FILTER", "TURNED AWAY", "IT ALONE"
+        "\n{:wide$}  {:>8}  {:>7}  NEAREST HOST",
+        "FILTER", "REJECTED", "ONLY IT"
     )?;
     for rejection in &explanation.rejections {
         writeln!(
             f,
-            "{:wide$}  {:>11}  {:>9}  {}",
+            "{:wide$}  {:>8}  {:>7}  {}",
             rejection.filter,
             rejection.hosts,
             rejection.exclusive,
@@ -292,7 +292,7 @@ fn table(f: &mut fmt::Formatter<'_>, explanation: &Explanation) -> fmt::Result {
 }
 
 impl Placer {
-    /// Decides without what is remembered, which is of another snapshot.
+    /// Places without the cache, which is valid for another snapshot only.
     fn place_uncached(
         &self,
         snapshot: &crate::placement::snapshot::Snapshot,
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn the_answer_has_a_table_and_the_smallest_change() {
+    fn the_answer_has_a_table_of_filters_and_the_smallest_changes() {
         let mut labelled = host("h7", 3072);
         labelled.metadata.labels = Some([("disk".to_owned(), "fast".to_owned())].into());
         let mut state = state(&[labelled, host("h8", 8000)]);
@@ -340,10 +340,10 @@ mod tests {
         let text = state.why(&key, now(1)).to_string();
         for line in [
             "Server ns/big fits on none of 2 hosts",
-            "RamFilter               1          1  needs 4096 MiB of memory, h7 has 3072",
-            "HostSelector            1          1  h8 is not labelled disk=fast",
-            "  flavor m3 (1 vCPUs, 3072 MiB, 1 GiB): it would go to h7",
-            "  without hostSelector: it would go to h8",
+            "RamFilter            1        1  needs 4096 MiB of memory, h7 has 3072",
+            "HostSelector         1        1  h8 is not labelled disk=fast",
+            "  flavor m3 (1 vCPUs, 3072 MiB, 1 GiB): it would be placed on h7",
+            "  without hostSelector: it would be placed on h8",
         ] {
             assert!(text.contains(line), "{line}\nis missing in\n{text}");
         }

@@ -70,7 +70,7 @@ fn a_gang_is_placed_all_or_nothing() {
         .clone();
     assert!(said.contains("after placing 2 of the others"), "{said}");
     assert!(
-        said.contains("ServerGroupAntiAffinityFilter turned away 2"),
+        said.contains("ServerGroupAntiAffinityFilter rejected 2"),
         "{said}"
     );
     state.host_applied(&host("h3", 1000));

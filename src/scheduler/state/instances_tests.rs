@@ -1,7 +1,7 @@
 //! Effects of Instances on the ledger and on decisions.
 
 use super::*;
-use crate::fixtures::{after, bound, host, instance, now, said, server, settle, state};
+use crate::fixtures::{after, bound, host, instance, now, server, settle, state, with_condition};
 use crate::state::Outcome;
 use pileus_api::Server;
 
@@ -26,7 +26,7 @@ fn instances_use_their_host_whatever_the_placement_of_their_server() {
     let mut state = state(&[host("h1", 1000)]);
     let (server, mut there) = placed(&mut state, "a", "600Mi");
     assert_eq!(free(&state, "h1"), 400, "counted once");
-    state.instance_applied(&said(there.clone(), true, Reason::Active));
+    state.instance_applied(&with_condition(there.clone(), true, Reason::Active));
     // The Server is deleted, its Instance is not yet.
     state.server_deleted(&("ns".into(), "a".into()));
     assert_eq!(free(&state, "h1"), 400);
@@ -44,7 +44,7 @@ fn instances_use_their_host_whatever_the_placement_of_their_server() {
     there.spec.role = Role::Incoming;
     there.metadata.name = Some("uid-b-2".into());
     there.spec.server.uid = "uid-b".into();
-    state.instance_applied(&said(there, true, Reason::Building));
+    state.instance_applied(&with_condition(there, true, Reason::Building));
     assert_eq!((free(&state, "h1"), free(&state, "h2")), (400, 400));
     drop(server);
 }
@@ -53,7 +53,7 @@ fn instances_use_their_host_whatever_the_placement_of_their_server() {
 fn a_refused_server_is_placed_elsewhere_once_its_instance_is_deleted() {
     let mut state = state(&[host("h1", 1000)]);
     let (_, there) = placed(&mut state, "a", "600Mi");
-    let refused = said(there.clone(), false, Reason::HostRefused);
+    let refused = with_condition(there.clone(), false, Reason::HostRefused);
     state.instance_applied(&refused);
     // If no other host fits, the placement stays: the host may build it later.
     assert!(settle(&mut state, 2).is_empty());
@@ -111,7 +111,7 @@ fn a_server_whose_placement_was_withdrawn_too_late_is_placed_where_it_is() {
     server.status.as_mut().unwrap().placement = None;
     server.metadata.resource_version = Some("9".into());
     state.server_applied(server);
-    state.instance_applied(&said(there, true, Reason::Building));
+    state.instance_applied(&with_condition(there, true, Reason::Building));
     let write = state.decide(now(2)).remove(0);
     assert_eq!(bound(&write), (at.as_str(), 1), "the same placement");
 }
@@ -124,7 +124,11 @@ fn hosts_with_failed_builds_are_avoided() {
     let mut state = state(&[big]);
     let (_, there) = placed(&mut state, "a", "600Mi");
     state.host_applied(&host("h2", 2000));
-    state.instance_applied(&said(there.clone(), true, Reason::HypervisorFailed));
+    state.instance_applied(&with_condition(
+        there.clone(),
+        true,
+        Reason::HypervisorFailed,
+    ));
     let mut next = |name: &str, at| {
         state.server_applied(server(name, 20, "1Mi"));
         if name == "c" {
@@ -147,7 +151,7 @@ fn a_refusal_ends_when_the_host_is_restarted_or_has_more_free_capacity() {
         let (_, there) = placed(state, "a", "600Mi");
         state.server_applied(server("beside", 30, "300Mi"));
         settle(state, 2);
-        state.instance_applied(&said(there.clone(), false, Reason::HostRefused));
+        state.instance_applied(&with_condition(there.clone(), false, Reason::HostRefused));
         state.host_applied(&host("h2", 2000));
         let write = state.decide(now(3)).remove(0);
         let refusal = write.status.refusals[0].clone();

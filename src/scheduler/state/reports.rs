@@ -79,7 +79,7 @@ pub fn all(
         Report::Policy(Box::new(p.clone()), status)
     });
     let hosts = hosts.iter().filter_map(|h| {
-        let allocation_ratios = catalogue.ratios_in_force(h);
+        let allocation_ratios = catalogue.effective_ratios(h);
         let status = h.status.as_ref();
         let current = HostReport {
             allocation_ratios: status.and_then(|s| s.allocation_ratios.clone()),
@@ -104,7 +104,7 @@ fn aggregate(
     hosts: &[&Host],
     now: Timestamp,
 ) -> HostAggregateStatus {
-    let (count, conflicts) = catalogue.standing(aggregate, hosts.iter().copied());
+    let (count, conflicts) = catalogue.hosts_and_conflicts(aggregate, hosts.iter().copied());
     let observation = if let Err(wrong) = validation::host_aggregate(&aggregate.spec) {
         Observation::no(ConditionType::Ready, Reason::InvalidSpec, wrong)
     } else if conflicts.is_empty() {

@@ -1,8 +1,8 @@
-//! Avoids hosts where builds failed lately.
+//! Avoids hosts with failed builds.
 
 use super::{CycleState, RawWeights, Weigher};
 
-/// Nova's `BuildFailureWeigher`, whose multiplier outweighs everything else.
+/// Nova's `BuildFailureWeigher`, whose multiplier outweighs all others.
 pub struct BuildFailureWeigher;
 
 impl Weigher for BuildFailureWeigher {
@@ -19,7 +19,7 @@ impl Weigher for BuildFailureWeigher {
     }
 
     fn weigh<'a>(&self, cycle: &CycleState<'a>) -> RawWeights<'a> {
-        // Nova turns the multiplier around; here the figures are, see the snapshot.
+        // Nova negates the multiplier; here the column is negative, see the snapshot.
         RawWeights::Column(cycle.snapshot.failed_column())
     }
 }

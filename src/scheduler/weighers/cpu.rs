@@ -1,8 +1,8 @@
-//! Spreads by processors.
+//! Spreads by vCPUs.
 
 use super::{CycleState, RawWeights, Weigher};
 
-/// Nova's `CPUWeigher`: more free processors are better.
+/// Nova's `CPUWeigher`: more free vCPUs are better.
 pub struct CpuWeigher;
 
 impl Weigher for CpuWeigher {

@@ -1,4 +1,4 @@
-//! Prefers hosts that are less busy.
+//! Prefers hosts that build, migrate or resize fewer Servers.
 
 use super::{CycleState, RawWeights, Weigher};
 

@@ -1,8 +1,8 @@
-//! Prefers hosts by what they measure of themselves.
+//! Prefers hosts by their metrics.
 
 use super::{CycleState, RawWeights, Weigher};
 
-/// How far above a host that does not tell of all metrics one that does is: Nova's
+/// The advantage of a host that reports all metrics over one that does not: Nova's
 /// `weight_of_unavailable` of -10000, in thousandths.
 const ABOVE_UNAVAILABLE: i128 = 10_000_000;
 

@@ -1,4 +1,4 @@
-//! Prefers hosts that hold more of the group.
+//! Prefers hosts with more members of the ServerGroup.
 
 use super::{CycleState, RawWeights, Weigher};
 use crate::placement::request::GroupPolicy;

@@ -1,4 +1,4 @@
-//! Prefers hosts that hold less of the group.
+//! Prefers hosts with fewer members of the ServerGroup.
 
 use super::{CycleState, RawWeights, Weigher};
 use crate::placement::request::GroupPolicy;

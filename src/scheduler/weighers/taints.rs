@@ -1,9 +1,9 @@
-//! Prefers hosts without taints that the Server would rather not have.
+//! Prefers hosts without `PreferNoSchedule` taints.
 
 use super::{CycleState, RawWeights, Weigher};
 use crate::filters::tolerates;
 
-/// Kubernetes' `TaintToleration`, its score: fewer taints `PreferNoSchedule` that are not
+/// The score of Kubernetes' `TaintToleration`: fewer `PreferNoSchedule` taints that are not
 /// tolerated are better.
 pub struct TaintTolerationWeigher;
 

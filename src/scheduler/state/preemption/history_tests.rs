@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::tests::{accept, key, preempting, ranked};
 use super::*;
-use crate::fixtures::{host, instance, now, said};
+use crate::fixtures::{host, instance, now, with_condition};
 use crate::objects::resolve::size;
 use crate::state::{Outcome, preemption_of};
 
@@ -103,7 +103,7 @@ impl Cluster {
             } else {
                 Reason::Active
             };
-            let mut seen = said(instance(&server, self.version), true, reason);
+            let mut seen = with_condition(instance(&server, self.version), true, reason);
             seen.spec.preempted = preempted;
             self.state.instance_applied(&seen);
             if preempted {

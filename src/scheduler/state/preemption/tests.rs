@@ -5,7 +5,7 @@ use std::sync::Arc;
 use k8s_openapi::api::scheduling::v1::PriorityClass;
 
 use super::*;
-use crate::fixtures::{after, bound, host, instance, now, said, server, settle, state};
+use crate::fixtures::{after, bound, host, instance, now, server, settle, state, with_condition};
 use crate::state::{Decision, Outcome, preemption_of, scheduled_condition};
 use pileus_api::server::PlacementConstraints;
 use pileus_api::{Instance, SchedulerPolicy, SchedulerPolicySpec};
@@ -54,14 +54,14 @@ pub(super) fn running(state: &mut State, server: Server, second: i64) {
     state.server_applied(server);
     settle(state, second);
     let placed = state.servers[&key(&name)].clone();
-    let run = said(instance(&placed, 1), true, Reason::Active);
+    let run = with_condition(instance(&placed, 1), true, Reason::Active);
     state.instance_applied(&run);
 }
 
 /// The Instance of a victim once manager and host have stopped it.
 pub(super) fn stopped_instance(state: &State, name: &str) -> Instance {
     let server = state.servers[&key(name)].clone();
-    let mut gone = said(instance(&server, 2), true, Reason::Preempted);
+    let mut gone = with_condition(instance(&server, 2), true, Reason::Preempted);
     gone.spec.preempted = preemption_of(&server).is_some();
     gone
 }
@@ -351,7 +351,7 @@ fn the_next_leader_continues_from_status() {
     for server in first.servers.values() {
         next.server_applied((**server).clone());
     }
-    let mut run = said(
+    let mut run = with_condition(
         instance(&first.servers[&key("low")], 1),
         true,
         Reason::Active,
