@@ -41,7 +41,7 @@ fn peer(name: &str) -> ServerReference {
     }
 }
 
-fn wants(memory_mib: i64) -> Request {
+fn request_of(memory_mib: i64) -> Request {
     let mut request = Request::default();
     request.requirements.resources.claim = Claim {
         vcpus: 1,
@@ -75,7 +75,7 @@ fn filters_reject_what_nova_rejects() {
             labels: [("zone".to_owned(), "b".to_owned())].into(),
             ..host("other", 1)
         });
-        let mut request = wants(1);
+        let mut request = request_of(1);
         cycle(&mut request);
         let policy = Policy {
             filters: all(),
@@ -103,7 +103,7 @@ fn filters_reject_what_nova_rejects() {
     let spec = |key: &'static str, value: &'static str| {
         move |r: &mut Request| drop(r.requirements.extra_specs.insert(key.into(), value.into()))
     };
-    let says = |name: &str| Some(name.to_owned());
+    let rejected_by = |name: &str| Some(name.to_owned());
     assert_eq!(verdict(plain(), &|_| ()), None);
     assert_eq!(
         verdict(plain(), &|r| r.requirements.zone = Some("nova".into())),
@@ -111,12 +111,12 @@ fn filters_reject_what_nova_rejects() {
     );
     assert_eq!(
         verdict(plain(), &|r| r.requirements.zone = Some("z".into())),
-        says("AvailabilityZoneFilter")
+        rejected_by("AvailabilityZoneFilter")
     );
     let fast = "aggregate_instance_extra_specs:disk";
     assert_eq!(
         verdict(plain(), &spec(fast, "ssd")),
-        says("AggregateInstanceExtraSpecsFilter")
+        rejected_by("AggregateInstanceExtraSpecsFilter")
     );
     assert_eq!(
         verdict(aggregate("disk", "hdd,ssd"), &spec(fast, "ssd")),
@@ -125,11 +125,11 @@ fn filters_reject_what_nova_rejects() {
     assert_eq!(verdict(plain(), &spec("hw:cpu_policy", "shared")), None);
     assert_eq!(
         verdict(plain(), &spec("capabilities:x", "1")),
-        says("ComputeCapabilitiesFilter")
+        rejected_by("ComputeCapabilitiesFilter")
     );
     assert_eq!(
         verdict(plain(), &spec("trait:T", "required")),
-        says("TraitFilter")
+        rejected_by("TraitFilter")
     );
     assert_eq!(verdict(plain(), &spec("trait:T", "forbidden")), None);
     let property = |r: &mut Request| {
@@ -141,23 +141,23 @@ fn filters_reject_what_nova_rejects() {
     };
     assert_eq!(
         verdict(aggregate("os_type", "windows"), &property),
-        says("AggregateImagePropertiesIsolation")
+        rejected_by("AggregateImagePropertiesIsolation")
     );
     assert_eq!(verdict(aggregate("os_type", "windows"), &|_| ()), None);
     assert_eq!(
         verdict(aggregate("instance_type", "big"), &|_| ()),
-        says("AggregateTypeAffinityFilter")
+        rejected_by("AggregateTypeAffinityFilter")
     );
     let mut isolated = aggregate("x", "y");
     isolated.aggregates[0].namespaces.insert("mine".into());
     assert_eq!(
         verdict(isolated.clone(), &|_| ()),
-        says("AggregateMultiTenancyIsolation")
+        rejected_by("AggregateMultiTenancyIsolation")
     );
     assert_eq!(verdict(isolated, &|r| r.namespace = "mine".into()), None);
     assert_eq!(
         verdict(plain(), &|r| r.same_host = vec![peer("nobody")]),
-        says("SameHostFilter")
+        rejected_by("SameHostFilter")
     );
     assert_eq!(
         verdict(plain(), &|r| r.same_host = vec![peer("there")]),
@@ -165,7 +165,7 @@ fn filters_reject_what_nova_rejects() {
     );
     assert_eq!(
         verdict(plain(), &|r| r.different_host = vec![peer("there")]),
-        says("DifferentHostFilter")
+        rejected_by("DifferentHostFilter")
     );
     let group = |policy, max_per_host| {
         move |r: &mut Request| {
@@ -179,7 +179,7 @@ fn filters_reject_what_nova_rejects() {
     };
     assert_eq!(
         verdict(plain(), &group(GroupPolicy::AntiAffinity, 1)),
-        says("ServerGroupAntiAffinityFilter")
+        rejected_by("ServerGroupAntiAffinityFilter")
     );
     assert_eq!(verdict(plain(), &group(GroupPolicy::AntiAffinity, 2)), None);
     assert_eq!(verdict(plain(), &group(GroupPolicy::Affinity, 1)), None);
@@ -188,7 +188,7 @@ fn filters_reject_what_nova_rejects() {
     assert_eq!(verdict(plain(), &net("192.0.2.0/24")), None);
     assert_eq!(
         verdict(plain(), &net("198.51.100.0/24")),
-        says("SimpleCIDRAffinityFilter")
+        rejected_by("SimpleCIDRAffinityFilter")
     );
     let query = |text: &'static str| {
         move |r: &mut Request| {
@@ -201,7 +201,7 @@ fn filters_reject_what_nova_rejects() {
     );
     assert_eq!(
         verdict(plain(), &query(r#"["not", ["=", "$host", "h"]]"#)),
-        says("JsonFilter")
+        rejected_by("JsonFilter")
     );
     let spread = |r: &mut Request| {
         r.spread = vec![Spread {
@@ -210,7 +210,7 @@ fn filters_reject_what_nova_rejects() {
         }];
         r.spread_set = Some("s".into());
     };
-    assert_eq!(verdict(plain(), &spread), says("TopologySpread"));
+    assert_eq!(verdict(plain(), &spread), rejected_by("TopologySpread"));
     let device = |r: &mut Request| {
         assert!(
             r.requirements
@@ -218,9 +218,12 @@ fn filters_reject_what_nova_rejects() {
                 .pci
                 .insert("gpu".into(), 1)
                 .is_none()
-        )
+        );
     };
-    assert_eq!(verdict(plain(), &device), says("PciPassthroughFilter"));
+    assert_eq!(
+        verdict(plain(), &device),
+        rejected_by("PciPassthroughFilter")
+    );
     assert_eq!(
         verdict(
             Profile {
@@ -241,7 +244,7 @@ fn filters_reject_what_nova_rejects() {
             page_kib: None,
         });
     };
-    assert_eq!(verdict(plain(), &numa), says("NUMATopologyFilter"));
+    assert_eq!(verdict(plain(), &numa), rejected_by("NUMATopologyFilter"));
     let cell = NumaNode {
         cpus: 2,
         memory_mib: 512,
@@ -266,7 +269,10 @@ fn filters_reject_what_nova_rejects() {
         taints: vec![taint],
         ..plain()
     };
-    assert_eq!(verdict(tainted.clone(), &|_| ()), says("TaintToleration"));
+    assert_eq!(
+        verdict(tainted.clone(), &|_| ()),
+        rejected_by("TaintToleration")
+    );
     assert_eq!(
         verdict(tainted, &|r| r
             .requirements
@@ -280,7 +286,7 @@ fn filters_reject_what_nova_rejects() {
                 .insert("h".into(), "refused it".into())
                 .is_none()
         )),
-        says("RefusedFilter")
+        rejected_by("RefusedFilter")
     );
     let class = |r: &mut Request| {
         assert!(
@@ -291,7 +297,7 @@ fn filters_reject_what_nova_rejects() {
                 .is_none()
         );
     };
-    assert_eq!(verdict(plain(), &class), says("ResourceClassFilter"));
+    assert_eq!(verdict(plain(), &class), rejected_by("ResourceClassFilter"));
 }
 
 #[test]

@@ -42,9 +42,9 @@ pub fn resource_request(
         resources.pci.retain(|_, count| *count > 0);
     }
     let policy = "pci_numa_affinity_policy";
-    let word = flavor.get(&format!("hw:{policy}"));
-    let word = word.or_else(|| image.get(&format!("hw_{policy}")));
-    resources.affinity = match word.map(String::as_str) {
+    let policy_name = flavor.get(&format!("hw:{policy}"));
+    let policy_name = policy_name.or_else(|| image.get(&format!("hw_{policy}")));
+    resources.affinity = match policy_name.map(String::as_str) {
         None | Some("legacy") => PciAffinity::Legacy,
         Some("required") => PciAffinity::Required,
         Some("preferred") => PciAffinity::Preferred,
@@ -123,13 +123,13 @@ mod tests {
 
     #[test]
     fn errors_name_the_key() {
-        for (flavor, says) in [
+        for (flavor, expected) in [
             ("resources:CUSTOM_X=many", "`resources:CUSTOM_X` is `many`"),
             ("hw:mem_page_size=huge", "none of small"),
             ("hw:pci_numa_affinity_policy=socket", "not one of legacy"),
         ] {
             let error = resource_request(claim(), &words(flavor), &Words::new()).unwrap_err();
-            assert!(error.contains(says), "{flavor}: {error}");
+            assert!(error.contains(expected), "{flavor}: {error}");
         }
     }
 

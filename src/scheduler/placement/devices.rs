@@ -144,14 +144,14 @@ mod tests {
 
     #[test]
     fn a_device_is_given_to_one_server_only_also_after_a_restart() {
-        let words = [("pci_passthrough:alias", "gpu:1")];
-        let mut first = state_with_flavor(&words);
-        let mut seen = Vec::new();
+        let extra_specs = [("pci_passthrough:alias", "gpu:1")];
+        let mut first = state_with_flavor(&extra_specs);
+        let mut devices_given = Vec::new();
         let mut placed = Vec::new();
         for name in ["a", "b"] {
             let (server, nodes, devices) = place(&mut first, name).unwrap();
             assert_eq!((nodes.len(), devices.len()), (0, 1));
-            seen.extend(devices);
+            devices_given.extend(devices);
             placed.push(server);
         }
         let mut late = State::default();
@@ -160,11 +160,14 @@ mod tests {
             late.server_applied(server);
         }
         late.host_applied(&with_devices());
-        late.flavor_applied(flavor(&words));
+        late.flavor_applied(flavor(&extra_specs));
         let (_, _, last) = place(&mut late, "c").unwrap();
-        seen.extend(last);
-        seen.sort();
-        assert_eq!(seen, ["0000:02:00.0", "0000:05:00.0", "0000:81:00.0"]);
+        devices_given.extend(last);
+        devices_given.sort();
+        assert_eq!(
+            devices_given,
+            ["0000:02:00.0", "0000:05:00.0", "0000:81:00.0"]
+        );
         assert!(place(&mut late, "d").is_none());
         late.server_deleted(&("ns".to_owned(), "a".to_owned()));
         assert_eq!(

@@ -27,11 +27,11 @@ fn place(
     let Some(&(vcpus, mib)) = wanted.nodes.get(at) else {
         return resources.pci.is_empty() || pick(host, resources, &numa_nodes[..at]).is_some();
     };
-    for cell in &host.profile().numa_nodes {
-        if numa_nodes[..at].contains(&cell.id) || !holds(host, cell, wanted, vcpus, mib) {
+    for node in &host.profile().numa_nodes {
+        if numa_nodes[..at].contains(&node.id) || !fits_on(host, node, wanted, vcpus, mib) {
             continue;
         }
-        numa_nodes[at] = cell.id;
+        numa_nodes[at] = node.id;
         if place(host, resources, wanted, at + 1, numa_nodes) {
             return true;
         }
@@ -40,27 +40,27 @@ fn place(
     false
 }
 
-fn holds(host: Host<'_>, cell: &NumaNode, wanted: &NumaRequest, vcpus: i64, mib: i64) -> bool {
+fn fits_on(host: Host<'_>, node: &NumaNode, wanted: &NumaRequest, vcpus: i64, mib: i64) -> bool {
     let used = host.extended();
     let (pinned, memory) = used
-        .and_then(|e| e.numa_nodes.get(&cell.id).copied())
+        .and_then(|e| e.numa_nodes.get(&node.id).copied())
         .unwrap_or_default();
-    let left = cell.cpus.saturating_sub(pinned);
-    let cpus = if wanted.pinned {
+    let left = node.cpus.saturating_sub(pinned);
+    let cpus_fit = if wanted.pinned {
         vcpus <= left
     } else {
         // As in Nova, at most as many as the node has; they share the CPUs that are not pinned.
-        vcpus <= cell.cpus && (left > 0 || vcpus == 0)
+        vcpus <= node.cpus && (left > 0 || vcpus == 0)
     };
-    let room = match wanted.page_kib {
-        None => mib <= cell.memory_mib.saturating_sub(memory),
+    let memory_fits = match wanted.page_kib {
+        None => mib <= node.memory_mib.saturating_sub(memory),
         Some(page) => {
-            let total = cell.pages.get(&page).copied().unwrap_or_default();
-            let taken = used.and_then(|e| e.pages.get(&(cell.id, page))).copied();
-            pages(mib, page) <= total.saturating_sub(taken.unwrap_or_default())
+            let total = node.pages.get(&page).copied().unwrap_or_default();
+            let used_pages = used.and_then(|e| e.pages.get(&(node.id, page))).copied();
+            pages(mib, page) <= total.saturating_sub(used_pages.unwrap_or_default())
         }
     };
-    cpus && room
+    cpus_fit && memory_fits
 }
 
 #[cfg(test)]
@@ -108,15 +108,15 @@ mod tests {
 
     /// Two Servers fit, one on each node, and a third does not: neither for the scheduler that
     /// placed them nor for one that has just started and reads their placements.
-    fn two_fit(words: &[(&str, &str)]) {
-        let mut first = state_with_flavor(words);
+    fn two_fit(extra_specs: &[(&str, &str)]) {
+        let mut first = state_with_flavor(extra_specs);
         let mut placed = Vec::new();
         for (name, nodes) in [("a", [1]), ("b", [4])] {
             first.server_applied(asking(name, 1));
             let write = first.decide(crate::fixtures::now(1)).remove(0);
             let server = after(&write, 2);
             let placement = write.status.placement.as_ref().unwrap();
-            assert_eq!(placement.numa_nodes, nodes, "{words:?}");
+            assert_eq!(placement.numa_nodes, nodes, "{extra_specs:?}");
             first.server_applied(server.clone());
             placed.push(server);
         }
@@ -126,7 +126,7 @@ mod tests {
             late.server_applied(server);
         }
         late.host_applied(&two_nodes());
-        let flavor = state_with_flavor(words)
+        let flavor = state_with_flavor(extra_specs)
             .catalogue
             .flavors
             .remove("numa")
@@ -134,10 +134,18 @@ mod tests {
         late.flavor_applied(flavor);
         for mut state in [first, late] {
             state.server_applied(asking("c", 3));
-            assert_eq!(settle(&mut state, 2), [("c".to_owned(), None)], "{words:?}");
+            assert_eq!(
+                settle(&mut state, 2),
+                [("c".to_owned(), None)],
+                "{extra_specs:?}"
+            );
             state.server_deleted(&("ns".to_owned(), "a".to_owned()));
             let went = settle(&mut state, 3);
-            assert_eq!(went, [("c".to_owned(), Some("h".to_owned()))], "{words:?}");
+            assert_eq!(
+                went,
+                [("c".to_owned(), Some("h".to_owned()))],
+                "{extra_specs:?}"
+            );
         }
     }
 

@@ -343,12 +343,12 @@ fn explain(policy: &Policy, cycle: &CycleState<'_>) -> Explanation {
         hosts += 1;
         let fails = |i: &usize| !filters[*i].passes(host, cycle);
         let of_profile = profiles[host.profile_id() as usize].get_or_insert_with(|| {
-            let asked = (0..filters.len()).filter(is_per_profile);
-            asked.filter(fails).collect()
+            let selected = (0..filters.len()).filter(is_per_profile);
+            selected.filter(fails).collect()
         });
         failed.clone_from(of_profile);
-        let asked = (0..filters.len()).filter(|i| !is_per_profile(i));
-        failed.extend(asked.filter(fails));
+        let selected = (0..filters.len()).filter(|i| !is_per_profile(i));
+        failed.extend(selected.filter(fails));
         for &i in &failed {
             let tally = &mut table[i];
             tally.hosts += 1;

@@ -38,7 +38,7 @@ fn with(hosts: impl IntoIterator<Item = HostFacts>) -> Snapshot {
     snapshot
 }
 
-fn wants(memory_mib: i64) -> Request {
+fn request_of(memory_mib: i64) -> Request {
     asking(claim(1, memory_mib, 1))
 }
 
@@ -52,7 +52,7 @@ fn asking(claim: Claim) -> Request {
 fn the_host_with_more_free_resources_is_chosen() {
     let mut policy = Placer::default();
     let snapshot = with([host("h1", 4096), host("h2", 8192)]);
-    assert_eq!(policy.place(&snapshot, &wants(1024)), Ok("h2"));
+    assert_eq!(policy.place(&snapshot, &request_of(1024)), Ok("h2"));
 }
 
 #[test]
@@ -64,7 +64,7 @@ fn the_host_with_the_image_in_its_cache_is_chosen() {
         let request = Request {
             image_digest: Some("sha256:1".into()),
             seed,
-            ..wants(1)
+            ..request_of(1)
         };
         assert_eq!(Placer::default().place(&snapshot, &request), Ok("h2"));
     }
@@ -84,7 +84,7 @@ fn weighers_prefer_the_hosts_that_nova_prefers() {
         failed_builds: 1,
         ..host("h2", 8192)
     };
-    assert_eq!(best([host("h1", 2048), failed], &wants(1)), "h1");
+    assert_eq!(best([host("h1", 2048), failed], &request_of(1)), "h1");
     // Hosts with many devices are left to Servers that need many.
     let with_devices = |name: &str, n| {
         let mut it = host(name, 4096);
@@ -96,7 +96,7 @@ fn weighers_prefer_the_hosts_that_nova_prefers() {
         it.profile.devices = (0..n).map(device).collect();
         it
     };
-    let mut one = wants(1);
+    let mut one = request_of(1);
     for seed in 0..20 {
         one.seed = seed;
         let hosts = || [with_devices("h1", 1), host("h2", 4096)];
@@ -115,7 +115,7 @@ fn the_seed_spreads_servers_over_equal_hosts() {
     for i in 0..400 {
         let request = Request {
             seed: hash(&format!("uid-{i}")),
-            ..wants(1)
+            ..request_of(1)
         };
         let name = Placer::default().place(&snapshot, &request).unwrap();
         *counts.entry(name.to_owned()).or_default() += 1;
@@ -132,13 +132,15 @@ fn the_explanation_names_each_filter() {
         ..host("h1", 65536)
     };
     let snapshot = with([down, host("h7", 3072), host("h8", 2048)]);
-    let why = policy.place(&snapshot, &wants(4096)).unwrap_err();
+    let why = policy.place(&snapshot, &request_of(4096)).unwrap_err();
     assert_eq!(
         why.to_string(),
         "0 of 3 hosts fit: RamFilter rejected 2 (needs 4096 MiB of memory, best host h7 has \
          3072); ComputeFilter rejected 1 (h1 is not Ready)"
     );
-    let why = policy.place(&Snapshot::default(), &wants(1)).unwrap_err();
+    let why = policy
+        .place(&Snapshot::default(), &request_of(1))
+        .unwrap_err();
     assert!(why.to_string().contains("no Host is registered"), "{why}");
 }
 
@@ -150,7 +152,7 @@ fn the_nearest_host_is_rejected_by_the_fewest_filters() {
         ..host("h1", 4000)
     };
     let why = Placer::default()
-        .place(&with([down, host("h2", 1000)]), &wants(4096))
+        .place(&with([down, host("h2", 1000)]), &request_of(4096))
         .unwrap_err();
     let ram = why
         .rejections
@@ -182,7 +184,7 @@ fn labels_architecture_and_host_state_are_respected() {
         ..host("broken", 4096)
     };
     let snapshot = with([arm, busy, closed, broken]);
-    let mut request = wants(1);
+    let mut request = request_of(1);
     assert_eq!(policy.place(&snapshot, &request), Ok("arm"));
     request
         .requirements
@@ -212,7 +214,7 @@ fn labels_architecture_and_host_state_are_respected() {
 fn no_server_is_overcommitted_against_itself() {
     // 16 CPUs with a ratio of 4 give 64 vCPUs, but never 17 to one Server.
     let snapshot = with([host("h", 4096)]);
-    let mut request = wants(1);
+    let mut request = request_of(1);
     request.requirements.resources.claim.vcpus = 17;
     let why = Placer::default().place(&snapshot, &request).unwrap_err();
     assert!(
@@ -227,20 +229,20 @@ fn aggregates_override_the_multiplier_for_their_hosts() {
     let big = host("big", 4000);
     let mut policy = Placer::default();
     assert_eq!(
-        policy.place(&with([small.clone(), big.clone()]), &wants(1)),
+        policy.place(&with([small.clone(), big.clone()]), &request_of(1)),
         Ok("big")
     );
     let mut repelled = big.clone();
     repelled.profile.multipliers = [("ram_weight_multiplier".to_owned(), -2000)].into();
     let mut policy = Placer::default();
     assert_eq!(
-        policy.place(&with([small.clone(), repelled]), &wants(1)),
+        policy.place(&with([small.clone(), repelled]), &request_of(1)),
         Ok("small")
     );
     // Other weighers are not affected.
     small.profile.multipliers = [("cpu_weight_multiplier".to_owned(), 9000)].into();
     let mut policy = Placer::default();
-    assert_eq!(policy.place(&with([small, big]), &wants(1)), Ok("big"));
+    assert_eq!(policy.place(&with([small, big]), &request_of(1)), Ok("big"));
 }
 
 fn some_host(i: usize) -> impl Strategy<Value = HostFacts> {
@@ -296,7 +298,7 @@ fn some_request() -> impl Strategy<Value = Request> {
 }
 
 /// Placement's formula, written independently.
-fn holds(f: &HostFacts, on_it: &[&Request]) -> bool {
+fn fits_all(f: &HostFacts, on_it: &[&Request]) -> bool {
     let n = i64::try_from(on_it.len()).unwrap();
     let sum = |part: fn(&Claim) -> i64| {
         on_it
@@ -304,15 +306,15 @@ fn holds(f: &HostFacts, on_it: &[&Request]) -> bool {
             .map(|r| part(&r.requirements.resources.claim))
             .sum::<i64>()
     };
-    let room = |total: i64, reserved: i64, ratio: i64| (total - reserved).max(0) * ratio / 1000;
-    sum(|c| c.vcpus) <= room(f.capacity.vcpus, f.reserved.vcpus, f.ratios.cpu)
+    let limit = |total: i64, reserved: i64, ratio: i64| (total - reserved).max(0) * ratio / 1000;
+    sum(|c| c.vcpus) <= limit(f.capacity.vcpus, f.reserved.vcpus, f.ratios.cpu)
         && sum(|c| c.memory_mib) + n * f.overhead_mib
-            <= room(
+            <= limit(
                 f.capacity.memory_mib,
                 f.reserved.memory_mib,
                 f.ratios.memory,
             )
-        && sum(|c| c.disk_gib) <= room(f.capacity.disk_gib, f.reserved.disk_gib, f.ratios.disk)
+        && sum(|c| c.disk_gib) <= limit(f.capacity.disk_gib, f.reserved.disk_gib, f.ratios.disk)
 }
 
 proptest! {
@@ -345,7 +347,7 @@ proptest! {
                         .map(|(j, _)| &requests[*j].0)
                         .collect();
                     on_it.push(request);
-                    prop_assert!(!(labelled && itself && holds(f, &on_it)));
+                    prop_assert!(!(labelled && itself && fits_all(f, &on_it)));
                 }
             }
             if *then_delete && !placed.is_empty() {
@@ -359,7 +361,7 @@ proptest! {
                 .filter(|(_, h)| *h == f.name)
                 .map(|(j, _)| &requests[*j].0)
                 .collect();
-            prop_assert!(on_it.is_empty() || holds(f, &on_it));
+            prop_assert!(on_it.is_empty() || fits_all(f, &on_it));
         }
     }
 

@@ -79,10 +79,10 @@ fn normalize<'a>(fit: &HostSet, term: &'a Term<'_>) -> Option<Normalized<'a>> {
     let (low, high) = match &term.weights {
         RawWeights::Equal => None,
         RawWeights::Column(column) => Some(min_max(fit, column)),
-        RawWeights::Hosts(held) => {
+        RawWeights::Hosts(hosts) => {
             let words = || fit.words().iter().enumerate();
-            let with = words().any(|(row, f)| f & held.word(row) != 0);
-            let without = words().any(|(row, f)| f & !held.word(row) != 0);
+            let with = words().any(|(row, f)| f & hosts.word(row) != 0);
+            let without = words().any(|(row, f)| f & !hosts.word(row) != 0);
             (with && without).then_some((0, 1))
         }
         RawWeights::Sparse(some) => {
@@ -139,8 +139,8 @@ impl Normalized<'_> {
                     *sum = sum.wrapping_add(above.cast_signed().wrapping_mul(factor));
                 }
             }
-            RawWeights::Hosts(held) => {
-                let mut left = held.word(row) & word;
+            RawWeights::Hosts(hosts) => {
+                let mut left = hosts.word(row) & word;
                 while left != 0 {
                     sums[left.trailing_zeros() as usize] += self.factor;
                     left &= left - 1;
@@ -190,7 +190,7 @@ impl Normalized<'_> {
             let weight = match self.weights {
                 RawWeights::Equal => 0,
                 RawWeights::Column(column) => i64::from(column[*slot as usize]),
-                RawWeights::Hosts(held) => i64::from(held.contains(*slot as usize)),
+                RawWeights::Hosts(hosts) => i64::from(hosts.contains(*slot as usize)),
                 RawWeights::Sparse(some) => {
                     let found = some.binary_search_by_key(slot, |(s, _)| *s);
                     found.map_or(0, |at| i64::from(some[at].1))
@@ -252,18 +252,18 @@ mod tests {
             lines in prop::collection::vec(line(), 1..200),
             multipliers in [-2000..2000_i64, -2000..2000_i64, -2000..2000_i64],
         ) {
-            let (mut fit, mut held) = (HostSet::default(), HostSet::default());
+            let (mut fit, mut hosts) = (HostSet::default(), HostSet::default());
             let mut column = vec![0; lines.len().next_multiple_of(ROW)];
             let (mut some, mut overrides) = (Vec::new(), Vec::new());
             for (slot, line) in lines.iter().enumerate() {
                 fit.set(slot, line.0);
                 column[slot] = line.1;
-                held.set(slot, line.2);
+                hosts.set(slot, line.2);
                 let id = u32::try_from(slot).unwrap();
                 some.extend(line.3.map(|f| (id, f)));
                 overrides.extend(line.4.map(|m| (id, m)));
             }
-            let weights = [RawWeights::Column(&column), RawWeights::Hosts(&held), RawWeights::Sparse(some)];
+            let weights = [RawWeights::Column(&column), RawWeights::Hosts(&hosts), RawWeights::Sparse(some)];
             let terms = weights.into_iter().zip(multipliers);
             let terms: Vec<_> = terms
                 .map(|(weights, multiplier)| Term { weights, multiplier, overrides: overrides.clone() })

@@ -142,8 +142,8 @@ impl<'a> Simulation<'a> {
             }
         };
         if let Some(object) = self.state.servers.get(&server.key) {
-            let held = allocation(object, &placement, &self.state.catalogue);
-            self.snapshot.allocate(&server.uid, held);
+            let allocation = allocation(object, &placement, &self.state.catalogue);
+            self.snapshot.allocate(&server.uid, allocation);
         }
         host.clone_into(&mut self.at[i]);
     }
@@ -237,15 +237,15 @@ fn empty_hosts(
             continue;
         }
         set_closed(state, simulation.snapshot, &host, true);
-        let mut gone = Vec::new();
+        let mut moved_away = Vec::new();
         for &i in &on_it {
             let Some(to) = simulation.move_to_best(i) else {
                 break;
             };
-            gone.push(simulation.new_move(i, &host, to));
+            moved_away.push(simulation.new_move(i, &host, to));
         }
-        if gone.len() == on_it.len() && servers(simulation.snapshot, &host) == 0 {
-            moves.extend(gone);
+        if moved_away.len() == on_it.len() && servers(simulation.snapshot, &host) == 0 {
+            moves.extend(moved_away);
             emptied.push(host);
         } else {
             for i in on_it {

@@ -170,8 +170,8 @@ fn assume_ready(mut host: Host, now: Timestamp) -> Result<Host, Error> {
     if status.capacity.is_none() {
         return Err(Error::NoCapacity(name));
     }
-    let said = conditions::find(&status.conditions, ConditionType::Ready);
-    if said.is_none_or(|c| c.reason == Reason::Pending.as_str()) {
+    let ready = conditions::find(&status.conditions, ConditionType::Ready);
+    if ready.is_none_or(|c| c.reason == Reason::Pending.as_str()) {
         status.conditions = vec![Condition {
             type_: ConditionType::Ready.as_str().to_owned(),
             status: "True".to_owned(),
@@ -296,8 +296,8 @@ fn decide_until_stable(state: &mut State, now: Timestamp) -> BTreeMap<Key, Strin
         }
         for write in writes {
             if write.status.placement.is_none() {
-                let said = write.status.conditions.first().map(|c| c.message.clone());
-                why.insert(write.key.clone(), said.unwrap_or_default());
+                let message = write.status.conditions.first().map(|c| c.message.clone());
+                why.insert(write.key.clone(), message.unwrap_or_default());
             }
             let server = Arc::new(after_write(&write));
             state.write_finished(&write, Outcome::Written(server), now);
@@ -415,11 +415,11 @@ status: {status}
         let answer = ask(&[HOSTS.to_owned(), servers], &question);
         assert!(!answer.all_fit);
         assert!(!answer.text.contains("pending"), "{}", answer.text);
-        let nobody = Question {
+        let unknown = Question {
             drain: vec!["h9".into()],
             advise: None,
         };
-        let error = simulate(&[HOSTS.to_owned()], &nobody, Timestamp::UNIX_EPOCH).unwrap_err();
+        let error = simulate(&[HOSTS.to_owned()], &unknown, Timestamp::UNIX_EPOCH).unwrap_err();
         assert!(error.to_string().contains("no Host h9"));
     }
 

@@ -359,7 +359,7 @@ mod tests {
             text.contains("is placed on h8 (epoch 1), which is the best"),
             "{text}"
         );
-        let nobody = ("ns".to_owned(), "nobody".to_owned());
-        assert_eq!(state.why(&nobody, now(1)).verdict, Verdict::Unknown);
+        let unknown = ("ns".to_owned(), "unknown".to_owned());
+        assert_eq!(state.why(&unknown, now(1)).verdict, Verdict::Unknown);
     }
 }

@@ -38,7 +38,7 @@ impl State {
         for key in self.queue.due(now) {
             self.enqueue(&key);
         }
-        let mut asked: Vec<_> = self
+        let mut pending: Vec<_> = self
             .queue
             .take_pending()
             .into_iter()
@@ -50,13 +50,13 @@ impl State {
             .collect();
         // Members of a gang that is placed in part come before all others, because capacity for
         // all of them was there when the first was placed.
-        asked.sort_by_key(|(_, server, r)| {
+        pending.sort_by_key(|(_, server, r)| {
             let started = r.as_ref().is_ok_and(|r| self.is_gang_started(r));
             (!started, Reverse(self.catalogue.priority(server).value))
         });
         let mut failures = GangFailures::default();
         let mut writes = Vec::new();
-        for (key, server, request) in asked {
+        for (key, server, request) in pending {
             // A gang has been decided as a whole at its first member.
             if self.in_flight.contains_key(&key) {
                 continue;
@@ -244,9 +244,9 @@ impl State {
         decision: Decision,
         now: Timestamp,
     ) -> StatusWrite {
-        let held = allocation(&server, &placement, &self.catalogue);
+        let allocation = allocation(&server, &placement, &self.catalogue);
         self.snapshot
-            .allocate(&server.uid().unwrap_or_default(), held);
+            .allocate(&server.uid().unwrap_or_default(), allocation);
         let observation = Observation::yes(ConditionType::Scheduled, Reason::Scheduled, message);
         let (conditions, _) = conditions(&server, observation, now);
         let status = SchedulerStatus {
@@ -273,7 +273,7 @@ impl State {
             return None;
         }
         let message = format!(
-            "Host {} refused it; it is placed elsewhere once its Instance there is gone",
+            "Host {} refused it; it is placed elsewhere once its Instance there is deleted",
             refusal.name
         );
         let observation = Observation::no(ConditionType::Scheduled, Reason::HostRefused, message);

@@ -99,8 +99,8 @@ impl State {
     /// Decides those members again whose condition still says that members are missing.
     fn requeue_outdated_members(&mut self, group: &Key) {
         let outdated = |server: &Server| {
-            let said = scheduled_condition(server).map(|c| c.reason.as_str());
-            said == Some(Reason::GroupIncomplete.as_str())
+            let reason = scheduled_condition(server).map(|c| c.reason.as_str());
+            reason == Some(Reason::GroupIncomplete.as_str())
         };
         let all = self.servers.iter();
         let some = all.filter(|(_, s)| group_key(s).as_ref() == Some(group) && outdated(s));
@@ -117,8 +117,8 @@ impl State {
         request: &Request,
         now: Timestamp,
     ) -> Result<Vec<StatusWrite>, (Reason, String)> {
-        let asked = request.group.as_ref();
-        let (id, least) = asked.map_or(("", 0), |g| (g.id.as_str(), g.min_members));
+        let requested = request.group.as_ref();
+        let (id, least) = requested.map_or(("", 0), |g| (g.id.as_str(), g.min_members));
         let placed = self.placed(id);
         let candidates = self.servers.iter().filter(|(key, server)| {
             group_key(server).as_ref() == Some(group)
@@ -157,9 +157,9 @@ impl State {
                     // With NUMA nodes and devices, so that the next member does not get the same.
                     let placement = there.map(|h| devices::placement(h, resources));
                     let placement = placement.unwrap_or_default();
-                    let held = allocation(server, &placement, &self.catalogue);
+                    let allocation = allocation(server, &placement, &self.catalogue);
                     self.snapshot
-                        .allocate(&server.uid().unwrap_or_default(), held);
+                        .allocate(&server.uid().unwrap_or_default(), allocation);
                     hosts.push(host);
                 }
                 Err(explanation) => {

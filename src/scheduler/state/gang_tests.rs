@@ -65,13 +65,16 @@ fn a_gang_is_placed_all_or_nothing() {
         "nothing is allocated"
     );
     let a = ("ns".to_owned(), "a".to_owned());
-    let said = state.servers[&a].status.as_ref().unwrap().conditions[0]
+    let message = state.servers[&a].status.as_ref().unwrap().conditions[0]
         .message
         .clone();
-    assert!(said.contains("after placing 2 of the others"), "{said}");
     assert!(
-        said.contains("ServerGroupAntiAffinityFilter rejected 2"),
-        "{said}"
+        message.contains("after placing 2 of the others"),
+        "{message}"
+    );
+    assert!(
+        message.contains("ServerGroupAntiAffinityFilter rejected 2"),
+        "{message}"
     );
     state.host_applied(&host("h3", 1000));
     let decided = settle(&mut state, 40);
@@ -131,9 +134,9 @@ fn a_gang_is_completed_after_a_conflict() {
         }
         if !event_first {
             // No other Server gets the capacity before the newer version is known.
-            let told = state.decide(now(1));
-            assert_eq!((told.len(), &*told[0].key.1), (1, "vip"));
-            assert_eq!(told[0].status.placement, None);
+            let writes = state.decide(now(1));
+            assert_eq!((writes.len(), &*writes[0].key.1), (1, "vip"));
+            assert_eq!(writes[0].status.placement, None);
             state.server_applied(newer);
         }
         let next = state.decide(now(2));

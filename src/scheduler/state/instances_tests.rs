@@ -159,9 +159,9 @@ fn a_refusal_ends_when_the_host_is_restarted_or_has_more_free_capacity() {
         assert_eq!(refusal.left.unwrap().memory_mib, 700, "without it");
         let outcome = Outcome::Written(std::sync::Arc::new(after(&write, 2_000_000)));
         state.write_finished(&write, outcome, now(3));
-        let mut gone = host("h2", 2000);
-        gone.spec.schedulable = false;
-        state.host_applied(&gone);
+        let mut closed = host("h2", 2000);
+        closed.spec.schedulable = false;
+        state.host_applied(&closed);
         state.instance_deleted(&(there.namespace().unwrap(), there.name_any()));
         let unscheduled = state.decide(now(4)).remove(0);
         let message = &unscheduled.status.conditions[0].message;

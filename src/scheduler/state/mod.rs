@@ -368,21 +368,21 @@ impl State {
         };
         let freed = match placement(server) {
             Some(placement) => {
-                let mut held = allocation(server, placement, &self.catalogue);
+                let mut allocation = allocation(server, placement, &self.catalogue);
                 let own = self
                     .instances
                     .of_server(&uid)
                     .find(|i| i.realizes(placement));
-                held.busy = own.is_none_or(|i| i.busy);
+                allocation.busy = own.is_none_or(|i| i.busy);
                 if preemption_of(server).is_some()
                     && !writes(Decision::Resumed)
                     && own.is_some_and(ObservedInstance::is_stopped_for_preemption)
                 {
-                    held.resources.claim.vcpus = 0;
-                    held.resources.claim.memory_mib = 0;
-                    held.preempted = true;
+                    allocation.resources.claim.vcpus = 0;
+                    allocation.resources.claim.memory_mib = 0;
+                    allocation.preempted = true;
                 }
-                self.snapshot.allocate(&uid, held)
+                self.snapshot.allocate(&uid, allocation)
             }
             None if writes(Decision::Placed) => false,
             None => self.snapshot.release(&uid),

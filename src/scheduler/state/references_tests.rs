@@ -130,7 +130,7 @@ fn zones_and_ratios_come_from_aggregates_and_the_oldest_gives_the_zone() {
     state.aggregate_applied(aggregate("new", 20, &["h1", "h2"], Some("b")));
     state.aggregate_applied(aggregate("old", 10, &["h2"], Some("a")));
     assert_eq!(on(&settle(&mut state, 2), "a").as_deref(), Some("h1"));
-    let said: Vec<_> = state
+    let reported: Vec<_> = state
         .reports(now(3))
         .into_iter()
         .filter_map(|r| match r {
@@ -138,14 +138,17 @@ fn zones_and_ratios_come_from_aggregates_and_the_oldest_gives_the_zone() {
             _ => None,
         })
         .collect();
-    assert_eq!(said[0].0, "old");
-    assert_eq!((said[0].1, said[0].2.status.as_str()), (Some(1), "True"));
+    assert_eq!(reported[0].0, "old");
     assert_eq!(
-        (said[1].1, said[1].2.reason.as_str()),
+        (reported[0].1, reported[0].2.status.as_str()),
+        (Some(1), "True")
+    );
+    assert_eq!(
+        (reported[1].1, reported[1].2.reason.as_str()),
         (Some(2), "ZoneConflict")
     );
     assert!(
-        said[1]
+        reported[1]
             .2
             .message
             .contains("Host h2 is in zone a by the older")
@@ -196,9 +199,9 @@ fn a_host_allocates_vcpus_and_memory_in_units() {
     let mut wide = server("wide", 2, "512Mi");
     wide.spec.resources.as_mut().unwrap().vcpus = 5;
     state.server_applied(wide);
-    let told = state.decide(now(2));
-    let told = told.iter().find(|w| w.key.1 == "wide").unwrap();
-    let message = &told.status.conditions[0].message;
+    let writes = state.decide(now(2));
+    let write = writes.iter().find(|w| w.key.1 == "wide").unwrap();
+    let message = &write.status.conditions[0].message;
     assert!(
         message.contains("allocates vCPUs to a Server in steps of 1 from 1 to 4, not 5"),
         "{message}"
@@ -216,13 +219,13 @@ fn the_lowest_multiplier_of_the_aggregates_counts_and_an_invalid_one_is_reported
     }
     let host = state.snapshot().host("h1").unwrap();
     assert_eq!(host.profile().multipliers[key], -1500);
-    let told = state.reports(now(1)).into_iter().any(|r| match r {
+    let is_reported = state.reports(now(1)).into_iter().any(|r| match r {
         Report::Aggregate(a, s) => {
             a.name_any() == "c" && s.conditions[0].message.contains("`much`")
         }
         _ => false,
     });
-    assert!(told);
+    assert!(is_reported);
 }
 
 #[test]
@@ -251,7 +254,7 @@ fn a_changed_policy_is_used_at_once_and_an_invalid_one_never() {
     };
     state.policy_applied(policy("default", wrong));
     assert_eq!(next(&mut state, "d", 4), "h1");
-    let said: Vec<_> = state
+    let reported: Vec<_> = state
         .reports(now(5))
         .into_iter()
         .filter_map(|r| match r {
@@ -259,15 +262,17 @@ fn a_changed_policy_is_used_at_once_and_an_invalid_one_never() {
             _ => None,
         })
         .collect();
-    assert_eq!(said[0].reason, "InvalidSpec");
+    assert_eq!(reported[0].reason, "InvalidSpec");
     assert!(
-        said[0].message.contains("spec.filters names `RamFliter`"),
+        reported[0]
+            .message
+            .contains("spec.filters names `RamFliter`"),
         "{}",
-        said[0].message
+        reported[0].message
     );
-    assert_eq!(said[1].reason, "NotUsed");
+    assert_eq!(reported[1].reason, "NotUsed");
     assert!(!conditions::is_true(
-        &said,
+        &reported,
         pileus_api::ConditionType::Ready
     ));
     state.policy_deleted("default");
@@ -302,9 +307,13 @@ fn the_highest_priority_gets_free_capacity_first() {
     high.spec.placement.as_mut().unwrap().priority_class = Some("higher".into());
     state.server_applied(high);
     let write = state.decide(now(3)).remove(0);
-    let said = &write.status.conditions[0];
-    assert_eq!(said.reason, "PriorityClassNotFound");
-    assert!(said.message.contains("there are high"), "{}", said.message);
+    let reported = &write.status.conditions[0];
+    assert_eq!(reported.reason, "PriorityClassNotFound");
+    assert!(
+        reported.message.contains("there are high"),
+        "{}",
+        reported.message
+    );
 }
 
 #[test]

@@ -50,7 +50,7 @@ fn describe(snapshot: &Snapshot) -> Vec<String> {
     let host = |h: Host<'_>| {
         let free = [0, 1, 2].map(|part| (h.free(part), h.available(part)));
         let labels: Vec<_> = h.label("l").into_iter().collect();
-        let held = snapshot.image("i").is_some_and(|i| i.contains(h.slot()));
+        let has_image = snapshot.image("i").is_some_and(|i| i.contains(h.slot()));
         let members: Vec<_> = ["g0", "g1"]
             .iter()
             .flat_map(|g| snapshot.members(g))
@@ -60,7 +60,7 @@ fn describe(snapshot: &Snapshot) -> Vec<String> {
         let (name, profile, up) = (h.name(), h.profile(), h.is_up());
         let (servers, busy, extended) = (h.servers(), h.busy(), h.extended());
         format!(
-            "{name} {up} {free:?} {labels:?} {held} {members:?} {servers} {busy} {extended:?} {profile:?}"
+            "{name} {up} {free:?} {labels:?} {has_image} {members:?} {servers} {busy} {extended:?} {profile:?}"
         )
     };
     let mut all: Vec<String> = snapshot.hosts().map(host).collect();

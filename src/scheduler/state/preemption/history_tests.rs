@@ -103,9 +103,9 @@ impl Cluster {
             } else {
                 Reason::Active
             };
-            let mut seen = with_condition(instance(&server, self.version), true, reason);
-            seen.spec.preempted = preempted;
-            self.state.instance_applied(&seen);
+            let mut reported = with_condition(instance(&server, self.version), true, reason);
+            reported.spec.preempted = preempted;
+            self.state.instance_applied(&reported);
             if preempted {
                 self.stopped.insert(key);
             } else {

@@ -61,9 +61,9 @@ pub(super) fn running(state: &mut State, server: Server, second: i64) {
 /// The Instance of a victim once manager and host have stopped it.
 pub(super) fn stopped_instance(state: &State, name: &str) -> Instance {
     let server = state.servers[&key(name)].clone();
-    let mut gone = with_condition(instance(&server, 2), true, Reason::Preempted);
-    gone.spec.preempted = preemption_of(&server).is_some();
-    gone
+    let mut stopped = with_condition(instance(&server, 2), true, Reason::Preempted);
+    stopped.spec.preempted = preemption_of(&server).is_some();
+    stopped
 }
 
 pub(super) fn accept(state: &mut State, write: &StatusWrite, version: u64, second: i64) {
@@ -95,9 +95,12 @@ fn the_lowest_priority_is_stopped_and_started_again() {
         decisions,
         [("vip", unscheduled), ("low", Decision::Preempted)]
     );
-    let said = &writes[0].status.conditions[0];
-    assert_eq!(said.reason, "Preempting");
-    assert!(said.message.contains("on h are being stopped"), "{said:?}");
+    let condition = &writes[0].status.conditions[0];
+    assert_eq!(condition.reason, "Preempting");
+    assert!(
+        condition.message.contains("on h are being stopped"),
+        "{condition:?}"
+    );
     assert_eq!(writes[0].status.nomination.as_ref().unwrap().host, "h");
     let victim = &writes[1].status;
     assert_eq!(
@@ -118,8 +121,8 @@ fn the_lowest_priority_is_stopped_and_started_again() {
     assert_eq!(free(&state, "h"), 1000 - 400 - 500 - 400);
 
     // The capacity is free only once the host reports the victim as stopped.
-    let gone = stopped_instance(&state, "low");
-    state.instance_applied(&gone);
+    let stopped = stopped_instance(&state, "low");
+    state.instance_applied(&stopped);
     let writes = state.decide(now(5));
     assert_eq!(
         (writes[0].key.1.as_str(), bound(&writes[0])),
@@ -160,8 +163,8 @@ fn the_memory_overhead_of_a_victim_is_released_too() {
     let vip = ranked(&mut state, "vip", "128Mi", 10);
     state.server_applied(vip);
     settle(&mut state, 2);
-    let gone = stopped_instance(&state, "low");
-    state.instance_applied(&gone);
+    let stopped = stopped_instance(&state, "low");
+    state.instance_applied(&stopped);
     assert_eq!(
         settle(&mut state, 3),
         [("vip".to_owned(), Some("h".to_owned()))]
@@ -240,16 +243,16 @@ fn why_names_the_class_that_would_help_and_the_priority_that_a_victim_is_stopped
     let peer = ranked(&mut state, "peer", "500Mi", 1);
     state.server_applied(peer);
     settle(&mut state, 2);
-    let said = state.why(&key("peer"), now(3)).to_string();
+    let answer = state.why(&key("peer"), now(3)).to_string();
     let change = "priorityClass 5: 1 Server of lower priority on h would be stopped";
-    assert!(said.contains(change), "{said}");
+    assert!(answer.contains(change), "{answer}");
     let vip = ranked(&mut state, "vip", "500Mi", 10);
     state.server_applied(vip);
     settle(&mut state, 4);
-    let said = state.why(&key("low"), now(5)).to_string();
+    let answer = state.why(&key("low"), now(5)).to_string();
     assert!(
-        said.contains("stopped for a Server of priority 10"),
-        "{said}"
+        answer.contains("stopped for a Server of priority 10"),
+        "{answer}"
     );
 }
 
@@ -258,8 +261,8 @@ fn the_host_with_the_victim_of_lowest_priority_is_chosen() {
     let mut state = preempting(&[host("a", 1000), host("b", 1000), host("c", 1000)]);
     for (name, at, priority) in [("a1", "a", 3), ("b1", "b", 2), ("c1", "c", 4)] {
         let mut low = ranked(&mut state, name, "900Mi", priority);
-        let wishes = low.spec.placement.as_mut().unwrap();
-        wishes.query = Some(format!(r#"["=", "$host", "{at}"]"#));
+        let constraints = low.spec.placement.as_mut().unwrap();
+        constraints.query = Some(format!(r#"["=", "$host", "{at}"]"#));
         running(&mut state, low, 1);
     }
     let vip = ranked(&mut state, "vip", "500Mi", 10);
