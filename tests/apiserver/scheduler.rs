@@ -45,7 +45,7 @@ async fn thirty_servers_over_two_hosts_never_overbook() {
         assert_eq!(reason, "NoHostFits");
         assert_eq!(
             message,
-            "0 of 2 hosts fit: RamFilter turned away 2 (needs 100 MiB of memory, best host h1 \
+            "0 of 2 hosts fit: RamFilter rejected 2 (needs 100 MiB of memory, best host h1 \
              has 99)"
         );
     }
@@ -226,8 +226,8 @@ async fn aggregates_groups_and_a_policy_decide_and_say_what_is_wrong_with_them()
             _ => None,
         };
         assert_eq!(host.as_deref(), expected, "{name}: {said}");
-        let turned_away = said.contains("ServerGroupAntiAffinityFilter turned away 2");
-        assert_eq!(turned_away, host.is_none(), "{said}");
+        let rejected = said.contains("ServerGroupAntiAffinityFilter rejected 2");
+        assert_eq!(rejected, host.is_none(), "{said}");
     }
     let policies = create(json!({"apiVersion": version, "kind": "SchedulerPolicy",
         "metadata": {"name": "default"}, "spec": {"filters": ["NoSuchFilter"]}}))

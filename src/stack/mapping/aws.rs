@@ -3,7 +3,7 @@
 //! Heat makes a router of a VPC and puts its subnets on it; routers are not there yet, so a
 //! VPC is a Network, whose guests reach each other and nothing else.
 
-use super::nova::{wishes, with_user_data};
+use super::nova::{placement_constraints, with_user_data};
 use super::{
     FindObject, MappedObjects, Mapping, MappingInput, SupportedType, kubernetes_name, neutron,
     reference, text,
@@ -137,7 +137,7 @@ fn instance(request: &MappingInput<'_>) -> Result<MappedObjects> {
         metadata: tags
             .filter_map(|(key, value)| Some((key.into(), text(&value)?)))
             .collect(),
-        placement: wishes(request.text("AvailabilityZone"), Some(&hints))?,
+        placement: placement_constraints(request.text("AvailabilityZone"), Some(&hints))?,
         ..ServerSpec::default()
     };
     with_user_data(request, spec, &request.text("UserData").unwrap_or_default())

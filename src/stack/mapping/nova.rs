@@ -12,7 +12,7 @@ use super::{
 use crate::value::{List, Map, Value, json};
 use crate::{Error, Result};
 use pileus_api::names::host_name;
-use pileus_api::server::{ConfigDrive, PlacementWishes, RunState, ServerNetwork};
+use pileus_api::server::{ConfigDrive, PlacementConstraints, RunState, ServerNetwork};
 use pileus_api::server_group::GroupPolicy;
 use pileus_api::{FlavorSpec, KeyPairSpec, SecretKey, ServerGroupSpec, ServerSpec, Sharing};
 
@@ -221,16 +221,19 @@ fn interface(
     Ok(Some(network))
 }
 
-fn placement(request: &MappingInput<'_>) -> Result<Option<PlacementWishes>> {
+fn placement(request: &MappingInput<'_>) -> Result<Option<PlacementConstraints>> {
     let hints = request.get("scheduler_hints").and_then(Value::as_object);
-    wishes(request.text("availability_zone"), hints)
+    placement_constraints(request.text("availability_zone"), hints)
 }
 
 /// Wishes about the host, from Nova's hints.
-pub(super) fn wishes(zone: Option<String>, hints: Option<&Map>) -> Result<Option<PlacementWishes>> {
-    let mut wishes = PlacementWishes {
+pub(super) fn placement_constraints(
+    zone: Option<String>,
+    hints: Option<&Map>,
+) -> Result<Option<PlacementConstraints>> {
+    let mut constraints = PlacementConstraints {
         availability_zone: zone,
-        ..PlacementWishes::default()
+        ..PlacementConstraints::default()
     };
     let names = |value: &Value| match value {
         Value::Array(items) => items.iter().filter_map(text).collect(),
@@ -238,10 +241,10 @@ pub(super) fn wishes(zone: Option<String>, hints: Option<&Map>) -> Result<Option
     };
     for (hint, value) in hints.into_iter().flatten() {
         match hint.as_str() {
-            "group" => wishes.server_group = text(value),
-            "same_host" => wishes.same_host = names(value),
-            "different_host" => wishes.different_host = names(value),
-            "query" => wishes.query = text(value).or_else(|| Some(value.to_string())),
+            "group" => constraints.server_group = text(value),
+            "same_host" => constraints.same_host = names(value),
+            "different_host" => constraints.different_host = names(value),
+            "query" => constraints.query = text(value).or_else(|| Some(value.to_string())),
             _ => {
                 return Err(Error::at(
                     format!("scheduler_hints.{hint}"),
@@ -250,7 +253,7 @@ pub(super) fn wishes(zone: Option<String>, hints: Option<&Map>) -> Result<Option
             }
         }
     }
-    Ok((wishes != PlacementWishes::default()).then_some(wishes))
+    Ok((constraints != PlacementConstraints::default()).then_some(constraints))
 }
 
 fn server_attributes(server: &Value, find: FindObject<'_>) -> Map {
