@@ -168,9 +168,12 @@ resources:
         resources(&found)["net"].physical_id,
         resources(&first)["net"].physical_id
     );
-    until(&api, "dice", "has the annotation removed", |stack: &Stack| {
-        !stack.annotations().contains_key(REBUILD_RECORD_ANNOTATION)
-    })
+    until(
+        &api,
+        "dice",
+        "has the annotation removed",
+        |stack: &Stack| !stack.annotations().contains_key(REBUILD_RECORD_ANNOTATION),
+    )
     .await;
 
     // A malformed record is reported, too, and does not prevent the deletion.
