@@ -94,7 +94,7 @@ fn planned(stack: &Stack, existing: &BTreeMap<Key, Existing>) -> Plan {
     plan(&wanted.collect(), &graph(stack), existing, change).unwrap()
 }
 
-/// What stays has what is new from now on.
+/// Unchanged resources use new incarnations from now on.
 fn refresh(existing: &mut BTreeMap<Key, Existing>, plan: &Plan) {
     for (key, requires) in &plan.unchanged {
         existing.get_mut(key).unwrap().requires.clone_from(requires);
@@ -297,7 +297,7 @@ fn every_type_handles_changes_as_its_table_says() {
                 continue;
             };
             let actions: Vec<Action> = update.steps.iter().map(|step| step.action).collect();
-            // A server is made anew for other user data, unless its policy says otherwise.
+            // A server is replaced for other user data, unless its policy says otherwise.
             let anew = resource_type == "OS::Nova::Server" && property == "user_data";
             let wanted = if schema.update && !anew {
                 vec![Action::Update]

@@ -1,5 +1,5 @@
-//! Whatever a template gives a type, its mapping answers: with objects, or with an error that
-//! says what is wrong. A panic would stop the pass over a Stack for good.
+//! Tests that mappings return objects or an error for arbitrary properties. A panic would stop every
+//! pass over the Stack.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use proptest::prelude::*;
@@ -12,7 +12,7 @@ use crate::registry::{Property, PropertyType};
 use crate::typed;
 use crate::value::Text;
 
-/// Words that mean something to some mapping, and some that mean nothing to any.
+/// Texts that some mapping handles, and others.
 const WORDS: &[&str] = &[
     "",
     "a",
@@ -85,7 +85,7 @@ fn anything() -> BoxedStrategy<Value> {
     .boxed()
 }
 
-/// Names that mappings look for in maps.
+/// Keys that mappings read in maps.
 const KEYS: &[&str] = &[
     "apiVersion",
     "kind",

@@ -222,8 +222,8 @@ fn subtype(text: &str) -> &'static str {
     }
 }
 
-/// Numbers that follow from a seed: the same string each time a stack is looked at, without
-/// any record of it, and nobody without the seed can guess it.
+/// Random numbers from a seed: the same string in every evaluation, without storing it, and it cannot
+/// be guessed without the seed.
 struct Draw<'a> {
     seed: &'a [u8],
     count: u64,

@@ -22,7 +22,7 @@ pub(super) const TYPES: &[SupportedType] = &[SupportedType {
     by_account: true,
 }];
 
-/// The manifest as it is; without a name it gets one.
+/// The manifest without changes, except for a generated name if it has none.
 fn manifest(request: &MappingInput<'_>) -> Result<MappedObjects> {
     let mut object = request.get("manifest").cloned().unwrap_or_default();
     let word = |object: &Value, key: &str| {

@@ -1,6 +1,6 @@
 //! Conflicts between resources: two resources cannot have an object of the same name, and there are
 //! things that only one object can have at a time ([`Entry::claims`]). Finds out who has a name
-//! already, and deletes or takes over what is in the way.
+//! already, and deletes or takes over conflicting objects.
 
 use std::collections::{BTreeMap, BTreeSet};
 
