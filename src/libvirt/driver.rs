@@ -21,7 +21,9 @@ use virt::sys;
 use crate::event_loop;
 use crate::ffi::{Handler, Notification, Session};
 use crate::state::{is_running, state_of};
-use pileus_hypervisor::domain::{Domain, DomainSpec, Event, HostFacts, ListedDomain, OwnerMetadata, PciDevice};
+use pileus_hypervisor::domain::{
+    Domain, DomainSpec, Event, HostFacts, ListedDomain, OwnerMetadata, PciDevice,
+};
 use pileus_hypervisor::xml::{
     NAMESPACE, domain_xml, owner_xml, parse_capabilities, parse_domain, parse_owner_element,
     parse_pci_device,
