@@ -282,10 +282,10 @@ impl Life<'_> {
         } else if tree.is_some() {
             self.tree = tree;
         }
-        if let Some(name_in_cases) = heat.get("stack") {
+        if let Some(expected) = heat.get("stack") {
             let status = if fine { "COMPLETE" } else { "FAILED" };
-            if name_in_cases["action"] != word || name_in_cases["status"] != status {
-                let (action, state) = (&name_in_cases["action"], &name_in_cases["status"]);
+            if expected["action"] != word || expected["status"] != status {
+                let (action, state) = (&expected["action"], &expected["status"]);
                 return Some(format!("{word}_{status}, Heat {action}_{state}"));
             }
         }
@@ -322,11 +322,11 @@ impl Life<'_> {
             if ours == theirs {
                 continue;
             }
-            let name_in_cases = format!("{op}: {action:?}: {ours:?}, Heat {theirs:?}");
+            let difference = format!("{op}: {action:?}: {ours:?}, Heat {theirs:?}");
             if action != Action::Update {
-                return Some(name_in_cases);
+                return Some(difference);
             }
-            self.updates.push(name_in_cases);
+            self.updates.push(difference);
         }
         out_of_order(&self.case["stack_name"], &self.table, ours)
     }
@@ -363,8 +363,8 @@ fn lifecycle_differs(
     };
     let steps = own["steps"].as_array().unwrap();
     if steps.len() != expected.len() {
-        let name_in_cases = format!("{} steps, Heat {}", steps.len(), expected.len());
-        return (Some(name_in_cases), life.updates);
+        let difference = format!("{} steps, Heat {}", steps.len(), expected.len());
+        return (Some(difference), life.updates);
     }
     for (at, (step, heat)) in steps.iter().zip(expected).enumerate() {
         if let Some(wrong) = life.step(step, heat) {
@@ -477,16 +477,11 @@ fn compare_lifecycles(cases: &[Value], least: usize) {
         let handlers = own.as_ref().unwrap_or(&known);
         // A violated invariant is a failure of one case only.
         let lived = catch_unwind(AssertUnwindSafe(|| lifecycle_differs(case, handlers)));
-        let broken = |_| {
-            (
-                Some("panicked, as name_in_cases above".to_owned()),
-                Vec::new(),
-            )
-        };
+        let broken = |_| (Some("panicked, as printed above".to_owned()), Vec::new());
         let (miss, updates) = lived.unwrap_or_else(broken);
         exact += usize::from(miss.is_none() && updates.is_empty());
-        for name_in_cases in updates {
-            println!("UPDATES {name}: {name_in_cases}");
+        for update in updates {
+            println!("UPDATES {name}: {update}");
         }
         results.count(group, name, miss);
         for step in case["case"]["steps"].as_array().unwrap() {

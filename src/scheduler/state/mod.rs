@@ -14,11 +14,11 @@
 //! | part | what it does |
 //! |---|---|
 //! | this file | Servers: events, outcomes of writes, ledger, queue |
-//! | [`hosts`], [`references`], [`instances`] | events of the other kinds |
-//! | [`queue`] | which Servers are to be decided, which wait and how long |
-//! | [`decide`], [`gang`] | decisions, for one Server and for a ServerGroup at once |
-//! | [`preemption`] | what is done for a Server that no host fits |
-//! | [`reports`] | statuses of HostAggregates, ServerGroups, Hosts and SchedulerPolicies |
+//! | `hosts`, `references`, `instances` | events of the other kinds |
+//! | `queue` | which Servers are to be decided, which wait and how long |
+//! | `decide`, `gang` | decisions, for one Server and for a ServerGroup at once |
+//! | `preemption` | what is done for a Server that no host fits |
+//! | `reports` | statuses of HostAggregates, ServerGroups, Hosts and SchedulerPolicies |
 
 mod decide;
 mod gang;

@@ -11,9 +11,9 @@
 //! | part | what it does |
 //! |---|---|
 //! | this file | hosts and their free resources |
-//! | [`ledger`] | allocations of Servers |
-//! | [`extended`] | usage of devices, NUMA nodes and other resource classes |
-//! | [`view`] | read access to one host |
+//! | `ledger` | allocations of Servers |
+//! | `extended` | usage of devices, NUMA nodes and other resource classes |
+//! | `view` | read access to one host |
 
 mod extended;
 mod ledger;

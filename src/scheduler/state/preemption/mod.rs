@@ -16,10 +16,10 @@
 //! | part | what it does |
 //! |---|---|
 //! | this file | chooses between preemption and nomination |
-//! | [`candidates`] | the host on which stopping Servers costs least |
-//! | [`victims`] | which Servers of one host are stopped; pure |
-//! | [`stop`] | stops a victim, starts it again |
-//! | [`nominations`] | capacity reserved for a Server that waits |
+//! | `candidates` | the host on which stopping Servers costs least |
+//! | `victims` | which Servers of one host are stopped; pure |
+//! | `stop` | stops a victim, starts it again |
+//! | `nominations` | capacity reserved for a Server that waits |
 
 mod candidates;
 mod nominations;
