@@ -13,7 +13,7 @@ use super::resource_state::{self, Progress};
 use super::{Action, Entry, Key, Pass, Reference, Sources, State, Step, since};
 use pileus_stack::functions::Known;
 use pileus_stack::hooks;
-use pileus_stack::mapping::{self, MappedObjects, Mapping, MappingInput, SupportedType};
+use pileus_stack::resource_types::{self, MappedObjects, Mapping, MappingInput, SupportedType};
 use pileus_stack::tree::{self, Flat, Leaf};
 use pileus_stack::value::{Map, Value};
 
@@ -104,7 +104,7 @@ impl<'p, 'a> Walk<'p, 'a> {
     }
 
     fn try_resolve(&mut self, path: &str, leaf: &Leaf) -> pileus_stack::Result<Option<Known>> {
-        let Some(supported) = mapping::find(&leaf.resource_type) else {
+        let Some(supported) = resource_types::find(&leaf.resource_type) else {
             let message = format!(
                 "resources of the type `{}` are not supported yet",
                 leaf.resource_type
@@ -118,7 +118,7 @@ impl<'p, 'a> Walk<'p, 'a> {
             return self.rebuild_resource(path, leaf, supported);
         }
         let properties = leaf.properties.clone()?;
-        mapping::check::refuse(supported, &properties)?;
+        resource_types::check::refuse(supported, &properties)?;
         match supported.mapping {
             Mapping::Values(map) => self.value_resource(path, leaf, &properties, map),
             Mapping::Objects { map, .. } => {
@@ -134,7 +134,7 @@ impl<'p, 'a> Walk<'p, 'a> {
         properties: &'r Map,
         metadata: &'r Value,
         seed: &'r [u8],
-        find: mapping::FindObject<'r>,
+        find: resource_types::FindObject<'r>,
     ) -> MappingInput<'r> {
         MappingInput {
             name,
@@ -150,7 +150,7 @@ impl<'p, 'a> Walk<'p, 'a> {
 
     pub(super) fn name(&self, path: &str, number: u32) -> String {
         let stack = self.pass.stack;
-        mapping::object_name(
+        resource_types::object_name(
             &stack.name_any(),
             &stack.uid().unwrap_or_default(),
             path,
@@ -252,7 +252,7 @@ impl<'p, 'a> Walk<'p, 'a> {
             open: true,
         };
         Ok(Some(object.map_or_else(missing, |object| {
-            mapping::known(&leaf.resource_type, object, &find)
+            resource_types::known(&leaf.resource_type, object, &find)
         })))
     }
 

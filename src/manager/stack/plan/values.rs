@@ -9,7 +9,7 @@ use super::forward::Walk;
 use super::{Action, Key, State, resource_state, since};
 use kube::ResourceExt;
 use pileus_stack::functions::Known;
-use pileus_stack::mapping::{self, MappedValue, Mapping, MappingInput, SupportedType};
+use pileus_stack::resource_types::{self, MappedValue, Mapping, MappingInput, SupportedType};
 use pileus_stack::tree::Leaf;
 use pileus_stack::value::Map;
 
@@ -53,7 +53,7 @@ impl Walk<'_, '_> {
         let find = |kind: &str, name: &str| lookup.find(kind, name);
         let mut known = match supported.mapping {
             Mapping::Objects { kind: object, .. } => find(object, name)
-                .map(|object| mapping::known(&leaf.resource_type, &object, &find))
+                .map(|object| resource_types::known(&leaf.resource_type, &object, &find))
                 .unwrap_or_default(),
             Mapping::Values(_) => Known::default(),
         };
