@@ -366,6 +366,6 @@ mod tests {
         );
         assert_eq!(third[0].last_transition_time, Time(t(3)));
         assert!(is_true(&third, ConditionType::Ready));
-        assert_eq!(third[0].message, "Active", "never empty");
+        assert_eq!(third[0].message, "");
     }
 }
