@@ -2,6 +2,7 @@
 //! metrics. Knows nothing of any kind's rules.
 
 pub mod backoff;
+pub mod cache;
 pub mod events;
 pub mod finalize;
 pub mod lease;
@@ -9,6 +10,7 @@ pub mod metrics;
 pub mod report;
 pub mod role;
 pub mod telemetry;
+pub mod triggers;
 
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, Client};
