@@ -256,7 +256,7 @@ where
         let events = watcher(api, config).default_backoff();
         tokio::spawn(events.for_each(move |event| {
             match event {
-                Ok(event) => writer.write(event),
+                Ok(event) => writer.write(&event),
                 Err(error) => {
                     let error = chain(&error);
                     tracing::warn!(kind = %K::kind(&()), error, "the watch failed and will be tried again");
@@ -282,7 +282,7 @@ where
     K: Resource<DynamicType = ()> + Clone + 'static,
 {
     /// Brings the cache to the state after an event, and calls its subscribers.
-    pub fn write(&mut self, event: Event<K>) {
+    pub fn write(&mut self, event: &Event<K>) {
         let cache = self.cache.clone();
         let subscribers = cache.subscribers();
         for change in self.apply(event) {
@@ -292,17 +292,17 @@ where
         }
     }
 
-    fn apply(&mut self, event: Event<K>) -> Vec<Change<K>> {
+    fn apply(&mut self, event: &Event<K>) -> Vec<Change<K>> {
         let shared = &self.cache.shared;
         let mut indexes = shared
             .indexes
             .write()
             .unwrap_or_else(PoisonError::into_inner);
-        match &event {
+        match event {
             Event::Apply(object) => {
                 let name = name_of(object);
                 let before = shared.store.get(&name);
-                self.writer.apply_watcher_event(&event);
+                self.writer.apply_watcher_event(event);
                 let Some(object) = shared.store.get(&name) else {
                     return Vec::new();
                 };
@@ -319,7 +319,7 @@ where
             Event::Delete(object) => {
                 let name = name_of(object);
                 let before = shared.store.get(&name);
-                self.writer.apply_watcher_event(&event);
+                self.writer.apply_watcher_event(event);
                 if let Some(before) = &before {
                     indexes.remove(&name, before);
                 }
@@ -331,12 +331,12 @@ where
             }
             // The store takes a new list in when it is complete.
             Event::Init | Event::InitApply(_) => {
-                self.writer.apply_watcher_event(&event);
+                self.writer.apply_watcher_event(event);
                 Vec::new()
             }
             Event::InitDone => {
                 let before = shared.store.state();
-                self.writer.apply_watcher_event(&event);
+                self.writer.apply_watcher_event(event);
                 indexes.clear();
                 let mut gone: HashMap<_, _> = before
                     .into_iter()
@@ -481,7 +481,7 @@ mod tests {
             let indexes = [BY_DATA, Index::by_uid()];
             let (cache, mut writer) = Cache::new(&indexes);
             for event in events {
-                writer.write(event);
+                writer.write(&event);
                 for index in &indexes {
                     for key in 0..4_u8 {
                         let key = key.to_string();
@@ -520,7 +520,7 @@ mod tests {
                         }
                     });
                 }
-                writer.write(event);
+                writer.write(&event);
                 if at >= late {
                     let mirror: Vec<_> = mirror.lock().unwrap().values().cloned().collect();
                     prop_assert_eq!(names(&mirror), names(&cache.state()));
@@ -534,27 +534,29 @@ mod tests {
     async fn what_went_while_nobody_watched_is_a_change_and_a_list_that_breaks_off_is_none() {
         let (cache, mut writer) = Cache::new(&[BY_DATA]);
         assert!(futures::FutureExt::now_or_never(cache.ready()).is_none());
-        writer.write(Event::Init);
-        writer.write(Event::InitApply(map("a", "x", 1, &[1])));
+        writer.write(&Event::Init);
+        writer.write(&Event::InitApply(map("a", "x", 1, &[1])));
         assert!(cache.is_empty());
-        writer.write(Event::InitDone);
+        writer.write(&Event::InitDone);
         cache.ready().await;
-        let changes = Arc::new(Mutex::new(Vec::new()));
-        let seen = changes.clone();
+        let noted = Arc::new(Mutex::new(Vec::new()));
+        let changes = noted.clone();
         cache.subscribe(move |change| {
             let name = change.object.name_any();
-            let changed = (name, change.before.is_some(), change.is_gone);
-            seen.lock().unwrap().push(changed);
+            changes
+                .lock()
+                .unwrap()
+                .push((name, change.before.is_some(), change.is_gone));
         });
-        let now = || std::mem::take(&mut *changes.lock().unwrap());
+        let now = || std::mem::take(&mut *noted.lock().unwrap());
         assert_eq!(now(), [("x".to_owned(), false, false)]);
-        writer.write(Event::Init);
-        writer.write(Event::InitApply(map("a", "y", 2, &[2])));
+        writer.write(&Event::Init);
+        writer.write(&Event::InitApply(map("a", "y", 2, &[2])));
         assert_eq!((now(), cache.by(&BY_DATA, "1").len()), (vec![], 1));
         // The watch begins its list again.
-        writer.write(Event::Init);
-        writer.write(Event::InitApply(map("a", "z", 3, &[3])));
-        writer.write(Event::InitDone);
+        writer.write(&Event::Init);
+        writer.write(&Event::InitApply(map("a", "z", 3, &[3])));
+        writer.write(&Event::InitDone);
         let gone = ("x".to_owned(), false, true);
         assert_eq!(now(), [("z".to_owned(), false, false), gone]);
         assert!(cache.by(&BY_DATA, "1").is_empty() && cache.by(&BY_DATA, "2").is_empty());

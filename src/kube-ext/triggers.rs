@@ -279,16 +279,16 @@ mod tests {
     fn a_reference_that_changes_wakes_who_is_left_and_who_is_joined() {
         let mut world = World::new();
         let mut triggers = Triggers::controller(&world.secrets).woken_by(&world.maps, named);
-        world.map_events.write(Event::Apply(map("m", &["a"])));
+        world.map_events.write(&Event::Apply(map("m", &["a"])));
         assert_eq!(woken(&mut triggers), ["a"]);
-        world.map_events.write(Event::Apply(map("m", &["b"])));
+        world.map_events.write(&Event::Apply(map("m", &["b"])));
         assert_eq!(woken(&mut triggers), ["a", "b"]);
-        world.map_events.write(Event::Apply(map("m", &["b"])));
+        world.map_events.write(&Event::Apply(map("m", &["b"])));
         assert_eq!(woken(&mut triggers), ["b"]);
         // What went while nobody watched wakes by what it was last.
-        world.map_events.write(Event::Init);
+        world.map_events.write(&Event::Init);
         assert!(woken(&mut triggers).is_empty());
-        world.map_events.write(Event::InitDone);
+        world.map_events.write(&Event::InitDone);
         assert_eq!(woken(&mut triggers), ["b"]);
     }
 
@@ -297,24 +297,24 @@ mod tests {
         let mut world = World::new();
         world
             .secret_events
-            .write(Event::Apply(secret("early", &["m"])));
+            .write(&Event::Apply(secret("early", &["m"])));
         let mut triggers =
             Triggers::controller(&world.secrets).woken_by_reference(&world.maps, BY_MAP, key_of);
         // Also what was there before the controller.
         assert_eq!(woken(&mut triggers), ["early"]);
         world
             .secret_events
-            .write(Event::Apply(secret("late", &["m", "other"])));
+            .write(&Event::Apply(secret("late", &["m", "other"])));
         assert_eq!(woken(&mut triggers), ["late"]);
-        world.map_events.write(Event::Apply(map("m", &[])));
+        world.map_events.write(&Event::Apply(map("m", &[])));
         assert_eq!(woken(&mut triggers), ["early", "late"]);
         world
             .secret_events
-            .write(Event::Delete(secret("early", &["m"])));
+            .write(&Event::Delete(secret("early", &["m"])));
         assert_eq!(woken(&mut triggers), ["early"]);
-        world.map_events.write(Event::Delete(map("m", &[])));
+        world.map_events.write(&Event::Delete(map("m", &[])));
         assert_eq!(woken(&mut triggers), ["late"]);
-        world.map_events.write(Event::Apply(map("unused", &[])));
+        world.map_events.write(&Event::Apply(map("unused", &[])));
         assert!(woken(&mut triggers).is_empty());
     }
 
@@ -323,21 +323,21 @@ mod tests {
         let mut world = World::new();
         let mut triggers =
             Triggers::controller(&world.secrets).woken_by_release(&world.maps, named);
-        world.map_events.write(Event::Apply(map("m", &["a", "b"])));
+        world.map_events.write(&Event::Apply(map("m", &["a", "b"])));
         world
             .map_events
-            .write(Event::Apply(map("m", &["a", "b", "c"])));
+            .write(&Event::Apply(map("m", &["a", "b", "c"])));
         assert!(woken(&mut triggers).is_empty());
-        world.map_events.write(Event::Apply(map("m", &["b", "c"])));
+        world.map_events.write(&Event::Apply(map("m", &["b", "c"])));
         assert_eq!(woken(&mut triggers), ["a"]);
         let mut deleting = map("m", &["b", "c"]);
         deleting.metadata.deletion_timestamp =
             Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(
                 k8s_openapi::jiff::Timestamp::UNIX_EPOCH,
             ));
-        world.map_events.write(Event::Apply(deleting));
+        world.map_events.write(&Event::Apply(deleting));
         assert_eq!(woken(&mut triggers), ["b", "c"]);
-        world.map_events.write(Event::Delete(map("m", &["b"])));
+        world.map_events.write(&Event::Delete(map("m", &["b"])));
         assert_eq!(woken(&mut triggers), ["b", "c"]);
     }
 
@@ -351,13 +351,13 @@ mod tests {
             name: name.to_owned(),
             ..OwnerReference::default()
         };
-        let mut owned = map("m", &[]);
-        owned.metadata.owner_references = Some(vec![
+        let mut child = map("m", &[]);
+        child.metadata.owner_references = Some(vec![
             owner("v1", "Secret", "yes"),
             owner("v1", "ConfigMap", "kind"),
             owner("example.org/v1", "Secret", "group"),
         ]);
-        world.map_events.write(Event::Apply(owned));
+        world.map_events.write(&Event::Apply(child));
         assert_eq!(woken(&mut triggers), ["yes"]);
     }
 }

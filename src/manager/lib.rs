@@ -1,20 +1,22 @@
 //! The manager: reconciles every kind, one directory each.
 //!
-//! One watch for each kind feeds a store that all controllers read, and wakes the
-//! controllers that the change concerns ([`stores`]); each controller works on its own
-//! kind, one object at a time for each key.
+//! One watch for each kind feeds a cache that all controllers read ([`caches`]). Each controller
+//! declares in its own module which changes wake it, and works on its own kind, one object at a
+//! time for each key.
 
+pub mod caches;
 pub mod compute;
 pub mod image;
 pub mod loss;
 pub mod network;
 pub mod stack;
-pub mod stores;
 pub mod worker;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::api::{ObjectMeta, PostParams};
 use kube::{Api, Client};
@@ -25,10 +27,10 @@ use pileus_kube_ext::lease::Leader;
 use pileus_kube_ext::telemetry::Readiness;
 use pileus_kube_ext::{ApiError, Context, chain, find};
 
+pub use caches::Caches;
 use compute::{flavor, host, key_pair, server};
+use network::caches::NetworkCaches;
 use network::ovn_sync;
-use network::stores::NetworkStores;
-pub use stores::Stores;
 
 /// How a manager is set up.
 #[derive(Clone, Debug)]
@@ -61,8 +63,8 @@ pub enum Error {
 pub struct Manager {
     /// Client, cluster, events, metrics.
     pub context: Context,
-    /// What is known of every kind.
-    pub stores: Stores,
+    /// The objects of every kind.
+    pub caches: Caches,
     /// How the manager is set up.
     pub config: Config,
     /// What the passes over Stacks share.
@@ -114,32 +116,23 @@ pub async fn run(
 }
 
 async fn lead(config: Config, context: Context, stop: CancellationToken) -> Result<(), Error> {
-    let (stores, wiring) = stores::watch(&context.client);
+    let caches = Caches::watch(&context.client);
     let manager = Arc::new(Manager {
         context,
-        stores,
+        caches,
         config,
         stacks: stack::Shared::default(),
     });
-    let controllers = tokio::select! {
-        () = manager.stores.ready() => {
-            futures::future::join(
-                worker::run(&manager, stack::follow::followed(&manager, wiring.stacks), 16, stack::apart::pass, "stack", stop.clone()),
-            futures::future::join5(
-                worker::run(&manager, wiring.servers, 32, server::reconcile, "server", stop.clone()),
-                worker::run(&manager, wiring.images, 8, image::reconcile, "image", stop.clone()),
-                worker::run(&manager, wiring.key_pairs, 4, key_pair::reconcile, "keypair", stop.clone()),
-                worker::run(&manager, wiring.flavors, 4, flavor::reconcile, "flavor", stop.clone()),
-                worker::run(&manager, wiring.hosts, 8, host::reconcile, "host", stop.clone()),
-            ))
-        }
+    tokio::select! {
+        () = manager.caches.ready() => {}
         () = loss::let_go_meanwhile(&manager.context.client) => return Ok(()),
         () = stop.cancelled() => return Ok(()),
-    };
+    }
+    let controllers = futures::future::join_all(controllers(&manager, &stop));
     let network = ovn_sync::run_network(
         network_config(&manager.config),
         manager.context.clone(),
-        NetworkStores::of(&manager.stores),
+        NetworkCaches::of(&manager.caches),
         stop.clone(),
     );
     let controllers = async {
@@ -148,6 +141,32 @@ async fn lead(config: Config, context: Context, stop: CancellationToken) -> Resu
     };
     futures::future::try_join(controllers, network).await?;
     Ok(())
+}
+
+/// The controllers of the kinds that are reconciled one object at a time.
+fn controllers(manager: &Arc<Manager>, stop: &CancellationToken) -> Vec<BoxFuture<'static, ()>> {
+    let caches = &manager.caches;
+    let stacks = stack::triggers(caches);
+    stack::source_watch::start(manager, &stacks);
+    macro_rules! run {
+        ($triggers:expr, $concurrency:literal, $reconcile:path, $name:literal) => {{
+            let (manager, stop) = (manager.clone(), stop.clone());
+            worker::run(manager, $triggers, $concurrency, $reconcile, $name, stop).boxed()
+        }};
+    }
+    vec![
+        run!(stacks, 16, stack::isolation::reconcile_isolated, "stack"),
+        run!(server::triggers(caches), 32, server::reconcile, "server"),
+        run!(image::triggers(caches), 8, image::reconcile, "image"),
+        run!(
+            key_pair::triggers(caches),
+            4,
+            key_pair::reconcile,
+            "keypair"
+        ),
+        run!(flavor::triggers(caches), 4, flavor::reconcile, "flavor"),
+        run!(host::triggers(caches), 8, host::reconcile, "host"),
+    ]
 }
 
 fn network_config(config: &Config) -> ovn_sync::NetworkConfig {

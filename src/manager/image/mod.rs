@@ -6,13 +6,37 @@ pub mod plan;
 use std::sync::Arc;
 
 use k8s_openapi::jiff::Timestamp;
+use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt};
 
+use crate::caches::Caches;
+use crate::compute::server;
 use crate::{Manager, Outcome, loss};
 use pileus_api::names::{MANAGER, MANAGER_FINALIZER};
-use pileus_api::{Image, Instance};
+use pileus_api::{Image, Instance, Server};
+use pileus_kube_ext::cache::{Index, key_of};
 use pileus_kube_ext::finalize;
 use pileus_kube_ext::report::apply_status;
+use pileus_kube_ext::triggers::Triggers;
+
+/// By the uid of the Image that an Instance is made from.
+pub const INSTANCES_BY_IMAGE: Index<Instance> =
+    Index::new("image", |instance| vec![instance.spec.image.uid.clone()]);
+
+/// What wakes the controller of Images.
+#[must_use]
+pub fn triggers(caches: &Caches) -> Triggers<Image> {
+    Triggers::controller(&caches.images)
+        .woken_by(&caches.instances, |instance: &Instance| {
+            let name = instance.spec.image.name.split_once('/');
+            name.map(|(namespace, name)| ObjectRef::new(name).within(namespace))
+        })
+        .woken_by_release(&caches.servers, |server: &Server| {
+            let image = &server.spec.image;
+            let namespace = image.namespace.clone().or_else(|| server.namespace());
+            Some(ObjectRef::new(&image.name).within(&namespace.unwrap_or_default()))
+        })
+}
 
 /// One pass.
 ///
@@ -25,27 +49,16 @@ pub async fn reconcile(image: Arc<Image>, manager: Arc<Manager>) -> Outcome {
         // The change wakes us again, with the version that the status is written to.
         return Ok(None);
     }
-    let uid = image.uid();
-    let instances: Vec<Arc<Instance>> = manager
-        .stores
+    let caches = &manager.caches;
+    let instances = caches
         .instances
-        .state()
-        .into_iter()
-        .filter(|i| Some(&i.spec.image.uid) == uid.as_ref())
-        .collect();
-    let name = image.name_any();
-    let users = manager
-        .stores
-        .servers
-        .state()
-        .into_iter()
+        .by(&INSTANCES_BY_IMAGE, &image.uid().unwrap_or_default());
+    let users = caches.servers.by(&server::BY_IMAGE, &key_of(&*image));
+    let users = users
+        .iter()
         // Users in other namespaces never hold the owner back.
-        .filter(|s| s.namespace().as_deref() == Some(&namespace))
-        .filter(|s| {
-            let reference = &s.spec.image;
-            reference.name == name && reference.namespace.as_ref().is_none_or(|n| *n == namespace)
-        })
-        .map(|s| s.name_any())
+        .filter(|server| server.namespace().as_deref() == Some(&namespace))
+        .map(|server| server.name_any())
         .collect();
     let is_deleting = finalize::is_deleting(&*image);
     let seen = plan::Seen {

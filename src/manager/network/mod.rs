@@ -1,6 +1,7 @@
 //! Networks, Subnets, Ports and security groups, one directory each; one pass
 //! ([`ovn_sync`]) plans them all and writes OVN's Northbound database.
 
+pub mod caches;
 pub mod from_api;
 #[allow(
     clippy::module_inception,
@@ -10,5 +11,4 @@ pub mod network;
 pub mod ovn_sync;
 pub mod port;
 pub mod security_group;
-pub mod stores;
 pub mod subnet;

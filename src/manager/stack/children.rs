@@ -14,7 +14,6 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::Request;
 use kube::core::{ApiResource, DynamicObject, TypeMeta};
-use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::Serialize;
 use tokio::sync::Semaphore;
@@ -24,12 +23,14 @@ use super::fields::{handed_over, replaced};
 use super::ledger::{Entry, Ledger, Reference};
 use super::recall::Recall;
 use super::served::{Kinds, is_no_version};
-use crate::Stores;
+use super::triggers::by_stack;
+use crate::caches::Caches;
 use pileus_api::names::{MANAGER, STACK_UID_LABEL};
 use pileus_api::{
     Flavor, Image, KeyPair, Network, Port, SecurityGroup, SecurityGroupRule, Server, ServerGroup,
     Stack, Subnet,
 };
+use pileus_kube_ext::cache::Cache;
 use pileus_kube_ext::{ApiError, chain, finalize, find, is_gone, is_unserved};
 use pileus_stack::value::{Value, json};
 
@@ -38,7 +39,7 @@ const AT_ONCE: usize = 16;
 /// The objects of one Stack.
 pub struct Children<'a> {
     client: &'a Client,
-    stores: &'a Stores,
+    caches: &'a Caches,
     kinds: &'a Kinds,
     /// How long a kind may be missing before there is none.
     grace: Duration,
@@ -62,13 +63,13 @@ impl<'a> Children<'a> {
     #[must_use]
     pub fn of(
         client: &'a Client,
-        stores: &'a Stores,
+        caches: &'a Caches,
         shared: &'a Shared,
         stack: &'a Stack,
     ) -> Self {
         Self {
             client,
-            stores,
+            caches,
             kinds: &shared.kinds,
             grace: shared.grace,
             reads: &shared.reads,
@@ -80,10 +81,10 @@ impl<'a> Children<'a> {
 
     fn watched(&self, kind: &str, name: &str) -> Option<Value> {
         macro_rules! look {
-            (; $($store:ident $type:ident),+) => {
+            (; $($cache:ident $type:ident),+) => {
                 match kind {
-                    $(stringify!($type) => value(Stores::find(&self.stores.$store, &self.namespace, name)?.as_ref()),)+
-                    "Flavor" => value(Stores::find(&self.stores.flavors, "", name)?.as_ref()),
+                    $(stringify!($type) => value(self.caches.$cache.get(&self.namespace, name)?.as_ref()),)+
+                    "Flavor" => value(self.caches.flavors.get("", name)?.as_ref()),
                     _ => None,
                 }
             };
@@ -219,8 +220,8 @@ impl<'a> Children<'a> {
             .collect();
         let mut found = Vec::new();
         macro_rules! look {
-            (; $($store:ident $type:ident),+) => {
-                $(marked(&self.stores.$store, &self.namespace, &uid, &mut found);)+
+            (; $($cache:ident $type:ident),+) => {
+                $(marked(&self.caches.$cache, &self.namespace, &uid, &mut found);)+
             };
         }
         each_kind!(look!());
@@ -231,7 +232,7 @@ impl<'a> Children<'a> {
     /// What the API server calls an object's kind, and whether it is in namespaces.
     async fn resource(&self, object: &Reference) -> Result<(ApiResource, bool), ApiError> {
         macro_rules! ours {
-            (; $($store:ident $type:ident),+) => {
+            (; $($cache:ident $type:ident),+) => {
                 match object.kind.as_str() {
                     $(stringify!($type) => Some((ApiResource::erase::<$type>(&()), true)),)+
                     "Flavor" => Some((ApiResource::erase::<Flavor>(&()), false)),
@@ -255,7 +256,7 @@ impl<'a> Children<'a> {
     /// says who made what, lies where tenants can write, and must not lend them more.
     fn is_managers(&self, object: &Reference) -> bool {
         macro_rules! is_one {
-            (; $($store:ident $type:ident),+) => {
+            (; $($cache:ident $type:ident),+) => {
                 [$(stringify!($type)),+].contains(&object.kind.as_str())
             };
         }
@@ -573,22 +574,17 @@ fn bytes(value: &Value) -> Result<Vec<u8>, kube::Error> {
     serde_json::to_vec(value).map_err(kube::Error::SerdeError)
 }
 
-fn marked<K>(store: &Store<K>, namespace: &str, uid: &str, found: &mut Vec<(Reference, String)>)
+fn marked<K>(cache: &Cache<K>, namespace: &str, uid: &str, found: &mut Vec<(Reference, String)>)
 where
     K: Resource<DynamicType = ()> + Clone + 'static,
 {
-    for object in store.state() {
-        let ours = object
-            .labels()
-            .get(STACK_UID_LABEL)
-            .is_some_and(|mark| mark == uid);
-        if ours && object.namespace().as_deref() == Some(namespace) {
-            let reference = ObjectRef::from_obj(&*object);
+    for object in cache.by(&by_stack(), uid) {
+        if object.namespace().as_deref() == Some(namespace) {
             let reference = Reference {
                 api_version: K::api_version(&()).into_owned(),
                 kind: K::kind(&()).into_owned(),
                 namespace: None,
-                name: reference.name,
+                name: object.name_any(),
             };
             found.push((reference, object.uid().unwrap_or_default()));
         }

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::apart;
 use super::children::Children;
+use super::isolation;
 use super::ledger::Ledger;
 use super::plan::rebuild::{is_asked, problem, rebuild};
 use super::plan::{Problem, Seen};
@@ -26,7 +26,7 @@ pub(super) async fn search(
     let mut asked = BTreeSet::new();
     // What objects are made of may follow from other objects.
     let found = loop {
-        let found = match apart::compute(|| rebuild(stack, seen, &asked)) {
+        let found = match isolation::compute(|| rebuild(stack, seen, &asked)) {
             Ok(found) => found,
             Err(fault) => return Ok(Some(fault)),
         };

@@ -6,10 +6,9 @@
 //! returns all of it, hidden parameters never have to be written into a child's spec, and
 //! no crash can leave an outer and an inner stack of two minds.
 
-pub mod apart;
 pub mod children;
 mod fields;
-pub mod follow;
+pub mod isolation;
 pub mod ledger;
 mod lost;
 pub mod plan;
@@ -17,8 +16,10 @@ pub mod recall;
 pub mod records;
 pub mod served;
 mod shared;
+pub mod source_watch;
 pub mod sources;
 pub mod status;
+pub mod triggers;
 
 #[cfg(test)]
 mod tests;
@@ -49,6 +50,7 @@ use plan::trouble::Refused;
 use plan::{Plan, Problem, Seen, Step};
 use records::Records;
 pub use shared::Shared;
+pub use triggers::{by_stack, triggers};
 
 /// How often it is looked whether what stands in the way is gone, which nothing tells.
 const UNWATCHED: Duration = Duration::from_secs(30);
@@ -106,7 +108,7 @@ async fn attempt(stack: Arc<Stack>, manager: Arc<Manager>) -> Outcome {
         read => read?,
     };
     let (ledger, mut version) = read.map_or((None, None), |(l, v)| (Some(l), Some(v)));
-    let children = Children::of(client, &manager.stores, &manager.stacks, &stack);
+    let children = Children::of(client, &manager.caches, &manager.stacks, &stack);
     let is_lost = plan::rebuild::is_lost(&stack, ledger.as_ref());
     let mut seen = observe(&stack, &manager, &records, &children, ledger).await?;
     manager
@@ -122,12 +124,12 @@ async fn attempt(stack: Arc<Stack>, manager: Arc<Manager>) -> Outcome {
         tell(&api, &stack, &manager, &status).await?;
         return Ok(Some(UNWATCHED));
     }
-    let mut plan = match apart::compute(|| plan::plan(&stack, &seen)) {
+    let mut plan = match isolation::compute(|| plan::plan(&stack, &seen)) {
         Ok(plan) => plan,
         Err(fault) => {
             let status = status::stuck(&stack, &fault, seen.now);
             tell(&api, &stack, &manager, &status).await?;
-            return Ok(Some(apart::AFTER_FAULT));
+            return Ok(Some(isolation::AFTER_FAULT));
         }
     };
     if let Some(sources) = &plan.store {

@@ -3,12 +3,26 @@
 
 use std::sync::Arc;
 
+use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt};
 
+use crate::caches::Caches;
+use crate::compute::server;
 use crate::{Manager, Outcome, loss, name_some};
 use pileus_api::names::MANAGER_FINALIZER;
-use pileus_api::{Flavor, Reason, validation};
+use pileus_api::{Flavor, Reason, Server, validation};
+use pileus_kube_ext::cache::key_of;
 use pileus_kube_ext::finalize;
+use pileus_kube_ext::triggers::Triggers;
+
+/// What wakes the controller of Flavors.
+#[must_use]
+pub fn triggers(caches: &Caches) -> Triggers<Flavor> {
+    Triggers::controller(&caches.flavors).woken_by_release(&caches.servers, |server: &Server| {
+        let flavor = server.spec.flavor.as_ref();
+        flavor.map(|name| ObjectRef::new(name))
+    })
+}
 
 /// One pass.
 ///
@@ -29,14 +43,8 @@ pub async fn reconcile(flavor: Arc<Flavor>, manager: Arc<Manager>) -> Outcome {
         return Ok(None);
     }
     let name = flavor.name_any();
-    let users: Vec<_> = manager
-        .stores
-        .servers
-        .state()
-        .into_iter()
-        .filter(|s| s.spec.flavor.as_ref() == Some(&name))
-        .map(|s| format!("{}/{}", s.namespace().unwrap_or_default(), s.name_any()))
-        .collect();
+    let users = manager.caches.servers.by(&server::BY_FLAVOR, &name);
+    let users: Vec<_> = users.iter().map(|server| key_of(&**server)).collect();
     if users.is_empty() || loss::of_kind::<Flavor>(&manager.context.client).await? {
         finalize::remove(&api, &flavor, MANAGER_FINALIZER).await?;
     } else {

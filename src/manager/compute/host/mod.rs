@@ -5,20 +5,34 @@ use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::jiff::Timestamp;
+use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt};
 use serde_json::json;
 
-use crate::{Manager, Outcome, Stores, ensure_namespace};
+use crate::caches::Caches;
+use crate::{Manager, Outcome, ensure_namespace};
 use pileus_api::conditions::{self, ConditionType, Observation};
-use pileus_api::names::{MANAGER, host_namespace};
+use pileus_api::names::{HOST_NAMESPACE_PREFIX, MANAGER, host_namespace};
 use pileus_api::{Host, Reason, validation};
 use pileus_kube_ext::lease::{HEARTBEAT, HEARTBEAT_SECONDS};
 use pileus_kube_ext::report::apply_status;
+use pileus_kube_ext::triggers::Triggers;
 
 /// The last heartbeat of each host, and when it was seen *here*: clocks of two machines
 /// are never compared.
 static SEEN: LazyLock<Mutex<HashMap<String, (String, Instant)>>> = LazyLock::new(Mutex::default);
+
+/// What wakes the controller of Hosts.
+#[must_use]
+pub fn triggers(caches: &Caches) -> Triggers<Host> {
+    Triggers::controller(&caches.hosts).woken_by(&caches.leases, |lease: &Lease| {
+        let namespace = lease.namespace().unwrap_or_default();
+        let host = namespace.strip_prefix(HOST_NAMESPACE_PREFIX);
+        host.map(ObjectRef::new)
+    })
+}
 
 /// One pass.
 ///
@@ -27,7 +41,7 @@ static SEEN: LazyLock<Mutex<HashMap<String, (String, Instant)>>> = LazyLock::new
 pub async fn reconcile(host: Arc<Host>, manager: Arc<Manager>) -> Outcome {
     let name = host.name_any();
     let namespace = host_namespace(&name);
-    let lease = Stores::find(&manager.stores.leases, &namespace, HEARTBEAT);
+    let lease = manager.caches.leases.get(&namespace, HEARTBEAT);
     if lease.is_none() {
         ensure_namespace(&manager.context.client, &namespace).await?;
     }

@@ -5,15 +5,31 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use k8s_openapi::jiff::Timestamp;
+use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt};
 use sha2::{Digest, Sha256};
 
+use crate::caches::Caches;
+use crate::compute::server;
 use crate::{Manager, Outcome, loss, name_some};
 use pileus_api::conditions::{self, ConditionType, Observation};
 use pileus_api::names::{MANAGER, MANAGER_FINALIZER};
-use pileus_api::{KeyPair, KeyPairStatus, Reason};
+use pileus_api::{KeyPair, KeyPairStatus, Reason, Server};
+use pileus_kube_ext::cache::key_of;
 use pileus_kube_ext::finalize;
 use pileus_kube_ext::report::apply_status;
+use pileus_kube_ext::triggers::Triggers;
+
+/// What wakes the controller of KeyPairs.
+#[must_use]
+pub fn triggers(caches: &Caches) -> Triggers<KeyPair> {
+    Triggers::controller(&caches.key_pairs).woken_by_release(&caches.servers, |server: &Server| {
+        let namespace = server.namespace().unwrap_or_default();
+        let names = server.spec.key_pairs.iter();
+        let pairs = names.map(|name| ObjectRef::new(name).within(&namespace));
+        pairs.collect::<Vec<_>>()
+    })
+}
 
 /// One pass.
 ///
@@ -26,17 +42,12 @@ pub async fn reconcile(pair: Arc<KeyPair>, manager: Arc<Manager>) -> Outcome {
     if !deleting && finalize::add(&api, &pair, MANAGER_FINALIZER).await? {
         return Ok(None);
     }
-    let name = pair.name_any();
     // A Server whose guest has been built holds the key itself.
-    let users: Vec<_> = manager
-        .stores
+    let users = manager
+        .caches
         .servers
-        .state()
-        .into_iter()
-        .filter(|s| s.namespace().as_deref() == Some(&namespace))
-        .filter(|s| s.spec.key_pairs.contains(&name))
-        .map(|s| s.name_any())
-        .collect();
+        .by(&server::BY_KEY_PAIR, &key_of(&*pair));
+    let users: Vec<_> = users.iter().map(|server| server.name_any()).collect();
     let is_free = users.is_empty();
     if deleting && (is_free || loss::of_kind::<KeyPair>(&manager.context.client).await?) {
         finalize::remove(&api, &pair, MANAGER_FINALIZER).await?;

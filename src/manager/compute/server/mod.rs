@@ -7,6 +7,7 @@ pub mod resolve;
 pub mod status;
 #[cfg(test)]
 mod tests;
+mod triggers;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +17,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, ResourceExt};
 
-use crate::{Manager, Outcome, Stores, loss};
+use crate::{Manager, Outcome, loss};
 use pileus_api::names::{
     GUEST_DATA_KEY, MANAGER, MANAGER_FINALIZER, SERVER_UID_LABEL, host_namespace,
 };
@@ -24,6 +25,7 @@ use pileus_api::{Instance, Port, Reason, Server};
 use pileus_kube_ext::report::apply_status;
 use pileus_kube_ext::{ApiError, finalize, find, is_gone, is_unserved};
 use plan::{Seen, Standing, Step, UserData};
+pub use triggers::{BY_FLAVOR, BY_HOST, BY_IMAGE, BY_KEY_PAIR, BY_NETWORK, BY_PORT, triggers};
 
 /// A Secret is not watched; one that is missing is looked for this often.
 const SECRET_RETRY: Duration = Duration::from_secs(3);
@@ -124,7 +126,6 @@ async fn report(
 }
 
 async fn observe(server: &Server, manager: &Manager) -> Result<Seen, ApiError> {
-    let stores = &manager.stores;
     let namespace = server.namespace().unwrap_or_default();
     let uid = server.uid().unwrap_or_default();
     let deleting = finalize::is_deleting(server);
@@ -138,7 +139,10 @@ async fn observe(server: &Server, manager: &Manager) -> Result<Seen, ApiError> {
         placed
             .and_then(|p| {
                 let name = pileus_api::names::instance_name(&uid, p.epoch);
-                Stores::find(&stores.instances, &host_namespace(&p.host), &name)
+                manager
+                    .caches
+                    .instances
+                    .get(&host_namespace(&p.host), &name)
             })
             .map(|i| vec![(*i).clone()])
             .unwrap_or_default()

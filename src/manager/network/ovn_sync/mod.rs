@@ -26,8 +26,8 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use crate::network::caches::NetworkCaches;
 use crate::network::network::plan::{OVERHEAD_IPV4, OVERHEAD_IPV6};
-use crate::network::stores::NetworkStores;
 use pileus_kube_ext::Context;
 use pileus_kube_ext::backoff::Backoff;
 use pileus_network::northbound::token::Token;
@@ -98,7 +98,7 @@ pub(super) struct Outcome {
 pub async fn run_network(
     config: NetworkConfig,
     context: Context,
-    mut stores: NetworkStores,
+    mut stores: NetworkCaches,
     stop: CancellationToken,
 ) -> Result<(), NetworkError> {
     let endpoints = parse_endpoints(&config.ovn_nb)?;

@@ -5,8 +5,9 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kube::runtime::reflector::Store;
 use kube::{Resource, ResourceExt};
+
+use pileus_kube_ext::cache::Cache;
 
 /// How long an object that we made or deleted is believed in although the watch has not
 /// said so yet. A watch is behind by milliseconds; after this long something else happened.
@@ -62,7 +63,7 @@ impl<K: Resource<DynamicType = ()> + Clone + 'static> Overlay<K> {
     }
 
     /// The objects as far as we know.
-    pub fn view(&mut self, store: &Store<K>) -> Vec<Arc<K>> {
+    pub fn view(&mut self, store: &Cache<K>) -> Vec<Arc<K>> {
         let mut seen = HashSet::new();
         let mut objects = Vec::with_capacity(store.len());
         for object in store.state() {

@@ -13,9 +13,9 @@ use super::overlay::Overlay;
 use super::plan::{self, Plan, Snapshot};
 use super::{NetworkError, Outcome, hints};
 use crate::loss;
+use crate::network::caches::NetworkCaches;
 use crate::network::port::plan::port_id;
 use crate::network::security_group::default_group;
-use crate::network::stores::NetworkStores;
 use crate::network::subnet::ledger::{Holder, subnet_uid};
 use pileus_api::conditions::{Observation, is_true};
 use pileus_api::names::MANAGER_FINALIZER;
@@ -80,7 +80,7 @@ impl Worker {
         self.context.metrics.reconciled(NAME, took, failed);
     }
 
-    fn snapshot(&mut self, stores: &NetworkStores) -> Snapshot {
+    fn snapshot(&mut self, stores: &NetworkCaches) -> Snapshot {
         Snapshot {
             networks: self.networks.view(&stores.networks),
             subnets: self.subnets.view(&stores.subnets),
@@ -93,7 +93,7 @@ impl Worker {
         }
     }
 
-    pub(super) async fn pass(&mut self, stores: &NetworkStores) -> Result<Outcome, NetworkError> {
+    pub(super) async fn pass(&mut self, stores: &NetworkCaches) -> Result<Outcome, NetworkError> {
         let mut outcome = Outcome::default();
         let before = self.snapshot(stores);
         if self.let_lost_go(&before, &mut outcome).await {

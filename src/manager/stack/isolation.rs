@@ -21,7 +21,7 @@ pub(super) const AFTER_FAULT: Duration = Duration::from_secs(300);
 ///
 /// # Errors
 /// As [`reconcile`].
-pub async fn pass(stack: Arc<Stack>, manager: Arc<Manager>) -> Outcome {
+pub async fn reconcile_isolated(stack: Arc<Stack>, manager: Arc<Manager>) -> Outcome {
     let name = stack.name_any();
     let task = tokio::spawn(reconcile(stack, manager));
     match AbortOnDropHandle::new(task).await {
