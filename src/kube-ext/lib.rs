@@ -1,5 +1,5 @@
-//! What the roles share: context, status reports, finalizers, backoff, leases, endpoints and
-//! metrics. Knows nothing of any kind's rules.
+//! What the roles share: context, caches and triggers, verbs on objects, status reports,
+//! backoff, leases, endpoints and metrics. Knows nothing of any kind's rules.
 
 pub mod backoff;
 pub mod cache;
@@ -7,6 +7,7 @@ pub mod events;
 pub mod finalize;
 pub mod lease;
 pub mod metrics;
+pub mod objects;
 pub mod report;
 pub mod role;
 pub mod telemetry;
@@ -19,6 +20,7 @@ use pileus_values::ClusterId;
 
 pub use events::Events;
 pub use metrics::Metrics;
+pub use objects::find;
 
 /// What every role has in hand.
 #[derive(Clone)]
@@ -91,21 +93,6 @@ pub fn is_unserved(error: &kube::Error) -> bool {
 
 /// Reason in the API server's own answer about a missing object.
 const NOT_FOUND: &str = "NotFound";
-
-/// Reads an object; `None` when the API server says that there is none.
-///
-/// # Errors
-/// When the API server refuses, does not answer or does not serve the kind.
-pub async fn find<K>(api: &Api<K>, name: &str) -> Result<Option<K>, kube::Error>
-where
-    K: Clone + serde::de::DeserializeOwned + std::fmt::Debug,
-{
-    match api.get(name).await {
-        Ok(object) => Ok(Some(object)),
-        Err(error) if is_gone(&error) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
 
 /// An error with all its causes on one line, for logs and messages.
 #[must_use]

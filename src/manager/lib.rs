@@ -18,14 +18,15 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::Namespace;
-use kube::api::{ObjectMeta, PostParams};
-use kube::{Api, Client};
+use kube::Client;
+use kube::api::ObjectMeta;
 use tokio_util::sync::CancellationToken;
 
 use pileus_api::names::SYSTEM_NAMESPACE;
 use pileus_kube_ext::lease::Leader;
+use pileus_kube_ext::objects::Objects;
 use pileus_kube_ext::telemetry::Readiness;
-use pileus_kube_ext::{ApiError, Context, chain, find};
+use pileus_kube_ext::{ApiError, Context, chain};
 
 pub use caches::Caches;
 use compute::{flavor, host, key_pair, server};
@@ -183,9 +184,8 @@ fn network_config(config: &Config) -> ovn_sync::NetworkConfig {
 /// # Errors
 /// When the API server refuses or does not answer.
 pub async fn ensure_namespace(client: &Client, name: &str) -> Result<(), ApiError> {
-    let api: Api<Namespace> = Api::all(client.clone());
-    let action = || ApiError::doing(format!("make the namespace {name}"));
-    if find(&api, name).await.map_err(action())?.is_some() {
+    let namespaces = Objects::<Namespace>::all(client);
+    if namespaces.get(name).await?.is_some() {
         return Ok(());
     }
     let namespace = Namespace {
@@ -195,10 +195,7 @@ pub async fn ensure_namespace(client: &Client, name: &str) -> Result<(), ApiErro
         },
         ..Namespace::default()
     };
-    match api.create(&PostParams::default(), &namespace).await {
-        Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
-        done => done.map(drop).map_err(action()),
-    }
+    namespaces.create(&namespace).await.map(drop)
 }
 
 /// What a pass of a controller ends with: when to look again without any event.

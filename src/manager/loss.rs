@@ -14,6 +14,7 @@ use kube::{Api, Client, Resource, ResourceExt};
 
 use pileus_api::names::MANAGER_FINALIZER;
 use pileus_api::{Flavor, Image, KeyPair, Network, Port, SecurityGroup, Server, Subnet};
+use pileus_kube_ext::objects::Objects;
 use pileus_kube_ext::{ApiError, finalize, is_gone, is_unserved};
 
 /// How often objects that go with their kind are looked for while controllers wait.
@@ -82,9 +83,10 @@ async fn let_go<K: Resource<DynamicType = ()>>(client: &Client) -> Result<(), Ap
             Some(namespace) => Api::namespaced_with(client.clone(), &namespace, &kind),
             None => all.clone(),
         };
+        let objects = Objects::dynamic(api, &*kind.kind);
         let name = object.name_any();
         tracing::warn!(kind = %kind.kind, %name, "let go: the kind's definition is being deleted");
-        match finalize::remove_of(&api, &object, &kind.kind, MANAGER_FINALIZER).await {
+        match objects.remove_finalizer(&object, MANAGER_FINALIZER).await {
             Err(error) if is_unserved(&error.source) => {}
             done => drop(done?),
         }

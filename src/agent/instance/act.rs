@@ -18,7 +18,8 @@ use pileus_api::names::{AGENT_FINALIZER, GUEST_DATA_KEY, host_namespace};
 use pileus_api::server::{ConfigDrive, Hardware};
 use pileus_guest::GuestData;
 use pileus_hypervisor::{Boot, Disk, DomainSpec, Nic, VirtType};
-use pileus_kube_ext::{ApiError, chain, finalize};
+use pileus_kube_ext::objects::Objects;
+use pileus_kube_ext::{ApiError, chain};
 use pileus_storage::{DirectoryMarks, Progress};
 use pileus_values::quantity::GIB;
 
@@ -103,7 +104,9 @@ pub async fn act(
                 .map_err(Error::Epoch)?;
         }
         Step::DropFinalizer => {
-            finalize::remove(&agent.instances, &**object, AGENT_FINALIZER).await?;
+            Objects::of(agent.instances.clone())
+                .remove_finalizer(object, AGENT_FINALIZER)
+                .await?;
         }
     }
     Ok(())

@@ -6,8 +6,8 @@ pub mod plan;
 use std::sync::Arc;
 
 use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
-use kube::{Api, ResourceExt};
 
 use crate::caches::Caches;
 use crate::compute::server;
@@ -16,6 +16,7 @@ use pileus_api::names::{MANAGER, MANAGER_FINALIZER};
 use pileus_api::{Image, Instance, Server};
 use pileus_kube_ext::cache::{Index, key_of};
 use pileus_kube_ext::finalize;
+use pileus_kube_ext::objects::Objects;
 use pileus_kube_ext::report::apply_status;
 use pileus_kube_ext::triggers::Triggers;
 
@@ -44,8 +45,9 @@ pub fn triggers(caches: &Caches) -> Triggers<Image> {
 /// When the API server refused or did not answer.
 pub async fn reconcile(image: Arc<Image>, manager: Arc<Manager>) -> Outcome {
     let namespace = image.namespace().unwrap_or_default();
-    let api: Api<Image> = Api::namespaced(manager.context.client.clone(), &namespace);
-    if !finalize::is_deleting(&*image) && finalize::add(&api, &image, MANAGER_FINALIZER).await? {
+    let images = Objects::<Image>::namespaced(&manager.context.client, &namespace);
+    let is_deleting = finalize::is_deleting(&*image);
+    if !is_deleting && let Some(_) = images.add_finalizer(&image, MANAGER_FINALIZER).await? {
         // The change wakes us again, with the version that the status is written to.
         return Ok(None);
     }
@@ -60,7 +62,6 @@ pub async fn reconcile(image: Arc<Image>, manager: Arc<Manager>) -> Outcome {
         .filter(|server| server.namespace().as_deref() == Some(&namespace))
         .map(|server| server.name_any())
         .collect();
-    let is_deleting = finalize::is_deleting(&*image);
     let seen = plan::Seen {
         instances: instances.iter().map(AsRef::as_ref).collect(),
         users,
@@ -68,13 +69,13 @@ pub async fn reconcile(image: Arc<Image>, manager: Arc<Manager>) -> Outcome {
     };
     let plan = plan::plan(&image, &seen, Timestamp::now());
     if plan.release {
-        finalize::remove(&api, &image, MANAGER_FINALIZER).await?;
+        images.remove_finalizer(&image, MANAGER_FINALIZER).await?;
         return Ok(None);
     }
     if is_deleting && !finalize::has(&*image, MANAGER_FINALIZER) {
         return Ok(None);
     }
-    if apply_status(&api, MANAGER, &*image, &plan.status).await? {
+    if apply_status(images.api(), MANAGER, &*image, &plan.status).await? {
         manager.context.metrics.status_written("image");
     }
     Ok(None)

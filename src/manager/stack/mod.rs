@@ -42,6 +42,7 @@ use pileus_api::names::{
 };
 use pileus_api::stack::OnFailure;
 use pileus_api::{Reason, Stack, StackStatus};
+use pileus_kube_ext::objects::Objects;
 use pileus_kube_ext::report::apply_status;
 use pileus_kube_ext::{ApiError, chain, finalize};
 use pileus_stack::hide::mask_text;
@@ -86,8 +87,12 @@ async fn attempt(stack: Arc<Stack>, manager: Arc<Manager>) -> Outcome {
     if is_free || manager.stacks.is_gone(&uid) {
         return Ok(None);
     }
-    if !deleting && finalize::add(&api, &stack, MANAGER_FINALIZER).await? {
-        return Ok(None);
+    if !deleting {
+        let stacks = Objects::of(api.clone());
+        let added = stacks.add_finalizer(&stack, MANAGER_FINALIZER).await?;
+        if added.is_some() {
+            return Ok(None);
+        }
     }
     if let Some(left) = manager.stacks.rest(&uid) {
         return Ok(Some(left));
@@ -186,7 +191,8 @@ async fn leave(
         Some(ledger) => records.forget_own(Some(ledger)).await?,
         None => records.forget_all().await?,
     }
-    finalize::remove(api, stack, MANAGER_FINALIZER).await?;
+    let stacks = Objects::of(api.clone());
+    stacks.remove_finalizer(stack, MANAGER_FINALIZER).await?;
     manager.stacks.forget(&stack.uid().unwrap_or_default());
     Ok(())
 }

@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
+use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
-use kube::{Api, ResourceExt};
 
 use crate::caches::Caches;
 use crate::compute::server;
@@ -13,6 +13,7 @@ use pileus_api::names::MANAGER_FINALIZER;
 use pileus_api::{Flavor, Reason, Server, validation};
 use pileus_kube_ext::cache::key_of;
 use pileus_kube_ext::finalize;
+use pileus_kube_ext::objects::Objects;
 use pileus_kube_ext::triggers::Triggers;
 
 /// What wakes the controller of Flavors.
@@ -29,10 +30,11 @@ pub fn triggers(caches: &Caches) -> Triggers<Flavor> {
 /// # Errors
 /// When the API server refused or did not answer.
 pub async fn reconcile(flavor: Arc<Flavor>, manager: Arc<Manager>) -> Outcome {
-    let api: Api<Flavor> = Api::all(manager.context.client.clone());
+    let flavors = Objects::<Flavor>::all(&manager.context.client);
     let events = &manager.context.events;
     if !finalize::is_deleting(&*flavor) {
-        if finalize::add(&api, &flavor, MANAGER_FINALIZER).await?
+        let added = flavors.add_finalizer(&flavor, MANAGER_FINALIZER).await?;
+        if added.is_some()
             && let Err(message) = validation::flavor(&flavor.spec)
         {
             events.warning(&*flavor, Reason::InvalidSpec, "Validate", message);
@@ -46,7 +48,7 @@ pub async fn reconcile(flavor: Arc<Flavor>, manager: Arc<Manager>) -> Outcome {
     let users = manager.caches.servers.by(&server::BY_FLAVOR, &name);
     let users: Vec<_> = users.iter().map(|server| key_of(&**server)).collect();
     if users.is_empty() || loss::of_kind::<Flavor>(&manager.context.client).await? {
-        finalize::remove(&api, &flavor, MANAGER_FINALIZER).await?;
+        flavors.remove_finalizer(&flavor, MANAGER_FINALIZER).await?;
     } else {
         let users = name_some(users);
         let note = format!("cannot be deleted while Servers use it: {users}; delete them first");

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
-use kube::{Api, ResourceExt};
 use sha2::{Digest, Sha256};
 
 use crate::caches::Caches;
@@ -17,6 +17,7 @@ use pileus_api::names::{MANAGER, MANAGER_FINALIZER};
 use pileus_api::{KeyPair, KeyPairStatus, Reason, Server};
 use pileus_kube_ext::cache::key_of;
 use pileus_kube_ext::finalize;
+use pileus_kube_ext::objects::Objects;
 use pileus_kube_ext::report::apply_status;
 use pileus_kube_ext::triggers::Triggers;
 
@@ -37,9 +38,9 @@ pub fn triggers(caches: &Caches) -> Triggers<KeyPair> {
 /// When the API server refused or did not answer.
 pub async fn reconcile(pair: Arc<KeyPair>, manager: Arc<Manager>) -> Outcome {
     let namespace = pair.namespace().unwrap_or_default();
-    let api: Api<KeyPair> = Api::namespaced(manager.context.client.clone(), &namespace);
+    let pairs = Objects::<KeyPair>::namespaced(&manager.context.client, &namespace);
     let deleting = finalize::is_deleting(&*pair);
-    if !deleting && finalize::add(&api, &pair, MANAGER_FINALIZER).await? {
+    if !deleting && let Some(_) = pairs.add_finalizer(&pair, MANAGER_FINALIZER).await? {
         return Ok(None);
     }
     // A Server whose guest has been built holds the key itself.
@@ -50,14 +51,14 @@ pub async fn reconcile(pair: Arc<KeyPair>, manager: Arc<Manager>) -> Outcome {
     let users: Vec<_> = users.iter().map(|server| server.name_any()).collect();
     let is_free = users.is_empty();
     if deleting && (is_free || loss::of_kind::<KeyPair>(&manager.context.client).await?) {
-        finalize::remove(&api, &pair, MANAGER_FINALIZER).await?;
+        pairs.remove_finalizer(&pair, MANAGER_FINALIZER).await?;
         return Ok(None);
     }
     if deleting && !finalize::has(&*pair, MANAGER_FINALIZER) {
         return Ok(None);
     }
     let status = status(&pair, users, Timestamp::now());
-    if apply_status(&api, MANAGER, &*pair, &status).await? {
+    if apply_status(pairs.api(), MANAGER, &*pair, &status).await? {
         manager.context.metrics.status_written("keypair");
     }
     Ok(None)

@@ -14,16 +14,15 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{ListParams, Preconditions};
 use kube::{Api, ResourceExt};
 
 use crate::{Manager, Outcome, loss};
-use pileus_api::names::{
-    GUEST_DATA_KEY, MANAGER, MANAGER_FINALIZER, SERVER_UID_LABEL, host_namespace,
-};
+use pileus_api::names::{MANAGER, MANAGER_FINALIZER, SERVER_UID_LABEL, host_namespace};
 use pileus_api::{Instance, Port, Reason, Server};
+use pileus_kube_ext::objects::Objects;
 use pileus_kube_ext::report::apply_status;
-use pileus_kube_ext::{ApiError, finalize, find, is_gone, is_unserved};
+use pileus_kube_ext::{ApiError, finalize, is_unserved};
 use plan::{Seen, Standing, Step, UserData};
 pub use triggers::{BY_FLAVOR, BY_HOST, BY_IMAGE, BY_KEY_PAIR, BY_NETWORK, BY_PORT, triggers};
 
@@ -190,13 +189,9 @@ async fn user_data(server: &Server, manager: &Manager) -> Result<UserData, ApiEr
     let Some(from) = &server.spec.user_data_from else {
         return Ok(UserData::NotNeeded);
     };
-    let api: Api<Secret> = Api::namespaced(
-        manager.context.client.clone(),
-        &server.namespace().unwrap_or_default(),
-    );
-    let secret = find(&api, &from.name).await;
-    let secret = secret.map_err(ApiError::doing(format!("read the Secret {}", from.name)))?;
-    Ok(match secret {
+    let namespace = server.namespace().unwrap_or_default();
+    let secrets = Objects::<Secret>::namespaced(&manager.context.client, &namespace);
+    Ok(match secrets.get(&from.name).await? {
         None => UserData::NoSecret(from.name.clone()),
         Some(secret) => match secret.data.unwrap_or_default().remove(&from.key) {
             None => UserData::NoKey(from.name.clone(), from.key.clone()),
@@ -208,34 +203,29 @@ async fn user_data(server: &Server, manager: &Manager) -> Result<UserData, ApiEr
 async fn act(step: &Step, server: &Server, manager: &Manager) -> Result<(), ApiError> {
     let client = &manager.context.client;
     let namespace = server.namespace().unwrap_or_default();
+    let servers = Objects::<Server>::namespaced(client, &namespace);
+    let ports = Objects::<Port>::namespaced(client, &namespace);
+    let instances = |namespace: &str| Objects::<Instance>::namespaced(client, namespace);
+    let secrets = |namespace: &str| Objects::<Secret>::namespaced(client, namespace);
+    let host_of = |namespace: Option<String>| namespace.unwrap_or_default();
+    // What an earlier pass has created or deleted is as it should be.
     match step {
         Step::AddFinalizer => {
-            let api: Api<Server> = Api::namespaced(client.clone(), &namespace);
-            finalize::add(&api, server, MANAGER_FINALIZER).await?;
+            let added = servers.add_finalizer(server, MANAGER_FINALIZER).await;
+            added.map(drop)
         }
         Step::RemoveFinalizer => {
-            let api: Api<Server> = Api::namespaced(client.clone(), &namespace);
-            finalize::remove(&api, server, MANAGER_FINALIZER).await?;
+            let removed = servers.remove_finalizer(server, MANAGER_FINALIZER).await;
+            removed.map(drop)
         }
-        Step::CreatePort(port) => {
-            let api: Api<Port> = Api::namespaced(client.clone(), &namespace);
-            create(&api, port).await?;
-        }
+        Step::CreatePort(port) => ports.create(port).await.map(drop),
         Step::CreateGuestData(secret) => {
-            let host = secret.namespace().unwrap_or_default();
-            let api: Api<Secret> = Api::namespaced(client.clone(), &host);
-            let name = secret.name_any();
-            let params = PatchParams::apply(MANAGER).force();
-            api.patch(&name, &params, &Patch::Apply(&**secret))
-                .await
-                .map_err(ApiError::doing(format!(
-                    "write the Secret {name} ({GUEST_DATA_KEY})"
-                )))?;
+            let secrets = secrets(&host_of(secret.namespace()));
+            secrets.apply(secret, MANAGER).await.map(drop)
         }
         Step::CreateInstance(instance) => {
-            let host = instance.namespace().unwrap_or_default();
-            let api: Api<Instance> = Api::namespaced(client.clone(), &host);
-            create(&api, instance).await?;
+            let instances = instances(&host_of(instance.namespace()));
+            instances.create(instance).await?;
             manager.context.events.normal(
                 server,
                 Reason::Building,
@@ -246,15 +236,11 @@ async fn act(step: &Step, server: &Server, manager: &Manager) -> Result<(), ApiE
                     instance.spec.host
                 ),
             );
+            Ok(())
         }
         Step::UpdateInstance(instance) => {
-            let host = instance.namespace().unwrap_or_default();
-            let api: Api<Instance> = Api::namespaced(client.clone(), &host);
-            let name = instance.name_any();
-            // `replace` carries the version that was read.
-            api.replace(&name, &PostParams::default(), instance)
-                .await
-                .map_err(ApiError::doing(format!("change the Instance {name}")))?;
+            let instances = instances(&host_of(instance.namespace()));
+            instances.replace(instance).await.map(drop)
         }
         Step::DeleteInstance {
             namespace,
@@ -262,62 +248,22 @@ async fn act(step: &Step, server: &Server, manager: &Manager) -> Result<(), ApiE
             uid,
             version,
         } => {
-            let api: Api<Instance> = Api::namespaced(client.clone(), namespace);
-            delete(&api, name, Some(uid), version.as_ref()).await?;
+            let only = Preconditions {
+                uid: Some(uid.clone()),
+                resource_version: version.clone(),
+            };
+            instances(namespace).delete(name, only).await.map(drop)
         }
         Step::DeleteGuestData { namespace, name } => {
-            let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
-            delete(&api, name, None, None).await?;
+            let any = Preconditions::default();
+            secrets(namespace).delete(name, any).await.map(drop)
         }
         Step::DeletePort { name, uid } => {
-            let api: Api<Port> = Api::namespaced(client.clone(), &namespace);
-            delete(&api, name, Some(uid), None).await?;
+            let only = Preconditions {
+                uid: Some(uid.clone()),
+                resource_version: None,
+            };
+            ports.delete(name, only).await.map(drop)
         }
-    }
-    Ok(())
-}
-
-/// Creates an object; one that is there already was made by an earlier pass.
-async fn create<K>(api: &Api<K>, object: &K) -> Result<(), ApiError>
-where
-    K: kube::Resource<DynamicType = ()>
-        + Clone
-        + serde::Serialize
-        + serde::de::DeserializeOwned
-        + std::fmt::Debug,
-{
-    let name = object.name_any();
-    match api.create(&PostParams::default(), object).await {
-        Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
-        done => done
-            .map(drop)
-            .map_err(ApiError::doing(format!("create {} {name}", K::kind(&())))),
-    }
-}
-
-/// Deletes an object, and only the very one that was seen, if need be only in the version
-/// that was seen; one that is gone is fine.
-async fn delete<K>(
-    api: &Api<K>,
-    name: &str,
-    uid: Option<&String>,
-    version: Option<&String>,
-) -> Result<(), ApiError>
-where
-    K: kube::Resource<DynamicType = ()> + Clone + serde::de::DeserializeOwned + std::fmt::Debug,
-{
-    let preconditions = uid.map(|uid| Preconditions {
-        uid: Some(uid.clone()),
-        resource_version: version.cloned(),
-    });
-    let params = DeleteParams {
-        preconditions,
-        ..DeleteParams::default()
-    };
-    match api.delete(name, &params).await {
-        Err(error) if is_gone(&error) => Ok(()),
-        done => done
-            .map(drop)
-            .map_err(ApiError::doing(format!("delete {} {name}", K::kind(&())))),
     }
 }
