@@ -107,8 +107,8 @@ cluster_check() {
         die "KUBECONFIG reaches its cluster at $server, without TLS: the roles' tokens would travel in the open. Give an https:// address, or unset KUBECONFIG"
     minor="$("${given[@]}" get --raw /version | sed -n 's/.*"minor": *"\([0-9]*\).*/\1/p')"
     # A build of somebody's own may not say what it is.
-    [ "${minor:-20}" -ge 20 ] ||
-        die "the cluster at $server is Kubernetes 1.$minor; Pileus needs 1.20 or newer"
+    [ "${minor:-$KUBERNETES_MINOR}" -ge "$KUBERNETES_MINOR" ] ||
+        die "the cluster of KUBECONFIG at $server is Kubernetes 1.$minor; Pileus supports 1.$KUBERNETES_MINOR to the newest, and is tested with $(go_tool_version kubernetes k8s.io/kubernetes). Upgrade the cluster, name another one, or unset KUBECONFIG for a control plane of the lab's own"
     [ "$("${given[@]}" auth can-i '*' '*' --all-namespaces 2>/dev/null)" = yes ] ||
         die "the user of KUBECONFIG is no administrator of the cluster at $server; devstack makes kinds, namespaces and roles there. Use another user, or unset KUBECONFIG"
     cluster_check_owner "${given[@]}"

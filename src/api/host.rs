@@ -206,7 +206,7 @@ pub struct HostStatus {
     pub wanted_metrics: Vec<String>,
     /// PCI devices that are offered to guests, by their addresses, at most 256. Those that
     /// have virtual functions are not.
-    // One writer, and whole: old API servers leave `null` of a keyed list that is emptied.
+    // No list by key: the agent alone writes it, and always the whole.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pci_devices: Vec<HostDevice>,
     /// What the host can do.
@@ -273,7 +273,7 @@ pub struct NumaNode {
     pub memory_mib: i64,
     /// Huge pages in all by their size in KiB, such as `"2048": 512`; sizes of which there
     /// are none are left out.
-    // As a whole: old API servers leave `null` of a map that is emptied.
+    // The agent alone writes it, and always the whole.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("x-kubernetes-map-type" = "atomic"))]
     pub huge_pages: BTreeMap<String, i64>,

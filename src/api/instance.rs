@@ -34,6 +34,7 @@ use super::topology::GuestTopology;
         json_path = ".spec.server.namespace"
     ),
     printcolumn(name = "Server", type_ = "string", json_path = ".spec.server.name"),
+    selectable = ".spec.host",
     printcolumn(name = "Host", type_ = "string", json_path = ".spec.host"),
     printcolumn(name = "Epoch", type_ = "integer", json_path = ".spec.epoch"),
     printcolumn(name = "Power", type_ = "string", json_path = ".status.powerState"),

@@ -1,7 +1,7 @@
 //! The contract with users: one file per kind, group `pileus.dev`, version `v1alpha1`.
 //! No I/O. A validation that needs no other object lives with its type: what a schema
-//! can say the schema says, cross-field rules are CEL on the type and are repeated in
-//! [`validation`], because old API servers have no CEL.
+//! can say the schema says, cross-field rules are CEL on the type, and what neither can say is in
+//! [`validation`].
 
 #![allow(
     clippy::duplicated_attributes,

@@ -46,6 +46,8 @@ use super::network::PortSecurity;
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("self.network == oldSelf.network").message(Message::Message("network cannot be changed: make a new Port".into())))]
 #[x_kube(validation = Rule::new("!has(oldSelf.macAddress) || (has(self.macAddress) && self.macAddress == oldSelf.macAddress)").message(Message::Message("macAddress cannot be changed: make a new Port".into())))]
+#[x_kube(validation = Rule::new("!has(self.portSecurity) || self.portSecurity != 'Disabled' || !has(self.securityGroups) || size(self.securityGroups) == 0").message(Message::Message("securityGroups need portSecurity Enabled".into())))]
+#[x_kube(validation = Rule::new("!has(self.portSecurity) || self.portSecurity != 'Disabled' || !has(self.allowedAddressPairs) || size(self.allowedAddressPairs) == 0").message(Message::Message("allowedAddressPairs need portSecurity Enabled; without it everything passes".into())))]
 pub struct PortSpec {
     /// The Network to attach to.
     pub network: ObjectName,

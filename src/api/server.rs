@@ -23,6 +23,10 @@ use super::pci::GivenDevice;
     category = "pileus",
     namespaced,
     status = "ServerStatus",
+    selectable = ".spec.flavor",
+    selectable = ".spec.image.name",
+    selectable = ".status.placement.host",
+    selectable = ".status.phase",
     derive = "PartialEq",
     derive = "Default",
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
@@ -70,6 +74,7 @@ use super::pci::GivenDevice;
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("has(self.flavor) != has(self.resources)").message(Message::Message("give either flavor or resources".into())))]
 #[x_kube(validation = Rule::new("!(has(self.userData) && has(self.userDataFrom))").message(Message::Message("give either userData or userDataFrom".into())))]
+#[x_kube(validation = Rule::new("!has(self.networks) || self.networks.all(n, !has(n.port) || self.networks.exists_one(other, has(other.port) && other.port == n.port))").message(Message::Message("a port is given twice in networks; each interface needs its own".into())))]
 pub struct ServerSpec {
     /// Name of a Flavor; or give `resources`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -103,8 +108,14 @@ pub struct ServerSpec {
         regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
     )]
     pub hostname: Option<String>,
-    /// Free-form metadata, given to the guest.
+    /// Free-form metadata, given to the guest: at most 128 entries, Nova's default quota, with
+    /// keys and values of at most 255 characters, Nova's limit.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend(
+        "maxProperties" = 128,
+        "additionalProperties" = {"type": "string", "maxLength": 255}
+    ))]
+    #[x_kube(validation = Rule::new("self.all(key, size(key) <= 255)").message(Message::Message("keys of metadata have at most 255 characters".into())))]
     pub metadata: BTreeMap<String, String>,
     /// Whether the guest gets its data on a drive labelled `config-2`.
     #[serde(default)]
@@ -146,6 +157,7 @@ pub struct ServerNetwork {
     pub network: Option<ObjectName>,
     /// Port of the same namespace to use; it outlives the Server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
     pub port: Option<String>,
     /// Address for a made Port; any free one when absent.
     #[serde(default, rename = "fixedIP", skip_serializing_if = "Option::is_none")]
@@ -356,7 +368,7 @@ pub struct Placement {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub numa_nodes: Vec<i32>,
     /// The Host's PCI devices that it has to itself.
-    // As a whole: old API servers leave `null` of a keyed list that is taken back.
+    // No list by key: the scheduler alone writes it, and always the whole.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pci_devices: Vec<GivenDevice>,
     /// When it was decided.

@@ -56,11 +56,7 @@ enum Command {
     #[command(subcommand)]
     Stack(stack::Command),
     /// Prints the CustomResourceDefinitions as YAML.
-    Crds {
-        /// Leaves out CEL rules, which API servers below 1.25 refuse.
-        #[arg(long)]
-        without_cel: bool,
-    },
+    Crds,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -101,8 +97,8 @@ struct ManagerArguments {
 
 fn main() -> ExitCode {
     let command = Arguments::parse().command;
-    if let Command::Crds { without_cel } = command {
-        return ended(print_crds(!without_cel));
+    if let Command::Crds = command {
+        return ended(print_crds());
     }
     if let Command::Simulate {
         files,
@@ -123,7 +119,7 @@ fn main() -> ExitCode {
             Command::Manager(arguments) => manager(arguments).await,
             Command::Scheduler(arguments) => scheduler(&arguments).await,
             // Answered above, without a runtime.
-            Command::Crds { .. } | Command::Simulate { .. } | Command::Stack(_) => Ok(()),
+            Command::Crds | Command::Simulate { .. } | Command::Stack(_) => Ok(()),
         }
     }))
 }
@@ -196,11 +192,11 @@ async fn scheduler(arguments: &role::Arguments) -> Result<()> {
     .await
 }
 
-fn print_crds(cel: bool) -> Result<()> {
+fn print_crds() -> Result<()> {
     use std::io::Write;
     let mut out = std::io::stdout().lock();
     for crd in crd::all() {
-        let value = crd::to_json(&crd, cel)?;
+        let value = crd::to_json(&crd)?;
         write!(out, "---\n{}", serde_saphyr::to_string(&value)?)?;
     }
     Ok(())

@@ -15,9 +15,6 @@ use tokio::time::timeout;
 
 use pileus_api::Reason;
 
-/// Where events of objects without a namespace go, as Kubernetes' own of its nodes do.
-const CLUSTER_SCOPED: &str = "default";
-
 /// Longest name of an object for which the recorder still makes a name of an event that the
 /// API server takes: it adds a dot and the time in hexadecimal to it.
 const MAX_RECORDED_NAME: usize = 253 - 17;
@@ -76,12 +73,7 @@ impl Events {
     where
         K: Resource<DynamicType = ()>,
     {
-        let mut reference = object.object_ref(&());
-        // API servers below 1.25 hold every custom resource to be in a namespace, and refuse
-        // an event that names none.
-        reference
-            .namespace
-            .get_or_insert_with(|| CLUSTER_SCOPED.to_owned());
+        let reference = object.object_ref(&());
         let event = Event {
             type_,
             reason: reason.as_str().to_owned(),

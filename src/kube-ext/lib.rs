@@ -137,6 +137,11 @@ impl Context {
         manager: &'static str,
         metrics: Metrics,
     ) -> Result<Self, ConnectError> {
+        let version = client.apiserver_version().await;
+        let version = version.map_err(ConnectError::Cluster)?;
+        if is_too_old(&version.major, &version.minor) {
+            return Err(ConnectError::TooOld(version.git_version));
+        }
         let namespace = Api::<Namespace>::all(client.clone())
             .get("kube-system")
             .await
@@ -152,6 +157,17 @@ impl Context {
     }
 }
 
+/// The oldest Kubernetes that is supported, 1.N: what CEL, field selectors of custom resources
+/// and admission policies need, of the releases that are maintained.
+pub const OLDEST_MINOR: u32 = 33;
+
+/// Whether an API server of that version is too old. One that does not say a number is taken.
+fn is_too_old(major: &str, minor: &str) -> bool {
+    // Distributions write `33+`.
+    let minor = minor.trim_end_matches('+').parse::<u32>();
+    major == "1" && minor.is_ok_and(|minor| minor < OLDEST_MINOR)
+}
+
 /// Why a role could not reach its API server.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
@@ -161,8 +177,15 @@ pub enum ConnectError {
     /// The configuration makes no client.
     #[error("the configuration for the API server cannot be used")]
     Client(#[source] kube::Error),
+    /// The API server is of an older Kubernetes.
+    #[error(
+        "the API server is Kubernetes {0}; Pileus needs 1.{OLDEST_MINOR} or newer: upgrade the cluster"
+    )]
+    TooOld(String),
     /// The cluster's identity could not be read.
-    #[error("cannot read the namespace kube-system, whose uid identifies the cluster")]
+    #[error(
+        "cannot read the API server's version and the namespace kube-system, whose uid identifies the cluster"
+    )]
     Cluster(#[source] kube::Error),
     /// The cluster's identity is missing.
     #[error("the namespace kube-system has no uid")]
@@ -174,6 +197,13 @@ mod tests {
     use kube::core::Status;
 
     use super::*;
+
+    #[test]
+    fn old_api_servers_are_refused() {
+        assert!(is_too_old("1", "32") && is_too_old("1", "20+"));
+        assert!(!is_too_old("1", "33") && !is_too_old("1", "36+") && !is_too_old("2", "0"));
+        assert!(!is_too_old("1", "of our own"));
+    }
 
     #[test]
     fn only_the_servers_own_word_says_that_an_object_is_gone() {

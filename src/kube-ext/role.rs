@@ -106,7 +106,10 @@ async fn connect(
     loop {
         let error = match Context::connect(manager, metrics.clone()).await {
             Ok(context) => return Ok(context),
-            Err(error @ ConnectError::Config(_)) => return Err(error.into()),
+            // Waiting mends neither.
+            Err(error @ (ConnectError::Config(_) | ConnectError::TooOld(_))) => {
+                return Err(error.into());
+            }
             Err(error) => error,
         };
         tracing::warn!(error = %chain(&error), "waiting for the API server");

@@ -1,10 +1,11 @@
-//! libvirt: one connection that comes back by itself, bounded threads for its blocking
-//! calls, one call for a domain at a time.
+//! libvirt: connections that are opened again when they are lost, a limited number of threads
+//! for its blocking calls, one call per domain at a time.
 //!
 //! A timeout does not cancel a call of libvirt: the call keeps its thread and the domain's
-//! lock until it returns, so that nothing else touches the domain meanwhile.
+//! lock until it returns, so that nothing else works on the domain meanwhile.
 
 use std::collections::HashMap;
+use std::ffi::CString;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -12,25 +13,36 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, Semaphore, broadcast, watch};
 use uuid::Uuid;
+use virt::connect::Connect;
+use virt::domain::Domain as VirtDomain;
+use virt::error::{Error as VirtError, ErrorNumber};
+use virt::sys;
 
-use crate::ffi::{self, Connect, Domain as VirtDomain};
-use pileus_hypervisor::domain::{
-    Domain, DomainSpec, Event, HostFacts, Listed, Marks, PciDevice, State,
-};
+use crate::event_loop;
+use crate::ffi::{Handler, Notification, Session};
+use crate::state::{is_running, state_of};
+use pileus_hypervisor::domain::{Domain, DomainSpec, Event, HostFacts, Listed, Marks, PciDevice};
 use pileus_hypervisor::xml::{
-    NAMESPACE, domain_name, domain_xml, marks_xml, parse_capabilities, parse_domain,
-    parse_marks_element, parse_pci_device,
+    NAMESPACE, domain_xml, marks_xml, parse_capabilities, parse_domain, parse_marks_element,
+    parse_pci_device,
 };
 use pileus_hypervisor::{Error, Hypervisor, ending};
 
 /// Changes that may run at once: as many as libvirtd works on for one connection
-/// (`max_client_requests`). It does not even read the next.
-const CHANGES: usize = 5;
-/// Looks that may run at once. They have a connection of their own, or five guests that hang
-/// in a change would hide all the others.
-const LOOKS: usize = 4;
+/// (`max_client_requests`); it does not read further requests.
+const MAX_CHANGES: usize = 5;
+/// Queries that may run at once. They have a connection of their own; otherwise five changes of
+/// guests that hang would block the queries of all other guests.
+const MAX_QUERIES: usize = 4;
 /// How long a call may take before we stop waiting for it.
-const PATIENCE: Duration = Duration::from_mins(1);
+const CALL_TIMEOUT: Duration = Duration::from_mins(1);
+/// Seconds between two keepalive messages, and how many may stay without an answer before
+/// the connection counts as lost: 15 s for a daemon that is stuck.
+const KEEPALIVE: (i32, u32) = (5, 3);
+/// The wait before a connection is opened again; it doubles after each failure.
+const RECONNECT_MIN: Duration = Duration::from_millis(200);
+const RECONNECT_MAX: Duration = Duration::from_secs(5);
+const METADATA_ELEMENT: i32 = sys::VIR_DOMAIN_METADATA_ELEMENT.cast_signed();
 
 /// A connection to libvirt.
 #[derive(Clone)]
@@ -45,27 +57,27 @@ struct Inner {
     connection: watch::Sender<Option<Arc<Sessions>>>,
     events: broadcast::Sender<Event>,
     changes: Arc<Semaphore>,
-    looks: Arc<Semaphore>,
+    queries: Arc<Semaphore>,
     locks: Mutex<HashMap<Uuid, Weak<AsyncMutex<()>>>>,
 }
 
 struct Sessions {
-    changes: ffi::Session,
-    looks: ffi::Session,
+    changes: Session,
+    queries: Session,
 }
 
-/// What a call does, and with it the connection that it takes.
+/// What a call does; selects the connection.
 #[derive(Clone, Copy)]
 enum Kind {
     Change,
-    Look,
+    Query,
 }
 
 impl Libvirt {
     /// Connects to `uri` in the background, now and whenever the connection is lost.
     ///
     /// # Errors
-    /// When libvirt is not installed, or its event loop cannot be started.
+    /// When libvirt's event loop cannot be started.
     pub fn connect(uri: &str) -> Result<Self, Error> {
         Self::connect_with_logs(uri, Path::new(ending::LOGS))
     }
@@ -73,16 +85,16 @@ impl Libvirt {
     /// The same for a libvirt that keeps QEMU's logs in a directory of its own.
     ///
     /// # Errors
-    /// When libvirt is not installed, or its event loop cannot be started.
+    /// When libvirt's event loop cannot be started.
     pub fn connect_with_logs(uri: &str, logs: &Path) -> Result<Self, Error> {
-        ffi::start_event_loop().map_err(Error::Library)?;
+        event_loop::start().map_err(Error::Library)?;
         let inner = Arc::new(Inner {
             uri: uri.to_owned(),
             logs: logs.to_owned(),
             connection: watch::Sender::new(None),
             events: broadcast::Sender::new(4096),
-            changes: Arc::new(Semaphore::new(CHANGES)),
-            looks: Arc::new(Semaphore::new(LOOKS)),
+            changes: Arc::new(Semaphore::new(MAX_CHANGES)),
+            queries: Arc::new(Semaphore::new(MAX_QUERIES)),
             locks: Mutex::default(),
         });
         tokio::spawn(keep_connected(Arc::downgrade(&inner)));
@@ -117,14 +129,14 @@ impl Libvirt {
         lock.lock_owned().await
     }
 
-    /// Runs a blocking call that changes nothing; `id` names the domain that it looks at.
-    async fn look<T: Send + 'static>(
+    /// Runs a blocking call that changes nothing; `id` is the domain that it reads.
+    async fn query<T: Send + 'static>(
         &self,
         action: &'static str,
         id: Option<Uuid>,
-        f: impl FnOnce(&Connect) -> Result<T, ffi::Error> + Send + 'static,
+        f: impl FnOnce(&Connect) -> Result<T, VirtError> + Send + 'static,
     ) -> Result<T, Error> {
-        self.call(Kind::Look, action, id, f).await
+        self.call(Kind::Query, action, id, f).await
     }
 
     /// Runs a blocking call that changes the domain.
@@ -132,7 +144,7 @@ impl Libvirt {
         &self,
         action: &'static str,
         id: Uuid,
-        f: impl FnOnce(&Connect) -> Result<T, ffi::Error> + Send + 'static,
+        f: impl FnOnce(&Connect) -> Result<T, VirtError> + Send + 'static,
     ) -> Result<T, Error> {
         self.call(Kind::Change, action, Some(id), f).await
     }
@@ -142,7 +154,7 @@ impl Libvirt {
         kind: Kind,
         action: &'static str,
         id: Option<Uuid>,
-        f: impl FnOnce(&Connect) -> Result<T, ffi::Error> + Send + 'static,
+        f: impl FnOnce(&Connect) -> Result<T, VirtError> + Send + 'static,
     ) -> Result<T, Error> {
         let whole = async {
             let guard = match id {
@@ -151,7 +163,7 @@ impl Libvirt {
             };
             let threads = match kind {
                 Kind::Change => &self.inner.changes,
-                Kind::Look => &self.inner.looks,
+                Kind::Query => &self.inner.queries,
             };
             let permit = Arc::clone(threads).acquire_owned().await;
             let Some(sessions) = self.inner.connection.borrow().clone() else {
@@ -160,11 +172,11 @@ impl Libvirt {
             let work = tokio::task::spawn_blocking(move || {
                 let connect = match kind {
                     Kind::Change => sessions.changes.connect(),
-                    Kind::Look => sessions.looks.connect(),
+                    Kind::Query => sessions.queries.connect(),
                 };
                 let result = f(connect).map_err(|error| {
-                    // Known on our side; asks nobody.
-                    let alive = connect.is_alive();
+                    // The state on our side; nothing is sent to the daemon.
+                    let alive = connect.is_alive().unwrap_or(false);
                     translate(action, id, alive, &error)
                 });
                 drop((guard, permit));
@@ -178,7 +190,7 @@ impl Libvirt {
                 }),
             }
         };
-        tokio::time::timeout(PATIENCE, whole)
+        tokio::time::timeout(CALL_TIMEOUT, whole)
             .await
             .unwrap_or(Err(Error::Timeout(action)))
     }
@@ -187,7 +199,7 @@ impl Libvirt {
         &self,
         action: &'static str,
         id: Uuid,
-        f: impl FnOnce(&VirtDomain) -> Result<(), ffi::Error> + Send + 'static,
+        f: impl FnOnce(&VirtDomain) -> Result<(), VirtError> + Send + 'static,
     ) -> Result<(), Error> {
         self.change(action, id, move |connect| {
             f(&connect.lookup_domain_by_uuid(id)?)
@@ -196,36 +208,29 @@ impl Libvirt {
     }
 }
 
-/// `alive` tells whether the connection still is. Without it an error is about the
-/// connection, whatever its words are, unless it is the daemon's answer.
-fn translate(action: &'static str, id: Option<Uuid>, alive: bool, error: &ffi::Error) -> Error {
-    let message = error.message.clone();
-    match (error.code, id) {
-        (ffi::VIR_ERR_NO_DOMAIN, Some(id)) => Error::NotFound(id),
+/// If the connection is not `alive` any more, every error is one of the connection, whatever its
+/// message is; "no such domain" is the exception, since only the daemon says so.
+fn translate(action: &'static str, id: Option<Uuid>, alive: bool, error: &VirtError) -> Error {
+    let message = error.message().to_owned();
+    match id {
+        Some(id) if is_gone(error) => Error::NotFound(id),
         _ if !alive => Error::Unreachable(message),
         _ => Error::Failed { action, message },
     }
 }
 
-fn is_gone(error: &ffi::Error) -> bool {
-    error.code == ffi::VIR_ERR_NO_DOMAIN
+/// Whether a call failed because the domain does not exist.
+fn is_gone(error: &VirtError) -> bool {
+    error.code().is(ErrorNumber::NoDomain)
 }
 
 /// Whether an operation failed because the domain is in that state already.
-fn is_invalid_operation(error: &ffi::Error) -> bool {
-    error.code == ffi::VIR_ERR_OPERATION_INVALID
-}
-
-fn is_running(domain: &VirtDomain) -> Result<bool, ffi::Error> {
-    let (state, _) = domain.state()?;
-    Ok(matches!(
-        state,
-        ffi::VIR_DOMAIN_RUNNING | ffi::VIR_DOMAIN_BLOCKED
-    ))
+fn is_invalid_operation(error: &VirtError) -> bool {
+    error.code().is(ErrorNumber::OperationInvalid)
 }
 
 async fn keep_connected(inner: Weak<Inner>) {
-    let mut wait = Duration::from_millis(200);
+    let mut wait = RECONNECT_MIN;
     loop {
         let Some(strong) = inner.upgrade() else {
             return;
@@ -239,7 +244,7 @@ async fn keep_connected(inner: Weak<Inner>) {
         match opened {
             Ok(sessions) => {
                 tracing::info!(uri = %strong.uri, "connected to libvirt");
-                wait = Duration::from_millis(200);
+                wait = RECONNECT_MIN;
                 strong.connection.send_replace(Some(Arc::new(sessions)));
                 // Nobody may listen yet; then nobody has missed anything either.
                 let _ = strong.events.send(Event::Connected);
@@ -256,7 +261,7 @@ async fn keep_connected(inner: Weak<Inner>) {
                 tracing::warn!(uri = %strong.uri, %message, "cannot connect to libvirt");
                 drop(strong);
                 tokio::time::sleep(wait).await;
-                wait = (wait * 2).min(Duration::from_secs(5));
+                wait = (wait * 2).min(RECONNECT_MAX);
             }
         }
     }
@@ -267,53 +272,49 @@ fn open(
     events: &broadcast::Sender<Event>,
     closed: &tokio::sync::mpsc::Sender<()>,
 ) -> Result<Sessions, String> {
-    // The end of either is the end of both.
+    // When one connection is lost, both are opened again.
     let session = |events: Option<&broadcast::Sender<Event>>| {
-        let connection = Connect::open(uri).map_err(|error| error.message)?;
-        ffi::Session::new(connection, || {
-            let (events, closed) = (events.cloned(), closed.clone());
-            Box::new(move |notice| match (notice, &events) {
-                (ffi::Notice::Domain(id), Some(events)) => {
-                    let _ = events.send(Event::Domain(id));
-                }
-                (ffi::Notice::Domain(_), None) => {}
-                (ffi::Notice::Closed, _) => {
-                    let _ = closed.try_send(());
-                }
-            })
+        let connect = Connect::open(Some(uri))?;
+        keep_alive(&connect)?;
+        let (events, closed) = (events.cloned(), closed.clone());
+        let handler: Handler = Arc::new(move |notification| match (notification, &events) {
+            (Notification::Domain(id), Some(events)) => {
+                // Nobody may listen.
+                let _ = events.send(Event::Domain(id));
+            }
+            (Notification::Domain(_), None) => {}
+            (Notification::Closed, _) => {
+                // Full when the other connection was lost first.
+                let _ = closed.try_send(());
+            }
+        });
+        Session::new(connect, &handler)
+    };
+    let sessions = || {
+        Ok(Sessions {
+            queries: session(Some(events))?,
+            changes: session(None)?,
         })
     };
-    Ok(Sessions {
-        looks: session(Some(events))?,
-        changes: session(None)?,
-    })
+    sessions().map_err(|error: VirtError| error.message().to_owned())
 }
 
-fn state_of(domain: &VirtDomain, logs: &Path) -> Result<State, ffi::Error> {
-    let (state, reason) = domain.state()?;
-    Ok(match state {
-        ffi::VIR_DOMAIN_RUNNING | ffi::VIR_DOMAIN_BLOCKED => State::Running,
-        ffi::VIR_DOMAIN_PAUSED | ffi::VIR_DOMAIN_PMSUSPENDED => State::Paused,
-        ffi::VIR_DOMAIN_SHUTDOWN => State::ShuttingDown,
-        ffi::VIR_DOMAIN_CRASHED => State::Crashed,
-        ffi::VIR_DOMAIN_SHUTOFF => match reason {
-            ffi::VIR_DOMAIN_SHUTOFF_SHUTDOWN => State::ShutDown,
-            // A daemon that was restarted has forgotten the reason.
-            ffi::VIR_DOMAIN_SHUTOFF_UNKNOWN => {
-                let log = logs.join(format!("{}.log", domain_name(domain.uuid()?)));
-                if ending::was_shutdown(&log) {
-                    State::ShutDown
-                } else {
-                    State::Off
-                }
-            }
-            _ => State::Off,
-        },
-        _ => State::Off,
-    })
+fn keep_alive(connect: &Connect) -> Result<(), VirtError> {
+    let (interval, count) = KEEPALIVE;
+    match connect.set_keep_alive(interval, count) {
+        // A driver inside of the library, without a daemon.
+        Err(error) if error.code().is(ErrorNumber::NoSupport) => Ok(()),
+        done => done,
+    }
 }
 
-fn inspect(domain: &VirtDomain, logs: &Path) -> Result<Domain, ffi::Error> {
+/// libvirt's `major * 1000000 + minor * 1000 + release`, for people.
+fn version(number: u32) -> String {
+    let (major, minor) = (number / 1_000_000, number / 1000 % 1000);
+    format!("{major}.{minor}.{}", number % 1000)
+}
+
+fn inspect(domain: &VirtDomain, logs: &Path) -> Result<Domain, VirtError> {
     let parsed = parse_domain(&domain.xml_desc(0)?);
     Ok(Domain {
         id: domain.uuid()?,
@@ -324,18 +325,18 @@ fn inspect(domain: &VirtDomain, logs: &Path) -> Result<Domain, ffi::Error> {
     })
 }
 
-/// Asks for nothing that waits while another call on the domain is under way, as the XML does:
-/// a guest that hangs must not hide all the others.
-fn list(domain: &VirtDomain, logs: &Path) -> Result<Listed, ffi::Error> {
+/// Uses no call that waits for another call on the same domain, as reading the XML does:
+/// otherwise one guest that hangs would block the list of all.
+fn list(domain: &VirtDomain, logs: &Path) -> Result<Listed, VirtError> {
     let element = domain.metadata(
-        ffi::VIR_DOMAIN_METADATA_ELEMENT,
-        NAMESPACE,
-        ffi::VIR_DOMAIN_AFFECT_CURRENT,
+        METADATA_ELEMENT,
+        Some(NAMESPACE),
+        sys::VIR_DOMAIN_AFFECT_CURRENT,
     );
     let marks = match element {
         Ok(element) => parse_marks_element(&element),
-        Err(e) if e.code == ffi::VIR_ERR_NO_DOMAIN_METADATA => None,
-        Err(e) => return Err(e),
+        Err(error) if error.code().is(ErrorNumber::NoDomainMetadata) => None,
+        Err(error) => return Err(error),
     };
     Ok(Listed {
         id: domain.uuid()?,
@@ -347,10 +348,10 @@ fn list(domain: &VirtDomain, logs: &Path) -> Result<Listed, ffi::Error> {
 #[async_trait]
 impl Hypervisor for Libvirt {
     async fn host(&self) -> Result<HostFacts, Error> {
-        self.look("read the host's capabilities", None, |connect| {
+        self.query("read the host's capabilities", None, |connect| {
             Ok(HostFacts {
-                libvirt: connect.lib_version()?,
-                qemu: connect.hyp_version()?,
+                libvirt: version(connect.lib_version()?),
+                qemu: version(connect.hyp_version()?),
                 ..parse_capabilities(&connect.capabilities()?)
             })
         })
@@ -359,12 +360,12 @@ impl Hypervisor for Libvirt {
 
     async fn pci_devices(&self) -> Result<Vec<PciDevice>, Error> {
         let action = "list the host's PCI devices";
-        self.look(action, None, |connect| {
+        self.query(action, None, |connect| {
             let all =
-                connect.list_all_node_devices(ffi::VIR_CONNECT_LIST_NODE_DEVICES_CAP_PCI_DEV)?;
+                connect.list_all_node_devices(sys::VIR_CONNECT_LIST_NODE_DEVICES_CAP_PCI_DEV)?;
             let mut found = Vec::new();
             for device in all {
-                // One that has gone meanwhile is none.
+                // One that was removed meanwhile is skipped.
                 if let Ok(xml) = device.xml_desc(0) {
                     found.extend(parse_pci_device(&xml));
                 }
@@ -376,9 +377,9 @@ impl Hypervisor for Libvirt {
 
     async fn domains(&self) -> Result<Vec<Listed>, Error> {
         let logs = self.inner.logs.clone();
-        self.look("list the domains", None, move |connect| {
-            // One that vanishes while it is looked at is no failure of the list; any other
-            // error is, or a running domain would count as absent.
+        self.query("list the domains", None, move |connect| {
+            // A domain that is removed meanwhile is skipped. Any other error fails the whole
+            // list: otherwise a running domain would be taken for one that does not exist.
             connect
                 .list_all_domains(0)?
                 .iter()
@@ -392,7 +393,7 @@ impl Hypervisor for Libvirt {
     async fn domain(&self, id: Uuid) -> Result<Option<Domain>, Error> {
         let logs = self.inner.logs.clone();
         let found = self
-            .look("look at a domain", Some(id), move |connect| {
+            .query("read a domain", Some(id), move |connect| {
                 inspect(&connect.lookup_domain_by_uuid(id)?, &logs)
             })
             .await;
@@ -416,23 +417,30 @@ impl Hypervisor for Libvirt {
             .replacen("pileus:owner", "owner", 1)
             .replacen(&format!(" xmlns:pileus='{NAMESPACE}'"), "", 1);
         self.on_domain("change a domain's marks", id, move |domain| {
-            let mut flags = 0;
-            // Somebody may have undefined it under us: then there is no definition to change.
+            // `set_metadata` panics on a NUL.
+            CString::new(xml.as_str())?;
+            let mut flags = sys::VIR_DOMAIN_AFFECT_CURRENT;
+            // Somebody else may have undefined it: then there is no definition to change.
             if domain.is_persistent()? {
-                flags |= ffi::VIR_DOMAIN_AFFECT_CONFIG;
+                flags |= sys::VIR_DOMAIN_AFFECT_CONFIG;
             }
             if domain.is_active()? {
-                flags |= ffi::VIR_DOMAIN_AFFECT_LIVE;
+                flags |= sys::VIR_DOMAIN_AFFECT_LIVE;
             }
-            let element = ffi::VIR_DOMAIN_METADATA_ELEMENT;
-            domain.set_metadata(element, &xml, "pileus", NAMESPACE, flags)
+            domain.set_metadata(
+                METADATA_ELEMENT,
+                Some(&xml),
+                Some("pileus"),
+                Some(NAMESPACE),
+                flags,
+            )
         })
         .await
     }
 
     async fn start_paused(&self, id: Uuid) -> Result<(), Error> {
         self.on_domain("start a domain", id, |domain| {
-            match domain.create_with_flags(ffi::VIR_DOMAIN_START_PAUSED) {
+            match domain.create_with_flags(sys::VIR_DOMAIN_START_PAUSED) {
                 Err(error) if is_invalid_operation(&error) && domain.is_active()? => Ok(()),
                 done => done,
             }
@@ -476,16 +484,16 @@ impl Hypervisor for Libvirt {
         let done = self
             .change(action, id, move |connect| {
                 let domain = connect.lookup_domain_by_uuid(id)?;
-                // libvirt would let it run on without a definition, and forget it at its end.
+                // libvirt would let it run without a definition, and remove it when it ends.
                 if domain.is_active()? {
                     return Ok(false);
                 }
                 domain
                     .undefine_flags(
-                        ffi::VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
-                            | ffi::VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
-                            | ffi::VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
-                            | ffi::VIR_DOMAIN_UNDEFINE_NVRAM,
+                        sys::VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+                            | sys::VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+                            | sys::VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+                            | sys::VIR_DOMAIN_UNDEFINE_NVRAM,
                     )
                     .map(|()| true)
             })
@@ -502,5 +510,43 @@ impl Hypervisor for Libvirt {
 
     fn events(&self) -> broadcast::Receiver<Event> {
         self.inner.events.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The driver inside of libvirt's library, which needs no daemon.
+    fn test_driver() -> Connect {
+        event_loop::start().unwrap();
+        Connect::open(Some("test:///default")).unwrap()
+    }
+
+    #[test]
+    fn a_driver_without_keepalive_is_used_without_it() {
+        keep_alive(&test_driver()).unwrap();
+    }
+
+    #[test]
+    fn errors_of_a_lost_connection_are_told_from_answers_of_the_daemon() {
+        let connect = test_driver();
+        let id = Uuid::from_u128(7);
+        let error = connect.lookup_domain_by_uuid(id).err().unwrap();
+        for alive in [true, false] {
+            let translated = translate("x", Some(id), alive, &error);
+            assert!(matches!(translated, Error::NotFound(it) if it == id));
+        }
+        let error = connect.define_domain_xml("<domain/>").err().unwrap();
+        let translated = translate("x", Some(id), true, &error);
+        assert!(matches!(translated, Error::Failed { .. }), "{translated}");
+        let translated = translate("x", Some(id), false, &error);
+        assert!(matches!(translated, Error::Unreachable(_)), "{translated}");
+    }
+
+    #[test]
+    fn versions_are_written_with_dots() {
+        assert_eq!(version(11_003_000), "11.3.0");
+        assert_eq!(version(6_000_012), "6.0.12");
     }
 }

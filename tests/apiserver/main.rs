@@ -6,6 +6,7 @@
     reason = "tests"
 )]
 
+mod definitions;
 mod events;
 mod network;
 mod scheduler;

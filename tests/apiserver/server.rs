@@ -11,7 +11,7 @@ use pileus_api::names::{GUEST_DATA_KEY, host_namespace, instance_name};
 use pileus_api::{
     ConditionType, Flavor, Host, Image, Instance, KeyPair, Network, Port, Server, conditions,
 };
-use pileus_tests::apiserver::{create, until};
+use pileus_tests::apiserver::{create, refused, until};
 use pileus_tests::servers::*;
 use serde_json::{Value, json};
 
@@ -457,19 +457,20 @@ async fn images_say_what_is_wrong_with_them() {
     iso["diskFormat"] = "iso".into();
     cloud.image("iso", iso).await;
     let plain_http = json!({"source": {"url": "http://images.example/a.qcow2"}});
-    cloud.image("plain", plain_http).await;
-    for (name, reason, way_out) in [
-        ("iso", "UnsupportedFormat", "qemu-img convert"),
-        ("plain", "InvalidSpec", "checksum"),
-    ] {
-        until(&images, name, reason, |i| {
-            let conditions = i.status.as_ref().map(|s| s.conditions.clone());
-            conditions::find(&conditions.unwrap_or_default(), ConditionType::Ready).is_some_and(
-                |c| c.status == "False" && c.reason == reason && c.message.contains(way_out),
-            )
+    let plain = json!({"metadata": {"name": "plain"}, "spec": plain_http});
+    let message = refused(&images, plain).await;
+    assert!(
+        message.contains("spec.source") && message.contains("needs a checksum"),
+        "{message}"
+    );
+    let reason = "UnsupportedFormat";
+    until(&images, "iso", reason, |i| {
+        let conditions = i.status.as_ref().map(|s| s.conditions.clone());
+        conditions::find(&conditions.unwrap_or_default(), ConditionType::Ready).is_some_and(|c| {
+            c.status == "False" && c.reason == reason && c.message.contains("qemu-img convert")
         })
-        .await;
-    }
+    })
+    .await;
     cloud.stop().await;
 }
 

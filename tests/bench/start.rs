@@ -9,7 +9,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use futures::future::try_join_all;
-use pileus_libvirt::ffi::Connect;
+use virt::connect::Connect;
 
 use support::domains::{Lifecycle, Raw, Template};
 use support::lab::{HOST, Lab, NAMESPACE, PATIENCE, ready, resource};
@@ -48,7 +48,7 @@ async fn main() -> Result<()> {
     let bench = Bench {
         recording: Recording::start(&lab.client, &kinds).await?,
         lifecycle: Lifecycle::listen(&uri)?,
-        libvirt: Connect::open(&uri)?,
+        libvirt: Connect::open(Some(&uri))?,
         lab,
     };
     println!(

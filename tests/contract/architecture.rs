@@ -93,10 +93,10 @@ fn libraries(name: &str) -> Vec<String> {
     names
 }
 
-/// The agent alone needs libvirt: everything else must start without it, and without waiting
-/// for its many libraries.
+/// The agent is the only program that needs libvirt: the other must start without it, and without
+/// waiting for its many libraries.
 #[test]
-fn the_program_starts_with_nothing_but_the_c_library() {
+fn pileus_starts_with_nothing_but_the_c_library() {
     let allowed = [
         "libc.so",
         "libm.so",
@@ -112,4 +112,31 @@ fn the_program_starts_with_nothing_but_the_c_library() {
         others.is_empty(),
         "libraries that the start waits for: {others:?}"
     );
+}
+
+/// All programs of the workspace: each member of `src/` with a `[[bin]]`.
+fn programs() -> Vec<String> {
+    let members = fs::read_dir(root().join("src")).unwrap();
+    let manifests = members
+        .filter_map(|member| fs::read_to_string(member.unwrap().path().join("Cargo.toml")).ok());
+    let mut names = Vec::new();
+    for manifest in manifests {
+        for binary in manifest.split("[[bin]]").skip(1) {
+            let name = binary.lines().find_map(|line| line.strip_prefix("name = "));
+            names.push(name.unwrap().trim_matches('"').to_owned());
+        }
+    }
+    names.sort();
+    names
+}
+
+#[test]
+fn pileus_agent_and_no_other_program_loads_libvirt() {
+    let all = programs();
+    assert!(all.contains(&"pileus".to_owned()), "{all:?}");
+    let with_libvirt: Vec<_> = all
+        .into_iter()
+        .filter(|name| libraries(name).iter().any(|l| l == "libvirt.so.0"))
+        .collect();
+    assert_eq!(with_libvirt, ["pileus-agent"]);
 }

@@ -2,7 +2,7 @@
 //!
 //! Needs root; everything runs in namespaces of its own and ends with the test.
 //!
-//! One contract, in one file: libvirt and the one in memory are held to the whole of it.
+//! One contract in one file: what both can do is tested on libvirt and on the fake in memory.
 
 #![allow(
     clippy::unwrap_used,
@@ -32,24 +32,26 @@ use uuid::Uuid;
 
 // ---------------------------------------------------------------- helpers
 
-const LONG: Duration = Duration::from_secs(40);
-const SHORT: Duration = Duration::from_secs(10);
+const EVENT_TIMEOUT: Duration = Duration::from_secs(40);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-struct Host {
+pub(super) struct Host {
     /// Before the daemon, so that it is dropped first.
     libvirt: Libvirt,
-    daemon: Libvirtd,
+    pub(super) daemon: Libvirtd,
     machine: String,
 }
 
 async fn connect(daemon: &Libvirtd) -> Libvirt {
     let logs = daemon.path("log/qemu");
     let libvirt = Libvirt::connect_with_logs(&daemon.uri(), &logs).unwrap();
-    timeout(LONG, libvirt.connected()).await.expect("connected");
+    timeout(EVENT_TIMEOUT, libvirt.connected())
+        .await
+        .expect("connected");
     libvirt
 }
 
-async fn host() -> Host {
+pub(super) async fn host() -> Host {
     let daemon = Libvirtd::start();
     let libvirt = connect(&daemon).await;
     let machine = libvirt.host().await.unwrap().machines[0].clone();
@@ -74,14 +76,14 @@ fn marks(name: &str) -> Marks {
     }
 }
 
-/// What the parts of the contract that every hypervisor keeps are tried on.
+/// A hypervisor under test; the shared part of the contract runs on each.
 trait Subject {
     fn hypervisor(&self) -> &dyn Hypervisor;
     /// A domain that can be started.
     fn spec(&self) -> DomainSpec;
-    /// What tells one run of a guest from the next, while it is on.
+    /// Identifies one run of a guest while it is on.
     fn run(&self, id: Uuid) -> Option<u32>;
-    /// Ends a guest without warning.
+    /// Kills a guest.
     fn kill(&self, id: Uuid);
 }
 
@@ -173,11 +175,11 @@ async fn state(subject: &dyn Subject, id: Uuid) -> Option<State> {
 
 impl Host {
     /// A domain that finds nothing to boot.
-    fn spec(&self) -> DomainSpec {
+    pub(super) fn spec(&self) -> DomainSpec {
         bare_spec(&self.machine, |id| self.daemon.disk(&format!("{id}.qcow2")))
     }
 
-    /// Kills the daemon and starts it anew.
+    /// Kills the daemon and starts it again.
     async fn new_daemon(&mut self) {
         let mut events = self.libvirt.events();
         self.daemon.kill();
@@ -186,7 +188,7 @@ impl Host {
         event(&mut events, &Event::Connected).await;
     }
 
-    async fn running(&self, spec: &DomainSpec) {
+    pub(super) async fn running(&self, spec: &DomainSpec) {
         self.libvirt.define(spec).await.unwrap();
         self.libvirt.start_paused(spec.id).await.unwrap();
         self.libvirt.resume(spec.id).await.unwrap();
@@ -202,26 +204,26 @@ impl Host {
     }
 }
 
-/// The next event that is the one asked for; others are passed over.
+/// Waits for the event; others are ignored.
 async fn event(events: &mut Receiver<Event>, wanted: &Event) {
-    let found = async { while events.recv().await.expect("none is missed") != *wanted {} };
-    timeout(LONG, found)
+    let found = async { while events.recv().await.expect("no event is lost") != *wanted {} };
+    timeout(EVENT_TIMEOUT, found)
         .await
         .unwrap_or_else(|_| panic!("{wanted:?} does not come"));
 }
 
-async fn eventually<F: Future<Output = bool>>(what: &str, mut done: impl FnMut() -> F) {
-    let until = Instant::now() + LONG;
+pub(super) async fn eventually<F: Future<Output = bool>>(what: &str, mut done: impl FnMut() -> F) {
+    let until = Instant::now() + EVENT_TIMEOUT;
     while !done().await {
         assert!(Instant::now() < until, "{what} does not come");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 
-// ---------------------------------------------------------------- the contract
+// ---------------------------------------------------------------- tests
 
 #[tokio::test]
-async fn a_host_says_what_it_has() {
+async fn a_host_reports_its_facts() {
     let host = host().await;
     let facts = host.libvirt.host().await.unwrap();
     assert_eq!(facts.architecture, std::env::consts::ARCH);
@@ -245,7 +247,7 @@ async fn a_host_says_what_it_has() {
 }
 
 #[tokio::test]
-async fn a_domain_goes_through_its_life_and_every_step_may_be_repeated() {
+async fn a_domain_is_defined_started_stopped_and_removed_and_every_step_can_be_repeated() {
     life(&host().await).await;
     life(&in_memory()).await;
 }
@@ -310,7 +312,7 @@ async fn life(host: &dyn Subject) {
 }
 
 #[tokio::test]
-async fn a_domain_that_is_not_there_is_told_from_a_failure() {
+async fn a_missing_domain_is_told_from_a_failure() {
     failures(&host().await).await;
     failures(&in_memory()).await;
 }
@@ -330,14 +332,14 @@ async fn failures(host: &dyn Subject) {
     libvirt.power_off(id).await.unwrap();
     libvirt.undefine(id).await.unwrap();
 
-    // libvirt's own words reach people, and nothing is left of what failed.
+    // The error has libvirt's message, and a failed call leaves nothing behind.
     let mut spec = host.spec();
     spec.machine = "pc-q35-0.1".into();
     let refused = libvirt.define(&spec).await.unwrap_err();
     assert!(refused.to_string().contains("pc-q35-0.1"), "{refused}");
     assert_eq!(domain(host, spec.id).await, None);
 
-    // A disk that is missing stops the start only; with the disk it goes on.
+    // Without its disk a domain can be defined, but not started.
     let spec = host.spec();
     let aside = format!("{}.aside", spec.root.path);
     std::fs::rename(&spec.root.path, &aside).unwrap();
@@ -348,7 +350,7 @@ async fn failures(host: &dyn Subject) {
     std::fs::rename(&aside, &spec.root.path).unwrap();
     libvirt.start_paused(spec.id).await.unwrap();
 
-    // A QEMU that dies is off, not shut down by its guest.
+    // After QEMU dies the domain is off, not shut down by its guest.
     let mut events = libvirt.events();
     libvirt.resume(spec.id).await.unwrap();
     event(&mut events, &Event::Domain(spec.id)).await;
@@ -390,7 +392,7 @@ async fn marking(host: &dyn Subject) {
         assert_eq!(state(host, spec.id).await, Some(State::Running));
         assert_eq!(host.run(spec.id), qemu);
     }
-    // The definition has them too, and a domain that is off can be marked.
+    // They are in the definition too, and can be changed while the domain is off.
     libvirt.power_off(spec.id).await.unwrap();
     assert_eq!(seen().await.as_ref(), Some(&changed));
     libvirt.mark(spec.id, &spec.marks).await.unwrap();
@@ -402,7 +404,7 @@ async fn what_a_guest_has_to_itself_is_known_of_the_list_and_after_a_restart() {
     let mut host = host().await;
     let spec = with_topology(&host, None).await;
     pinning(&host, &spec).await;
-    // As the domain says itself, and as the kernel does.
+    // In the domain's XML, and in the kernel.
     let xml = host.daemon.virsh(&["dumpxml", &spec.id.to_string()]);
     let cpu = spec.marks.pinned.first().unwrap();
     for part in [
@@ -473,9 +475,9 @@ fn threads(process: &Path, key: &str) -> Vec<(String, String)> {
         .collect()
 }
 
-/// What is not seen here is a guest with a device: that needs an IOMMU.
+/// No guest is started with a device: that needs an IOMMU.
 #[tokio::test]
-async fn devices_of_the_host_are_told_and_a_domain_can_be_defined_with_one() {
+async fn pci_devices_are_listed_and_a_domain_can_be_defined_with_one() {
     let host = host().await;
     passing(&host).await;
     passing(&in_memory()).await;
@@ -504,8 +506,8 @@ async fn passing(host: &dyn Subject) {
 }
 
 #[tokio::test]
-async fn a_guest_lies_in_huge_pages() {
-    let _pages = HugePages::set_aside(64);
+async fn a_guest_uses_huge_pages() {
+    let _pages = HugePages::reserve(64);
     let host = host().await;
     let cells = host.libvirt.host().await.unwrap().cells;
     let pages: i64 = cells.iter().filter_map(|cell| cell.pages.get(&2048)).sum();
@@ -519,7 +521,7 @@ async fn a_guest_lies_in_huge_pages() {
         line.trim().strip_suffix(" kB")?.trim().parse::<i64>().ok()
     });
     assert!(kib.sum::<i64>() > 0, "none is in use");
-    // A size that the host has none of stops the start, and libvirt says why.
+    // Without pages of that size on the host the start fails, and libvirt says why.
     let mut spec = host.spec();
     spec.topology = Some(Topology {
         page_kib: Some(1024 * 1024),
@@ -537,13 +539,13 @@ async fn a_guest_lies_in_huge_pages() {
     assert!(refused.to_string().contains("huge"), "{refused}");
 }
 
-/// Pages of 2 MiB that the machine has set aside for the test beside those of others.
+/// Pages of 2 MiB that are reserved for the test, in addition to those of others.
 struct HugePages(i64);
 
 impl HugePages {
     const FILE: &str = "/proc/sys/vm/nr_hugepages";
 
-    fn set_aside(count: i64) -> Self {
+    fn reserve(count: i64) -> Self {
         Self::add(count);
         Self(count)
     }
@@ -562,7 +564,7 @@ impl Drop for HugePages {
 }
 
 #[tokio::test]
-async fn many_domains_and_many_calls_go_at_once() {
+async fn many_calls_run_at_once() {
     let host = host().await;
     let libvirt = &host.libvirt;
     let specs: Vec<_> = (0..10).map(|_| host.spec()).collect();
@@ -586,7 +588,7 @@ async fn many_domains_and_many_calls_go_at_once() {
     .await
     .unwrap();
 
-    // The same of one domain from many tasks, and from another client.
+    // The same call for one domain from many tasks, and from a second client.
     let other = connect(&host.daemon).await;
     let spec = &specs[0];
     let all_at_once = async |what: &str| {
@@ -614,7 +616,7 @@ async fn many_domains_and_many_calls_go_at_once() {
     }
     assert_eq!(libvirt.domains().await.unwrap(), []);
 
-    // A client that goes leaves no connection behind.
+    // A client that is dropped leaves no connection open.
     let before = host.daemon.sockets();
     drop(other);
     eventually("the connection's end", async || {
@@ -624,7 +626,7 @@ async fn many_domains_and_many_calls_go_at_once() {
 }
 
 #[tokio::test]
-async fn guests_outlive_the_daemon_and_the_client_comes_back() {
+async fn guests_survive_the_daemon_and_the_client_reconnects() {
     let mut host = host().await;
     let libvirt = host.libvirt.clone();
     let (kept, dying) = (host.spec(), host.spec());
@@ -633,7 +635,7 @@ async fn guests_outlive_the_daemon_and_the_client_comes_back() {
     let qemu = host.daemon.qemu(kept.id).expect("a QEMU");
     let mut events = libvirt.events();
 
-    // In the middle of calls: each is answered or says that the daemon is gone.
+    // In the middle of calls: each is answered, or fails as unreachable.
     let calls: Vec<_> = (0..40)
         .map(|_| {
             let libvirt = libvirt.clone();
@@ -643,8 +645,15 @@ async fn guests_outlive_the_daemon_and_the_client_comes_back() {
     tokio::time::sleep(Duration::from_millis(5)).await;
     host.daemon.kill();
     for call in calls {
-        match timeout(SHORT, call).await.expect("an answer").unwrap() {
-            Ok(domains) => assert_eq!(domains.len(), 2, "half a list is no answer"),
+        match timeout(ANSWER_TIMEOUT, call)
+            .await
+            .expect("an answer")
+            .unwrap()
+        {
+            Ok(domains) => {
+                assert_eq!(domains.len(), 2, "a list must be complete");
+                assert!(domains.iter().all(|domain| domain.state == State::Running));
+            }
             Err(Error::Unreachable(_)) => {}
             Err(other) => panic!("{other:?}"),
         }
@@ -678,7 +687,7 @@ async fn guests_outlive_the_daemon_and_the_client_comes_back() {
 }
 
 #[tokio::test]
-async fn a_daemon_that_is_stuck_counts_as_gone() {
+async fn a_daemon_that_is_stuck_counts_as_unreachable() {
     let host = host().await;
     let libvirt = &host.libvirt;
     let spec = host.spec();
@@ -702,7 +711,7 @@ async fn a_daemon_that_is_stuck_counts_as_gone() {
 }
 
 #[tokio::test]
-async fn a_guest_that_shuts_itself_down_is_told_from_one_that_was_cut_off() {
+async fn a_guest_that_shut_down_is_told_from_one_that_was_powered_off() {
     let mut host = host().await;
     let libvirt = host.libvirt.clone();
     let built = Command::new(pileus_tests::program::root().join("hack/guest-image"))
@@ -746,11 +755,11 @@ async fn a_guest_that_shuts_itself_down_is_told_from_one_that_was_cut_off() {
     })
     .await;
     assert_eq!(host.daemon.qemu(spec.id), None);
-    // Nothing that comes after changes what was said.
+    // Later calls do not change that state.
     libvirt.power_off(spec.id).await.unwrap();
     libvirt.define(&spec).await.unwrap();
     assert_eq!(host.state(spec.id).await, Some(State::ShutDown));
-    // Nor does a daemon that has forgotten it.
+    // Nor does a daemon that does not remember it.
     host.new_daemon().await;
     assert_eq!(host.state(spec.id).await, Some(State::ShutDown));
     assert_eq!(libvirt.domains().await.unwrap()[0].state, State::ShutDown);
@@ -762,7 +771,7 @@ async fn a_guest_that_shuts_itself_down_is_told_from_one_that_was_cut_off() {
     host.new_daemon().await;
     assert_eq!(host.state(spec.id).await, Some(State::Off));
 
-    // Down with the daemon, so that nobody was there to write its end.
+    // Killed while the daemon is down, so that its end is in no log.
     libvirt.start_paused(spec.id).await.unwrap();
     host.daemon.kill();
     host.daemon.kill_qemu(spec.id);
@@ -772,10 +781,10 @@ async fn a_guest_that_shuts_itself_down_is_told_from_one_that_was_cut_off() {
     assert_eq!(host.state(spec.id).await, Some(State::Off));
 }
 
-/// libvirtd works on five calls of a connection at once and reads no more, and a domain's XML
-/// waits for the call that is under way.
+/// libvirtd runs five calls of a connection at once and reads no more until one ends, and reading
+/// a domain's XML waits for the call that is under way.
 #[tokio::test]
-async fn guests_that_hang_hide_nobody_else() {
+async fn guests_that_hang_do_not_block_others() {
     let host = host().await;
     let libvirt = &host.libvirt;
     let hanging: Vec<_> = (0..6).map(|_| host.spec()).collect();
@@ -791,14 +800,18 @@ async fn guests_that_hang_hide_nobody_else() {
         let (libvirt, id) = (libvirt.clone(), spec.id);
         calls.push(tokio::spawn(async move { libvirt.resume(id).await }));
     }
-    // Longer than a connection may be silent.
+    // Longer than keepalive waits for an answer.
     let until = Instant::now() + Duration::from_secs(25);
     while Instant::now() < until {
-        let domains = timeout(SHORT, libvirt.domains()).await.expect("a list");
+        let domains = timeout(ANSWER_TIMEOUT, libvirt.domains())
+            .await
+            .expect("a list");
         let domains = domains.unwrap();
         assert_eq!(domains.len(), 7);
         assert!(domains.iter().all(|domain| domain.marks.is_some()));
-        let seen = timeout(SHORT, host.state(other.id)).await.expect("a look");
+        let seen = timeout(ANSWER_TIMEOUT, host.state(other.id))
+            .await
+            .expect("a look");
         assert_eq!(seen, Some(State::Paused));
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
@@ -815,7 +828,7 @@ async fn guests_that_hang_hide_nobody_else() {
 }
 
 #[tokio::test]
-async fn domains_of_others_are_listed_as_nobodys() {
+async fn domains_of_others_are_listed_without_an_owner() {
     let host = host().await;
     let file = host.daemon.path("theirs.xml");
     let xml = "<domain type='qemu'><name>theirs</name><memory unit='MiB'>16</memory>\
@@ -833,7 +846,7 @@ async fn domains_of_others_are_listed_as_nobodys() {
 }
 
 #[tokio::test]
-async fn libvirts_own_schema_accepts_what_is_written() {
+async fn domain_xml_is_valid_in_libvirts_schema() {
     let host = host().await;
     let mut spec = host.spec();
     spec.marks = marks(&format!("<&>\"']]>{}", "n".repeat(245)));

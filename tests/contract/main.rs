@@ -10,6 +10,7 @@
 mod architecture;
 mod crds;
 mod hypervisor;
+mod libvirt_jobs;
 mod model_placement;
 mod ovn;
 mod stack_heat;

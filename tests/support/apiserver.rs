@@ -6,7 +6,7 @@
 //!
 //! #[tokio::test]
 //! async fn servers_are_stored() {
-//!     let server = TestServer::start().await;   // about 4 s; our CRDs are there, without CEL
+//!     let server = TestServer::start().await;   // about 4 s; our CRDs are there
 //!     server.namespace("demo").await;
 //!     let servers: Api<Server> = Api::namespaced(server.client(), "demo");
 //! }                                             // both processes are killed, by pid
@@ -14,9 +14,9 @@
 //!
 //! Nothing but the API server runs: no controller manager, so nothing collects garbage
 //! and a deleted namespace stays. The binaries are looked for in `$KUBEBUILDER_ASSETS`,
-//! then in `PATH`, then in `~/.cache/pileus` and the directories below it, where
-//! `hack/devstack` leaves what it built. Two servers at once do not meet: ports are free
-//! ones and every file is in a temporary directory.
+//! then in `PATH`, then where `hack/test packages` and `hack/devstack` leave what they built,
+//! `~/.cache/pileus/tools`; a kube-apiserver below 1.33 is passed over. Two servers at once do
+//! not meet: ports are free ones and every file is in a temporary directory.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -30,7 +30,7 @@ use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::sync::{OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Namespace;
@@ -44,6 +44,8 @@ use tempfile::TempDir;
 
 /// Token of the administrator, who is in `system:masters`.
 const TOKEN: &str = "administrator";
+/// The oldest Kubernetes, 1.N, that Pileus supports.
+const OLDEST_MINOR: u32 = 33;
 /// How long a process may take to answer.
 const PATIENCE: Duration = Duration::from_mins(1);
 
@@ -55,7 +57,7 @@ pub struct TestServer {
 }
 
 impl TestServer {
-    /// Starts etcd and kube-apiserver, installs our CRDs without CEL, makes the namespace
+    /// Starts etcd and kube-apiserver, installs our CRDs, makes the namespace
     /// `pileus-system`.
     ///
     /// # Panics
@@ -85,7 +87,7 @@ impl TestServer {
 
     async fn try_start() -> Result<Self, String> {
         let etcd = find("etcd");
-        let apiserver = find("kube-apiserver");
+        let apiserver = apiserver();
         let directory = tempfile::Builder::new()
             .prefix("pileus-apiserver-")
             .tempdir()
@@ -136,7 +138,7 @@ impl TestServer {
             // The data live as long as the test: nothing is gained by waiting for a disk.
             .arg("--unsafe-no-fsync");
         server.children.push(spawn(command, &dir.join("etcd.log")));
-        let mut command = owned(&apiserver);
+        let mut command = owned(apiserver);
         command
             .arg(format!("--etcd-servers={etcd_url}"))
             .arg(format!("--secure-port={port}"))
@@ -185,6 +187,22 @@ impl TestServer {
         self.directory.path().join("kubeconfig")
     }
 
+    /// Runs kubectl with every right: what it prints, what it says of errors and warnings, and
+    /// whether it succeeded.
+    #[must_use]
+    pub fn kubectl(&self, arguments: &[&str]) -> (String, String, bool) {
+        let output = Command::new(find("kubectl"))
+            .arg("--kubeconfig")
+            .arg(self.kubeconfig())
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+        let (out, errors) = (text(&output.stdout), text(&output.stderr));
+        (out, errors, output.status.success())
+    }
+
     /// Address of the API server.
     #[must_use]
     pub fn url(&self) -> &str {
@@ -216,14 +234,14 @@ impl TestServer {
         }
     }
 
-    /// Installs our CRDs without CEL and waits until they are served.
+    /// Installs our CRDs and waits until they are served.
     pub async fn install_crds(&mut self) {
         let api: Api<CustomResourceDefinition> = Api::all(self.client());
         let params = PatchParams::apply("pileus-tests").force();
         let crds = pileus_api::crd::all();
         for crd in &crds {
             let name = crd.metadata.name.clone().unwrap();
-            let json = pileus_api::crd::to_json(crd, false).unwrap();
+            let json = pileus_api::crd::to_json(crd).unwrap();
             if let Err(error) = api.patch(&name, &params, &Patch::Apply(&json)).await {
                 panic!("cannot install the definition {name}: {error}");
             }
@@ -342,12 +360,43 @@ fn free_ports<const N: usize>() -> [u16; N] {
     held.map(|listener| listener.local_addr().unwrap().port())
 }
 
+/// The kube-apiserver, looked for once per process.
+fn apiserver() -> &'static Path {
+    static FOUND: OnceLock<PathBuf> = OnceLock::new();
+    FOUND.get_or_init(|| find_if("kube-apiserver", new_enough))
+}
+
+/// Whether a kube-apiserver is of a release that Pileus supports; it says so when not.
+fn new_enough(apiserver: &Path) -> bool {
+    let said = Command::new(apiserver).arg("--version").output();
+    let said = said.map_or_else(
+        |error| error.to_string(),
+        |output| String::from_utf8_lossy(&output.stdout).trim().to_owned(),
+    );
+    let minor = said
+        .strip_prefix("Kubernetes v1.")
+        .and_then(|rest| rest.split('.').next()?.parse::<u32>().ok());
+    let enough = minor.is_some_and(|minor| minor >= OLDEST_MINOR);
+    if !enough {
+        eprintln!(
+            "{} is not used: it says \"{said}\", and 1.{OLDEST_MINOR} is the oldest Kubernetes \
+             that Pileus supports",
+            apiserver.display()
+        );
+    }
+    enough
+}
+
 /// The binary `name`, by the rule in the module's documentation.
 ///
 /// # Panics
 /// When it is nowhere.
 #[must_use]
 pub fn find(name: &str) -> PathBuf {
+    find_if(name, |_| true)
+}
+
+fn find_if(name: &str, wanted: impl Fn(&Path) -> bool) -> PathBuf {
     let mut directories = Vec::new();
     if let Some(assets) = std::env::var_os("KUBEBUILDER_ASSETS") {
         directories.push(PathBuf::from(assets));
@@ -355,36 +404,42 @@ pub fn find(name: &str) -> PathBuf {
     if let Some(path) = std::env::var_os("PATH") {
         directories.extend(std::env::split_paths(&path));
     }
-    let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(
-        || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache"),
-        PathBuf::from,
-    );
-    let mut below = vec![cache.join("pileus")];
-    while let Some(directory) = below.pop() {
-        let depth = directory.components().count() - cache.components().count();
-        if depth < 4
-            && let Ok(entries) = fs::read_dir(&directory)
-        {
-            below.extend(
-                entries
-                    .flatten()
-                    .filter(|entry| entry.file_type().is_ok_and(|t| t.is_dir()))
-                    .map(|entry| entry.path()),
-            );
-        }
-        directories.push(directory);
-    }
+    let tools = cache().join("tools");
+    directories.extend(newest_first(&tools));
     directories
         .into_iter()
         .map(|directory| directory.join(name))
-        .find(|path| path.is_file())
+        .find(|path| path.is_file() && wanted(path))
         .unwrap_or_else(|| {
             panic!(
-                "`{name}` is not in $KUBEBUILDER_ASSETS, PATH or {}/pileus: run \
-                 `hack/devstack up` once, or set KUBEBUILDER_ASSETS",
-                cache.display()
+                "`{name}` is not in $KUBEBUILDER_ASSETS, PATH or {}: run `hack/test packages` \
+                 once, or set KUBEBUILDER_ASSETS",
+                tools.display()
             )
         })
+}
+
+/// Where the programs in `hack` keep what is expensive to make.
+fn cache() -> PathBuf {
+    let variable = |name| std::env::var_os(name).map(PathBuf::from);
+    variable("PILEUS_CACHE_DIR").unwrap_or_else(|| {
+        variable("XDG_CACHE_HOME")
+            .or_else(|| variable("HOME").map(|home| home.join(".cache")))
+            .unwrap_or_default()
+            .join("pileus")
+    })
+}
+
+/// The directories in a directory; that of this checkout was used last, most likely.
+fn newest_first(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut found: Vec<_> = entries
+        .filter_map(|entry| Some((entry.metadata().ok()?, entry.path())))
+        .filter(|(metadata, _)| metadata.is_dir())
+        .filter_map(|(metadata, path)| Some((metadata.modified().ok()?, path)))
+        .collect();
+    found.sort();
+    found.into_iter().rev().map(|(_, path)| path).collect()
 }
 
 fn tail(log: &Path) -> String {
@@ -394,14 +449,32 @@ fn tail(log: &Path) -> String {
 }
 
 /// Makes an object; its kind need not be said.
-pub async fn create<K>(api: &Api<K>, mut value: Value) -> K
+pub async fn create<K>(api: &Api<K>, value: Value) -> K
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned,
+{
+    try_create(api, value).await.unwrap()
+}
+
+/// What the API server says of an object that it refuses by the rules of its definition.
+pub async fn refused<K>(api: &Api<K>, value: Value) -> String
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned,
+{
+    match try_create(api, value).await {
+        Err(kube::Error::Api(status)) if status.is_invalid() => status.message,
+        other => panic!("it is not refused: {other:?}"),
+    }
+}
+
+async fn try_create<K>(api: &Api<K>, mut value: Value) -> kube::Result<K>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned,
 {
     value["apiVersion"] = K::api_version(&()).into();
     value["kind"] = K::kind(&()).into();
     let object: K = serde_json::from_value(value).unwrap();
-    api.create(&PostParams::default(), &object).await.unwrap()
+    api.create(&PostParams::default(), &object).await
 }
 
 /// The object, once it is as wished.

@@ -1,83 +1,52 @@
-//! libvirt's event loop, and what it tells of domains and of the connection.
+//! Events of domains and the end of a connection.
 
 use std::ffi::{c_int, c_void};
+use std::mem::{ManuallyDrop, transmute};
 use std::ptr;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::thread;
 
 use uuid::Uuid;
+use virt::connect::Connect;
+use virt::domain::Domain;
+use virt::error::Error;
+use virt::sys;
 
-use super::VIR_DOMAIN_EVENT_ID_LIFECYCLE;
-use super::client::Connect;
-use super::library::{Functions, VirConnect, VirDomain, VirError, functions};
+use super::check;
 
-/// Called from the event loop's thread; must not block.
-pub type Notify = Box<dyn Fn(Notice) + Send + Sync>;
+/// Called in the thread of libvirt's event loop: it must neither block nor panic.
+pub type Handler = Arc<dyn Fn(Notification) + Send + Sync>;
 
-/// What libvirt tells.
-pub enum Notice {
-    /// A domain changed its state.
+/// What libvirt reports by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notification {
+    /// A domain was defined, undefined, or changed its state.
     Domain(Uuid),
-    /// The connection closed.
+    /// The connection was closed: by the daemon, by an error, or because keepalive got no answer.
     Closed,
 }
 
-/// Starts the event loop, once for the process, before the first connection is made. Loads
-/// libvirt's library.
-///
-/// # Errors
-/// When the library cannot be loaded or the loop not be started; for people.
-pub fn start_event_loop() -> Result<(), String> {
-    static STARTED: OnceLock<Result<(), String>> = OnceLock::new();
-    STARTED
-        .get_or_init(|| {
-            let functions = functions()?;
-            // libvirt's own handler prints every error, also those that are answers ("no
-            // such domain"), to standard error.
-            // SAFETY: `say_nothing` may be called at any time, with anything.
-            unsafe { (functions.virSetErrorFunc)(ptr::null_mut(), Some(say_nothing)) };
-            // SAFETY: takes no arguments; called once, before any connection exists.
-            if unsafe { (functions.virEventRegisterDefaultImpl)() } < 0 {
-                return Err("libvirt's event loop cannot be registered".to_owned());
-            }
-            thread::Builder::new()
-                .name("libvirt-events".to_owned())
-                .spawn(|| {
-                    loop {
-                        // SAFETY: the default implementation was registered above, and only
-                        // this thread runs it.
-                        if unsafe { (functions.virEventRunDefaultImpl)() } < 0 {
-                            tracing::error!("libvirt's event loop failed once");
-                            thread::sleep(std::time::Duration::from_secs(1));
-                        }
-                    }
-                })
-                .map(drop)
-                .map_err(|e| format!("cannot start the thread of libvirt's event loop: {e}"))
-        })
-        .clone()
-}
-
-unsafe extern "C" fn say_nothing(_data: *mut c_void, _error: *mut VirError) {}
-
-/// A connection that tells what happens; registrations hold libvirt's side of it, and are
-/// taken back when it is dropped.
+/// A connection whose events are delivered to a handler. When it is dropped, the registrations
+/// are removed and the connection is closed.
 pub struct Session {
     connect: Arc<Connect>,
-    lifecycle: c_int,
+    lifecycle_id: c_int,
 }
 
 impl Session {
-    /// Registers for domain events and the connection's end, with keepalive on.
+    /// Registers the handler for the events of all domains and for the end of the connection.
     ///
     /// # Errors
-    /// When libvirt refuses; for people.
-    pub fn new(connect: Connect, notify: impl Fn() -> Notify) -> Result<Self, String> {
-        let lifecycle = subscribe(&connect, notify)?;
-        Ok(Self {
+    /// libvirt's.
+    pub fn new(connect: Connect, handler: &Handler) -> Result<Self, Error> {
+        let lifecycle_id = register_lifecycle(&connect, handler)?;
+        // Removes the first registration if the second fails.
+        let session = Self {
             connect: Arc::new(connect),
-            lifecycle,
-        })
+            lifecycle_id,
+        };
+        register_close(&session.connect, handler)?;
+        Ok(session)
     }
 
     /// The connection.
@@ -89,102 +58,154 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        let (connect, lifecycle) = (Arc::clone(&self.connect), self.lifecycle);
-        // The daemon is told, and may be slow to answer. Without a thread the connection
-        // stays open until the process ends, which is harmless.
+        let (connect, lifecycle_id) = (Arc::clone(&self.connect), self.lifecycle_id);
+        // In a thread of its own, since these calls wait for the daemon, which may be slow. If
+        // the thread cannot be started, the connection stays open until the process ends: the
+        // registrations hold it.
         let _ = thread::Builder::new()
             .name("libvirt-close".to_owned())
-            .spawn(move || unsubscribe(&connect, lifecycle));
+            .spawn(move || unregister(&connect, lifecycle_id));
     }
 }
 
-/// What callbacks get back.
-struct Registered {
-    functions: &'static Functions,
-    notify: Notify,
-}
-
-fn unsubscribe(connect: &Connect, lifecycle: c_int) {
-    let functions = connect.functions();
-    // SAFETY: `connect` is open for the whole call; both calls refuse what is not registered
-    // any more, and free what was.
-    unsafe {
-        (functions.virConnectUnregisterCloseCallback)(connect.as_ptr(), Some(on_close));
-        (functions.virConnectDomainEventDeregisterAny)(connect.as_ptr(), lifecycle);
-    }
-}
-
-fn subscribe(connect: &Connect, notify: impl Fn() -> Notify) -> Result<c_int, String> {
-    let functions = connect.functions();
-    let registered = || {
-        let notify = notify();
-        Box::into_raw(Box::new(Registered { functions, notify }))
-    };
-    let opaque = registered();
-    // SAFETY: `connect` is open for the whole call; the callback has the type that this event
-    // has; `opaque` lives until `free` gets it.
-    let lifecycle = unsafe {
-        (functions.virConnectDomainEventRegisterAny)(
+fn register_lifecycle(connect: &Connect, handler: &Handler) -> Result<c_int, Error> {
+    let opaque = into_opaque(handler);
+    let callback: unsafe extern "C" fn(
+        sys::virConnectPtr,
+        sys::virDomainPtr,
+        c_int,
+        c_int,
+        *mut c_void,
+    ) -> c_int = on_lifecycle;
+    // SAFETY: `connect` is open during the call. The header declares one callback type for all
+    // events and casts it (VIR_DOMAIN_EVENT_CALLBACK); libvirt calls it with the arguments of
+    // `virConnectDomainEventCallback` for VIR_DOMAIN_EVENT_ID_LIFECYCLE, which is the type of
+    // `on_lifecycle`. `opaque` is valid until libvirt passes it to `free_opaque`.
+    let id = check(unsafe {
+        sys::virConnectDomainEventRegisterAny(
             connect.as_ptr(),
             ptr::null_mut(),
-            VIR_DOMAIN_EVENT_ID_LIFECYCLE,
-            Some(on_lifecycle),
-            opaque.cast(),
-            Some(free),
+            sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE.cast_signed(),
+            transmute::<
+                sys::virConnectDomainEventCallback,
+                sys::virConnectDomainEventGenericCallback,
+            >(Some(callback)),
+            opaque,
+            Some(free_opaque),
         )
-    };
-    if lifecycle < 0 {
-        // SAFETY: libvirt did not take it over.
-        drop(unsafe { Box::from_raw(opaque) });
-        return Err("cannot register for domain events".to_owned());
+    });
+    if id.is_err() {
+        // SAFETY: libvirt keeps nothing of a registration that failed.
+        unsafe { free_opaque(opaque) };
     }
-    let opaque = registered();
-    // SAFETY: as above.
-    let closing = unsafe {
-        (functions.virConnectRegisterCloseCallback)(
-            connect.as_ptr(),
-            Some(on_close),
-            opaque.cast(),
-            Some(free),
-        )
-    };
-    if closing < 0 {
-        // SAFETY: libvirt did not take it over.
-        drop(unsafe { Box::from_raw(opaque) });
-        unsubscribe(connect, lifecycle);
-        return Err("cannot register for the connection's end".to_owned());
-    }
-    // A daemon that is stuck counts as gone after 5 × 3 s. A local test driver has no
-    // keepalive and answers with an error, which changes nothing.
-    // SAFETY: plain numbers on a live connection.
-    unsafe { (functions.virConnectSetKeepAlive)(connect.as_ptr(), 5, 3) };
-    Ok(lifecycle)
+    id
 }
 
+fn register_close(connect: &Connect, handler: &Handler) -> Result<(), Error> {
+    let opaque = into_opaque(handler);
+    // SAFETY: `connect` is open during the call; `opaque` is valid until libvirt passes it to
+    // `free_opaque`.
+    let registered = check(unsafe {
+        sys::virConnectRegisterCloseCallback(
+            connect.as_ptr(),
+            Some(on_close),
+            opaque,
+            Some(free_opaque),
+        )
+    });
+    if registered.is_err() {
+        // SAFETY: libvirt keeps nothing of a registration that failed.
+        unsafe { free_opaque(opaque) };
+    }
+    registered.map(drop)
+}
+
+fn unregister(connect: &Connect, lifecycle_id: c_int) {
+    // Both calls fail if there is no such registration, or the daemon is gone; then libvirt frees
+    // the registrations with the connection.
+    // SAFETY: `connect` is open during both calls.
+    unsafe {
+        sys::virConnectUnregisterCloseCallback(connect.as_ptr(), Some(on_close));
+        sys::virConnectDomainEventDeregisterAny(connect.as_ptr(), lifecycle_id);
+    }
+}
+
+/// The pointer that callbacks get: a handler of their own, on the heap.
+fn into_opaque(handler: &Handler) -> *mut c_void {
+    Box::into_raw(Box::new(Arc::clone(handler))).cast()
+}
+
+/// # Safety
+/// `opaque` must come from `into_opaque`, and must not be used afterwards.
+unsafe extern "C" fn free_opaque(opaque: *mut c_void) {
+    // SAFETY: the caller's.
+    drop(unsafe { Box::from_raw(opaque.cast::<Handler>()) });
+}
+
+/// # Safety
+/// `domain` must be valid during the call; `opaque` must come from `into_opaque`.
 unsafe extern "C" fn on_lifecycle(
-    _connect: *mut VirConnect,
-    domain: *mut VirDomain,
+    _connect: sys::virConnectPtr,
+    domain: sys::virDomainPtr,
     _event: c_int,
     _detail: c_int,
     opaque: *mut c_void,
 ) -> c_int {
-    // SAFETY: `opaque` is the Box registered in `subscribe`, alive until `free`.
-    let registered = unsafe { &*opaque.cast::<Registered>() };
-    let mut bytes = [0_u8; 16];
-    // SAFETY: libvirt lends a valid domain for the callback; a raw uuid has 16 bytes.
-    if unsafe { (registered.functions.virDomainGetUUID)(domain, bytes.as_mut_ptr()) } == 0 {
-        (registered.notify)(Notice::Domain(Uuid::from_bytes(bytes)));
+    // SAFETY: the caller's; libvirt frees it after the last call only.
+    let handler = unsafe { &*opaque.cast::<Handler>() };
+    // SAFETY: the caller's. The reference stays libvirt's, so it is not dropped here.
+    let domain = ManuallyDrop::new(unsafe { Domain::from_ptr(domain) });
+    if let Ok(id) = domain.uuid() {
+        handler(Notification::Domain(id));
     }
     0
 }
 
-unsafe extern "C" fn on_close(_connect: *mut VirConnect, _reason: c_int, opaque: *mut c_void) {
-    // SAFETY: `opaque` is the Box registered in `subscribe`, alive until `free`.
-    let registered = unsafe { &*opaque.cast::<Registered>() };
-    (registered.notify)(Notice::Closed);
+/// # Safety
+/// `opaque` must come from `into_opaque`.
+unsafe extern "C" fn on_close(_connect: sys::virConnectPtr, _reason: c_int, opaque: *mut c_void) {
+    // SAFETY: the caller's; libvirt frees it after the call only.
+    let handler = unsafe { &*opaque.cast::<Handler>() };
+    handler(Notification::Closed);
 }
 
-unsafe extern "C" fn free(opaque: *mut c_void) {
-    // SAFETY: libvirt calls this once, with the pointer that `subscribe` made.
-    drop(unsafe { Box::from_raw(opaque.cast::<Registered>()) });
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::event_loop;
+
+    #[test]
+    fn events_arrive_until_the_session_is_dropped_and_the_handler_is_freed() {
+        event_loop::start().unwrap();
+        // The driver inside of libvirt's library, which needs no daemon.
+        let connect = Connect::open(Some("test:///default")).unwrap();
+        let other = connect.clone();
+        let domain = other.lookup_domain_by_name("test").unwrap();
+        let (sender, events) = mpsc::channel();
+        let handler: Handler = Arc::new(move |notification| {
+            let _ = sender.send(notification);
+        });
+        let session = Session::new(connect, &handler).unwrap();
+        let next = || events.recv_timeout(Duration::from_secs(10)).unwrap();
+
+        domain.suspend().unwrap();
+        let id = domain.uuid().unwrap();
+        assert_eq!(next(), Notification::Domain(id));
+        // The callback's reference was not ours to free.
+        assert_eq!(domain.uuid().unwrap(), id);
+
+        let freed = Arc::downgrade(&handler);
+        drop((handler, session));
+        let until = std::time::Instant::now() + Duration::from_secs(10);
+        // The test driver keeps the handler of the connection's end.
+        while freed.strong_count() > 1 && std::time::Instant::now() < until {
+            thread::sleep(Duration::from_millis(10));
+        }
+        assert!(freed.strong_count() <= 1, "{}", freed.strong_count());
+        domain.resume().unwrap();
+        assert!(events.recv_timeout(Duration::from_millis(200)).is_err());
+    }
 }

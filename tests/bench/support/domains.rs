@@ -7,15 +7,16 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use pileus_libvirt::ffi::{self, Connect};
 use uuid::Uuid;
+use virt::connect::Connect;
+use virt::sys;
 
 use super::Result;
 use super::lab::{Lab, PATIENCE};
 
 type Seen = Arc<Mutex<HashMap<(String, String), Instant>>>;
 
-/// Lifecycle events of all domains, as `virsh event` hears them: the same instrument for
+/// Lifecycle events of all domains, as `virsh event` prints them: measured in the same way for
 /// Pileus' domains and for raw ones.
 pub struct Lifecycle {
     seen: Seen,
@@ -23,7 +24,7 @@ pub struct Lifecycle {
 }
 
 impl Lifecycle {
-    /// Begins to listen.
+    /// Starts `virsh event`.
     pub fn listen(uri: &str) -> Result<Self> {
         let mut virsh = Command::new("stdbuf")
             .args(["-oL", "virsh", "-c", uri])
@@ -51,7 +52,7 @@ impl Lifecycle {
                     .or_insert_with(Instant::now);
             }
         });
-        // virsh does not say when it listens.
+        // virsh does not print when it is ready.
         std::thread::sleep(Duration::from_millis(500));
         Ok(Self { seen, virsh })
     }
@@ -77,7 +78,7 @@ impl Lifecycle {
 
 impl Drop for Lifecycle {
     fn drop(&mut self) {
-        // It may have ended by itself, which is as good.
+        // It may have ended by itself.
         let _ = self.virsh.kill();
         let _ = self.virsh.wait();
     }
@@ -107,7 +108,7 @@ impl Template {
     /// Reads the running domain of the Server with this instance id.
     pub fn read(lab: &Lab, libvirt: &Connect, id: &str) -> Result<Self> {
         let domain = libvirt.lookup_domain_by_uuid(id.parse()?)?;
-        let xml = domain.xml_desc(ffi::VIR_DOMAIN_XML_INACTIVE)?;
+        let xml = domain.xml_desc(sys::VIR_DOMAIN_XML_INACTIVE)?;
         let between = |from: &str, to: &str| -> Result<String> {
             let (_, rest) = xml
                 .split_once(from)
@@ -129,7 +130,7 @@ impl Template {
             id: id.to_owned(),
             port,
             mac,
-            // Without the marks it is no business of Pileus.
+            // Without its metadata Pileus does not manage the domain.
             xml: xml.replace(&format!("<metadata>{metadata}</metadata>"), ""),
             directory: lab.root()?.join("var/lib/pileus"),
             base: base.ok_or("the disk has no backing file")?.to_owned(),
@@ -137,7 +138,7 @@ impl Template {
         })
     }
 
-    /// Makes the files of a domain with the same XML; only what must differ does.
+    /// Makes the files of a domain with the same XML, except for what must be unique.
     pub fn make(&self) -> Result<Raw> {
         let id = Uuid::new_v4();
         let port = Uuid::new_v4().to_string();
@@ -182,10 +183,10 @@ impl Template {
 }
 
 impl Raw {
-    /// Define, create paused, resume: the least that anybody can do.
+    /// Define, create paused, resume: the minimum that any client does.
     pub fn start(&self, libvirt: &Connect) -> Result<()> {
         let domain = libvirt.define_domain_xml(&self.xml)?;
-        domain.create_with_flags(ffi::VIR_DOMAIN_START_PAUSED)?;
+        domain.create_with_flags(sys::VIR_DOMAIN_START_PAUSED)?;
         domain.resume()?;
         Ok(())
     }
