@@ -112,8 +112,8 @@ struct Shared<K: Resource<DynamicType = ()> + Clone + 'static> {
     store: Store<K>,
     /// Locked while the store changes, too: who reads both under the lock sees them agree.
     indexes: RwLock<Indexes<K>>,
-    /// Locked for the whole of an event, so that a new subscriber misses nothing and is told
-    /// nothing twice. Always locked before `indexes`.
+    /// Locked for the whole of an event, so that a new subscriber misses no change and
+    /// gets none twice. Always locked before `indexes`.
     subscribers: Mutex<Vec<Subscriber<K>>>,
 }
 

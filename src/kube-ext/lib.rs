@@ -22,7 +22,7 @@ pub use events::Events;
 pub use metrics::Metrics;
 pub use objects::find;
 
-/// What every role has in hand.
+/// What every role works with.
 #[derive(Clone)]
 pub struct Context {
     /// Client of the API server.
@@ -78,7 +78,7 @@ impl ApiError {
 ///
 /// Not every 404 says that: where a kind is not served, because its definition is gone or
 /// because the API server has only just started, it has no more than `404 page not found`
-/// for every object, which is no word about any of them. `Status::is_not_found` and
+/// for every object, which says nothing about any of them. `Status::is_not_found` and
 /// `Api::get_opt` take both for absence; use this and [`find`].
 #[must_use]
 pub fn is_gone(error: &kube::Error) -> bool {
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_servers_own_word_says_that_an_object_is_gone() {
+    fn only_a_status_of_the_api_server_says_that_an_object_is_gone() {
         let missing = Status::failure("servers \"a\" not found", "NotFound").with_code(404);
         let missing = kube::Error::Api(missing.boxed());
         assert!(is_gone(&missing) && !is_unserved(&missing));

@@ -6,8 +6,8 @@
 
 pub mod caches;
 pub mod compute;
+pub mod crd_deletion;
 pub mod image;
-pub mod loss;
 pub mod network;
 pub mod stack;
 pub mod worker;
@@ -89,7 +89,7 @@ pub async fn run(
         "pileus-manager",
         config.identity.clone(),
     );
-    // A replica that waits for its turn is as ready as it should be.
+    // A replica that waits for leadership is ready as well.
     ready.set(true);
     tokio::select! {
         () = leader.acquire() => {}
@@ -126,7 +126,7 @@ async fn lead(config: Config, context: Context, stop: CancellationToken) -> Resu
     });
     tokio::select! {
         () = manager.caches.ready() => {}
-        () = loss::let_go_meanwhile(&manager.context.client) => return Ok(()),
+        () = crd_deletion::release_while_crd_deleting(&manager.context.client) => return Ok(()),
         () = stop.cancelled() => return Ok(()),
     }
     let controllers = futures::future::join_all(controllers(&manager, &stop));
@@ -179,7 +179,7 @@ fn network_config(config: &Config) -> ovn_sync::NetworkConfig {
     }
 }
 
-/// Makes a namespace, if it is not there.
+/// Creates a namespace if it does not exist.
 ///
 /// # Errors
 /// When the API server refuses or does not answer.
@@ -198,12 +198,12 @@ pub async fn ensure_namespace(client: &Client, name: &str) -> Result<(), ApiErro
     namespaces.create(&namespace).await.map(drop)
 }
 
-/// What a pass of a controller ends with: when to look again without any event.
+/// What a pass of a controller ends with: when to reconcile again without any event.
 pub type Outcome = Result<Option<Duration>, ApiError>;
 
 /// Names up to five users, and how many more there are: for messages.
 #[must_use]
-pub fn name_some(mut users: Vec<String>) -> String {
+pub fn list_names(mut users: Vec<String>) -> String {
     users.sort();
     let more = users.len().saturating_sub(5);
     users.truncate(5);
@@ -215,7 +215,7 @@ pub fn name_some(mut users: Vec<String>) -> String {
     }
 }
 
-/// Logs an error of the background that is tried again by itself.
+/// Logs an error in the background that is tried again by itself.
 pub(crate) fn log_retry(what: &str, error: &(dyn std::error::Error + 'static)) {
     tracing::warn!(what, error = %chain(error), "will be tried again");
 }

@@ -17,7 +17,7 @@ use pileus_kube_ext::backoff::Backoff;
 use pileus_kube_ext::triggers::Triggers;
 use pileus_kube_ext::{ApiError, chain};
 
-/// Every object is looked at this often without any event.
+/// Every object is reconciled this often without any event.
 const RESYNC: Duration = Duration::from_secs(300);
 
 /// Runs the controller of one kind until `stop`.

@@ -2,7 +2,7 @@
 
 use super::facts::{NumaAsk, PciAffinity, Shape};
 use pileus_api::common::Claim;
-use pileus_api::topology::{CpuPolicy, NumaWishes, Words, number};
+use pileus_api::topology::{CpuPolicy, NumaWishes, Properties, number};
 
 /// What a Server of this size takes of a host.
 ///
@@ -12,7 +12,7 @@ use pileus_api::topology::{CpuPolicy, NumaWishes, Words, number};
 ///
 /// # Errors
 /// Names the key and what is wrong with it.
-pub fn shape(claim: Claim, flavor: &Words, image: &Words) -> Result<Shape, String> {
+pub fn shape(claim: Claim, flavor: &Properties, image: &Properties) -> Result<Shape, String> {
     let mut shape = Shape {
         claim,
         ..Shape::default()
@@ -78,7 +78,7 @@ mod tests {
         }
     }
 
-    fn words(text: &str) -> Words {
+    fn words(text: &str) -> Properties {
         let pairs = text.split_whitespace().filter_map(|p| p.split_once('='));
         pairs.map(|(k, v)| (k.to_owned(), v.to_owned())).collect()
     }
@@ -121,7 +121,7 @@ mod tests {
             ("hw:mem_page_size=huge", "none of small"),
             ("hw:pci_numa_affinity_policy=socket", "none of legacy"),
         ] {
-            let error = shape(claim(), &words(flavor), &Words::new()).unwrap_err();
+            let error = shape(claim(), &words(flavor), &Properties::new()).unwrap_err();
             assert!(error.contains(says), "{flavor}: {error}");
         }
     }
@@ -131,7 +131,7 @@ mod tests {
         fn no_text_makes_it_panic(key in "(resources:X|pci_passthrough:alias)", text in "[0-9,^:-]{0,12}|\\PC{0,8}") {
             let mut flavor = words("hw:cpu_policy=dedicated");
             flavor.insert(key, text);
-            let _ = shape(claim(), &flavor, &Words::new());
+            let _ = shape(claim(), &flavor, &Properties::new());
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Reconciles Images: says whether one can be used, fixes its digest by the first import,
-//! and tells what hosts found.
+//! Reconciles Images: reports whether one can be used, fixes its digest by the first import,
+//! and reports what hosts found.
 
 pub mod plan;
 
@@ -11,7 +11,7 @@ use kube::runtime::reflector::ObjectRef;
 
 use crate::caches::Caches;
 use crate::compute::server;
-use crate::{Manager, Outcome, loss};
+use crate::{Manager, Outcome, crd_deletion};
 use pileus_api::names::{MANAGER, MANAGER_FINALIZER};
 use pileus_api::{Image, Instance, Server};
 use pileus_kube_ext::cache::{Index, key_of};
@@ -58,16 +58,17 @@ pub async fn reconcile(image: Arc<Image>, manager: Arc<Manager>) -> Outcome {
     let users = caches.servers.by(&server::BY_IMAGE, &key_of(&*image));
     let users = users
         .iter()
-        // Users in other namespaces never hold the owner back.
+        // Users in other namespaces never keep an Image from being deleted.
         .filter(|server| server.namespace().as_deref() == Some(&namespace))
         .map(|server| server.name_any())
         .collect();
-    let seen = plan::Seen {
+    let observed = plan::Observed {
         instances: instances.iter().map(AsRef::as_ref).collect(),
         users,
-        kind_lost: is_deleting && loss::of_kind::<Image>(&manager.context.client).await?,
+        crd_deleting: is_deleting
+            && crd_deletion::is_crd_deleting::<Image>(&manager.context.client).await?,
     };
-    let plan = plan::plan(&image, &seen, Timestamp::now());
+    let plan = plan::plan(&image, &observed, Timestamp::now());
     if plan.release {
         images.remove_finalizer(&image, MANAGER_FINALIZER).await?;
         return Ok(None);

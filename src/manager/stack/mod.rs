@@ -34,7 +34,7 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use uuid::Uuid;
 
-use crate::{Manager, Outcome, loss};
+use crate::{Manager, Outcome, crd_deletion};
 use children::Children;
 use ledger::{Action, Key, Ledger, Reference, Sources, State};
 use pileus_api::names::{
@@ -53,12 +53,12 @@ use records::Records;
 pub use shared::Shared;
 pub use triggers::{by_stack, triggers};
 
-/// How often it is looked whether what stands in the way is gone, which nothing tells.
-const UNWATCHED: Duration = Duration::from_secs(30);
+/// How often it is checked whether an obstacle is gone that is not watched.
+const RETRY_INTERVAL: Duration = Duration::from_secs(30);
 /// How many effects of one Stack are under way at once.
 const AT_ONCE: usize = 16;
 
-/// One pass. What keeps it from coming to its end for long is told.
+/// One pass. An error that lasts is reported.
 ///
 /// # Errors
 /// When the API server refused or did not answer; nothing is lost by it.
@@ -94,7 +94,7 @@ async fn attempt(stack: Arc<Stack>, manager: Arc<Manager>) -> Outcome {
             return Ok(None);
         }
     }
-    if let Some(left) = manager.stacks.rest(&uid) {
+    if let Some(left) = manager.stacks.throttled_for(&uid) {
         return Ok(Some(left));
     }
     let records = Records::of(client, &stack);
@@ -107,8 +107,8 @@ async fn attempt(stack: Arc<Stack>, manager: Arc<Manager>) -> Outcome {
         Err(error) if is_unreadable(&error) => {
             let problem = lost::unreadable(&records.name());
             let status = status::stuck(&stack, &problem, Timestamp::now());
-            tell(&api, &stack, &manager, &status).await?;
-            return Ok(Some(UNWATCHED));
+            write_status(&api, &stack, &manager, &status).await?;
+            return Ok(Some(RETRY_INTERVAL));
         }
         read => read?,
     };
@@ -118,7 +118,7 @@ async fn attempt(stack: Arc<Stack>, manager: Arc<Manager>) -> Outcome {
     let mut seen = observe(&stack, &manager, &records, &children, ledger).await?;
     manager
         .stacks
-        .tire(&uid, seen.ledger.as_ref().map_or(0, |l| l.entries.len()));
+        .throttle(&uid, seen.ledger.as_ref().map_or(0, |l| l.entries.len()));
     let lost = if is_lost {
         lost::search(&stack, &mut seen, &children, &records.name()).await?
     } else {
@@ -126,15 +126,15 @@ async fn attempt(stack: Arc<Stack>, manager: Arc<Manager>) -> Outcome {
     };
     if let Some(problem) = plan::trouble::obstacle(&stack, &seen).or(lost) {
         let status = status::stuck(&stack, &problem, seen.now);
-        tell(&api, &stack, &manager, &status).await?;
-        return Ok(Some(UNWATCHED));
+        write_status(&api, &stack, &manager, &status).await?;
+        return Ok(Some(RETRY_INTERVAL));
     }
     let mut plan = match isolation::compute(|| plan::plan(&stack, &seen)) {
         Ok(plan) => plan,
         Err(fault) => {
             let status = status::stuck(&stack, &fault, seen.now);
-            tell(&api, &stack, &manager, &status).await?;
-            return Ok(Some(isolation::AFTER_FAULT));
+            write_status(&api, &stack, &manager, &status).await?;
+            return Ok(Some(isolation::PANIC_RETRY_INTERVAL));
         }
     };
     if let Some(sources) = &plan.store {
@@ -158,7 +158,7 @@ async fn attempt(stack: Arc<Stack>, manager: Arc<Manager>) -> Outcome {
     }
     let acted = act(&children, &plan).await;
     if plan.gone && acted.failed.is_none() {
-        let named = seen.kind_lost.then_some(&plan.ledger);
+        let named = seen.crd_deleting.then_some(&plan.ledger);
         leave(&api, &stack, &manager, &records, named).await?;
         return Ok(None);
     }
@@ -247,7 +247,7 @@ async fn observe<'a>(
 ) -> Result<Seen<'a>, ApiError> {
     let client = &manager.context.client;
     let deleting = finalize::is_deleting(stack);
-    let kind_lost = deleting && is_kind_lost(stack, manager).await?;
+    let crd_deleting = deleting && is_crd_deleting(stack, manager).await?;
     let sources = match sources::resolve(client, stack).await {
         // What goes needs none of them; they only tell what must not be shown.
         Err(error) if deleting => Err(Problem {
@@ -308,19 +308,19 @@ async fn observe<'a>(
         denied,
         strays,
         find: children,
-        kind_lost,
+        crd_deleting,
         grace: manager.stacks.grace,
     })
 }
 
 /// Whether a Stack that goes does so only because its kind does, which is asked once: its mark
 /// was seen before.
-async fn is_kind_lost(stack: &Stack, manager: &Manager) -> Result<bool, ApiError> {
+async fn is_crd_deleting(stack: &Stack, manager: &Manager) -> Result<bool, ApiError> {
     let uid = stack.uid().unwrap_or_default();
     if manager.stacks.was_asked_to_go(&uid) {
         return Ok(false);
     }
-    let lost = loss::of_kind::<Stack>(&manager.context.client).await?;
+    let lost = crd_deletion::is_crd_deleting::<Stack>(&manager.context.client).await?;
     if !lost {
         manager.stacks.note_asked_to_go(&uid);
     }
@@ -461,16 +461,18 @@ async fn report(
     if plan.ledger.is_busy() && status::is_progress(stack, &status) {
         let uid = stack.uid().unwrap_or_default();
         let spent = plan::since(plan.ledger.started, seen.now);
-        let held = manager.stacks.hold(&uid, status.resources.len(), spent);
-        if let Some(left) = held {
+        let deferred = manager
+            .stacks
+            .defer_status(&uid, status.resources.len(), spent);
+        if let Some(left) = deferred {
             return Ok(Some(plan.again.map_or(left, |again| again.min(left))));
         }
     }
-    tell(api, stack, manager, &status).await?;
+    write_status(api, stack, manager, &status).await?;
     Ok(plan.again)
 }
 
-async fn tell(
+async fn write_status(
     api: &Api<Stack>,
     stack: &Stack,
     manager: &Manager,
@@ -479,7 +481,9 @@ async fn tell(
     if !apply_status(api, MANAGER, stack, status).await? {
         return Ok(());
     }
-    manager.stacks.note_told(&stack.uid().unwrap_or_default());
+    manager
+        .stacks
+        .note_reported(&stack.uid().unwrap_or_default());
     manager.context.metrics.status_written("stack");
     if let Some((good, reason, note)) = status::transition(stack, status) {
         let events = &manager.context.events;

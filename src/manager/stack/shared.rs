@@ -1,5 +1,5 @@
 //! What the passes over all Stacks share: what is remembered between them, and how often they
-//! come and tell.
+//! come and report.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -11,25 +11,25 @@ use super::recall::Recall;
 use super::served::Kinds;
 
 /// Shortest time between two passes over a Stack.
-const PACE: Duration = Duration::from_millis(100);
+const PASS_INTERVAL: Duration = Duration::from_millis(100);
 /// What each resource adds to it: children that become ready one by one are looked at
 /// together, so that a big stack costs no more than a small one.
-const PACE_EACH: Duration = Duration::from_millis(2);
+const PASS_INTERVAL_PER_RESOURCE: Duration = Duration::from_millis(2);
 /// What each resource adds to the longest time for which a status that tells of nothing but
 /// progress is held back.
-const TOLD_EACH: Duration = Duration::from_millis(100);
+const STATUS_INTERVAL_PER_RESOURCE: Duration = Duration::from_millis(100);
 
-/// How far stores are behind at most.
-const BEHIND: Duration = Duration::from_mins(10);
+/// How far caches are behind at most.
+const MAX_CACHE_LAG: Duration = Duration::from_mins(10);
 
-/// How long passes over a Stack fail before that is told: a moment's trouble passes by itself.
-const LONG: Duration = Duration::from_secs(10);
+/// How long passes over a Stack fail before that is reported: most trouble passes by itself.
+const FAILURE_REPORT_DELAY: Duration = Duration::from_secs(10);
 
 /// How many reads of what service accounts have made are under way at once, of all Stacks.
-const READS: usize = 32;
+const MAX_READS: usize = 32;
 
 /// How long what a resource names may be missing: what is applied together comes in any order.
-const GRACE: Duration = Duration::from_secs(60);
+const GRACE_PERIOD: Duration = Duration::from_secs(60);
 
 /// What the passes over all Stacks share.
 pub struct Shared {
@@ -47,9 +47,9 @@ pub struct Shared {
 #[derive(Default)]
 struct Passes {
     /// When each may be looked at again.
-    rested: HashMap<String, Instant>,
+    throttled: HashMap<String, Instant>,
     /// When the status of each was last written.
-    told: HashMap<String, Instant>,
+    reported: HashMap<String, Instant>,
     /// Since when passes over each have failed.
     failing: HashMap<String, Instant>,
     /// Those that somebody has deleted, and not all of their kind.
@@ -61,10 +61,10 @@ struct Passes {
 impl Default for Shared {
     fn default() -> Self {
         Self {
-            grace: GRACE,
+            grace: GRACE_PERIOD,
             kinds: Kinds::default(),
             recall: Recall::default(),
-            reads: Semaphore::new(READS),
+            reads: Semaphore::new(MAX_READS),
             passes: Mutex::default(),
         }
     }
@@ -84,29 +84,36 @@ impl Shared {
         self.passes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How long a Stack still has to rest.
-    pub(super) fn rest(&self, uid: &str) -> Option<Duration> {
-        let until = *self.passes().rested.get(uid)?;
+    /// How long a Stack is still throttled for.
+    pub(super) fn throttled_for(&self, uid: &str) -> Option<Duration> {
+        let until = *self.passes().throttled.get(uid)?;
         let left = until.checked_duration_since(Instant::now())?;
         (!left.is_zero()).then_some(left)
     }
 
-    pub(super) fn tire(&self, uid: &str, resources: usize) {
-        let until = Instant::now() + PACE + times(PACE_EACH, resources);
-        self.passes().rested.insert(uid.to_owned(), until);
+    pub(super) fn throttle(&self, uid: &str, resources: usize) {
+        let until = Instant::now() + PASS_INTERVAL + times(PASS_INTERVAL_PER_RESOURCE, resources);
+        self.passes().throttled.insert(uid.to_owned(), until);
     }
 
-    /// How long a status that tells of nothing but progress still has to wait: after one that
+    /// How long a status that reports nothing but progress still has to wait: after one that
     /// was written a quarter of the time that the action has taken, and no longer than one of so
     /// many resources is worth.
-    pub(super) fn hold(&self, uid: &str, resources: usize, spent: Duration) -> Option<Duration> {
-        let wait = times(TOLD_EACH, resources).min(spent / 4);
-        let told = self.passes().told.get(uid)?.elapsed();
-        wait.checked_sub(told).filter(|left| !left.is_zero())
+    pub(super) fn defer_status(
+        &self,
+        uid: &str,
+        resources: usize,
+        spent: Duration,
+    ) -> Option<Duration> {
+        let wait = times(STATUS_INTERVAL_PER_RESOURCE, resources).min(spent / 4);
+        let reported = self.passes().reported.get(uid)?.elapsed();
+        wait.checked_sub(reported).filter(|left| !left.is_zero())
     }
 
-    pub(super) fn note_told(&self, uid: &str) {
-        self.passes().told.insert(uid.to_owned(), Instant::now());
+    pub(super) fn note_reported(&self, uid: &str) {
+        self.passes()
+            .reported
+            .insert(uid.to_owned(), Instant::now());
     }
 
     /// Notes how a pass has ended; whether none has come to its end for long.
@@ -117,7 +124,7 @@ impl Shared {
             return false;
         }
         let since = passes.failing.entry(uid.to_owned());
-        since.or_insert_with(Instant::now).elapsed() >= LONG
+        since.or_insert_with(Instant::now).elapsed() >= FAILURE_REPORT_DELAY
     }
 
     /// Whether it is known that somebody has deleted the Stack itself. Its kind may go later: then
@@ -138,10 +145,10 @@ impl Shared {
     /// Forgets a Stack that was let go of.
     pub(super) fn forget(&self, uid: &str) {
         let mut passes = self.passes();
-        passes.gone.retain(|_, then| then.elapsed() < BEHIND);
+        passes.gone.retain(|_, then| then.elapsed() < MAX_CACHE_LAG);
         passes.gone.insert(uid.to_owned(), Instant::now());
-        passes.rested.remove(uid);
-        passes.told.remove(uid);
+        passes.throttled.remove(uid);
+        passes.reported.remove(uid);
         passes.failing.remove(uid);
         passes.asked_to_go.remove(uid);
         self.recall.forget_all(uid);
@@ -157,15 +164,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn progress_is_told_the_seldomer_the_longer_it_takes_and_the_more_there_is() {
+    fn status_of_progress_is_written_less_often_the_longer_it_takes_and_the_more_there_is() {
         let shared = Shared::default();
         let held = |resources, seconds| {
-            let left = shared.hold("uid", resources, Duration::from_secs(seconds));
+            let left = shared.defer_status("uid", resources, Duration::from_secs(seconds));
             left.map(|left| left.as_secs_f64().round())
         };
         // Nothing was told yet.
         assert_eq!(held(500, 800), None);
-        shared.note_told("uid");
+        shared.note_reported("uid");
         assert_eq!((held(500, 40), held(500, 800)), (Some(10.0), Some(50.0)));
         assert_eq!((held(50, 800), held(0, 800)), (Some(5.0), None));
         shared.forget("uid");

@@ -22,12 +22,12 @@ use pileus_api::stack::SourceKind;
 use pileus_kube_ext::is_gone;
 use pileus_kube_ext::triggers::Triggers;
 
-/// How soon a change is noticed, as long as few objects are named.
+/// How often what Stacks name is read, as long as few objects are named.
 const MIN_INTERVAL: Duration = Duration::from_secs(3);
-/// How long each named object makes that: at most this many are asked for in a second.
-const PER_SECOND: u32 = 50;
-/// How many are asked for at once.
-const AT_ONCE: usize = 8;
+/// At most this many objects are read in a second.
+const MAX_READS_PER_SECOND: u32 = 50;
+/// How many are read at once.
+const CONCURRENCY: usize = 8;
 
 /// An object that Stacks name: whether it is a Secret, namespace, name.
 type Named = (bool, String, String);
@@ -52,7 +52,8 @@ pub fn start(manager: &Arc<Manager>, triggers: &Triggers<Stack>) {
                 queue.wake(stack);
             }
             let count = u32::try_from(named.len()).unwrap_or(u32::MAX);
-            wait = MIN_INTERVAL.max(Duration::from_secs(1).saturating_mul(count / PER_SECOND));
+            wait = MIN_INTERVAL
+                .max(Duration::from_secs(1).saturating_mul(count / MAX_READS_PER_SECOND));
         }
     });
 }
@@ -100,7 +101,7 @@ async fn versions<'n>(
             }
         }
     });
-    let found = futures::stream::iter(asked).buffer_unordered(AT_ONCE);
+    let found = futures::stream::iter(asked).buffer_unordered(CONCURRENCY);
     found.filter_map(futures::future::ready).collect().await
 }
 

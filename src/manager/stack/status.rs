@@ -204,7 +204,7 @@ fn waiting(ledger: &Ledger) -> String {
     if names.is_empty() {
         return String::new();
     }
-    let names = crate::name_some(names);
+    let names = crate::list_names(names);
     format!("; waits at a hook: {names}; the annotation {CLEAR_HOOKS_ANNOTATION} clears it")
 }
 

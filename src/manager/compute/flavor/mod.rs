@@ -1,5 +1,5 @@
-//! Reconciles Flavors: keeps one while Servers name it, and says when it cannot be used.
-//! A Flavor has no status, so what is to be said is said by events.
+//! Reconciles Flavors: keeps one while Servers name it, and reports when it cannot be used.
+//! A Flavor has no status, so reports are events.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use kube::runtime::reflector::ObjectRef;
 
 use crate::caches::Caches;
 use crate::compute::server;
-use crate::{Manager, Outcome, loss, name_some};
+use crate::{Manager, Outcome, crd_deletion, list_names};
 use pileus_api::names::MANAGER_FINALIZER;
 use pileus_api::{Flavor, Reason, Server, validation};
 use pileus_kube_ext::cache::key_of;
@@ -47,10 +47,10 @@ pub async fn reconcile(flavor: Arc<Flavor>, manager: Arc<Manager>) -> Outcome {
     let name = flavor.name_any();
     let users = manager.caches.servers.by(&server::BY_FLAVOR, &name);
     let users: Vec<_> = users.iter().map(|server| key_of(&**server)).collect();
-    if users.is_empty() || loss::of_kind::<Flavor>(&manager.context.client).await? {
+    if users.is_empty() || crd_deletion::is_crd_deleting::<Flavor>(&manager.context.client).await? {
         flavors.remove_finalizer(&flavor, MANAGER_FINALIZER).await?;
     } else {
-        let users = name_some(users);
+        let users = list_names(users);
         let note = format!("cannot be deleted while Servers use it: {users}; delete them first");
         events.warning(&*flavor, Reason::InUse, "Delete", note);
     }

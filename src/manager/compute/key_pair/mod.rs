@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use crate::caches::Caches;
 use crate::compute::server;
-use crate::{Manager, Outcome, loss, name_some};
+use crate::{Manager, Outcome, crd_deletion, list_names};
 use pileus_api::conditions::{self, ConditionType, Observation};
 use pileus_api::names::{MANAGER, MANAGER_FINALIZER};
 use pileus_api::{KeyPair, KeyPairStatus, Reason, Server};
@@ -50,7 +50,9 @@ pub async fn reconcile(pair: Arc<KeyPair>, manager: Arc<Manager>) -> Outcome {
         .by(&server::BY_KEY_PAIR, &key_of(&*pair));
     let users: Vec<_> = users.iter().map(|server| server.name_any()).collect();
     let is_free = users.is_empty();
-    if deleting && (is_free || loss::of_kind::<KeyPair>(&manager.context.client).await?) {
+    if deleting
+        && (is_free || crd_deletion::is_crd_deleting::<KeyPair>(&manager.context.client).await?)
+    {
         pairs.remove_finalizer(&pair, MANAGER_FINALIZER).await?;
         return Ok(None);
     }
@@ -72,7 +74,7 @@ fn status(pair: &KeyPair, users: Vec<String>, now: Timestamp) -> KeyPairStatus {
         .unwrap_or_default();
     let parsed = parse(&pair.spec.public_key);
     let ready = if finalize::is_deleting(pair) {
-        let users = name_some(users);
+        let users = list_names(users);
         let message = format!("cannot be deleted while Servers use it: {users}; delete them first");
         Observation::no(ConditionType::Ready, Reason::InUse, message)
     } else {

@@ -1,5 +1,5 @@
-//! Reconciles Servers: resolves what they refer to, makes their Ports, turns the
-//! scheduler's decision into an Instance and mirrors what its host says.
+//! Reconciles Servers: resolves what they refer to, creates their Ports, turns the
+//! scheduler's decision into an Instance and mirrors what its host reports.
 
 pub mod guest;
 pub mod plan;
@@ -17,29 +17,29 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{ListParams, Preconditions};
 use kube::{Api, ResourceExt};
 
-use crate::{Manager, Outcome, loss};
+use crate::{Manager, Outcome, crd_deletion};
 use pileus_api::names::{MANAGER, MANAGER_FINALIZER, SERVER_UID_LABEL, host_namespace};
 use pileus_api::{Instance, Port, Reason, Server};
 use pileus_kube_ext::objects::Objects;
 use pileus_kube_ext::report::apply_status;
 use pileus_kube_ext::{ApiError, finalize, is_unserved};
-use plan::{Seen, Standing, Step, UserData};
+use plan::{Observed, Progress, Step, UserData};
 pub use triggers::{BY_FLAVOR, BY_HOST, BY_IMAGE, BY_KEY_PAIR, BY_NETWORK, BY_PORT, triggers};
 
-/// A Secret is not watched; one that is missing is looked for this often.
-const SECRET_RETRY: Duration = Duration::from_secs(3);
-/// A Server on its way is told of when it takes longer than this.
-const QUIET: Duration = Duration::from_secs(3);
-/// The same once it is with its host, which speaks for itself when it has something to say.
-const BUILDING_QUIET: Duration = Duration::from_secs(30);
+/// A Secret is not watched; one that is missing is read again this often.
+const SECRET_RETRY_INTERVAL: Duration = Duration::from_secs(3);
+/// Transient progress is reported only when it lasts longer than this.
+const REPORT_DELAY: Duration = Duration::from_secs(3);
+/// The same once its Instance exists, on which its host reports.
+const BUILDING_REPORT_DELAY: Duration = Duration::from_secs(30);
 
 /// One pass.
 ///
 /// # Errors
 /// When the API server refused or did not answer; nothing is lost by it.
 pub async fn reconcile(server: Arc<Server>, manager: Arc<Manager>) -> Outcome {
-    let seen = observe(&server, &manager).await?;
-    let plan = plan::plan(&server, &seen);
+    let observed = observe(&server, &manager).await?;
+    let plan = plan::plan(&server, &observed);
     let mut acted = Ok(());
     for step in &plan.steps {
         tracing::debug!(server = %server.name_any(), %step, "step");
@@ -61,26 +61,29 @@ pub async fn reconcile(server: Arc<Server>, manager: Arc<Manager>) -> Outcome {
         .as_ref()
         .and_then(|at| Duration::try_from(Timestamp::now().duration_since(at.0)).ok())
         .unwrap_or_default();
-    let told = server
+    let is_reported = server
         .status
         .as_ref()
         .is_some_and(|s| s.observed_generation.is_some());
-    let quiet = match plan.standing {
-        Standing::Building => BUILDING_QUIET,
-        _ => QUIET,
+    let delay = match plan.progress {
+        Progress::Building => BUILDING_REPORT_DELAY,
+        _ => REPORT_DELAY,
     };
-    if plan.standing.is_passing() && !told && age < quiet {
+    if plan.progress.is_transient() && !is_reported && age < delay {
         // A step that failed is tried again by itself.
-        return acted.map(|()| Some(quiet.saturating_sub(age)));
+        return acted.map(|()| Some(delay.saturating_sub(age)));
     }
-    // What was decided from an old view is not told: the newer one is on its way.
+    // What was decided from an old version is not reported: the newer one is on its way.
     if acted.as_ref().is_err_and(ApiError::is_conflict) {
         return acted.map(|()| None);
     }
-    let status = status::status(&server, &seen, &plan, Timestamp::now());
+    let status = status::status(&server, &observed, &plan, Timestamp::now());
     report(&server, &manager, &status).await?;
     acted?;
-    Ok(plan.standing.waits_for_secret().then_some(SECRET_RETRY))
+    Ok(plan
+        .progress
+        .waits_for_secret()
+        .then_some(SECRET_RETRY_INTERVAL))
 }
 
 async fn report(
@@ -92,7 +95,7 @@ async fn report(
         manager.context.client.clone(),
         &server.namespace().unwrap_or_default(),
     );
-    // Another's part is not ours to apply.
+    // It belongs to the scheduler.
     let mut ours = status.clone();
     ours.placement = None;
     if !apply_status(&api, MANAGER, server, &ours).await? {
@@ -124,15 +127,16 @@ async fn report(
     Ok(())
 }
 
-async fn observe(server: &Server, manager: &Manager) -> Result<Seen, ApiError> {
+async fn observe(server: &Server, manager: &Manager) -> Result<Observed, ApiError> {
     let namespace = server.namespace().unwrap_or_default();
     let uid = server.uid().unwrap_or_default();
     let deleting = finalize::is_deleting(server);
-    let kind_lost = deleting && loss::of_kind::<Server>(&manager.context.client).await?;
+    let crd_deleting =
+        deleting && crd_deletion::is_crd_deleting::<Server>(&manager.context.client).await?;
     let instances = if deleting {
-        // Before anything is let go, a direct read: a cache may have missed an Instance.
+        // Before anything is released, a direct read: a cache may have missed an Instance.
         let api: Api<Instance> = Api::all(manager.context.client.clone());
-        list_of(server, &api, kind_lost).await?
+        list_of(server, &api, crd_deleting).await?
     } else {
         let placed = server.status.as_ref().and_then(|s| s.placement.as_ref());
         placed
@@ -148,24 +152,24 @@ async fn observe(server: &Server, manager: &Manager) -> Result<Seen, ApiError> {
     };
     let owned_ports = if deleting {
         let api: Api<Port> = Api::namespaced(manager.context.client.clone(), &namespace);
-        list_of(server, &api, kind_lost).await?
+        list_of(server, &api, crd_deleting).await?
     } else {
         Vec::new()
     };
-    // Also before it is placed, so that a Secret that is missing is told at once.
+    // Also before it is placed, so that a missing Secret is reported at once.
     let user_data = if instances.is_empty() && !deleting {
         user_data(server, manager).await?
     } else {
         UserData::NotNeeded
     };
-    let mut seen = resolve::look(server, manager, instances, owned_ports, user_data);
-    seen.kind_lost = kind_lost;
-    Ok(seen)
+    let mut observed = resolve::resolve(server, manager, instances, owned_ports, user_data);
+    observed.crd_deleting = crd_deleting;
+    Ok(observed)
 }
 
-/// What was made for a Server, by a direct read. When its kind goes, the other may have gone
-/// before, and then there is nothing of it to wait for.
-async fn list_of<K>(server: &Server, api: &Api<K>, kind_lost: bool) -> Result<Vec<K>, ApiError>
+/// What was created for a Server, by a direct read. When its definition is deleted, the other
+/// kind's may be gone already, and then there is nothing to wait for.
+async fn list_of<K>(server: &Server, api: &Api<K>, crd_deleting: bool) -> Result<Vec<K>, ApiError>
 where
     K: kube::Resource<DynamicType = ()> + Clone + serde::de::DeserializeOwned + std::fmt::Debug,
 {
@@ -173,7 +177,7 @@ where
     let params = ListParams::default().labels(&format!("{SERVER_UID_LABEL}={uid}"));
     match api.list(&params).await {
         Ok(list) => Ok(list.items),
-        Err(error) if kind_lost && is_unserved(&error) => Ok(Vec::new()),
+        Err(error) if crd_deleting && is_unserved(&error) => Ok(Vec::new()),
         Err(error) => Err(ApiError::doing(format!(
             "list the {} of {}",
             K::plural(&()),
@@ -208,7 +212,7 @@ async fn act(step: &Step, server: &Server, manager: &Manager) -> Result<(), ApiE
     let instances = |namespace: &str| Objects::<Instance>::namespaced(client, namespace);
     let secrets = |namespace: &str| Objects::<Secret>::namespaced(client, namespace);
     let host_of = |namespace: Option<String>| namespace.unwrap_or_default();
-    // What an earlier pass has created or deleted is as it should be.
+    // What an earlier pass has created or deleted already is no error.
     match step {
         Step::AddFinalizer => {
             let added = servers.add_finalizer(server, MANAGER_FINALIZER).await;

@@ -1,10 +1,10 @@
-//! Gathers from the stores what a Server refers to. No decisions.
+//! Reads from the caches what a Server refers to. No decisions.
 
 use kube::ResourceExt;
 
 use super::BY_PORT;
-use super::plan::refused::taken_back;
-use super::plan::{NicSeen, Seen, UserData};
+use super::plan::refused::withdrawn;
+use super::plan::{Observed, ObservedNic, UserData};
 use crate::Manager;
 use crate::caches::Caches;
 use pileus_api::conditions::{self, ConditionType};
@@ -14,13 +14,13 @@ use pileus_kube_ext::cache::namespaced;
 
 /// What is known of everything that `server` refers to.
 #[must_use]
-pub fn look(
+pub fn resolve(
     server: &Server,
     manager: &Manager,
     instances: Vec<Instance>,
     owned_ports: Vec<Port>,
     user_data: UserData,
-) -> Seen {
+) -> Observed {
     let caches = &manager.caches;
     let namespace = server.namespace().unwrap_or_default();
     let spec = &server.spec;
@@ -59,7 +59,7 @@ pub fn look(
             } else {
                 other_user(server, caches, &port_name)
             };
-            NicSeen {
+            ObservedNic {
                 name: nic.name.clone(),
                 port_name,
                 made,
@@ -72,8 +72,8 @@ pub fn look(
         .collect();
     let placed = server.status.as_ref().and_then(|s| s.placement.as_ref());
     let host = placed.and_then(|p| caches.hosts.get("", &p.host));
-    Seen {
-        kind_lost: false,
+    Observed {
+        crd_deleting: false,
         cluster: manager.context.cluster.clone(),
         flavor: spec
             .flavor
@@ -96,7 +96,7 @@ pub fn look(
         user_data,
         instances,
         owned_ports,
-        taken_back: taken_back(server)
+        withdrawn: withdrawn(server)
             .into_iter()
             .filter_map(|(at, name)| caches.instances.get(&at, &name))
             .map(|instance| (*instance).clone())

@@ -12,7 +12,7 @@ use super::decision::{Fate, Verdict};
 use super::overlay::Overlay;
 use super::plan::{self, Plan, Snapshot};
 use super::{NetworkError, Outcome, hints};
-use crate::loss;
+use crate::crd_deletion;
 use crate::network::caches::NetworkCaches;
 use crate::network::port::plan::port_id;
 use crate::network::security_group::default_group;
@@ -388,7 +388,7 @@ async fn lost<K: Kind>(
     if going.is_empty() {
         return false;
     }
-    match loss::of_kind::<K>(client).await {
+    match crd_deletion::is_crd_deleting::<K>(client).await {
         Ok(false) => return false,
         Ok(true) => {}
         Err(error) => {
@@ -473,7 +473,7 @@ async fn report<K: Kind>(
 
 /// An event when something goes wrong in a new way.
 fn tell<K: Kind>(context: &Context, object: &K, seen: &Observation) {
-    let word = pileus_api::conditions::status_word(seen.status);
+    let word = pileus_api::conditions::status_text(seen.status);
     let known = object.status().is_some_and(|s| {
         s.conditions()
             .iter()

@@ -107,7 +107,7 @@ pub struct Seen<'a> {
     /// Finds an object of the namespace by kind and name.
     pub find: &'a (dyn Lookup + Sync),
     /// It is being deleted only because the kind itself is: nobody has asked for that.
-    pub kind_lost: bool,
+    pub crd_deleting: bool,
     /// How long what a resource names from outside the stack may be missing.
     pub grace: Duration,
 }
@@ -320,7 +320,7 @@ impl Pass<'_> {
 
     /// Everything goes, and then the Stack.
     fn delete(&mut self) {
-        if self.seen.kind_lost {
+        if self.seen.crd_deleting {
             self.release_all();
             return;
         }
@@ -444,7 +444,7 @@ fn waiting(entries: &BTreeMap<Key, Entry>) -> String {
     if names.is_empty() {
         String::new()
     } else {
-        format!("; waiting for {}", crate::name_some(names))
+        format!("; waiting for {}", crate::list_names(names))
     }
 }
 

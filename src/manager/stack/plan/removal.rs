@@ -150,6 +150,6 @@ fn held(live: &Value) -> String {
     if names.is_empty() {
         return String::new();
     }
-    let names = crate::name_some(names);
+    let names = crate::list_names(names);
     format!("it is being deleted, and waits for its finalizers: {names}")
 }

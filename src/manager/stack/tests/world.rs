@@ -161,7 +161,7 @@ impl World {
             denied: None,
             strays: Vec::new(),
             find: &self.objects,
-            kind_lost: false,
+            crd_deleting: false,
             grace: std::time::Duration::from_secs(60),
         }
     }
