@@ -121,21 +121,19 @@ scheduler_start() {
     proc_wait scheduler 20 curl -fsS --noproxy '*' http://127.0.0.1:28081/readyz
 }
 
-# The lab's machine is shared by its hosts: each keeps most of it back, so that together
-# they do not promise more than there is.
+# The lab's machine is shared by its hosts: each agent offers an equal part of the memory that it
+# sees, so that together they do not promise more than there is.
 agent_start() {
-    local n="$1" name virt=qemu reserved total
+    local n="$1" name virt=qemu
     name="$(host_name "$n")"
     end_older_build "$name-agent"
     # A /dev/kvm that opens proves nothing: see whether the processor has the instructions.
     if grep -qE '^flags.*\b(vmx|svm)\b' /proc/cpuinfo && [ -w /dev/kvm ]; then virt=kvm; fi
-    total="$(awk '/^MemTotal:/ {print int($2 / 1024)}' /proc/meminfo)"
-    reserved=$((total - (total - 4096) / $(host_numbers | wc -l)))
     host_supervise "$n" agent env "${NO_PROXIES[@]}" KUBECONFIG="$STATE_DIR/kubeconfig/agent-$name" \
         RUST_LOG="${RUST_LOG:-info,kube=warn}" "$AGENT_BIN" --host-name "$name" \
         --state-dir /var/lib/pileus --listen 127.0.0.1:28082 --virt-type "${PILEUS_VIRT_TYPE:-$virt}" \
         --boot-id-file "$(host_dir "$n")/boot-id" --image-file-dir "$CACHE_DIR/guest" \
-        --allow-fetch "$LAB_PREFIX.0/24" --reserved-memory-mib "$reserved" --reserved-disk-gib 10 \
+        --allow-fetch "$LAB_PREFIX.0/24" --reserved-memory-mib 4096 --memory-shared-by "$(host_numbers | wc -l)" --reserved-disk-gib 10 \
         --image-grace-seconds "${PILEUS_IMAGE_GRACE_SECONDS:-3600}"
     proc_wait "$name-agent" 20 in_host "$n" curl -fsS --noproxy '*' http://127.0.0.1:28082/readyz
 }

@@ -8,13 +8,13 @@ use pileus_hypervisor::{PciAddress, PciDevice};
 /// The addresses of the devices that a guest is given.
 ///
 /// # Errors
-/// Says which device is not there, or is another guest's.
-pub fn give(
+/// Names the device that does not exist, or is another guest's.
+pub fn allocate(
     wanted: &[GivenDevice],
     there: &[PciDevice],
     held: &BTreeSet<PciAddress>,
 ) -> Result<Vec<PciAddress>, String> {
-    let give = |device: &GivenDevice| {
+    let allocate = |device: &GivenDevice| {
         let GivenDevice { name, alias } = device;
         let address: PciAddress = name.parse()?;
         if !there.iter().any(|device| device.address == address) {
@@ -29,7 +29,7 @@ pub fn give(
         }
         Ok(address)
     };
-    wanted.iter().map(give).collect()
+    wanted.iter().map(allocate).collect()
 }
 
 #[cfg(test)]
@@ -50,16 +50,16 @@ mod tests {
         };
         let there = [device("0000:81:00.0"), device("0000:82:00.0")];
         let held = ["0000:82:00.0".parse().unwrap()].into();
-        let one = give(&wanted("0000:81:00.0"), &there, &held);
+        let one = allocate(&wanted("0000:81:00.0"), &there, &held);
         assert_eq!(one, Ok(vec![there[0].address]));
         for (address, says) in [
             ("0000:82:00.0", "another guest's"),
             ("0000:83:00.0", "not there"),
             ("nonsense", "no PCI address"),
         ] {
-            let refused = give(&wanted(address), &there, &held).unwrap_err();
+            let refused = allocate(&wanted(address), &there, &held).unwrap_err();
             assert!(refused.contains(says), "{refused}");
         }
-        assert_eq!(give(&[], &[], &held), Ok(Vec::new()));
+        assert_eq!(allocate(&[], &[], &held), Ok(Vec::new()));
     }
 }

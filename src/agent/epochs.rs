@@ -2,11 +2,11 @@
 //! older incarnation must never touch what a newer one has made.
 //!
 //! A record is closed when its Instance was seen deleted and nothing of it is left here. A
-//! closed one still holds for [`KEPT`], for a writer that acts on what it knew before: a
+//! closed one still counts for [`CLOSED_RETENTION`], for a writer that acts on what it knew before: a
 //! leader's lease lasts seconds and a request to the API server a minute, so that only a
 //! process or machine that was halted in between can come so late, and 30 days of that are
-//! more than a credential lasts. A record that was never closed is never dropped: an
-//! Instance that is merely missing says nothing.
+//! more than a credential lasts. A record that was never closed is never dropped: a
+//! missing Instance does not mean that nothing of it is left.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,8 +17,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// How long a closed record holds.
-pub const KEPT: Duration = Duration::from_hours(30 * 24);
+/// How long a closed record is kept.
+pub const CLOSED_RETENTION: Duration = Duration::from_hours(30 * 24);
 
 /// What is kept of one Server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -109,7 +109,7 @@ impl Epochs {
     }
 
     /// Closes the record of an epoch of which nothing is left here, unless a newer one was
-    /// seen, and drops those that were closed [`KEPT`] before `now` (seconds since 1970).
+    /// seen, and drops those that were closed [`CLOSED_RETENTION`] before `now` (seconds since 1970).
     ///
     /// # Errors
     /// When it cannot be written.
@@ -119,7 +119,7 @@ impl Epochs {
             records.retain(|_, record| {
                 record
                     .closed
-                    .is_none_or(|closed| now.saturating_sub(closed) < KEPT.as_secs())
+                    .is_none_or(|closed| now.saturating_sub(closed) < CLOSED_RETENTION.as_secs())
             });
             let mut changed = records.len() != before;
             if let Some(record) = records.get_mut(uid)
@@ -186,9 +186,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_gone_holds_for_its_time_and_what_may_be_there_for_ever() {
+    fn closed_records_expire_and_open_ones_never_do() {
         let (_dir, path, epochs) = open();
-        let late = KEPT.as_secs();
+        let late = CLOSED_RETENTION.as_secs();
         for uid in ["gone", "back", "missing", "moved"] {
             epochs.record(uid, 3).unwrap();
         }

@@ -1,13 +1,13 @@
-//! The agent of one host: makes the Instances of its namespace real, and says what it
-//! sees. Touches nothing that it has not been told to by an Instance.
+//! The agent of one host: builds and runs the Instances of its namespace, and reports what
+//! it observes. Touches nothing that does not belong to an Instance.
 
+pub mod capacity;
 pub mod devices;
 pub mod epochs;
 pub mod host;
 pub mod instance;
 pub mod load;
 pub mod ports;
-pub mod room;
 pub mod topology;
 
 use std::collections::HashMap;
@@ -39,15 +39,15 @@ use pileus_libvirt::Libvirt;
 use pileus_network::ovsdb::EndpointError;
 use pileus_storage::{Disks, FetchPolicy, ImageStore};
 
+use capacity::Capacity;
 use epochs::Epochs;
 use load::Times;
 use ports::Ports;
-use room::Room;
 
 /// Instances that are worked on at once.
 const CONCURRENCY: u16 = 32;
-/// Every Instance is looked at this often without any event.
-const RESYNC: Duration = Duration::from_secs(180);
+/// Every Instance is reconciled this often without any event.
+const RESYNC_INTERVAL: Duration = Duration::from_secs(180);
 
 /// How an agent is set up.
 #[derive(Clone, Debug)]
@@ -72,14 +72,12 @@ pub struct Config {
     pub ovs_db: String,
     /// Where ovn-controller has its control socket.
     pub ovn_run_dir: PathBuf,
-    /// Memory kept back for the host when it registers, in MiB.
-    pub reserved_memory_mib: i64,
-    /// Disk kept back for the host when it registers, in GiB.
-    pub reserved_disk_gib: i64,
+    /// What is kept back for the machine where the Host's spec does not say.
+    pub reservation: host::plan::Reservation,
     /// How long an image that nothing uses is kept.
     pub image_grace: Duration,
     /// How long a guest waits for its ports' flows.
-    pub port_patience: Duration,
+    pub port_timeout: Duration,
 }
 
 /// Why an agent cannot run.
@@ -114,9 +112,9 @@ pub struct Agent {
     disks: Disks,
     ports: Ports,
     epochs: Epochs,
-    /// What the host gives out, once it has been looked at.
-    room: Mutex<Option<Room>>,
-    /// What the processors had done when they were last looked at, and when that was.
+    /// What the host offers, once it has been observed.
+    capacity: Mutex<Option<Capacity>>,
+    /// Processor times as last read, and when that was.
     load: Mutex<Option<(Instant, Times)>>,
     boot_id: String,
     instances: Api<Instance>,
@@ -124,7 +122,7 @@ pub struct Agent {
     known: Store<Instance>,
     trigger: mpsc::UnboundedSender<ObjectRef<Instance>>,
     runtime: Mutex<HashMap<Uuid, instance::Runtime>>,
-    starts: instance::Starts,
+    start_queue: instance::StartQueue,
     /// Held while processors are chosen for a guest.
     pinning: tokio::sync::Mutex<()>,
     host_changed: Notify,
@@ -180,7 +178,7 @@ pub async fn run(
     let events = hypervisor.events();
     let orphan_count = Gauge::default();
     context.metrics.register(|registry| {
-        let help = "Domains and directories with our marks and without an owner";
+        let help = "Domains and directories that carry Pileus' metadata and have no owner";
         registry.register("orphans", help, orphan_count.clone());
     });
     let agent = Arc::new(Agent {
@@ -189,7 +187,7 @@ pub async fn run(
         store,
         ports: Ports::watch(&config.ovs_db, config.ovn_run_dir.clone()).map_err(Error::Ovs)?,
         epochs,
-        room: Mutex::default(),
+        capacity: Mutex::default(),
         load: Mutex::default(),
         boot_id,
         instances: instances.clone(),
@@ -197,7 +195,7 @@ pub async fn run(
         known: known.clone(),
         trigger,
         runtime: Mutex::default(),
-        starts: instance::Starts::default(),
+        start_queue: instance::StartQueue::default(),
         pinning: tokio::sync::Mutex::default(),
         host_changed: Notify::new(),
         orphan_count,
@@ -207,10 +205,10 @@ pub async fn run(
     });
 
     tokio::spawn(forward_events(agent.clone(), events));
-    host::recall_room(&agent).await;
-    tokio::spawn(host::keep_heartbeat(agent.clone(), stop.clone()));
-    tokio::spawn(host::keep_status(agent.clone(), stop.clone()));
-    tokio::spawn(host::keep_images(agent.clone(), stop.clone()));
+    host::read_cached_capacity(&agent).await;
+    tokio::spawn(host::run_heartbeat(agent.clone(), stop.clone()));
+    tokio::spawn(host::run_status_reports(agent.clone(), stop.clone()));
+    tokio::spawn(host::run_image_collection(agent.clone(), stop.clone()));
     ready.set(true);
 
     let watched = reflector::reflector(writer, watcher(instances, watcher::Config::default()))
@@ -252,7 +250,7 @@ async fn reconcile(object: Arc<Instance>, agent: Arc<Agent>) -> Result<Action, i
     if result.is_ok() {
         agent.backoff.reset(&object.name_any());
     }
-    Ok(Action::requeue(result?.unwrap_or(RESYNC)))
+    Ok(Action::requeue(result?.unwrap_or(RESYNC_INTERVAL)))
 }
 
 #[allow(
@@ -266,7 +264,7 @@ fn on_error(object: Arc<Instance>, error: &instance::Error, agent: Arc<Agent>) -
 }
 
 /// Turns libvirt's events into work: a domain's into its Instance's, a new connection's
-/// into everybody's.
+/// into that of all Instances.
 async fn forward_events(agent: Arc<Agent>, mut events: tokio::sync::broadcast::Receiver<Event>) {
     use tokio::sync::broadcast::error::RecvError;
     loop {

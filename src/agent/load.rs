@@ -1,14 +1,14 @@
-//! How busy the host's processors are, told so seldom that an idle host writes nothing. Pure.
+//! How busy the host's processors are, reported so seldom that an idle host writes nothing. Pure.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// The time over which a figure is the mean, and the least between two that are told.
+/// The time over which a figure is the mean, and the shortest time between two reports.
 pub const WINDOW: Duration = Duration::from_mins(1);
-/// By how many points a figure must differ from what was told.
-const STEP: i64 = 10;
-/// Figures this near to 0 or 100 are told as such: rest is told exactly, and only once.
-const REST: i64 = 5;
+/// By how many points a figure must differ from the reported one.
+const MIN_CHANGE: i64 = 10;
+/// Figures this near to 0 or 100 are reported as 0 or 100, so that an idle host reports once.
+const IDLE_MARGIN: i64 = 5;
 
 /// What the processors have done since the host has started, in ticks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,7 +40,7 @@ impl Times {
     }
 
     /// Nova's figures of its CPU monitor, in whole percent, over the time since `before`.
-    /// `None` when the clock has not gone on.
+    /// `None` when no time has passed.
     #[must_use]
     pub fn since(self, before: Self) -> Option<BTreeMap<&'static str, i64>> {
         let parts = [
@@ -65,33 +65,33 @@ impl Times {
     }
 }
 
-/// What is told now, of what was told and what is measured: a figure that has moved by
-/// [`STEP`] points, or is at rest again.
+/// What is reported now, by what was reported and what is measured: a figure changes when it
+/// has moved by [`MIN_CHANGE`] points, or has reached 0 or 100.
 #[must_use]
-pub fn told(
+pub fn reported(
     wanted: &[String],
     before: &BTreeMap<String, i64>,
     measured: &BTreeMap<&'static str, i64>,
 ) -> BTreeMap<String, i64> {
     let figure = |name: &String| {
         let now = match measured.get(name.as_str()).copied()? {
-            low if low <= REST => 0,
-            high if high >= 100 - REST => 100,
+            low if low <= IDLE_MARGIN => 0,
+            high if high >= 100 - IDLE_MARGIN => 100,
             between => between,
         };
-        let at_rest = now == 0 || now == 100;
-        let told = match before.get(name).copied() {
-            Some(told) if !at_rest && (now - told).abs() < STEP => told,
+        let is_extreme = now == 0 || now == 100;
+        let figure = match before.get(name).copied() {
+            Some(old) if !is_extreme && (now - old).abs() < MIN_CHANGE => old,
             _ => now,
         };
-        Some((name.clone(), told))
+        Some((name.clone(), figure))
     };
     wanted.iter().filter_map(figure).collect()
 }
 
-/// What was told and is still asked for.
+/// What was reported and is still wanted.
 #[must_use]
-pub fn kept(wanted: &[String], before: &BTreeMap<String, i64>) -> BTreeMap<String, i64> {
+pub fn still_wanted(wanted: &[String], before: &BTreeMap<String, i64>) -> BTreeMap<String, i64> {
     let mut kept = before.clone();
     kept.retain(|name, _| wanted.contains(name));
     kept
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_has_moved_or_rests_again_is_told() {
+    fn only_figures_that_moved_or_reached_an_end_are_reported() {
         let wanted = ["cpu.percent".to_owned()];
         let mut before = BTreeMap::new();
         for (percent, expected) in [
@@ -146,28 +146,28 @@ mod tests {
             (90, 90),
             (4, 0),
         ] {
-            before = told(&wanted, &before, &measured(percent));
+            before = reported(&wanted, &before, &measured(percent));
             assert_eq!(before["cpu.percent"], expected, "at {percent}");
         }
         assert_eq!(before.len(), 1, "nothing that nobody asked for");
         let other = ["cpu.idle.percent".to_owned()];
-        assert_eq!(kept(&other, &before), BTreeMap::new());
-        assert_eq!(kept(&wanted, &before), before);
+        assert_eq!(still_wanted(&other, &before), BTreeMap::new());
+        assert_eq!(still_wanted(&wanted, &before), before);
         assert_eq!(
-            told(&["cpu.heat".to_owned()], &before, &measured(1)),
+            reported(&["cpu.heat".to_owned()], &before, &measured(1)),
             BTreeMap::new()
         );
     }
 
     proptest! {
         #[test]
-        fn a_load_that_hardly_moves_is_told_twice_at_most(
+        fn a_load_that_hardly_moves_is_reported_twice_at_most(
             around in 0..=100_i64, jitter in prop::collection::vec(-2..=2_i64, 1..100),
         ) {
             let wanted = ["cpu.percent".to_owned(), "cpu.idle.percent".to_owned()];
             let (mut before, mut writes) = (BTreeMap::new(), 0);
             for by in jitter {
-                let next = told(&wanted, &before, &measured((around + by).clamp(0, 100)));
+                let next = reported(&wanted, &before, &measured((around + by).clamp(0, 100)));
                 writes += usize::from(next != before);
                 before = next;
             }

@@ -8,6 +8,7 @@ use clap::{Parser, ValueEnum};
 use ipnet::IpNet;
 
 use pileus_agent::Config;
+use pileus_agent::host::plan::Reservation;
 use pileus_api::names;
 use pileus_hypervisor::VirtType;
 use pileus_kube_ext::role;
@@ -64,18 +65,24 @@ struct Arguments {
     /// Runtime directory of the host's OVN, with ovn-controller's control socket.
     #[arg(long, env = "PILEUS_OVN_RUN_DIR", default_value = "/run/ovn")]
     ovn_run_dir: PathBuf,
-    /// Memory kept back for the host when it registers, in MiB.
+    /// Memory kept back for the machine itself, in MiB; spec.reserved of the Host counts
+    /// instead.
     #[arg(long, env = "PILEUS_RESERVED_MEMORY_MIB", default_value_t = 2048)]
     reserved_memory_mib: i64,
-    /// Disk kept back for the host when it registers, in GiB.
+    /// Number of agents that share this machine's memory, such as those of a lab: each offers
+    /// an equal part of what is not kept back, also when the machine gets more memory.
+    #[arg(long, env = "PILEUS_MEMORY_SHARED_BY", default_value_t = 1,
+          value_parser = clap::value_parser!(i64).range(1..))]
+    memory_shared_by: i64,
+    /// Disk kept back for the machine itself, in GiB; spec.reserved of the Host counts instead.
     #[arg(long, env = "PILEUS_RESERVED_DISK_GIB", default_value_t = 10)]
     reserved_disk_gib: i64,
     /// How long an image that nothing uses is kept, in seconds.
     #[arg(long, env = "PILEUS_IMAGE_GRACE_SECONDS", default_value_t = 86_400)]
     image_grace_seconds: u64,
-    /// How long a guest waits for its ports' flows before that is told, in seconds.
-    #[arg(long, env = "PILEUS_PORT_PATIENCE_SECONDS", default_value_t = 30)]
-    port_patience_seconds: u64,
+    /// How long a guest waits for its ports' flows before that is reported, in seconds.
+    #[arg(long, env = "PILEUS_PORT_TIMEOUT_SECONDS", default_value_t = 30)]
+    port_timeout_seconds: u64,
 }
 
 fn main() -> ExitCode {
@@ -103,9 +110,12 @@ fn config(arguments: Arguments) -> Config {
         boot_id_file: arguments.boot_id_file,
         ovs_db: arguments.ovs_db,
         ovn_run_dir: arguments.ovn_run_dir,
-        reserved_memory_mib: arguments.reserved_memory_mib,
-        reserved_disk_gib: arguments.reserved_disk_gib,
+        reservation: Reservation {
+            memory_mib: arguments.reserved_memory_mib,
+            disk_gib: arguments.reserved_disk_gib,
+            memory_shared_by: arguments.memory_shared_by,
+        },
         image_grace: Duration::from_secs(arguments.image_grace_seconds),
-        port_patience: Duration::from_secs(arguments.port_patience_seconds),
+        port_timeout: Duration::from_secs(arguments.port_timeout_seconds),
     }
 }

@@ -50,8 +50,8 @@ impl Ports {
         installed(&self.client.view(), ports)
     }
 
-    /// Waits until all of `ports` have their flows, at most `patience`.
-    pub async fn wait_installed(&self, ports: &[String], patience: Duration) -> bool {
+    /// Waits until all of `ports` have their flows, at most `timeout`.
+    pub async fn wait_installed(&self, ports: &[String], timeout: Duration) -> bool {
         let mut views = self.client.watch();
         let all = async {
             // The sender lives as long as the client, so the wait cannot fail.
@@ -59,7 +59,7 @@ impl Ports {
                 .wait_for(|view| installed(view, ports) == Some(true))
                 .await;
         };
-        tokio::time::timeout(patience, all).await.is_ok()
+        tokio::time::timeout(timeout, all).await.is_ok()
     }
 
     /// Removes the ports that a guest has left. libvirt does so itself when a guest ends, but
@@ -71,11 +71,11 @@ impl Ports {
     ///
     /// # Errors
     /// When Open vSwitch does not make the change.
-    pub async fn remove(&self, guest: Uuid, patience: Duration) -> Result<(), Error> {
+    pub async fn remove(&self, guest: Uuid, timeout: Duration) -> Result<(), Error> {
         let mut views = self.client.watch();
         // The sender lives as long as the client, so only the time can end the wait.
         let connected = views.wait_for(View::is_connected);
-        if tokio::time::timeout(patience, connected).await.is_err() {
+        if tokio::time::timeout(timeout, connected).await.is_err() {
             tracing::warn!(%guest, "Open vSwitch does not answer: ports may be left in it");
             return Ok(());
         }
@@ -90,13 +90,13 @@ impl Ports {
     /// Whether packets are switched in userspace, which never completes the checksums that
     /// a guest leaves to its network card.
     #[must_use]
-    pub fn in_userspace(&self) -> bool {
+    pub fn is_in_userspace(&self) -> bool {
         let view = self.client.view();
         integration(&view).and_then(|row| row.get("datapath_type")?.as_str()) == Some("netdev")
     }
 
-    /// Why the host's network cannot be used, if so.
-    pub async fn trouble(&self) -> Option<String> {
+    /// What is wrong with the host's network, if anything.
+    pub async fn problem(&self) -> Option<String> {
         let view = self.client.view();
         if !view.is_connected() {
             return Some(format!(
@@ -104,7 +104,7 @@ impl Ports {
                 self.client.endpoint()
             ));
         }
-        if let Some(trouble) = controller::trouble(&self.ovn_run_dir).await {
+        if let Some(trouble) = controller::problem(&self.ovn_run_dir).await {
             return Some(trouble);
         }
         integration(&view).is_none().then(|| {

@@ -2,36 +2,36 @@
 //! memory is there. Pure.
 //!
 //! The scheduler says which of the host's nodes; which of a node's processors a guest has to
-//! itself is the host's to say, because it alone knows at once what every domain holds. The
-//! choice is written into the domain's marks when it is defined, holds for as long as the
-//! domain is there, and is read from there by every later agent.
+//! itself is decided by the host, because only it knows at once what every domain uses. The
+//! choice is written into the domain's metadata when it is defined, stays the same for as long
+//! as the domain exists, and is read from there by every later agent.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use pileus_api::topology::{CpuPolicy, GuestNode, GuestTopology};
 use pileus_hypervisor::{Cell, Topology};
 
-/// What other guests hold.
+/// What other guests use.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Held {
+pub struct InUse {
     /// Processors that one of them has to itself.
     pub cpus: BTreeSet<i32>,
-    /// Nodes of those that the host has taken on.
+    /// NUMA nodes of the guests that have their place on the host.
     pub guests: Vec<GuestTopology>,
 }
 
-/// Fits a guest's nodes on the host's. A guest that has chosen before keeps its processors
-/// (`kept`), as far as they are still there and nobody else's.
+/// Fits a guest's nodes on the host's. A guest keeps the processors that were chosen for it
+/// before (`previous`), as far as they still exist and no other guest has them.
 ///
 /// # Errors
-/// Says what the host has not, with the figures and the way out.
+/// Names what the host does not have, with the figures and the way out.
 pub fn fit(
     wanted: &GuestTopology,
     cells: &[Cell],
-    kept: &BTreeSet<i32>,
-    held: &Held,
+    previous: &BTreeSet<i32>,
+    held: &InUse,
 ) -> Result<Topology, String> {
-    let mut taken = held.cpus.clone();
+    let mut used = held.cpus.clone();
     let mut nodes = Vec::with_capacity(wanted.nodes.len());
     for node in &wanted.nodes {
         let id = node.host_node;
@@ -44,8 +44,8 @@ pub fn fit(
         };
         memory(wanted, id, cell, held)?;
         let cpus = match wanted.cpu_policy {
-            CpuPolicy::Shared => shared(node, cell, &taken)?,
-            CpuPolicy::Dedicated => dedicated(node, cell, kept, &mut taken)?,
+            CpuPolicy::Shared => shared(node, cell, &used)?,
+            CpuPolicy::Dedicated => dedicated(node, cell, previous, &mut used)?,
         };
         nodes.push(pileus_hypervisor::GuestNode {
             host_node: id,
@@ -71,8 +71,8 @@ pub fn pinned(wanted: &GuestTopology, fitted: &Topology) -> BTreeSet<i32> {
 
 type Pins = BTreeMap<i32, BTreeSet<i32>>;
 
-fn shared(node: &GuestNode, cell: &Cell, taken: &BTreeSet<i32>) -> Result<Pins, String> {
-    let free: BTreeSet<_> = free(cell, taken).collect();
+fn shared(node: &GuestNode, cell: &Cell, used: &BTreeSet<i32>) -> Result<Pins, String> {
+    let free: BTreeSet<_> = free(cell, used).collect();
     if free.is_empty() {
         return Err(format!(
             "other guests have all {} processors of NUMA node {} to themselves",
@@ -86,10 +86,10 @@ fn shared(node: &GuestNode, cell: &Cell, taken: &BTreeSet<i32>) -> Result<Pins, 
 fn dedicated(
     node: &GuestNode,
     cell: &Cell,
-    kept: &BTreeSet<i32>,
-    taken: &mut BTreeSet<i32>,
+    previous: &BTreeSet<i32>,
+    used: &mut BTreeSet<i32>,
 ) -> Result<Pins, String> {
-    let mut choice: Vec<_> = free(cell, taken).collect();
+    let mut choice: Vec<_> = free(cell, used).collect();
     if choice.len() < node.cpus.len() {
         return Err(format!(
             "it needs {} processors of NUMA node {} to itself, {} of {} are free",
@@ -99,20 +99,20 @@ fn dedicated(
             cell.cpus.len()
         ));
     }
-    choice.sort_by_key(|cpu| (!kept.contains(cpu), *cpu));
+    choice.sort_by_key(|cpu| (!previous.contains(cpu), *cpu));
     choice.truncate(node.cpus.len());
     choice.sort_unstable();
-    taken.extend(&choice);
+    used.extend(&choice);
     let pins = node.cpus.iter().zip(choice);
     Ok(pins.map(|(cpu, on)| (*cpu, BTreeSet::from([on]))).collect())
 }
 
-fn free<'a>(cell: &'a Cell, taken: &'a BTreeSet<i32>) -> impl Iterator<Item = i32> + 'a {
-    cell.cpus.iter().copied().filter(|cpu| !taken.contains(cpu))
+fn free<'a>(cell: &'a Cell, used: &'a BTreeSet<i32>) -> impl Iterator<Item = i32> + 'a {
+    cell.cpus.iter().copied().filter(|cpu| !used.contains(cpu))
 }
 
 /// Whether a node's memory, of the kind that is asked for, holds all guests that are on it.
-fn memory(wanted: &GuestTopology, id: i32, cell: &Cell, held: &Held) -> Result<(), String> {
+fn memory(wanted: &GuestTopology, id: i32, cell: &Cell, held: &InUse) -> Result<(), String> {
     let on = |guest: &GuestTopology| {
         let nodes = guest.nodes.iter().filter(|node| node.host_node == id);
         nodes.fold(0_i64, |sum, node| sum.saturating_add(node.memory_mib))
@@ -187,8 +187,8 @@ mod tests {
         all.iter().copied().collect()
     }
 
-    fn held(all: &[i32]) -> Held {
-        Held {
+    fn held(all: &[i32]) -> InUse {
+        InUse {
             cpus: cpus(all),
             guests: Vec::new(),
         }
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn shared_processors_are_those_that_nobody_has_to_himself() {
+    fn shared_processors_are_those_that_no_guest_has_to_itself() {
         let wanted = guest(CpuPolicy::Shared, &[(0, 2)]);
         let fitted = fit(&wanted, &cells(), &cpus(&[]), &held(&[0, 6])).unwrap();
         let rest = cpus(&[2, 4]);
@@ -225,9 +225,9 @@ mod tests {
     }
 
     #[test]
-    fn what_the_host_has_not_is_named() {
+    fn what_the_host_does_not_have_is_named() {
         let none = cpus(&[]);
-        let refused = |wanted: &GuestTopology, held: &Held| {
+        let refused = |wanted: &GuestTopology, held: &InUse| {
             fit(wanted, &cells(), &none, held).expect_err("refused")
         };
         let wanted = guest(CpuPolicy::Dedicated, &[(0, 3)]);
@@ -247,7 +247,7 @@ mod tests {
         // 1 GiB in huge pages and 3 GiB of others, for those that are on the node.
         for (size, all, fits) in [(Some(2048), 1024, 4), (None, 3072, 12)] {
             huge.page_size_kib = size;
-            let mut others = Held::default();
+            let mut others = InUse::default();
             for _ in 0..fits {
                 fit(&huge, &cells(), &none, &others).unwrap();
                 others.guests.push(huge.clone());
@@ -269,7 +269,7 @@ mod tests {
             for (at, (dedicated, nodes)) in asks.iter().enumerate() {
                 let policy = if *dedicated { CpuPolicy::Dedicated } else { CpuPolicy::Shared };
                 let wanted = guest(policy, nodes);
-                let held = Held {
+                let held = InUse {
                     cpus: owners.iter().flat_map(|(_, cpus)| cpus).copied().collect(),
                     guests: Vec::new(),
                 };

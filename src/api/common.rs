@@ -95,6 +95,65 @@ impl Claim {
             disk_gib: given_out(self.disk_gib, reserved.disk_gib, ratios.disk),
         }
     }
+
+    /// Of which resources this, as the reservation of a host that has `capacity` in all, leaves
+    /// nothing.
+    #[must_use]
+    pub fn exhausts(self, capacity: Self) -> Vec<Exhausted> {
+        let parts = [
+            ("vcpus", None, "vCPUs", self.vcpus, capacity.vcpus),
+            (
+                "memoryMiB",
+                Some("--reserved-memory-mib"),
+                "MiB memory",
+                self.memory_mib,
+                capacity.memory_mib,
+            ),
+            (
+                "diskGiB",
+                Some("--reserved-disk-gib"),
+                "GiB disk",
+                self.disk_gib,
+                capacity.disk_gib,
+            ),
+        ];
+        let exhausted = parts.into_iter().enumerate();
+        let exhausted =
+            exhausted.filter(|(_, (.., reserved, total))| *reserved > 0 && reserved >= total);
+        exhausted
+            .map(|(part, (field, option, unit, reserved, total))| Exhausted {
+                part,
+                field,
+                option,
+                unit,
+                reserved,
+                total,
+            })
+            .collect()
+    }
+}
+
+/// A resource of a host of which its reservation leaves nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exhausted {
+    /// Processors (0), memory (1) or disk (2).
+    pub part: usize,
+    /// Its field of a [`Claim`].
+    pub field: &'static str,
+    /// The agent's option that reserves it, if there is one.
+    pub option: Option<&'static str>,
+    /// What is counted, to follow a figure.
+    pub unit: &'static str,
+    /// How much is reserved.
+    pub reserved: i64,
+    /// How much there is in all.
+    pub total: i64,
+}
+
+impl std::fmt::Display for Exhausted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} of {} {}", self.reserved, self.total, self.unit)
+    }
 }
 
 /// How much of a resource is given out, by Placement's formula: (total − reserved) ×

@@ -56,6 +56,8 @@ string_enum! {
         NetworkAvailable,
         /// Host: there is room for images and disks.
         DiskAvailable,
+        /// Host: what is reserved leaves something for Servers.
+        CapacityAvailable,
         /// Host: nothing but the agent starts or stops VMs (`libvirt-guests` is off).
         ExclusiveControl,
     }
@@ -146,6 +148,8 @@ string_enum! {
         NotFetched,
         /// The host's disk is full.
         NoSpace,
+        /// What a Host reserves leaves nothing for Servers.
+        NothingLeft,
         /// libvirt on the host does not answer.
         HypervisorUnavailable,
         /// OVN does not answer.

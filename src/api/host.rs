@@ -73,7 +73,8 @@ pub struct HostSpec {
     /// Whether an administrator works on the host: no new Servers are placed here.
     #[serde(default)]
     pub maintenance: bool,
-    /// What is kept back for the host itself.
+    /// What is kept back for the host itself; what the agent reserves (`status.reserved`) when
+    /// absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reserved: Option<Claim>,
     /// How often each processor may be given out, such as `4` or `1.5`; Nova's
@@ -179,6 +180,10 @@ pub struct HostStatus {
     /// What the host has in all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capacity: Option<Claim>,
+    /// What the agent keeps back by its options and the capacity that it sees, where the spec
+    /// does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reserved: Option<Claim>,
     /// QEMU's own memory for each VM in MiB, counted beside the guest's.
     #[serde(
         default,
@@ -220,8 +225,8 @@ pub struct HostStatus {
     // As a whole, as above.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub orphans: Vec<Orphan>,
-    /// Conditions: HypervisorAvailable, NetworkAvailable, DiskAvailable, ExclusiveControl by
-    /// the agent; Ready by the manager.
+    /// Conditions: HypervisorAvailable, NetworkAvailable, DiskAvailable, CapacityAvailable,
+    /// ExclusiveControl by the agent; Ready by the manager.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
@@ -243,10 +248,19 @@ pub struct AllocationRatios {
 }
 
 impl Host {
-    /// The spec with the ratios of the Host's aggregates where it says none.
+    /// What is kept back for the host itself: by the spec, else by the agent.
+    #[must_use]
+    pub fn reserved_in_force(&self) -> Claim {
+        let by_agent = self.status.as_ref().and_then(|s| s.reserved);
+        self.spec.reserved.or(by_agent).unwrap_or_default()
+    }
+
+    /// The spec with the agent's reservation and the ratios of the Host's aggregates where it
+    /// says none.
     #[must_use]
     pub fn spec_in_force(&self) -> HostSpec {
         let mut spec = self.spec.clone();
+        spec.reserved = Some(self.reserved_in_force());
         if let Some(given) = self
             .status
             .as_ref()

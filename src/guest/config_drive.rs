@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::data::{Error, GuestData};
-use super::fat::{FIRST_MOMENT, straighten_dots};
+use super::fat::{FIXED_TIME, move_dot_entries_first};
 use super::metadata::meta_data;
 use super::network_data::network_data;
 
@@ -63,7 +63,7 @@ fn image(files: &[(&str, &[u8])]) -> std::io::Result<Vec<u8>> {
     {
         let options = FsOptions::new()
             .update_accessed_date(false)
-            .time_provider(&FIRST_MOMENT);
+            .time_provider(&FIXED_TIME);
         let fs = fatfs::FileSystem::new(&mut disk, options)?;
         let openstack = fs.root_dir().create_dir("openstack")?;
         for version in VERSIONS {
@@ -76,7 +76,7 @@ fn image(files: &[(&str, &[u8])]) -> std::io::Result<Vec<u8>> {
         }
     }
     let mut bytes = disk.into_inner();
-    straighten_dots(&mut bytes);
+    move_dot_entries_first(&mut bytes);
     Ok(bytes)
 }
 
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn the_drive_holds_what_the_guest_is_told() {
+    fn the_drive_contains_metadata_network_and_user_data() {
         let bytes = config_drive(&sample()).unwrap();
         for version in VERSIONS {
             let meta: Value = serde_json::from_slice(&read(
@@ -204,7 +204,7 @@ mod tests {
     fn directories_begin_with_themselves_and_their_parent() {
         let mut bytes = config_drive(&sample()).unwrap();
         let before = bytes.clone();
-        straighten_dots(&mut bytes);
+        move_dot_entries_first(&mut bytes);
         assert_eq!(bytes, before, "once is enough");
         let fs = fatfs::FileSystem::new(Cursor::new(bytes), FsOptions::new()).unwrap();
         for path in ["openstack", "openstack/latest", "openstack/2018-08-27"] {
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thousand_metadata_keys_and_a_hundred_links_are_told() {
+    fn a_thousand_metadata_keys_and_a_hundred_links_fit() {
         let mut data = sample();
         data.name = "n".repeat(253);
         data.hostname = Some("h".repeat(63));
@@ -268,12 +268,12 @@ mod tests {
         fn any_metadata_survives(meta in proptest::collection::btree_map("\\PC{0,30}", "\\PC{0,200}", 0..20)) {
             let mut data = sample();
             data.metadata = meta.clone();
-            let travelled: GuestData =
+            let received: GuestData =
                 serde_json::from_str(&serde_json::to_string(&data).unwrap()).unwrap();
-            let bytes = config_drive(&travelled).unwrap();
-            let told: Value =
+            let bytes = config_drive(&received).unwrap();
+            let written: Value =
                 serde_json::from_slice(&read(bytes, "openstack/latest/meta_data.json")).unwrap();
-            proptest::prop_assert_eq!(serde_json::from_value::<std::collections::BTreeMap<String, String>>(told["meta"].clone()).unwrap(), meta);
+            proptest::prop_assert_eq!(serde_json::from_value::<std::collections::BTreeMap<String, String>>(written["meta"].clone()).unwrap(), meta);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The guest's data as it travels from the manager to the agent, in a Secret.
+//! The guest's data as the manager hands it to the agent, in a Secret.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -27,7 +27,7 @@ pub enum Error {
     Drive(#[source] std::io::Error),
 }
 
-/// All that a guest is told at boot.
+/// All data that a guest gets at boot.
 #[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct GuestData {
@@ -49,7 +49,7 @@ pub struct GuestData {
     /// The Server's metadata.
     #[serde(default)]
     pub metadata: BTreeMap<String, String>,
-    /// User data, in base64 while it travels.
+    /// User data, in base64 in the Secret.
     #[serde(
         default,
         with = "base64_bytes",
@@ -122,7 +122,7 @@ impl GuestData {
 }
 
 impl fmt::Debug for GuestData {
-    /// Shows how much user data there is, never what it says.
+    /// Shows the size of the user data, never its content.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("GuestData")
             .field("instance_id", &self.instance_id)

@@ -1,5 +1,5 @@
-//! What the `fatfs` crate leaves to be done for a drive that every system's check calls
-//! clean: a date that exists, and directories that begin as the FAT standard says.
+//! What a drive needs beside the `fatfs` crate to pass every system's file system check: a date
+//! that exists, and directories that begin as the FAT standard says.
 
 use fatfs::{Date, DateTime, Time, TimeProvider};
 
@@ -8,12 +8,12 @@ const DIRECTORY: u8 = 0x10;
 const LONG_NAME: u8 = 0x0f;
 const DELETED: u8 = 0xe5;
 
-/// A clock that stands at FAT's first moment, so that the same data makes the same drive.
+/// A clock that always shows the first date of FAT, so that the same data makes the same drive.
 #[derive(Debug)]
 pub(super) struct FirstMoment;
 
-/// `fatfs` wants a clock that lives for ever.
-pub(super) static FIRST_MOMENT: FirstMoment = FirstMoment;
+/// `fatfs` needs a static clock.
+pub(super) static FIXED_TIME: FirstMoment = FirstMoment;
 
 impl TimeProvider for FirstMoment {
     fn get_current_date(&self) -> Date {
@@ -66,7 +66,7 @@ impl Layout {
 /// `fatfs` 0.3 writes a long name before either, which Linux reads but `fsck.vfat` reports
 /// and other systems may refuse. Only a directory's first cluster is looked at: ours have
 /// their subdirectories there.
-pub(super) fn straighten_dots(disk: &mut [u8]) {
+pub(super) fn move_dot_entries_first(disk: &mut [u8]) {
     let Some(layout) = Layout::of(disk) else {
         return;
     };
@@ -87,7 +87,7 @@ pub(super) fn straighten_dots(disk: &mut [u8]) {
                 && cluster >= 2
             {
                 let child = layout.clusters + (cluster - 2) * layout.cluster_len;
-                straighten(disk, child);
+                reorder(disk, child);
                 ranges.push((child, layout.cluster_len));
             }
         }
@@ -95,7 +95,7 @@ pub(super) fn straighten_dots(disk: &mut [u8]) {
 }
 
 /// Long name, `.`, long name, `..` become `.`, `..` and two free entries.
-fn straighten(disk: &mut [u8], at: usize) {
+fn reorder(disk: &mut [u8], at: usize) {
     let Some(entries) = disk.get_mut(at..at + 4 * ENTRY) else {
         return;
     };

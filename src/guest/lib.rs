@@ -1,4 +1,4 @@
-//! What a guest is told: metadata, network data and user data in OpenStack's layout, on
+//! The data that a guest gets: metadata, network data and user data in OpenStack's layout, on
 //! a drive labelled `config-2`. Pure: values in, bytes out.
 
 pub mod config_drive;

@@ -7,8 +7,8 @@ use super::data::{GuestData, LinkNetwork};
 
 /// The document.
 ///
-/// An address that OVN's DHCP gives is told as `ipv4_dhcp`, because the lease carries
-/// more than this document can (MTU, routes); others are told as static.
+/// An address that OVN's DHCP gives is written as `ipv4_dhcp`, because the lease contains
+/// more than this document can (MTU, routes); others are written as static.
 #[must_use]
 pub fn network_data(data: &GuestData) -> Value {
     let mut links = Vec::new();
@@ -100,7 +100,7 @@ mod tests {
         }
     }
 
-    fn told(networks: Vec<LinkNetwork>) -> Value {
+    fn network_data_of(networks: Vec<LinkNetwork>) -> Value {
         network_data(&GuestData {
             links: vec![Link {
                 id: "0b0e9a3b-7069-4c65-8573-000000000001".into(),
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn without_dhcp_the_address_the_gateway_and_the_routes_are_told() {
+    fn without_dhcp_address_gateway_and_routes_are_written() {
         let mut v4 = network("10.0.0.5", "10.0.0.0/24", false);
         v4.gateway = Some("10.0.0.1".parse().unwrap());
         v4.routes = vec![Route {
@@ -122,7 +122,7 @@ mod tests {
         }];
         let mut v6 = network("2001:db8::5", "2001:db8::/64", false);
         v6.gateway = Some("2001:db8::1".parse().unwrap());
-        let networks = &told(vec![v4, v6])["networks"];
+        let networks = &network_data_of(vec![v4, v6])["networks"];
         assert_eq!(networks[0]["type"], "ipv4");
         assert_eq!(networks[0]["ip_address"], "10.0.0.5");
         assert_eq!(networks[0]["netmask"], "255.255.255.0");
@@ -138,8 +138,8 @@ mod tests {
     }
 
     #[test]
-    fn with_dhcp_only_the_kind_is_told() {
-        let networks = &told(vec![
+    fn with_dhcp_only_the_type_is_written() {
+        let networks = &network_data_of(vec![
             network("10.0.0.5", "10.0.0.0/24", true),
             network("2001:db8::5", "2001:db8::/64", true),
         ])["networks"];

@@ -1,4 +1,4 @@
-//! What a domain is, in our own values.
+//! Domains and hosts, in values of our own.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -8,13 +8,13 @@ use uuid::Uuid;
 
 use pileus_values::{Mac, Owner};
 
-/// Everything that makes a domain; nothing is left to libvirt's choice that a guest sees.
+/// Everything that defines a domain; libvirt chooses nothing that a guest can see.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DomainSpec {
     /// The domain's uuid; its name is made from it.
     pub id: Uuid,
-    /// Who it belongs to.
-    pub marks: Marks,
+    /// Its owner, kept in its metadata.
+    pub metadata: OwnerMetadata,
     /// Virtual processors.
     pub vcpus: i64,
     /// Memory of the guest in MiB.
@@ -41,9 +41,9 @@ pub struct DomainSpec {
     pub console_log: String,
 }
 
-/// Marks of the owner, carried in the domain's metadata.
+/// The owner of a domain and what it has of the host, kept in the domain's metadata.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Marks {
+pub struct OwnerMetadata {
     /// Whose it is.
     pub owner: Owner,
     /// Epoch of the placement that it was made for.
@@ -54,7 +54,7 @@ pub struct Marks {
     pub devices: BTreeSet<PciAddress>,
 }
 
-/// NUMA nodes of a guest, and what of the host each of them is on.
+/// NUMA nodes of a guest, and where on the host each of them is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Topology {
     /// In the order of their numbers in the guest.
@@ -85,7 +85,7 @@ pub enum VirtType {
 }
 
 impl VirtType {
-    /// libvirt's word.
+    /// As libvirt spells it.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -131,8 +131,8 @@ pub struct Nic {
     pub mac: Mac,
     /// Largest packet in bytes.
     pub mtu: i32,
-    /// The guest may leave checksums and segmentation to the card. Not so behind a switch
-    /// in userspace, where nobody completes them and TCP silently fails.
+    /// The guest may leave checksums and segmentation to the card. Not behind a switch
+    /// in userspace, which does not complete them, so that TCP silently fails.
     pub offload: bool,
 }
 
@@ -146,12 +146,12 @@ impl Nic {
 
 /// A domain in the list of all.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listed {
+pub struct ListedDomain {
     /// The domain's uuid.
     pub id: Uuid,
-    /// Its marks; `None` when it is not ours.
-    pub marks: Option<Marks>,
-    /// What it does.
+    /// Its metadata; `None` when it is not ours.
+    pub metadata: Option<OwnerMetadata>,
+    /// Its state.
     pub state: State,
 }
 
@@ -160,9 +160,9 @@ pub struct Listed {
 pub struct Domain {
     /// The domain's uuid.
     pub id: Uuid,
-    /// Its marks; `None` when it is not ours.
-    pub marks: Option<Marks>,
-    /// What it does.
+    /// Its metadata; `None` when it is not ours.
+    pub metadata: Option<OwnerMetadata>,
+    /// Its state.
     pub state: State,
     /// Machine type and processor model that it was defined with.
     pub hardware: DefinedHardware,
@@ -181,20 +181,20 @@ pub struct DefinedHardware {
     pub virt_type: String,
 }
 
-/// What a domain does.
+/// State of a domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     /// Running.
     Running,
-    /// Its processors are held.
+    /// Its processors are paused.
     Paused,
     /// The guest is shutting down.
     ShuttingDown,
-    /// Off, because the guest shut itself down. Told so for as long as it can be known, over
-    /// restarts of the hypervisor's daemon too.
+    /// Off, because the guest shut itself down. Reported for as long as it can be known, also
+    /// after restarts of the hypervisor's daemon.
     ShutDown,
-    /// Off for another reason: crashed, killed, rebooted host, never started; or nobody can
-    /// tell why any more.
+    /// Off for another reason: crashed, killed, rebooted host, never started; or the reason
+    /// is no longer known.
     Off,
     /// The guest crashed; QEMU is still there.
     Crashed,
@@ -285,13 +285,13 @@ pub struct PciDevice {
     pub numa_node: Option<i32>,
 }
 
-/// Something that happened.
+/// An event of the hypervisor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// A domain changed its state.
     Domain(Uuid),
     /// The connection was lost; nothing is known until [`Event::Connected`].
     Disconnected,
-    /// The connection is there (again): everything must be looked at.
+    /// The connection is there (again): everything must be observed.
     Connected,
 }

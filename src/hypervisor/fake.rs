@@ -1,6 +1,6 @@
-//! A hypervisor in memory, for tests that need many of them, or one that fails at will. Keeps
-//! the same contract as libvirt (`tests/hypervisor_contract.rs` runs on both); guests do
-//! nothing but obey.
+//! A hypervisor in memory, for tests that need many of them, or one that fails when they want.
+//! Follows the same contract as libvirt (`tests/contract/hypervisor.rs` runs on both); its guests
+//! do what they are asked at once.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,17 +11,17 @@ use tokio::sync::broadcast;
 use uuid::Uuid;
 
 use super::domain::{
-    Cell, DefinedHardware, Domain, DomainSpec, Event, HostFacts, Listed, Marks, PciAddress,
-    PciDevice, State,
+    Cell, DefinedHardware, Domain, DomainSpec, Event, HostFacts, ListedDomain, OwnerMetadata,
+    PciAddress, PciDevice, State,
 };
 use super::{Error, Hypervisor};
 
 /// Machine types that it knows, newest first.
 const MACHINES: [&str; 2] = ["pc-q35-10.0", "pc-q35-9.2"];
 
-/// A hypervisor in memory. Clones are the same one.
+/// A hypervisor in memory. Clones share their state.
 #[derive(Clone)]
-pub struct Fake {
+pub struct FakeHypervisor {
     inner: Arc<Mutex<Inner>>,
     events: broadcast::Sender<Event>,
 }
@@ -42,7 +42,7 @@ struct Defined {
     run: Option<u32>,
 }
 
-impl Default for Fake {
+impl Default for FakeHypervisor {
     fn default() -> Self {
         Self {
             inner: Arc::default(),
@@ -51,7 +51,7 @@ impl Default for Fake {
     }
 }
 
-impl Fake {
+impl FakeHypervisor {
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -64,7 +64,7 @@ impl Fake {
         Ok(inner)
     }
 
-    /// Changes a domain; tells of it when it is another one afterwards.
+    /// Changes a domain, and sends an event when its state has changed.
     fn change(
         &self,
         action: &'static str,
@@ -83,7 +83,7 @@ impl Fake {
         Ok(())
     }
 
-    /// Lets the hypervisor's daemon go, or come back; guests are not touched.
+    /// Stops the hypervisor's daemon, or starts it again; guests are not touched.
     pub fn set_down(&self, down: bool) {
         let mut inner = self.inner();
         if inner.down != down {
@@ -96,7 +96,7 @@ impl Fake {
         }
     }
 
-    /// The guest that runs goes away: by its own shutdown, or by its process' end.
+    /// Ends the guest that runs: by its own shutdown, or as if its process was killed.
     pub fn end_guest(&self, id: Uuid, by_itself: bool) {
         if let Some(domain) = self.inner().domains.get_mut(&id)
             && domain.run.take().is_some()
@@ -116,7 +116,7 @@ impl Fake {
         self.inner().domains.get(&id)?.run
     }
 
-    /// What was asked for so far, looks aside.
+    /// The changes that were requested so far.
     #[must_use]
     pub fn calls(&self) -> Vec<&'static str> {
         self.inner().calls.clone()
@@ -124,7 +124,7 @@ impl Fake {
 }
 
 #[async_trait]
-impl Hypervisor for Fake {
+impl Hypervisor for FakeHypervisor {
     async fn host(&self) -> Result<HostFacts, Error> {
         drop(self.answering()?);
         Ok(HostFacts {
@@ -155,10 +155,10 @@ impl Hypervisor for Fake {
         Ok([1, 2].map(device).to_vec())
     }
 
-    async fn domains(&self) -> Result<Vec<Listed>, Error> {
-        let listed = |(id, domain): (&Uuid, &Defined)| Listed {
+    async fn domains(&self) -> Result<Vec<ListedDomain>, Error> {
+        let listed = |(id, domain): (&Uuid, &Defined)| ListedDomain {
             id: *id,
-            marks: Some(domain.spec.marks.clone()),
+            metadata: Some(domain.spec.metadata.clone()),
             state: domain.state,
         };
         Ok(self.answering()?.domains.iter().map(listed).collect())
@@ -168,7 +168,7 @@ impl Hypervisor for Fake {
         let inner = self.answering()?;
         Ok(inner.domains.get(&id).map(|domain| Domain {
             id,
-            marks: Some(domain.spec.marks.clone()),
+            metadata: Some(domain.spec.metadata.clone()),
             state: domain.state,
             hardware: DefinedHardware {
                 machine: domain.spec.machine.clone(),
@@ -204,9 +204,9 @@ impl Hypervisor for Fake {
         Ok(())
     }
 
-    async fn mark(&self, id: Uuid, marks: &Marks) -> Result<(), Error> {
+    async fn set_owner_metadata(&self, id: Uuid, metadata: &OwnerMetadata) -> Result<(), Error> {
         self.change("mark", id, |domain, _| {
-            domain.spec.marks = marks.clone();
+            domain.spec.metadata = metadata.clone();
             Ok(())
         })
     }
@@ -246,7 +246,7 @@ impl Hypervisor for Fake {
 
     async fn shut_down(&self, id: Uuid) -> Result<(), Error> {
         self.change("shut down", id, |domain, _| {
-            // A guest whose processors are held hears nothing.
+            // A guest whose processors are paused does not react.
             if domain.state == State::Running {
                 domain.run = None;
                 domain.state = State::ShutDown;

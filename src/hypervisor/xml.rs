@@ -7,13 +7,14 @@ use roxmltree::{Document, Node};
 use uuid::Uuid;
 
 use super::domain::{
-    Boot, Cell, DefinedHardware, DomainSpec, HostFacts, Marks, Nic, PciAddress, PciDevice, Topology,
+    Boot, Cell, DefinedHardware, DomainSpec, HostFacts, Nic, OwnerMetadata, PciAddress, PciDevice,
+    Topology,
 };
 use pileus_values::{ClusterId, Owner};
 
-/// XML namespace of our marks.
+/// XML namespace of our metadata.
 pub const NAMESPACE: &str = "https://pileus.dev/xmlns/domain/1";
-/// Root ports kept free for hot-plug.
+/// Root ports that stay free for hot-plug.
 const SPARE_PORTS: usize = 16;
 /// Root ports in front of the first interface's: root disk, config drive, rng, balloon,
 /// virtio-serial. A device keeps its port for the Server's life.
@@ -46,16 +47,16 @@ fn escape(text: &str) -> String {
     out
 }
 
-/// The element with our marks.
+/// The metadata element with the owner.
 #[must_use]
-pub fn marks_xml(marks: &Marks) -> String {
+pub fn owner_xml(metadata: &OwnerMetadata) -> String {
     let Owner {
         cluster,
         kind,
         namespace,
         name,
         uid,
-    } = &marks.owner;
+    } = &metadata.owner;
     format!(
         "<pileus:owner xmlns:pileus='{NAMESPACE}' cluster='{}' kind='{}' namespace='{}' name='{}' uid='{}' epoch='{}'{}{}/>",
         escape(&cluster.0),
@@ -63,16 +64,16 @@ pub fn marks_xml(marks: &Marks) -> String {
         escape(namespace),
         escape(name),
         escape(uid),
-        marks.epoch,
-        if marks.pinned.is_empty() {
+        metadata.epoch,
+        if metadata.pinned.is_empty() {
             String::new()
         } else {
-            format!(" pinned='{}'", numbers(&marks.pinned))
+            format!(" pinned='{}'", numbers(&metadata.pinned))
         },
-        if marks.devices.is_empty() {
+        if metadata.devices.is_empty() {
             String::new()
         } else {
-            let all: Vec<_> = marks.devices.iter().map(ToString::to_string).collect();
+            let all: Vec<_> = metadata.devices.iter().map(ToString::to_string).collect();
             format!(" devices='{}'", all.join(","))
         },
     )
@@ -88,19 +89,22 @@ fn numbers<'a>(all: impl IntoIterator<Item = &'a i32>) -> String {
 #[must_use]
 pub fn domain_xml(spec: &DomainSpec) -> String {
     let mut x = String::with_capacity(8192);
-    let title = format!("{}/{}", spec.marks.owner.namespace, spec.marks.owner.name);
+    let title = format!(
+        "{}/{}",
+        spec.metadata.owner.namespace, spec.metadata.owner.name
+    );
     // Writing into a String cannot fail; the results are dropped for that reason.
     let _ = write!(
         x,
         "<domain type='{virt}'>\n\
          <name>{name}</name>\n<uuid>{id}</uuid>\n<title>{title}</title>\n\
-         <metadata>{marks}</metadata>\n\
+         <metadata>{metadata}</metadata>\n\
          <memory unit='MiB'>{memory}</memory>\n<vcpu placement='static'>{vcpus}</vcpu>\n",
         virt = spec.virt_type.as_str(),
         name = domain_name(spec.id),
         id = spec.id,
         title = escape(&title),
-        marks = marks_xml(&spec.marks),
+        metadata = owner_xml(&spec.metadata),
         memory = spec.memory_mib,
         vcpus = spec.vcpus,
     );
@@ -299,8 +303,8 @@ fn text(node: Node<'_, '_>, path: &[&str]) -> Option<String> {
 /// What is read back of a domain's XML.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Parsed {
-    /// Our marks.
-    pub marks: Option<Marks>,
+    /// The owner's metadata.
+    pub metadata: Option<OwnerMetadata>,
     /// Hardware.
     pub hardware: DefinedHardware,
     /// Tap devices.
@@ -314,10 +318,10 @@ pub fn parse_domain(xml: &str) -> Parsed {
         return Parsed::default();
     };
     let root = document.root_element();
-    let marks = document
+    let metadata = document
         .descendants()
         .find(|n| n.tag_name().name() == "owner" && n.tag_name().namespace() == Some(NAMESPACE))
-        .and_then(parse_marks);
+        .and_then(parse_owner);
     let machine = child(root, "os")
         .and_then(|os| child(os, "type"))
         .and_then(|t| t.attribute("machine"))
@@ -332,7 +336,7 @@ pub fn parse_domain(xml: &str) -> Parsed {
         })
         .collect();
     Parsed {
-        marks,
+        metadata,
         hardware: DefinedHardware {
             machine: machine.to_owned(),
             cpu_model: text(root, &["cpu", "model"]).unwrap_or_default(),
@@ -344,14 +348,14 @@ pub fn parse_domain(xml: &str) -> Parsed {
 
 /// Reads our element of a domain's metadata, from which libvirt takes the namespace.
 #[must_use]
-pub fn parse_marks_element(xml: &str) -> Option<Marks> {
+pub fn parse_owner_element(xml: &str) -> Option<OwnerMetadata> {
     let document = Document::parse(xml).ok()?;
-    parse_marks(document.root_element())
+    parse_owner(document.root_element())
 }
 
-fn parse_marks(node: Node<'_, '_>) -> Option<Marks> {
+fn parse_owner(node: Node<'_, '_>) -> Option<OwnerMetadata> {
     let get = |name| node.attribute(name).map(str::to_owned);
-    Some(Marks {
+    Some(OwnerMetadata {
         owner: Owner {
             cluster: ClusterId(get("cluster")?),
             kind: get("kind")?,

@@ -7,7 +7,7 @@ fn spec() -> DomainSpec {
     let id = Uuid::from_u128(7);
     DomainSpec {
         id,
-        marks: Marks {
+        metadata: OwnerMetadata {
             owner: Owner {
                 cluster: ClusterId("c".into()),
                 kind: "Server".into(),
@@ -16,7 +16,7 @@ fn spec() -> DomainSpec {
                 uid: "u".into(),
             },
             epoch: 3,
-            ..Marks::default()
+            ..OwnerMetadata::default()
         },
         vcpus: 1,
         memory_mib: 64,
@@ -47,9 +47,9 @@ fn spec() -> DomainSpec {
 }
 
 #[test]
-fn marks_survive_any_name() {
+fn owner_metadata_survives_any_name() {
     let parsed = parse_domain(&domain_xml(&spec()));
-    assert_eq!(parsed.marks, Some(spec().marks));
+    assert_eq!(parsed.metadata, Some(spec().metadata));
     assert_eq!(parsed.hardware.machine, "pc-q35-10.0");
     assert_eq!(parsed.hardware.cpu_model, "Nehalem");
     assert_eq!(parsed.taps, ["tap00000000-00"]);
@@ -82,7 +82,7 @@ fn no_two_devices_share_an_address() {
 }
 
 #[test]
-fn each_node_of_a_guest_is_tied_to_its_own_on_the_host() {
+fn each_node_of_a_guest_is_bound_to_a_node_of_the_host() {
     let mut spec = spec();
     let plain = domain_xml(&spec);
     for word in ["numa", "cputune", "memoryBacking", "pinned"] {
@@ -100,7 +100,7 @@ fn each_node_of_a_guest_is_tied_to_its_own_on_the_host() {
         nodes: vec![node(4, &[(0, &[9]), (2, &[8])]), node(1, &[(1, &[2, 3])])],
         page_kib: Some(2048),
     });
-    spec.marks.pinned = [8, 9].into();
+    spec.metadata.pinned = [8, 9].into();
     let xml = domain_xml(&spec);
     for part in [
         "<page size='2048' unit='KiB' nodeset='0,1'/>",
@@ -110,22 +110,22 @@ fn each_node_of_a_guest_is_tied_to_its_own_on_the_host() {
     ] {
         assert!(xml.contains(part), "{part} is not in {xml}");
     }
-    assert_eq!(parse_domain(&xml).marks, Some(spec.marks));
+    assert_eq!(parse_domain(&xml).metadata, Some(spec.metadata));
 }
 
 #[test]
-fn a_passed_device_has_a_place_of_its_own_and_is_known_of_the_marks() {
+fn a_passed_device_has_its_own_address_and_is_in_the_metadata() {
     let mut spec = spec();
     let devices: Vec<PciAddress> = ["0000:81:00.1", "10001:02:1f.7"]
         .into_iter()
         .map(|a| a.parse().unwrap())
         .collect();
-    spec.marks.devices = devices.iter().copied().collect();
+    spec.metadata.devices = devices.iter().copied().collect();
     spec.devices = devices;
     let xml = domain_xml(&spec);
     assert!(xml.contains("<source><address domain='0x0000' bus='0x81' slot='0x00' function='0x1'/></source><address type='pci' domain='0x0000' bus='0x07'"), "{xml}");
     assert!(xml.contains("<source><address domain='0x10001' bus='0x02' slot='0x1f' function='0x7'/></source><address type='pci' domain='0x0000' bus='0x08'"), "{xml}");
-    assert_eq!(parse_domain(&xml).marks, Some(spec.marks));
+    assert_eq!(parse_domain(&xml).metadata, Some(spec.metadata));
 }
 
 #[test]
@@ -179,7 +179,7 @@ fn huge_pages_of_a_host_are_read_by_their_size() {
 }
 
 #[test]
-fn a_device_keeps_its_address_when_others_come() {
+fn a_device_keeps_its_address_when_others_are_added() {
     let before = domain_xml(&spec());
     let mut more = spec();
     more.nics.push(Nic {
@@ -195,9 +195,9 @@ fn a_device_keeps_its_address_when_others_come() {
 }
 
 #[test]
-fn foreign_xml_is_nobodys() {
+fn foreign_xml_has_no_owner() {
     assert_eq!(
-        parse_domain("<domain type='kvm'><name>x</name></domain>").marks,
+        parse_domain("<domain type='kvm'><name>x</name></domain>").metadata,
         None
     );
     assert_eq!(parse_domain("not xml"), Parsed::default());

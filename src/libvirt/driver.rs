@@ -21,12 +21,14 @@ use virt::sys;
 use crate::event_loop;
 use crate::ffi::{Handler, Notification, Session};
 use crate::state::{is_running, state_of};
-use pileus_hypervisor::domain::{Domain, DomainSpec, Event, HostFacts, Listed, Marks, PciDevice};
+use pileus_hypervisor::domain::{
+    Domain, DomainSpec, Event, HostFacts, ListedDomain, OwnerMetadata, PciDevice,
+};
 use pileus_hypervisor::xml::{
-    NAMESPACE, domain_xml, marks_xml, parse_capabilities, parse_domain, parse_marks_element,
+    NAMESPACE, domain_xml, owner_xml, parse_capabilities, parse_domain, parse_owner_element,
     parse_pci_device,
 };
-use pileus_hypervisor::{Error, Hypervisor, ending};
+use pileus_hypervisor::{Error, Hypervisor, shutdown_reason};
 
 /// Changes that may run at once: as many as libvirtd works on for one connection
 /// (`max_client_requests`); it does not read further requests.
@@ -79,7 +81,7 @@ impl Libvirt {
     /// # Errors
     /// When libvirt's event loop cannot be started.
     pub fn connect(uri: &str) -> Result<Self, Error> {
-        Self::connect_with_logs(uri, Path::new(ending::LOGS))
+        Self::connect_with_logs(uri, Path::new(shutdown_reason::LOGS))
     }
 
     /// The same for a libvirt that keeps QEMU's logs in a directory of its own.
@@ -319,7 +321,7 @@ fn inspect(domain: &VirtDomain, logs: &Path) -> Result<Domain, VirtError> {
     Ok(Domain {
         id: domain.uuid()?,
         state: state_of(domain, logs)?,
-        marks: parsed.marks,
+        metadata: parsed.metadata,
         hardware: parsed.hardware,
         taps: parsed.taps,
     })
@@ -327,21 +329,21 @@ fn inspect(domain: &VirtDomain, logs: &Path) -> Result<Domain, VirtError> {
 
 /// Uses no call that waits for another call on the same domain, as reading the XML does:
 /// otherwise one guest that hangs would block the list of all.
-fn list(domain: &VirtDomain, logs: &Path) -> Result<Listed, VirtError> {
+fn list(domain: &VirtDomain, logs: &Path) -> Result<ListedDomain, VirtError> {
     let element = domain.metadata(
         METADATA_ELEMENT,
         Some(NAMESPACE),
         sys::VIR_DOMAIN_AFFECT_CURRENT,
     );
-    let marks = match element {
-        Ok(element) => parse_marks_element(&element),
+    let metadata = match element {
+        Ok(element) => parse_owner_element(&element),
         Err(error) if error.code().is(ErrorNumber::NoDomainMetadata) => None,
         Err(error) => return Err(error),
     };
-    Ok(Listed {
+    Ok(ListedDomain {
         id: domain.uuid()?,
         state: state_of(domain, logs)?,
-        marks,
+        metadata,
     })
 }
 
@@ -375,7 +377,7 @@ impl Hypervisor for Libvirt {
         .await
     }
 
-    async fn domains(&self) -> Result<Vec<Listed>, Error> {
+    async fn domains(&self) -> Result<Vec<ListedDomain>, Error> {
         let logs = self.inner.logs.clone();
         self.query("list the domains", None, move |connect| {
             // A domain that is removed meanwhile is skipped. Any other error fails the whole
@@ -411,12 +413,12 @@ impl Hypervisor for Libvirt {
         .await
     }
 
-    async fn mark(&self, id: Uuid, marks: &Marks) -> Result<(), Error> {
+    async fn set_owner_metadata(&self, id: Uuid, metadata: &OwnerMetadata) -> Result<(), Error> {
         // libvirt adds the declaration of the namespace itself.
-        let xml = marks_xml(marks)
+        let xml = owner_xml(metadata)
             .replacen("pileus:owner", "owner", 1)
             .replacen(&format!(" xmlns:pileus='{NAMESPACE}'"), "", 1);
-        self.on_domain("change a domain's marks", id, move |domain| {
+        self.on_domain("change a domain's metadata", id, move |domain| {
             // `set_metadata` panics on a NUL.
             CString::new(xml.as_str())?;
             let mut flags = sys::VIR_DOMAIN_AFFECT_CURRENT;
@@ -516,21 +518,16 @@ impl Hypervisor for Libvirt {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// The driver inside of libvirt's library, which needs no daemon.
-    fn test_driver() -> Connect {
-        event_loop::start().unwrap();
-        Connect::open(Some("test:///default")).unwrap()
-    }
+    use crate::event_loop::testing;
 
     #[test]
     fn a_driver_without_keepalive_is_used_without_it() {
-        keep_alive(&test_driver()).unwrap();
+        keep_alive(&testing::connect()).unwrap();
     }
 
     #[test]
     fn errors_of_a_lost_connection_are_told_from_answers_of_the_daemon() {
-        let connect = test_driver();
+        let connect = testing::connect();
         let id = Uuid::from_u128(7);
         let error = connect.lookup_domain_by_uuid(id).err().unwrap();
         for alive in [true, false] {

@@ -43,3 +43,27 @@ fn run() {
         }
     }
 }
+
+/// What tests share: libvirt's test driver, which is inside of its library and needs no daemon.
+#[cfg(test)]
+pub(crate) mod testing {
+    use virt::connect::Connect;
+    use virt::domain::Domain;
+
+    /// A connection to the test driver. All connections of a process see the same domains.
+    pub(crate) fn connect() -> Connect {
+        super::start().unwrap();
+        Connect::open(Some("test:///default")).unwrap()
+    }
+
+    /// A running domain of the test's own.
+    pub(crate) fn running(connect: &Connect, name: &str) -> Domain {
+        let xml = format!(
+            "<domain type='test'><name>{name}</name><memory>8192</memory>\
+             <os><type>hvm</type></os></domain>"
+        );
+        let domain = connect.define_domain_xml(&xml).unwrap();
+        domain.create().unwrap();
+        domain
+    }
+}

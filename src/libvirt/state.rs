@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use pileus_hypervisor::domain::State;
-use pileus_hypervisor::ending;
+use pileus_hypervisor::shutdown_reason;
 use pileus_hypervisor::xml::domain_name;
 use virt::domain::{
     Domain, DomainShutoffReason, DomainShutoffReasonEnum, DomainState, DomainStateReason,
@@ -58,7 +58,7 @@ fn was_shutdown(
         // The daemon does not remember the reason over a restart.
         Some(DomainShutoffReason::Unknown) => {
             let log = logs.join(format!("{}.log", domain_name(domain.uuid()?)));
-            Ok(ending::was_shutdown(&log))
+            Ok(shutdown_reason::was_shutdown(&log))
         }
         _ => Ok(false),
     }
@@ -66,18 +66,15 @@ fn was_shutdown(
 
 #[cfg(test)]
 mod tests {
-    use virt::connect::Connect;
     use virt::error::ErrorNumber;
 
     use super::*;
-    use crate::event_loop;
+    use crate::event_loop::testing;
 
     #[test]
     fn a_state_that_cannot_be_read_is_an_error() {
-        event_loop::start().unwrap();
-        // The driver inside of libvirt's library, which needs no daemon.
-        let connect = Connect::open(Some("test:///default")).unwrap();
-        let domain = connect.lookup_domain_by_name("test").unwrap();
+        let connect = testing::connect();
+        let domain = testing::running(&connect, "state");
         assert_eq!(read_state(&domain).unwrap().0, DomainState::Running);
         let nowhere = Path::new("/nonexistent");
         assert_eq!(state_of(&domain, nowhere).unwrap(), State::Running);

@@ -46,7 +46,7 @@ caches! {
     /// Instances of all hosts.
     instances: Instance, all(), [image::INSTANCES_BY_IMAGE];
     /// Flavors.
-    flavors: Flavor, all(), [];
+    flavors: Flavor, all(), [stack::by_stack()];
     /// Images.
     images: Image, all(), [stack::by_stack()];
     /// Key pairs.

@@ -31,7 +31,7 @@ use pileus_kube_ext::{ApiError, Context, chain};
 pub use caches::Caches;
 use compute::{flavor, host, key_pair, server};
 use network::caches::NetworkCaches;
-use network::ovn_sync;
+use network::pass;
 
 /// How a manager is set up.
 #[derive(Clone, Debug)]
@@ -57,7 +57,7 @@ pub enum Error {
     Api(#[from] ApiError),
     /// The network's task cannot go on.
     #[error(transparent)]
-    Network(#[from] ovn_sync::NetworkError),
+    Network(#[from] pass::NetworkError),
 }
 
 /// What controllers share.
@@ -130,7 +130,7 @@ async fn lead(config: Config, context: Context, stop: CancellationToken) -> Resu
         () = stop.cancelled() => return Ok(()),
     }
     let controllers = futures::future::join_all(controllers(&manager, &stop));
-    let network = ovn_sync::run_network(
+    let network = pass::run_network(
         network_config(&manager.config),
         manager.context.clone(),
         NetworkCaches::of(&manager.caches),
@@ -170,8 +170,8 @@ fn controllers(manager: &Arc<Manager>, stop: &CancellationToken) -> Vec<BoxFutur
     ]
 }
 
-fn network_config(config: &Config) -> ovn_sync::NetworkConfig {
-    ovn_sync::NetworkConfig {
+fn network_config(config: &Config) -> pass::NetworkConfig {
+    pass::NetworkConfig {
         ovn_nb: config.ovn_nb.clone(),
         underlay_mtu: config.underlay_mtu,
         underlay_ipv6: config.underlay_ipv6,
@@ -203,7 +203,7 @@ pub type Outcome = Result<Option<Duration>, ApiError>;
 
 /// Names up to five users, and how many more there are: for messages.
 #[must_use]
-pub fn list_names(mut users: Vec<String>) -> String {
+pub fn list_some(mut users: Vec<String>) -> String {
     users.sort();
     let more = users.len().saturating_sub(5);
     users.truncate(5);

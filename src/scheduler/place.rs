@@ -19,6 +19,7 @@ use super::request::{Asks, Peer, Request, mix};
 use super::score::{Term, scores};
 use super::snapshot::Snapshot;
 use super::weighers::Weigher;
+use pileus_api::common::Claim;
 
 /// How many kinds of Servers are remembered.
 const KINDS: usize = 256;
@@ -76,6 +77,58 @@ pub struct Explanation {
     pub hosts: usize,
     /// Filters that turned hosts away, most hosts first.
     pub refusals: Vec<Refusal>,
+    /// Hosts whose reservation leaves nothing of what is asked for, with their figures.
+    pub reserved: Reserved,
+}
+
+/// Hosts that offer nothing because of what they reserve.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reserved {
+    /// How many there are.
+    pub hosts: usize,
+    /// The first of them by name, such as `host1 reserves 14101 of 10329 MiB memory`.
+    pub named: Vec<String>,
+}
+
+/// How many hosts that reserve everything are named.
+const NAMED_RESERVED: usize = 3;
+
+impl Reserved {
+    /// Looks at the hosts for a Server that asks for `claim`.
+    fn find(snapshot: &Snapshot, claim: Claim) -> Self {
+        let asked = [claim.vcpus, claim.memory_mib, claim.disk_gib];
+        let mut all: Vec<_> = snapshot
+            .hosts()
+            .filter_map(|host| {
+                let parts = host.exhausted().into_iter();
+                let parts: Vec<_> = parts
+                    .filter(|part| asked[part.part] > 0)
+                    .map(|part| part.to_string())
+                    .collect();
+                (!parts.is_empty()).then(|| (host.name(), parts.join(" and ")))
+            })
+            .collect();
+        all.sort_unstable();
+        let hosts = all.len();
+        all.truncate(NAMED_RESERVED);
+        let named = all.into_iter();
+        Self {
+            hosts,
+            named: named
+                .map(|(host, figures)| format!("{host} reserves {figures}"))
+                .collect(),
+        }
+    }
+}
+
+impl fmt::Display for Reserved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.named.join(", "))?;
+        match self.hosts.saturating_sub(self.named.len()) {
+            0 => Ok(()),
+            more => write!(f, ", and {more} more such Hosts"),
+        }
+    }
 }
 
 /// What one filter turned away.
@@ -106,6 +159,9 @@ impl fmt::Display for Explanation {
             let (filter, hosts) = (refusal.filter, refusal.hosts);
             let miss = refusal.nearest_miss();
             write!(f, "{separator} {filter} turned away {hosts} ({miss})")?;
+        }
+        if self.reserved.hosts > 0 {
+            write!(f, "; {}", self.reserved)?;
         }
         Ok(())
     }
@@ -386,7 +442,11 @@ fn explain(policy: &Policy, ask: &Ask<'_>) -> Explanation {
         })
         .collect();
     refusals.sort_by_key(|r| (Reverse(r.hosts), r.filter));
-    Explanation { hosts, refusals }
+    Explanation {
+        hosts,
+        refusals,
+        reserved: Reserved::find(ask.snapshot, ask.request.asks.shape.claim),
+    }
 }
 
 fn ask<'a>(snapshot: &'a Snapshot, policy: &'a Policy, request: &'a Request) -> Ask<'a> {

@@ -79,7 +79,7 @@ pub fn host_facts(host: &Host) -> HostFacts {
         schedulable: spec.schedulable,
         maintenance: spec.maintenance,
         capacity: status.capacity.unwrap_or_default(),
-        reserved: spec.reserved.unwrap_or_default(),
+        reserved: host.reserved_in_force(),
         ratios,
         overhead_mib: status.overhead_mib.unwrap_or_default(),
         labels: host.labels().clone(),

@@ -260,6 +260,14 @@ impl fmt::Display for Answer {
                     return write!(f, "\n{explanation}");
                 }
                 table(f, explanation)?;
+                if explanation.reserved.hosts > 0 {
+                    write!(
+                        f,
+                        "\nNothing is offered by Hosts that reserve all they have: {}; lower their \
+                         spec.reserved, or see their condition CapacityAvailable.",
+                        explanation.reserved
+                    )?;
+                }
                 if changes.is_empty() {
                     return f.write_str("\nNo single change of the Server would help.");
                 }
@@ -359,7 +367,35 @@ mod tests {
             text.contains("is placed on h8 (epoch 1), which is the best"),
             "{text}"
         );
+        assert!(!text.contains("reserves"), "{text}");
         let nobody = ("ns".to_owned(), "nobody".to_owned());
         assert_eq!(state.why(&nobody, now(1)).verdict, Verdict::Unknown);
+    }
+
+    #[test]
+    fn hosts_that_reserve_all_they_have_are_named() {
+        let mut reserving = host("h1", 10_329);
+        if let Some(status) = &mut reserving.status {
+            status.reserved = Some(Claim {
+                memory_mib: 14_101,
+                ..Claim::default()
+            });
+        }
+        let mut state = state(&[reserving.clone()]);
+        state.server_seen(server("web", 1, "100Mi"));
+        let key = ("ns".to_owned(), "web".to_owned());
+        let answer = state.why(&key, now(1));
+        let text = answer.to_string();
+        let figures = "h1 reserves 14101 of 10329 MiB memory";
+        assert!(text.contains(figures), "{text}");
+        let Verdict::Nowhere { explanation, .. } = answer.verdict else {
+            panic!("{text}");
+        };
+        assert!(explanation.to_string().contains(figures), "{explanation}");
+        // What the administrator says counts instead.
+        reserving.spec.reserved = Some(Claim::default());
+        state.host_seen(&reserving);
+        let fits = state.why(&key, now(1)).verdict;
+        assert_eq!(fits, Verdict::Fits("h1".into()));
     }
 }

@@ -1,19 +1,19 @@
-//! What evaluating one stack may cost: one account for the stack and all stacks inside of it,
-//! for every round in which values become known, for functions, conditions and yaql alike.
+//! The limit of work for evaluating one stack: one budget for the stack and its nested stacks, for
+//! all rounds of the evaluation, and for functions, conditions and yaql together.
 //!
-//! A few lines of a template can ask for any amount of work: functions in functions double
-//! what they are given, groups stand in groups. The engine works for many people, so what one
-//! of them may have is fixed; it is much more than a stack of the greatest size needs.
+//! A few lines of a template can cause any amount of work: nested functions double their arguments,
+//! and groups contain groups. The engine serves many users, so the budget is fixed; it is much more
+//! than a stack of the maximal size needs.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::{Error, Result};
 
-/// What a stack may cost, in bytes that are made, or as much work as making them.
+/// The budget of a stack, in bytes of results or the work of making them.
 pub const BUDGET: usize = 256 << 20;
 
-/// What may still be spent. Clones spend from the same account.
+/// What is left of a budget. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Budget(Arc<AtomicUsize>);
 
@@ -24,18 +24,18 @@ impl Default for Budget {
 }
 
 impl Budget {
-    /// Takes `cost` from what is left.
+    /// Takes `cost` from the budget.
     ///
     /// # Errors
-    /// When there is less; nothing is left then.
-    pub fn pay(&self, cost: usize) -> Result<()> {
+    /// When less is left; then the budget is used up.
+    pub fn spend(&self, cost: usize) -> Result<()> {
         let rest = |left: usize| left.checked_sub(cost);
-        // Nobody waits for what this tells: the order of payments does not matter.
-        let paid = (self.0).fetch_update(Ordering::Relaxed, Ordering::Relaxed, rest);
-        if paid.is_err() {
+        // The order of concurrent calls does not matter.
+        let spent = (self.0).fetch_update(Ordering::Relaxed, Ordering::Relaxed, rest);
+        if spent.is_err() {
             self.0.store(0, Ordering::Relaxed);
         }
-        paid.map(drop).map_err(|_| {
+        spent.map(drop).map_err(|_| {
             Error::new("evaluating the template costs too much: its functions make too much")
         })
     }
@@ -46,14 +46,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn clones_spend_from_one_account() {
+    fn clones_share_one_budget() {
         let one = Budget::default();
         let other = one.clone();
-        assert!(one.pay(BUDGET / 2).is_ok() && other.pay(BUDGET / 2).is_ok());
-        assert!(one.pay(0).is_ok() && one.pay(1).is_err());
+        assert!(one.spend(BUDGET / 2).is_ok() && other.spend(BUDGET / 2).is_ok());
+        assert!(one.spend(0).is_ok() && one.spend(1).is_err());
         let fresh = Budget::default();
-        assert!(fresh.pay(BUDGET + 1).is_err());
-        assert!(fresh.pay(1).is_err(), "who has overspent is done");
+        assert!(fresh.spend(BUDGET + 1).is_err());
+        assert!(
+            fresh.spend(1).is_err(),
+            "after an error the budget is used up"
+        );
     }
 }
 

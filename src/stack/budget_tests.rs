@@ -55,7 +55,7 @@ fn output(template: &str) -> std::result::Result<Value, String> {
 }
 
 #[test]
-fn a_condition_is_looked_at_once_however_many_name_it() {
+fn a_condition_is_evaluated_once() {
     let mut text = with_outputs("outputs: {o: {value: {if: [c60, yes, no]}}}\nconditions:\n");
     text.push_str("  c0: {equals: [a, a]}\n");
     for at in 1..=60 {
@@ -66,7 +66,7 @@ fn a_condition_is_looked_at_once_however_many_name_it() {
 }
 
 #[test]
-fn conditions_that_name_one_another_without_end_are_refused() {
+fn conditions_that_refer_to_each_other_endlessly_are_refused() {
     let mut text = with_outputs("outputs: {o: {value: {if: [c5000, 1, 2]}}}\nconditions:\n");
     text.push_str("  c0: {equals: [a, a]}\n");
     for at in 1..=5000 {
@@ -76,7 +76,7 @@ fn conditions_that_name_one_another_without_end_are_refused() {
 }
 
 #[test]
-fn groups_in_groups_have_no_more_resources_than_a_stack_may() {
+fn nested_groups_are_limited_to_the_resources_of_one_stack() {
     let group = |inner: &str| {
         format!(
             "{{type: OS::Heat::ResourceGroup, properties: {{count: {{get_attr: [v, value]}}, resource_def: {inner}}}}}"
@@ -103,7 +103,7 @@ fn a_long_text_is_not_multiplied_by_aliases() {
 }
 
 #[test]
-fn all_stacks_inside_of_one_spend_from_one_account() {
+fn nested_stacks_share_one_budget() {
     let long = "ab".repeat(4000);
     let twice =
         "{str_replace: {template: INNER, params: {a: '0123456789012345678901234567890123456789'}}}";
@@ -124,7 +124,7 @@ fn all_stacks_inside_of_one_spend_from_one_account() {
 }
 
 #[test]
-fn expressions_of_one_stack_spend_from_one_account() {
+fn expressions_of_one_stack_share_one_budget() {
     let mut text = with_outputs("outputs:\n");
     for at in 0..2000 {
         writeln!(text, "  o{at}: {{value: {{yaql: {{expression: 'range(1400).select($ * range(500).len()).len()', data: 1}}}}}}").unwrap();
@@ -133,7 +133,7 @@ fn expressions_of_one_stack_spend_from_one_account() {
 }
 
 #[test]
-fn patterns_and_lists_that_cost_much_are_refused() {
+fn expensive_patterns_and_lists_are_refused() {
     let expression = |text: &str| {
         with_outputs(&format!(
             "outputs: {{o: {{value: {{yaql: {{expression: \"{text}\", data: 1}}}}}}}}\n"
@@ -153,7 +153,7 @@ fn patterns_and_lists_that_cost_much_are_refused() {
 }
 
 #[test]
-fn a_long_chain_is_evaluated_along_itself() {
+fn a_long_chain_is_evaluated_in_order() {
     let mut text = "heat_template_version: 2021-04-16\nresources:\n  r000: {type: OS::Heat::Value, properties: {value: x}}\n".to_owned();
     for at in 1..1000 {
         let before = at - 1;

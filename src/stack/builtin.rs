@@ -59,8 +59,8 @@ Resources:
 
 /// The template that stands for a type, if one does.
 #[must_use]
-pub fn template(kind: &str) -> Option<&'static str> {
-    match kind {
+pub fn template(resource_type: &str) -> Option<&'static str> {
+    match resource_type {
         "AWS::CloudWatch::Alarm" => Some(ALARM),
         "AWS::RDS::DBInstance" => Some(DATABASE),
         "AWS::ElasticLoadBalancing::LoadBalancer" => Some(BALANCER),
@@ -75,13 +75,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_could_become_a_stack() {
-        for kind in [
+    fn each_builtin_template_is_valid() {
+        for resource_type in [
             "AWS::RDS::DBInstance",
             "AWS::ElasticLoadBalancing::LoadBalancer",
         ] {
             let input = render::Input {
-                template: yaml::parse(template(kind).unwrap()).unwrap().into(),
+                template: yaml::parse(template(resource_type).unwrap())
+                    .unwrap()
+                    .into(),
                 ..render::Input::default()
             };
             assert!(expand::expand(&input).unwrap().resources().len() >= 4);

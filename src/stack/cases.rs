@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_case_gives_an_error() {
+    fn a_malformed_case_gives_an_error() {
         for case in [
             json!(null),
             json!([]),

@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use super::parameters::{boolean, boolean_like, number};
-use super::patterns::{self, Made};
+use super::regex_cache::{self, CompiledPattern};
 use super::version::Version;
 use super::{Error, Result};
 use crate::value::{Map, Text, Value};
@@ -232,8 +232,8 @@ pub(super) fn numeric(value: &Value) -> Option<f64> {
 pub struct Pattern {
     text: String,
     /// For values of ASCII alone, which most are: it takes a tenth of the room and time.
-    narrow: OnceLock<Option<Arc<Made>>>,
-    whole: OnceLock<Option<Arc<Made>>>,
+    narrow: OnceLock<Option<Arc<CompiledPattern>>>,
+    whole: OnceLock<Option<Arc<CompiledPattern>>>,
 }
 
 impl Pattern {
@@ -247,12 +247,13 @@ impl Pattern {
     }
 
     /// What matches values that are ASCII, or all; nothing when this is no pattern.
-    fn made(&self, ascii: bool) -> Option<&Made> {
+    fn made(&self, ascii: bool) -> Option<&CompiledPattern> {
         let text = || format!("^(?:{})", self.text);
         let made = if ascii {
-            (self.narrow).get_or_init(|| patterns::made(&patterns::narrowed(&text())))
+            (self.narrow)
+                .get_or_init(|| regex_cache::compiled(&regex_cache::restricted_to_ascii(&text())))
         } else {
-            self.whole.get_or_init(|| patterns::made(&text()))
+            self.whole.get_or_init(|| regex_cache::compiled(&text()))
         };
         made.as_deref()
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Error, Result, kind_of, registry, render, yaml};
+use super::{Error, Result, python_type, registry, render, yaml};
 use crate::value::{Map, Value};
 
 /// What one or more environments say together.
@@ -53,7 +53,7 @@ impl Environment {
             other => {
                 return Err(Error::new(format!(
                     "an environment is a map, this is {}",
-                    kind_of(other)
+                    python_type(other)
                 )));
             }
         };
@@ -100,21 +100,26 @@ impl Environment {
 
     /// The type that `kind` of the resource `name` is mapped to.
     #[must_use]
-    pub fn resolve_type(&self, name: &str, kind: &str) -> String {
-        let found = self.mapped(name, kind, &mut BTreeSet::new());
-        found.unwrap_or_else(|| kind.to_owned())
+    pub fn resolve_type(&self, name: &str, resource_type: &str) -> String {
+        let found = self.mapped(name, resource_type, &mut BTreeSet::new());
+        found.unwrap_or_else(|| resource_type.to_owned())
     }
 
     /// The type that there is at the end of a mapping: of several, the first that leads to one.
     /// What has been looked at already led to nothing, or leads in a circle.
-    fn mapped(&self, name: &str, kind: &str, seen: &mut BTreeSet<String>) -> Option<String> {
-        if seen.len() >= MAX_MAPPINGS || !seen.insert(kind.to_owned()) {
+    fn mapped(
+        &self,
+        name: &str,
+        resource_type: &str,
+        seen: &mut BTreeSet<String>,
+    ) -> Option<String> {
+        if seen.len() >= MAX_MAPPINGS || !seen.insert(resource_type.to_owned()) {
             return None;
         }
         let of_resources = self.registry.get("resources").and_then(|all| all.get(name));
-        let own = of_resources.and_then(|own| own.get(kind));
+        let own = of_resources.and_then(|own| own.get(resource_type));
         let mut mappings: Vec<(&str, &str)> = (own.and_then(Value::as_str))
-            .map(|target| (kind, target))
+            .map(|target| (resource_type, target))
             .into_iter()
             .collect();
         // Those that are for any resource follow by their name: `OS::*` comes before `OS::Nova::*`
@@ -122,21 +127,24 @@ impl Environment {
         let start = mappings.len();
         let general = self.registry.iter();
         let general = general.filter_map(|(key, target)| Some((key.as_str(), target.as_str()?)));
-        mappings.extend(general.filter(|(key, target)| takes(key, target, kind)));
+        mappings.extend(general.filter(|(key, target)| takes(key, target, resource_type)));
         mappings[start..].sort_unstable();
         let mut found = mappings.into_iter().filter_map(|(key, target)| {
-            let prefix = key.strip_suffix('*').filter(|_| key != kind);
+            let prefix = key.strip_suffix('*').filter(|_| key != resource_type);
             match (prefix, target.strip_suffix('*')) {
                 _ if is_template(target) => Some(target.to_owned()),
                 (Some(prefix), Some(target)) => {
-                    let target = format!("{target}{}", &kind[prefix.len()..]);
+                    let target = format!("{target}{}", &resource_type[prefix.len()..]);
                     self.mapped(name, &target, seen)
                 }
                 _ => self.mapped(name, target, seen),
             }
         });
-        let there = || registry::find(kind).is_some() || render::is_template_name(kind);
-        found.next().or_else(|| there().then(|| kind.to_owned()))
+        let there =
+            || registry::find(resource_type).is_some() || render::is_template_name(resource_type);
+        found
+            .next()
+            .or_else(|| there().then(|| resource_type.to_owned()))
     }
 }
 
@@ -145,13 +153,13 @@ impl Environment {
 const MAX_MAPPINGS: usize = 32;
 
 /// Whether an entry of the registry is for `kind`. What stands for a template is for no other.
-fn takes(key: &str, target: &str, kind: &str) -> bool {
-    let wildcard = || !is_template(target) && target != kind;
+fn takes(key: &str, target: &str, resource_type: &str) -> bool {
+    let wildcard = || !is_template(target) && target != resource_type;
     let begins = || {
         key.strip_suffix('*')
-            .is_some_and(|prefix| kind.starts_with(prefix))
+            .is_some_and(|prefix| resource_type.starts_with(prefix))
     };
-    key != "resources" && (key == kind || (begins() && wildcard()))
+    key != "resources" && (key == resource_type || (begins() && wildcard()))
 }
 
 /// By what Heat's environment tells a template from a type.
@@ -167,7 +175,7 @@ fn section_map<'a>(name: &str, value: &'a Value) -> Result<Option<&'a Map>> {
         Value::Object(map) => Ok(Some(map)),
         other => Err(Error::at(
             name,
-            format!("must be a map, is {}", kind_of(other)),
+            format!("must be a map, is {}", python_type(other)),
         )),
     }
 }
@@ -216,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_merged_stays_in_its_place() {
+    fn merged_entries_keep_their_order() {
         let env = Environment::parse([
             "parameters: {z: {q: 1, b: 1}, c: 1, a: 1}",
             "parameters: {z: {b: 2, a: 2}, a: 2, b: 2}\nparameter_merge_strategies: {z: deep_merge}",
@@ -227,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_resources_own_type_comes_first_then_types_by_their_name() {
+    fn mappings_for_a_resource_come_first_then_types_by_name() {
         let registry = "'OS::Heat::V*': 'OS::Heat::None', 'OS::*': 'OS::Heat::Delay', \
             'OS::Heat::Value': 'OS::Heat::TestResource'";
         let text = |registry: &str| format!("resource_registry: {{{registry}}}");

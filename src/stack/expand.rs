@@ -1,5 +1,5 @@
-//! A stack with the stacks inside of it: templates used as types, groups,
-//! chains. Members have the names `0`, `1`, … .
+//! A stack with its nested stacks: templates used as types, groups, and chains. Members have the names
+//! `0`, `1`, … .
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,22 +13,21 @@ use crate::value::{Map, Value, json};
 /// How deep stacks may nest; Heat's `max_nested_stack_depth`.
 pub const MAX_NESTING: usize = 5;
 
-/// The version of templates that are made for groups.
+/// The version of the templates that are generated for groups.
 const MADE: &str = "2015-04-30";
 
-/// A stack and the stacks of its resources.
+/// A stack and its nested stacks.
 #[derive(Debug, Clone)]
 pub struct Tree {
     /// The stack itself.
     pub stack: Stack,
-    /// By resource: the stack it holds.
+    /// By resource: its nested stack.
     pub nested: BTreeMap<String, Tree>,
 }
 
 impl Tree {
-    /// The resources of this stack and of all inside, in an order of creation:
-    /// path from the outermost stack, and type. What holds a stack comes after
-    /// what is in it.
+    /// The resources of this stack and of all nested ones, in an order of creation: path from the
+    /// outermost stack, and type. A nested stack comes after its own resources.
     #[must_use]
     pub fn resources(&self) -> Vec<(Vec<String>, String)> {
         let mut found = Vec::new();
@@ -42,18 +41,17 @@ impl Tree {
             if let Some(inner) = self.nested.get(name) {
                 inner.walk(path, found);
             }
-            let kind = self.stack.resources[name].resolved.to_string();
-            found.push((path.clone(), kind));
+            let resource_type = self.stack.resources[name].resource_type.to_string();
+            found.push((path.clone(), resource_type));
             path.pop();
         }
     }
 }
 
-/// Renders `input` and everything inside, and checks that a stack could be
-/// made of it.
+/// Renders `input` with its nested stacks, and validates everything.
 ///
 /// # Errors
-/// For the first thing that stands in the way.
+/// For the first error.
 pub fn expand(input: &Input) -> std::result::Result<Tree, Stop> {
     let mut left = MAX_RESOURCES;
     at_depth(input, 0, &mut left)
@@ -79,7 +77,7 @@ fn at_depth(input: &Input, depth: usize, left: &mut usize) -> std::result::Resul
     let mut nested = BTreeMap::new();
     for (name, resource) in &stack.resources {
         let place = |error: Error| stop(error.below(&format!("resources.{name}")));
-        if let Some(inner) = inner(input, &stack, name, resource).map_err(place)? {
+        if let Some(inner) = nested_input(input, &stack, name, resource).map_err(place)? {
             let tree = at_depth(&inner, depth + 1, left).map_err(|inner| Stop {
                 stage: inner.stage,
                 error: inner.error.below(&format!("resources.{name}")),
@@ -90,17 +88,17 @@ fn at_depth(input: &Input, depth: usize, left: &mut usize) -> std::result::Resul
     Ok(Tree { stack, nested })
 }
 
-/// What the stack inside of a resource is rendered from, if it holds one.
+/// The input of a resource's nested stack, if it has one.
 ///
 /// # Errors
-/// When what it holds is no template, or not among the files.
-pub(super) fn inner(
+/// When its template is malformed, or not among the files.
+pub(super) fn nested_input(
     input: &Input,
     stack: &Stack,
     name: &str,
     resource: &Rendered,
 ) -> Result<Option<Input>> {
-    // What exists already is not made, nor what is inside of it.
+    // A resource with an `external_id` exists already.
     if !resource.external_id.is_null() {
         return Ok(None);
     }
@@ -122,21 +120,21 @@ pub(super) fn inner(
             resources: BTreeMap::new(),
             facade: facade(resource),
             secret: BTreeSet::new(),
-            // The tree's walk knows these for all.
+            // Those are only needed for the outermost stack.
             removed: BTreeMap::new(),
             budget: input.budget.clone(),
             sizes: BTreeMap::new(),
             members: BTreeMap::new(),
         }
     };
-    if render::is_template_name(&resource.resolved) {
-        let template = input.files.template(&resource.resolved)?;
+    if render::is_template_name(&resource.resource_type) {
+        let template = input.files.template(&resource.resource_type)?;
         return Ok(Some(child(template, properties)));
     }
-    if let Some(text) = super::builtin::template(&resource.resolved) {
+    if let Some(text) = super::builtin::template(&resource.resource_type) {
         return Ok(Some(child(yaml::parse(text)?.into(), Map::new())));
     }
-    let made = match resource.resolved.as_str() {
+    let made = match resource.resource_type.as_str() {
         "OS::Heat::ResourceGroup" => group(&properties, &input.budget)?,
         "OS::Heat::AutoScalingGroup" => {
             let size = get("desired_capacity").or_else(|| get("min_size"));
@@ -154,7 +152,7 @@ pub(super) fn inner(
         }
         "OS::Heat::ResourceChain" => chain(&properties, &input.budget)?,
         "OS::Heat::SoftwareDeploymentGroup" | "OS::Heat::StructuredDeploymentGroup" => {
-            deployments(&resource.resolved, &properties, &input.budget)?
+            deployments(&resource.resource_type, &properties, &input.budget)?
         }
         "OS::Heat::Stack" => {
             let text = get("template").and_then(Value::as_str).unwrap_or_default();
@@ -182,14 +180,17 @@ pub(super) fn inner(
     Ok(Some(child(made.into(), Map::new())))
 }
 
-/// Whether a resource holds a stack of its own.
+/// Whether a resource is a nested stack, a group or a chain.
 #[must_use]
-pub fn holds_a_stack(resource: &Rendered) -> bool {
+pub fn has_nested_stack(resource: &Rendered) -> bool {
     resource.external_id.is_null()
-        && (render::is_template_name(&resource.resolved)
-            || super::builtin::template(&resource.resolved).is_some()
-            || resource.resolved == "OS::Heat::Stack"
-            || resource.schema.as_ref().is_some_and(|kind| kind.stack))
+        && (render::is_template_name(&resource.resource_type)
+            || super::builtin::template(&resource.resource_type).is_some()
+            || resource.resource_type == "OS::Heat::Stack"
+            || resource
+                .schema
+                .as_ref()
+                .is_some_and(|resource_type| resource_type.stack))
 }
 
 fn facade(resource: &Rendered) -> Map {
@@ -212,23 +213,23 @@ fn count(value: Option<&Value>) -> Result<usize> {
         .ok_or_else(|| Error::new(format!("a group may have {MAX_RESOURCES} members")))
 }
 
-/// A template of members; each has a copy of its own of what they share.
+/// A generated template with the members of a group.
 fn members(budget: &Budget, members: impl Iterator<Item = (String, Value)>) -> Result<Value> {
     let resources = members.map(|(name, member)| {
-        budget.pay(super::functions::weight(&member))?;
+        budget.spend(super::functions::weight(&member))?;
         Ok((name, member))
     });
     let resources: Map = resources.collect::<Result<_>>()?;
     Ok(json!({"heat_template_version": MADE, "resources": resources}))
 }
 
-/// A group's members: `%index%` stands for the name, at any depth.
+/// The members of a group, with `%index%` replaced by the name at any depth.
 fn group(properties: &Map, budget: &Budget) -> Result<Value> {
     let definition = properties.get("resource_def").and_then(Value::as_object);
     let definition: Map = super::registry::without_nulls(definition.cloned().unwrap_or_default());
     let index = properties.get("index_var").and_then(Value::as_str);
     let index = index.filter(|text| !text.is_empty()).unwrap_or("%index%");
-    let removed = listed(properties.get("removal_policies"));
+    let removed = excluded_members(properties.get("removal_policies"));
     let total = count(properties.get("count"))?;
     let names = (0..).map(|at: usize| at.to_string());
     let names = names.filter(|name| !removed.contains(name)).take(total);
@@ -244,9 +245,8 @@ fn group(properties: &Map, budget: &Budget) -> Result<Value> {
     members(budget, all)
 }
 
-/// What a group's policies say that it must not have any more: members' names, or the ids that
-/// they are referred to by.
-pub(super) fn listed(policies: Option<&Value>) -> Vec<String> {
+/// The members that removal policies exclude, by name or by reference id.
+pub(super) fn excluded_members(policies: Option<&Value>) -> Vec<String> {
     let lists = policies.and_then(Value::as_array).into_iter().flatten();
     let names = lists.filter_map(|policy| policy.get("resource_list")?.as_array());
     names
@@ -279,15 +279,15 @@ fn indexed(value: &Value, index: &str, name: &str) -> Value {
     }
 }
 
-/// One resource of each type, one after the other unless told otherwise.
+/// A chain: one resource of each type, one after the other unless `concurrent` is set.
 fn chain(properties: &Map, budget: &Budget) -> Result<Value> {
     let kinds = properties.get("resources").and_then(Value::as_array);
     let kinds = kinds.cloned().unwrap_or_default();
     let concurrent = properties.get("concurrent") == Some(&Value::Bool(true));
     let shared = properties.get("resource_properties").cloned();
     let shared = shared.filter(Value::is_object).unwrap_or_else(|| json!({}));
-    let all = kinds.into_iter().enumerate().map(|(at, kind)| {
-        let mut member = json!({"type": kind, "properties": shared});
+    let all = kinds.into_iter().enumerate().map(|(at, resource_type)| {
+        let mut member = json!({"type": resource_type, "properties": shared});
         if at > 0 && !concurrent {
             member["depends_on"] = json!([(at - 1).to_string()]);
         }
@@ -296,9 +296,9 @@ fn chain(properties: &Map, budget: &Budget) -> Result<Value> {
     members(budget, all)
 }
 
-/// One deployment for each server.
-fn deployments(kind: &str, properties: &Map, budget: &Budget) -> Result<Value> {
-    let kind = kind.strip_suffix("Group").unwrap_or(kind);
+/// A deployment group: one deployment for each server.
+fn deployments(resource_type: &str, properties: &Map, budget: &Budget) -> Result<Value> {
+    let resource_type = resource_type.strip_suffix("Group").unwrap_or(resource_type);
     let servers = properties.get("servers").and_then(Value::as_object);
     let shared: Map = properties
         .iter()
@@ -308,12 +308,15 @@ fn deployments(kind: &str, properties: &Map, budget: &Budget) -> Result<Value> {
     let all = servers.into_iter().flatten().map(|(name, server)| {
         let mut own = shared.clone();
         own.insert("server", server.clone());
-        (name.to_string(), json!({"type": kind, "properties": own}))
+        (
+            name.to_string(),
+            json!({"type": resource_type, "properties": own}),
+        )
     });
     members(budget, all)
 }
 
-/// What a launch configuration of the same stack says of its instances.
+/// The properties of instances in a launch configuration of the same stack.
 fn launched(stack: &Stack, name: Option<&Value>) -> Value {
     let name = name.and_then(Value::as_str).unwrap_or_default();
     let Some(configuration) = stack.resources.get(name) else {

@@ -1,4 +1,4 @@
-//! What comes with a template: texts for `get_file`, templates for stacks inside.
+//! Files that come with a template: texts for `get_file`, and templates of nested stacks.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
@@ -8,8 +8,8 @@ use super::registry::{self, ResourceType};
 use super::template::{Source, Template};
 use super::{Error, Result, yaml};
 
-/// Files by name. A copy is the same files; each is read once, however many resources
-/// are made of it.
+/// Files by name. Copies share the files, and each file is parsed once, however many resources use
+/// it.
 #[derive(Debug, Clone, Default)]
 pub struct Files(Arc<BTreeMap<String, File>>, Arc<BTreeSet<String>>);
 
@@ -17,19 +17,19 @@ pub struct Files(Arc<BTreeMap<String, File>>, Arc<BTreeSet<String>>);
 struct File {
     text: String,
     template: OnceLock<Result<Source>>,
-    kind: OnceLock<Option<Arc<ResourceType>>>,
+    resource_type: OnceLock<Option<Arc<ResourceType>>>,
 }
 
 impl Files {
-    /// The same files, those with these names hidden: what is made of them is never shown.
+    /// The same files, of which those with these names are hidden: values from them are never shown.
     #[must_use]
-    pub fn hiding(self, names: BTreeSet<String>) -> Self {
+    pub fn with_hidden(self, names: BTreeSet<String>) -> Self {
         Self(self.0, Arc::new(names))
     }
 
     /// Whether the file `name` is hidden; without a name, whether any is.
     #[must_use]
-    pub fn hides(&self, name: Option<&str>) -> bool {
+    pub fn is_hidden(&self, name: Option<&str>) -> bool {
         name.map_or(!self.1.is_empty(), |name| self.1.contains(name))
     }
 
@@ -51,11 +51,13 @@ impl Files {
         file.template().map_err(|error| error.below(name))
     }
 
-    /// The properties that the template in the file `name` has as a type.
+    /// The resource type that the template in the file `name` defines.
     #[must_use]
-    pub fn kind(&self, name: &str) -> Option<Arc<ResourceType>> {
+    pub fn resource_type(&self, name: &str) -> Option<Arc<ResourceType>> {
         let file = self.0.get(name)?;
-        file.kind.get_or_init(|| file.read_kind()).clone()
+        file.resource_type
+            .get_or_init(|| file.read_resource_type())
+            .clone()
     }
 }
 
@@ -65,9 +67,9 @@ impl File {
         self.template.get_or_init(read).clone()
     }
 
-    fn read_kind(&self) -> Option<Arc<ResourceType>> {
+    fn read_resource_type(&self) -> Option<Arc<ResourceType>> {
         let template = self.template().and_then(|source| source.read());
-        // Its parameters say what it takes, whatever is wrong with the rest of it.
+        // The type follows from its parameters alone, even if the rest of the template is wrong.
         let (version, parameters) = match template {
             Ok(template) => (template.version, template.parameters.clone()),
             Err(_) => Template::parameters_of(yaml::parse(&self.text).ok()?).ok()?,
@@ -103,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_template_that_is_wrong_elsewhere_takes_its_parameters() {
+    fn a_template_with_an_error_elsewhere_is_a_type_with_its_parameters() {
         let text = "heat_template_version: newton\nresources: {r: {type: T, deletion_policy: Burn}}\n\
             parameters: {p: {type: number, default: 0, constraints: [{range: {min: 1}}]}}\n";
         let files: Files = [("f.yaml".to_owned(), text.to_owned())]
@@ -115,6 +117,12 @@ mod tests {
                 .and_then(|source| source.read())
                 .is_err()
         );
-        assert!(files.kind("f.yaml").unwrap().properties.contains_key("p"));
+        assert!(
+            files
+                .resource_type("f.yaml")
+                .unwrap()
+                .properties
+                .contains_key("p")
+        );
     }
 }

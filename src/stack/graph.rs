@@ -1,4 +1,4 @@
-//! What depends on what: named by the template, or known of the types.
+//! Dependencies between resources: those that the template names, and implicit ones of the types.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
@@ -7,20 +7,20 @@ use super::render::Rendered;
 use super::{Error, Result};
 use crate::value::Value;
 
-/// Resources and what each one waits for.
+/// Resources and their requirements.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Graph {
     /// By name: the names it requires.
     pub requires: BTreeMap<String, BTreeSet<String>>,
 }
 
-/// A graph by number, which is the order of names: large stacks ask often.
+/// The graph with numbers for names, in the order of names: faster for large stacks.
 pub(super) struct Numbered<'g> {
     graph: &'g Graph,
     /// Name by number.
     pub names: Vec<&'g String>,
     numbers: HashMap<&'g str, usize>,
-    /// Where the requirements of each begin in `required`, and where the last ones end.
+    /// The index in `required` at which the requirements of each begin, and the end of the last ones.
     starts: Vec<usize>,
     required: Vec<usize>,
 }
@@ -31,20 +31,20 @@ impl Numbered<'_> {
         self.numbers.get(name).copied()
     }
 
-    /// What `at` requires, in the order of names; only what is in the graph.
+    /// The requirements of `at` that are in the graph, in the order of names.
     pub fn requires(&self, at: usize) -> &[usize] {
         &self.required[self.starts[at]..self.starts[at + 1]]
     }
 
-    /// One order in which everything comes after what it requires; the first of
-    /// the names that may come is the next.
+    /// An order in which every name comes after its requirements: of the names that may come next, the
+    /// first one is taken.
     ///
     /// # Errors
     /// When there is a cycle; the message is its path.
     pub fn order(&self) -> Result<Vec<usize>> {
         let count = self.names.len();
         let mut waits: Vec<usize> = (0..count).map(|at| self.requires(at).len()).collect();
-        // Turned round, in the same shape: who waits for each.
+        // The reverse graph, in the same form: the dependents of each.
         let mut ends = vec![0; count + 1];
         for &required in &self.required {
             ends[required] += 1;
@@ -90,7 +90,7 @@ impl Numbered<'_> {
 }
 
 impl Graph {
-    /// The graph by number.
+    /// The graph with numbers for names.
     pub(super) fn numbered(&self) -> Numbered<'_> {
         let names: Vec<&String> = self.requires.keys().collect();
         let numbers: HashMap<&str, usize> = (names.iter().enumerate())
@@ -113,7 +113,7 @@ impl Graph {
         }
     }
 
-    /// One order in which everything comes after what it requires.
+    /// An order in which every name comes after its requirements.
     ///
     /// # Errors
     /// When there is a cycle; the message is its path.
@@ -123,7 +123,7 @@ impl Graph {
         Ok(order.map(|at| numbered.names[at].clone()).collect())
     }
 
-    /// Walks along unmet requirements until a name comes again.
+    /// Follows unresolved requirements until a name is repeated.
     fn cycle(&self, waits: &BTreeMap<&str, usize>) -> Vec<String> {
         let stuck = |name: &str| waits.get(name).is_some_and(|count| *count > 0);
         let mut path: Vec<String> = Vec::new();
@@ -147,7 +147,7 @@ impl Graph {
     }
 }
 
-/// The resources of a stack that others wait for unsaid.
+/// The resources of a stack that others implicitly require.
 #[derive(Default)]
 struct Network<'r> {
     subnets: Vec<(&'r String, &'r Rendered)>,
@@ -160,26 +160,27 @@ impl<'r> Network<'r> {
     fn among(resources: &'r BTreeMap<String, Rendered>) -> Self {
         let mut all = Self::default();
         for (name, resource) in resources {
-            let kind = resource.resolved.as_str();
+            let resource_type = resource.resource_type.as_str();
             let families = ["OS::Neutron::", "OS::Quantum::"];
-            let kinds = match families.iter().find_map(|family| kind.strip_prefix(family)) {
+            let found = match families
+                .iter()
+                .find_map(|family| resource_type.strip_prefix(family))
+            {
                 Some("Subnet") => &mut all.subnets,
                 Some("RouterInterface") => &mut all.interfaces,
                 Some("RouterGateway") => &mut all.gateways,
                 Some("Router") => &mut all.routers,
                 _ => continue,
             };
-            kinds.push((name, resource));
+            found.push((name, resource));
         }
         all
     }
 }
 
-/// Adds what Heat's types know of each other without being told: an address
-/// comes only from a subnet that is there, a floating address only through a
-/// router that leads to it. (`add_dependencies` of Heat's plugins.) Gives what it
-/// added.
-pub(super) fn hidden(
+/// Adds the implicit dependencies of Heat's types (`add_dependencies` of its plugins): a port needs the
+/// subnets of its network, a floating address the router to its network. Returns what it has added.
+pub(super) fn add_implicit(
     graph: &mut Graph,
     resources: &BTreeMap<String, Rendered>,
 ) -> BTreeMap<String, BTreeSet<String>> {
@@ -198,7 +199,7 @@ pub(super) fn hidden(
                 }
             }
         };
-        match plain_kind(resource) {
+        match current_type(resource) {
             "OS::Neutron::Port" => {
                 let network = property(resource, &["network"]);
                 wait(&subnets, &|other| {
@@ -214,7 +215,7 @@ pub(super) fn hidden(
                     let Some(own) = property(other, &["network"]).filter(|v| given(v)) else {
                         return other.typed.is_ok();
                     };
-                    // A network that is not known could be this subnet's.
+                    // A network that is not known yet could be this subnet's.
                     networks.iter().any(|item| {
                         item.get("network")
                             .is_none_or(|net| !given(net) || net == own)
@@ -279,13 +280,13 @@ pub(super) fn hidden(
     added
 }
 
-/// Whether a resource's values may make it wait for what its template does not name.
-pub(super) fn waits_unsaid(resource: &Rendered) -> bool {
-    let kind = plain_kind(resource);
-    kind.starts_with("OS::Neutron::") || kind == "OS::Nova::Server"
+/// Whether a resource may have implicit requirements, which depend on its values.
+pub(super) fn may_have_implicit_requirements(resource: &Rendered) -> bool {
+    let resource_type = current_type(resource);
+    resource_type.starts_with("OS::Neutron::") || resource_type == "OS::Nova::Server"
 }
 
-/// A floating address of a port waits for the router on the port's subnet.
+/// A floating address of a port requires the router interface of the port's subnet.
 fn through_interfaces(
     graph: &Graph,
     resources: &BTreeMap<String, Rendered>,
@@ -293,9 +294,9 @@ fn through_interfaces(
 ) -> Vec<(String, String)> {
     let mut found = Vec::new();
     for (name, requires) in &graph.requires {
-        let kind = resources.get(name).map_or("", plain_kind);
+        let resource_type = resources.get(name).map_or("", current_type);
         if !matches!(
-            kind,
+            resource_type,
             "OS::Neutron::FloatingIP"
                 | "OS::Neutron::FloatingIPAssociation"
                 | "OS::Neutron::FloatingIPPortForward"
@@ -307,7 +308,7 @@ fn through_interfaces(
             let on_subnet = |port: &Rendered| {
                 let fixed = property(port, &["fixed_ips"]).and_then(Value::as_array);
                 let first = fixed.and_then(|list| list.first());
-                plain_kind(port) == "OS::Neutron::Port"
+                current_type(port) == "OS::Neutron::Port"
                     && first.is_some_and(|first| known_equal(first.get("subnet"), subnet))
             };
             if requires
@@ -321,8 +322,8 @@ fn through_interfaces(
     found
 }
 
-fn plain_kind(resource: &Rendered) -> &str {
-    match resource.resolved.as_str() {
+fn current_type(resource: &Rendered) -> &str {
+    match resource.resource_type.as_str() {
         "OS::Quantum::Port" => "OS::Neutron::Port",
         "OS::Quantum::FloatingIP" => "OS::Neutron::FloatingIP",
         "OS::Quantum::FloatingIPAssociation" => "OS::Neutron::FloatingIPAssociation",

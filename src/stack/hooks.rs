@@ -1,4 +1,4 @@
-//! Hooks and restricted actions, as an environment's `resource_registry` has them:
+//! Hooks and restricted actions of an environment's `resource_registry`:
 //!
 //! ```yaml
 //! resource_registry:
@@ -6,7 +6,7 @@
 //!     server:
 //!       hooks: [pre-create, pre-update]
 //!       restricted_actions: replace
-//!     group:              # what is inside of it
+//!     group:              # resources of its members
 //!       "*": {server: {hooks: post-create}}
 //! ```
 //!
@@ -18,7 +18,7 @@ use super::tree::SEPARATOR;
 use super::{Error, Result};
 use crate::value::{Map, Value};
 
-/// Where a resource can be made to wait; Heat's words.
+/// Heat's hooks, at which a resource can wait.
 pub const HOOKS: [&str; 6] = [
     "pre-create",
     "pre-update",
@@ -27,30 +27,30 @@ pub const HOOKS: [&str; 6] = [
     "post-update",
     "post-delete",
 ];
-/// What may be forbidden; Heat's words.
+/// Heat's actions that can be restricted.
 const ACTIONS: [&str; 2] = ["update", "replace"];
 
-/// What an environment asks of one resource.
+/// Hooks and restricted actions of one resource.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Asked {
-    /// Where it waits.
+pub struct ResourceHooks {
+    /// Hooks at which it waits.
     pub hooks: BTreeSet<String>,
-    /// What must not be done with it.
+    /// Actions that are forbidden.
     pub restricted: BTreeSet<String>,
 }
 
-/// What `registry` asks of the resource at `path`.
+/// Hooks and restricted actions that `registry` has for the resource at `path`.
 #[must_use]
-pub fn of(registry: &Map, path: &str) -> Asked {
-    let mut asked = Asked::default();
+pub fn of(registry: &Map, path: &str) -> ResourceHooks {
+    let mut found = ResourceHooks::default();
     if let Some(resources) = registry.get("resources").and_then(Value::as_object) {
         let names: Vec<&str> = path.split(SEPARATOR).collect();
-        gather(resources, &names, &mut asked);
+        collect(resources, &names, &mut found);
     }
-    asked
+    found
 }
 
-fn gather(resources: &Map, names: &[&str], asked: &mut Asked) {
+fn collect(resources: &Map, names: &[&str], found: &mut ResourceHooks) {
     let Some((first, rest)) = names.split_first() else {
         return;
     };
@@ -59,29 +59,29 @@ fn gather(resources: &Map, names: &[&str], asked: &mut Asked) {
             continue;
         };
         if rest.is_empty() {
-            asked.hooks.extend(words(entry.get("hooks")));
-            asked
+            found.hooks.extend(names_in(entry.get("hooks")));
+            found
                 .restricted
-                .extend(words(entry.get("restricted_actions")));
+                .extend(names_in(entry.get("restricted_actions")));
         } else {
-            gather(entry, rest, asked);
+            collect(entry, rest, found);
         }
     }
 }
 
-/// One word, or a list of them.
-fn words(value: Option<&Value>) -> Vec<String> {
+/// The names in a value, which is one name or a list of names.
+fn names_in(value: Option<&Value>) -> Vec<String> {
     match value {
-        Some(Value::String(word)) => vec![word.to_string()],
-        Some(Value::Array(words)) => words
+        Some(Value::String(name)) => vec![name.to_string()],
+        Some(Value::Array(names)) => names
             .iter()
-            .filter_map(|word| word.as_str().map(str::to_owned))
+            .filter_map(|name| name.as_str().map(str::to_owned))
             .collect(),
         _ => Vec::new(),
     }
 }
 
-/// Whether `text` is what `pattern` says, in which `*` stands for anything.
+/// Whether `text` matches `pattern`, in which `*` stands for anything.
 #[must_use]
 pub fn matches(pattern: &str, text: &str) -> bool {
     let mut parts = pattern.split('*');
@@ -101,34 +101,34 @@ pub fn matches(pattern: &str, text: &str) -> bool {
     last.map_or(rest.is_empty(), |end: &str| rest.ends_with(end))
 }
 
-/// Whether every hook and action is one that there is.
+/// Checks that all hooks and restricted actions exist.
 ///
 /// # Errors
-/// For the first that is not, with its place.
+/// For the first unknown one, with its place.
 pub fn check(registry: &Map) -> Result<()> {
     let resources = registry.get("resources").and_then(Value::as_object);
     resources.map_or(Ok(()), |resources| {
-        look(resources, "resource_registry.resources")
+        check_entries(resources, "resource_registry.resources")
     })
 }
 
-fn look(entries: &Map, path: &str) -> Result<()> {
+fn check_entries(entries: &Map, path: &str) -> Result<()> {
     for (name, entry) in entries {
         let known: &[&str] = match name.as_str() {
             "hooks" => &HOOKS,
             "restricted_actions" => &ACTIONS,
             _ => {
                 if let Some(inner) = entry.as_object() {
-                    look(inner, &format!("{path}.{name}"))?;
+                    check_entries(inner, &format!("{path}.{name}"))?;
                 }
                 continue;
             }
         };
-        for word in words(Some(entry)) {
-            if !known.contains(&word.as_str()) {
+        for given in names_in(Some(entry)) {
+            if !known.contains(&given.as_str()) {
                 return Err(Error::at(
                     format!("{path}.{name}"),
-                    format!("`{word}` is none; there are {}", known.join(", ")),
+                    format!("`{given}` is unknown; use one of {}", known.join(", ")),
                 ));
             }
         }
@@ -156,8 +156,8 @@ mod tests {
     #[test]
     fn hooks_are_found_by_name_pattern_and_nesting() {
         let hooks = |path: &str| {
-            let asked = of(&registry(), path);
-            asked.hooks.into_iter().collect::<Vec<_>>().join(" ")
+            let found = of(&registry(), path);
+            found.hooks.into_iter().collect::<Vec<_>>().join(" ")
         };
         assert_eq!(hooks("web0"), "pre-create");
         assert_eq!(hooks("web1"), "post-update pre-create");
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_star_stands_for_anything() {
+    fn a_star_matches_anything() {
         for (pattern, text, is) in [
             ("*", "", true),
             ("a*c", "abc", true),
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_hook_is_told_with_its_place() {
+    fn an_unknown_hook_is_reported_with_its_place() {
         assert_eq!(check(&registry()), Ok(()));
         let wrong = json!({"resources": {"a": {"b": {"hooks": "pre-lunch"}}}});
         let error = check(wrong.as_object().unwrap()).unwrap_err();

@@ -1,33 +1,33 @@
-//! The orchestration engine: templates in, values out.
+//! The orchestration engine: reads Heat templates, evaluates them, and plans changes.
 //!
 //! Everything here is pure: no Kubernetes, no clock, no files, no randomness.
 //!
 //! | file | what it holds |
 //! |---|---|
-//! | [`value`] | what templates are made of, shared between all that is made of it |
+//! | [`value`] | values of templates; copies share their content |
 //! | [`yaml`] | YAML 1.1 and JSON as Heat reads them, within limits |
 //! | [`version`] | template versions and the functions each one has |
-//! | [`template`] | sections of HOT and CloudFormation templates, made alike |
-//! | [`parameters`] | parameter schemas, constraints, values, what is hidden |
-//! | [`files`] | what comes with a template, read once |
+//! | [`template`] | sections of HOT and CloudFormation templates in one form |
+//! | [`parameters`] | parameter schemas, constraints, values, hidden parameters |
+//! | [`files`] | files that come with a template, each parsed once |
 //! | [`functions`] | the intrinsic functions and conditions |
 //! | [`environment`] | environments and how several merge |
-//! | [`needs`] | what a resource names, and whether it is there |
-//! | [`graph`] | what depends on what, order, cycles |
+//! | [`requirements`] | what a resource refers to, and whether that exists |
+//! | [`graph`] | dependencies, order, cycles |
 //! | [`registry`] | resource types: properties, defaults, constraints |
-//! | [`typed`] | properties after their type's schema |
+//! | [`typed`] | properties converted to their types, with defaults |
 //! | [`render`] | a template with everything evaluated |
-//! | [`show`] | that as JSON |
-//! | [`validate`] | whether a template could become a stack, nested ones included |
-//! | [`cases`] | cases as JSON, to compare with Heat's engine |
-//! | [`builtin`] | what Heat makes of three of CloudFormation's types |
-//! | [`expand`] | a stack with the stacks inside of it |
+//! | [`json_output`] | a rendered stack as JSON |
+//! | [`validate`] | whether a template could become a stack, nested stacks included |
+//! | [`cases`] | test cases as JSON, to compare with Heat's engine |
+//! | [`builtin`] | templates that Heat itself has for three CloudFormation types |
+//! | [`expand`] | a stack with its nested stacks |
 //! | [`plan`] | create, update and delete as steps with dependencies |
-//! | [`tree`] | a stack and those inside as one set of resources, as they become known |
-//! | [`rolling`] | how groups change a few members at a time |
-//! | [`hide`] | which values come from hidden parameters |
-//! | [`hooks`] | where resources wait, and what must not be done with them |
-//! | [`kinds`] | what each resource type becomes in Kubernetes |
+//! | [`tree`] | a stack and its nested stacks as one set of resources |
+//! | [`rolling`] | updates of a group in batches |
+//! | [`masking`] | values that come from hidden parameters |
+//! | [`hooks`] | hooks and restricted actions of an environment |
+//! | [`mapping`] | the Kubernetes objects of each resource type |
 
 pub mod budget;
 pub mod builtin;
@@ -38,19 +38,19 @@ pub mod expand;
 pub mod files;
 pub mod functions;
 pub mod graph;
-pub mod hide;
 pub mod hooks;
-// What builds the engine alone, to fuzz it, has no kinds to make.
+pub mod masking;
+// The fuzzer builds the engine alone, without Kubernetes objects.
+pub mod json_output;
 #[cfg(not(fuzzing))]
-pub mod kinds;
-mod needs;
+pub mod mapping;
 pub mod parameters;
-mod patterns;
 pub mod plan;
+mod regex_cache;
 pub mod registry;
 pub mod render;
+mod requirements;
 pub mod rolling;
-pub mod show;
 pub mod template;
 pub mod tree;
 pub mod typed;
@@ -63,9 +63,9 @@ pub mod yaml;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}{message}", if .path.is_empty() { String::new() } else { format!("{path}: ") })]
 pub struct Error {
-    /// Where, as people write it: `resources.web.properties.image`.
+    /// The place in the template, such as `resources.web.properties.image`.
     pub path: String,
-    /// What, and what would be right.
+    /// What is wrong, and what would be right.
     pub message: String,
 }
 
@@ -98,8 +98,8 @@ impl Error {
 /// What the engine's functions return.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// How Python names a value's type; Heat's messages speak so.
-fn kind_of(value: &crate::value::Value) -> &'static str {
+/// The name of a value's type in Heat's messages.
+fn python_type(value: &crate::value::Value) -> &'static str {
     use crate::value::Value;
     match value {
         Value::Null => "nothing",

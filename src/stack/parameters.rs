@@ -5,12 +5,12 @@ use std::collections::BTreeSet;
 use super::constraint::{Constraint, Pattern, Rule, bounds, hot_constraint, length, pattern};
 use super::functions::python;
 use super::version::Version;
-use super::{Error, Result, kind_of};
+use super::{Error, Result, python_type};
 use crate::value::{List, Map, Number, Text, Value};
 
 /// What a parameter's value may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Type {
+pub enum ParameterType {
     /// Text.
     String,
     /// An integer or a float.
@@ -27,7 +27,7 @@ pub enum Type {
 #[derive(Debug, Clone)]
 pub struct Schema {
     /// The value's type.
-    pub kind: Type,
+    pub value_type: ParameterType,
     /// The default as written.
     pub default: Option<Value>,
     /// Never shown in status, outputs or logs.
@@ -120,7 +120,7 @@ impl Schema {
         let Value::Object(map) = value else {
             return Err(Error::new(format!(
                 "a parameter is a map, this is {}",
-                kind_of(value)
+                python_type(value)
             )));
         };
         if version.is_hot() {
@@ -155,11 +155,11 @@ impl Schema {
             return Err(Error::at("tags", "must be a list"));
         }
         let kind = match map.get("type").and_then(Value::as_str) {
-            Some("string") => Type::String,
-            Some("number") => Type::Number,
-            Some("comma_delimited_list") => Type::List,
-            Some("json") => Type::Json,
-            Some("boolean") => Type::Boolean,
+            Some("string") => ParameterType::String,
+            Some("number") => ParameterType::Number,
+            Some("comma_delimited_list") => ParameterType::List,
+            Some("json") => ParameterType::Json,
+            Some("boolean") => ParameterType::Boolean,
             Some(other) => {
                 return Err(Error::at(
                     "type",
@@ -180,7 +180,7 @@ impl Schema {
             Some(_) => return Err(Error::at("constraints", "must be a list")),
         };
         Ok(Self {
-            kind,
+            value_type: kind,
             default: map.get("default").filter(|value| !value.is_null()).cloned(),
             hidden: map
                 .get("hidden")
@@ -216,11 +216,11 @@ impl Schema {
             }
         }
         let kind = match map.get("Type").and_then(Value::as_str) {
-            Some("String") => Type::String,
-            Some("Number") => Type::Number,
-            Some("CommaDelimitedList") => Type::List,
-            Some("Json") => Type::Json,
-            Some("Boolean") => Type::Boolean,
+            Some("String") => ParameterType::String,
+            Some("Number") => ParameterType::Number,
+            Some("CommaDelimitedList") => ParameterType::List,
+            Some("Json") => ParameterType::Json,
+            Some("Boolean") => ParameterType::Boolean,
             _ => {
                 return Err(Error::at(
                     "Type",
@@ -255,7 +255,7 @@ impl Schema {
             Some(_) => return Err(Error::at("AllowedPattern", "must be a string")),
         }
         Ok(Self {
-            kind,
+            value_type: kind,
             default: map.get("Default").filter(|value| !value.is_null()).cloned(),
             hidden: map
                 .get("NoEcho")
@@ -275,11 +275,14 @@ impl Schema {
     fn checked(self) -> Result<Self> {
         for constraint in &self.constraints {
             let fits = match &constraint.rule {
-                Rule::Length(..) => matches!(self.kind, Type::String | Type::List | Type::Json),
-                Rule::Range(..) | Rule::Modulo { .. } => self.kind == Type::Number,
-                Rule::Allowed(_) => self.kind != Type::Json,
-                Rule::Pattern(..) => self.kind == Type::String,
-                Rule::Custom(_) => self.kind != Type::Json,
+                Rule::Length(..) => matches!(
+                    self.value_type,
+                    ParameterType::String | ParameterType::List | ParameterType::Json
+                ),
+                Rule::Range(..) | Rule::Modulo { .. } => self.value_type == ParameterType::Number,
+                Rule::Allowed(_) => self.value_type != ParameterType::Json,
+                Rule::Pattern(..) => self.value_type == ParameterType::String,
+                Rule::Custom(_) => self.value_type != ParameterType::Json,
             };
             if !fits {
                 return Err(Error::at(
@@ -290,13 +293,16 @@ impl Schema {
         }
         // Whether it is of the type shows where it is used.
         if let Some(default) = &self.default {
-            let default = match (self.kind, default) {
-                (Type::List, Value::String(text)) => text.split(',').collect(),
-                (Type::List, Value::Array(_)) => self.coerce(default)?,
-                (Type::List, other) => {
+            let default = match (self.value_type, default) {
+                (ParameterType::List, Value::String(text)) => text.split(',').collect(),
+                (ParameterType::List, Value::Array(_)) => self.coerce(default)?,
+                (ParameterType::List, other) => {
                     return Err(Error::at(
                         "default",
-                        format!("must be text with commas or a list, is {}", kind_of(other)),
+                        format!(
+                            "must be text with commas or a list, is {}",
+                            python_type(other)
+                        ),
                     ));
                 }
                 _ => default.clone(),
@@ -312,26 +318,30 @@ impl Schema {
     /// # Errors
     /// When it is not of the type.
     pub fn coerce(&self, value: &Value) -> Result<Value> {
-        match (self.kind, value) {
+        match (self.value_type, value) {
             (_, Value::Null) => Err(Error::new(MISSING)),
-            (Type::String, _) => Ok(Value::from(python::text(value))),
-            (Type::Number, Value::Number(_) | Value::Bool(_)) => Ok(value.clone()),
-            (Type::Number, Value::String(text)) => number(text)
+            (ParameterType::String, _) => Ok(Value::from(python::text(value))),
+            (ParameterType::Number, Value::Number(_) | Value::Bool(_)) => Ok(value.clone()),
+            (ParameterType::Number, Value::String(text)) => number(text)
                 .map(Value::Number)
                 // The text itself is left out: it may be hidden.
                 .ok_or_else(|| Error::new("is no number")),
-            (Type::Boolean, _) => boolean(value).map(Value::Bool).ok_or_else(|| {
+            (ParameterType::Boolean, _) => boolean(value).map(Value::Bool).ok_or_else(|| {
                 Error::new("must be a boolean: true, false, yes, no, on, off, 1, 0")
             }),
-            (Type::List, Value::Array(items)) => Ok(items.iter().map(python::text).collect()),
-            (Type::List, Value::String(text)) if text.is_empty() => Ok(Value::Array(List::new())),
-            (Type::List, Value::String(text)) => Ok(text.split(',').collect()),
-            (Type::Json, Value::String(text)) if text.is_empty() => Ok(value.clone()),
-            (Type::Json, Value::String(text)) => {
+            (ParameterType::List, Value::Array(items)) => {
+                Ok(items.iter().map(python::text).collect())
+            }
+            (ParameterType::List, Value::String(text)) if text.is_empty() => {
+                Ok(Value::Array(List::new()))
+            }
+            (ParameterType::List, Value::String(text)) => Ok(text.split(',').collect()),
+            (ParameterType::Json, Value::String(text)) if text.is_empty() => Ok(value.clone()),
+            (ParameterType::Json, Value::String(text)) => {
                 serde_json::from_str(text).map_err(|_| Error::new("must be valid JSON"))
             }
-            (Type::Json, _) => Ok(value.clone()),
-            (_, other) => Err(Error::new(format!("does not take {}", kind_of(other)))),
+            (ParameterType::Json, _) => Ok(value.clone()),
+            (_, other) => Err(Error::new(format!("does not take {}", python_type(other)))),
         }
     }
 
@@ -342,7 +352,7 @@ impl Schema {
     pub fn check(&self, value: &Value) -> Result<Value> {
         let coerced = self.coerce(value)?;
         // Lists and maps are read first; the rest is looked at as it was given.
-        let read = matches!(self.kind, Type::List | Type::Json);
+        let read = matches!(self.value_type, ParameterType::List | ParameterType::Json);
         self.keeps(if read { &coerced } else { value })?;
         Ok(coerced)
     }
@@ -384,8 +394,8 @@ impl Schema {
             return Ok(items.iter().all(|item| has(allowed, item)));
         }
         // Nothing as text is the text `None`.
-        let read = |value: &Value| match (self.kind, value) {
-            (Type::String, Value::Null) => Ok(Value::from("None")),
+        let read = |value: &Value| match (self.value_type, value) {
+            (ParameterType::String, Value::Null) => Ok(Value::from("None")),
             _ => self.coerce(value),
         };
         let allowed = allowed.iter().map(read);

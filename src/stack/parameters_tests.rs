@@ -7,7 +7,7 @@ fn hot(schema: &Value) -> Result<Schema> {
 }
 
 #[test]
-fn text_becomes_the_type() {
+fn text_is_converted_to_the_type() {
     let check =
         |kind: &str, value: Value| hot(&json!({"type": kind})).unwrap().check(&value).unwrap();
     assert_eq!(check("number", json!("3")), json!(3));
@@ -20,7 +20,7 @@ fn text_becomes_the_type() {
 }
 
 #[test]
-fn a_broken_constraint_says_what_its_author_wrote() {
+fn a_violated_constraint_reports_its_description() {
     let schema = hot(&json!({"type": "string", "constraints": [
         {"length": {"min": 6}, "description": "six or more"}]}))
     .unwrap();
@@ -55,7 +55,7 @@ fn a_hidden_value_is_never_shown() {
 }
 
 #[test]
-fn values_are_in_the_order_of_the_template_and_maps_in_their_own() {
+fn values_keep_the_order_of_the_template_and_maps_their_own() {
     let schemas = json!({
         "zone": {"type": "json", "default": "{\"z\": 1, \"a\": 2}"},
         "area": {"type": "json"},
@@ -75,7 +75,7 @@ fn values_are_in_the_order_of_the_template_and_maps_in_their_own() {
 }
 
 #[test]
-fn values_are_read_as_python_reads_them() {
+fn values_are_converted_as_in_python() {
     let check = |kind: &str, value: Value| hot(&json!({"type": kind})).unwrap().check(&value);
     for (kind, value, given) in [
         ("string", json!(["a", null]), json!("['a', None]")),
@@ -97,7 +97,7 @@ fn values_are_read_as_python_reads_them() {
 }
 
 #[test]
-fn a_default_of_another_type_shows_where_it_is_used() {
+fn a_default_of_another_type_is_an_error_where_it_is_used() {
     let schema = hot(&json!({"type": "number", "default": "many"})).unwrap();
     assert_eq!(schema.check(&json!(3)).unwrap(), json!(3));
     assert!(schema.check(schema.default.as_ref().unwrap()).is_err());
@@ -106,7 +106,7 @@ fn a_default_of_another_type_shows_where_it_is_used() {
 }
 
 #[test]
-fn constraints_see_what_was_given() {
+fn constraints_check_the_given_value() {
     let with = |kind: &str, constraint: Value, value: Value| {
         let schema = hot(&json!({"type": kind, "constraints": [constraint]})).unwrap();
         schema.check(&value).is_ok()
@@ -142,7 +142,7 @@ fn constraints_see_what_was_given() {
 }
 
 #[test]
-fn constraints_that_are_none_are_refused() {
+fn malformed_constraints_are_refused() {
     for (kind, constraint) in [
         ("string", json!({"length": {"min": 1.0}})),
         ("string", json!({"length": {"min": null}})),

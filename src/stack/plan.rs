@@ -1,10 +1,9 @@
-//! What to do, as steps with dependencies: all decisions, no effects.
+//! Plans: steps with dependencies. Only decisions, no side effects.
 //!
-//! Create, update, delete and rollback are one plan: from what exists to what
-//! is wanted (nothing, for a deletion; the last good template, for a
-//! rollback). A replacement creates first and deletes after. What an
-//! interrupted plan left behind is just something that exists. Check, suspend
-//! and resume put what exists through something, in order.
+//! Create, update, delete and rollback are the same: a plan from what exists to what is wanted
+//! (nothing for a deletion, the last good template for a rollback). A replacement is created before
+//! the old resource is deleted. Resources that an interrupted plan has left are existing resources
+//! like others. Check, suspend and resume are one action on everything that exists, in order.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,14 +14,14 @@ use super::render::{Stack, is_template_name};
 use super::{Error, Result};
 use crate::value::Map;
 
-/// How a type takes a change of a property.
+/// How a type handles a change of a property.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
-    /// Where it is.
+    /// The resource is updated in place.
     InPlace,
-    /// By a new one.
+    /// The resource is replaced.
     Replace,
-    /// Not at all.
+    /// The change is an error.
     Refuse,
 }
 
@@ -30,8 +29,8 @@ pub enum Change {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Wanted<'a> {
     /// Its type.
-    pub kind: &'a str,
-    /// Properties, references to other resources not yet filled in.
+    pub resource_type: &'a str,
+    /// Properties; references to other resources may not be evaluated yet.
     pub properties: Cow<'a, Map>,
     /// By property: the resources it refers to.
     pub references: &'a BTreeMap<String, BTreeSet<String>>,
@@ -40,79 +39,78 @@ pub struct Wanted<'a> {
 /// One incarnation of a resource; a replacement has the next number.
 pub type Key = (String, u32);
 
-/// An incarnation as it exists.
+/// An existing incarnation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Existing {
     /// Its type.
-    pub kind: String,
-    /// Properties it was made or last updated with, as in [`Wanted`].
+    pub resource_type: String,
+    /// Properties that it was created or last updated with, as in [`Wanted`].
     pub properties: Map,
-    /// Which incarnation of each required resource it was made with.
+    /// Which incarnation of each required resource it uses.
     pub requires: BTreeMap<String, u32>,
-    /// Made or updated to the end.
+    /// Its creation or last update is complete.
     pub complete: bool,
-    /// Kept when the stack lets go of it.
+    /// Its objects are kept when it is removed (`deletion_policy: Retain`).
     pub retain: bool,
 }
 
 /// What one step does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Action {
-    /// Makes the incarnation.
+    /// Create the incarnation.
     Create,
-    /// Changes it where it is.
+    /// Update it in place.
     Update,
-    /// Removes it.
+    /// Delete it.
     Delete,
-    /// Lets go of it without removing it.
+    /// Remove it from the stack without deleting it.
     Release,
-    /// Looks whether it is as it should be.
+    /// Check whether it is as it should be.
     Check,
-    /// Stops it.
+    /// Stop it.
     Suspend,
-    /// Starts it again.
+    /// Start it again.
     Resume,
 }
 
 /// One step of a plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
-    /// What to do.
+    /// The action.
     pub action: Action,
-    /// To which incarnation.
+    /// The incarnation.
     pub key: Key,
-    /// Which incarnation of each required resource it works with.
+    /// Which incarnation of each required resource it uses.
     pub requires: BTreeMap<String, u32>,
-    /// Properties that changed; empty but for updates.
+    /// Properties that have changed; only for updates.
     pub changed: BTreeSet<String>,
-    /// Indexes of the steps that come first.
+    /// Indexes of the steps that must come before it.
     pub after: BTreeSet<usize>,
 }
 
 /// Steps from what exists to what is wanted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// The steps; each comes after those in its `after`, which come before it
-    /// in the list.
+    /// The steps, ordered: those in `after` come earlier in the list.
     pub steps: Vec<Step>,
-    /// What stays as it is, and which incarnation of each required resource it
-    /// has from now on: one that is only waited for may be replaced without a change here.
+    /// Resources without changes, with the incarnation of each required resource that they use from
+    /// now on: a resource that is only in `depends_on` may be replaced without a change here.
     pub unchanged: BTreeMap<Key, BTreeMap<String, u32>>,
 }
 
-/// What a rendered stack wants, as a plan takes it.
+/// The resources that a rendered stack wants.
 #[must_use]
 pub fn wanted(stack: &Stack) -> BTreeMap<String, Wanted<'_>> {
     let mut all = Vec::with_capacity(stack.resources.len());
     for (name, resource) in &stack.resources {
-        // As far as they can be told: what cannot be evaluated yet is as written. A default that is
-        // given is no change, so the type's schema comes first.
+        // Properties that cannot be evaluated yet are as written. To give the default of a property
+        // is no change, so properties converted by the schema come first.
         let raw = || stack.template.resources.get(name)?.properties.as_object();
         let evaluated = || resource.properties.as_ref().ok()?.as_ref();
         let typed = resource.typed.as_ref().ok();
         let properties = typed.or_else(evaluated).or_else(raw);
         let wanted = Wanted {
-            kind: &resource.resolved,
+            resource_type: &resource.resource_type,
             properties: properties.map_or_else(Cow::default, Cow::Borrowed),
             references: &resource.references,
         };
@@ -121,11 +119,11 @@ pub fn wanted(stack: &Stack) -> BTreeMap<String, Wanted<'_>> {
     all.into_iter().collect()
 }
 
-/// How a type of Heat's takes a change; what holds a stack lets that decide.
+/// How a type handles a change of a property in Heat; for a nested stack its resources decide.
 #[must_use]
-pub fn change(kind: &str, property: &str) -> Change {
-    let Some(found) = registry::find(kind) else {
-        return if is_template_name(kind) {
+pub fn change(resource_type: &str, property: &str) -> Change {
+    let Some(found) = registry::find(resource_type) else {
+        return if is_template_name(resource_type) {
             Change::InPlace
         } else {
             Change::Replace
@@ -139,50 +137,49 @@ pub fn change(kind: &str, property: &str) -> Change {
     }
 }
 
-/// The plan from `existing` to `wanted`. What an earlier plan has replaced and left behind goes,
-/// as in Heat, which removes it before an update begins.
+/// The plan from `existing` to `wanted`. Incarnations that an earlier plan has replaced and left behind
+/// are deleted, as in Heat, which does that before an update begins.
 ///
 /// # Errors
-/// When a property changes that its type does not let change, or the graph
-/// has a cycle.
+/// When a property changes that must not change, or the graph has a cycle.
 pub fn plan(
     wanted: &BTreeMap<String, Wanted<'_>>,
     graph: &Graph,
     existing: &BTreeMap<Key, Existing>,
     change: impl Fn(&str, &str) -> Change,
 ) -> Result<Plan> {
-    toward(wanted, graph, existing, change, false)
+    plan_steps(wanted, graph, existing, change, false)
 }
 
-/// The same on the way back: what has been replaced and is there yet is taken back, as Heat's
-/// rollback does (`StackUpdate._create_resource` swaps in what the update has put aside).
+/// The same for a rollback: an incarnation that was replaced and still exists is used again, as in Heat
+/// (`StackUpdate._create_resource` restores the backup resource).
 ///
 /// # Errors
 /// As [`plan`].
-pub fn plan_back(
+pub fn plan_rollback(
     wanted: &BTreeMap<String, Wanted<'_>>,
     graph: &Graph,
     existing: &BTreeMap<Key, Existing>,
     change: impl Fn(&str, &str) -> Change,
 ) -> Result<Plan> {
-    toward(wanted, graph, existing, change, true)
+    plan_steps(wanted, graph, existing, change, true)
 }
 
-fn toward(
+fn plan_steps(
     wanted: &BTreeMap<String, Wanted<'_>>,
     graph: &Graph,
     existing: &BTreeMap<Key, Existing>,
     change: impl Fn(&str, &str) -> Change,
-    back: bool,
+    is_rollback: bool,
 ) -> Result<Plan> {
     let mut plan = Plan::default();
     let graph = graph.numbered();
     if existing.is_empty() {
         plan.steps.reserve(wanted.len());
     }
-    // By number: the incarnation that will be, and the step that brings it.
+    // By number: the wanted incarnation, and the step that creates or updates it.
     let mut target: Vec<Option<u32>> = vec![None; graph.names.len()];
-    let mut brought: Vec<Option<usize>> = vec![None; graph.names.len()];
+    let mut step_of: Vec<Option<usize>> = vec![None; graph.names.len()];
     for at in graph.order()? {
         let name = graph.names[at];
         let Some(want) = wanted.get(name) else {
@@ -197,9 +194,9 @@ fn toward(
             Some((number, have)) => {
                 let decision = decide(name, want, have, number, &requires, &change)?;
                 match (decision, number) {
-                    // Only one that was replaced has others beside it.
-                    (Decision::Create(next), 2..) if back => {
-                        let older = before_it(existing, name, number, want, &requires);
+                    // Older incarnations exist only after a replacement.
+                    (Decision::Create(next), 2..) if is_rollback => {
+                        let older = fitting_older(existing, name, number, want, &requires);
                         older.map_or(Decision::Create(next), Decision::Keep)
                     }
                     (decision, _) => decision,
@@ -216,16 +213,16 @@ fn toward(
             Decision::Create(number) => (Action::Create, number, BTreeSet::new()),
         };
         target[at] = Some(number);
-        brought[at] = Some(plan.steps.len());
+        step_of[at] = Some(plan.steps.len());
         plan.steps.push(Step {
             action,
             key: (name.clone(), number),
             requires,
             changed,
-            after: before().filter_map(|other| brought[*other]).collect(),
+            after: before().filter_map(|other| step_of[*other]).collect(),
         });
     }
-    remove(&mut plan, &graph, &target, &brought, existing)?;
+    remove(&mut plan, &graph, &target, &step_of, existing)?;
     Ok(plan)
 }
 
@@ -246,8 +243,8 @@ fn newest<'a>(existing: &'a BTreeMap<Key, Existing>, name: &str) -> Option<(u32,
         .map(|((_, number), have)| (*number, have))
 }
 
-/// An older incarnation that is what is wanted.
-fn before_it(
+/// An older incarnation that is exactly what is wanted.
+fn fitting_older(
     existing: &BTreeMap<Key, Existing>,
     name: &str,
     number: u32,
@@ -258,7 +255,7 @@ fn before_it(
     let referred = || want.references.values().flatten();
     let fits = |have: &Existing| {
         have.complete
-            && have.kind == want.kind
+            && have.resource_type == want.resource_type
             && have.properties == *want.properties
             && referred().all(|other| requires.get(other) == have.requires.get(other))
     };
@@ -266,12 +263,12 @@ fn before_it(
     fitting.next().map(|((_, number), _)| *number)
 }
 
-/// Puts everything that exists through `action`: users before what they use when it is stopped,
-/// after it otherwise.
+/// The plan of an action on everything that exists: for a suspend users come before what they use, for
+/// other actions after it.
 ///
 /// # Errors
-/// When what exists requires itself.
-pub fn through(existing: &BTreeMap<Key, Existing>, action: Action) -> Result<Plan> {
+/// When the requirements have a cycle.
+pub fn plan_action(existing: &BTreeMap<Key, Existing>, action: Action) -> Result<Plan> {
     let label = |(name, number): &Key| format!("{name}#{number}");
     let backwards = action == Action::Suspend;
     let mut graph = Graph::default();
@@ -317,7 +314,7 @@ fn decide(
     requires: &BTreeMap<String, u32>,
     change: &impl Fn(&str, &str) -> Change,
 ) -> Result<Decision> {
-    if have.kind != want.kind || !have.complete {
+    if have.resource_type != want.resource_type || !have.complete {
         return Ok(Decision::Create(number.saturating_add(1)));
     }
     let mut changed: BTreeSet<String> = want
@@ -327,17 +324,17 @@ fn decide(
         .filter(|key| want.properties.get(key) != have.properties.get(key))
         .map(ToString::to_string)
         .collect();
-    // A reference to what was replaced has another id now. What may not change need not:
-    // an attribute can be what it was, which is seen when it is known.
+    // A reference to a replaced resource has another id now. A property that must not change is not
+    // counted: an attribute may have the same value as before, which is known only later.
     for (property, names) in want.references {
         let moved = |name: &String| requires.get(name) != have.requires.get(name);
-        if names.iter().any(moved) && change(want.kind, property) != Change::Refuse {
+        if names.iter().any(moved) && change(want.resource_type, property) != Change::Refuse {
             changed.insert(property.clone());
         }
     }
     let mut replace = false;
     for property in &changed {
-        match change(want.kind, property) {
+        match change(want.resource_type, property) {
             Change::InPlace => {}
             Change::Replace => replace = true,
             Change::Refuse => {
@@ -350,11 +347,10 @@ fn decide(
     }
     replace |= changed
         .iter()
-        .any(|property| replaces(want.kind, property, &want.properties));
-    // Heat's `NoneResource._needs_update`: it stands for nothing, or for what a cloud has no more,
-    // so nothing changes it.
-    let found = registry::find(want.kind);
-    let inert = || found.is_some_and(|found| registry::takes_anything(want.kind, found));
+        .any(|property| replaces(want.resource_type, property, &want.properties));
+    // Heat's `NoneResource._needs_update`: a placeholder type without effect never changes.
+    let found = registry::find(want.resource_type);
+    let inert = || found.is_some_and(|found| registry::takes_anything(want.resource_type, found));
     Ok(match (changed.is_empty() || inert(), replace) {
         (true, _) => Decision::Keep(number),
         (false, true) => Decision::Create(number.saturating_add(1)),
@@ -362,11 +358,11 @@ fn decide(
     })
 }
 
-/// Whether a resource's own properties ask for a replacement when this one changes: what Heat's
-/// plugins have in `needs_replace_with_prop_diff` and `needs_replace`.
-fn replaces(kind: &str, property: &str, properties: &Map) -> bool {
+/// Whether other properties of the resource ask for a replacement when this one changes, as in
+/// `needs_replace_with_prop_diff` and `needs_replace` of Heat's plugins.
+fn replaces(resource_type: &str, property: &str, properties: &Map) -> bool {
     let given = |name: &str| properties.get(name).filter(|value| !value.is_null());
-    match (kind, property) {
+    match (resource_type, property) {
         ("OS::Nova::Server", "flavor" | "image") => {
             given(&format!("{property}_update_policy")) == Some(&"REPLACE".into())
         }
@@ -379,7 +375,7 @@ fn replaces(kind: &str, property: &str, properties: &Map) -> bool {
     }
 }
 
-/// Removals: after everything new, dependents before what they depend on.
+/// Adds removals: after everything else, dependents before their requirements.
 fn remove(
     plan: &mut Plan,
     graph: &Numbered<'_>,
@@ -401,7 +397,7 @@ fn remove(
         .iter()
         .map(|key| ((key.0.as_str(), key.1), label(key)))
         .collect();
-    // Turned round: what is required waits for those that require it.
+    // The reverse graph: a resource is removed after those that require it.
     let mut reversed = Graph::default();
     for label in labels.values() {
         reversed.requires.insert(label.clone(), BTreeSet::new());

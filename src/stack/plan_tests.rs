@@ -9,7 +9,7 @@ type Stack = BTreeMap<String, Resource>;
 /// A resource of a stack, as a template would have it.
 #[derive(Debug, Clone)]
 struct Resource {
-    kind: &'static str,
+    resource_type: &'static str,
     properties: Map,
     references: BTreeMap<String, BTreeSet<String>>,
     depends_on: BTreeSet<String>,
@@ -54,7 +54,7 @@ fn stacks() -> impl Strategy<Value = Stack> {
             let properties = json!({"in_place": [in_place, names], "other": other});
             let references = BTreeMap::from([(property.to_owned(), names)]);
             let resource = Resource {
-                kind: "T",
+                resource_type: "T",
                 properties: properties.as_object().unwrap().clone(),
                 references,
                 depends_on,
@@ -68,7 +68,7 @@ fn stacks() -> impl Strategy<Value = Stack> {
 impl Resource {
     fn wanted(&self) -> Wanted<'_> {
         Wanted {
-            kind: self.kind,
+            resource_type: self.resource_type,
             properties: Cow::Borrowed(&self.properties),
             references: &self.references,
         }
@@ -136,7 +136,7 @@ fn act(
                 }
                 let want = &stack[&step.key.0];
                 let made = Existing {
-                    kind: want.kind.to_owned(),
+                    resource_type: want.resource_type.to_owned(),
                     properties: want.properties.clone(),
                     requires: step.requires.clone(),
                     complete,
@@ -248,13 +248,13 @@ proptest! {
 }
 
 #[test]
-fn a_replacement_is_made_before_the_old_one_goes() {
+fn a_replacement_is_created_before_the_old_one_is_deleted() {
     let wanted = |value: u8| {
         let properties = json!({"other": value}).as_object().unwrap().clone();
         Stack::from([(
             "a".into(),
             Resource {
-                kind: "T",
+                resource_type: "T",
                 properties,
                 references: BTreeMap::new(),
                 depends_on: BTreeSet::new(),
@@ -270,14 +270,14 @@ fn a_replacement_is_made_before_the_old_one_goes() {
 }
 
 #[test]
-fn every_type_takes_a_change_as_its_table_says() {
-    for kind in registry::names() {
-        let found = registry::find(kind).unwrap();
+fn every_type_handles_changes_as_its_table_says() {
+    for resource_type in registry::names() {
+        let found = registry::find(resource_type).unwrap();
         for (property, schema) in &found.properties {
             let stack = |value: &str| {
                 let properties = json!({property: value}).as_object().unwrap().clone();
                 let resource = Resource {
-                    kind,
+                    resource_type,
                     properties,
                     references: BTreeMap::new(),
                     depends_on: BTreeSet::new(),
@@ -293,27 +293,27 @@ fn every_type_takes_a_change_as_its_table_says() {
             let create = plan_of(&old, &existing).unwrap();
             act(&old, &mut existing, &create, usize::MAX, false);
             let Ok(update) = plan_of(&new, &existing) else {
-                assert!(schema.immutable, "{kind}.{property}");
+                assert!(schema.immutable, "{resource_type}.{property}");
                 continue;
             };
             let actions: Vec<Action> = update.steps.iter().map(|step| step.action).collect();
             // A server is made anew for other user data, unless its policy says otherwise.
-            let anew = kind == "OS::Nova::Server" && property == "user_data";
+            let anew = resource_type == "OS::Nova::Server" && property == "user_data";
             let wanted = if schema.update && !anew {
                 vec![Action::Update]
             } else {
                 vec![Action::Create, Action::Delete]
             };
-            assert_eq!(actions, wanted, "{kind}.{property}");
-            assert!(!schema.immutable, "{kind}.{property}");
+            assert_eq!(actions, wanted, "{resource_type}.{property}");
+            assert!(!schema.immutable, "{resource_type}.{property}");
         }
     }
 }
 
 #[test]
-fn a_rollback_takes_back_what_was_replaced_and_an_update_does_not() {
+fn a_rollback_uses_a_replaced_resource_again_and_an_update_does_not() {
     let resource = |other: u8| Resource {
-        kind: "T",
+        resource_type: "T",
         properties: json!({"other": other}).as_object().unwrap().clone(),
         references: BTreeMap::new(),
         depends_on: BTreeSet::new(),
@@ -330,7 +330,7 @@ fn a_rollback_takes_back_what_was_replaced_and_an_update_does_not() {
     act(&new, &mut existing, &update, 1, true);
     assert_eq!(existing.len(), 2);
     let wanted = old.iter().map(|(name, r)| (name.clone(), r.wanted()));
-    let back = plan_back(&wanted.collect(), &graph(&old), &existing, change).unwrap();
+    let back = plan_rollback(&wanted.collect(), &graph(&old), &existing, change).unwrap();
     let steps: Vec<_> = back.steps.iter().map(|s| (s.action, s.key.1)).collect();
     assert_eq!(steps, [(Action::Delete, 2)]);
     assert!(back.unchanged.contains_key(&("r0".to_owned(), 1)));
@@ -347,9 +347,9 @@ fn a_rollback_takes_back_what_was_replaced_and_an_update_does_not() {
 }
 
 #[test]
-fn what_is_stopped_goes_by_users_first_and_is_started_the_other_way() {
+fn users_are_suspended_first_and_resumed_last() {
     let existing = |requires: &[&str]| Existing {
-        kind: "T".to_owned(),
+        resource_type: "T".to_owned(),
         properties: Map::new(),
         requires: requires
             .iter()
@@ -364,7 +364,7 @@ fn what_is_stopped_goes_by_users_first_and_is_started_the_other_way() {
         (("srv".to_owned(), 1), existing(&["net", "port"])),
     ]);
     let order = |action| -> Vec<String> {
-        let plan = through(&all, action).unwrap();
+        let plan = plan_action(&all, action).unwrap();
         for (at, step) in plan.steps.iter().enumerate() {
             assert!(step.after.iter().all(|before| *before < at));
         }
@@ -376,7 +376,7 @@ fn what_is_stopped_goes_by_users_first_and_is_started_the_other_way() {
 }
 
 #[test]
-fn a_servers_policies_say_what_replaces_it() {
+fn update_policies_of_a_server_decide_about_replacements() {
     let replaces = |property: &str, properties: Value| {
         super::replaces(
             "OS::Nova::Server",
@@ -417,7 +417,7 @@ fn between(old: &str, new: &str) -> Vec<(Action, String)> {
     let (old, new) = (rendered(old), rendered(new));
     let existing = |(name, want): (&String, &Wanted<'_>)| {
         let existing = Existing {
-            kind: want.kind.to_owned(),
+            resource_type: want.resource_type.to_owned(),
             properties: want.properties.clone().into_owned(),
             requires: BTreeMap::new(),
             complete: true,
@@ -432,7 +432,7 @@ fn between(old: &str, new: &str) -> Vec<(Action, String)> {
 }
 
 #[test]
-fn a_default_that_is_given_is_no_change() {
+fn an_explicit_default_is_no_change() {
     let subnet = |more: &str| {
         format!(
             "  s: {{type: 'OS::Neutron::Subnet', properties: {{network: n, cidr: 10.0.0.0/24{more}}}}}\n"
@@ -444,9 +444,13 @@ fn a_default_that_is_given_is_no_change() {
 }
 
 #[test]
-fn what_only_stands_for_something_is_never_changed() {
-    for kind in ["OS::Heat::None", "OS::Heat::HARestarter"] {
-        let resource = |value: u8| format!("  r: {{type: '{kind}', properties: {{p: {value}}}}}\n");
-        assert!(between(&resource(1), &resource(2)).is_empty(), "{kind}");
+fn placeholder_types_never_change() {
+    for resource_type in ["OS::Heat::None", "OS::Heat::HARestarter"] {
+        let resource =
+            |value: u8| format!("  r: {{type: '{resource_type}', properties: {{p: {value}}}}}\n");
+        assert!(
+            between(&resource(1), &resource(2)).is_empty(),
+            "{resource_type}"
+        );
     }
 }

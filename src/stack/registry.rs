@@ -1,8 +1,8 @@
 //! Heat's resource types: properties, defaults, constraints, attributes.
 //!
-//! The tables are `types/*.types`, one line a thing, columns apart by tabs,
-//! nesting by spaces. A line without indentation is a type (`stack`: it holds
-//! a stack of its own; `hidden`, `deprecated`, `unsupported`; `mapped X`: it
+//! The tables are `types/*.types`: one line per type or property, columns separated by tabs,
+//! nesting by spaces. A line without indentation is a type (`stack`: it is
+//! a nested stack; `hidden`, `deprecated`, `unsupported`; `mapped X`: it
 //! is another type or template by default). A line below is a property: name,
 //! type and flags (`required`, `update`: changed in place, `immutable`,
 //! `unimplemented`, `hidden`), then columns: `default JSON`, `one-of JSON`,
@@ -17,9 +17,9 @@ use std::sync::{Arc, OnceLock};
 use super::constraint::{Pattern, Rule};
 use crate::value::{Map, Text, Value};
 
-/// What a property's value is made into.
+/// The type of a property's value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum PropertyType {
     /// Text.
     String,
     /// A whole number.
@@ -32,37 +32,36 @@ pub enum Kind {
     List,
     /// A map.
     Map,
-    /// As it is.
+    /// Any value, unchanged.
     Any,
 }
 
-/// One property of a type, or of a map inside of one.
+/// A property of a type, or of a map in a property.
 #[derive(Debug, Clone)]
 pub struct Property {
-    /// What the value is made into.
-    pub kind: Kind,
+    /// The type of its value.
+    pub value_type: PropertyType,
     /// Must be given.
     pub required: bool,
-    /// A change is done in place; otherwise it needs a replacement.
+    /// A change is an update in place; otherwise it needs a replacement.
     pub update: bool,
     /// A change is refused.
     pub immutable: bool,
-    /// Heat knows the name and refuses the property.
+    /// Heat knows the property, but refuses it.
     pub unimplemented: bool,
-    /// Value when none is given.
+    /// Its default.
     pub default: Option<Value>,
-    /// Every rule holds.
+    /// Constraints that its value must fulfil.
     pub rules: Vec<Rule>,
-    /// The older spelling at the same level, which gives the value as well.
+    /// The older name of the property at the same level, which may be used instead.
     pub from: Option<String>,
-    /// The list that this older property adds to, and the item it adds with
-    /// `$` for its value.
+    /// The list to which this older property adds an item, and that item with `$` for its value.
     pub joins: Option<(Text, Value)>,
-    /// The property that says what this one's value is made into, in the words of parameters.
+    /// The property that contains the type of this one's value, as a type of parameters.
     pub told_by: Option<String>,
-    /// Takes text where a list or map is wanted, as parameters do.
+    /// It converts text to a list or map, as parameters do.
     pub converts: bool,
-    /// Properties inside: by name, or `*` alone for a list's items.
+    /// Nested properties by name, or only `*` for the items of a list.
     pub inner: BTreeMap<Text, Property>,
 }
 
@@ -75,11 +74,11 @@ pub struct ResourceType {
     pub update_policy: BTreeMap<Text, Property>,
     /// Attributes by name.
     pub attributes: BTreeMap<String, String>,
-    /// It holds a stack of its own.
+    /// It is a nested stack or a group.
     pub stack: bool,
-    /// Not for new templates.
+    /// It is hidden from the list of types: not for new templates.
     pub retired: bool,
-    /// What it is by default.
+    /// The type or template that it is mapped to by default.
     pub mapped: Option<String>,
 }
 
@@ -95,22 +94,22 @@ const TABLES: [&str; 8] = [
     include_str!("types/other.types"),
 ];
 
-/// A type as the tables have it; most are never asked for, and not read.
-struct Written {
+/// A type in a table, parsed when it is first used: most never are.
+struct TableEntry {
     lines: &'static str,
     read: OnceLock<Arc<ResourceType>>,
 }
 
-impl Written {
+impl TableEntry {
     fn read(&'static self) -> &'static Arc<ResourceType> {
         self.read.get_or_init(|| Arc::new(read(self.lines)))
     }
 }
 
-/// The type called `name`; old names of families are followed.
+/// The type with this name, or with its older name.
 #[must_use]
 pub fn find(name: &str) -> Option<&'static Arc<ResourceType>> {
-    let types = written();
+    let types = table_entries();
     let newer;
     let name = match name.strip_prefix("OS::Quantum") {
         Some(rest) => {
@@ -123,25 +122,25 @@ pub fn find(name: &str) -> Option<&'static Arc<ResourceType>> {
     match &found.mapped {
         Some(target) => types
             .get(target.as_str())
-            .map(Written::read)
+            .map(TableEntry::read)
             .or(Some(found)),
         None => Some(found),
     }
 }
 
-/// The name of every type, in order.
+/// The names of all types, in order.
 #[must_use]
 pub fn names() -> impl ExactSizeIterator<Item = &'static str> {
-    written().keys().copied()
+    table_entries().keys().copied()
 }
 
-fn written() -> &'static BTreeMap<&'static str, Written> {
-    static ALL: OnceLock<BTreeMap<&'static str, Written>> = OnceLock::new();
+fn table_entries() -> &'static BTreeMap<&'static str, TableEntry> {
+    static ALL: OnceLock<BTreeMap<&'static str, TableEntry>> = OnceLock::new();
     ALL.get_or_init(|| TABLES.into_iter().flat_map(split).collect())
 }
 
-/// The types of a table: each is a line, and those after it that are further in.
-fn split(table: &'static str) -> impl Iterator<Item = (&'static str, Written)> {
+/// The types of a table: each is a line with the indented lines after it.
+fn split(table: &'static str) -> impl Iterator<Item = (&'static str, TableEntry)> {
     let mut rest = table;
     std::iter::from_fn(move || {
         // Between types there are comments and empty lines.
@@ -157,7 +156,7 @@ fn split(table: &'static str) -> impl Iterator<Item = (&'static str, Written)> {
             .next()
             .filter(|name| !name.is_empty())?;
         let read = OnceLock::new();
-        Some((name, Written { lines, read }))
+        Some((name, TableEntry { lines, read }))
     })
 }
 
@@ -212,17 +211,17 @@ fn property(line: &str) -> (Text, Property) {
     let name = columns.next().unwrap_or_default().into();
     let mut flags = columns.next().unwrap_or_default().split(' ');
     let kind = match flags.next().unwrap_or_default() {
-        "String" => Kind::String,
-        "Integer" => Kind::Integer,
-        "Number" => Kind::Number,
-        "Boolean" => Kind::Boolean,
-        "List" => Kind::List,
-        "Map" => Kind::Map,
-        _ => Kind::Any,
+        "String" => PropertyType::String,
+        "Integer" => PropertyType::Integer,
+        "Number" => PropertyType::Number,
+        "Boolean" => PropertyType::Boolean,
+        "List" => PropertyType::List,
+        "Map" => PropertyType::Map,
+        _ => PropertyType::Any,
     };
     let flags: Vec<&str> = flags.collect();
     let mut property = Property {
-        kind,
+        value_type: kind,
         required: flags.contains(&"required"),
         update: flags.contains(&"update"),
         immutable: flags.contains(&"immutable"),
@@ -237,7 +236,7 @@ fn property(line: &str) -> (Text, Property) {
     };
     for column in columns {
         let (word, rest) = column.split_once(' ').unwrap_or((column, ""));
-        // What does not parse is caught by the test that reads every table.
+        // A test reads every table, so this never fails at run time.
         let json = || serde_json::from_str::<Value>(rest).unwrap_or_default();
         match word {
             "default" => property.default = Some(json()),
@@ -273,22 +272,22 @@ fn property(line: &str) -> (Text, Property) {
     (name, property)
 }
 
-/// The properties of a template used as a type: its parameters.
+/// The type of a template that is used as a type: its parameters are the properties.
 #[must_use]
 pub fn of_template(parameters: &BTreeMap<String, super::parameters::Schema>) -> ResourceType {
-    use super::parameters::Type;
+    use super::parameters::ParameterType;
     let properties = parameters.iter().map(|(name, schema)| {
-        let kind = match schema.kind {
-            Type::String => Kind::String,
-            Type::Number => Kind::Number,
-            Type::List => Kind::List,
-            Type::Json => Kind::Map,
-            Type::Boolean => Kind::Boolean,
+        let kind = match schema.value_type {
+            ParameterType::String => PropertyType::String,
+            ParameterType::Number => PropertyType::Number,
+            ParameterType::List => PropertyType::List,
+            ParameterType::Json => PropertyType::Map,
+            ParameterType::Boolean => PropertyType::Boolean,
         };
         let property = Property {
-            kind,
+            value_type: kind,
             required: schema.default.is_none(),
-            // The template inside decides what a change does.
+            // The resources of the template decide what a change does.
             update: true,
             immutable: false,
             unimplemented: false,
@@ -297,7 +296,7 @@ pub fn of_template(parameters: &BTreeMap<String, super::parameters::Schema>) -> 
             from: None,
             joins: None,
             told_by: None,
-            converts: matches!(kind, Kind::List | Kind::Map),
+            converts: matches!(kind, PropertyType::List | PropertyType::Map),
             inner: BTreeMap::new(),
         };
         (name.as_str().into(), property)
@@ -309,8 +308,7 @@ pub fn of_template(parameters: &BTreeMap<String, super::parameters::Schema>) -> 
     }
 }
 
-/// Whether a type takes whatever it is given: it does nothing, or is kept only
-/// so that old templates are understood.
+/// Whether a type accepts any properties, because it has no effect or exists only for old templates.
 pub(super) fn takes_anything(name: &str, found: &ResourceType) -> bool {
     name == "OS::Heat::None" || (found.retired && found.properties.is_empty())
 }
@@ -326,7 +324,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_line_of_the_tables_is_understood() {
+    fn every_line_of_the_tables_is_parsed() {
         let lines = TABLES.iter().flat_map(|table| table.lines());
         for line in lines.filter(|line| line.starts_with(' ')) {
             for column in line.split('\t').skip(2) {
@@ -347,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_has_what_a_server_has() {
+    fn the_server_type_has_its_properties() {
         let server = find("OS::Nova::Server").unwrap();
         assert!(server.properties["flavor"].required);
         assert!(server.properties["flavor"].update);
@@ -365,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn the_families_that_are_promised_are_there() {
+    fn all_documented_families_have_types() {
         for family in [
             "OS::Nova",
             "OS::Neutron",

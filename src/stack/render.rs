@@ -1,5 +1,5 @@
-//! A template with everything evaluated: what `pileus stack render` shows and
-//! what a plan is made from.
+//! Evaluates a whole template: the result is shown by `pileus stack render`, and plans are made from
+//! it.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -11,53 +11,53 @@ use super::environment::Environment;
 use super::files::Files;
 use super::functions::{Known, Scope};
 use super::graph::{self, Graph};
-use super::needs::{self, Needs};
 use super::parameters::{Identity, Parameters};
 use super::registry::{self, ResourceType};
+use super::requirements::{self, Needs};
 use super::template::{Output, Resource, Source, Template, deletion_policy};
 use super::{Error, Result, typed};
 use crate::value::{Map, Text, Value};
 
-/// Everything a stack is rendered from.
+/// The input for rendering a stack.
 #[derive(Debug, Clone, Default)]
 pub struct Input {
     /// The template.
     pub template: Source,
-    /// For `get_file` and nested templates.
+    /// Files for `get_file` and nested templates.
     pub files: Files,
     /// Parameters, defaults and the registry.
     pub environment: Environment,
-    /// Who the stack is.
+    /// Name and ids of the stack.
     pub identity: Identity,
     /// Reference ids and attributes of resources, as far as they are known.
     pub resources: BTreeMap<String, Known>,
-    /// Of the resource outside, for a nested stack.
+    /// For a nested stack: its resource in the outer stack.
     pub facade: Map,
-    /// Parameters that are hidden, whatever the template says of them.
+    /// Parameters that are hidden even if the template does not say so.
     pub secret: BTreeSet<String>,
-    /// Of the whole tree, by the path of a group: names that it has been told before not to use.
+    /// For the whole tree, by the path of a group: member names that removal policies have excluded
+    /// before.
     pub removed: BTreeMap<String, BTreeSet<String>>,
-    /// What evaluating it, and what is inside of it, may still cost.
+    /// The budget for evaluating it with its nested stacks.
     pub budget: Budget,
-    /// By the path of a group that changes a few members at a time: how many it has in the
-    /// batch that is under way.
+    /// By the path of a group with batches: the number of members in the current batch.
     pub sizes: BTreeMap<String, usize>,
-    /// By the path of a group: the names of its members by the ids that they are referred to by.
+    /// By the path of a group: names of its members by reference id.
     pub members: BTreeMap<String, BTreeMap<String, String>>,
 }
 
 /// One resource, evaluated.
 #[derive(Debug, Clone)]
 pub struct Rendered {
-    /// The type as the template has it.
-    pub kind: Text,
+    /// The type in the template.
+    pub declared_type: Text,
     /// The type after the environment's registry.
-    pub resolved: Text,
-    /// What the type's properties are, when the type is known.
+    pub resource_type: Text,
+    /// The schema of the type, if it is known.
     pub schema: Option<Arc<ResourceType>>,
-    /// Properties, or why there are none.
+    /// Properties, or the error in them.
     pub properties: Result<Option<Map>>,
-    /// Properties after the type's schema.
+    /// Properties converted by the type's schema.
     pub typed: Result<Map>,
     /// Metadata, or null.
     pub metadata: Result<Value>,
@@ -67,39 +67,39 @@ pub struct Rendered {
     pub deletion_policy: &'static str,
     /// The name of the condition it has, true for a function, or null.
     pub condition: Value,
-    /// The id of something that exists, or null.
+    /// The id of an existing object, or null.
     pub external_id: Value,
-    /// What it refers to, by property.
+    /// By property: the resources that it refers to.
     pub references: BTreeMap<String, BTreeSet<String>>,
 }
 
 /// A stack, evaluated.
 #[derive(Debug, Clone)]
 pub struct Stack {
-    /// The template it came from.
+    /// Its template.
     pub template: Arc<Template>,
     /// Parameters' values.
     pub parameters: Parameters,
-    /// The files it was made with.
+    /// Its files.
     pub files: Files,
-    /// Resources that exist, by name.
+    /// Resources whose condition is true, by name.
     pub resources: BTreeMap<String, Rendered>,
-    /// What depends on what, Heat's own dependencies among it.
+    /// All dependencies, including the implicit ones of Heat's types.
     pub graph: Graph,
-    /// The part of the graph that the template does not say.
-    pub hidden: BTreeMap<String, BTreeSet<String>>,
-    /// One order of creation, or why there is none.
+    /// The implicit dependencies among them.
+    pub implicit: BTreeMap<String, BTreeSet<String>>,
+    /// An order of creation, or why there is none.
     pub order: Result<Vec<String>>,
-    /// Outputs: description, and the value or why there is none.
+    /// Outputs: description, and the value or the error in it.
     pub outputs: BTreeMap<String, (String, Result<Value>)>,
-    /// The first thing that can be evaluated, but of which no stack is made.
+    /// The first error that prevents a stack, but not the evaluation.
     pub refused: Option<Error>,
 }
 
-/// How many parameters without a value are told by name.
-const TOLD: usize = 20;
+/// How many parameters without a value a message names.
+const MAX_NAMED: usize = 20;
 
-/// Where rendering stopped.
+/// An error that stopped the rendering.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stop {
     /// `template`, `parameters`, `resources` or `outputs`.
@@ -108,8 +108,8 @@ pub struct Stop {
     pub error: Error,
 }
 
-/// Evaluates `input`. What is wrong in one property or output is told there;
-/// what makes the template no template stops it.
+/// Evaluates `input`. An error in one property or output is kept there; an error of the template
+/// itself stops the rendering.
 ///
 /// # Errors
 /// When the template, its parameters or its references are wrong.
@@ -140,7 +140,7 @@ pub fn stack(input: &Input) -> std::result::Result<Stack, Stop> {
     scope.resources = &input.resources;
     scope.existing = Some(&existing);
     let mut refused = None;
-    // Maps are made at once of what is in order: large ones take half the room so.
+    // Maps are built from sorted lists: large ones need half the memory.
     let mut needed = Vec::with_capacity(existing.len());
     for (name, resource) in &template.resources {
         let below = |error: Error| error.below(&format!("resources.{name}"));
@@ -171,34 +171,34 @@ pub fn stack(input: &Input) -> std::result::Result<Stack, Stop> {
     let mut graph = Graph {
         requires: requires.into_iter().collect(),
     };
-    let hidden = graph::hidden(&mut graph, &resources);
-    let order = match needs::unreadable(&scope, &template, &resources) {
+    let implicit = graph::add_implicit(&mut graph, &resources);
+    let order = match requirements::error_before_order(&scope, &template, &resources) {
         Some(error) => Err(error),
         None => order(&template, &existing, &graph),
     };
     let outputs = outputs(&template, &scope, &shown);
-    // Who has overspent in one property is done with the whole stack.
-    input.budget.pay(1).map_err(stop("resources"))?;
+    // When the budget is used up in one property, the whole stack is refused.
+    input.budget.spend(1).map_err(stop("resources"))?;
     Ok(Stack {
         template,
         parameters,
         files: input.files.clone(),
         resources,
         graph,
-        hidden,
+        implicit,
         order,
         outputs,
         refused,
     })
 }
 
-/// Evaluates one resource of `stack` anew, as more is known by now; `existing` are the names
-/// of the stack's resources. What depends on what stays as it is but for Heat's own
-/// dependencies, which come from values: more of them may show.
+/// Evaluates one resource of `stack` again, because more values are known; `existing` are the names
+/// of the stack's resources. Dependencies stay the same, except that there may be more implicit ones,
+/// which depend on values.
 ///
 /// # Errors
 /// As [`stack()`].
-pub(super) fn again(
+pub(super) fn render_again(
     input: &Input,
     stack: &mut Stack,
     existing: &HashSet<&str>,
@@ -210,7 +210,7 @@ pub(super) fn again(
     else {
         return Ok(());
     };
-    let needs = Needs::again(std::mem::take(&mut before.references));
+    let needs = Needs::known_before(std::mem::take(&mut before.references));
     let mut scope = scope(input, &template, &stack.parameters);
     scope.existing = Some(existing);
     let rendered = one(input, &scope, name, resource, needs);
@@ -218,18 +218,18 @@ pub(super) fn again(
         stage: "resources",
         error: error.below(&format!("resources.{name}")),
     })?;
-    let waits = graph::waits_unsaid(&rendered);
+    let waits = graph::may_have_implicit_requirements(&rendered);
     *before = rendered;
     if waits {
-        let more = graph::hidden(&mut stack.graph, &stack.resources);
+        let more = graph::add_implicit(&mut stack.graph, &stack.resources);
         for (name, others) in more {
-            stack.hidden.entry(name).or_default().extend(others);
+            stack.implicit.entry(name).or_default().extend(others);
         }
     }
     Ok(())
 }
 
-/// What values of a template may refer to.
+/// Everything that values of a template may refer to.
 fn scope<'a>(input: &'a Input, template: &'a Template, parameters: &'a Parameters) -> Scope<'a> {
     Scope {
         version: template.version,
@@ -245,7 +245,7 @@ fn scope<'a>(input: &'a Input, template: &'a Template, parameters: &'a Parameter
     }
 }
 
-/// The resources whose condition holds.
+/// The resources whose condition is true.
 fn existing<'t>(template: &'t Template, scope: &Scope<'_>) -> Result<HashSet<&'t str>> {
     let mut existing = HashSet::with_capacity(template.resources.len());
     for (name, resource) in &template.resources {
@@ -260,7 +260,7 @@ fn existing<'t>(template: &'t Template, scope: &Scope<'_>) -> Result<HashSet<&'t
     Ok(existing)
 }
 
-/// The outputs whose condition holds.
+/// The outputs whose condition is true.
 fn shown<'t>(template: &'t Template, scope: &Scope<'_>) -> Result<BTreeMap<&'t str, &'t Output>> {
     let mut shown = BTreeMap::new();
     for (name, output) in &template.outputs {
@@ -280,12 +280,14 @@ fn one(
     needs: Needs,
 ) -> Result<Rendered> {
     let environment = &input.environment;
-    let resolved = if environment.registry.is_empty() {
-        resource.kind.clone()
+    let resource_type = if environment.registry.is_empty() {
+        resource.declared_type.clone()
     } else {
-        environment.resolve_type(name, &resource.kind).into()
+        environment
+            .resolve_type(name, &resource.declared_type)
+            .into()
     };
-    let schema = find_type(&input.files, &resolved);
+    let schema = find_type(&input.files, &resource_type);
     let properties = match &resource.properties {
         Value::Null => Ok(None),
         value => scope.evaluate(value).and_then(|value| match value {
@@ -295,9 +297,9 @@ fn one(
         }),
     };
     let typed = match (&properties, &schema) {
-        // What a type does not take does not make it fail.
+        // An error in a property that the type does not have is ignored.
         (Err(_), Some(schema)) => {
-            let taken = taken(scope, resource, schema);
+            let taken = properties_of_type(scope, resource, schema);
             taken.and_then(|map| typed::coerce(&schema.properties, &map))
         }
         (Err(error), None) => Err(error.clone()),
@@ -305,21 +307,21 @@ fn one(
             let empty = Map::new();
             let mut map = Cow::Borrowed(map.as_ref().unwrap_or(&empty));
             if map.values().any(Value::is_null) {
-                drop_nothing(resource, scope, map.to_mut());
+                remove_empty_results(resource, scope, map.to_mut());
             }
             match schema {
-                None if is_template_name(&resolved) => Ok(Map::new()),
+                None if is_template_name(&resource_type) => Ok(Map::new()),
                 Some(schema) => {
                     let typed = typed::coerce(&schema.properties, &map);
-                    typed.map(|typed| described(typed, schema, resource))
+                    typed.map(|typed| with_description(typed, schema, resource))
                 }
                 None => Ok(registry::without_nulls(map.into_owned())),
             }
         }
     };
     Ok(Rendered {
-        kind: resource.kind.clone(),
-        resolved,
+        declared_type: resource.declared_type.clone(),
+        resource_type,
         schema,
         properties,
         typed,
@@ -335,8 +337,12 @@ fn one(
     })
 }
 
-/// The properties that a type has, of a resource some of whose properties are wrong.
-fn taken(scope: &Scope<'_>, resource: &Resource, schema: &ResourceType) -> Result<Map> {
+/// The properties of a resource that its type has; errors in others are ignored.
+fn properties_of_type(
+    scope: &Scope<'_>,
+    resource: &Resource,
+    schema: &ResourceType,
+) -> Result<Map> {
     let mut taken = Map::new();
     let given = match &resource.properties {
         Value::Object(map) if !scope.is_call(map) => map,
@@ -348,11 +354,11 @@ fn taken(scope: &Scope<'_>, resource: &Resource, schema: &ResourceType) -> Resul
             taken.insert(name.clone(), value);
         }
     }
-    drop_nothing(resource, scope, &mut taken);
+    remove_empty_results(resource, scope, &mut taken);
     Ok(taken)
 }
 
-/// What becomes of a resource that goes; what exists already stays, whatever is said of it.
+/// The deletion policy of a resource; an external resource is always retained.
 pub(super) fn policy(scope: &Scope<'_>, resource: &Resource) -> Result<&'static str> {
     let policy = match scope.evaluate(&resource.deletion_policy)? {
         Value::Null => "Delete",
@@ -366,8 +372,9 @@ pub(super) fn policy(scope: &Scope<'_>, resource: &Resource) -> Result<&'static 
     })
 }
 
-/// What a resource says of itself is its description where its type has one that can change.
-fn described(mut typed: Map, schema: &ResourceType, resource: &Resource) -> Map {
+/// Uses the resource's `description` as the property of that name, if its type has one that can be
+/// updated.
+fn with_description(mut typed: Map, schema: &ResourceType, resource: &Resource) -> Map {
     let takes = schema
         .properties
         .get("description")
@@ -378,8 +385,8 @@ fn described(mut typed: Map, schema: &ResourceType, resource: &Resource) -> Map 
     typed
 }
 
-/// A property whose function gives nothing counts as not given.
-fn drop_nothing(resource: &Resource, scope: &Scope<'_>, map: &mut Map) {
+/// Removes properties whose function returns nothing: they count as not given.
+fn remove_empty_results(resource: &Resource, scope: &Scope<'_>, map: &mut Map) {
     if let Value::Object(raw) = &resource.properties {
         map.retain(|name, value| {
             !value.is_null() || raw.get(name).is_none_or(|raw| !scope.is_nothing(raw))
@@ -387,16 +394,16 @@ fn drop_nothing(resource: &Resource, scope: &Scope<'_>, map: &mut Map) {
     }
 }
 
-/// The schema of a type, of a template among the files, or nothing.
+/// The schema of a type or of a template among the files.
 fn find_type(files: &Files, name: &str) -> Option<Arc<ResourceType>> {
     match registry::find(name) {
         Some(kind) => Some(kind.clone()),
-        None if is_template_name(name) => files.kind(name),
+        None if is_template_name(name) => files.resource_type(name),
         None => None,
     }
 }
 
-/// Whether a type's name is that of a template.
+/// Whether the name of a type is the name of a template.
 #[must_use]
 pub fn is_template_name(name: &str) -> bool {
     [".yaml", ".yml", ".template", ".json"]
@@ -439,13 +446,13 @@ fn outputs(
 }
 
 impl Stack {
-    /// Whether every parameter has a value.
+    /// Checks that every parameter has a value.
     ///
     /// # Errors
-    /// With the names of those that have none: all at once, as far as they are few.
+    /// Names the parameters without a value, up to a limit.
     pub fn complete(&self) -> std::result::Result<(), Stop> {
         let missing = &self.parameters.missing;
-        let names: Vec<&str> = missing.iter().take(TOLD).map(String::as_str).collect();
+        let names: Vec<&str> = missing.iter().take(MAX_NAMED).map(String::as_str).collect();
         let error = match names[..] {
             [] => return Ok(()),
             [name] => Error::at(
@@ -454,7 +461,7 @@ impl Stack {
             ),
             _ => {
                 let names = names.join(", ");
-                let more = match missing.len().saturating_sub(TOLD) {
+                let more = match missing.len().saturating_sub(MAX_NAMED) {
                     0 => String::new(),
                     more => format!(" and {more} more"),
                 };

@@ -1,18 +1,18 @@
-//! How a group is changed a few members at a time: Heat's `heat/scaling/rolling_update.py` and
-//! `resource_group.py`, by what is there instead of by a list that is worked off.
+//! Updates of a group in batches, as Heat's `heat/scaling/rolling_update.py` and
+//! `resource_group.py` do it, but computed from the existing members instead of a stored list.
 //!
-//! A batch changes members, makes ones that are missing, or makes more than are asked for, so
-//! that as many are in service as the policy wants while others are changed. Those go when all
-//! is done.
+//! A batch updates members and creates missing ones. It may create more members than the group has
+//! in the end, so that enough of them are in service during the update; these are deleted at the
+//! end.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// How many members at once.
+/// Batch size and pause of a group.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Policy {
-    /// Members that one batch makes or changes.
+    /// Members that one batch creates or updates.
     pub size: usize,
-    /// Members that stay as they are meanwhile; there may have to be more than asked for.
+    /// Members that are not updated at the same time.
     pub min_in_service: usize,
     /// Seconds between two batches.
     pub pause: f64,
@@ -21,34 +21,34 @@ pub struct Policy {
 /// One batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Batch {
-    /// Members that there are when it is done.
+    /// Members that exist when it is complete.
     pub capacity: usize,
-    /// Members that are made or changed by it.
-    pub fresh: usize,
+    /// Members that it creates or updates.
+    pub updated: usize,
 }
 
-/// The next batch of a group that has `current` of its `target` members, of which `up_to_date`
-/// are as they should be; nothing when all are. Members beyond the target make no difference.
+/// The next batch of a group that has `current` of its `target` members, of which `up_to_date` are
+/// up to date; `None` when all are. Members beyond the target are not counted.
 #[must_use]
 pub fn next(target: usize, current: usize, up_to_date: usize, policy: &Policy) -> Option<Batch> {
     if up_to_date >= current && current == target {
         return None;
     }
     let kept = policy.min_in_service.min(target).min(current);
-    let fresh = policy.size.min(target.saturating_sub(up_to_date));
+    let updated = policy.size.min(target.saturating_sub(up_to_date));
     Some(Batch {
-        capacity: fresh + current.min(target - fresh).max(kept),
-        fresh,
+        capacity: updated + current.min(target - updated).max(kept),
+        updated,
     })
 }
 
-/// The members that a batch changes: of those that there are the ones with the highest numbers
-/// first, but not the ones beyond the `target`, which go in the end.
+/// The existing members that a batch updates: those with the highest numbers first, without those
+/// beyond the `target`, which are deleted at the end.
 ///
-/// `names` are those that the group has in this batch; `existing` says of each member that there
-/// is whether it is as it should be.
+/// `names` are the group's members in this batch; `existing` says for each existing member whether it
+/// is up to date.
 #[must_use]
-pub fn changed<'m>(
+pub fn members_to_update<'m>(
     names: &[String],
     existing: &BTreeMap<&'m str, bool>,
     target: usize,
@@ -56,9 +56,9 @@ pub fn changed<'m>(
 ) -> BTreeSet<&'m str> {
     let mut known: Vec<(usize, &str, bool)> = existing
         .iter()
-        .filter_map(|(name, fresh)| {
+        .filter_map(|(name, up_to_date)| {
             let index = names.iter().position(|other| other == name)?;
-            Some((index, *name, *fresh))
+            Some((index, *name, *up_to_date))
         })
         .collect();
     known.sort_by_key(|(index, ..)| {
@@ -69,10 +69,10 @@ pub fn changed<'m>(
         }
     });
     let missing = batch.capacity.saturating_sub(known.len());
-    let stale = known.into_iter().filter(|(_, _, fresh)| !fresh);
-    stale
+    let outdated = known.into_iter().filter(|(_, _, up_to_date)| !up_to_date);
+    outdated
         .map(|(_, name, _)| name)
-        .take(batch.fresh.saturating_sub(missing))
+        .take(batch.updated.saturating_sub(missing))
         .collect()
 }
 
@@ -93,14 +93,14 @@ mod tests {
         }
     }
 
-    /// Capacity and fresh members of each batch, as Heat counts on when it begins.
+    /// Capacity and updated members of each batch, as Heat computes them at the beginning.
     fn batches(target: usize, current: usize, size: usize, least: usize) -> Vec<(usize, usize)> {
         let (mut current, mut done, mut found) = (current, 0, Vec::new());
         while let Some(batch) = next(target, current, done, &policy(size, least)) {
             let extra = batch.capacity.saturating_sub(current.max(target));
-            done += batch.fresh - extra;
+            done += batch.updated - extra;
             current = batch.capacity;
-            found.push((batch.capacity, batch.fresh));
+            found.push((batch.capacity, batch.updated));
         }
         found
     }
@@ -109,7 +109,7 @@ mod tests {
     type Row = (usize, usize, usize, usize, &'static [(usize, usize)]);
 
     #[test]
-    fn batches_are_those_of_heat() {
+    fn batches_are_as_in_heat() {
         let rows: [Row; 25] = [
             (3, 3, 1, 0, &[(3, 1), (3, 1), (3, 1)]),
             (3, 3, 2, 0, &[(3, 2), (3, 1)]),
@@ -146,7 +146,7 @@ mod tests {
     /// All groups of up to 12 members with batches of up to 7 and up to 13 in service: the text
     /// that Heat's own functions give for them has this hash.
     #[test]
-    fn batches_are_those_of_heat_for_thousands_of_groups() {
+    fn batches_are_as_in_heat_for_thousands_of_groups() {
         let mut hash = Sha256::new();
         for target in 0..13 {
             for current in 0..13 {
@@ -168,7 +168,7 @@ mod tests {
     proptest::proptest! {
         /// Members by their numbers, each up to date or not, changed batch by batch.
         #[test]
-        fn every_member_is_changed_and_enough_are_left_alone(
+        fn every_member_is_updated_and_enough_stay_in_service(
             members in proptest::collection::btree_map(0usize..12, proptest::bool::ANY, 0..10),
             target in 0usize..10, size in 1usize..5, least in 0usize..12,
         ) {
@@ -183,7 +183,7 @@ mod tests {
                 };
                 let names: Vec<String> = (0..batch.capacity).map(|at| at.to_string()).collect();
                 let existing = there.iter().map(|(name, fresh)| (name.as_str(), *fresh)).collect();
-                let picked = changed(&names, &existing, target, batch);
+                let picked = members_to_update(&names, &existing, target, batch);
                 let picked: Vec<String> = picked.into_iter().map(str::to_owned).collect();
                 proptest::prop_assert!(picked.len() <= size);
                 let left = there.len() - picked.len();

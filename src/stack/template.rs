@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::functions::python::truthy;
 use super::version::Version;
-use super::{Error, Result, kind_of, yaml};
+use super::{Error, Result, python_type, yaml};
 use crate::value::{Map, Text, Value};
 
 /// Resources one stack may hold; Heat's `max_resources_per_stack`.
@@ -36,7 +36,7 @@ pub struct Template {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Resource {
     /// Such as `OS::Nova::Server`, or a template's file name.
-    pub kind: Text,
+    pub declared_type: Text,
     /// Properties as written, or null.
     pub properties: Value,
     /// Metadata as written, or null.
@@ -133,7 +133,7 @@ impl Template {
         let Value::Object(mut map) = value else {
             return Err(Error::new(format!(
                 "a template is a map of sections, this is {}",
-                kind_of(&value)
+                python_type(&value)
             )));
         };
         let version = version_of(&map)?;
@@ -241,7 +241,7 @@ fn version_of(map: &Map) -> Result<Version> {
             Value::String(text) => Version::parse(key, text),
             other => Err(Error::at(
                 key,
-                format!("must be a string, is {}", kind_of(other)),
+                format!("must be a string, is {}", python_type(other)),
             )),
         },
         _ => Err(Error::new(format!(
@@ -280,7 +280,7 @@ fn section(map: &mut Map, name: &str) -> Result<Map> {
         Some(empty) if !truthy(&empty) => Ok(Map::new()),
         Some(other) => Err(Error::at(
             name,
-            format!("must be a map, is {}", kind_of(&other)),
+            format!("must be a map, is {}", python_type(&other)),
         )),
     }
 }
@@ -307,7 +307,7 @@ fn read_resource(
     let Value::Object(mut map) = definition else {
         return Err(Error::new(format!(
             "a resource is a map, this is {}",
-            kind_of(&definition)
+            python_type(&definition)
         )));
     };
     for key in map.keys() {
@@ -330,7 +330,7 @@ fn read_resource(
         other => {
             return Err(Error::at(
                 words.keys[0],
-                format!("must be a string, is {}", kind_of(&other)),
+                format!("must be a string, is {}", python_type(&other)),
             ));
         }
     };
@@ -345,7 +345,7 @@ fn read_resource(
         {
             return Err(Error::at(
                 words.keys[index],
-                format!("must be a map, is {}", kind_of(value)),
+                format!("must be a map, is {}", python_type(value)),
             ));
         }
     }
@@ -359,7 +359,7 @@ fn read_resource(
     {
         return Err(Error::at(
             description,
-            format!("must be a string, is {}", kind_of(value)),
+            format!("must be a string, is {}", python_type(value)),
         ));
     }
     let mut field = |index: usize| map.shift_remove(words.keys[index]).unwrap_or_default();
@@ -368,7 +368,7 @@ fn read_resource(
         other => {
             return Err(Error::at(
                 words.keys[7],
-                format!("must be a string, is {}", kind_of(&other)),
+                format!("must be a string, is {}", python_type(&other)),
             ));
         }
     };
@@ -379,12 +379,12 @@ fn read_resource(
         other => {
             return Err(Error::at(
                 words.keys[4],
-                format!("must be a string, is {}", kind_of(&other)),
+                format!("must be a string, is {}", python_type(&other)),
             ));
         }
     };
     Ok(Resource {
-        kind,
+        declared_type: kind,
         properties: field(1),
         metadata: field(2),
         depends_on: names(&field(3)).map_err(|error| error.below(words.keys[3]))?,
@@ -424,13 +424,13 @@ fn names(value: &Value) -> Result<Vec<String>> {
                 Value::String(name) => Ok(name.to_string()),
                 other => Err(Error::new(format!(
                     "must name resources, has {}",
-                    kind_of(other)
+                    python_type(other)
                 ))),
             })
             .collect(),
         other => Err(Error::new(format!(
             "must be a resource's name or a list of names, is {}",
-            kind_of(other)
+            python_type(other)
         ))),
     }
 }
@@ -440,7 +440,7 @@ fn read_output(definition: Value, version: Version, words: &Words) -> Result<Out
         return Err(Error::new(format!(
             "an output is a map with the key `{}`, this is {}",
             words.output[1],
-            kind_of(&definition)
+            python_type(&definition)
         )));
     };
     let Some(value) = map.shift_remove(words.output[1]) else {

@@ -1,13 +1,13 @@
-//! A stack and the stacks inside of it as one flat set of resources.
+//! A stack and its nested stacks as one flat set of resources.
 //!
-//! Heat gives each nested stack a life of its own; here they are evaluated together, so
-//! that a whole tree is created, updated and rolled back as one, with one record of what
-//! exists. A resource is named by its path: `group/0/server`.
+//! In Heat each nested stack is a stack of its own. Here they are evaluated together, so that a whole
+//! tree is created, updated and rolled back as one, with one record. A resource is named by its
+//! path: `group/0/server`.
 //!
-//! Values become known as resources are made, so a tree is evaluated again and again. The
-//! caller is asked for each resource whose requirements are met whether it is as it should
-//! be; what depends on it is evaluated with its answer. What holds a stack is looked into
-//! once everything that it is made from is known: the size of a group may be an attribute.
+//! Values become known while resources are created, so a tree is evaluated repeatedly. For each
+//! resource whose requirements are ready the caller is asked whether it is ready, too; resources that
+//! depend on it are evaluated with the answer. A nested stack is evaluated once its inputs are known:
+//! for example, the size of a group may be an attribute.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
@@ -16,150 +16,150 @@ use super::functions::Known;
 use super::render::{self, Input, Rendered, Stack, Stop};
 use super::rolling::Policy;
 use super::template::MAX_RESOURCES;
-use super::{Error, Result, expand, hide, validate};
+use super::{Error, Result, expand, masking, validate};
 use crate::value::{Map, Text, Value, json};
 
-/// Stands between the names in a path; names of resources cannot have it.
+/// Separates the names in a path; names of resources cannot contain it.
 pub const SEPARATOR: char = '/';
 
-/// What is shown in place of a value that is made of hidden parameters.
+/// Shown instead of a value that depends on hidden parameters.
 pub const MASK: &str = "******";
 
-/// A resource that is made, of the stack itself or of one inside.
+/// A resource that is not a nested stack itself, anywhere in the tree.
 #[derive(Debug, Clone)]
 pub struct Leaf {
     /// Its type, after the environment's registry.
-    pub kind: String,
-    /// Properties after the type's schema, or why there are none.
+    pub resource_type: String,
+    /// Properties converted by the type's schema, or the error in them.
     pub properties: Result<Map>,
     /// Its metadata, or null.
     pub metadata: Value,
     /// By property: paths of the resources it refers to.
     pub references: BTreeMap<String, BTreeSet<String>>,
-    /// Paths of the resources that come before it.
+    /// Paths of the resources that it requires.
     pub requires: BTreeSet<String>,
-    /// Everything that it requires is known.
+    /// Everything that it requires is ready.
     pub ready: bool,
-    /// Kept when the stack lets go of it.
+    /// Its objects are kept when it is removed (`deletion_policy: Retain`).
     pub retain: bool,
     /// The name of an object that exists already, or null.
     pub external_id: Value,
-    /// The groups it is a member of that change a few members at a time.
+    /// The groups with batches that it is a member of.
     pub batches: Vec<Batch>,
-    /// Some of its properties are made of hidden parameters.
+    /// Some of its properties depend on hidden parameters.
     pub hidden: bool,
 }
 
-/// How a group changes its members.
+/// Membership of a resource in a group that updates its members in batches.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Batch {
     /// Path of the group.
     pub group: String,
     /// Path of the member that the resource belongs to.
     pub member: String,
-    /// How many members it is to have.
+    /// How many members the template wants.
     pub target: usize,
-    /// How its first members are made; all at once when absent.
+    /// Batches in which the first members are created; all at once if `None`.
     pub create: Option<Policy>,
-    /// How members are changed.
+    /// Batches in which members are updated.
     pub update: Option<Policy>,
 }
 
 /// An output of the stack.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Output {
-    /// What the template says of it.
+    /// Its description in the template.
     pub description: String,
-    /// Its value, masked if need be, or why there is none.
+    /// Its value, masked if necessary, or the error in it.
     pub value: Result<Value>,
 }
 
-/// A tree, evaluated as far as it is known.
+/// A tree, evaluated as far as its values are known.
 #[derive(Debug, Clone, Default)]
 pub struct Flat {
     /// The resources by path.
     pub leaves: BTreeMap<String, Leaf>,
-    /// Paths of resources that hold a stack which cannot be looked into yet.
+    /// Paths of nested stacks whose inputs are not known yet.
     pub unexpanded: BTreeSet<String>,
     /// Outputs by name.
     pub outputs: BTreeMap<String, Output>,
-    /// Texts that must never be shown.
+    /// Texts to mask.
     pub secrets: BTreeSet<String>,
-    /// By the path of a group: names that it does not use any more.
+    /// By the path of a group: member names that it does not use any more.
     pub removed: BTreeMap<String, BTreeSet<String>>,
-    /// By the path of a group: names of those of its members that it is told to let go of by the
-    /// ids that they are referred to by.
+    /// By the path of a group: names of members by reference id, for members that its removal
+    /// policies name by id.
     pub named: BTreeMap<String, BTreeMap<String, String>>,
 }
 
 impl Flat {
-    /// The text without anything that must not be shown.
+    /// The text with all secrets masked.
     #[must_use]
     pub fn masked(&self, text: &str) -> String {
-        hide::mask_text(text, &self.secrets)
+        masking::mask_text(text, &self.secrets)
     }
 }
 
-/// Evaluates `input` and everything inside. `settle` is asked once for each resource whose
-/// requirements are met, and says what is known of it if it is as it should be.
+/// Evaluates `input` and its nested stacks. `resolve` is called once for each resource whose
+/// requirements are ready, and returns its reference id and attributes if it is ready.
 ///
 /// # Errors
 /// When a template, its parameters or its references are wrong.
 pub fn flatten(
     input: &Input,
-    settle: &mut dyn FnMut(&str, &Leaf) -> Option<Known>,
+    resolve: &mut dyn FnMut(&str, &Leaf) -> Option<Known>,
 ) -> std::result::Result<Flat, Stop> {
     let mut walk = Walk {
         flat: Flat::default(),
         left: MAX_RESOURCES,
         input,
-        settle,
+        resolve,
     };
     let level = walk.level(input.clone(), &Place::default(), 0)?;
     let mut flat = walk.flat;
     flat.outputs = level.outputs;
     for output in flat.outputs.values_mut() {
         if let Ok(value) = &mut output.value {
-            hide::mask(value, &flat.secrets);
+            masking::mask(value, &flat.secrets);
         }
     }
     Ok(flat)
 }
 
-/// Where a stack stands in the tree.
+/// The place of a stack in the tree.
 #[derive(Debug, Clone, Default)]
 struct Place {
-    /// Path with a separator at the end, or nothing.
+    /// Its path with a separator at the end; empty for the outermost stack.
     prefix: String,
-    /// What the resource that holds it requires.
+    /// Requirements of the nested stack as a resource.
     requires: BTreeSet<String>,
     batches: Vec<Batch>,
-    /// The parameters come from hidden ones.
+    /// Its parameters depend on hidden ones.
     hidden: bool,
-    /// What holds it is kept when the stack lets go of it, and so is what is in it.
+    /// Its resources are kept when it is removed.
     retain: bool,
 }
 
 /// One stack of the tree.
 #[derive(Debug, Default)]
 struct Level {
-    /// Paths of every resource in it and in those inside.
+    /// Paths of all resources in it and in its nested stacks.
     leaves: BTreeSet<String>,
-    /// Everything in it is as it should be.
+    /// All of them are ready.
     complete: bool,
     members: BTreeMap<String, Known>,
     outputs: BTreeMap<String, Output>,
-    /// Of a group: names that it does not use any more.
+    /// Of a group: member names that it does not use any more.
     removed: BTreeSet<String>,
 }
 
 struct Walk<'a> {
     flat: Flat,
-    /// How many resources there may be more.
+    /// How many more resources the tree may have.
     left: usize,
-    /// The outermost.
+    /// The input of the outermost stack.
     input: &'a Input,
-    settle: &'a mut dyn FnMut(&str, &Leaf) -> Option<Known>,
+    resolve: &'a mut dyn FnMut(&str, &Leaf) -> Option<Known>,
 }
 
 impl Walk<'_> {
@@ -177,7 +177,7 @@ impl Walk<'_> {
         }
         let mut inside: BTreeMap<String, Level> = BTreeMap::new();
         let mut asked: BTreeSet<String> = BTreeSet::new();
-        let mut settled: BTreeSet<String> = BTreeSet::new();
+        let mut ready_names: BTreeSet<String> = BTreeSet::new();
         let stack = loop {
             let mut stack = render::stack(&input)?;
             if asked.is_empty() {
@@ -185,25 +185,25 @@ impl Walk<'_> {
                 self.left = left.ok_or_else(too_many)?;
             }
             let order = stack.order.clone().map_err(stop)?;
-            let hidden = hide::tainted(&stack, place.hidden);
+            let hidden = masking::tainted(&stack, place.hidden);
             let template = Arc::clone(&stack.template);
             let names = template.resources.keys().map(String::as_str);
             let existing: HashSet<&str> = names
                 .filter(|name| stack.resources.contains_key(*name))
                 .collect();
             let mut progress = false;
-            let evaluated = settled.clone();
+            let evaluated = ready_names.clone();
             for name in &order {
                 let met = |stack: &Stack, by: &BTreeSet<String>| {
                     required(stack, name).all(|required| by.contains(required))
                 };
-                if asked.contains(name) || !met(&stack, &settled) {
+                if asked.contains(name) || !met(&stack, &ready_names) {
                     continue;
                 }
-                // What it is made from has settled in this very round.
+                // A requirement became ready in this round: evaluate it again.
                 if !met(&stack, &evaluated) {
-                    render::again(&input, &mut stack, &existing, name)?;
-                    if !met(&stack, &settled) {
+                    render::render_again(&input, &mut stack, &existing, name)?;
+                    if !met(&stack, &ready_names) {
                         continue;
                     }
                 }
@@ -213,31 +213,32 @@ impl Walk<'_> {
                 asked.insert(name.clone());
                 progress = true;
                 let tainted = hidden.contains(name);
-                if expand::holds_a_stack(resource) {
-                    let now = self.as_it_is_now(&place.prefix, name, resource);
+                if expand::has_nested_stack(resource) {
+                    let now = self.current_group(&place.prefix, name, resource);
                     let resource = now.as_ref().unwrap_or(resource);
                     let at = |error: Error| stop(error.below(&format!("resources.{name}")));
-                    let Some(inner) = expand::inner(&input, &stack, name, resource).map_err(at)?
+                    let Some(inner) =
+                        expand::nested_input(&input, &stack, name, resource).map_err(at)?
                     else {
                         continue;
                     };
-                    let below = below(&stack, name, resource, place, &inside, tainted);
+                    let below = place_of_nested(&stack, name, resource, place, &inside, tainted);
                     let mut level = self.level(inner, &below, depth + 1)?;
                     let path = format!("{}{name}", place.prefix);
                     level.complete &= !self.input.sizes.contains_key(&path);
                     level.removed = self.flat.removed.get(&path).cloned().unwrap_or_default();
-                    let known = outside(resource, &below.prefix, &level);
+                    let known = known_of_nested(resource, &below.prefix, &level);
                     input.resources.insert(name.clone(), known);
                     if level.complete {
-                        settled.insert(name.clone());
+                        ready_names.insert(name.clone());
                     }
                     inside.insert(name.clone(), level);
                 } else {
                     let path = format!("{}{name}", place.prefix);
                     let leaf = leaf(&stack, name, resource, place, &inside, true, tainted);
-                    if let Some(known) = (self.settle)(&path, &leaf) {
+                    if let Some(known) = (self.resolve)(&path, &leaf) {
                         input.resources.insert(name.clone(), known);
-                        settled.insert(name.clone());
+                        ready_names.insert(name.clone());
                     }
                     self.flat.leaves.insert(path, leaf);
                 }
@@ -246,27 +247,27 @@ impl Walk<'_> {
                 break stack;
             }
         };
-        Ok(self.finish(&stack, &input, place, inside, &asked, &settled))
+        Ok(self.finish(&stack, &input, place, inside, &asked, &ready_names))
     }
 
-    /// A group with the names that it does not use: those that its policies name, and those
-    /// that it has been told before where its policy appends, as by Heat's default. And with as
-    /// many members as it has in the batch that is under way.
-    fn as_it_is_now(&mut self, prefix: &str, name: &str, group: &Rendered) -> Option<Rendered> {
-        if group.resolved != "OS::Heat::ResourceGroup" {
+    /// A group with the member names that it does not use (those that its removal policies name, and
+    /// earlier ones if `removal_policies_mode` appends, which is Heat's default), and with the number
+    /// of members of the current batch.
+    fn current_group(&mut self, prefix: &str, name: &str, group: &Rendered) -> Option<Rendered> {
+        if group.resource_type != "OS::Heat::ResourceGroup" {
             return None;
         }
         let mut properties = group.typed.as_ref().ok()?.clone();
         let path = format!("{prefix}{name}");
         let members = self.input.members.get(&path);
         let mut all = BTreeSet::new();
-        for given in expand::listed(properties.get("removal_policies")) {
+        for given in expand::excluded_members(properties.get("removal_policies")) {
             if let Some(member) = members.and_then(|members| members.get(&given)) {
                 let named = self.flat.named.entry(path.clone()).or_default();
                 all.insert(member.clone());
                 named.insert(given, member.clone());
             } else {
-                // What is neither a name nor known as an id is nobody's, and costs nothing.
+                // Ignored if it is neither a member's name nor a known id.
                 all.insert(given);
             }
         }
@@ -287,7 +288,7 @@ impl Walk<'_> {
         })
     }
 
-    /// What was not reached, and what the stack says to the outside.
+    /// Adds resources that were not reached, and the outputs.
     fn finish(
         &mut self,
         stack: &Stack,
@@ -295,16 +296,16 @@ impl Walk<'_> {
         place: &Place,
         inside: BTreeMap<String, Level>,
         asked: &BTreeSet<String>,
-        settled: &BTreeSet<String>,
+        ready_names: &BTreeSet<String>,
     ) -> Level {
-        let hidden = hide::tainted(stack, place.hidden);
+        let hidden = masking::tainted(stack, place.hidden);
         let mut level = Level {
-            complete: settled.len() == stack.resources.len(),
+            complete: ready_names.len() == stack.resources.len(),
             ..Level::default()
         };
         for (name, resource) in &stack.resources {
             let path = format!("{}{name}", place.prefix);
-            if expand::holds_a_stack(resource) {
+            if expand::has_nested_stack(resource) {
                 if !asked.contains(name) {
                     self.flat.unexpanded.insert(path);
                 }
@@ -320,11 +321,11 @@ impl Walk<'_> {
         for (_, inner) in inside {
             level.leaves.extend(inner.leaves);
         }
-        hide::secrets(stack, &mut self.flat.secrets);
+        masking::add_hidden_parameters(stack, &mut self.flat.secrets);
         level.members = input.resources.clone();
-        let masked = hide::outputs(stack, &hidden, place.hidden);
+        let masked = masking::tainted_outputs(stack, &hidden, place.hidden);
         for (name, (description, value)) in &stack.outputs {
-            // Only what is shown is masked; a stack around this one works with the value.
+            // Only outputs of the outermost stack are shown; other stacks need the value.
             let value = if place.prefix.is_empty() && masked.contains(name) {
                 Ok(Value::from(MASK))
             } else {
@@ -340,8 +341,8 @@ impl Walk<'_> {
     }
 }
 
-/// Where the stack inside of a resource stands.
-fn below(
+/// The place of the nested stack of a resource.
+fn place_of_nested(
     stack: &Stack,
     name: &str,
     resource: &Rendered,
@@ -354,7 +355,7 @@ fn below(
         .batches
         .iter()
         .map(|batch| Batch {
-            // The group's own members are the first level below it.
+            // Members of a group are one level below it.
             member: if batch.member.is_empty() {
                 format!("{}{name}", place.prefix)
             } else {
@@ -363,13 +364,13 @@ fn below(
             ..batch.clone()
         })
         .collect();
-    // The template's own count, whatever it is in the batch that is under way.
+    // The count in the template, not that of the current batch.
     let own = stack.resources.get(name).unwrap_or(resource);
     let target = own.typed.as_ref().ok();
     let target = target.and_then(|map| map.get("count").and_then(number));
     batches.extend(batch(resource, &prefix, target));
     Place {
-        requires: paths(stack, name, place, inside),
+        requires: required_paths(stack, name, place, inside),
         prefix,
         batches,
         hidden,
@@ -390,14 +391,14 @@ fn stop(error: Error) -> Stop {
     }
 }
 
-/// Names that come before `name`; one whose condition is false is not there to wait for.
+/// The requirements of `name`; resources with a false condition do not exist.
 fn required<'a>(stack: &'a Stack, name: &str) -> impl Iterator<Item = &'a String> {
     let all = stack.graph.requires.get(name).into_iter().flatten();
     all.filter(|required| stack.resources.contains_key(*required))
 }
 
-/// The paths that stand for the requirements of `name`.
-fn paths(
+/// The paths of the requirements of `name`: a nested stack stands for all its resources.
+fn required_paths(
     stack: &Stack,
     name: &str,
     place: &Place,
@@ -405,12 +406,13 @@ fn paths(
 ) -> BTreeSet<String> {
     let mut found = place.requires.clone();
     for required in required(stack, name) {
-        found.extend(standing_for(required, place, inside));
+        found.extend(resource_paths(required, place, inside));
     }
     found
 }
 
-fn standing_for(name: &str, place: &Place, inside: &BTreeMap<String, Level>) -> BTreeSet<String> {
+/// The path of a resource; for a nested stack the paths of all its resources.
+fn resource_paths(name: &str, place: &Place, inside: &BTreeMap<String, Level>) -> BTreeSet<String> {
     match inside.get(name) {
         Some(level) => level.leaves.clone(),
         None => BTreeSet::from([format!("{}{name}", place.prefix)]),
@@ -427,7 +429,7 @@ fn leaf(
     hidden: bool,
 ) -> Leaf {
     let references = resource.references.iter().map(|(property, names)| {
-        let paths = names.iter().flat_map(|n| standing_for(n, place, inside));
+        let paths = names.iter().flat_map(|n| resource_paths(n, place, inside));
         (property.clone(), paths.collect())
     });
     let batches = place.batches.iter().map(|batch| Batch {
@@ -438,18 +440,18 @@ fn leaf(
         },
         ..batch.clone()
     });
-    // What is made from attributes is known only now.
-    let within = if ready && !resource.references.is_empty() {
+    // Values from attributes are known only now.
+    let valid = if ready && !resource.references.is_empty() {
         validate::constraints(resource, &|_| false)
     } else {
         Ok(())
     };
     Leaf {
-        kind: resource.resolved.to_string(),
-        properties: within.and_then(|()| resource.typed.clone()),
+        resource_type: resource.resource_type.to_string(),
+        properties: valid.and_then(|()| resource.typed.clone()),
         metadata: resource.metadata.clone().unwrap_or_default(),
         references: references.collect(),
-        requires: paths(stack, name, place, inside),
+        requires: required_paths(stack, name, place, inside),
         ready,
         retain: place.retain || is_retained(resource),
         external_id: resource.external_id.clone(),
@@ -462,9 +464,9 @@ fn is_retained(resource: &Rendered) -> bool {
     resource.deletion_policy == "Retain"
 }
 
-/// A group's way of changing members, if it has one.
+/// The batches of a group, if it has an update policy.
 fn batch(resource: &Rendered, prefix: &str, count: Option<f64>) -> Option<Batch> {
-    if resource.resolved != "OS::Heat::ResourceGroup" {
+    if resource.resource_type != "OS::Heat::ResourceGroup" {
         return None;
     }
     let policy = resource.update_policy.as_ref().ok()?;
@@ -487,7 +489,7 @@ fn batch(resource: &Rendered, prefix: &str, count: Option<f64>) -> Option<Batch>
     })
 }
 
-/// How many members a figure stands for.
+/// A number of members.
 #[allow(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -504,8 +506,8 @@ fn number(value: &Value) -> Option<f64> {
     }
 }
 
-/// What a resource that holds a stack says to the stack around it.
-fn outside(resource: &Rendered, prefix: &str, level: &Level) -> Known {
+/// Reference id and attributes of a nested stack, for the stack that contains it.
+fn known_of_nested(resource: &Rendered, prefix: &str, level: &Level) -> Known {
     let name = prefix.trim_end_matches(SEPARATOR);
     let value = |output: &Output| output.value.clone().unwrap_or_default();
     let outputs: Map = level
@@ -514,7 +516,7 @@ fn outside(resource: &Rendered, prefix: &str, level: &Level) -> Known {
         .map(|(name, output)| (name.clone(), value(output)))
         .collect();
     let mut refid = Value::from(name);
-    let attributes = match resource.resolved.as_str() {
+    let attributes = match resource.resource_type.as_str() {
         "OS::Heat::ResourceGroup" | "OS::Heat::ResourceChain" => of_members(level),
         "OS::Heat::Stack" => {
             let mut attributes = Map::new();
@@ -540,9 +542,9 @@ fn outside(resource: &Rendered, prefix: &str, level: &Level) -> Known {
     }
 }
 
-/// Attributes of a group: those of its members, as lists and by member.
+/// Attributes of a group: the attributes of its members, as lists and by member.
 fn of_members(level: &Level) -> Map {
-    // `10` comes after `9`, as members were made.
+    // In numerical order: `10` comes after `9`.
     let mut members: Vec<(&String, &Known)> = level.members.iter().collect();
     members.sort_by_key(|(name, _)| (name.parse::<u64>().unwrap_or(u64::MAX), *name));
     let names: BTreeSet<&Text> = members

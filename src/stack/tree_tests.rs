@@ -34,7 +34,7 @@ const MEMBER: &str = "heat_template_version: newton\nparameters: {n: {type: stri
 const GROUP: &str = "heat_template_version: newton\nresources:\n  size: {type: 'OS::Heat::Value', properties: {value: 3}}\n  group:\n    type: OS::Heat::ResourceGroup\n    properties:\n      count: {get_attr: [size, value]}\n      resource_def: {type: m.yaml, properties: {n: 'x%index%'}}\n  after: {type: 'OS::Heat::Value', properties: {value: {get_attr: [group, said]}}}\noutputs:\n  list: {value: {get_attr: [after, value]}}\n  one: {value: {get_attr: [group, resource.1.said]}}\n";
 
 #[test]
-fn a_group_is_looked_into_once_its_size_is_known() {
+fn a_group_is_expanded_once_its_size_is_known() {
     let input = input(GROUP, &[("m.yaml", MEMBER)], "{}");
     let flat = flatten(&input, &mut |_, _| None).unwrap();
     assert_eq!(flat.leaves.keys().collect::<Vec<_>>(), ["after", "size"]);
@@ -59,7 +59,7 @@ fn a_group_is_looked_into_once_its_size_is_known() {
 }
 
 #[test]
-fn each_resource_is_asked_for_once_and_after_what_it_requires() {
+fn each_resource_is_resolved_once_and_after_its_requirements() {
     let input = input(GROUP, &[("m.yaml", MEMBER)], "{}");
     let mut asked: Vec<String> = Vec::new();
     flatten(&input, &mut |path, leaf| {
@@ -73,7 +73,7 @@ fn each_resource_is_asked_for_once_and_after_what_it_requires() {
 }
 
 #[test]
-fn what_comes_from_hidden_parameters_is_masked() {
+fn values_from_hidden_parameters_are_masked() {
     let nested = "heat_template_version: newton\nparameters: {p: {type: string}}\nresources:\n  v: {type: 'OS::Heat::Value', properties: {value: {digest: [md5, {get_param: p}]}}}\noutputs:\n  said: {value: {get_attr: [v, value]}}\n";
     let template = "heat_template_version: newton\nparameters:\n  p: {type: string, hidden: true}\n  q: {type: string}\nresources:\n  v: {type: 'OS::Heat::Value', properties: {value: {get_param: p}}}\n  w: {type: 'OS::Heat::Value', properties: {value: {digest: [md5, {get_attr: [v, value]}]}}}\n  n: {type: n.yaml, properties: {p: {get_param: p}}}\noutputs:\n  plain: {value: {get_param: p}}\n  part: {value: [1, {a: {list_join: ['-', [x, {get_param: p}]]}}]}\n  through: {value: {get_attr: [w, value]}}\n  nested: {value: {get_attr: [n, said]}}\n  open: {value: {get_param: q}}\n";
     let environment = "parameters: {p: a-secret, q: seen}";
@@ -118,7 +118,7 @@ fn a_member_knows_its_group() {
 }
 
 #[test]
-fn a_template_that_holds_itself_ends() {
+fn a_template_that_contains_itself_is_refused() {
     let own = "heat_template_version: newton\nresources: {r: {type: own.yaml}}\n";
     let stop = flatten(&input(own, &[("own.yaml", own)], "{}"), &mut all).unwrap_err();
     assert!(stop.error.message.contains("nest"), "{stop:?}");

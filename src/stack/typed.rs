@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use super::functions::python::truthy;
-use super::registry::{Kind, Property};
-use super::{Error, Result, kind_of};
+use super::registry::{Property, PropertyType};
+use super::{Error, Result, python_type};
 use crate::value::{List, Map, Number, Text, Value};
 
 /// The properties as a plugin sees them.
@@ -162,62 +162,64 @@ fn one(
 }
 
 /// What a property's value is made into, which another property may say.
-fn kind(property: &Property, given: &Map) -> Kind {
+fn kind(property: &Property, given: &Map) -> PropertyType {
     let told = property.told_by.as_ref().and_then(|by| given.get(by));
     match told.and_then(Value::as_str) {
-        Some("string") => Kind::String,
-        Some("number") => Kind::Number,
-        Some("comma_delimited_list") => Kind::List,
-        Some("json") => Kind::Map,
-        Some("boolean") => Kind::Boolean,
-        _ => property.kind,
+        Some("string") => PropertyType::String,
+        Some("number") => PropertyType::Number,
+        Some("comma_delimited_list") => PropertyType::List,
+        Some("json") => PropertyType::Map,
+        Some("boolean") => PropertyType::Boolean,
+        _ => property.value_type,
     }
 }
 
 /// The value as its type; nothing gives the default or the type's empty value.
 pub(super) fn convert(property: &Property, value: Option<&Value>) -> Result<Value> {
-    convert_to(property.kind, property, value)
+    convert_to(property.value_type, property, value)
 }
 
-fn convert_to(kind: Kind, property: &Property, value: Option<&Value>) -> Result<Value> {
+fn convert_to(kind: PropertyType, property: &Property, value: Option<&Value>) -> Result<Value> {
     let value = value.filter(|value| !value.is_null());
     // Some defaults are empty, and of another type.
     let default = property.default.as_ref();
-    let value = value.or(default.filter(|value| kind == Kind::Map || truthy(value)));
+    let value = value.or(default.filter(|value| kind == PropertyType::Map || truthy(value)));
     let wrong = |wanted: &str| {
-        let kind = value.map_or("nothing", kind_of);
+        let kind = value.map_or("nothing", python_type);
         Err(Error::new(format!("must be {wanted}, is {kind}")))
     };
     match (kind, value) {
-        (Kind::Any, value) => Ok(value.cloned().unwrap_or_default()),
-        (Kind::String, None) => Ok(Value::from("")),
-        (Kind::String, Some(Value::String(_))) => Ok(value.cloned().unwrap_or_default()),
-        (Kind::String, Some(Value::Bool(true))) => Ok(Value::from("True")),
-        (Kind::String, Some(Value::Bool(false))) => Ok(Value::from("False")),
-        (Kind::String, Some(Value::Number(number))) if !number.is_f64() => {
+        (PropertyType::Any, value) => Ok(value.cloned().unwrap_or_default()),
+        (PropertyType::String, None) => Ok(Value::from("")),
+        (PropertyType::String, Some(Value::String(_))) => Ok(value.cloned().unwrap_or_default()),
+        (PropertyType::String, Some(Value::Bool(true))) => Ok(Value::from("True")),
+        (PropertyType::String, Some(Value::Bool(false))) => Ok(Value::from("False")),
+        (PropertyType::String, Some(Value::Number(number))) if !number.is_f64() => {
             Ok(Value::from(number.to_string()))
         }
-        (Kind::String, _) => wrong("a string"),
-        (Kind::Integer | Kind::Number, None) => Ok(Value::from(0)),
-        (Kind::Integer, Some(value)) => match integer(value) {
+        (PropertyType::String, _) => wrong("a string"),
+        (PropertyType::Integer | PropertyType::Number, None) => Ok(Value::from(0)),
+        (PropertyType::Integer, Some(value)) => match integer(value) {
             Some(number) => Ok(Value::Number(number)),
             None => wrong("a whole number"),
         },
         // A boolean is a number for Heat, and stays what it is.
-        (Kind::Number, Some(value @ (Value::Number(_) | Value::Bool(_)))) => Ok(value.clone()),
-        (Kind::Number, Some(Value::String(text))) => super::parameters::number(text)
+        (PropertyType::Number, Some(value @ (Value::Number(_) | Value::Bool(_)))) => {
+            Ok(value.clone())
+        }
+        (PropertyType::Number, Some(Value::String(text))) => super::parameters::number(text)
             .map_or_else(|| wrong("a number"), |n| Ok(Value::Number(n))),
-        (Kind::Number, _) => wrong("a number"),
-        (Kind::Boolean, None) => Ok(Value::Bool(false)),
-        (Kind::Boolean, Some(Value::Bool(flag))) => Ok(Value::Bool(*flag)),
-        (Kind::Boolean, Some(Value::String(text))) => match text.to_lowercase().as_str() {
+        (PropertyType::Number, _) => wrong("a number"),
+        (PropertyType::Boolean, None) => Ok(Value::Bool(false)),
+        (PropertyType::Boolean, Some(Value::Bool(flag))) => Ok(Value::Bool(*flag)),
+        (PropertyType::Boolean, Some(Value::String(text))) => match text.to_lowercase().as_str() {
             "true" => Ok(Value::Bool(true)),
             "false" => Ok(Value::Bool(false)),
             _ => wrong("true or false"),
         },
-        (Kind::Boolean, _) => wrong("true or false"),
-        (Kind::List, value) => list(property, value),
-        (Kind::Map, value) => map(property, value),
+        (PropertyType::Boolean, _) => wrong("true or false"),
+        (PropertyType::List, value) => list(property, value),
+        (PropertyType::Map, value) => map(property, value),
     }
 }
 
@@ -231,7 +233,10 @@ fn list(property: &Property, value: Option<&Value>) -> Result<Value> {
             &split
         }
         Some(other) => {
-            return Err(Error::new(format!("must be a list, is {}", kind_of(other))));
+            return Err(Error::new(format!(
+                "must be a list, is {}",
+                python_type(other)
+            )));
         }
     };
     let Some(item) = property.inner.get("*") else {
@@ -262,7 +267,10 @@ fn map(property: &Property, value: Option<&Value>) -> Result<Value> {
             return Ok(Value::from(super::functions::python_json(items, false)));
         }
         Some(other) => {
-            return Err(Error::new(format!("must be a map, is {}", kind_of(other))));
+            return Err(Error::new(format!(
+                "must be a map, is {}",
+                python_type(other)
+            )));
         }
     };
     if property.inner.is_empty() {
@@ -304,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn values_become_their_type_and_defaults_are_filled() {
+    fn values_are_converted_and_defaults_are_filled() {
         let volume = typed("OS::Cinder::Volume", &json!({"size": "3", "imageRef": "i"})).unwrap();
         assert_eq!(volume["size"], 3);
         assert_eq!(volume["image"], "i");
@@ -312,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn the_type_of_a_value_is_the_one_that_stands_beside_it() {
+    fn the_type_of_a_value_is_in_the_property_beside_it() {
         let value = |kind: &str, value: Value| {
             let given = json!({"type": kind, "value": value});
             typed("OS::Heat::Value", &given).map(|typed| typed["value"].clone())
@@ -331,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_type_does_not_take_does_not_make_it_fail() {
+    fn an_error_in_an_unknown_property_is_ignored() {
         let case = json!({"template": {"heat_template_version": "pike", "resources": {
             "n": {"type": "OS::Heat::None", "properties": {"x": {"list_concat": "text"}}}}}});
         let result = &super::super::cases::rendered(case)["resources"]["n"];
@@ -348,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_or_wrong_is_named() {
+    fn missing_and_wrong_properties_are_named() {
         let error = typed("OS::Nova::Server", &json!({})).unwrap_err();
         assert_eq!(error.path, "flavor");
         let error = typed("OS::Nova::Server", &json!({"flavor": "f", "networks": "n"}));
@@ -367,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_by_an_older_spelling_is_what_is_empty() {
+    fn null_for_an_older_name_is_the_empty_value() {
         let given = json!({"network": "a", "network_id": null});
         assert_eq!(typed("OS::Neutron::Subnet", &given).unwrap()["network"], "");
         let router = typed("OS::Neutron::Router", &json!({"l3_agent_id": null})).unwrap();
@@ -387,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn a_resource_is_described_by_what_it_says_of_itself() {
+    fn the_description_of_a_resource_is_used_as_its_property() {
         let case = |properties: Value| {
             let resource = json!({"type": "OS::Neutron::SecurityGroup", "description": "own", "properties": properties});
             json!({"template": {"heat_template_version": "rocky", "resources": {"g": resource}}})
@@ -401,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn two_spellings_of_one_property_do_not_go_together() {
+    fn two_names_of_one_property_cannot_be_combined() {
         let given = json!({"network": "a", "network_id": "b"});
         assert!(typed("OS::Neutron::Port", &given).is_err());
     }

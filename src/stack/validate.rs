@@ -67,13 +67,16 @@ fn properties(resource: &Rendered) -> Result<()> {
     if resource.schema.is_none() {
         return Err(Error::at(
             "type",
-            if render::is_template_name(&resource.resolved) {
+            if render::is_template_name(&resource.resource_type) {
                 format!(
                     "the template `{}` is not among the files",
-                    resource.resolved
+                    resource.resource_type
                 )
             } else {
-                format!("the resource type `{}` is not known", resource.kind)
+                format!(
+                    "the resource type `{}` is not known",
+                    resource.declared_type
+                )
             },
         ));
     }
@@ -106,7 +109,7 @@ pub(super) fn constraints(resource: &Rendered, unknown_yet: &dyn Fn(&str) -> boo
         return Err(error.clone().below("properties"));
     }
     // A type that stands for a template of Heat's own takes what that takes.
-    if schema.mapped.is_some() || registry::takes_anything(&resource.resolved, schema) {
+    if schema.mapped.is_some() || registry::takes_anything(&resource.resource_type, schema) {
         return Ok(());
     }
     typed::check(&schema.properties, given, unknown_yet).map_err(|error| error.below("properties"))
@@ -154,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn what_heat_refuses_is_refused_with_its_place() {
+    fn errors_that_heat_reports_are_reported_with_their_place() {
         let report = check(
             "heat_template_version: newton\nresources:\n  s: {type: 'OS::Nova::Server', properties: {flavour: x, flavor: m1}}\n",
             &[],
@@ -173,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn parameters_without_a_value_are_told_at_once() {
+    fn all_parameters_without_a_value_are_reported_together() {
         let error = |template: &str| check(template, &[])["error"].to_string();
         assert!(error(MEMBER).contains(r#""path":"parameters.n""#));
         let cfn = "AWSTemplateFormatVersion: 2010-09-09\nParameters: {Key: {Type: String}}\n\
@@ -193,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_template_that_holds_itself_ends() {
+    fn a_template_that_contains_itself_is_refused() {
         let own = "heat_template_version: newton\nresources: {r: {type: own.yaml}}\n";
         let report = check(own, &[("own.yaml", own)]);
         assert!(
@@ -221,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_is_one_after_the_other() {
+    fn the_resources_of_a_chain_are_created_in_order() {
         let report = check(
             "heat_template_version: newton\nresources:\n  c: {type: 'OS::Heat::ResourceChain', properties: {resources: ['OS::Heat::None', 'OS::Heat::RandomString']}}\n",
             &[],

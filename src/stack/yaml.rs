@@ -334,13 +334,13 @@ mod tests {
     }
 
     #[test]
-    fn merges_and_aliases_are_written_out() {
+    fn merges_and_aliases_are_expanded() {
         let value = parse("base: &b {x: 1, y: 2}\nall:\n  <<: *b\n  y: 3\n").unwrap();
         assert_eq!(value["all"], json!({"x": 1, "y": 3}));
     }
 
     #[test]
-    fn maps_keep_their_order_and_what_is_merged_comes_first() {
+    fn maps_keep_their_order_and_merged_keys_come_first() {
         let text = "one: &one {z: 1, y: 1}\ntwo: &two {x: 2, y: 2}\n\
                     all: {c: 0, <<: [*one, *two], z: 0, a: 0}\n";
         let all = &parse(text).unwrap()["all"];
@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_ends_as_the_text_ends() {
+    fn a_block_ends_with_the_text() {
         for (text, value) in [
             ("a: |\n  x\n  y", "x\ny"),
             ("a: |\n  x\n", "x\n"),
@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_some_parsers_know_is_refused() {
+    fn nonstandard_yaml_is_refused() {
         for text in ["a: !Ref b", "a: !own [b]", "a: !own {b: c}"] {
             assert!(parse(text).unwrap_err().message.contains("tag"), "{text}");
         }
@@ -398,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_names_its_line() {
+    fn errors_have_a_line() {
         let error = parse("a: 1\nb: [1, 2\nc: 3\n").unwrap_err();
         assert!(error.message.contains("line"), "{error}");
     }

@@ -1,7 +1,7 @@
-//! The directory of an Instance: marks, root disk, config drive.
+//! The directory of an Instance: metadata, root disk, config drive.
 //!
 //! ```text
-//! DIR/instances/ID/marks.json   whose it is, and which images it uses
+//! DIR/instances/ID/marks.json   its owner, and which images it uses
 //! DIR/instances/ID/disk.qcow2   overlay over the image
 //! DIR/instances/ID/config.img   config drive, mode 0600
 //! DIR/instances/ID/console.log  written by virtlogd
@@ -27,18 +27,18 @@ use super::store::{entries, file_name, sync_directory, write_atomically};
 use super::{Error, ImageStore, StoredImage, qcow2};
 use pileus_values::Owner;
 
-/// Name of the file with the marks.
-const MARKS: &str = "marks.json";
+/// Name of the file with the metadata.
+const METADATA_FILE: &str = "marks.json";
 /// What an overlay takes before a guest has written anything, in bytes: header, reference
 /// counts and their table, first level, of one cluster of 64 KiB each.
 const EMPTY_OVERLAY: u64 = 4 * 64 * 1024;
 /// An empty file, made when the guest is asked to shut down.
-const SHUTDOWN_ASKED: &str = "shutdown-asked";
+const SHUTDOWN_FILE: &str = "shutdown-asked";
 
-/// Whose a directory is.
+/// The owner of a directory, and the images that it uses.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct DirectoryMarks {
+pub struct DirectoryMetadata {
     /// Whose it is.
     pub owner: Owner,
     /// Epoch of the placement that it was made for.
@@ -51,8 +51,8 @@ pub struct DirectoryMarks {
 /// What is in a directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Contents {
-    /// Whose it is; a directory without readable marks is nobody's.
-    pub marks: Option<DirectoryMarks>,
+    /// Its owner; a directory without readable metadata has none.
+    pub metadata: Option<DirectoryMetadata>,
     /// The directory exists.
     pub directory: bool,
     /// The root disk exists.
@@ -60,21 +60,21 @@ pub struct Contents {
     /// The config drive exists.
     pub config_drive: bool,
     /// When the guest was last asked to shut down, since it was last started.
-    pub shutdown_asked: Option<SystemTime>,
+    pub shutdown_requested: Option<SystemTime>,
 }
 
-/// Room in the file system of the disks, in bytes.
+/// Space in the file system of the disks, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Space {
     /// In all.
     pub total: u64,
-    /// Left for us.
+    /// Left for Pileus.
     pub available: u64,
 }
 
 impl Space {
-    /// What may be filled with something new. The disks of running guests grow in the rest:
-    /// a twentieth of the whole, at most 5 GiB, is theirs alone.
+    /// What new images and disks may use. A twentieth of the whole, at most 5 GiB, is left for
+    /// the disks of running guests, which grow.
     #[must_use]
     pub fn usable(&self) -> u64 {
         self.available
@@ -115,37 +115,37 @@ impl Disks {
         self.directory(id).join("config.img")
     }
 
-    /// Looks at an Instance's directory.
+    /// What an Instance's directory contains.
     #[must_use]
-    pub fn look(&self, id: Uuid) -> Contents {
+    pub fn contents(&self, id: Uuid) -> Contents {
         let directory = self.directory(id);
         Contents {
             directory: directory.is_dir(),
-            marks: read_marks(&directory),
+            metadata: read_metadata(&directory),
             disk: self.root_disk(id).is_file(),
             config_drive: self.config_drive(id).is_file(),
-            shutdown_asked: fs::metadata(directory.join(SHUTDOWN_ASKED))
+            shutdown_requested: fs::metadata(directory.join(SHUTDOWN_FILE))
                 .and_then(|file| file.modified())
                 .ok(),
         }
     }
 
-    /// All directories, with their marks.
+    /// All directories, with their metadata.
     #[must_use]
-    pub fn list(&self) -> Vec<(Uuid, Option<DirectoryMarks>)> {
+    pub fn list(&self) -> Vec<(Uuid, Option<DirectoryMetadata>)> {
         let instances = self.dir.join("instances");
         entries(&instances)
             .filter_map(|name| {
                 let id = name.parse().ok()?;
-                Some((id, read_marks(&instances.join(name))))
+                Some((id, read_metadata(&instances.join(name))))
             })
             .collect()
     }
 
     /// Makes the directory and the root disk: an overlay over `image`, `size` bytes big, or
     /// as big as the image's disk when that is 0. Made under another name first, so that a
-    /// disk that is there is whole; one that is there is kept when it is such an overlay,
-    /// and refused otherwise: what an interrupted pass leaves never has that name.
+    /// disk that exists is complete. An existing one is kept when it is such an overlay, and
+    /// refused otherwise: what an interrupted pass leaves never has that name.
     ///
     /// # Errors
     /// When the image is gone or bigger than the disk, the disk cannot be written, or another
@@ -154,7 +154,7 @@ impl Disks {
         &self,
         store: &ImageStore,
         id: Uuid,
-        marks: &DirectoryMarks,
+        metadata: &DirectoryMetadata,
         image: &StoredImage,
         size: u64,
     ) -> Result<(), Error> {
@@ -171,19 +171,20 @@ impl Disks {
             .mode(0o711)
             .create(&directory)
             .map_err(Error::io("make", &directory))?;
-        // Held until marks and disk name what they need: until then nothing tells of it.
+        // Locked until metadata and disk name the images that they need: until then these look
+        // unused.
         let guard = store.in_use().await?;
         let disk = self.root_disk(id);
-        // Not only a file: anything of that name, a dangling link too, is in the way.
+        // Not only a file: anything of that name is refused, also a dangling link.
         let there = disk.symlink_metadata().is_ok();
         if there {
             check_overlay(&disk, &store.path(&image.digest), size)?;
         }
-        self.mark(id, marks)?;
+        self.set_metadata(id, metadata)?;
         if there {
             return Ok(());
         }
-        for digest in std::iter::once(&image.digest).chain(&marks.uses) {
+        for digest in std::iter::once(&image.digest).chain(&metadata.uses) {
             let path = store.path(digest);
             if !path.is_file() {
                 return Err(Error::DownloadFailed {
@@ -191,7 +192,7 @@ impl Disks {
                     why: "the image is no longer stored; it is fetched again".to_owned(),
                 });
             }
-            // Collection goes by the time of the last use. Best effort: it only keeps longer.
+            // Collection goes by the time of the last use. Best effort: an image is only kept longer.
             let _ = fs::File::open(&path).and_then(|f| f.set_modified(SystemTime::now()));
         }
         let backing = store.path(&image.digest);
@@ -224,7 +225,7 @@ impl Disks {
                 }
             });
         }
-        // A disk that is there must be whole, after a loss of power too.
+        // A disk that exists must be complete, also after a loss of power.
         fs::File::open(&temporary)
             .and_then(|file| file.sync_all())
             .map_err(Error::io("write", &temporary))?;
@@ -234,20 +235,20 @@ impl Disks {
         Ok(())
     }
 
-    /// Writes the marks of a directory that is there.
+    /// Writes the metadata of a directory that exists.
     ///
     /// # Errors
     /// When they cannot be written.
-    pub fn mark(&self, id: Uuid, marks: &DirectoryMarks) -> Result<(), Error> {
-        let path = self.directory(id).join(MARKS);
-        if read_marks(&self.directory(id)).as_ref() == Some(marks) {
+    pub fn set_metadata(&self, id: Uuid, metadata: &DirectoryMetadata) -> Result<(), Error> {
+        let path = self.directory(id).join(METADATA_FILE);
+        if read_metadata(&self.directory(id)).as_ref() == Some(metadata) {
             return Ok(());
         }
-        let bytes = serde_json::to_vec(marks).unwrap_or_default();
+        let bytes = serde_json::to_vec(metadata).unwrap_or_default();
         write_atomically(&path, &bytes, 0o644)
     }
 
-    /// Writes the config drive, unless it is there: it is written once for a Server's life.
+    /// Writes the config drive, unless it exists: it is written once in a Server's life.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -261,7 +262,8 @@ impl Disks {
     }
 
     /// Removes an Instance's directory; one that is gone is fine. The caller has checked
-    /// the marks, which go last: what an interrupted removal leaves is still known by them.
+    /// the metadata, which is removed last: what an interrupted removal leaves still has its
+    /// owner.
     ///
     /// # Errors
     /// When it cannot be removed.
@@ -273,7 +275,7 @@ impl Disks {
             }
             other => other?,
         };
-        for name in names.iter().filter(|name| *name != MARKS) {
+        for name in names.iter().filter(|name| *name != METADATA_FILE) {
             let path = directory.join(name);
             let done = if path.is_dir() && !path.is_symlink() {
                 fs::remove_dir_all(&path)
@@ -289,17 +291,17 @@ impl Disks {
     ///
     /// # Errors
     /// When the record cannot be written.
-    pub fn note_shutdown(&self, id: Uuid) -> Result<(), Error> {
-        let path = self.directory(id).join(SHUTDOWN_ASKED);
+    pub fn record_shutdown_request(&self, id: Uuid) -> Result<(), Error> {
+        let path = self.directory(id).join(SHUTDOWN_FILE);
         fs::write(&path, b"").map_err(Error::io("write", &path))
     }
 
-    /// Removes the record of [`Self::note_shutdown`]; none is fine.
+    /// Removes the record of [`Self::record_shutdown_request`]; none is fine.
     ///
     /// # Errors
     /// When it cannot be removed.
-    pub fn forget_shutdown(&self, id: Uuid) -> Result<(), Error> {
-        let path = self.directory(id).join(SHUTDOWN_ASKED);
+    pub fn clear_shutdown_request(&self, id: Uuid) -> Result<(), Error> {
+        let path = self.directory(id).join(SHUTDOWN_FILE);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
                 Err(Error::io("remove", &path)(error))
@@ -308,7 +310,7 @@ impl Disks {
         }
     }
 
-    /// Room in the file system of the disks, which may be one of their own.
+    /// Space in the file system of the disks, which may be a file system of its own.
     ///
     /// # Errors
     /// When the file system cannot be asked.
@@ -359,7 +361,7 @@ fn check_overlay(disk: &Path, backing: &Path, size: u64) -> Result<(), Error> {
     Ok(())
 }
 
-/// Room in the file system that `path` lies in.
+/// Space in the file system of `path`.
 pub(super) fn space_of(path: &Path) -> Result<Space, Error> {
     let stat =
         nix::sys::statvfs::statvfs(path).map_err(|e| Error::io("look at", path)(e.into()))?;
@@ -370,23 +372,23 @@ pub(super) fn space_of(path: &Path) -> Result<Space, Error> {
     })
 }
 
-fn read_marks(directory: &Path) -> Option<DirectoryMarks> {
-    serde_json::from_slice(&fs::read(directory.join(MARKS)).ok()?).ok()
+fn read_metadata(directory: &Path) -> Option<DirectoryMetadata> {
+    serde_json::from_slice(&fs::read(directory.join(METADATA_FILE)).ok()?).ok()
 }
 
-/// File names in the store of the images in use on this host, by backing chains and by marks.
+/// File names in the store of the images in use on this host, by backing chains and by metadata.
 /// By name and not by path: the state directory may have been known by another path when the
 /// disk was made.
 ///
 /// # Errors
-/// When anything cannot be read: what is not seen must not look unused.
+/// When anything cannot be read: an image that was not found must not count as unused.
 pub(super) fn images_in_use(dir: &Path) -> Result<BTreeSet<OsString>, Error> {
     let mut used = BTreeSet::new();
     let instances = dir.join("instances");
     for name in entries_or_error(&instances)? {
         let directory = instances.join(name);
         let names = match entries_or_error(&directory) {
-            // Removed meanwhile, or a file that is none of ours.
+            // Removed meanwhile, or a file that is not ours.
             Err(Error::Io { source, .. })
                 if matches!(
                     source.kind(),
@@ -399,12 +401,12 @@ pub(super) fn images_in_use(dir: &Path) -> Result<BTreeSet<OsString>, Error> {
         };
         for name in names {
             let path = directory.join(&name);
-            if name == MARKS {
-                let marks = unless_gone(fs::read(&path).map_err(Error::io("read", &path)))?
-                    .map(|bytes| serde_json::from_slice::<DirectoryMarks>(&bytes))
+            if name == METADATA_FILE {
+                let metadata = unless_gone(fs::read(&path).map_err(Error::io("read", &path)))?
+                    .map(|bytes| serde_json::from_slice::<DirectoryMetadata>(&bytes))
                     .transpose()
                     .map_err(|e| Error::io("understand", &path)(e.into()))?;
-                let kernels = marks.map(|m| m.uses).unwrap_or_default();
+                let kernels = metadata.map(|m| m.uses).unwrap_or_default();
                 used.extend(kernels.iter().map(|digest| file_name(digest).into()));
             } else if name.to_string_lossy().starts_with("disk.") {
                 let backing = unless_gone(qcow2::read(&path))?
@@ -420,7 +422,7 @@ pub(super) fn images_in_use(dir: &Path) -> Result<BTreeSet<OsString>, Error> {
     Ok(used)
 }
 
-/// Nothing, when the file has gone between the look at its directory and this.
+/// `None` when the file was removed after its directory was listed.
 fn unless_gone<T>(read: Result<T, Error>) -> Result<Option<T>, Error> {
     match read {
         Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(None),
@@ -428,7 +430,7 @@ fn unless_gone<T>(read: Result<T, Error>) -> Result<Option<T>, Error> {
     }
 }
 
-/// All names in a directory; unlike [`entries`] it says when it cannot see them.
+/// All names in a directory; unlike [`entries`] it fails when it cannot read them.
 fn entries_or_error(dir: &Path) -> Result<Vec<OsString>, Error> {
     fs::read_dir(dir)
         .and_then(|all| all.map(|entry| Ok(entry?.file_name())).collect())

@@ -28,7 +28,7 @@ pub enum Error {
         /// The address.
         address: IpAddr,
     },
-    /// The server says that there is nothing.
+    /// The server answers that the file does not exist.
     #[error(
         "{url} answers {status}; put the file there, or make a new Image with the right URL. It is tried again"
     )]
@@ -46,7 +46,7 @@ pub enum Error {
         /// Why.
         why: String,
     },
-    /// The server sent less than it said.
+    /// The server sent fewer bytes than it announced.
     #[error(
         "{url} ended after {got} of {expected} bytes; it is tried again, from there on where the server can"
     )]
@@ -85,7 +85,7 @@ pub enum Error {
     /// The bytes are no disk image of the format said.
     #[error("not a usable disk image: {0}; make a new Image that is one")]
     NotAnImage(String),
-    /// The image would pull in other files of the host.
+    /// The image refers to other files, which would be files of the host.
     #[error(
         "the image names the file `{0}` as its {1}; flatten it with `qemu-img convert -O qcow2` and make a new Image"
     )]
@@ -139,7 +139,7 @@ pub enum Error {
     },
 }
 
-/// Where room is missing, and how much.
+/// Where space is missing, and how much.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shortage {
     /// Where.

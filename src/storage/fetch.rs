@@ -1,4 +1,4 @@
-//! Brings bytes from a URL into a file, under the fetch policy, resuming what a crash left.
+//! Downloads a URL into a file, under the fetch policy, and resumes interrupted downloads.
 
 use std::io::{Read, SeekFrom};
 use std::net::SocketAddr;
@@ -19,22 +19,22 @@ use super::error::Shortage;
 use super::policy::{FetchPolicy, Location, redact};
 use super::{Error, disk};
 
-/// Redirects that are followed.
-const REDIRECTS: usize = 5;
-/// How long a server may be silent.
-const IDLE: Duration = Duration::from_mins(1);
-/// Bytes between two looks at the room that is left.
-const CHECK_ROOM_EVERY: usize = 64 << 20;
+/// How many redirects are followed.
+const MAX_REDIRECTS: usize = 5;
+/// How long a server may send nothing.
+const IDLE_TIMEOUT: Duration = Duration::from_mins(1);
+/// Bytes between two checks of the space that is left.
+const SPACE_CHECK_INTERVAL: usize = 64 << 20;
 
-/// How far a download is; read by others while it runs.
+/// How much of a download is done; read by others while it runs.
 #[derive(Debug, Default)]
-pub struct Progress {
+pub struct DownloadProgress {
     received: AtomicU64,
     total: AtomicU64,
 }
 
-impl Progress {
-    /// Bytes that are here, and bytes in all, when the server said so.
+impl DownloadProgress {
+    /// Bytes received, and bytes in all, when the server announced them.
     #[must_use]
     pub fn get(&self) -> (u64, Option<u64>) {
         let total = self.total.load(Ordering::Relaxed);
@@ -82,8 +82,8 @@ impl Hasher {
     }
 }
 
-/// Looks names up and drops the addresses that the policy forbids, so that an answer that
-/// changes between judging and connecting gains nothing.
+/// Looks names up and drops the addresses that the policy forbids, so that a name
+/// whose addresses change between check and connection is no way around the policy.
 struct GuardedResolver(FetchPolicy);
 
 impl Resolve for GuardedResolver {
@@ -111,15 +111,15 @@ pub async fn fetch(
     url: &str,
     has_checksum: bool,
     partial: &Path,
-    progress: &Progress,
+    progress: &DownloadProgress,
 ) -> Result<Digests, Error> {
-    match policy.judge(url, has_checksum)? {
+    match policy.check(url, has_checksum)? {
         Location::File(path) => copy(&path, partial, progress).await,
         Location::Web(parsed) => download(policy, parsed, has_checksum, partial, progress).await,
     }
 }
 
-async fn copy(from: &Path, partial: &Path, progress: &Progress) -> Result<Digests, Error> {
+async fn copy(from: &Path, partial: &Path, progress: &DownloadProgress) -> Result<Digests, Error> {
     use tokio::io::AsyncReadExt;
     let mut source = File::open(from).await.map_err(Error::io("open", from))?;
     let length = source
@@ -129,7 +129,7 @@ async fn copy(from: &Path, partial: &Path, progress: &Progress) -> Result<Digest
         .len();
     progress.total.store(length, Ordering::Relaxed);
     progress.received.store(0, Ordering::Relaxed);
-    check_room(partial, length)?;
+    check_space(partial, length)?;
     let mut out = File::create(partial)
         .await
         .map_err(Error::io("write", partial))?;
@@ -154,8 +154,8 @@ async fn copy(from: &Path, partial: &Path, progress: &Progress) -> Result<Digest
     Ok(hasher.finish())
 }
 
-/// Says beforehand that `need` bytes would fill the file system.
-fn check_room(partial: &Path, need: u64) -> Result<(), Error> {
+/// Fails when `need` more bytes would fill the file system.
+fn check_space(partial: &Path, need: u64) -> Result<(), Error> {
     let dir = partial.parent().unwrap_or(partial);
     let usable = disk::space_of(dir)?.usable();
     if need > usable {
@@ -167,9 +167,9 @@ fn check_room(partial: &Path, need: u64) -> Result<(), Error> {
     Ok(())
 }
 
-/// The validator of what an earlier download left. Kept with the boot id, since after a loss
-/// of power the file may have its length and not all of its bytes.
-fn left_tag(path: &Path) -> Option<String> {
+/// The validator of an interrupted download. Stored with the boot id, since after a loss of
+/// power the file may have its length and not all of its bytes.
+fn saved_validator(path: &Path) -> Option<String> {
     let text = std::fs::read_to_string(path).ok()?;
     let (boot, tag) = text.split_once('\n')?;
     (boot == boot_id()).then(|| tag.to_owned())
@@ -185,7 +185,7 @@ async fn download(
     url: Url,
     has_checksum: bool,
     partial: &Path,
-    progress: &Progress,
+    progress: &DownloadProgress,
 ) -> Result<Digests, Error> {
     let shown = redact(url.as_str());
     let failed = |why: String| Error::DownloadFailed {
@@ -194,14 +194,14 @@ async fn download(
     };
     let tag_path = partial.with_extension("etag");
     let have = std::fs::metadata(partial).map_or(0, |m| m.len());
-    let mut resume = left_tag(&tag_path)
+    let mut resume = saved_validator(&tag_path)
         .filter(|_| have > 0)
         .map(|tag| (have, tag));
 
     let client = client(policy).map_err(|e| failed(chain(&e)))?;
     let mut response = follow(policy, &client, url.clone(), has_checksum, resume.as_ref()).await?;
     if resume.is_some() && response.status() == StatusCode::RANGE_NOT_SATISFIABLE {
-        // All of it was here, or more than there is now.
+        // The file had all bytes already, or more than the server has now.
         resume = None;
         response = follow(policy, &client, url, has_checksum, None).await?;
     }
@@ -211,10 +211,10 @@ async fn download(
         if let (StatusCode::PARTIAL_CONTENT, Some((have, _)), true) =
             (status, &resume, starts_at(response.headers(), have))
         {
-            let (hasher, out) = go_on(partial, *have).await?;
+            let (hasher, out) = resume_file(partial, *have).await?;
             (hasher, out, *have)
         } else if status.is_success() && status != StatusCode::PARTIAL_CONTENT {
-            // First, so that the old validator never stands beside new bytes.
+            // First, so that the old validator is never stored beside new bytes.
             let _ = std::fs::remove_file(&tag_path);
             let out = File::create(partial)
                 .await
@@ -227,7 +227,7 @@ async fn download(
             });
         } else {
             if resume.is_some() {
-                // Whatever the server did not like about the range: start afresh next time.
+                // The server refuses the range: start from the beginning next time.
                 let _ = std::fs::remove_file(&tag_path);
             }
             return Err(failed(format!("the server answers {status}")));
@@ -243,7 +243,7 @@ async fn download(
         .total
         .store(expected.unwrap_or(0), Ordering::Relaxed);
     progress.received.store(offset, Ordering::Relaxed);
-    check_room(partial, response.content_length().unwrap_or(0))?;
+    check_space(partial, response.content_length().unwrap_or(0))?;
     let mut unchecked = 0;
     let mut stream = response.bytes_stream();
     let mut broken = None;
@@ -251,9 +251,9 @@ async fn download(
         match chunk {
             Ok(bytes) => {
                 unchecked += bytes.len();
-                if unchecked >= CHECK_ROOM_EVERY {
-                    // The length may be unknown, and others write here too.
-                    check_room(partial, 0)?;
+                if unchecked >= SPACE_CHECK_INTERVAL {
+                    // The length may be unknown, and others write to this file system too.
+                    check_space(partial, 0)?;
                     unchecked = 0;
                 }
                 hasher.update(&bytes);
@@ -300,18 +300,18 @@ fn client(policy: &FetchPolicy) -> Result<Client, reqwest::Error> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     Client::builder()
         .redirect(reqwest::redirect::Policy::none())
-        // A proxy would connect for us, past the policy.
+        // A proxy would connect instead of us, and bypass the policy.
         .no_proxy()
         .dns_resolver(Arc::new(GuardedResolver(policy.clone())))
         .connect_timeout(Duration::from_secs(15))
-        .read_timeout(IDLE)
+        .read_timeout(IDLE_TIMEOUT)
         .user_agent(concat!("pileus/", env!("CARGO_PKG_VERSION")))
         .build()
 }
 
-/// Opens what is there to write after its first `have` bytes. By position and not by
+/// Opens the partial file to write after its first `have` bytes. By position and not by
 /// appending: the last write of a download that was cancelled may still be on its way.
-async fn go_on(partial: &Path, have: u64) -> Result<(Hasher, File), Error> {
+async fn resume_file(partial: &Path, have: u64) -> Result<(Hasher, File), Error> {
     let path = partial.to_owned();
     let hasher = tokio::task::spawn_blocking(move || hash_file(&path, have))
         .await
@@ -338,9 +338,9 @@ async fn follow(
         url: start.clone(),
         why,
     };
-    for hop in 0..=REDIRECTS {
-        let judged = judge_addresses(policy, &url).await;
-        judged.map_err(|error| match hop {
+    for hop in 0..=MAX_REDIRECTS {
+        let checked = check_addresses(policy, &url).await;
+        checked.map_err(|error| match hop {
             0 => error,
             _ => redirected(&start, error),
         })?;
@@ -366,8 +366,8 @@ async fn follow(
                 why: format!("{start} redirects to it, away from https://"),
             });
         }
-        let judged = policy.judge(target.as_str(), has_checksum);
-        match judged.map_err(|error| redirected(&start, error))? {
+        let checked = policy.check(target.as_str(), has_checksum);
+        match checked.map_err(|error| redirected(&start, error))? {
             Location::Web(next) => url = next,
             Location::File(_) => {
                 return Err(Error::ForbiddenUrl {
@@ -377,10 +377,10 @@ async fn follow(
             }
         }
     }
-    Err(failed(format!("more than {REDIRECTS} redirects")))
+    Err(failed(format!("more than {MAX_REDIRECTS} redirects")))
 }
 
-/// Names the URL that the user gave beside the one that it led to.
+/// Names the URL that the user gave beside the one that it redirects to.
 fn redirected(start: &str, error: Error) -> Error {
     let via = |url: String| format!("{start} redirects to {url}, which");
     match error {
@@ -396,8 +396,9 @@ fn redirected(start: &str, error: Error) -> Error {
     }
 }
 
-/// The resolver's refusal would reach the user as "error sending request"; this names it.
-async fn judge_addresses(policy: &FetchPolicy, url: &Url) -> Result<(), Error> {
+/// Checks the addresses beforehand: the resolver's refusal would reach the user as "error
+/// sending request".
+async fn check_addresses(policy: &FetchPolicy, url: &Url) -> Result<(), Error> {
     let Some(url::Host::Domain(host)) = url.host() else {
         return Ok(());
     };
@@ -458,7 +459,7 @@ fn hash_file(path: &Path, length: u64) -> Result<Hasher, Error> {
 
 fn chain(error: &reqwest::Error) -> String {
     use std::error::Error as _;
-    // reqwest's own words carry the URL, query and all.
+    // reqwest's own message contains the URL with its query.
     let mut text = String::new();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -9,7 +9,7 @@ pub mod probe;
 pub mod qcow2;
 pub mod store;
 
-pub use disk::{DirectoryMarks, Disks};
+pub use disk::{DirectoryMetadata, Disks};
 pub use error::Error;
 pub use policy::FetchPolicy;
-pub use store::{Content, ImageStore, Progress, Request, StoredImage};
+pub use store::{Content, DownloadProgress, ImageStore, Request, StoredImage};

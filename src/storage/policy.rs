@@ -1,6 +1,6 @@
 //! What may be fetched: no loopback, link-local, private or cluster addresses unless the
 //! configuration allows them, `http://` only with a checksum, `file://` only below one
-//! directory. Pure, but for the look at a file's real path.
+//! directory. Pure, except that a file's real path is read.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ pub struct FetchPolicy {
     pub file_root: Option<PathBuf>,
 }
 
-/// Where bytes come from, once the URL has been judged.
+/// Where bytes come from, once the URL has been checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Location {
     /// A file of the host.
@@ -28,7 +28,7 @@ pub enum Location {
     Web(Url),
 }
 
-/// The URL without what may be secret in it: user, password, query, fragment.
+/// The URL without the parts that may be secret: user, password, query, fragment.
 #[must_use]
 pub fn redact(url: &str) -> String {
     match Url::parse(url) {
@@ -45,11 +45,11 @@ pub fn redact(url: &str) -> String {
 }
 
 impl FetchPolicy {
-    /// Judges a URL before anything is looked up.
+    /// Checks a URL before anything is looked up.
     ///
     /// # Errors
     /// When the URL breaks a rule; says which.
-    pub fn judge(&self, url: &str, has_checksum: bool) -> Result<Location, Error> {
+    pub fn check(&self, url: &str, has_checksum: bool) -> Result<Location, Error> {
         let forbidden = |why: &str| Error::ForbiddenUrl {
             url: redact(url),
             why: why.to_owned(),
@@ -62,14 +62,14 @@ impl FetchPolicy {
             "https" => {}
             "http" if has_checksum => {}
             "http" => return Err(forbidden("http:// needs a checksum beside it")),
-            "file" => return self.judge_file(url, &parsed).map(Location::File),
+            "file" => return self.check_file(url, &parsed).map(Location::File),
             other => {
                 return Err(forbidden(&format!(
                     "{other}:// is none of https://, http://, file://"
                 )));
             }
         }
-        // A literal address never goes through the resolver, so it is judged here.
+        // A literal address never goes through the resolver, so it is checked here.
         let literal = match parsed.host() {
             Some(url::Host::Ipv4(a)) => Some(IpAddr::V4(a)),
             Some(url::Host::Ipv6(a)) => Some(IpAddr::V6(a)),
@@ -87,7 +87,7 @@ impl FetchPolicy {
         Ok(Location::Web(parsed))
     }
 
-    fn judge_file(&self, url: &str, parsed: &Url) -> Result<PathBuf, Error> {
+    fn check_file(&self, url: &str, parsed: &Url) -> Result<PathBuf, Error> {
         let forbidden = |why: &str| Error::ForbiddenUrl {
             url: url.to_owned(),
             why: why.to_owned(),
@@ -105,7 +105,7 @@ impl FetchPolicy {
             status: "no such file".to_owned(),
         };
         let outside = || forbidden(&format!("it does not lie below {}", root.display()));
-        // Judged by its text first, so that the answer tells nothing of other files.
+        // Checked by its text first, so that the answer reveals nothing of other files.
         if !path.starts_with(root) || path.components().any(|c| c.as_os_str() == "..") {
             return Err(outside());
         }
@@ -222,10 +222,10 @@ mod tests {
     }
 
     #[test]
-    fn urls_are_judged_by_scheme_and_credentials() {
+    fn urls_are_checked_by_scheme_and_credentials() {
         let policy = FetchPolicy::default();
-        assert!(policy.judge("https://example.org/x", false).is_ok());
-        assert!(policy.judge("http://example.org/x", true).is_ok());
+        assert!(policy.check("https://example.org/x", false).is_ok());
+        assert!(policy.check("http://example.org/x", true).is_ok());
         for (url, sum) in [
             ("http://example.org/x", false),
             ("ftp://example.org/x", true),
@@ -233,7 +233,7 @@ mod tests {
             ("file:///etc/passwd", true),
             ("nonsense", true),
         ] {
-            let error = policy.judge(url, sum).unwrap_err();
+            let error = policy.check(url, sum).unwrap_err();
             assert!(matches!(error, Error::ForbiddenUrl { .. }), "{url}");
             assert!(!error.to_string().contains("secret"));
         }
@@ -244,7 +244,7 @@ mod tests {
             "https://0x7f.1/",
         ] {
             assert!(
-                matches!(policy.judge(url, true), Err(Error::ForbiddenAddress { .. })),
+                matches!(policy.check(url, true), Err(Error::ForbiddenAddress { .. })),
                 "{url}"
             );
         }
@@ -263,18 +263,18 @@ mod tests {
             file_root: Some(root.clone()),
         };
         let url = |name: &str| format!("file://{}/{name}", root.display());
-        assert!(policy.judge(&url("a"), false).is_ok());
+        assert!(policy.check(&url("a"), false).is_ok());
         for name in ["link", "../secret", "%2e%2e/secret", ""] {
             assert!(
                 matches!(
-                    policy.judge(&url(name), false),
+                    policy.check(&url(name), false),
                     Err(Error::ForbiddenUrl { .. })
                 ),
                 "{name}"
             );
         }
         assert!(matches!(
-            policy.judge(&url("none"), false),
+            policy.check(&url("none"), false),
             Err(Error::NotFound { .. })
         ));
     }

@@ -1,5 +1,5 @@
-//! Looks at an untrusted disk image: first the header by ourselves, then `qemu-img info` in
-//! a child with limits on memory, processor time and clock time.
+//! Checks an untrusted disk image: first its header by our own code, then `qemu-img info` in
+//! a child process with limits on memory, processor time and clock time.
 
 use std::io::Read;
 use std::path::Path;
@@ -12,11 +12,11 @@ use tokio::process::Command;
 use super::{Error, qcow2};
 
 /// Memory that the child may map.
-const MEMORY: &str = "--as=1073741824";
+const MEMORY_LIMIT: &str = "--as=1073741824";
 /// Processor time of the child, in seconds.
-const CPU: &str = "--cpu=20";
-/// Clock time of the child.
-const PATIENCE: Duration = Duration::from_mins(1);
+const CPU_LIMIT: &str = "--cpu=20";
+/// How long the child may run.
+const QEMU_IMG_TIMEOUT: Duration = Duration::from_mins(1);
 
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -93,7 +93,7 @@ pub async fn probe(path: &Path, format: &str) -> Result<u64, Error> {
     Ok(info.virtual_size)
 }
 
-/// What a file without a qcow2 header is, when its first bytes tell and it is no raw disk.
+/// What a file without a qcow2 header is, when its first bytes show that it is no raw disk.
 enum Kind {
     Format(&'static str),
     Compressed(&'static str),
@@ -154,8 +154,8 @@ fn check_headless(path: &Path, format: &str) -> Result<(), Error> {
 async fn qemu_img_info(path: &Path, format: &str) -> Result<Info, Error> {
     let child = Command::new("prlimit")
         .args([
-            MEMORY,
-            CPU,
+            MEMORY_LIMIT,
+            CPU_LIMIT,
             "--core=0",
             "--",
             "qemu-img",
@@ -171,7 +171,7 @@ async fn qemu_img_info(path: &Path, format: &str) -> Result<Info, Error> {
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         .kill_on_drop(true)
         .output();
-    let output = tokio::time::timeout(PATIENCE, child)
+    let output = tokio::time::timeout(QEMU_IMG_TIMEOUT, child)
         .await
         // A busy host can be the reason; the image's own doing ends at the limit above.
         .map_err(|_| Error::Program {

@@ -1,4 +1,4 @@
-//! The header of a qcow2 file, read by ourselves before any other program sees the file:
+//! The header of a qcow2 file, read by our own code before any other program opens the file:
 //! a file that names other files of the host must never be opened by QEMU.
 //! Source: QEMU's `docs/interop/qcow2.txt`.
 
@@ -13,12 +13,12 @@ const DATA_FILE: u64 = 1 << 2;
 /// How much of a file is read.
 const HEADER: usize = 4096;
 
-/// What a header says.
+/// The fields of a header that matter here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
     /// Size of the disk in bytes.
     pub virtual_size: u64,
-    /// The file below this one in the chain.
+    /// The backing file.
     pub backing_file: Option<String>,
     /// Whether guest data lies in another file.
     pub data_file: bool,
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn what_names_other_files_is_seen() {
+    fn names_of_other_files_are_found() {
         let plain = parse(&header(None, 0)).unwrap().unwrap();
         assert_eq!(
             (plain.virtual_size, plain.backing_file, plain.data_file),

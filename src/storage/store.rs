@@ -28,14 +28,14 @@ use super::fetch::{self, Digests};
 use super::policy::redact;
 use super::{Error, FetchPolicy, disk, probe};
 
-pub use super::fetch::Progress;
+pub use super::fetch::DownloadProgress;
 
-/// How long it is remembered which digest a URL without a checksum gave.
-const SOURCE: Duration = Duration::from_hours(1);
-/// After this time a download that nobody went on with is removed.
-const ABANDONED: Duration = Duration::from_hours(24);
+/// How long the digest of a URL without a checksum stays cached.
+const SOURCE_TTL: Duration = Duration::from_hours(1);
+/// After this time a download that was not resumed is removed.
+const ABANDONED_AFTER: Duration = Duration::from_hours(24);
 
-/// What bytes are asked for.
+/// What is to be fetched.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
     /// Where they come from.
@@ -69,7 +69,7 @@ pub struct StoredImage {
     pub virtual_size: u64,
     /// Format of the disk; empty for a blob.
     pub format: String,
-    /// Where they came from, without what may be secret.
+    /// URL that they came from, without the parts that may be secret.
     pub source: String,
 }
 
@@ -82,7 +82,7 @@ pub struct ImageStore {
 
 /// Keeps images from being collected while it lives.
 #[must_use]
-pub struct InUse(#[allow(dead_code, reason = "held for its drop")] Flock<fs::File>);
+pub struct InUse(#[allow(dead_code, reason = "unlocked when it is dropped")] Flock<fs::File>);
 
 impl ImageStore {
     /// The store in `dir`, made when it is not there.
@@ -106,15 +106,14 @@ impl ImageStore {
         self.dir.join("images").join(file_name(digest))
     }
 
-    /// The bytes asked for, when they are here already; looks at the disk, never at the
-    /// network.
+    /// The requested bytes, when they are stored already; reads the disk, never the network.
     #[must_use]
     pub fn find(&self, request: &Request) -> Option<StoredImage> {
         let known = request
             .digest
             .clone()
             .or_else(|| sha256_of(request.checksum.as_deref()));
-        let digest = known.or_else(|| self.remembered(request))?;
+        let digest = known.or_else(|| self.cached_digest(request))?;
         let stored = self.get(&digest)?;
         let fits = match &request.content {
             Content::Disk(format) => stored.format == *format,
@@ -123,13 +122,13 @@ impl ImageStore {
         fits.then_some(stored)
     }
 
-    /// The digest that a source gave, for requests that name none.
-    fn remembered(&self, request: &Request) -> Option<String> {
+    /// The digest that a source gave before, for requests that name none.
+    fn cached_digest(&self, request: &Request) -> Option<String> {
         let name = format!("{}.json", key(request));
         let path = self.dir.join("sources").join(name);
         // Without a checksum the bytes behind a URL may change at any time: good only until
         // the manager has fixed the digest.
-        if request.checksum.is_none() && !younger_than(&path, SOURCE) {
+        if request.checksum.is_none() && !younger_than(&path, SOURCE_TTL) {
             return None;
         }
         serde_json::from_slice(&fs::read(path).ok()?).ok()
@@ -146,7 +145,7 @@ impl ImageStore {
         serde_json::from_slice(&fs::read(sidecar).ok()?).ok()
     }
 
-    /// Digests of all disks that are here, sorted.
+    /// Digests of all stored disks, sorted.
     #[must_use]
     pub fn list(&self) -> Vec<String> {
         let mut all: Vec<_> = entries(&self.dir.join("images"))
@@ -165,7 +164,7 @@ impl ImageStore {
         all
     }
 
-    /// Fetches, checks and stores the bytes, unless they are here. Two imports of the same
+    /// Fetches, checks and stores the bytes, unless they are stored already. Two imports of the same
     /// source at once fetch it once; a crash at any point leaves a download to resume.
     ///
     /// # Errors
@@ -173,7 +172,7 @@ impl ImageStore {
     pub async fn import(
         &self,
         request: &Request,
-        progress: &Progress,
+        progress: &DownloadProgress,
     ) -> Result<StoredImage, Error> {
         if let Content::Disk(format) = &request.content
             && !matches!(format.as_str(), "raw" | "qcow2")
@@ -190,7 +189,7 @@ impl ImageStore {
         let fetched = loop {
             let fetched = self.fetch(request, &partial, progress, &mut resumed).await;
             match fetched {
-                // What an earlier attempt left may be what is wrong: judge whole bytes only.
+                // The part of an earlier attempt may be wrong: fetch all bytes before refusing them.
                 Err(
                     Error::ChecksumMismatch { .. }
                     | Error::DigestMismatch { .. }
@@ -200,9 +199,9 @@ impl ImageStore {
             }
         };
         match fetched {
-            Ok(stored) => self.keep(&key, &partial, stored).await,
+            Ok(stored) => self.store(&key, &partial, stored).await,
             Err(error) => {
-                // A full disk may be full of just this; what is refused is of no more use.
+                // A full disk may be full of this very file; refused bytes are of no use.
                 if error.is_terminal() || matches!(error, Error::NoSpace(_)) {
                     discard(&partial);
                 }
@@ -215,7 +214,7 @@ impl ImageStore {
         &self,
         request: &Request,
         partial: &Path,
-        progress: &Progress,
+        progress: &DownloadProgress,
         resumed: &mut bool,
     ) -> Result<StoredImage, Error> {
         let has_checksum = request.checksum.is_some();
@@ -270,20 +269,20 @@ impl ImageStore {
         })
     }
 
-    async fn keep(
+    async fn store(
         &self,
         key: &str,
         partial: &Path,
         mut stored: StoredImage,
     ) -> Result<StoredImage, Error> {
         let path = self.path(&stored.digest);
-        // Neither collected meanwhile, nor written by another import of the same bytes.
+        // So that it is neither collected meanwhile, nor written by another import.
         let _in_use = self.in_use().await?;
         let _lock = lock(&self.dir.join("keep.lock"), FlockArg::LockExclusiveNonblock).await?;
         if let Some(known) = self.get(&stored.digest)
             && stored.format.is_empty()
         {
-            // The same bytes may be one's kernel and another's disk; what was probed stays.
+            // The same bytes may be a kernel for one and a disk for another; the probed facts stay.
             stored = known;
         }
         write_atomically(&path.with_extension("json"), &to_json(&stored), 0o644)?;
@@ -308,7 +307,7 @@ impl ImageStore {
 
     /// Removes the images that no disk on this host has in its backing chain, that no
     /// Instance names as its kernel, and that are older than `grace`; and downloads that
-    /// nobody has gone on with for a day. Gives the digests removed.
+    /// were not resumed for a day. Returns the removed digests.
     ///
     /// # Errors
     /// When the lock cannot be taken; a disk that cannot be read keeps every image.
@@ -342,7 +341,7 @@ impl ImageStore {
         self.collect_partials();
         for name in entries(&self.dir.join("sources")) {
             let path = self.dir.join("sources").join(name);
-            if !younger_than(&path, ABANDONED) {
+            if !younger_than(&path, ABANDONED_AFTER) {
                 let _ = fs::remove_file(path);
             }
         }
@@ -359,9 +358,9 @@ impl ImageStore {
             let lock = partial.with_extension("lock");
             let abandoned = [&partial, &lock]
                 .into_iter()
-                .all(|path| !path.exists() || !younger_than(path, ABANDONED));
-            // An import that waits for its server writes nothing, but holds the lock.
-            let held = || {
+                .all(|path| !path.exists() || !younger_than(path, ABANDONED_AFTER));
+            // An import that waits for its server writes nothing, but has the lock.
+            let locked = || {
                 let file = fs::OpenOptions::new()
                     .write(true)
                     .create(true)
@@ -370,7 +369,7 @@ impl ImageStore {
                     .ok()?;
                 Flock::lock(file, FlockArg::LockExclusiveNonblock).ok()
             };
-            if abandoned && let Some(_held) = held() {
+            if abandoned && let Some(_locked) = locked() {
                 discard(&partial);
                 let _ = fs::remove_file(&lock);
             }
@@ -428,7 +427,7 @@ fn discard(partial: &Path) {
     }
 }
 
-/// Writes a file so that it is there whole or not at all.
+/// Writes a file so that it exists completely or not at all.
 pub(super) fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Error> {
     use std::os::unix::fs::OpenOptionsExt;
     let temporary = path.with_extension("new");
@@ -448,7 +447,7 @@ pub(super) fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> Result<(
     sync_directory(path)
 }
 
-/// Makes a rename in the path's directory last.
+/// Syncs the path's directory, so that a rename survives a loss of power.
 pub(super) fn sync_directory(path: &Path) -> Result<(), Error> {
     let Some(dir) = path.parent() else {
         return Ok(());
@@ -469,7 +468,7 @@ async fn lock_when_free(path: &Path) -> Result<Flock<fs::File>, Error> {
     lock(path, FlockArg::LockExclusiveNonblock).await
 }
 
-/// Takes a lock on a file, without holding a thread while others have it.
+/// Locks a file, without blocking a thread while others have the lock.
 async fn lock(path: &Path, how: FlockArg) -> Result<Flock<fs::File>, Error> {
     loop {
         let file = fs::OpenOptions::new()
@@ -479,7 +478,7 @@ async fn lock(path: &Path, how: FlockArg) -> Result<Flock<fs::File>, Error> {
             .open(path)
             .map_err(Error::io("open", path))?;
         match Flock::lock(file, how) {
-            // A file that was removed before we had it locks nobody out.
+            // A file that was removed before it was locked excludes nobody.
             Ok(locked) if same_file(&locked, path) => return Ok(locked),
             Ok(_) | Err((_, Errno::EWOULDBLOCK | Errno::EINTR)) => {}
             Err((_, errno)) => return Err(Error::io("lock", path)(errno.into())),

@@ -1,9 +1,9 @@
-//! Who owns what we make outside Kubernetes.
+//! The owners of what Pileus makes outside Kubernetes.
 //!
 //! Everything made outside Kubernetes (a domain, a directory, a row in OVN) has an
-//! id derived from the *name* of its owner and carries marks with the owner's uid.
-//! The name keeps the id the same when the owner is applied again after its objects
-//! were lost; the uid tells that this happened.
+//! id derived from the *name* of its owner and metadata with the owner's uid. The name
+//! keeps the id the same when the owner is applied again after its objects were lost; a
+//! different uid shows that this happened.
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -19,7 +19,7 @@ impl std::fmt::Display for ClusterId {
     }
 }
 
-/// Marks of the owner, carried by everything we make outside Kubernetes.
+/// The owner, recorded on everything that Pileus makes outside Kubernetes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Owner {

@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_port_can_have_is_refused_by_reason() {
+    fn unusable_addresses_are_refused_with_the_reason() {
         assert_eq!("00:00:00:00:00:00".parse::<Mac>(), Err(MacError::Zero));
         assert!(matches!(
             "01:00:5e:00:00:01".parse::<Mac>(),

@@ -23,7 +23,7 @@ use pileus_api::{
 use pileus_kube_ext::{Context, Metrics};
 use pileus_manager::Caches;
 use pileus_manager::network::caches::NetworkCaches;
-use pileus_manager::network::ovn_sync::{NetworkConfig, run_network};
+use pileus_manager::network::pass::{NetworkConfig, run_network};
 use pileus_tests::apiserver::TestServer;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -326,7 +326,7 @@ async fn each_port_takes_three_writes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn bad_input_is_said_clearly_and_costs_nobody_else_anything() {
+async fn bad_input_is_reported_and_affects_nothing_else() {
     let server = TestServer::start().await;
     server.namespace(NAMESPACE).await;
     let ovn = ovn::Ovn::start();

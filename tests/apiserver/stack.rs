@@ -62,7 +62,7 @@ outputs:
 "#;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stack_is_made_replaced_and_goes_without_a_trace() {
+async fn a_stack_is_created_updated_and_deleted_completely() {
     let cloud = Cloud::start().await;
     cloud.stack("web", json!({"template": WEB})).await;
     let made = cloud.becomes("web", "CREATE_COMPLETE").await;
@@ -112,7 +112,7 @@ async fn a_stack_is_made_replaced_and_goes_without_a_trace() {
 
 /// Tenants can write the Secret with the record; it must not lend them the manager's rights.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_forged_record_reaches_nothing_beyond_the_stack() {
+async fn a_forged_record_gives_no_access_outside_of_the_stack() {
     let cloud = Cloud::start().await;
     let template =
         "{heat_template_version: 2021-04-16, resources: {word: {type: OS::Heat::RandomString}}}";
@@ -146,7 +146,7 @@ async fn a_forged_record_reaches_nothing_beyond_the_stack() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_made_is_told_before_anything_is() {
+async fn unsupported_templates_are_reported_before_anything_is_created() {
     let cloud = Cloud::start().await;
     let template = "heat_template_version: newton\nresources:\n  net: {type: OS::Neutron::Net}\n  router: {type: OS::Neutron::Router}\n";
     cloud.stack("refused", json!({"template": template})).await;

@@ -13,11 +13,11 @@ use kube::ResourceExt;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use pileus_api::Stack;
 use pileus_tests::apiserver::{create, until};
-use pileus_tests::stacks::{Cloud, output, resources, word_of};
+use pileus_tests::stacks::{Cloud, output, resources, stack_status_of};
 use serde_json::json;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_pileus_is_made_with_the_accounts_rights_only() {
+async fn other_kinds_are_created_only_with_the_accounts_rights() {
     let cloud = Cloud::start().await;
     let account = json!({"metadata": {"name": "maker"}});
     create(&cloud.api::<ServiceAccount>(), account).await;
@@ -158,7 +158,7 @@ outputs:
 ";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_does_not_work_now_is_told_and_goes_on_by_itself() {
+async fn temporary_errors_are_reported_and_retried() {
     let cloud = Cloud::start().await;
     cloud.account("maker", "", &["configmaps"]).await;
     let webhook = json!({"metadata": {"name": "down"}, "webhooks": [{
@@ -191,7 +191,7 @@ async fn what_does_not_work_now_is_told_and_goes_on_by_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_another_holds_says_who() {
+async fn an_object_with_a_foreign_finalizer_reports_it() {
     let cloud = Cloud::start().await;
     cloud.account("maker", "", &["configmaps"]).await;
     let spec = json!({"template": SETTINGS, "serviceAccountName": "maker"});
@@ -221,10 +221,10 @@ async fn what_another_holds_says_who() {
         row.is_some_and(|row| {
             row.reason
                 .is_some_and(|why| why.contains("example.org/hold"))
-        }) && word_of(stack) == "DELETE_IN_PROGRESS"
+        }) && stack_status_of(stack) == "DELETE_IN_PROGRESS"
     })
     .await;
     let free = hold(json!(null));
     maps.patch("settings", &params, &free).await.unwrap();
-    cloud.goes("held").await;
+    cloud.wait_until_deleted("held").await;
 }

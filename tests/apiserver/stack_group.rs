@@ -12,7 +12,7 @@ use kube::ResourceExt;
 use kube::api::ListParams;
 use pileus_api::{Network, Server, Stack};
 use pileus_tests::apiserver::until;
-use pileus_tests::stacks::{Cloud, PATIENCE, is_observed, output, ready};
+use pileus_tests::stacks::{Cloud, STEP_TIMEOUT, is_observed, output, ready};
 use serde_json::{Value, json};
 
 const SERVER: &str = "heat_template_version: newton
@@ -61,7 +61,7 @@ async fn servers(cloud: &Cloud) -> BTreeMap<String, String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_group_grows_shrinks_and_returns_from_a_failed_update() {
+async fn a_group_grows_shrinks_and_rolls_back_a_failed_update() {
     let cloud = Cloud::start().await;
     cloud.stack("many", group(3, "small")).await;
     let made = cloud.becomes("many", "CREATE_COMPLETE").await;
@@ -84,7 +84,7 @@ async fn a_group_grows_shrinks_and_returns_from_a_failed_update() {
     cloud.change("many", group(2, "small")).await;
     let start = Instant::now();
     while servers(&cloud).await.len() != 2 {
-        assert!(start.elapsed() < PATIENCE);
+        assert!(start.elapsed() < STEP_TIMEOUT);
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let shrunk = cloud.becomes("many", "UPDATE_COMPLETE").await;
@@ -127,7 +127,7 @@ outputs:
 ";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_group_grows_while_it_is_changed_and_lets_go_of_a_member_by_its_id() {
+async fn a_group_grows_during_an_update_and_removes_a_member_by_id() {
     let cloud = Cloud::start().await;
     let spec =
         |v: &str, gone: &str| json!({"template": ROLLING, "parameters": {"v": v, "gone": gone}});
@@ -141,7 +141,7 @@ async fn a_group_grows_while_it_is_changed_and_lets_go_of_a_member_by_its_id() {
     // Those that are there for the time of the update come, and go when it is done.
     for wanted in [5, 3] {
         while servers(&cloud).await.len() != wanted {
-            assert!(start.elapsed() < PATIENCE, "never {wanted} members");
+            assert!(start.elapsed() < STEP_TIMEOUT, "never {wanted} members");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -162,7 +162,7 @@ async fn a_group_grows_while_it_is_changed_and_lets_go_of_a_member_by_its_id() {
         .await;
     let start = Instant::now();
     while servers(&cloud).await.keys().collect::<Vec<_>>() != ["group/0", "group/2", "group/3"] {
-        assert!(start.elapsed() < PATIENCE);
+        assert!(start.elapsed() < STEP_TIMEOUT);
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     cloud.becomes("many", "UPDATE_COMPLETE").await;
@@ -170,7 +170,7 @@ async fn a_group_grows_while_it_is_changed_and_lets_go_of_a_member_by_its_id() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_controller_that_is_killed_at_any_moment_leaves_no_mark() {
+async fn a_controller_that_is_killed_at_any_moment_changes_no_result() {
     let mut cloud = Cloud::start().await;
     let rounds = std::env::var("PILEUS_ROUNDS")
         .ok()

@@ -11,7 +11,7 @@ use kube::api::{DeleteParams, Patch, PatchParams};
 use pileus_api::names::CLEAR_HOOKS_ANNOTATION;
 use pileus_api::{KeyPair, Network, Server, Stack};
 use pileus_tests::apiserver::until;
-use pileus_tests::stacks::{Cloud, ready, resources, word_of};
+use pileus_tests::stacks::{Cloud, ready, resources, stack_status_of};
 use serde_json::{Value, json};
 
 const TEMPLATE: &str = "heat_template_version: 2021-04-16
@@ -66,7 +66,7 @@ async fn a_resource_waits_at_each_of_its_hooks_until_that_is_cleared() {
     let spec = json!({"template": TEMPLATE, "environments": environment(hooks)});
     cloud.stack("held", spec).await;
     let held = waits(&cloud, "held", "server", "pre-create").await;
-    assert_eq!(word_of(&held), "CREATE_IN_PROGRESS");
+    assert_eq!(stack_status_of(&held), "CREATE_IN_PROGRESS");
     assert!(ready(&held).2.contains("server:pre-create"), "{held:#?}");
     assert_eq!(cloud.count::<Server>().await, 0);
     // Another's hook is not this one's.
@@ -110,11 +110,11 @@ async fn a_resource_waits_at_each_of_its_hooks_until_that_is_cleared() {
     waits(&cloud, "held", "net", "post-delete").await;
     assert_eq!(cloud.count::<Network>().await, 0);
     clear(&cloud, "held", "net").await;
-    cloud.goes("held").await;
+    cloud.wait_until_deleted("held").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_restricted_is_refused_and_left_as_it_is() {
+async fn restricted_actions_are_refused_and_change_nothing() {
     let cloud = Cloud::start().await;
     let forbids = "resource_registry: {resources: {server: {restricted_actions: replace}, net: {restricted_actions: [update, replace]}}}";
     let spec = json!({"template": TEMPLATE, "environments": environment(forbids)});

@@ -32,7 +32,7 @@ fn template() -> String {
 /// Counted, not timed: a status that was written for every resource, or objects that were read
 /// again and again, would be several times as many.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_big_stack_is_made_without_a_storm_of_requests() {
+async fn a_big_stack_needs_few_requests() {
     let cloud = Cloud::start().await;
     cloud.account("maker", "", &["configmaps"]).await;
     cloud.counter.take();

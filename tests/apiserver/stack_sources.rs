@@ -26,7 +26,7 @@ outputs:
 ";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_change_of_a_source_is_taken_up_and_one_that_goes_costs_nothing() {
+async fn a_changed_source_is_applied_and_a_deleted_one_changes_nothing() {
     let cloud = Cloud::start().await;
     let (maps, secrets) = (cloud.api::<ConfigMap>(), cloud.api::<Secret>());
     let spec = json!({
@@ -107,7 +107,7 @@ async fn a_change_of_a_source_is_taken_up_and_one_that_goes_costs_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_comes_from_secrets_is_read_with_the_accounts_rights_and_never_shown() {
+async fn secrets_are_read_with_the_accounts_rights_and_never_shown() {
     let cloud = Cloud::start().await;
     let (api, secrets) = (cloud.api::<Stack>(), cloud.api::<Secret>());
     let files = json!({"metadata": {"name": "files"}, "stringData": {"key": "s3cret words"}});

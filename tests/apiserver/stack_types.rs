@@ -43,7 +43,7 @@ Outputs:
 ";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cloudformation_template_becomes_servers_and_networks() {
+async fn a_cloudformation_template_creates_servers_and_networks() {
     let cloud = Cloud::start().await;
     cloud.stack("cfn", json!({"template": CFN})).await;
     let made = cloud.becomes("cfn", "CREATE_COMPLETE").await;
@@ -105,7 +105,7 @@ resources:
 ";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_image_and_user_data_of_several_parts_are_made() {
+async fn an_image_and_multipart_user_data_are_created() {
     let cloud = Cloud::start().await;
     cloud.stack("mime", json!({"template": MIME})).await;
     let made = cloud.becomes("mime", "CREATE_COMPLETE").await;
@@ -142,7 +142,7 @@ async fn an_image_and_user_data_of_several_parts_are_made() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_flavor_is_made_only_with_the_accounts_rights() {
+async fn a_flavor_is_created_only_with_the_accounts_rights() {
     let cloud = Cloud::start().await;
     cloud.account("maker", "", &["configmaps"]).await;
     let template = "heat_template_version: 2021-04-16
@@ -174,7 +174,7 @@ resources:
 /// Every kind that the manager makes by its own rights is made, changed and removed with what
 /// `config/rbac/manager.yaml` gives it.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_managers_own_rights_are_enough_to_make_change_and_remove() {
+async fn the_managers_own_rights_are_enough_to_create_update_and_delete() {
     let cloud = Cloud::start_with_the_managers_rights().await;
     let template = |members: u8, name: &str| {
         format!(

@@ -82,7 +82,7 @@ fn main() -> Result<(), Error> {
         .map(|step| {
             let want = &wanted[&step.key.0];
             let existing = Existing {
-                kind: want.kind.to_owned(),
+                resource_type: want.resource_type.to_owned(),
                 properties: want.properties.clone().into_owned(),
                 requires: step.requires,
                 complete: true,

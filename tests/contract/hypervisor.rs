@@ -20,8 +20,8 @@ use std::time::{Duration, Instant};
 use futures::future::{join_all, try_join_all};
 use pileus_hypervisor::xml::domain_xml;
 use pileus_hypervisor::{
-    Boot, Disk, Domain, DomainSpec, Error, Event, Fake, GuestNode, Hypervisor, Listed, Marks, Nic,
-    State, Topology, VirtType,
+    Boot, Disk, Domain, DomainSpec, Error, Event, FakeHypervisor, GuestNode, Hypervisor,
+    ListedDomain, Nic, OwnerMetadata, State, Topology, VirtType,
 };
 use pileus_libvirt::Libvirt;
 use pileus_tests::libvirt::Libvirtd;
@@ -62,8 +62,8 @@ pub(super) async fn host() -> Host {
     }
 }
 
-fn marks(name: &str) -> Marks {
-    Marks {
+fn metadata(name: &str) -> OwnerMetadata {
+    OwnerMetadata {
         owner: Owner {
             cluster: ClusterId("0d5f7c4e-3b1e-4d86-8e5c-2c4f0c1f3a11".into()),
             kind: "Server".into(),
@@ -72,7 +72,7 @@ fn marks(name: &str) -> Marks {
             uid: Uuid::new_v4().to_string(),
         },
         epoch: 1,
-        ..Marks::default()
+        ..OwnerMetadata::default()
     }
 }
 
@@ -107,13 +107,13 @@ impl Subject for Host {
 
 /// The one in memory.
 struct InMemory {
-    fake: Fake,
+    fake: FakeHypervisor,
     dir: tempfile::TempDir,
 }
 
 fn in_memory() -> InMemory {
     InMemory {
-        fake: Fake::default(),
+        fake: FakeHypervisor::default(),
         dir: tempfile::tempdir().unwrap(),
     }
 }
@@ -145,7 +145,7 @@ fn bare_spec(machine: &str, path: impl Fn(Uuid) -> String) -> DomainSpec {
     let disk = path(id);
     DomainSpec {
         id,
-        marks: marks("web"),
+        metadata: metadata("web"),
         vcpus: 1,
         memory_mib: 64,
         topology: None,
@@ -262,13 +262,13 @@ async fn life(host: &dyn Subject) {
         libvirt.define(&spec).await.unwrap();
         let found = domain(host, id).await.unwrap();
         assert_eq!(found.state, State::Off);
-        assert_eq!(found.marks.as_ref(), Some(&spec.marks));
+        assert_eq!(found.metadata.as_ref(), Some(&spec.metadata));
         assert_eq!(found.hardware.machine, spec.machine);
         assert_eq!(found.hardware.cpu_model, "Nehalem");
         assert_eq!(found.hardware.virt_type, "qemu");
-        let listed = Listed {
+        let listed = ListedDomain {
             id: spec.id,
-            marks: found.marks,
+            metadata: found.metadata,
             state: found.state,
         };
         assert_eq!(libvirt.domains().await.unwrap(), [listed]);
@@ -325,7 +325,7 @@ async fn failures(host: &dyn Subject) {
         libvirt.start_paused(id).await,
         libvirt.resume(id).await,
         libvirt.shut_down(id).await,
-        libvirt.mark(id, &marks("x")).await,
+        libvirt.set_owner_metadata(id, &metadata("x")).await,
     ] {
         assert!(matches!(missing, Err(Error::NotFound(it)) if it == id));
     }
@@ -363,7 +363,7 @@ async fn failures(host: &dyn Subject) {
 }
 
 #[tokio::test]
-async fn marks_survive_any_name_and_change_under_a_running_guest() {
+async fn metadata_survives_any_name_and_changes_under_a_running_guest() {
     marking(&host().await).await;
     marking(&in_memory()).await;
 }
@@ -373,21 +373,21 @@ async fn marking(host: &dyn Subject) {
     let mut spec = host.spec();
     let hostile = "<&\"'>]]><!--é😀 {%s}\\";
     let pad = 253 - hostile.chars().count();
-    spec.marks.owner.name = format!("{hostile}{}", "n".repeat(pad));
-    spec.marks.owner.namespace = "n".repeat(63);
+    spec.metadata.owner.name = format!("{hostile}{}", "n".repeat(pad));
+    spec.metadata.owner.namespace = "n".repeat(63);
     libvirt.define(&spec).await.unwrap();
     libvirt.start_paused(spec.id).await.unwrap();
     libvirt.resume(spec.id).await.unwrap();
     let qemu = host.run(spec.id);
-    let seen = async || domain(host, spec.id).await.unwrap().marks;
-    assert_eq!(seen().await.as_ref(), Some(&spec.marks));
+    let seen = async || domain(host, spec.id).await.unwrap().metadata;
+    assert_eq!(seen().await.as_ref(), Some(&spec.metadata));
 
-    let mut changed = spec.marks.clone();
+    let mut changed = spec.metadata.clone();
     changed.epoch = i64::MAX;
     changed.owner.uid = "another".into();
     changed.owner.name = format!("{}{hostile}", "m".repeat(pad));
     for _ in 0..2 {
-        libvirt.mark(spec.id, &changed).await.unwrap();
+        libvirt.set_owner_metadata(spec.id, &changed).await.unwrap();
         assert_eq!(seen().await.as_ref(), Some(&changed));
         assert_eq!(state(host, spec.id).await, Some(State::Running));
         assert_eq!(host.run(spec.id), qemu);
@@ -395,18 +395,21 @@ async fn marking(host: &dyn Subject) {
     // They are in the definition too, and can be changed while the domain is off.
     libvirt.power_off(spec.id).await.unwrap();
     assert_eq!(seen().await.as_ref(), Some(&changed));
-    libvirt.mark(spec.id, &spec.marks).await.unwrap();
-    assert_eq!(seen().await.as_ref(), Some(&spec.marks));
+    libvirt
+        .set_owner_metadata(spec.id, &spec.metadata)
+        .await
+        .unwrap();
+    assert_eq!(seen().await.as_ref(), Some(&spec.metadata));
 }
 
 #[tokio::test]
-async fn what_a_guest_has_to_itself_is_known_of_the_list_and_after_a_restart() {
+async fn dedicated_resources_are_listed_also_after_a_restart() {
     let mut host = host().await;
     let spec = with_topology(&host, None).await;
     pinning(&host, &spec).await;
     // In the domain's XML, and in the kernel.
     let xml = host.daemon.virsh(&["dumpxml", &spec.id.to_string()]);
-    let cpu = spec.marks.pinned.first().unwrap();
+    let cpu = spec.metadata.pinned.first().unwrap();
     for part in [
         format!("<vcpupin vcpu='0' cpuset='{cpu}'/>"),
         format!("<emulatorpin cpuset='{cpu}'/>"),
@@ -419,7 +422,7 @@ async fn what_a_guest_has_to_itself_is_known_of_the_list_and_after_a_restart() {
     assert!(allowed.contains(&("CPU 0/TCG".into(), cpu.to_string())));
     host.new_daemon().await;
     let listed = host.libvirt.domains().await.unwrap();
-    assert_eq!(listed[0].marks.as_ref(), Some(&spec.marks));
+    assert_eq!(listed[0].metadata.as_ref(), Some(&spec.metadata));
 
     let memory = in_memory();
     let spec = with_topology(&memory, None).await;
@@ -431,7 +434,7 @@ async fn with_topology(host: &dyn Subject, page_kib: Option<i64>) -> DomainSpec 
     let cell = host.hypervisor().host().await.unwrap().cells.remove(0);
     let mut spec = host.spec();
     let cpu = *cell.cpus.last().unwrap();
-    spec.marks.pinned = [cpu].into();
+    spec.metadata.pinned = [cpu].into();
     spec.topology = Some(Topology {
         nodes: vec![GuestNode {
             host_node: cell.id,
@@ -446,19 +449,25 @@ async fn with_topology(host: &dyn Subject, page_kib: Option<i64>) -> DomainSpec 
 async fn pinning(host: &dyn Subject, spec: &DomainSpec) {
     let hypervisor = host.hypervisor();
     hypervisor.define(spec).await.unwrap();
-    let listed = async || hypervisor.domains().await.unwrap().remove(0).marks;
-    assert_eq!(listed().await.as_ref(), Some(&spec.marks));
+    let listed = async || hypervisor.domains().await.unwrap().remove(0).metadata;
+    assert_eq!(listed().await.as_ref(), Some(&spec.metadata));
     hypervisor.start_paused(spec.id).await.unwrap();
     hypervisor.resume(spec.id).await.unwrap();
     assert_eq!(state(host, spec.id).await, Some(State::Running));
     // Another owner, the same processors.
-    let marks = Marks {
+    let metadata = OwnerMetadata {
         epoch: 2,
-        ..spec.marks.clone()
+        ..spec.metadata.clone()
     };
-    hypervisor.mark(spec.id, &marks).await.unwrap();
-    assert_eq!(listed().await, Some(marks));
-    hypervisor.mark(spec.id, &spec.marks).await.unwrap();
+    hypervisor
+        .set_owner_metadata(spec.id, &metadata)
+        .await
+        .unwrap();
+    assert_eq!(listed().await, Some(metadata));
+    hypervisor
+        .set_owner_metadata(spec.id, &spec.metadata)
+        .await
+        .unwrap();
 }
 
 /// Name of each thread, and a line of its status.
@@ -495,12 +504,12 @@ async fn passing(host: &dyn Subject) {
     assert_eq!(addresses.len(), devices.len());
     let mut spec = host.spec();
     spec.devices = vec![device.address];
-    spec.marks.devices = [device.address].into();
+    spec.metadata.devices = [device.address].into();
     // Defined, never started: the device is the machine's own.
     for _ in 0..2 {
         hypervisor.define(&spec).await.unwrap();
         let listed = hypervisor.domains().await.unwrap().remove(0);
-        assert_eq!(listed.marks.as_ref(), Some(&spec.marks));
+        assert_eq!(listed.metadata.as_ref(), Some(&spec.metadata));
     }
     hypervisor.undefine(spec.id).await.unwrap();
 }
@@ -579,7 +588,7 @@ async fn many_calls_run_at_once() {
     assert!(all.iter().all(|domain| domain.state == State::Paused));
     for spec in &specs {
         let domain = all.iter().find(|domain| domain.id == spec.id).unwrap();
-        assert_eq!(domain.marks.as_ref(), Some(&spec.marks));
+        assert_eq!(domain.metadata.as_ref(), Some(&spec.metadata));
     }
     try_join_all(specs[1..].iter().map(|spec| async move {
         libvirt.power_off(spec.id).await?;
@@ -600,7 +609,7 @@ async fn many_calls_run_at_once() {
                     "define" => client.define(spec).await,
                     "start" => client.start_paused(spec.id).await,
                     "resume" => client.resume(spec.id).await,
-                    "mark" => client.mark(spec.id, &spec.marks).await,
+                    "metadata" => client.set_owner_metadata(spec.id, &spec.metadata).await,
                     _ => client.undefine(spec.id).await,
                 }
             }
@@ -610,7 +619,7 @@ async fn many_calls_run_at_once() {
         }
     };
     for what in [
-        "resume", "mark", "off", "define", "start", "off", "undefine",
+        "resume", "metadata", "off", "define", "start", "off", "undefine",
     ] {
         all_at_once(what).await;
     }
@@ -678,7 +687,7 @@ async fn guests_survive_the_daemon_and_the_client_reconnects() {
     event(&mut events, &Event::Connected).await;
     let domain = host.domain(kept.id).await.expect("still there");
     assert_eq!(domain.state, State::Running);
-    assert_eq!(domain.marks.as_ref(), Some(&kept.marks));
+    assert_eq!(domain.metadata.as_ref(), Some(&kept.metadata));
     assert_eq!(host.daemon.qemu(kept.id), Some(qemu));
     assert_eq!(host.state(dying.id).await, Some(State::Off));
     libvirt.power_off(kept.id).await.unwrap();
@@ -808,7 +817,7 @@ async fn guests_that_hang_do_not_block_others() {
             .expect("a list");
         let domains = domains.unwrap();
         assert_eq!(domains.len(), 7);
-        assert!(domains.iter().all(|domain| domain.marks.is_some()));
+        assert!(domains.iter().all(|domain| domain.metadata.is_some()));
         let seen = timeout(ANSWER_TIMEOUT, host.state(other.id))
             .await
             .expect("a look");
@@ -841,15 +850,15 @@ async fn domains_of_others_are_listed_without_an_owner() {
     assert!(defined.unwrap().status.success());
     let listed = host.libvirt.domains().await.unwrap();
     assert_eq!(listed.len(), 1);
-    assert_eq!(listed[0].marks, None);
-    assert_eq!(host.domain(listed[0].id).await.unwrap().marks, None);
+    assert_eq!(listed[0].metadata, None);
+    assert_eq!(host.domain(listed[0].id).await.unwrap().metadata, None);
 }
 
 #[tokio::test]
 async fn domain_xml_is_valid_in_libvirts_schema() {
     let host = host().await;
     let mut spec = host.spec();
-    spec.marks = marks(&format!("<&>\"']]>{}", "n".repeat(245)));
+    spec.metadata = metadata(&format!("<&>\"']]>{}", "n".repeat(245)));
     spec.config_drive = Some("/var/lib/pileus/config.img".into());
     spec.nics = (0..3)
         .map(|n| Nic {

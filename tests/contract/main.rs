@@ -14,5 +14,5 @@ mod libvirt_jobs;
 mod model_placement;
 mod ovn;
 mod stack_heat;
-mod stack_lives;
+mod stack_lifecycles;
 mod storage;

@@ -1,18 +1,17 @@
 //! The Northbound driver and the network compiler against a real OVN of their own.
-//! One contract, in one file: driver and compiler are held to it together.
+//! One file for both, since a driver is tested with compiled rows.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // helpers of tests are not seen as tests
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use pileus_api::security_group::{Direction, EtherType, SecurityRule};
 use pileus_network::northbound::token::Token;
-use pileus_network::northbound::{ApplyError, Conflict, Desired, NorthboundDb, controller};
+use pileus_network::northbound::{ApplyError, Desired, NorthboundDb, NotApplied, controller};
 use pileus_network::ovsdb::{Error, Options, View};
 use pileus_network::topology::{
-    AddressIn, GroupIn, Key, NetworkIn, PortIn, RuleIn, Security, SubnetIn, Topology, compile,
-    group_name, logical_port, switch_name,
+    AddressIn, Direction, Family, GroupIn, Key, NetworkIn, PortIn, Protocol, Remote, Rule, RuleIn,
+    Security, SubnetIn, Topology, Transport, compile, group_name, logical_port, switch_name,
 };
 use pileus_tests::ovn::Ovn;
 use pileus_values::{ClusterId, Mac, Owner};
@@ -38,18 +37,19 @@ fn owner(kind: &str, name: &str) -> Owner {
     }
 }
 
-fn ingress(name: &str, protocol: &str, port: i32, remote_group: Option<&str>) -> RuleIn {
+fn ingress(name: &str, port: u16, remote: Remote) -> RuleIn {
     RuleIn {
         owner: owner("SecurityGroup", "web"),
+        group: Key::new("team", "web"),
         name: name.into(),
-        rule: SecurityRule {
+        rule: Rule {
             direction: Direction::Ingress,
-            ether_type: EtherType::IPv4,
-            protocol: Some(protocol.into()),
-            port_range_min: Some(port),
-            port_range_max: Some(port),
-            remote_cidr: None,
-            remote_group: remote_group.map(str::to_owned),
+            family: Family::V4,
+            remote,
+            protocol: Protocol::Transport {
+                transport: Transport::Tcp,
+                ports: Some(port..=port),
+            },
         },
     }
 }
@@ -100,10 +100,13 @@ fn topology(ports: usize) -> Topology {
     };
     let egress = RuleIn {
         owner: owner("SecurityGroupRule", "out"),
+        group: Key::new("team", "web"),
         name: String::new(),
-        rule: SecurityRule {
+        rule: Rule {
             direction: Direction::Egress,
-            ..SecurityRule::default()
+            family: Family::V4,
+            remote: Remote::Any,
+            protocol: Protocol::Any,
         },
     };
     Topology {
@@ -119,12 +122,12 @@ fn topology(ports: usize) -> Topology {
         ports: (0..ports).map(port).collect(),
         groups: vec![GroupIn {
             owner: owner("SecurityGroup", "web"),
-            rules: vec![
-                ingress("ssh", "tcp", 22, Some("web")),
-                ingress("http", "tcp", 80, None),
-                egress,
-            ],
         }],
+        rules: vec![
+            ingress("ssh", 22, Remote::Group("web".into())),
+            ingress("http", 80, Remote::Any),
+            egress,
+        ],
     }
 }
 
@@ -143,14 +146,14 @@ fn nothing() -> BTreeSet<String> {
 }
 
 #[tokio::test]
-async fn desired_rows_are_made_repaired_and_then_left_alone() {
+async fn desired_rows_are_created_corrected_and_then_unchanged() {
     let ovn = Ovn::start();
     let nb = ovn.connect().await;
     let token = token("a");
     nb.claim(&token).await.unwrap();
     let want = desired(&topology(3));
     let first = nb.apply(&token, &want, &nothing()).await.unwrap();
-    assert!(first.orphans.is_empty() && first.conflicts.is_empty());
+    assert!(first.orphans.is_empty() && first.not_applied.is_empty());
     let again = nb.apply(&token, &want, &nothing()).await.unwrap();
     assert_eq!(again.operations, [], "a second pass has nothing to do");
 
@@ -257,7 +260,7 @@ async fn an_observed_deletion_removes_but_not_what_holds_rows_of_others() {
             .unwrap(),
     );
     // An observed deletion removes; a switch that holds rows of others stays.
-    let removed: BTreeSet<String> = want
+    let deleted: BTreeSet<String> = want
         .ports
         .values()
         .map(|p| p.owner.uid.clone())
@@ -268,13 +271,13 @@ async fn an_observed_deletion_removes_but_not_what_holds_rows_of_others() {
         ])
         .collect();
     let gone = nb
-        .apply(&token, &Desired::default(), &removed)
+        .apply(&token, &Desired::default(), &deleted)
         .await
         .unwrap();
     assert!(
         matches!(
-            gone.conflicts.as_slice(),
-            [Conflict::Occupied { rows: 1, .. }]
+            gone.not_applied.as_slice(),
+            [NotApplied::HoldsOtherRows { rows: 1, .. }]
         ),
         "{gone:?}"
     );
@@ -298,11 +301,11 @@ async fn an_observed_deletion_removes_but_not_what_holds_rows_of_others() {
             .unwrap()
             .unwrap(),
     );
-    let removed = removed
+    let deleted = deleted
         .into_iter()
         .chain(["uid-SecurityGroup-web".into(), cluster().0])
         .collect();
-    nb.apply(&token, &Desired::default(), &removed)
+    nb.apply(&token, &Desired::default(), &deleted)
         .await
         .unwrap();
     assert_eq!(ovn.nbctl(&["ls-list"]).lines().count(), 1, "theirs alone");
@@ -356,7 +359,7 @@ async fn absence_removes_nothing_and_is_reported() {
 }
 
 #[tokio::test]
-async fn of_two_leaders_the_database_lets_one_write() {
+async fn of_two_leaders_only_the_one_with_the_token_can_write() {
     let ovn = Ovn::start();
     let (old, new) = (ovn.connect().await, ovn.connect().await);
     let (first, second) = (token("first"), token("second"));
@@ -380,7 +383,7 @@ async fn of_two_leaders_the_database_lets_one_write() {
 }
 
 #[tokio::test]
-async fn a_killed_server_is_reported_and_found_again() {
+async fn after_the_server_was_killed_the_client_reports_it_and_reconnects() {
     let mut ovn = Ovn::start();
     let nb = ovn.connect().await;
     let token = token("a");
@@ -417,7 +420,7 @@ async fn a_killed_server_is_reported_and_found_again() {
 }
 
 #[tokio::test]
-async fn a_thousand_ports_fit_in_one_transaction_and_northd_takes_them() {
+async fn a_thousand_ports_fit_in_one_transaction_and_northd_accepts_them() {
     let ovn = Ovn::start();
     let nb = ovn.connect().await;
     let token = token("a");
@@ -446,7 +449,7 @@ async fn a_thousand_ports_fit_in_one_transaction_and_northd_takes_them() {
 }
 
 #[tokio::test]
-async fn security_groups_decide_as_neutron_would() {
+async fn security_groups_pass_and_drop_as_in_neutron() {
     let ovn = Ovn::start();
     let nb = ovn.connect().await;
     let token = token("a");
@@ -490,7 +493,7 @@ async fn security_groups_decide_as_neutron_would() {
 }
 
 #[tokio::test]
-async fn a_transaction_under_way_when_the_server_falls_silent_has_an_unknown_outcome() {
+async fn a_transaction_under_way_when_the_server_stops_answering_has_an_unknown_outcome() {
     let ovn = Ovn::start();
     let nb = ovn
         .connect_with(Options {
@@ -529,7 +532,7 @@ async fn a_transaction_under_way_when_the_server_falls_silent_has_an_unknown_out
 }
 
 #[tokio::test]
-async fn whatever_the_rows_were_one_transaction_is_enough() {
+async fn one_transaction_leads_from_any_rows_to_the_desired_ones() {
     let ovn = Ovn::start();
     let nb = ovn.connect().await;
     let token = token("a");
@@ -569,39 +572,39 @@ async fn whatever_the_rows_were_one_transaction_is_enough() {
             }
         }
         let keep = random(4);
-        next.groups[0].rules.truncate(keep);
+        next.rules.truncate(keep);
         next.subnets[0].dhcp = random(2) == 0;
         let want = desired(&next);
-        let removed: BTreeSet<String> = (0..12)
+        let deleted: BTreeSet<String> = (0..12)
             .filter(|_| random(2) == 0)
             .map(|n| format!("uid-Port-p{n}"))
             .filter(|uid| !want.ports.values().any(|port| port.owner.uid == *uid))
             .collect();
-        nb.apply(&token, &want, &removed).await.unwrap();
-        let again = nb.apply(&token, &want, &removed).await.unwrap();
+        nb.apply(&token, &want, &deleted).await.unwrap();
+        let again = nb.apply(&token, &want, &deleted).await.unwrap();
         assert_eq!(again.operations, [], "round {round}");
         assert!(
             again
                 .orphans
                 .iter()
-                .all(|orphan| !removed.contains(&orphan.owner.uid))
+                .all(|orphan| !deleted.contains(&orphan.owner.uid))
         );
     }
     assert_eq!(ovn.northd_complaints(), [""; 0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_ovn_controller_that_cannot_work_is_told_with_its_reason() {
+async fn an_ovn_controller_that_cannot_work_is_reported_with_its_reason() {
     let ovn = Ovn::start();
     let run_dir = ovn.path("");
     let says = async |part: &str| {
         let until = Instant::now() + Duration::from_secs(30);
         loop {
-            let said = controller::trouble(&run_dir).await;
-            if said.as_deref().unwrap_or_default().contains(part) {
+            let problem = controller::problem(&run_dir).await;
+            if problem.as_deref().unwrap_or_default().contains(part) {
                 break;
             }
-            assert!(Instant::now() < until, "wanted {part}, was told {said:?}");
+            assert!(Instant::now() < until, "expected {part}, got {problem:?}");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };

@@ -14,7 +14,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use pileus_storage::{
-    Content, DirectoryMarks, Disks, Error, FetchPolicy, ImageStore, Progress, Request, StoredImage,
+    Content, DirectoryMetadata, Disks, DownloadProgress, Error, FetchPolicy, ImageStore, Request,
+    StoredImage,
 };
 use pileus_tests::web::Web;
 use pileus_values::{ClusterId, Owner};
@@ -48,7 +49,9 @@ fn host() -> Host {
 
 impl Host {
     async fn import(&self, request: &Request) -> Result<StoredImage, Error> {
-        self.store.import(request, &Progress::default()).await
+        self.store
+            .import(request, &DownloadProgress::default())
+            .await
     }
 
     fn names(&self, dir: &str) -> Vec<String> {
@@ -105,8 +108,8 @@ fn made(format: &str, options: &[&str], size: &str) -> Vec<u8> {
     std::fs::read(path).unwrap()
 }
 
-fn marks(name: &str) -> DirectoryMarks {
-    DirectoryMarks {
+fn metadata(name: &str) -> DirectoryMetadata {
+    DirectoryMetadata {
         owner: Owner {
             cluster: ClusterId("c".into()),
             kind: "Server".into(),
@@ -133,7 +136,7 @@ async fn an_image_is_fetched_checked_and_found_again() {
     web.put("a", bytes.clone());
     let request = raw(web.url("hop/a"), sha256(&bytes));
     assert_eq!(host.store.find(&request), None);
-    let progress = Progress::default();
+    let progress = DownloadProgress::default();
     let stored = host.store.import(&request, &progress).await.unwrap();
     assert_eq!(stored.digest, sha256(&bytes));
     assert_eq!(stored.virtual_size, 3 * MIB as u64);
@@ -192,7 +195,7 @@ async fn a_name_that_resolves_to_a_forbidden_address_is_refused() {
     let strict = ImageStore::open(dir.path(), FetchPolicy::default()).unwrap();
     let url = format!("http://localhost:{}/ok/a", web.address.port());
     let error = strict
-        .import(&raw(url, sha256(b"")), &Progress::default())
+        .import(&raw(url, sha256(b"")), &DownloadProgress::default())
         .await
         .unwrap_err();
     assert!(matches!(error, Error::ForbiddenAddress { .. }), "{error}");
@@ -291,7 +294,7 @@ async fn a_url_without_a_checksum_is_asked_again_after_a_while() {
         content: Content::Blob,
     };
     std::fs::write(&file, "old").unwrap();
-    let progress = Progress::default();
+    let progress = DownloadProgress::default();
     assert_eq!(
         store.import(&request, &progress).await.unwrap().digest,
         sha256(b"old")
@@ -391,7 +394,7 @@ async fn two_imports_at_once_fetch_once() {
     web.put("a", bytes.clone());
     let request = raw(web.url("slow/a"), sha256(&bytes));
     let other = ImageStore::open(host.dir.path(), policy()).unwrap();
-    let (progress, others) = (Progress::default(), Progress::default());
+    let (progress, others) = (DownloadProgress::default(), DownloadProgress::default());
     let (a, b) = tokio::join!(
         host.store.import(&request, &progress),
         other.import(&request, &others)
@@ -408,7 +411,8 @@ async fn an_import_that_is_cancelled_leaves_nothing_visible_and_goes_on() {
     let request = raw(web.url("slow/a"), sha256(&bytes));
     for round in 1..4 {
         let (store, ask) = (host.store.clone(), request.clone());
-        let task = tokio::spawn(async move { store.import(&ask, &Progress::default()).await });
+        let task =
+            tokio::spawn(async move { store.import(&ask, &DownloadProgress::default()).await });
         let enough = round * (512 << 10);
         while web.files.slow.load(Ordering::Relaxed) < enough {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -434,7 +438,7 @@ async fn child_that_imports() {
     let parts: Vec<_> = ask.split_whitespace().collect();
     let store = ImageStore::open(Path::new(parts[0]), policy()).unwrap();
     let request = raw(parts[1].into(), parts[2].into());
-    let _ = store.import(&request, &Progress::default()).await;
+    let _ = store.import(&request, &DownloadProgress::default()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -481,12 +485,19 @@ async fn a_disk_is_an_overlay_of_the_size_asked_for_and_made_once() {
     let id = Uuid::from_u128(1);
     let make = |size| {
         let (disks, store, image) = (host.disks.clone(), host.store.clone(), image.clone());
-        async move { disks.create(&store, id, &marks("web"), &image, size).await }
+        async move {
+            disks
+                .create(&store, id, &metadata("web"), &image, size)
+                .await
+        }
     };
     let error = make(MIB as u64 - 512).await.unwrap_err();
     assert!(matches!(error, Error::ImageTooLarge { .. }) && error.is_terminal());
     assert!(error.to_string().contains("1048576") && error.to_string().contains("1048064"));
-    assert!(!host.disks.look(id).directory, "nothing is made in vain");
+    assert!(
+        !host.disks.contents(id).directory,
+        "nothing is made in vain"
+    );
     // A process that died while it made the disk.
     std::fs::create_dir_all(host.disks.directory(id)).unwrap();
     std::fs::write(host.disks.directory(id).join("disk.new"), b"QFI\xfb").unwrap();
@@ -516,7 +527,7 @@ async fn a_disk_is_an_overlay_of_the_size_asked_for_and_made_once() {
     assert_eq!(std::fs::read(&drive).unwrap(), b"one", "written once");
     let mode = std::os::unix::fs::PermissionsExt::mode(&drive.metadata().unwrap().permissions());
     assert_eq!(mode & 0o777, 0o600);
-    assert_eq!(host.disks.list(), vec![(id, Some(marks("web")))]);
+    assert_eq!(host.disks.list(), vec![(id, Some(metadata("web")))]);
     host.disks.remove(id).unwrap();
     host.disks.remove(id).unwrap();
     assert!(host.disks.list().is_empty());
@@ -530,7 +541,7 @@ async fn another_disk_in_its_place_is_told_and_kept() {
     let (image, _) = with_image(&host, &web, 21).await;
     let (other, _) = with_image(&host, &web, 22).await;
     let size = 8 << 20;
-    let (id, ours) = (Uuid::from_u128(4), marks("web"));
+    let (id, ours) = (Uuid::from_u128(4), metadata("web"));
     let disk = host.disks.root_disk(id);
     let create = async |image: &StoredImage, size| {
         let host = &host;
@@ -544,7 +555,11 @@ async fn another_disk_in_its_place_is_told_and_kept() {
         assert!(text.contains(says), "{text}");
         assert!(text.contains(&disk.display().to_string()), "{text}");
         assert_eq!(std::fs::read(&disk).ok(), before, "untouched");
-        assert_eq!(host.disks.look(id).marks, None, "not taken for our own");
+        assert_eq!(
+            host.disks.contents(id).metadata,
+            None,
+            "not taken for our own"
+        );
     };
     std::fs::create_dir_all(host.disks.directory(id)).unwrap();
     std::fs::write(&disk, b"").unwrap();
@@ -589,12 +604,15 @@ async fn only_what_nothing_needs_is_collected() {
     let (used, _) = with_image(&host, &web, 30).await;
     let (kernel, _) = with_image(&host, &web, 31).await;
     let (idle, request) = with_image(&host, &web, 32).await;
-    let marks = DirectoryMarks {
+    let metadata = DirectoryMetadata {
         uses: vec![kernel.digest.clone()],
-        ..marks("web")
+        ..metadata("web")
     };
     let id = Uuid::from_u128(2);
-    let made = host.disks.create(&host.store, id, &marks, &used, 0).await;
+    let made = host
+        .disks
+        .create(&host.store, id, &metadata, &used, 0)
+        .await;
     made.unwrap();
     let hour = Duration::from_hours(1);
     assert!(host.store.collect(hour).await.unwrap().is_empty(), "young");
@@ -607,7 +625,7 @@ async fn only_what_nothing_needs_is_collected() {
     let moved = ImageStore::open(&link, policy()).unwrap();
     assert_eq!(moved.collect(hour).await.unwrap(), vec![idle.digest]);
     assert_eq!(host.store.find(&request), None);
-    // A disk or marks that cannot be read keep everything.
+    // A disk or metadata that cannot be read keep everything.
     for (name, bytes) in [("disk.qcow2", &b"QFI\xfb"[..]), ("marks.json", b"{")] {
         let path = host.disks.directory(id).join(name);
         let good = std::fs::read(&path).unwrap();
@@ -627,13 +645,13 @@ async fn collection_never_takes_the_image_of_a_disk_being_made() {
     for round in 0..24_u128 {
         let (image, _) = with_image(&host, &web, 40).await;
         let id = Uuid::from_u128(100 + round);
-        let marks = marks("web");
+        let metadata = metadata("web");
         let collect = async {
             tokio::time::sleep(Duration::from_millis(u64::try_from(round % 4).unwrap() * 4)).await;
             host.store.collect(Duration::ZERO).await.unwrap()
         };
         let (disk, _) = tokio::join!(
-            host.disks.create(&host.store, id, &marks, &image, 0),
+            host.disks.create(&host.store, id, &metadata, &image, 0),
             collect
         );
         match disk {
@@ -701,7 +719,7 @@ async fn a_full_file_system_is_told_as_such_and_left_with_room() {
     let (web, small) = (Web::start().await, Small::mount());
     let dir = small.0.path();
     let store = ImageStore::open(dir, policy()).unwrap();
-    let progress = Progress::default();
+    let progress = DownloadProgress::default();
     // Known beforehand: nothing is written at all.
     let big = noise(14, 9 * MIB);
     web.put("big", big.clone());
@@ -725,12 +743,12 @@ async fn a_full_file_system_is_told_as_such_and_left_with_room() {
     let image = store.import(&request, &progress).await.unwrap();
     let _ = std::fs::write(dir.join("filler"), vec![1; 8 * MIB]);
     let (disks, id) = (Disks::new(dir), Uuid::from_u128(3));
-    let error = disks.create(&store, id, &marks("web"), &image, 0).await;
+    let error = disks.create(&store, id, &metadata("web"), &image, 0).await;
     assert!(matches!(error, Err(Error::NoSpace(_))), "{error:?}");
-    assert!(!disks.look(id).disk);
+    assert!(!disks.contents(id).disk);
     std::fs::remove_file(dir.join("filler")).unwrap();
     disks
-        .create(&store, id, &marks("web"), &image, 0)
+        .create(&store, id, &metadata("web"), &image, 0)
         .await
         .unwrap();
 }

@@ -6,7 +6,7 @@ Of every template below FOLDER a stack is made, updated UPDATES times by paramet
 deleted. A line of an input is a case without what Heat makes of it, or with: {"name", "steps"}, a
 step {"op": create, update, delete, suspend, resume or check; of the first two "template",
 "files", "environment"; "rollback": true where a failure is to be taken back; "fail": {"CREATE":
-[names]} for what fails}. A line of the output is {"case", "expected"} as tests/stack_lives.rs
+[names]} for what fails}. A line of the output is {"case", "expected"} as tests/contract/stack_lifecycles.rs
 compares them in the folder that PILEUS_HEAT_CASES names.
 
 The engine runs in this process, without convergence, on a database in memory; stacks inside are

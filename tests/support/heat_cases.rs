@@ -1,21 +1,21 @@
-//! Cases made by Heat itself, and figures of how many are met.
+//! Test cases that were made by Heat itself, and counters of how many pass.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use pileus_stack::value::Value;
 
-/// What is known to differ, and why.
+/// Known differences, with reasons.
 pub const DIFFERENCES: &str = include_str!("../heat-differences.md");
 
-/// Where the cases are.
+/// The folder of the cases.
 pub fn folder() -> Option<PathBuf> {
     let folder = std::env::var_os("PILEUS_HEAT_CASES").map(PathBuf::from);
     let beside = crate::program::root().join("../shared/heat");
     folder.or_else(|| beside.is_dir().then_some(beside))
 }
 
-/// The cases of `file`, or nothing (said aloud) when the folder is not there.
+/// The cases of `file`; `None`, with a message, if the folder does not exist.
 pub fn cases_of(file: &str) -> Option<Vec<Value>> {
     let Some(folder) = folder() else {
         println!("no cases: PILEUS_HEAT_CASES is not set; {file} is not compared");
@@ -26,32 +26,34 @@ pub fn cases_of(file: &str) -> Option<Vec<Value>> {
     Some(lines.collect())
 }
 
-/// Figures by group.
+/// Passed and total cases by group.
 #[derive(Default)]
-pub struct Figures {
+pub struct Results {
     groups: BTreeMap<String, (usize, usize)>,
-    /// Misses that are not in the list of differences.
-    new: Vec<String>,
+    /// Failures that are not in the list of differences.
+    unexpected: Vec<String>,
 }
 
-impl Figures {
-    pub fn count(&mut self, group: &str, name: &str, miss: Option<String>) {
+impl Results {
+    pub fn count(&mut self, group: &str, name: &str, failure: Option<String>) {
         let (passed, total) = self.groups.entry(group.to_owned()).or_default();
         *total += 1;
-        match miss {
+        match failure {
             None => *passed += 1,
-            Some(miss) if !DIFFERENCES.contains(name) => self.new.push(format!("{name}: {miss}")),
+            Some(failure) if !DIFFERENCES.contains(name) => {
+                self.unexpected.push(format!("{name}: {failure}"));
+            }
             Some(_) => {}
         }
     }
 
-    /// Prints the figures; fails below `least` per cent.
-    pub fn judge(&self, what: &str, least: usize) {
+    /// Prints the results; panics if less than `least` per cent have passed.
+    pub fn require(&self, what: &str, least: usize) {
         for (group, (passed, total)) in &self.groups {
             println!("{what}: {group:<28} {passed:>5} of {total:>5}");
         }
-        for miss in &self.new {
-            println!("MISS {what} {miss}");
+        for failure in &self.unexpected {
+            println!("MISS {what} {failure}");
         }
         let (passed, total) = self
             .groups

@@ -20,7 +20,7 @@ pub mod ovn;
 pub mod program;
 pub mod scheduling;
 pub mod servers;
-pub mod stack_life;
+pub mod stack_lifecycle;
 pub mod stacks;
 pub mod trouble;
 pub mod web;

@@ -1,5 +1,5 @@
-//! The controller of Stacks on a real API server. What Stacks are made of becomes ready by a
-//! hand, which writes what the other controllers would write, and nothing else.
+//! The controller of Stacks on a real API server. A simulator of the other controllers makes the
+//! objects of Stacks ready: it writes their status, and nothing else.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -35,14 +35,14 @@ use super::counting::Counter;
 
 pub const NAMESPACE: &str = "demo";
 /// How long the manager may take for a step on a loaded machine.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const STEP_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// An API server, the controller of Stacks, and a hand that makes things ready.
+/// An API server, the controller of Stacks, and a simulator of the other controllers.
 pub struct Cloud {
     pub server: TestServer,
-    /// What the controller asks.
+    /// Counts the requests of the controller.
     pub counter: Counter,
-    /// As whom the controller asks; with every right when absent.
+    /// The user of the controller; with all rights if `None`.
     user: Option<String>,
     controller: Option<Controller>,
 }
@@ -52,8 +52,8 @@ struct Controller {
     running: JoinHandle<()>,
 }
 
-/// Writes what the controllers of the other kinds would.
-struct Hand {
+/// Writes the status that the controllers of other kinds would write.
+struct Simulator {
     client: Client,
 }
 
@@ -70,12 +70,12 @@ impl Cloud {
     async fn start_as(user: Option<&str>) -> Self {
         let server = TestServer::start().await;
         server.namespace(NAMESPACE).await;
-        let hand = Hand {
+        let simulator = Simulator {
             client: server.client(),
         };
         tokio::spawn(async move {
             loop {
-                hand.pass().await;
+                simulator.pass().await;
                 tokio::time::sleep(Duration::from_millis(30)).await;
             }
         });
@@ -129,7 +129,7 @@ impl Cloud {
                 underlay_ipv6: false,
                 identity: "test".into(),
             },
-            // Long enough to see that it is given.
+            // Long enough to be visible in tests.
             stacks: stack::Shared::with_grace(Duration::from_secs(4)),
         });
         let stop = CancellationToken::new();
@@ -143,7 +143,7 @@ impl Cloud {
         self.controller = Some(Controller { stop, running });
     }
 
-    /// Ends the controller at whatever point it is.
+    /// Aborts the controller at any point.
     pub fn kill_controller(&mut self) {
         if let Some(controller) = self.controller.take() {
             controller.running.abort();
@@ -158,15 +158,15 @@ impl Cloud {
         Api::namespaced(self.server.client(), NAMESPACE)
     }
 
-    /// A service account that may do all that a stack needs with `resources`, such as
-    /// `configmaps` of the group ``.
+    /// A service account with the rights that a stack needs for `resources`, such as `configmaps` of
+    /// the group ``.
     pub async fn account(&self, name: &str, group: &str, resources: &[&str]) {
         let account = json!({"metadata": {"name": name}});
         create(&self.api::<ServiceAccount>(), account).await;
         self.allow(name, group, resources).await;
     }
 
-    /// Gives a service account the rights to what a stack makes.
+    /// Gives a service account the rights that a stack needs.
     pub async fn allow(&self, name: &str, group: &str, resources: &[&str]) {
         let role = json!({"metadata": {"name": name}, "rules": [
             {"apiGroups": [group], "resources": resources, "verbs": ["get", "create", "patch", "delete"]}]});
@@ -194,9 +194,9 @@ impl Cloud {
             .unwrap();
     }
 
-    pub async fn becomes(&self, name: &str, word: &str) -> Stack {
-        until(&self.api::<Stack>(), name, word, |stack: &Stack| {
-            word_of(stack) == word && is_observed(stack)
+    pub async fn becomes(&self, name: &str, stack_status: &str) -> Stack {
+        until(&self.api::<Stack>(), name, stack_status, |stack: &Stack| {
+            stack_status_of(stack) == stack_status && is_observed(stack)
         })
         .await
     }
@@ -216,15 +216,15 @@ impl Cloud {
     pub async fn delete(&self, name: &str) {
         let api = self.api::<Stack>();
         api.delete(name, &DeleteParams::default()).await.unwrap();
-        self.goes(name).await;
+        self.wait_until_deleted(name).await;
     }
 
     /// Waits until a Stack that is being deleted is gone with all that it has made.
-    pub async fn goes(&self, name: &str) {
+    pub async fn wait_until_deleted(&self, name: &str) {
         let api = self.api::<Stack>();
         let start = Instant::now();
         while let Some(stack) = api.get_opt(name).await.unwrap() {
-            assert!(start.elapsed() < PATIENCE, "{name} stays: {stack:#?}");
+            assert!(start.elapsed() < STEP_TIMEOUT, "{name} stays: {stack:#?}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         assert_eq!(self.count::<Server>().await, 0);
@@ -235,12 +235,12 @@ impl Cloud {
     }
 }
 
-impl Hand {
+impl Simulator {
     async fn pass(&self) {
-        self.ready::<Network>(&|_| json!({"mtu": 1442})).await;
-        self.ready::<Subnet>(&|_| json!({"gatewayIP": "10.20.0.1"}))
+        self.make_ready::<Network>(&|_| json!({"mtu": 1442})).await;
+        self.make_ready::<Subnet>(&|_| json!({"gatewayIP": "10.20.0.1"}))
             .await;
-        self.ready::<Port>(&|object| {
+        self.make_ready::<Port>(&|object| {
             let address = object["spec"]["fixedIPs"][0]["address"]
                 .as_str()
                 .unwrap_or("10.20.0.9");
@@ -248,21 +248,21 @@ impl Hand {
                 "fixedIPs": [{"subnet": "s", "address": address, "allocation": "a"}]})
         })
         .await;
-        self.ready::<SecurityGroup>(&|_| json!({})).await;
-        self.ready::<SecurityGroupRule>(&|_| json!({})).await;
-        self.ready::<KeyPair>(&|_| json!({})).await;
-        self.ready::<Image>(&|_| json!({})).await;
-        self.ready::<ServerGroup>(&|_| json!({})).await;
-        self.ready::<Server>(&|_| {
+        self.make_ready::<SecurityGroup>(&|_| json!({})).await;
+        self.make_ready::<SecurityGroupRule>(&|_| json!({})).await;
+        self.make_ready::<KeyPair>(&|_| json!({})).await;
+        self.make_ready::<Image>(&|_| json!({})).await;
+        self.make_ready::<ServerGroup>(&|_| json!({})).await;
+        self.make_ready::<Server>(&|_| {
             json!({"phase": "Active", "addresses": [
                 {"name": "nic-0", "port": "p", "macAddress": "52:54:00:00:00:01", "ips": ["10.20.0.9"]}]})
         })
         .await;
     }
 
-    /// Makes every object of a kind ready that its last change has not been seen of; a Server
-    /// of the flavor `none` never can be, and one of the flavor `later` waits for it.
-    async fn ready<K>(&self, more: &(dyn Fn(&Value) -> Value + Sync))
+    /// Makes every object of a kind ready whose last change is not observed yet. A Server with the
+    /// flavor `none` never becomes ready, one with the flavor `later` waits for that.
+    async fn make_ready<K>(&self, more: &(dyn Fn(&Value) -> Value + Sync))
     where
         K: Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
     {
@@ -295,12 +295,12 @@ impl Hand {
                     "lastTransitionTime": "2026-01-01T00:00:00Z"})
             };
             let mut status = more(&value);
-            // One that waits is looked at again.
+            // A waiting Server is handled again.
             status["observedGeneration"] = json!(if waits && !good { None } else { generation });
             let stalled = condition("Stalled", !good && !waits);
             status["conditions"] = json!([condition("Ready", good), stalled]);
             let patch = Patch::Merge(json!({"status": status}));
-            // It may have gone meanwhile.
+            // It may have been deleted meanwhile.
             let _ = api
                 .patch_status(&object.name_any(), &PatchParams::default(), &patch)
                 .await;
@@ -308,7 +308,7 @@ impl Hand {
     }
 }
 
-pub fn word_of(stack: &Stack) -> String {
+pub fn stack_status_of(stack: &Stack) -> String {
     let status = stack.status.as_ref();
     status
         .and_then(|s| s.stack_status.clone())

@@ -2,15 +2,15 @@
 
 pub mod act;
 pub mod observe;
+mod own_writes;
 pub mod plan;
 pub mod report;
+mod resources;
 #[cfg(test)]
 mod restart_tests;
-mod starts;
-mod taking;
+mod start_queue;
 #[cfg(test)]
 mod tests;
-mod written;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -20,26 +20,21 @@ use kube::ResourceExt;
 use uuid::Uuid;
 
 use super::Agent;
+use own_writes::OwnWrites;
 use pileus_api::Instance;
 use pileus_kube_ext::{ApiError, finalize};
-use plan::{Mark, Standing, Step};
-pub use starts::Starts;
-use written::Written;
+use plan::{PlacementOwner, Progress, Step};
+pub use start_queue::StartQueue;
 
 /// How long a wait inside one pass may take; after it the Instance is queued again.
-const INLINE_WAIT: Duration = Duration::from_secs(3);
-/// Work that takes longer than this is told; shorter work only by its end.
-const QUIET: Duration = Duration::from_secs(3);
-/// The same for a guest that has never been told of: until then the manager's "being built"
-/// says all there is to say, also when many guests start at once.
-const FIRST_QUIET: Duration = Duration::from_secs(30);
-/// How long a guest that is ready to run lets earlier ones be made first.
-const STARTS_PATIENCE: Duration = Duration::from_secs(10);
+const INLINE_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a guest that is ready to run waits for guests whose start was requested before.
+const EARLIER_STARTS_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a pass ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The Instance's own fields are broken; only the manager writes them.
+    /// A field of the Instance, which only the manager writes, is malformed.
     #[error("the Instance's {field} cannot be used: {why}")]
     Spec {
         /// Which field.
@@ -65,55 +60,50 @@ pub enum Error {
     /// The Secret with the guest's data.
     #[error("the Secret {0} has no usable guest data; the manager makes it")]
     GuestData(String),
-    /// The host no longer has what the guest is to have of it; its disk is here.
+    /// The host can no longer give the guest the processors, memory pages or devices that it
+    /// asks for; its disk is here.
     #[error("the host cannot give it what it asks for: {0}. It is built as soon as the host can")]
-    Taken(String),
-    /// A record on the host.
+    Resources(String),
+    /// The record of epochs on the host.
     #[error("cannot record the epoch")]
     Epoch(#[source] std::io::Error),
 }
 
-/// What is remembered of an Instance while the agent runs; nothing that is decided by it
-/// is lost with it, only waits start anew.
+/// What is remembered of an Instance while the agent runs. When it is lost only waits start
+/// again; no decision depends on it.
 #[derive(Debug, Default)]
 pub struct Runtime {
-    /// Since when it is not as asked.
+    /// Since when work on it is under way.
     pub busy_since: Option<Instant>,
     /// When the status was last written.
-    pub reported: Option<Instant>,
-    /// When the guest was asked to shut down.
-    pub shutdown: Option<Instant>,
-    /// When the guest was last started.
-    pub started: Option<Instant>,
-    /// Starts in quick succession that ended in a crash.
-    pub crashes: u32,
-    /// Not to be started before.
-    pub not_before: Option<Instant>,
-    /// Starts that nobody asked for, since the status was written.
-    pub restarts: i64,
-    /// Downloads.
+    pub reported_at: Option<Instant>,
+    /// Its starts and ends.
+    pub starts: plan::timing::StartHistory,
+    /// The download of its image.
     pub download: Option<Download>,
     /// Downloads that failed in a row.
     pub fetch_failures: u32,
-    /// Why the hypervisor refused the last start, and how often in a row.
-    pub refused: Option<(String, u32)>,
-    /// Whether the guest's own shutdown stands, as last decided; the status may be behind.
+    /// Whether the guest shut itself down and stays off, as last decided; the status may be
+    /// older.
     pub guest_shutdown: Option<bool>,
-    /// A domain or disk of it was seen here.
+    /// A domain or disk of it was observed here.
     pub realized: bool,
     /// Processors of the host that were chosen for it to have to itself.
     pub pinned: BTreeSet<i32>,
-    /// The standing last logged and told by an event.
-    pub told: Option<pileus_api::Reason>,
-    /// What was written last, until the cache has it.
-    written: Written,
+    /// The reason that was last logged and published as an event.
+    pub last_reported: Option<pileus_api::Reason>,
+    /// Its status as written last, until the watch delivers it.
+    own_writes: OwnWrites,
 }
 
 /// A download of an image's parts.
 #[derive(Debug)]
 pub enum Download {
     /// Under way.
-    Running(Arc<pileus_storage::Progress>, tokio::task::AbortHandle),
+    Running(
+        Arc<pileus_storage::DownloadProgress>,
+        tokio::task::AbortHandle,
+    ),
     /// Failed.
     Failed {
         /// Why.
@@ -123,7 +113,7 @@ pub enum Download {
     },
 }
 
-/// One pass. Gives when to look again, if sooner than the usual resync.
+/// One pass. Returns when the next one is due, if sooner than the usual resync.
 ///
 /// # Errors
 /// When a step failed; reported before it is returned.
@@ -140,33 +130,37 @@ pub async fn reconcile(
     {
         return Ok(None);
     }
-    let object = &agent.runtime(id, |runtime| runtime.written.or_newer(object));
-    let own = observe::own_mark(object, agent);
+    let object = &agent.runtime(id, |runtime| runtime.own_writes.latest(object));
+    let own = observe::placement_owner(object, agent);
     let mut settled = false;
     // Each round acts on what the round before has made; the bound only guards against a
     // plan that does not converge.
     for _ in 0..6 {
-        let seen = match observe::observe(object, id, agent).await {
-            Ok(seen) => seen,
+        let snapshot = match observe::observe(object, id, agent).await {
+            Ok(snapshot) => snapshot,
             Err(error) => return fail(object, id, agent, error).await,
         };
-        let decided = plan::plan(&object.spec, &own, &seen.plan);
-        agent.runtime(id, |runtime| match decided.standing {
-            Standing::GuestShutdown => runtime.guest_shutdown = Some(true),
-            Standing::AsAsked => runtime.guest_shutdown = Some(false),
+        let decided = plan::plan(&object.spec, &own, &snapshot.observed);
+        agent.runtime(id, |runtime| match decided.progress {
+            Progress::GuestShutdown => runtime.guest_shutdown = Some(true),
+            Progress::Complete => runtime.guest_shutdown = Some(false),
             _ => {}
         });
         if decided.steps.contains(&Step::Resume) && !settled {
             settled = true;
-            if agent.starts.settled(STARTS_PATIENCE).await {
+            if agent
+                .start_queue
+                .wait_for_earlier(EARLIER_STARTS_TIMEOUT)
+                .await
+            {
                 continue;
             }
         }
         let starting = decided.steps.contains(&Step::StartPaused);
-        let turn = starting.then(|| agent.starts.begin());
+        let turn = starting.then(|| agent.start_queue.begin());
         for step in &decided.steps {
             tracing::debug!(instance = %object.name_any(), server = %object.spec.server.name, ?step, "step");
-            if let Err(error) = act::act(step, object, id, &own, &seen, agent).await {
+            if let Err(error) = act::act(step, object, id, &own, &snapshot, agent).await {
                 return fail(object, id, agent, error).await;
             }
             if *step == Step::DropFinalizer {
@@ -176,18 +170,18 @@ pub async fn reconcile(
             }
         }
         drop(turn);
-        let again = match decided.standing {
-            Standing::AwaitingPorts => {
+        let again = match decided.progress {
+            Progress::AwaitingPorts => {
                 let ports: Vec<_> = object.spec.nics.iter().map(|n| n.port_id.clone()).collect();
-                agent.ports.wait_installed(&ports, INLINE_WAIT).await || starting
+                agent.ports.wait_installed(&ports, INLINE_TIMEOUT).await || starting
             }
-            // What was just done is confirmed by a look, before it is told.
+            // What was just done is confirmed by another observation before it is reported.
             _ => !decided.steps.is_empty() && decided.steps != [Step::FetchImage],
         };
         if again {
             continue;
         }
-        return report::report(object, id, agent, &seen, &decided.standing)
+        return report::report(object, id, agent, &snapshot, &decided.progress)
             .await
             .map_err(Error::Api);
     }
@@ -204,27 +198,27 @@ async fn fail(
     Err(error)
 }
 
-/// The mark that an Instance puts on what it makes.
-pub(crate) fn marks_of(mark: &Mark) -> pileus_hypervisor::Marks {
-    pileus_hypervisor::Marks {
-        owner: owner_of(mark),
-        epoch: mark.epoch,
-        ..pileus_hypervisor::Marks::default()
+/// The metadata that an Instance records on its domain.
+pub(crate) fn owner_metadata(owner: &PlacementOwner) -> pileus_hypervisor::OwnerMetadata {
+    pileus_hypervisor::OwnerMetadata {
+        owner: owner_of(owner),
+        epoch: owner.epoch,
+        ..pileus_hypervisor::OwnerMetadata::default()
     }
 }
 
-pub(crate) fn owner_of(mark: &Mark) -> pileus_values::Owner {
+pub(crate) fn owner_of(owner: &PlacementOwner) -> pileus_values::Owner {
     pileus_values::Owner {
-        cluster: pileus_values::ClusterId(mark.cluster.clone()),
+        cluster: pileus_values::ClusterId(owner.cluster.clone()),
         kind: "Server".to_owned(),
-        namespace: mark.namespace.clone(),
-        name: mark.name.clone(),
-        uid: mark.uid.clone(),
+        namespace: owner.namespace.clone(),
+        name: owner.name.clone(),
+        uid: owner.uid.clone(),
     }
 }
 
-pub(crate) fn mark_from(owner: &pileus_values::Owner, epoch: i64) -> Mark {
-    Mark {
+pub(crate) fn placement_owner_from(owner: &pileus_values::Owner, epoch: i64) -> PlacementOwner {
+    PlacementOwner {
         cluster: owner.cluster.0.clone(),
         namespace: owner.namespace.clone(),
         name: owner.name.clone(),

@@ -1,53 +1,42 @@
-//! What there is of an Instance on this host: direct reads, no caches.
+//! Reads what exists of an Instance on this host: direct reads, no caches.
 
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use kube::ResourceExt;
 use uuid::Uuid;
 
-use super::plan::{DomainState, Mark, Seen, SeenDomain, SeenImage, Shutdown};
-use super::taking::{Taken, choose, is_asked};
-use super::{Download, Error, mark_from};
+use super::plan::resources::{HostResources, Presence, needs_allocation, needs_capacity};
+use super::plan::{DomainState, ImageState, Observed, ObservedDomain, PlacementOwner};
+use super::resources::reserve;
+use super::{Download, Error, placement_owner_from};
 use crate::Agent;
-use crate::epochs::Record;
-use crate::room::Candidate;
-use pileus_api::common::Claim;
-use pileus_api::conditions::{self, ConditionType};
+use crate::capacity::{Candidate, not_ready_for};
 use pileus_api::instance::{ImportedImage, InstanceSource};
-use pileus_api::server::{PowerState, RunState};
+use pileus_api::server::PowerState;
 use pileus_api::{Instance, Reason};
 use pileus_hypervisor::{Domain, State};
 use pileus_kube_ext::finalize;
 use pileus_storage::{Content, Request, StoredImage};
 
-/// A start that lasted this long was a success; what ends later is no crash loop.
-const SETTLED: Duration = Duration::from_secs(60);
-/// How long after its time a guest may still answer a request to shut down; what goes off
-/// later does so by itself.
-const ANSWER: Duration = Duration::from_secs(60);
-/// Longest pause between starts of a guest that crashes.
-pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(120);
-
-/// What was seen, for the planner and for the steps.
-pub struct Observed {
+/// What was observed in one pass, for the planner and for the steps.
+pub struct Snapshot {
     /// For the planner.
-    pub plan: Seen,
+    pub observed: Observed,
     /// The domain.
     pub domain: Option<Domain>,
     /// The disk's image in the store.
     pub image: Option<StoredImage>,
-    /// The image's parts as they are here.
+    /// Digests and sizes of the image's parts in the store.
     pub imported: Option<ImportedImage>,
     /// What of the host the guest gets, or why the host cannot give it; only while there is no
     /// domain.
-    pub taken: Option<Result<Taken, String>>,
+    pub resources: Option<Result<HostResources, String>>,
 }
 
-/// The mark that `object` puts on what it makes.
+/// The owner that `object` records on what it makes.
 #[must_use]
-pub fn own_mark(object: &Instance, agent: &Agent) -> Mark {
-    Mark {
+pub fn placement_owner(object: &Instance, agent: &Agent) -> PlacementOwner {
+    PlacementOwner {
         cluster: agent.context.cluster.0.clone(),
         namespace: object.spec.server.namespace.clone(),
         name: object.spec.server.name.clone(),
@@ -56,115 +45,94 @@ pub fn own_mark(object: &Instance, agent: &Agent) -> Mark {
     }
 }
 
-/// Looks at everything.
+/// Observes everything.
 ///
 /// # Errors
 /// When the hypervisor does not answer.
-pub async fn observe(object: &Instance, id: Uuid, agent: &Agent) -> Result<Observed, Error> {
+pub async fn observe(object: &Instance, id: Uuid, agent: &Agent) -> Result<Snapshot, Error> {
     let domain = agent.hypervisor.domain(id).await?;
-    let contents = agent.disks.look(id);
+    let contents = agent.disks.contents(id);
     let status = object.status.as_ref();
     let boot = status.and_then(|s| s.host_boot_id.as_ref());
     let rebooted = boot.is_some_and(|boot_id| *boot_id != agent.boot_id);
     let (image, imported) = find_image(object, agent);
     let nics = object.spec.nics.iter();
     let ports: Vec<_> = nics.map(|nic| nic.port_id.clone()).collect();
-    let state = domain.as_ref().map(|d| d.state);
     let now = Instant::now();
     let timeout = shutdown_timeout(object);
     let epoch = agent.epochs.get(&object.spec.server.uid);
-    let preempted = says(object, Reason::Preempted);
-    let returns = preempted && !object.spec.preempted;
-    let is_new = domain.is_none() && !contents.disk;
-    let asks = returns || is_new;
-    let no_room = asks.then(|| no_room(object, agent)).flatten();
-    let undefined = domain.is_none() && no_room.is_none() && !finalize::is_deleting(object);
-    let taken = if undefined && is_asked(&object.spec) && !is_old(object, epoch) {
-        Some(choose(object, id, agent).await?)
+    let preempted = not_ready_for(object, Reason::Preempted);
+    let presence = Presence {
+        domain: domain.is_some(),
+        disk: contents.disk,
+        deleting: finalize::is_deleting(object),
+        preempted,
+        highest_epoch: epoch.map(|record| record.epoch),
+    };
+    let mut no_capacity = if needs_capacity(&object.spec, &presence) {
+        no_capacity(object, agent)
     } else {
         None
     };
-    let unfit = taken.as_ref().and_then(|taken| taken.as_ref().err());
-    let no_room = no_room.or_else(|| unfit.cloned());
-    let port_patience = agent.config.port_patience;
-    // A request cannot be withdrawn: the guest may answer it after it was asked to run again.
-    let asked_lately = contents
-        .shutdown_asked
-        .is_some_and(|at| at.elapsed().unwrap_or_default() < timeout + ANSWER);
-    let plan = agent.runtime(id, |runtime| {
-        if state == Some(State::Running) && object.spec.run_state_in_force() == RunState::Running {
-            runtime.shutdown = None;
-            if runtime.started.is_some_and(|at| now - at > SETTLED) {
-                runtime.crashes = 0;
-            }
-        }
-        let died = matches!(state, Some(State::Off | State::Crashed | State::ShutDown));
-        if died
-            && object.spec.run_state_in_force() == RunState::Running
-            && let Some(started) = runtime.started.take()
-        {
-            // Asked off, or lived long enough: not a crash in quick succession.
-            runtime.crashes = if now - started > SETTLED || runtime.shutdown.is_some() {
-                0
-            } else {
-                runtime.crashes + 1
-            };
-            let pause = Duration::from_secs(1 << runtime.crashes.min(10)).min(LONGEST_PAUSE);
-            runtime.not_before = (runtime.crashes > 1).then(|| now + pause);
-        }
+    let mut resources = None;
+    if no_capacity.is_none() && needs_allocation(&object.spec, &presence) {
+        let reserved = reserve(object, id, agent).await?;
+        no_capacity = reserved.as_ref().err().cloned();
+        resources = Some(reserved);
+    }
+    let port_timeout = agent.config.port_timeout;
+    let recorded = contents
+        .shutdown_requested
+        .map(|at| at.elapsed().unwrap_or_default());
+    let found = domain.as_ref().map(observed_domain);
+    let observed = agent.runtime(id, |runtime| {
+        let state = found.as_ref().map(|domain| domain.state);
+        let wanted = object.spec.run_state_in_force();
+        runtime.starts.observe(wanted, state, now);
+        let starts = &runtime.starts;
         runtime.realized |= contents.disk;
-        Seen {
+        Observed {
             deleting: finalize::is_deleting(object),
             highest_epoch: epoch.map(|record| record.epoch),
             epoch_closed: epoch.is_some_and(|record| record.closed.is_some()),
-            no_room,
+            no_capacity,
             preempted,
-            domain: domain.as_ref().map(seen_domain),
-            directory: match (&contents.marks, contents.directory) {
-                (Some(marks), _) => Some(mark_from(&marks.owner, marks.epoch)),
-                // Made, and not yet marked, by a pass that was interrupted: the id is ours.
-                (None, true) if !contents.disk => Some(own_mark(object, agent)),
-                (None, true) => Some(Mark::default()),
+            domain: found,
+            directory: match (&contents.metadata, contents.directory) {
+                (Some(metadata), _) => Some(placement_owner_from(&metadata.owner, metadata.epoch)),
+                // Made by a pass that was interrupted before it wrote the metadata: the id is ours.
+                (None, true) if !contents.disk => Some(placement_owner(object, agent)),
+                (None, true) => Some(PlacementOwner::default()),
                 (None, false) => None,
             },
             disk: contents.disk,
             config_drive: contents.config_drive
                 || object.spec.config_drive == pileus_api::server::ConfigDrive::Disabled
                 || object.spec.guest_data.is_none(),
-            image: seen_image(imported.as_ref(), runtime.download.as_ref(), now),
+            image: image_state(imported.as_ref(), runtime.download.as_ref(), now),
             realized: status.and_then(|s| s.realized) == Some(true),
             guest_shutdown: runtime
                 .guest_shutdown
                 .or_else(|| status?.guest_shutdown)
                 .unwrap_or(false),
             was_running: status.and_then(|s| s.power_state) == Some(PowerState::Running),
-            asked_to_stop: runtime.shutdown.is_some() || asked_lately,
+            asked_to_stop: starts.is_asked_to_stop(recorded, timeout),
             rebooted,
             ports_installed: agent.ports.installed(&ports),
-            ports_overdue: runtime.started.is_some_and(|at| now - at > port_patience),
-            shutdown: runtime.shutdown.map(|at| {
-                if now - at >= timeout {
-                    Shutdown::Overdue
-                } else {
-                    Shutdown::Waiting
-                }
-            }),
-            crashes: runtime.crashes,
-            start_refused: runtime.refused.is_some(),
-            backing_off: runtime.not_before.is_some_and(|at| now < at),
+            ports_overdue: starts.started.is_some_and(|at| now - at > port_timeout),
+            shutdown: starts.shutdown(timeout, now),
+            crashes: starts.crashes,
+            start_refused: starts.refused.is_some(),
+            backing_off: starts.is_backing_off(now),
         }
     });
-    Ok(Observed {
-        plan,
+    Ok(Snapshot {
+        observed,
         domain,
         image,
         imported,
-        taken,
+        resources,
     })
-}
-
-fn is_old(object: &Instance, highest: Option<Record>) -> bool {
-    highest.is_some_and(|record| record.epoch > object.spec.epoch)
 }
 
 fn shutdown_timeout(object: &Instance) -> Duration {
@@ -172,11 +140,14 @@ fn shutdown_timeout(object: &Instance) -> Duration {
     Duration::from_secs(seconds.into())
 }
 
-/// Why the host has no room for `object`; `None` when it has, or nobody can tell yet.
-fn no_room(object: &Instance, agent: &Agent) -> Option<String> {
-    let room = (*agent.room.lock().unwrap_or_else(PoisonError::into_inner))?;
+/// Why the host has no capacity for `object`; `None` when it has, or that is unknown yet.
+fn no_capacity(object: &Instance, agent: &Agent) -> Option<String> {
+    let capacity = (*agent
+        .capacity
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner))?;
     let others = others(object, agent).map(|(_, other)| other);
-    room.refuses(&candidate(object, agent), others)
+    capacity.refusal(&candidate(object, agent), others)
 }
 
 fn others(object: &Instance, agent: &Agent) -> impl Iterator<Item = (Arc<Instance>, Candidate)> {
@@ -188,50 +159,29 @@ fn others(object: &Instance, agent: &Agent) -> impl Iterator<Item = (Arc<Instanc
         })
 }
 
-/// Those that have their room on the host, or come before `object` for it.
+/// Instances that have their capacity on the host, or come before `object` for it.
 pub(super) fn others_before(
     object: &Instance,
     agent: &Agent,
 ) -> impl Iterator<Item = Arc<Instance>> {
     let own = candidate(object, agent);
     others(object, agent)
-        .filter(move |(_, other)| other.taken || (other.rank < own.rank && !other.refused))
+        .filter(move |(_, other)| other.comes_before(&own))
         .map(|(instance, _)| instance)
 }
 
-/// Whether this is why it is not Ready, as was said of it last.
-fn says(object: &Instance, reason: Reason) -> bool {
-    let said = object.status.as_ref().map(|s| s.conditions.as_slice());
-    let ready = conditions::find(said.unwrap_or_default(), ConditionType::Ready);
-    ready.is_some_and(|ready| ready.reason == reason.as_str())
-}
-
 fn candidate(object: &Instance, agent: &Agent) -> Candidate {
-    let status = object.status.as_ref();
     let id = object.spec.instance_id.parse();
-    let claim = if object.spec.preempted && says(object, Reason::Preempted) {
-        Claim {
-            disk_gib: object.spec.claim.disk_gib,
-            ..Claim::default()
-        }
-    } else {
-        object.spec.claim
-    };
-    Candidate {
-        rank: (
-            object.metadata.creation_timestamp.clone(),
-            object.name_any(),
-        ),
-        claim,
-        taken: status.is_some_and(|s| s.realized == Some(true))
-            || id.is_ok_and(|id| agent.runtime(id, |runtime| runtime.realized)),
-        refused: says(object, Reason::HostRefused),
-    }
+    let realized = id.is_ok_and(|id| agent.runtime(id, |runtime| runtime.realized));
+    Candidate::of(object, realized)
 }
 
-fn seen_domain(domain: &Domain) -> SeenDomain {
-    SeenDomain {
-        mark: domain.marks.as_ref().map(|m| mark_from(&m.owner, m.epoch)),
+fn observed_domain(domain: &Domain) -> ObservedDomain {
+    ObservedDomain {
+        owner: domain
+            .metadata
+            .as_ref()
+            .map(|m| placement_owner_from(&m.owner, m.epoch)),
         state: match domain.state {
             State::Running => DomainState::Running,
             State::Paused => DomainState::Paused,
@@ -243,16 +193,16 @@ fn seen_domain(domain: &Domain) -> SeenDomain {
     }
 }
 
-fn seen_image(
+fn image_state(
     imported: Option<&ImportedImage>,
     download: Option<&Download>,
     now: Instant,
-) -> SeenImage {
+) -> ImageState {
     match (imported, download) {
-        (Some(imported), _) => SeenImage::Cached(imported.clone()),
-        (None, Some(Download::Running(_, task))) if !task.is_finished() => SeenImage::Fetching,
-        (None, Some(Download::Failed { again, .. })) if now < *again => SeenImage::Failed,
-        _ => SeenImage::Absent,
+        (Some(imported), _) => ImageState::Cached(imported.clone()),
+        (None, Some(Download::Running(_, task))) if !task.is_finished() => ImageState::Fetching,
+        (None, Some(Download::Failed { again, .. })) if now < *again => ImageState::Failed,
+        _ => ImageState::Absent,
     }
 }
 
@@ -278,7 +228,7 @@ fn find_image(object: &Instance, agent: &Agent) -> (Option<StoredImage>, Option<
 /// What must be fetched: the disk, then the kernel and the initial RAM disk, if any.
 ///
 /// The digest that the manager fixed is not part of the look-up by source, so that bytes
-/// that differ from it are seen as such and not fetched over and over.
+/// that differ from it are recognised and not fetched over and over.
 #[must_use]
 pub fn requests(object: &Instance) -> Vec<Request> {
     let image = &object.spec.image;

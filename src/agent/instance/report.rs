@@ -1,5 +1,5 @@
-//! Says how an Instance stands, in its status and in events; writes only what differs,
-//! and not at all about work that is over in a moment.
+//! Reports the progress of an Instance in its status and in events; writes only what differs,
+//! and nothing about work that is over in a moment.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,9 +9,10 @@ use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use uuid::Uuid;
 
-use super::observe::Observed;
-use super::plan::{DomainState, Standing};
-use super::{Download, Error, FIRST_QUIET, QUIET};
+use super::observe::Snapshot;
+use super::plan::timing::{REPORT_DELAY, next_pass, report_delay};
+use super::plan::{DomainState, Progress};
+use super::{Download, Error};
 use crate::Agent;
 use pileus_api::conditions::{self, ConditionType, Observation};
 use pileus_api::instance::InstanceStatus;
@@ -21,55 +22,54 @@ use pileus_api::{Instance, Reason};
 use pileus_kube_ext::report::applied_status;
 use pileus_kube_ext::{ApiError, chain};
 
-/// Progress is told this often at most.
-const PROGRESS: Duration = Duration::from_secs(5);
+/// The bytes received of a download are reported at most this often.
+const DOWNLOAD_REPORT_INTERVAL: Duration = Duration::from_secs(5);
 
-/// What to say of a standing: status of Ready, reason, message, and whether only a person
-/// can help.
-struct Words {
+/// What is reported: status of Ready, reason, message, and whether only a person can help.
+struct Report {
     ready: Option<bool>,
     reason: Reason,
     message: String,
     stalled: bool,
 }
 
-fn words(
+fn describe(
     object: &Instance,
-    standing: &Standing,
-    download: Option<&DownloadWords>,
+    progress: &Progress,
+    download: Option<&DownloadReport>,
     refused: Option<&str>,
-) -> Words {
-    let say = |ready, reason, message: String, stalled| Words {
+) -> Report {
+    let say = |ready, reason, message: String, stalled| Report {
         ready,
         reason,
         message,
         stalled,
     };
-    match standing {
-        Standing::AsAsked if object.spec.preempted => preempted(
+    match progress {
+        Progress::Complete if object.spec.preempted => preempted(
             "stopped: a Server of higher priority has its processors and memory".into(),
         ),
-        Standing::AwaitingRoom(why) => preempted(format!(
-            "stopped for a Server of higher priority, and Host {} has no room for it again yet: {why}",
+        Progress::AwaitingCapacity(why) => preempted(format!(
+            "stopped for a Server of higher priority, and Host {} has no capacity for it again yet: {why}",
             object.spec.host
         )),
-        Standing::AsAsked if object.spec.run_state == RunState::Running => {
+        Progress::Complete if object.spec.run_state == RunState::Running => {
             say(Some(true), Reason::Active, "running".into(), false)
         }
-        Standing::AsAsked => say(Some(true), Reason::Stopped, "stopped as asked".into(), false),
-        Standing::Fetching => {
+        Progress::Complete => say(Some(true), Reason::Stopped, "stopped as asked".into(), false),
+        Progress::Fetching => {
             let message = match download {
-                Some(DownloadWords::Progress(text)) => text.clone(),
+                Some(DownloadReport::Running(text)) => text.clone(),
                 _ => format!("fetching image {}", object.spec.image.name),
             };
             say(Some(false), Reason::Downloading, message, false)
         }
-        Standing::ImageFailed => image_failed(object, download),
-        Standing::AwaitingDigest => {
+        Progress::ImageFailed => image_failed(object, download),
+        Progress::AwaitingDigest => {
             let message = "image fetched; waiting for its digest to be confirmed for all hosts";
             say(Some(false), Reason::Building, message.into(), false)
         }
-        Standing::WrongDigest(found) => say(
+        Progress::WrongDigest(found) => say(
             Some(false),
             Reason::DigestMismatch,
             format!(
@@ -78,41 +78,41 @@ fn words(
             ),
             true,
         ),
-        Standing::Building => say(Some(false), Reason::Building, "being built".into(), false),
-        Standing::AwaitingPorts => {
+        Progress::Building => say(Some(false), Reason::Building, "being built".into(), false),
+        Progress::AwaitingPorts => {
             let message = "built and paused; waiting for OVN to install the ports' flows";
             say(Some(false), Reason::Building, message.into(), false)
         }
-        Standing::PortsOverdue => say(
+        Progress::PortsOverdue => say(
             Some(false),
             Reason::NetworkNotReady,
             "built and paused: OVN has not installed the ports' flows in time; see the Host's NetworkAvailable condition and ovn-controller's log".into(),
             false,
         ),
-        Standing::Stopping => {
+        Progress::Stopping => {
             let seconds = object.spec.shutdown_timeout_seconds;
             let message = format!("asked to shut down; its power is cut after {seconds} s");
             say(Some(false), Reason::Stopping, message, false)
         }
-        Standing::GuestShutdown => say(
+        Progress::GuestShutdown => say(
             Some(false),
             Reason::GuestShutdown,
             "the guest shut itself down and onGuestShutdown is Stop; set runState to Stopped and back to Running to start it".into(),
             false,
         ),
-        Standing::StartRefused => say(
+        Progress::StartRefused => say(
             Some(false),
             Reason::HypervisorFailed,
             refused.unwrap_or("the hypervisor refused to start it").to_owned(),
             false,
         ),
-        Standing::CrashLoop => say(
+        Progress::CrashLoop => say(
             Some(false),
             Reason::CrashLoop,
             "the guest's QEMU ends again and again soon after its start; see its console log and QEMU's log on the host".into(),
             false,
         ),
-        Standing::Stale(highest) => say(
+        Progress::Stale(highest) => say(
             Some(false),
             Reason::StaleEpoch,
             format!(
@@ -121,27 +121,27 @@ fn words(
             ),
             true,
         ),
-        Standing::Foreign => say(
+        Progress::Foreign => say(
             Some(false),
             Reason::StaleEpoch,
             "a domain or directory of this id belongs to another owner or a newer epoch; nothing is touched. Look at it with `virsh dumpxml` on the host".into(),
             true,
         ),
-        Standing::Ended => ended(&object.spec.host, object.spec.epoch),
-        Standing::NoRoom(why) => no_room(&object.spec.host, why),
-        Standing::DiskMissing => say(
+        Progress::Ended => ended(&object.spec.host, object.spec.epoch),
+        Progress::NoCapacity(why) => no_capacity(&object.spec.host, why),
+        Progress::DiskMissing => say(
             Some(false),
             Reason::DiskMissing,
-            "its root disk is gone from the host and is not made up anew; restore it, or delete the Server and make it again".into(),
+            "its root disk is gone from the host and is not replaced by a new one; restore it, or delete the Server and make it again".into(),
             true,
         ),
-        Standing::Removing => say(Some(false), Reason::Deleting, "being removed".into(), false),
+        Progress::Removing => say(Some(false), Reason::Deleting, "being removed".into(), false),
     }
 }
 
-fn image_failed(object: &Instance, download: Option<&DownloadWords>) -> Words {
+fn image_failed(object: &Instance, download: Option<&DownloadReport>) -> Report {
     let (reason, message, stalled) = match download {
-        Some(DownloadWords::Failed {
+        Some(DownloadReport::Failed {
             reason,
             message,
             terminal,
@@ -156,7 +156,7 @@ fn image_failed(object: &Instance, download: Option<&DownloadWords>) -> Words {
             false,
         ),
     };
-    Words {
+    Report {
         ready: Some(false),
         reason,
         message,
@@ -164,8 +164,8 @@ fn image_failed(object: &Instance, download: Option<&DownloadWords>) -> Words {
     }
 }
 
-fn preempted(message: String) -> Words {
-    Words {
+fn preempted(message: String) -> Report {
+    Report {
         ready: Some(false),
         reason: Reason::Preempted,
         message,
@@ -173,31 +173,31 @@ fn preempted(message: String) -> Words {
     }
 }
 
-fn no_room(host: &str, why: &str) -> Words {
-    Words {
+fn no_capacity(host: &str, why: &str) -> Report {
+    Report {
         ready: Some(false),
         reason: Reason::HostRefused,
         message: format!(
-            "Host {host} has no room for it: {why}. Nothing of it was made. It is placed elsewhere as soon as another Host fits, or built here when there is room: remove Servers from that Host, or change its reserved and allocation ratios"
+            "Host {host} has no capacity for it: {why}. Nothing of it was made. It is placed elsewhere as soon as another Host fits, or built here when there is capacity: remove Servers from that Host, or change its reserved and allocation ratios"
         ),
         stalled: false,
     }
 }
 
-/// A refusal as well, so that the Server is placed anew.
-fn ended(host: &str, epoch: i64) -> Words {
-    Words {
+/// A refusal as well, so that the Server is placed again.
+fn ended(host: &str, epoch: i64) -> Report {
+    Report {
         ready: Some(false),
         reason: Reason::HostRefused,
         message: format!(
-            "Host {host} has removed what epoch {epoch} of the Server was, and makes nothing of it again; it is placed anew when another Host fits. Otherwise delete the Server and make it again"
+            "Host {host} has removed what epoch {epoch} of the Server was, and makes nothing of it again; it is placed again when another Host fits. Otherwise delete the Server and make it again"
         ),
         stalled: false,
     }
 }
 
-enum DownloadWords {
-    Progress(String),
+enum DownloadReport {
+    Running(String),
     Failed {
         reason: Reason,
         message: String,
@@ -224,22 +224,22 @@ fn reason_of(error: &pileus_storage::Error) -> Reason {
     }
 }
 
-fn download_words(object: &Instance, download: Option<&Download>) -> Option<DownloadWords> {
+fn download_report(object: &Instance, download: Option<&Download>) -> Option<DownloadReport> {
     match download? {
-        Download::Running(progress, _) => {
-            let (received, total) = progress.get();
+        Download::Running(download, _) => {
+            let (received, total) = download.get();
             let of = total.map_or_else(String::new, |total| {
                 format!(
                     " of {total} ({} %)",
                     received.saturating_mul(100) / total.max(1)
                 )
             });
-            Some(DownloadWords::Progress(format!(
+            Some(DownloadReport::Running(format!(
                 "fetching image {}: {received}{of} bytes",
                 object.spec.image.name
             )))
         }
-        Download::Failed { error, .. } => Some(DownloadWords::Failed {
+        Download::Failed { error, .. } => Some(DownloadReport::Failed {
             reason: reason_of(error),
             message: chain(error),
             terminal: error.is_terminal(),
@@ -247,14 +247,7 @@ fn download_words(object: &Instance, download: Option<&Download>) -> Option<Down
     }
 }
 
-fn is_passing(standing: &Standing) -> bool {
-    matches!(
-        standing,
-        Standing::Fetching | Standing::Building | Standing::AwaitingPorts | Standing::Stopping
-    )
-}
-
-/// Reports a standing. Gives when to look again, if sooner than the usual resync.
+/// Reports progress. Returns when the next pass is due, if sooner than the usual resync.
 ///
 /// # Errors
 /// When the status cannot be written.
@@ -262,67 +255,42 @@ pub async fn report(
     object: &Arc<Instance>,
     id: Uuid,
     agent: &Arc<Agent>,
-    seen: &Observed,
-    standing: &Standing,
+    snapshot: &Snapshot,
+    progress: &Progress,
 ) -> Result<Option<Duration>, ApiError> {
     let now = Instant::now();
-    let told = object
+    let is_reported = object
         .status
         .as_ref()
         .is_some_and(|s| s.observed_generation.is_some());
-    let patience = match standing {
-        Standing::Building | Standing::AwaitingPorts if !told => FIRST_QUIET,
-        _ => QUIET,
-    };
-    let (words, quiet, reported, restarts, not_before, retry) = agent.runtime(id, |runtime| {
-        let download = download_words(object, runtime.download.as_ref());
-        let refused = runtime.refused.as_ref().map(|(why, _)| why.as_str());
-        let words = words(object, standing, download.as_ref(), refused);
-        let quiet = is_passing(standing) && now - *runtime.busy_since.get_or_insert(now) < patience;
-        if !is_passing(standing) {
+    let delay = report_delay(progress, is_reported);
+    let (report, quiet, reported, restarts, next) = agent.runtime(id, |runtime| {
+        let download = download_report(object, runtime.download.as_ref());
+        let refused = runtime.starts.refused.as_ref();
+        let refused = refused.map(|(why, _)| why.as_str());
+        let report = describe(object, progress, download.as_ref(), refused);
+        if delay.is_none() {
             runtime.busy_since = None;
         }
-        let retry = match &runtime.download {
-            Some(Download::Failed { again, .. }) => Some(again.saturating_duration_since(now)),
+        let quiet = delay.is_some_and(|delay| now - *runtime.busy_since.get_or_insert(now) < delay);
+        let fetch_again = match &runtime.download {
+            Some(Download::Failed { again, .. }) => Some(*again),
             _ => None,
         };
-        (
-            words,
-            quiet,
-            runtime.reported,
-            runtime.restarts,
-            runtime.not_before,
-            retry,
-        )
+        let next = next_pass(progress, runtime.starts.not_before, fetch_again, now);
+        let restarts = runtime.starts.restarts;
+        (report, quiet, runtime.reported_at, restarts, next)
     });
-    let next = match standing {
-        Standing::AsAsked if object.spec.run_state_in_force() == RunState::Running => {
-            Some(super::super::RESYNC)
-        }
-        Standing::Fetching => Some(Duration::from_secs(1)),
-        Standing::AwaitingPorts | Standing::Stopping => Some(Duration::from_millis(500)),
-        Standing::PortsOverdue => Some(Duration::from_secs(5)),
-        Standing::NoRoom(_) | Standing::AwaitingRoom(_) => Some(Duration::from_secs(10)),
-        Standing::Building | Standing::StartRefused | Standing::CrashLoop => Some(
-            not_before
-                .map_or(Duration::from_secs(1), |at| {
-                    at.saturating_duration_since(now)
-                })
-                .max(Duration::from_millis(200)),
-        ),
-        Standing::ImageFailed => retry.map(|wait| wait.max(Duration::from_millis(200))),
-        _ => None,
-    };
-    let too_soon =
-        *standing == Standing::Fetching && reported.is_some_and(|at| now - at < PROGRESS);
+    let too_soon = *progress == Progress::Fetching
+        && reported.is_some_and(|at| now - at < DOWNLOAD_REPORT_INTERVAL);
     if quiet || too_soon {
         return Ok(next);
     }
     let status = InstanceStatus {
-        guest_shutdown: Some(*standing == Standing::GuestShutdown),
-        ..status(object, agent, Some(seen), restarts)
+        guest_shutdown: Some(*progress == Progress::GuestShutdown),
+        ..status(object, agent, Some(snapshot), restarts)
     };
-    write(object, id, agent, status, words).await?;
+    write(object, id, agent, status, report).await?;
     Ok(next)
 }
 
@@ -340,22 +308,24 @@ pub async fn report_error(
         Error::Hypervisor(
             pileus_hypervisor::Error::Unreachable(_) | pileus_hypervisor::Error::Timeout(_),
         ) => (None, Reason::HypervisorUnavailable, false),
-        Error::Hypervisor(_) | Error::Taken(_) => (Some(false), Reason::HypervisorFailed, false),
+        Error::Hypervisor(_) | Error::Resources(_) => {
+            (Some(false), Reason::HypervisorFailed, false)
+        }
         Error::Storage(error) => (Some(false), reason_of(error), error.is_terminal()),
         Error::Guest(_) | Error::Spec { .. } => (Some(false), Reason::InvalidSpec, true),
         Error::GuestData(_) => (Some(false), Reason::SecretNotFound, false),
         Error::Epoch(_) | Error::Ports(_) => (Some(false), Reason::Retrying, false),
-        // The API server is what a report needs.
+        // Nothing can be reported without the API server.
         Error::Api(_) => return Ok(()),
     };
     let now = Instant::now();
     let (busy_for, restarts) = agent.runtime(id, |runtime| {
         (
             now - *runtime.busy_since.get_or_insert(now),
-            runtime.restarts,
+            runtime.starts.restarts,
         )
     });
-    if busy_for < QUIET && !stalled {
+    if busy_for < REPORT_DELAY && !stalled {
         return Ok(());
     }
     let message = match error {
@@ -364,7 +334,7 @@ pub async fn report_error(
         }
         _ => chain(error),
     };
-    let words = Words {
+    let report = Report {
         ready,
         reason,
         message,
@@ -374,19 +344,19 @@ pub async fn report_error(
     if ready.is_none() {
         status.power_state = Some(PowerState::Unknown);
     }
-    write(object, id, agent, status, words).await
+    write(object, id, agent, status, report).await
 }
 
-/// The parts of a status that do not depend on the standing; what was not seen in this
-/// pass stays as it was told last.
+/// The parts of a status that do not depend on the progress; what was not observed in this
+/// pass stays as it was reported last.
 fn status(
     object: &Instance,
     agent: &Agent,
-    seen: Option<&Observed>,
+    snapshot: Option<&Snapshot>,
     restarts: i64,
 ) -> InstanceStatus {
     let old = object.status.clone().unwrap_or_default();
-    let domain = seen.and_then(|s| s.domain.as_ref());
+    let domain = snapshot.and_then(|s| s.domain.as_ref());
     let hardware = domain.map_or(old.hardware, |d| {
         Some(Hardware {
             machine_type: d.hardware.machine.clone(),
@@ -395,9 +365,9 @@ fn status(
             firmware: "bios".to_owned(),
         })
     });
-    let power_state = match seen {
+    let power_state = match snapshot {
         None => old.power_state,
-        Some(seen) => Some(match seen.plan.domain.as_ref().map(|d| d.state) {
+        Some(snapshot) => Some(match snapshot.observed.domain.as_ref().map(|d| d.state) {
             Some(DomainState::Running | DomainState::ShuttingDown) => PowerState::Running,
             Some(DomainState::Paused) => PowerState::Paused,
             _ => PowerState::Stopped,
@@ -406,15 +376,15 @@ fn status(
     InstanceStatus {
         observed_generation: object.metadata.generation,
         power_state,
-        host_boot_id: if seen.is_some() {
+        host_boot_id: if snapshot.is_some() {
             Some(agent.boot_id.clone())
         } else {
             old.host_boot_id
         },
         hardware,
-        image: seen.and_then(|s| s.imported.clone()).or(old.image),
+        image: snapshot.and_then(|s| s.imported.clone()).or(old.image),
         guest_shutdown: old.guest_shutdown,
-        realized: Some(old.realized == Some(true) || seen.is_some_and(|s| s.plan.disk)),
+        realized: Some(old.realized == Some(true) || snapshot.is_some_and(|s| s.observed.disk)),
         restarts: Some(old.restarts.unwrap_or(0) + restarts),
         conditions: old.conditions,
     }
@@ -425,23 +395,23 @@ async fn write(
     id: Uuid,
     agent: &Arc<Agent>,
     mut status: InstanceStatus,
-    words: Words,
+    report: Report,
 ) -> Result<(), ApiError> {
     let stalled = Observation {
         type_: ConditionType::Stalled,
-        status: Some(words.stalled),
-        reason: words.reason,
-        message: if words.stalled {
-            words.message.clone()
+        status: Some(report.stalled),
+        reason: report.reason,
+        message: if report.stalled {
+            report.message.clone()
         } else {
             String::new()
         },
     };
     let ready = Observation {
         type_: ConditionType::Ready,
-        status: words.ready,
-        reason: words.reason,
-        message: words.message.clone(),
+        status: report.ready,
+        reason: report.reason,
+        message: report.message.clone(),
     };
     let old: &[Condition] = object.status.as_ref().map_or(&[], |s| &s.conditions);
     status.conditions = conditions::merge(
@@ -454,29 +424,29 @@ async fn write(
     if let Some(written) = written {
         agent.context.metrics.status_written("instance");
         let changed = agent.runtime(id, |runtime| {
-            runtime.reported = Some(Instant::now());
-            runtime.restarts = 0;
-            runtime.written.note(object, written);
-            runtime.told.replace(words.reason) != Some(words.reason)
+            runtime.reported_at = Some(Instant::now());
+            runtime.starts.restarts = 0;
+            runtime.own_writes.record(object, written);
+            runtime.last_reported.replace(report.reason) != Some(report.reason)
         });
         if changed {
             tracing::info!(
                 instance = %object.name_any(),
                 server = %format_args!("{}/{}", object.spec.server.namespace, object.spec.server.name),
-                reason = %words.reason,
-                message = %words.message,
+                reason = %report.reason,
+                message = %report.message,
                 "instance"
             );
-            if words.ready == Some(true) {
+            if report.ready == Some(true) {
                 agent
                     .context
                     .events
-                    .normal(&**object, words.reason, "Realise", words.message);
+                    .normal(&**object, report.reason, "Realise", report.message);
             } else {
                 agent
                     .context
                     .events
-                    .warning(&**object, words.reason, "Realise", words.message);
+                    .warning(&**object, report.reason, "Realise", report.message);
             }
         }
     }

@@ -11,7 +11,7 @@ use kube::{Api, Client, Config as KubeConfig};
 use tokio::sync::{Notify, mpsc};
 use uuid::Uuid;
 
-use super::plan::{Plan, Standing, Step, plan};
+use super::plan::{Plan, Progress, Step, plan};
 use super::{act, observe};
 use crate::epochs::Epochs;
 use crate::ports::Ports;
@@ -21,11 +21,11 @@ use pileus_api::image::DiskFormat;
 use pileus_api::instance::{InstanceSpec, InstanceStatus, OnDeletion};
 use pileus_api::server::{ConfigDrive, OnGuestShutdown, PowerState, RunState};
 use pileus_api::topology::{CpuPolicy, GuestNode, GuestTopology};
-use pileus_hypervisor::{Fake, Hypervisor, State, VirtType};
+use pileus_hypervisor::{FakeHypervisor, Hypervisor, State, VirtType};
 use pileus_kube_ext::backoff::Backoff;
 use pileus_kube_ext::events::Events;
 use pileus_kube_ext::{Context, Metrics};
-use pileus_storage::{Disks, FetchPolicy, ImageStore, Progress};
+use pileus_storage::{Disks, DownloadProgress, FetchPolicy, ImageStore};
 use pileus_values::ClusterId;
 
 const ID: Uuid = Uuid::from_u128(7);
@@ -33,12 +33,12 @@ const ID: Uuid = Uuid::from_u128(7);
 /// A host: what outlives an agent.
 struct Host {
     dir: tempfile::TempDir,
-    fake: Fake,
+    fake: FakeHypervisor,
     object: Arc<Instance>,
 }
 
 /// An agent as it starts. Nobody answers at its API server, which no step here needs.
-fn agent(dir: &Path, fake: &Fake) -> Arc<Agent> {
+fn agent(dir: &Path, fake: &FakeHypervisor) -> Arc<Agent> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let config = KubeConfig::new("http://127.0.0.1:9".parse().unwrap());
     let client = Client::try_from(config).unwrap();
@@ -54,7 +54,7 @@ fn agent(dir: &Path, fake: &Fake) -> Arc<Agent> {
         disks: Disks::new(dir),
         ports: Ports::watch(&ovs_db, dir.to_owned()).unwrap(),
         epochs: Epochs::open(&dir.join("epochs.json")).unwrap(),
-        room: Mutex::default(),
+        capacity: Mutex::default(),
         load: Mutex::default(),
         boot_id: "boot-1".into(),
         instances: Api::namespaced(client.clone(), "pileus-host-a"),
@@ -62,7 +62,7 @@ fn agent(dir: &Path, fake: &Fake) -> Arc<Agent> {
         known,
         trigger: mpsc::unbounded_channel().0,
         runtime: Mutex::default(),
-        starts: super::Starts::default(),
+        start_queue: super::StartQueue::default(),
         pinning: tokio::sync::Mutex::default(),
         host_changed: Notify::new(),
         orphan_count: prometheus_client::metrics::gauge::Gauge::default(),
@@ -78,10 +78,13 @@ fn agent(dir: &Path, fake: &Fake) -> Arc<Agent> {
             boot_id_file: dir.join("boot_id"),
             ovs_db,
             ovn_run_dir: dir.to_owned(),
-            reserved_memory_mib: 0,
-            reserved_disk_gib: 0,
+            reservation: crate::host::plan::Reservation {
+                memory_mib: 0,
+                disk_gib: 0,
+                memory_shared_by: 1,
+            },
             image_grace: Duration::from_hours(1),
-            port_patience: Duration::from_hours(1),
+            port_timeout: Duration::from_hours(1),
         },
         context: Context {
             events: Events::new(client.clone(), "test"),
@@ -93,7 +96,7 @@ fn agent(dir: &Path, fake: &Fake) -> Arc<Agent> {
 }
 
 impl Host {
-    /// With the image fetched and confirmed, and nothing of the Instance.
+    /// A host with the image fetched and confirmed, and nothing of the Instance.
     async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let image = dir.path().join("image.raw");
@@ -119,10 +122,13 @@ impl Host {
             spec,
             status: None,
         };
-        let fake = Fake::default();
+        let fake = FakeHypervisor::default();
         let agent = agent(dir.path(), &fake);
         let request = observe::requests(&object).remove(0);
-        let stored = agent.store.import(&request, &Progress::default()).await;
+        let stored = agent
+            .store
+            .import(&request, &DownloadProgress::default())
+            .await;
         object.spec.image.disk.digest = Some(stored.unwrap().digest);
         Self {
             dir,
@@ -136,7 +142,7 @@ impl Host {
     }
 
     /// As the status would be reported.
-    async fn report(&mut self, standing: &Standing) {
+    async fn report(&mut self, progress: &Progress) {
         let domain = self.fake.domain(ID).await.unwrap();
         let on = domain.is_some_and(|d| d.state == State::Running);
         let status = InstanceStatus {
@@ -146,37 +152,38 @@ impl Host {
                 PowerState::Stopped
             }),
             host_boot_id: Some("boot-1".into()),
-            guest_shutdown: Some(*standing == Standing::GuestShutdown),
+            guest_shutdown: Some(*progress == Progress::GuestShutdown),
             realized: Some(true),
             ..InstanceStatus::default()
         };
         self.change(|object| object.status = Some(status));
     }
 
-    async fn look(&self, agent: &Arc<Agent>) -> (observe::Observed, Plan) {
-        let mut seen = observe::observe(&self.object, ID, agent).await.unwrap();
-        seen.plan.ports_installed = Some(true);
-        let own = observe::own_mark(&self.object, agent);
-        let decided = plan(&self.object.spec, &own, &seen.plan);
-        (seen, decided)
+    async fn look(&self, agent: &Arc<Agent>) -> (observe::Snapshot, Plan) {
+        let mut snapshot = observe::observe(&self.object, ID, agent).await.unwrap();
+        snapshot.observed.ports_installed = Some(true);
+        let own = observe::placement_owner(&self.object, agent);
+        let decided = plan(&self.object.spec, &own, &snapshot.observed);
+        (snapshot, decided)
     }
 
     /// Works until nothing is left to do; the agent dies once, at step `fatal`: after the
-    /// step, or within it. Gives where it stands, and whether it came to die.
-    async fn settle(&self, fatal: usize, within: bool) -> (Standing, bool) {
+    /// step, or within it. Returns the progress, and whether the agent died.
+    async fn settle(&self, fatal: usize, within: bool) -> (Progress, bool) {
         let mut agent = agent(self.dir.path(), &self.fake);
         let (mut done, mut died) = (0, false);
         'passes: for _ in 0..12 {
-            let (seen, decided) = self.look(&agent).await;
-            let own = observe::own_mark(&self.object, &agent);
+            let (snapshot, decided) = self.look(&agent).await;
+            let own = observe::placement_owner(&self.object, &agent);
             if decided.steps.is_empty() || decided.steps == [Step::DropFinalizer] {
-                return (decided.standing, died);
+                return (decided.progress, died);
             }
             for step in &decided.steps {
                 if *step == Step::DropFinalizer {
                     continue 'passes;
                 }
-                let mut effect = Box::pin(act::act(step, &self.object, ID, &own, &seen, &agent));
+                let mut effect =
+                    Box::pin(act::act(step, &self.object, ID, &own, &snapshot, &agent));
                 let last = !died && done == fatal;
                 done += 1;
                 if last && within {
@@ -193,39 +200,39 @@ impl Host {
                 }
             }
         }
-        panic!("it does not come to rest: {:?}", self.fake.calls());
+        panic!("the plan does not converge: {:?}", self.fake.calls());
     }
 }
 
-/// A whole life with a death at step `fatal` of one of its parts. Gives whether it came to
-/// that in any part.
+/// A whole life with a death at step `fatal` of one of its parts. Returns whether it
+/// died in any part.
 async fn live(fatal: usize, within: bool) -> bool {
     let mut host = Host::new().await;
     let mut any = false;
-    let mut part = async |host: &mut Host, wanted: Standing| {
-        let (standing, died) = host.settle(fatal, within).await;
-        assert_eq!(standing, wanted, "at {fatal}, {:?}", host.fake.calls());
+    let mut part = async |host: &mut Host, wanted: Progress| {
+        let (progress, died) = host.settle(fatal, within).await;
+        assert_eq!(progress, wanted, "at {fatal}, {:?}", host.fake.calls());
         any |= died;
-        host.report(&standing).await;
+        host.report(&progress).await;
     };
 
-    part(&mut host, Standing::AsAsked).await;
+    part(&mut host, Progress::Complete).await;
     assert_eq!(host.fake.run(ID), Some(1), "started once");
     let disk = Disks::new(host.dir.path()).root_disk(ID);
     let made = std::fs::metadata(&disk).unwrap().modified().unwrap();
 
     host.change(|object| object.spec.run_state = RunState::Stopped);
-    part(&mut host, Standing::AsAsked).await;
+    part(&mut host, Progress::Complete).await;
     assert_eq!(host.fake.run(ID), None);
     host.change(|object| object.spec.run_state = RunState::Running);
-    part(&mut host, Standing::AsAsked).await;
+    part(&mut host, Progress::Complete).await;
     assert_eq!(host.fake.run(ID), Some(2), "started once");
 
     host.fake.end_guest(ID, true);
-    part(&mut host, Standing::GuestShutdown).await;
-    part(&mut host, Standing::GuestShutdown).await;
+    part(&mut host, Progress::GuestShutdown).await;
+    part(&mut host, Progress::GuestShutdown).await;
     host.change(|object| object.spec.on_guest_shutdown = OnGuestShutdown::Restart);
-    part(&mut host, Standing::AsAsked).await;
+    part(&mut host, Progress::Complete).await;
     assert_eq!(host.fake.run(ID), Some(3), "started once");
     assert!(!host.fake.calls().contains(&"power off"));
     let after = std::fs::metadata(&disk).unwrap().modified().unwrap();
@@ -239,18 +246,18 @@ async fn live(fatal: usize, within: bool) -> bool {
     });
     let agent = agent(host.dir.path(), &host.fake);
     for (step, stops) in [(fatal, true), (usize::MAX, false)] {
-        let (seen, decided) = host.look(&agent).await;
-        let own = observe::own_mark(&host.object, &agent);
+        let (snapshot, decided) = host.look(&agent).await;
+        let own = observe::placement_owner(&host.object, &agent);
         for (n, step_) in decided.steps.iter().enumerate() {
             if *step_ == Step::DropFinalizer || (stops && n > step) {
                 break;
             }
-            let effect = act::act(step_, &host.object, ID, &own, &seen, &agent);
+            let effect = act::act(step_, &host.object, ID, &own, &snapshot, &agent);
             effect.await.unwrap();
         }
     }
     assert_eq!(host.fake.domains().await.unwrap(), []);
-    assert!(!Disks::new(host.dir.path()).look(ID).directory);
+    assert!(!Disks::new(host.dir.path()).contents(ID).directory);
     assert!(agent.epochs.get("u1").unwrap().closed.is_some());
     any
 }
@@ -262,55 +269,58 @@ async fn an_agent_that_dies_at_any_step_is_followed_by_one_that_goes_on() {
         while live(fatal, within).await {
             fatal += 1;
         }
-        assert!(fatal >= 5, "a build has steps to die at, {fatal} were seen");
+        assert!(
+            fatal >= 5,
+            "a build has steps to die at, {fatal} were found"
+        );
     }
 }
 
 #[tokio::test]
-async fn a_hypervisor_that_goes_away_is_no_reason_to_touch_anything() {
+async fn nothing_is_touched_while_the_hypervisor_does_not_answer() {
     let mut host = Host::new().await;
-    let (standing, _) = host.settle(usize::MAX, false).await;
-    host.report(&standing).await;
+    let (progress, _) = host.settle(usize::MAX, false).await;
+    host.report(&progress).await;
     host.fake.set_down(true);
     let agent = agent(host.dir.path(), &host.fake);
-    let seen = observe::observe(&host.object, ID, &agent).await;
+    let snapshot = observe::observe(&host.object, ID, &agent).await;
     assert!(matches!(
-        seen.err(),
+        snapshot.err(),
         Some(super::Error::Hypervisor(
             pileus_hypervisor::Error::Unreachable(_)
         ))
     ));
     host.fake.set_down(false);
-    let (standing, _) = host.settle(usize::MAX, false).await;
-    assert_eq!((standing, host.fake.run(ID)), (Standing::AsAsked, Some(1)));
+    let (progress, _) = host.settle(usize::MAX, false).await;
+    assert_eq!((progress, host.fake.run(ID)), (Progress::Complete, Some(1)));
 }
 
 #[tokio::test]
-async fn a_shutdown_that_was_asked_for_is_not_taken_for_the_guests_own() {
+async fn a_requested_shutdown_is_not_taken_for_the_guests_own() {
     let mut host = Host::new().await;
-    let (standing, _) = host.settle(usize::MAX, false).await;
-    host.report(&standing).await;
+    let (progress, _) = host.settle(usize::MAX, false).await;
+    host.report(&progress).await;
     host.change(|object| object.spec.run_state = RunState::Stopped);
     // The agent asks and dies; before the next one looks, the guest is to run again.
     let agent = agent(host.dir.path(), &host.fake);
-    let (seen, decided) = host.look(&agent).await;
+    let (snapshot, decided) = host.look(&agent).await;
     assert_eq!(decided.steps, [Step::ShutDown]);
-    let own = observe::own_mark(&host.object, &agent);
-    let asked = act::act(&Step::ShutDown, &host.object, ID, &own, &seen, &agent);
+    let own = observe::placement_owner(&host.object, &agent);
+    let asked = act::act(&Step::ShutDown, &host.object, ID, &own, &snapshot, &agent);
     asked.await.unwrap();
     drop(agent);
     host.change(|object| object.spec.run_state = RunState::Running);
-    let (standing, _) = host.settle(usize::MAX, false).await;
-    assert_eq!((standing, host.fake.run(ID)), (Standing::AsAsked, Some(2)));
+    let (progress, _) = host.settle(usize::MAX, false).await;
+    assert_eq!((progress, host.fake.run(ID)), (Progress::Complete, Some(2)));
     // The request does not outlive the start: what the guest does now it does by itself.
-    host.report(&Standing::AsAsked).await;
+    host.report(&Progress::Complete).await;
     host.fake.end_guest(ID, true);
-    let (standing, _) = host.settle(usize::MAX, false).await;
-    assert_eq!(standing, Standing::GuestShutdown);
+    let (progress, _) = host.settle(usize::MAX, false).await;
+    assert_eq!(progress, Progress::GuestShutdown);
 }
 
 #[tokio::test]
-async fn a_processor_is_one_guests_alone_whatever_becomes_of_agents() {
+async fn a_dedicated_processor_stays_one_guests_whatever_agents_do() {
     let node = |cpus| GuestNode {
         cpus,
         memory_mib: 64,
@@ -321,15 +331,15 @@ async fn a_processor_is_one_guests_alone_whatever_becomes_of_agents() {
         nodes: vec![node(vec![0])],
         ..GuestTopology::default()
     };
-    // One of the host's two is taken by a guest that nobody knows any more.
+    // One of the host's two is used by a guest whose agent has forgotten it.
     let mut host = Host::new().await;
     host.change(|object| object.spec.topology = Some(one.clone()));
-    let (standing, _) = host.settle(usize::MAX, false).await;
-    assert_eq!(standing, Standing::AsAsked);
+    let (progress, _) = host.settle(usize::MAX, false).await;
+    assert_eq!(progress, Progress::Complete);
     let fake = host.fake.clone();
     let pinned = async |id| {
         let domain = fake.domain(id).await.unwrap();
-        domain.unwrap().marks.unwrap().pinned
+        domain.unwrap().metadata.unwrap().pinned
     };
     let first = pinned(ID).await;
     assert_eq!(first, [0].into());
@@ -348,28 +358,28 @@ async fn a_processor_is_one_guests_alone_whatever_becomes_of_agents() {
     let look = async |(id, object): &(Uuid, Arc<Instance>)| {
         observe::observe(object, *id, &agent).await.unwrap()
     };
-    let (seen, turned_away) = (look(&second).await, look(&third).await);
-    let own = observe::own_mark(&third.1, &agent);
-    let decided = plan(&third.1.spec, &own, &turned_away.plan);
-    let Standing::NoRoom(why) = decided.standing else {
+    let (snapshot, refused) = (look(&second).await, look(&third).await);
+    let own = observe::placement_owner(&third.1, &agent);
+    let decided = plan(&third.1.spec, &own, &refused.observed);
+    let Progress::NoCapacity(why) = decided.progress else {
         panic!("{decided:?}");
     };
     assert!(why.contains("0 of 2 are free"), "{why}");
-    let own = observe::own_mark(&second.1, &agent);
+    let own = observe::placement_owner(&second.1, &agent);
     for step in [Step::RecordEpoch, Step::MakeDisk, Step::Define] {
-        let done = act::act(&step, &second.1, second.0, &own, &seen, &agent);
+        let done = act::act(&step, &second.1, second.0, &own, &snapshot, &agent);
         done.await.unwrap();
     }
     assert_eq!(pinned(second.0).await, [1].into());
-    // What was chosen holds for a domain whose Server comes back under another uid.
+    // The choice stays for a domain whose Server comes back under another uid.
     host.change(|object| {
         object.spec.server.uid = "u2".into();
         object.spec.epoch = 2;
     });
-    let (standing, _) = host.settle(usize::MAX, false).await;
-    assert_eq!((standing, pinned(ID).await), (Standing::AsAsked, first));
+    let (progress, _) = host.settle(usize::MAX, false).await;
+    assert_eq!((progress, pinned(ID).await), (Progress::Complete, first));
     // The place of one that is gone is free again.
     agent.hypervisor.undefine(second.0).await.unwrap();
     agent.forget(second.0);
-    assert!(matches!(look(&third).await.taken, Some(Ok(_))));
+    assert!(matches!(look(&third).await.resources, Some(Ok(_))));
 }

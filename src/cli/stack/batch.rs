@@ -1,5 +1,5 @@
-//! Files of cases: one result a line, in the order of lines, by as many threads as there are
-//! processors.
+//! Files of cases: one result per line, in the order of the lines, computed by one thread per
+//! processor.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -11,36 +11,36 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use super::failed;
 use pileus_stack::Error;
 
-/// Writes what comes of a line; nothing when that is no JSON.
-pub(super) type Answer = fn(&[u8], &mut Vec<u8>) -> serde_json::Result<()>;
+/// Writes the result of a line; an error when the line is not JSON.
+pub(super) type LineHandler = fn(&[u8], &mut Vec<u8>) -> serde_json::Result<()>;
 
-/// How much is read at a time, in bytes: some lines of a usual size.
+/// How much is read at a time, in bytes: a few lines of usual size.
 const BLOCK: usize = 32 << 10;
-/// How many blocks may wait for whoever reads the results.
-const WAITING: usize = 64;
+/// How many finished blocks may wait until earlier ones are written.
+const MAX_MAX_WAITING_BLOCKS_BLOCKS: usize = 64;
 
-/// One result for each line; a line that is no JSON gives an error in its place.
+/// One result for each line; for a line that is not JSON, the error.
 ///
 /// # Errors
 /// When the file cannot be read, or the results not be written.
-pub(super) fn each_line(path: &Path, answer: Answer) -> std::io::Result<ExitCode> {
+pub(super) fn each_line(path: &Path, handler: LineHandler) -> std::io::Result<ExitCode> {
     if path == Path::new("-") {
         let mut out = std::io::stdout().lock();
-        // Who writes a line may wait for its result.
+        // Interactive: write each result at once.
         for line in std::io::stdin().lock().split(b'\n') {
             let mut text = Vec::new();
-            one_line(&line?, answer, &mut text)?;
+            one_line(&line?, handler, &mut text)?;
             out.write_all(&text)?;
             out.flush()?;
         }
         return Ok(ExitCode::SUCCESS);
     }
-    in_order(File::open(path)?, answer, std::io::stdout())?;
+    in_order(File::open(path)?, handler, std::io::stdout())?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// Writes the results of a file's lines to `out`.
-fn in_order(file: File, answer: Answer, out: impl Write + Send) -> std::io::Result<()> {
+fn in_order(file: File, handler: LineHandler, out: impl Write + Send) -> std::io::Result<()> {
     let source = Source {
         file,
         taken: 0,
@@ -48,7 +48,7 @@ fn in_order(file: File, answer: Answer, out: impl Write + Send) -> std::io::Resu
     };
     let batch = Batch {
         source: Mutex::new(source),
-        answer,
+        handler,
         results: Mutex::default(),
         written: Condvar::new(),
         out: Mutex::new(out),
@@ -57,7 +57,7 @@ fn in_order(file: File, answer: Answer, out: impl Write + Send) -> std::io::Resu
         let others = std::thread::available_parallelism().map_or(0, |count| count.get() - 1);
         let others: Vec<_> = (0..others).map(|_| scope.spawn(|| batch.work())).collect();
         let own = batch.work();
-        // A panic has been told of by whoever had it.
+        // A panic was printed by its thread.
         let others = others.into_iter().map(|other| {
             (other.join())
                 .unwrap_or_else(|_| Err(std::io::Error::other("a case could not be done")))
@@ -66,8 +66,8 @@ fn in_order(file: File, answer: Answer, out: impl Write + Send) -> std::io::Resu
     })
 }
 
-fn one_line(line: &[u8], answer: Answer, out: &mut Vec<u8>) -> std::io::Result<()> {
-    if let Err(error) = answer(line, out) {
+fn one_line(line: &[u8], handler: LineHandler, out: &mut Vec<u8>) -> std::io::Result<()> {
+    if let Err(error) = handler(line, out) {
         let error = failed(&Error::new(format!("not JSON: {error}")));
         serde_json::to_writer(&mut *out, &error)?;
     }
@@ -75,12 +75,12 @@ fn one_line(line: &[u8], answer: Answer, out: &mut Vec<u8>) -> std::io::Result<(
     Ok(())
 }
 
-/// Lines of a file, a few at a time by whoever is free.
+/// Lines of a file, distributed to threads in blocks.
 struct Batch<W> {
     source: Mutex<Source>,
-    answer: Answer,
+    handler: LineHandler,
     results: Mutex<Results>,
-    /// Some results were written.
+    /// Notified when results were written.
     written: Condvar,
     out: Mutex<W>,
 }
@@ -89,20 +89,20 @@ struct Source {
     file: File,
     /// How many blocks were taken.
     taken: usize,
-    /// What was read of a line whose end was not.
+    /// The beginning of a line that is not read to its end.
     rest: Vec<u8>,
 }
 
-/// What was done before its turn to be written.
+/// Results of blocks whose predecessors are not written yet.
 #[derive(Default)]
 struct Results {
     written: usize,
     early: BTreeMap<usize, Vec<u8>>,
-    /// Room of results that are written.
+    /// Buffers of written results, for reuse.
     spare: Vec<Vec<u8>>,
-    /// Somebody writes, and will write what comes meanwhile.
+    /// A thread is writing, and will write later results, too.
     writing: bool,
-    /// What comes can no longer be written.
+    /// A write has failed: no more results can be written.
     broken: bool,
 }
 
@@ -124,19 +124,19 @@ impl<W: Write> Batch<W> {
             };
             let mut start = 0;
             for end in memchr::memchr_iter(b'\n', lines).chain([lines.len()]) {
-                one_line(&lines[start..end], self.answer, &mut text)?;
+                one_line(&lines[start..end], self.handler, &mut text)?;
                 start = end + 1;
             }
             self.put(number, text)?;
         }
     }
 
-    /// Writes a block's results, and those that waited for them; leaves them to whoever is
-    /// about it.
+    /// Writes the results of a block and of the blocks after it that waited. If another thread is
+    /// writing, that thread writes them.
     fn put(&self, number: usize, text: Vec<u8>) -> std::io::Result<()> {
         let mut results = lock(&self.results);
         results.early.insert(number, text);
-        while results.writing && results.early.len() > WAITING {
+        while results.writing && results.early.len() > MAX_WAITING_BLOCKS {
             results = (self.written.wait(results)).unwrap_or_else(PoisonError::into_inner);
         }
         if results.writing {
@@ -154,7 +154,7 @@ impl<W: Write> Batch<W> {
             results.writing = false;
             results.broken = done.is_err();
             self.written.notify_all();
-            // Nothing is written behind a gap.
+            // After an error nothing more is written: results must have no gap.
             done?;
             results.written += 1;
             text.clear();
@@ -168,7 +168,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Source {
-    /// Reads the next lines, none at the end; gives the number of the block.
+    /// Reads the next lines (none at the end), and returns the number of the block.
     fn take(&mut self, block: &mut Vec<u8>) -> std::io::Result<usize> {
         block.clear();
         block.append(&mut self.rest);
@@ -209,14 +209,14 @@ mod tests {
         file
     }
 
-    /// How long a number is.
+    /// The length of a number.
     fn length(line: &[u8], out: &mut Vec<u8>) -> serde_json::Result<()> {
         let number: serde_json::Number = serde_json::from_slice(line)?;
         serde_json::to_writer(out, &number.to_string().len())
     }
 
     #[test]
-    fn every_line_has_its_result_in_its_place() {
+    fn results_have_the_order_of_lines() {
         let mut lines: Vec<Vec<u8>> = (0..4000_usize).map(|n| vec![b' '; n % 90]).collect();
         lines[7] = vec![b' '; 3 * BLOCK];
         for (n, line) in lines.iter_mut().enumerate() {
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_done_behind_what_could_not_be_written() {
+    fn no_case_runs_after_a_failed_write() {
         struct Full(Vec<u8>, usize);
         impl Write for Full {
             fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {

@@ -1,5 +1,5 @@
-//! `pileus stack`: templates read, checked and rendered offline, without a
-//! cluster. The engine is [`pileus_stack`]; here are files and flags.
+//! `pileus stack`: reads, checks and renders templates offline, without a cluster. The engine is
+//! [`pileus_stack`]; this module handles files and flags.
 
 mod batch;
 
@@ -13,11 +13,11 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde::de::Deserializer;
 
 use pileus_stack::environment::Environment;
-use pileus_stack::kinds::manifests;
+use pileus_stack::mapping::manifests;
 use pileus_stack::parameters::Identity;
 use pileus_stack::render::{self, Input};
 use pileus_stack::value::{Value, json};
-use pileus_stack::{Error, cases, expand, show, validate, yaml};
+use pileus_stack::{Error, cases, expand, json_output, validate, yaml};
 
 /// What to do with a template.
 #[derive(Subcommand)]
@@ -79,11 +79,11 @@ enum Format {
     Manifests,
 }
 
-/// Runs `command`; a template that is wrong is told on standard output as the
-/// result would be, with exit code 1.
+/// Runs `command`. Errors of a template are printed on standard output, as the result would be, with
+/// exit code 1.
 ///
 /// # Errors
-/// When standard output is gone.
+/// When standard output cannot be written.
 pub fn run(command: &Command) -> std::io::Result<ExitCode> {
     match command {
         Command::Validate(source) => {
@@ -139,7 +139,7 @@ pub fn run(command: &Command) -> std::io::Result<ExitCode> {
 }
 
 fn failed(error: &Error) -> Value {
-    json!({"error": show::error_json("input", error)})
+    json!({"error": json_output::error_json("input", error)})
 }
 
 fn write(result: &impl serde::Serialize, format: Format) -> std::io::Result<()> {
@@ -152,7 +152,7 @@ fn write(result: &impl serde::Serialize, format: Format) -> std::io::Result<()> 
     std::io::stdout().lock().write_all(text.as_bytes())
 }
 
-/// Writes a result, which says itself whether it is an error.
+/// Prints a result; the exit code depends on whether it contains an error.
 fn print(result: &Value, format: Format) -> std::io::Result<ExitCode> {
     write(result, format)?;
     Ok(if result.get("error").is_some() {
@@ -162,7 +162,7 @@ fn print(result: &Value, format: Format) -> std::io::Result<ExitCode> {
     })
 }
 
-/// The case of a line `{"case": …, "expected": …}`: what stands behind it is not read.
+/// The case of a line `{"case": …, "expected": …}`; the rest of the line after it is not parsed.
 #[derive(Default)]
 struct Case(Option<Value>);
 
@@ -187,7 +187,7 @@ impl<'de> serde::de::Visitor<'de> for &mut Case {
 
 fn render_line(line: &[u8], out: &mut Vec<u8>) -> serde_json::Result<()> {
     let mut case = Case::default();
-    // Once there is a case, what is wrong behind it is nobody's concern.
+    // After the case, errors in the rest of the line do not matter.
     let _ = serde_json::Deserializer::from_slice(line).deserialize_map(&mut case);
     let case = case.0.map_or_else(|| serde_json::from_slice(line), Ok)?;
     match cases::render(case) {
@@ -240,8 +240,8 @@ impl Source {
         };
         let mut files = BTreeMap::new();
         let registry = Value::Object(environment.registry.clone());
-        gather(&folder, &template, &mut files, 0);
-        gather(&folder, &registry, &mut files, 0);
+        read_files(&folder, &template, &mut files, 0);
+        read_files(&folder, &registry, &mut files, 0);
         Ok(Input {
             template: template.into(),
             files: files.into(),
@@ -255,16 +255,16 @@ impl Source {
     }
 }
 
-/// Reads what a template names: `get_file` and templates used as types, and
-/// what those name in turn. What is not there is told where it is used.
-fn gather(folder: &Path, value: &Value, files: &mut BTreeMap<String, String>, depth: usize) {
+/// Reads the files that a template names (`get_file` and templates used as types), and the files that
+/// those name. A missing file is reported where it is used.
+fn read_files(folder: &Path, value: &Value, files: &mut BTreeMap<String, String>, depth: usize) {
     let mut names = Vec::new();
-    named(value, &mut names);
+    file_names(value, &mut names);
     for (name, template) in names {
         if files.contains_key(&name) || depth > expand::MAX_NESTING {
             continue;
         }
-        // Only what is below the folder: a template must not read the machine.
+        // Only files in the folder: a template must not read other files of the machine.
         let path = Path::new(&name);
         let outside = path.components().any(|part| {
             !matches!(
@@ -279,15 +279,16 @@ fn gather(folder: &Path, value: &Value, files: &mut BTreeMap<String, String>, de
             let inner = template.then(|| yaml::parse(&text).unwrap_or_default());
             files.insert(name, text);
             if let Some(inner) = inner {
-                gather(folder, &inner, files, depth + 1);
+                read_files(folder, &inner, files, depth + 1);
             }
         }
     }
 }
 
-fn named(value: &Value, names: &mut Vec<(String, bool)>) {
+/// The names of files in a value, and whether each is a template.
+fn file_names(value: &Value, names: &mut Vec<(String, bool)>) {
     match value {
-        Value::Array(items) => items.iter().for_each(|item| named(item, names)),
+        Value::Array(items) => items.iter().for_each(|item| file_names(item, names)),
         Value::Object(map) => {
             for (key, item) in map {
                 match item {
@@ -297,7 +298,7 @@ fn named(value: &Value, names: &mut Vec<(String, bool)>) {
                     Value::String(name) if render::is_template_name(name) => {
                         names.push((name.to_string(), true));
                     }
-                    other => named(other, names),
+                    other => file_names(other, names),
                 }
             }
         }
@@ -317,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn a_case_is_found_wherever_it_stands_in_its_line() {
+    fn a_case_is_found_at_any_place_in_its_line() {
         let case = r#"{"template": {"heat_template_version": "pike", "resources": {"r": {"type": "OS::Heat::None"}}}}"#;
         for line in [
             case.to_owned(),

@@ -2,7 +2,7 @@
 
 use k8s_openapi::jiff::Timestamp;
 
-use crate::list_names;
+use crate::list_some;
 use pileus_api::conditions::{self, ConditionType, Observation};
 use pileus_api::image::{DiskFormat, ImageStatus, Source};
 use pileus_api::{Image, Instance, Reason, validation};
@@ -93,7 +93,7 @@ pub fn plan(image: &Image, observed: &Observed<'_>, now: Timestamp) -> Plan {
 fn ready(image: &Image, fixed: Option<&Source>, users: &[String]) -> Observation {
     let no = |reason, message| Observation::no(ConditionType::Ready, reason, message);
     if finalize::is_deleting(image) {
-        let users = list_names(users.to_vec());
+        let users = list_some(users.to_vec());
         return no(
             Reason::InUse,
             format!("cannot be deleted while Servers use it: {users}; delete them first"),

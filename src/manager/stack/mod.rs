@@ -1,20 +1,21 @@
-//! Reconciles Stacks: reads what there is, decides ([`plan`]), writes down what will be done
-//! ([`ledger`], [`records`]), does it ([`children`]), and reports ([`status`]).
+//! Reconciles Stacks: observes their objects, decides ([`plan`]), stores the record of what will
+//! be done ([`record`], [`record_store`]), does it ([`children`]), and reports it ([`status`]).
 //!
 //! Nested stacks and groups have no objects of their own: the whole tree is one plan
-//! ([`pileus_stack::tree`]), because then one record says everything that exists, a rollback
-//! returns all of it, hidden parameters never have to be written into a child's spec, and
-//! no crash can leave an outer and an inner stack of two minds.
+//! ([`pileus_stack::tree`]). So one record names every object, a rollback returns the whole tree,
+//! hidden parameters never have to be written into a child's spec, and after a crash an outer and
+//! an inner stack cannot disagree.
 
 pub mod children;
-mod fields;
 pub mod isolation;
-pub mod ledger;
-mod lost;
+mod kinds;
+mod managed_fields;
 pub mod plan;
-pub mod recall;
-pub mod records;
-pub mod served;
+pub mod read_cache;
+pub mod record;
+pub mod record_store;
+mod recovery;
+pub mod served_kinds;
 mod shared;
 pub mod source_watch;
 pub mod sources;
@@ -36,7 +37,6 @@ use uuid::Uuid;
 
 use crate::{Manager, Outcome, crd_deletion};
 use children::Children;
-use ledger::{Action, Key, Ledger, Reference, Sources, State};
 use pileus_api::names::{
     CLEAR_HOOKS_ANNOTATION, MANAGER, MANAGER_FINALIZER, REBUILD_RECORD_ANNOTATION,
 };
@@ -45,25 +45,26 @@ use pileus_api::{Reason, Stack, StackStatus};
 use pileus_kube_ext::objects::Objects;
 use pileus_kube_ext::report::apply_status;
 use pileus_kube_ext::{ApiError, chain, finalize};
-use pileus_stack::hide::mask_text;
+use pileus_stack::masking::mask_text;
 use pileus_stack::value::json;
-use plan::trouble::Refused;
-use plan::{Plan, Problem, Seen, Step};
-use records::Records;
+use plan::refusals::Refused;
+use plan::{Observed, Plan, Problem, Step};
+use record::{Action, Key, Reference, Sources, StackRecord, State};
+use record_store::RecordStore;
 pub use shared::Shared;
 pub use triggers::{by_stack, triggers};
 
-/// How often it is checked whether an obstacle is gone that is not watched.
-const RETRY_INTERVAL: Duration = Duration::from_secs(30);
-/// How many effects of one Stack are under way at once.
-const AT_ONCE: usize = 16;
+/// How often a Stack is reconciled while a problem blocks it whose end is not watched.
+const BLOCKED_RETRY_INTERVAL: Duration = Duration::from_secs(30);
+/// How many steps of one Stack run at once.
+const MAX_CONCURRENT_STEPS: usize = 16;
 
-/// One pass. An error that lasts is reported.
+/// One pass over a Stack. An error that lasts is reported in its status.
 ///
 /// # Errors
-/// When the API server refused or did not answer; nothing is lost by it.
+/// When the API server refused or did not answer; the next pass continues.
 pub async fn reconcile(stack: Arc<Stack>, manager: Arc<Manager>) -> Outcome {
-    let outcome = attempt(stack.clone(), manager.clone()).await;
+    let outcome = try_reconcile(stack.clone(), manager.clone()).await;
     let uid = stack.uid().unwrap_or_default();
     let error = outcome.as_ref().err().filter(|error| !error.is_conflict());
     if manager.stacks.fails_for_long(&uid, error.is_some())
@@ -72,19 +73,19 @@ pub async fn reconcile(stack: Arc<Stack>, manager: Arc<Manager>) -> Outcome {
         let namespace = stack.namespace().unwrap_or_default();
         let api: Api<Stack> = Api::namespaced(manager.context.client.clone(), &namespace);
         let status = status::retrying(&stack, &chain(error), Timestamp::now());
-        // It is the API server that fails: the error itself is what matters.
+        // This may fail for the same reason; the first error is the one to return.
         let _ = apply_status(&api, MANAGER, &*stack, &status).await;
     }
     outcome
 }
 
-async fn attempt(stack: Arc<Stack>, manager: Arc<Manager>) -> Outcome {
+async fn try_reconcile(stack: Arc<Stack>, manager: Arc<Manager>) -> Outcome {
     let client = &manager.context.client;
     let api: Api<Stack> = Api::namespaced(client.clone(), &stack.namespace().unwrap_or_default());
     let deleting = finalize::is_deleting(&*stack);
     let uid = stack.uid().unwrap_or_default();
-    let is_free = deleting && !finalize::has(&*stack, MANAGER_FINALIZER);
-    if is_free || manager.stacks.is_gone(&uid) {
+    let has_no_finalizer = deleting && !finalize::has(&*stack, MANAGER_FINALIZER);
+    if has_no_finalizer || manager.stacks.is_released(&uid) {
         return Ok(None);
     }
     if !deleting {
@@ -94,102 +95,106 @@ async fn attempt(stack: Arc<Stack>, manager: Arc<Manager>) -> Outcome {
             return Ok(None);
         }
     }
-    if let Some(left) = manager.stacks.throttled_for(&uid) {
+    if let Some(left) = manager.stacks.remaining_delay(&uid) {
         return Ok(Some(left));
     }
-    let records = Records::of(client, &stack);
-    let read = match records.read().await {
-        // Without what it says, what carries the Stack's mark is removed.
+    let store = RecordStore::of(client, &stack);
+    let read = match store.read().await {
+        // Without the record, all objects with the Stack's label are deleted.
         Err(error) if deleting && is_unreadable(&error) => {
-            records.forget_own(None).await?;
+            store.delete_record(None).await?;
             None
         }
         Err(error) if is_unreadable(&error) => {
-            let problem = lost::unreadable(&records.name());
-            let status = status::stuck(&stack, &problem, Timestamp::now());
+            let problem = recovery::unreadable(&store.name());
+            let status = status::blocked(&stack, &problem, Timestamp::now());
             write_status(&api, &stack, &manager, &status).await?;
-            return Ok(Some(RETRY_INTERVAL));
+            return Ok(Some(BLOCKED_RETRY_INTERVAL));
         }
         read => read?,
     };
-    let (ledger, mut version) = read.map_or((None, None), |(l, v)| (Some(l), Some(v)));
+    let (record, mut version) = read.map_or((None, None), |(l, v)| (Some(l), Some(v)));
     let children = Children::of(client, &manager.caches, &manager.stacks, &stack);
-    let is_lost = plan::rebuild::is_lost(&stack, ledger.as_ref());
-    let mut seen = observe(&stack, &manager, &records, &children, ledger).await?;
-    manager
-        .stacks
-        .throttle(&uid, seen.ledger.as_ref().map_or(0, |l| l.entries.len()));
-    let lost = if is_lost {
-        lost::search(&stack, &mut seen, &children, &records.name()).await?
+    let is_lost = plan::rebuild::is_lost(&stack, record.as_ref());
+    let mut observed = observe(&stack, &manager, &store, &children, record).await?;
+    manager.stacks.delay_next_pass(
+        &uid,
+        observed.record.as_ref().map_or(0, |l| l.entries.len()),
+    );
+    let not_rebuilt = if is_lost {
+        recovery::rebuild_record(&stack, &mut observed, &children, &store.name()).await?
     } else {
         None
     };
-    if let Some(problem) = plan::trouble::obstacle(&stack, &seen).or(lost) {
-        let status = status::stuck(&stack, &problem, seen.now);
+    if let Some(problem) = plan::refusals::access_problem(&stack, &observed).or(not_rebuilt) {
+        let status = status::blocked(&stack, &problem, observed.now);
         write_status(&api, &stack, &manager, &status).await?;
-        return Ok(Some(RETRY_INTERVAL));
+        return Ok(Some(BLOCKED_RETRY_INTERVAL));
     }
-    let mut plan = match isolation::compute(|| plan::plan(&stack, &seen)) {
+    let mut plan = match isolation::compute(|| plan::plan(&stack, &observed)) {
         Ok(plan) => plan,
         Err(fault) => {
-            let status = status::stuck(&stack, &fault, seen.now);
+            let status = status::blocked(&stack, &fault, observed.now);
             write_status(&api, &stack, &manager, &status).await?;
             return Ok(Some(isolation::PANIC_RETRY_INTERVAL));
         }
     };
-    if let Some(sources) = &plan.store {
-        records.keep(sources).await?;
+    if let Some(sources) = &plan.new_sources {
+        store.write_sources(sources).await?;
     }
-    // What goes without a record is found again by the next pass, and its namespace may take
-    // nothing new any more.
-    let is_news = if is_lost {
+    // A deletion does not need a rebuilt record: the next pass finds the objects again, and no
+    // Secret can be created in a namespace that is being deleted.
+    let must_write = if is_lost {
         !deleting
     } else {
-        Some(&plan.ledger) != seen.ledger.as_ref()
+        Some(&plan.record) != observed.record.as_ref()
     };
-    if is_news && plan.ledger.action.is_some() && !plan.gone {
-        if let (true, Ok(sources)) = (is_lost, &seen.sources) {
-            records.keep(sources).await?;
+    if must_write && plan.record.action.is_some() && !plan.deleted {
+        if let (true, Ok(sources)) = (is_lost, &observed.sources) {
+            store.write_sources(sources).await?;
         }
-        version = Some(records.write(&plan.ledger, version.as_deref()).await?);
+        version = Some(store.write(&plan.record, version.as_deref()).await?);
         if is_lost {
-            lost::tell(&stack, &manager, &plan.ledger);
+            recovery::report_rebuilt(&stack, &manager, &plan.record);
         }
     }
-    let acted = act(&children, &plan).await;
-    if plan.gone && acted.failed.is_none() {
-        let named = seen.crd_deleting.then_some(&plan.ledger);
-        leave(&api, &stack, &manager, &records, named).await?;
+    let results = execute(&children, &plan).await;
+    if plan.deleted && results.error.is_none() {
+        let record = observed.definition_deleted.then_some(&plan.record);
+        release_stack(&api, &stack, &manager, &store, record).await?;
         return Ok(None);
     }
-    let mut failed = acted.failed;
-    if !acted.refused.is_empty() {
-        let again = plan::trouble::refuse(&mut plan.ledger, acted.refused, Timestamp::now());
-        plan.again = Some(again);
+    let mut error = results.error;
+    if !results.refused.is_empty() {
+        let now = Timestamp::now();
+        let requeue = plan::refusals::record_refused(&mut plan.record, results.refused, now);
+        plan.requeue_after = Some(requeue);
         if !is_lost || !deleting {
-            let written = records.write(&plan.ledger, version.as_deref()).await;
-            failed = written.err();
+            let written = store.write(&plan.record, version.as_deref()).await;
+            error = written.err();
         }
     }
-    plan::trouble::tell(&mut plan.ledger, acted.told);
-    forget_sources(&records, seen.ledger.as_ref(), &plan.ledger).await?;
-    let again = report(&api, &stack, &manager, &plan, &records, &seen).await?;
-    take_annotations(&api, &stack, &plan).await?;
-    failed.map_or(Ok(again), Err)
+    plan::refusals::report_errors(&mut plan.record, results.retried);
+    delete_old_sources(&store, observed.record.as_ref(), &plan.record).await?;
+    let requeue = report(&api, &stack, &manager, &plan, &store, &observed).await?;
+    remove_annotations(&api, &stack, &plan).await?;
+    error.map_or(Ok(requeue), Err)
 }
 
-/// Lets a Stack go that has nothing any more. What it serves others with carries the same mark
-/// as its record and stays with them where its kind is lost: only what `named` names goes then.
-async fn leave(
+/// Deletes the Secrets of a Stack that has no objects any more, and removes its finalizer.
+///
+/// With `record` (the definition of Stacks was deleted, so objects stay), only the record and the
+/// sources that it names are deleted: auxiliary Secrets of objects have the same label, and stay.
+async fn release_stack(
     api: &Api<Stack>,
     stack: &Stack,
     manager: &Manager,
-    records: &Records,
-    named: Option<&Ledger>,
+    store: &RecordStore,
+    record: Option<&StackRecord>,
 ) -> Result<(), ApiError> {
-    match named {
-        Some(ledger) => records.forget_own(Some(ledger)).await?,
-        None => records.forget_all().await?,
+    match record {
+        Some(record) => store.delete_record(Some(record)).await?,
+        None => store.delete_all().await?,
     }
     let stacks = Objects::of(api.clone());
     stacks.remove_finalizer(stack, MANAGER_FINALIZER).await?;
@@ -201,16 +206,16 @@ fn is_unreadable(error: &ApiError) -> bool {
     matches!(&*error.source, kube::Error::SerdeError(_))
 }
 
-/// Takes away the annotations that have done their work. A status that was written is a version
-/// that wakes us; they go then.
-async fn take_annotations(api: &Api<Stack>, stack: &Stack, plan: &Plan) -> Result<(), ApiError> {
+/// Removes the annotations whose request is done. On a conflict the Stack has changed, which
+/// starts another pass, and that removes them.
+async fn remove_annotations(api: &Api<Stack>, stack: &Stack, plan: &Plan) -> Result<(), ApiError> {
     let asked = stack.annotations().contains_key(REBUILD_RECORD_ANNOTATION);
     let done = [
-        plan.cleared.then_some(CLEAR_HOOKS_ANNOTATION),
+        plan.hooks_cleared.then_some(CLEAR_HOOKS_ANNOTATION),
         (asked && !finalize::is_deleting(stack)).then_some(REBUILD_RECORD_ANNOTATION),
     ];
     for annotation in done.into_iter().flatten() {
-        match take_annotation(api, stack, annotation).await {
+        match remove_annotation(api, stack, annotation).await {
             Err(error) if error.is_conflict() => {}
             done => done?,
         }
@@ -218,9 +223,8 @@ async fn take_annotations(api: &Api<Stack>, stack: &Stack, plan: &Plan) -> Resul
     Ok(())
 }
 
-/// Takes away an annotation that has done its work, unless the Stack has changed: the next pass
-/// sees what it says then.
-async fn take_annotation(
+/// Removes an annotation, unless the Stack has changed: its value may be another one now.
+async fn remove_annotation(
     api: &Api<Stack>,
     stack: &Stack,
     annotation: &str,
@@ -232,7 +236,7 @@ async fn take_annotation(
     }}));
     let name = stack.name_any();
     let doing = ApiError::doing(format!(
-        "take the annotation {annotation} from the Stack {name}"
+        "remove the annotation {annotation} from the Stack {name}"
     ));
     let done = api.patch(&name, &PatchParams::default(), &patch).await;
     done.map(drop).map_err(doing)
@@ -241,139 +245,144 @@ async fn take_annotation(
 async fn observe<'a>(
     stack: &Stack,
     manager: &Manager,
-    records: &Records,
+    store: &RecordStore,
     children: &'a Children<'a>,
-    ledger: Option<Ledger>,
-) -> Result<Seen<'a>, ApiError> {
+    record: Option<StackRecord>,
+) -> Result<Observed<'a>, ApiError> {
     let client = &manager.context.client;
     let deleting = finalize::is_deleting(stack);
-    let crd_deleting = deleting && is_crd_deleting(stack, manager).await?;
-    let sources = match sources::resolve(client, stack).await {
-        // What goes needs none of them; they only tell what must not be shown.
+    let definition_deleted = deleting && is_definition_deleted(stack, manager).await?;
+    let sources = match sources::read(client, stack).await {
+        // A deletion does not need them; they only say which values must be masked.
         Err(error) if deleting => Err(Problem {
             reason: Reason::SourceNotFound,
             message: chain(&error),
         }),
         resolved => resolved?,
     };
-    let have = sources.as_ref().ok().map(Sources::digest);
-    let named = ledger.as_ref().map(Ledger::sources).unwrap_or_default();
+    let spec_digest = sources.as_ref().ok().map(Sources::digest);
+    let named = record
+        .as_ref()
+        .map(StackRecord::source_digests)
+        .unwrap_or_default();
     let needed = named
         .into_iter()
-        .filter(|digest| Some(*digest) != have.as_deref());
+        .filter(|digest| Some(*digest) != spec_digest.as_deref());
     let needed: BTreeSet<String> = needed.map(str::to_owned).collect();
-    let stored = match records.sources(needed).await {
+    let stored = match store.read_sources(needed).await {
         Err(_) if deleting => BTreeMap::new(),
         stored => stored?,
     };
-    let (objects, mut denied) = match &ledger {
-        Some(ledger) => {
-            let said = stack.status.as_ref().and_then(|s| s.observed_generation);
-            let checks = ledger.is_busy() && ledger.action == Some(Action::Check);
-            // An action that is about to begin must know what has gone meanwhile.
-            let new = have.as_ref().filter(|have| **have != ledger.wanted);
-            let recall = &manager.stacks.recall;
+    let (objects, mut denied) = match &record {
+        Some(record) => {
+            let reported = stack.status.as_ref().and_then(|s| s.observed_generation);
+            let is_check = record.is_busy() && record.action == Some(Action::Check);
+            // An action that is about to begin must know which objects were deleted meanwhile.
+            let new = spec_digest.as_ref();
+            let new = new.filter(|digest| **digest != record.spec_digest);
+            let cache = &manager.stacks.read_cache;
             let uid = stack.uid().unwrap_or_default();
-            let turns = new.is_some_and(|digest| recall.is_new(&uid, digest));
-            let undoes = ledger.state == State::Failed
-                && matches!(ledger.action, Some(Action::Create | Action::Update))
+            let is_update = new.is_some_and(|digest| cache.has_new_sources(&uid, digest));
+            let is_undo = record.state == State::Failed
+                && matches!(record.action, Some(Action::Create | Action::Update))
                 && stack.spec.on_failure != OnFailure::Keep
-                && !ledger.kept;
-            let anew = checks || turns || undoes || said != stack.metadata.generation;
-            let found = children.observe(ledger, anew && !deleting).await?;
+                && !record.failure_kept;
+            let changed = reported != stack.metadata.generation;
+            let without_cache = is_check || is_update || is_undo || changed;
+            let found = children.observe(record, without_cache && !deleting).await?;
             if let Some(digest) = new {
-                recall.note_new(&uid, digest);
+                cache.note_sources(&uid, digest);
             }
             found
         }
         None => (BTreeMap::new(), None),
     };
-    // With its namespace the account goes, often before the Stack; what it has made in the
-    // namespace goes too.
-    if denied.is_some() && deleting && children.is_namespace_going().await? {
+    // The service account is deleted with its namespace, often before the Stack; so are the
+    // objects that it has made in the namespace.
+    if denied.is_some() && deleting && children.is_namespace_terminating().await? {
         denied = None;
     }
-    let strays = if deleting {
-        children.strays(ledger.as_ref())
+    let unrecorded = if deleting {
+        children.unrecorded(record.as_ref())
     } else {
         Vec::new()
     };
-    Ok(Seen {
+    Ok(Observed {
         now: Timestamp::now(),
         sources,
         stored,
-        ledger,
+        record,
         seed: Uuid::new_v4().simple().to_string() + &Uuid::new_v4().simple().to_string(),
         objects,
         denied,
-        strays,
-        find: children,
-        crd_deleting,
+        unrecorded,
+        lookup: children,
+        definition_deleted,
         grace: manager.stacks.grace,
     })
 }
 
-/// Whether a Stack that goes does so only because its kind does, which is asked once: its mark
-/// was seen before.
-async fn is_crd_deleting(stack: &Stack, manager: &Manager) -> Result<bool, ApiError> {
+/// Whether a Stack is being deleted only because the definition of Stacks is. The API server is
+/// asked until the answer is no, which is remembered.
+async fn is_definition_deleted(stack: &Stack, manager: &Manager) -> Result<bool, ApiError> {
     let uid = stack.uid().unwrap_or_default();
-    if manager.stacks.was_asked_to_go(&uid) {
+    if manager.stacks.is_deletion_requested(&uid) {
         return Ok(false);
     }
     let lost = crd_deletion::is_crd_deleting::<Stack>(&manager.context.client).await?;
     if !lost {
-        manager.stacks.note_asked_to_go(&uid);
+        manager.stacks.note_deletion_requested(&uid);
     }
     Ok(lost)
 }
 
-/// What became of steps.
+/// Results of steps that failed.
 #[derive(Default)]
-struct Acted {
-    /// What is of no use to try again, and why.
+struct StepResults {
+    /// By resource: errors that a retry cannot help.
     refused: Refused,
-    /// Why what is tried again was not done.
-    told: Refused,
-    /// One of the errors to try again for.
-    failed: Option<ApiError>,
+    /// By resource: errors of steps that the next pass retries.
+    retried: Refused,
+    /// One of the errors to retry for.
+    error: Option<ApiError>,
 }
 
-/// Does the steps; those of one resource in their order, resources at once.
-async fn act(children: &Children<'_>, plan: &Plan) -> Acted {
+/// Executes the steps; those of one resource in their order, resources concurrently.
+async fn execute(children: &Children<'_>, plan: &Plan) -> StepResults {
     let mut by_key: BTreeMap<Key, Vec<Step>> = BTreeMap::new();
     let mut groups = Vec::new();
     for step in plan.steps.iter().cloned() {
         match &step {
             Step::Apply { key, .. } => by_key.entry(key.clone()).or_default().push(step),
             Step::Delete { .. } | Step::Release { .. } => {
-                groups.push((removed_with(&step, &plan.ledger), vec![step]));
+                groups.push((resource_of(&step, &plan.record), vec![step]));
             }
         }
     }
     groups.extend(by_key.into_iter().map(|(key, steps)| (Some(key), steps)));
     let mut done = futures::stream::iter(groups)
-        .map(|(key, steps)| async move { (key, each(children, steps).await) })
-        .buffer_unordered(AT_ONCE);
-    let mut acted = Acted::default();
+        .map(|(key, steps)| async move { (key, execute_in_order(children, steps).await) })
+        .buffer_unordered(MAX_CONCURRENT_STEPS);
+    let mut results = StepResults::default();
     while let Some((key, result)) = done.next().await {
-        // The others are done all the same.
+        // The other steps are executed all the same.
         let Err(error) = result else { continue };
         let why = mask_text(&chain(&error), &plan.secrets);
         match key {
-            Some(key) if is_final(&error) => drop(acted.refused.insert(key, why)),
+            Some(key) if is_final(&error) => drop(results.refused.insert(key, why)),
             key => {
-                // A conflict passes by itself.
+                // The next pass reads the new version: a conflict is not worth a report.
                 let key = key.filter(|_| !error.is_conflict());
-                acted.told.extend(key.map(|key| (key, why)));
-                acted.failed = Some(masked(error, &plan.secrets));
+                results.retried.extend(key.map(|key| (key, why)));
+                results.error = Some(masked(error, &plan.secrets));
             }
         }
     }
-    acted
+    results
 }
 
-/// The resource that a step removes an object of.
-fn removed_with(step: &Step, ledger: &Ledger) -> Option<Key> {
+/// The resource whose object a step deletes or releases.
+fn resource_of(step: &Step, record: &StackRecord) -> Option<Key> {
     let same = |object: &Reference| match step {
         Step::Delete { object: other, .. } => object == other,
         Step::Release { live, .. } => {
@@ -387,13 +396,13 @@ fn removed_with(step: &Step, ledger: &Ledger) -> Option<Key> {
         }
         Step::Apply { .. } => false,
     };
-    let mut entries = ledger.entries.iter();
+    let mut entries = record.entries.iter();
     let found =
         entries.find(|(_, entry)| entry.action == Action::Delete && entry.objects.iter().any(same));
     found.map(|(key, _)| key.clone())
 }
 
-async fn each(children: &Children<'_>, steps: Vec<Step>) -> Result<(), ApiError> {
+async fn execute_in_order(children: &Children<'_>, steps: Vec<Step>) -> Result<(), ApiError> {
     for step in steps {
         match step {
             Step::Apply {
@@ -417,7 +426,7 @@ async fn each(children: &Children<'_>, steps: Vec<Step>) -> Result<(), ApiError>
     Ok(())
 }
 
-/// The error without what must not be shown: it is logged.
+/// The error without secrets: it is logged.
 fn masked(mut error: ApiError, secrets: &BTreeSet<String>) -> ApiError {
     if let kube::Error::Api(status) = &mut *error.source {
         status.message = mask_text(&status.message, secrets);
@@ -426,23 +435,23 @@ fn masked(mut error: ApiError, secrets: &BTreeSet<String>) -> ApiError {
     error
 }
 
-/// Whether trying again is of no use: the object itself, or who makes it, is at fault.
+/// Whether a retry cannot help: the object itself, or the rights of its maker, must change.
 fn is_final(error: &ApiError) -> bool {
-    served::is_no_version(error)
+    served_kinds::is_malformed_version(error)
         || matches!(&*error.source, kube::Error::Api(status)
             if matches!(status.code, 400 | 403 | 404 | 405 | 413 | 422))
 }
 
-/// Templates that the record does not name any more.
-async fn forget_sources(
-    records: &Records,
-    before: Option<&Ledger>,
-    now: &Ledger,
+/// Deletes stored sources that the record does not name any more.
+async fn delete_old_sources(
+    store: &RecordStore,
+    before: Option<&StackRecord>,
+    now: &StackRecord,
 ) -> Result<(), ApiError> {
-    let kept = now.sources();
-    let named = before.map(Ledger::sources).unwrap_or_default();
+    let kept = now.source_digests();
+    let named = before.map(StackRecord::source_digests).unwrap_or_default();
     let old = named.difference(&kept).map(|digest| (*digest).to_owned());
-    records.forget(&old.collect()).await
+    store.delete_sources(&old.collect()).await
 }
 
 async fn report(
@@ -450,28 +459,31 @@ async fn report(
     stack: &Stack,
     manager: &Manager,
     plan: &Plan,
-    records: &Records,
-    seen: &Seen<'_>,
+    store: &RecordStore,
+    observed: &Observed<'_>,
 ) -> Outcome {
-    let uid_of = |object: &ledger::Reference| {
-        let live = seen.objects.get(object)?;
+    let uid_of = |object: &record::Reference| {
+        let live = observed.objects.get(object)?;
         live["metadata"]["uid"].as_str().map(str::to_owned)
     };
-    let status = status::status(stack, plan, &records.name(), &uid_of, seen.now);
-    if plan.ledger.is_busy() && status::is_progress(stack, &status) {
+    let status = status::status(stack, plan, &store.name(), &uid_of, observed.now);
+    if plan.record.is_busy() && status::is_only_progress(stack, &status) {
         let uid = stack.uid().unwrap_or_default();
-        let spent = plan::since(plan.ledger.started, seen.now);
-        let deferred = manager
+        let spent = plan::since(plan.record.started, observed.now);
+        let delay = manager
             .stacks
-            .defer_status(&uid, status.resources.len(), spent);
-        if let Some(left) = deferred {
-            return Ok(Some(plan.again.map_or(left, |again| again.min(left))));
+            .remaining_report_delay(&uid, status.resources.len(), spent);
+        if let Some(left) = delay {
+            return Ok(Some(
+                plan.requeue_after.map_or(left, |other| other.min(left)),
+            ));
         }
     }
     write_status(api, stack, manager, &status).await?;
-    Ok(plan.again)
+    Ok(plan.requeue_after)
 }
 
+/// Writes the status, and an event if the stack's state has changed.
 async fn write_status(
     api: &Api<Stack>,
     stack: &Stack,

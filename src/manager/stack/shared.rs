@@ -1,5 +1,5 @@
-//! What the passes over all Stacks share: what is remembered between them, and how often they
-//! come and report.
+//! State that the passes over all Stacks share: what is remembered between passes, and how often
+//! a Stack is reconciled and its status written.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -7,71 +7,72 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 
-use super::recall::Recall;
-use super::served::Kinds;
+use super::read_cache::ReadCache;
+use super::served_kinds::ServedKinds;
 
 /// Shortest time between two passes over a Stack.
 const PASS_INTERVAL: Duration = Duration::from_millis(100);
-/// What each resource adds to it: children that become ready one by one are looked at
-/// together, so that a big stack costs no more than a small one.
+/// What each resource adds to it: many children that become ready one by one are handled in one
+/// pass, so that a big stack does not need more passes than a small one.
 const PASS_INTERVAL_PER_RESOURCE: Duration = Duration::from_millis(2);
-/// What each resource adds to the longest time for which a status that tells of nothing but
-/// progress is held back.
-const STATUS_INTERVAL_PER_RESOURCE: Duration = Duration::from_millis(100);
+/// What each resource adds to the longest delay of a status that reports nothing but progress.
+const REPORT_DELAY_PER_RESOURCE: Duration = Duration::from_millis(100);
 
-/// How far caches are behind at most.
-const MAX_CACHE_LAG: Duration = Duration::from_mins(10);
+/// How far the caches of watched objects can be behind the API server.
+const MAX_STORE_LAG: Duration = Duration::from_mins(10);
 
-/// How long passes over a Stack fail before that is reported: most trouble passes by itself.
+/// How long passes over a Stack must fail before that is reported in its status: short failures
+/// end by themselves.
 const FAILURE_REPORT_DELAY: Duration = Duration::from_secs(10);
 
-/// How many reads of what service accounts have made are under way at once, of all Stacks.
-const MAX_READS: usize = 32;
+/// How many objects are read at once with the rights of service accounts, for all Stacks together.
+const MAX_CONCURRENT_READS: usize = 32;
 
-/// How long what a resource names may be missing: what is applied together comes in any order.
-const GRACE_PERIOD: Duration = Duration::from_secs(60);
+/// How long an object that a resource refers to may be missing: manifests that are applied
+/// together may be created in any order.
+const REFERENCE_GRACE_PERIOD: Duration = Duration::from_secs(60);
 
 /// What the passes over all Stacks share.
 pub struct Shared {
-    /// How long what a resource names from outside the stack may be missing before that is its
-    /// failure.
+    /// How long an object outside of the stack that a resource refers to may be missing before
+    /// the resource fails.
     pub(super) grace: Duration,
-    pub(super) kinds: Kinds,
-    pub(super) recall: Recall,
-    /// Reads with the rights of service accounts, which nothing else bounds.
+    pub(super) kinds: ServedKinds,
+    pub(super) read_cache: ReadCache,
+    /// Limits reads with the rights of service accounts; nothing else does.
     pub(super) reads: Semaphore,
     passes: Mutex<Passes>,
 }
 
-/// What is remembered of Stacks, by their uids.
+/// What is remembered about Stacks, by their uids.
 #[derive(Default)]
 struct Passes {
-    /// When each may be looked at again.
-    throttled: HashMap<String, Instant>,
+    /// When the next pass over each may begin.
+    next_pass: HashMap<String, Instant>,
     /// When the status of each was last written.
-    reported: HashMap<String, Instant>,
+    last_report: HashMap<String, Instant>,
     /// Since when passes over each have failed.
-    failing: HashMap<String, Instant>,
-    /// Those that somebody has deleted, and not all of their kind.
-    asked_to_go: HashSet<String>,
-    /// When the last of each was done: a store may have it for a moment more.
-    gone: HashMap<String, Instant>,
+    failing_since: HashMap<String, Instant>,
+    /// Those whose own deletion was requested, before any deletion of their definition.
+    deletion_requested: HashSet<String>,
+    /// When the finalizer of each was removed: the cache may contain it a little longer.
+    released: HashMap<String, Instant>,
 }
 
 impl Default for Shared {
     fn default() -> Self {
         Self {
-            grace: GRACE_PERIOD,
-            kinds: Kinds::default(),
-            recall: Recall::default(),
-            reads: Semaphore::new(MAX_READS),
+            grace: REFERENCE_GRACE_PERIOD,
+            kinds: ServedKinds::default(),
+            read_cache: ReadCache::default(),
+            reads: Semaphore::new(MAX_CONCURRENT_READS),
             passes: Mutex::default(),
         }
     }
 }
 
 impl Shared {
-    /// With another time of grace for what resources name.
+    /// With another grace period for objects that resources refer to.
     #[must_use]
     pub fn with_grace(grace: Duration) -> Self {
         Self {
@@ -84,74 +85,78 @@ impl Shared {
         self.passes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How long a Stack is still throttled for.
-    pub(super) fn throttled_for(&self, uid: &str) -> Option<Duration> {
-        let until = *self.passes().throttled.get(uid)?;
+    /// How long the next pass over a Stack still has to wait.
+    pub(super) fn remaining_delay(&self, uid: &str) -> Option<Duration> {
+        let until = *self.passes().next_pass.get(uid)?;
         let left = until.checked_duration_since(Instant::now())?;
         (!left.is_zero()).then_some(left)
     }
 
-    pub(super) fn throttle(&self, uid: &str, resources: usize) {
-        let until = Instant::now() + PASS_INTERVAL + times(PASS_INTERVAL_PER_RESOURCE, resources);
-        self.passes().throttled.insert(uid.to_owned(), until);
+    pub(super) fn delay_next_pass(&self, uid: &str, resources: usize) {
+        let pause = PASS_INTERVAL + times(PASS_INTERVAL_PER_RESOURCE, resources);
+        let until = Instant::now() + pause;
+        self.passes().next_pass.insert(uid.to_owned(), until);
     }
 
-    /// How long a status that reports nothing but progress still has to wait: after one that
-    /// was written a quarter of the time that the action has taken, and no longer than one of so
-    /// many resources is worth.
-    pub(super) fn defer_status(
+    /// How long a status that reports nothing but progress still has to wait. After a status was
+    /// written, the next one waits a quarter of the time that the action has taken, at most the
+    /// delay for the number of resources.
+    pub(super) fn remaining_report_delay(
         &self,
         uid: &str,
         resources: usize,
         spent: Duration,
     ) -> Option<Duration> {
-        let wait = times(STATUS_INTERVAL_PER_RESOURCE, resources).min(spent / 4);
-        let reported = self.passes().reported.get(uid)?.elapsed();
-        wait.checked_sub(reported).filter(|left| !left.is_zero())
+        let wait = times(REPORT_DELAY_PER_RESOURCE, resources).min(spent / 4);
+        let elapsed = self.passes().last_report.get(uid)?.elapsed();
+        wait.checked_sub(elapsed).filter(|left| !left.is_zero())
     }
 
     pub(super) fn note_reported(&self, uid: &str) {
         self.passes()
-            .reported
+            .last_report
             .insert(uid.to_owned(), Instant::now());
     }
 
-    /// Notes how a pass has ended; whether none has come to its end for long.
+    /// Notes whether a pass has failed; whether all passes have failed for so long that it must be
+    /// reported.
     pub(super) fn fails_for_long(&self, uid: &str, failed: bool) -> bool {
         let mut passes = self.passes();
         if !failed {
-            passes.failing.remove(uid);
+            passes.failing_since.remove(uid);
             return false;
         }
-        let since = passes.failing.entry(uid.to_owned());
+        let since = passes.failing_since.entry(uid.to_owned());
         since.or_insert_with(Instant::now).elapsed() >= FAILURE_REPORT_DELAY
     }
 
-    /// Whether it is known that somebody has deleted the Stack itself. Its kind may go later: then
-    /// it still does what it was asked to.
-    pub(super) fn was_asked_to_go(&self, uid: &str) -> bool {
-        self.passes().asked_to_go.contains(uid)
+    /// Whether it is known that somebody has deleted the Stack itself. Its definition may be
+    /// deleted later: its objects are deleted all the same.
+    pub(super) fn is_deletion_requested(&self, uid: &str) -> bool {
+        self.passes().deletion_requested.contains(uid)
     }
 
-    pub(super) fn note_asked_to_go(&self, uid: &str) {
-        self.passes().asked_to_go.insert(uid.to_owned());
+    pub(super) fn note_deletion_requested(&self, uid: &str) {
+        self.passes().deletion_requested.insert(uid.to_owned());
     }
 
-    /// Whether a Stack was let go of.
-    pub(super) fn is_gone(&self, uid: &str) -> bool {
-        self.passes().gone.contains_key(uid)
+    /// Whether the finalizer of a Stack was removed.
+    pub(super) fn is_released(&self, uid: &str) -> bool {
+        self.passes().released.contains_key(uid)
     }
 
-    /// Forgets a Stack that was let go of.
+    /// Forgets a Stack whose finalizer was removed.
     pub(super) fn forget(&self, uid: &str) {
         let mut passes = self.passes();
-        passes.gone.retain(|_, then| then.elapsed() < MAX_CACHE_LAG);
-        passes.gone.insert(uid.to_owned(), Instant::now());
-        passes.throttled.remove(uid);
-        passes.reported.remove(uid);
-        passes.failing.remove(uid);
-        passes.asked_to_go.remove(uid);
-        self.recall.forget_all(uid);
+        passes
+            .released
+            .retain(|_, then| then.elapsed() < MAX_STORE_LAG);
+        passes.released.insert(uid.to_owned(), Instant::now());
+        passes.next_pass.remove(uid);
+        passes.last_report.remove(uid);
+        passes.failing_since.remove(uid);
+        passes.deletion_requested.remove(uid);
+        self.read_cache.forget_all(uid);
     }
 }
 
@@ -164,18 +169,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn status_of_progress_is_written_less_often_the_longer_it_takes_and_the_more_there_is() {
+    fn progress_of_long_actions_and_big_stacks_is_reported_less_often() {
         let shared = Shared::default();
-        let held = |resources, seconds| {
-            let left = shared.defer_status("uid", resources, Duration::from_secs(seconds));
+        let delay = |resources, seconds| {
+            let left =
+                shared.remaining_report_delay("uid", resources, Duration::from_secs(seconds));
             left.map(|left| left.as_secs_f64().round())
         };
-        // Nothing was told yet.
-        assert_eq!(held(500, 800), None);
+        // Nothing was reported yet.
+        assert_eq!(delay(500, 800), None);
         shared.note_reported("uid");
-        assert_eq!((held(500, 40), held(500, 800)), (Some(10.0), Some(50.0)));
-        assert_eq!((held(50, 800), held(0, 800)), (Some(5.0), None));
+        assert_eq!((delay(500, 40), delay(500, 800)), (Some(10.0), Some(50.0)));
+        assert_eq!((delay(50, 800), delay(0, 800)), (Some(5.0), None));
         shared.forget("uid");
-        assert_eq!(held(500, 800), None);
+        assert_eq!(delay(500, 800), None);
     }
 }

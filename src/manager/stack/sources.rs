@@ -1,8 +1,9 @@
-//! Reads what a Stack's spec names: template, files, environments, parameters.
+//! Reads the sources of a Stack: template, files, environments and parameters, from its spec and
+//! from the ConfigMaps and Secrets that the spec names.
 //!
-//! Secrets are read with the rights of the stack's service account where it has one, with the
-//! manager's otherwise. What comes from them is marked, and never shown; some are not for
-//! stacks at all.
+//! Secrets are read with the rights of the stack's service account if it has one, otherwise with
+//! the manager's. Values from Secrets are marked as hidden, and never shown. Some Secrets are not
+//! allowed as sources at all.
 
 use std::collections::BTreeMap;
 
@@ -12,29 +13,29 @@ use kube::core::Request;
 use kube::{Api, Client, Resource, ResourceExt};
 
 use super::children::impersonate;
-use super::ledger::Sources;
 use super::plan::Problem;
-use super::records::BIGGEST;
+use super::record::Sources;
+use super::record_store::MAX_SOURCES_BYTES;
 use pileus_api::names::STACK_UID_LABEL;
 use pileus_api::stack::{SourceKey, SourceKind};
 use pileus_api::{Reason, Stack, validation};
 use pileus_kube_ext::{ApiError, chain, find, is_gone};
 use pileus_stack::value::Value;
 
-/// Secrets that give whoever holds them the rights of an account, or of a new host.
-const CREDENTIALS: [&str; 2] = [
+/// Types of Secrets with credentials of a service account or of a new node: never sources.
+const CREDENTIAL_TYPES: [&str; 2] = [
     "kubernetes.io/service-account-token",
     "bootstrap.kubernetes.io/token",
 ];
 
-/// What an object says, or why it cannot be had.
+/// The data of a ConfigMap or Secret, or why it cannot be used.
 type Texts = Result<BTreeMap<String, String>, (Reason, String)>;
 
-/// Everything that the spec names, or what is missing.
+/// The sources of a Stack, or what is missing.
 ///
 /// # Errors
 /// When the API server refuses or does not answer.
-pub async fn resolve(client: &Client, stack: &Stack) -> Result<Result<Sources, Problem>, ApiError> {
+pub async fn read(client: &Client, stack: &Stack) -> Result<Result<Sources, Problem>, ApiError> {
     if let Err(message) = validation::stack(&stack.spec) {
         return Ok(Err(Problem {
             reason: Reason::InvalidSpec,
@@ -50,14 +51,14 @@ pub async fn resolve(client: &Client, stack: &Stack) -> Result<Result<Sources, P
     let sources = reader.sources(stack).await?;
     Ok(sources.and_then(|sources| {
         let size = sources.size();
-        if size <= BIGGEST {
+        if size <= MAX_SOURCES_BYTES {
             return Ok(sources);
         }
         Err(Problem {
             reason: Reason::InvalidSpec,
             message: format!(
                 "template, files, environments and parameters have {size} bytes, and may have \
-                 {BIGGEST}; leave out files that are not used"
+                 {MAX_SOURCES_BYTES}; leave out files that are not used"
             ),
         })
     }))
@@ -66,9 +67,9 @@ pub async fn resolve(client: &Client, stack: &Stack) -> Result<Result<Sources, P
 struct Reader<'a> {
     client: &'a Client,
     namespace: String,
-    /// With whose rights Secrets are read, if not the manager's.
+    /// The service account with whose rights Secrets are read; the manager's if `None`.
     account: Option<&'a str>,
-    /// What was read already.
+    /// Objects that were read already: whether it is a Secret, and its name.
     read: BTreeMap<(bool, String), Texts>,
 }
 
@@ -78,7 +79,7 @@ impl Reader<'_> {
         let mut sources = Sources::default();
         match (&spec.template, &spec.template_from) {
             (Some(text), _) => sources.template.clone_from(text),
-            (None, Some(from)) => match self.key("templateFrom", from).await? {
+            (None, Some(from)) => match self.read_key("templateFrom", from).await? {
                 Ok(text) => {
                     sources.template = text;
                     sources.hidden.template = from.kind == SourceKind::Secret;
@@ -88,16 +89,19 @@ impl Reader<'_> {
             (None, None) => {}
         }
         for from in &spec.files_from {
-            match self.all("filesFrom", from.kind, &from.name).await? {
+            match self.read_object("filesFrom", from.kind, &from.name).await? {
                 Ok(texts) => {
-                    files(&mut sources, texts, from.kind == SourceKind::Secret);
+                    add_files(&mut sources, texts, from.kind == SourceKind::Secret);
                 }
                 Err(problem) => return Ok(Err(problem)),
             }
         }
-        files(&mut sources, spec.files.clone(), false);
+        add_files(&mut sources, spec.files.clone(), false);
         for from in &spec.parameters_from {
-            let texts = match self.all("parametersFrom", from.kind, &from.name).await? {
+            let texts = match self
+                .read_object("parametersFrom", from.kind, &from.name)
+                .await?
+            {
                 Ok(texts) => texts,
                 Err(problem) => return Ok(Err(problem)),
             };
@@ -115,7 +119,7 @@ impl Reader<'_> {
             let field = format!("environments[{}].from", environment.name);
             match (&environment.text, &environment.from) {
                 (Some(text), _) => sources.environments.push(text.clone()),
-                (None, Some(from)) => match self.key(&field, from).await? {
+                (None, Some(from)) => match self.read_key(&field, from).await? {
                     Ok(text) => {
                         if from.kind == SourceKind::Secret {
                             let at = sources.environments.len();
@@ -131,12 +135,13 @@ impl Reader<'_> {
         Ok(Ok(sources))
     }
 
-    async fn key(
+    /// The value of one key of an object.
+    async fn read_key(
         &mut self,
         field: &str,
         from: &SourceKey,
     ) -> Result<Result<String, Problem>, ApiError> {
-        let all = self.all(field, from.kind, &from.name).await?;
+        let all = self.read_object(field, from.kind, &from.name).await?;
         Ok(all.and_then(|mut texts| {
             texts.remove(&from.key).ok_or_else(|| Problem {
                 reason: Reason::SourceNotFound,
@@ -148,7 +153,8 @@ impl Reader<'_> {
         }))
     }
 
-    async fn all(
+    /// All values of an object.
+    async fn read_object(
         &mut self,
         field: &str,
         kind: SourceKind,
@@ -189,15 +195,15 @@ impl Reader<'_> {
         };
         Ok(found.ok_or_else(|| {
             let message = format!(
-                "there is no {kind:?} `{name}` in the namespace {}; it is taken up as soon as it \
-                 is there",
+                "there is no {kind:?} `{name}` in the namespace {}; the stack continues as soon \
+                 as it exists",
                 self.namespace
             );
             (Reason::SourceNotFound, message)
         }))
     }
 
-    /// The Secret, or why the service account does not get it.
+    /// The Secret, or why the service account may not read it.
     async fn secret(&self, name: &str) -> Result<Result<Option<Secret>, String>, ApiError> {
         let doing = || ApiError::doing(format!("read the Secret {name}"));
         let path = Secret::url_path(&(), Some(&self.namespace));
@@ -222,24 +228,26 @@ impl Reader<'_> {
     }
 }
 
-/// The texts of a Secret, or why stacks are not made from it.
+/// The data of a Secret, or why it is not allowed as a source.
 fn texts(secret: Secret) -> Result<BTreeMap<String, String>, String> {
     let kind = secret.type_.as_deref().unwrap_or_default();
-    if CREDENTIALS.contains(&kind) {
+    if CREDENTIAL_TYPES.contains(&kind) {
         return Err(format!(
-            "is of the type {kind}, and stacks are not made from such; name another"
+            "has the type {kind}, which is not allowed as a source of a stack; name another"
         ));
     }
     if secret.labels().contains_key(STACK_UID_LABEL) {
-        return Err("belongs to a Stack, and stacks are not made from such; name another".into());
+        return Err(
+            "belongs to a Stack, so it is not allowed as a source of a stack; name another".into(),
+        );
     }
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     let data = secret.data.unwrap_or_default().into_iter();
     Ok(data.map(|(key, bytes)| (key, text(bytes.0))).collect())
 }
 
-/// Adds files; one of a name that was there takes its place.
-fn files(sources: &mut Sources, texts: BTreeMap<String, String>, hidden: bool) {
+/// Adds files; a later file replaces an earlier one of the same name.
+fn add_files(sources: &mut Sources, texts: BTreeMap<String, String>, hidden: bool) {
     for (name, text) in texts {
         if hidden {
             sources.hidden.files.insert(name.clone());
@@ -251,7 +259,7 @@ fn files(sources: &mut Sources, texts: BTreeMap<String, String>, hidden: bool) {
 }
 
 impl Sources {
-    /// Bytes that it takes, about.
+    /// Approximate size in bytes.
     fn size(&self) -> usize {
         serde_json::to_string(self).map_or(usize::MAX, |text| text.len())
     }
@@ -266,7 +274,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn credentials_of_accounts_and_what_stacks_keep_are_no_sources() {
+    fn credentials_and_secrets_of_stacks_are_not_allowed_as_sources() {
         let secret = |value: serde_json::Value| texts(serde_json::from_value(value).unwrap());
         let data = json!({"token": "aHVudGVyMg=="});
         let wrong = secret(json!({"type": "kubernetes.io/service-account-token", "data": data}));
@@ -282,12 +290,12 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_takes_the_place_of_a_hidden_one_is_not_hidden() {
+    fn a_file_that_replaces_a_hidden_one_is_not_hidden() {
         let mut sources = Sources::default();
         let one = |name: &str| BTreeMap::from([(name.to_owned(), "x".to_owned())]);
-        files(&mut sources, one("a"), true);
-        files(&mut sources, one("b"), true);
-        files(&mut sources, one("a"), false);
+        add_files(&mut sources, one("a"), true);
+        add_files(&mut sources, one("b"), true);
+        add_files(&mut sources, one("a"), false);
         assert_eq!(sources.hidden.files, ["b".to_owned()].into());
     }
 }

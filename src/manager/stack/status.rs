@@ -1,39 +1,39 @@
-//! What a Stack's status says: made from the record, without any secret.
+//! The status of a Stack, made from its record, without any secret.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use sha2::{Digest, Sha256};
 
-use super::ledger::{Action, Entry, Key, Ledger, Reference, State};
 use super::plan::{Plan, Problem};
+use super::record::{Action, Entry, Key, Reference, StackRecord, State};
 use pileus_api::conditions::{self, ConditionType, Observation};
 use pileus_api::names::CLEAR_HOOKS_ANNOTATION;
 use pileus_api::stack::{StackResource, StackStatus};
 use pileus_api::{Reason, Stack};
-use pileus_stack::hide::mask_text;
+use pileus_stack::masking::mask_text;
 
-/// Longest reason, in characters: a table of hundreds of them must fit.
-const LONGEST_REASON: usize = 256;
+/// Longest reason of a resource in characters: hundreds of resources must fit into one status.
+const MAX_REASON_CHARS: usize = 256;
 
-/// The status by what has been decided. `uid_of` says the uid of an object that exists.
+/// The status after a plan was made. `uid_of` returns the uid of an object that exists.
 #[must_use]
 pub fn status(
     stack: &Stack,
     plan: &Plan,
-    record: &str,
+    record_name: &str,
     uid_of: &dyn Fn(&Reference) -> Option<String>,
     now: Timestamp,
 ) -> StackStatus {
-    let ledger = &plan.ledger;
+    let record = &plan.record;
     let before = stack.status.as_ref();
     let masked = |text: &str| mask_text(text, &plan.secrets);
-    let resources: Vec<StackResource> = ledger
+    let resources: Vec<StackResource> = record
         .entries
         .iter()
-        .map(|(key, entry)| resource(key, entry, ledger, uid_of, &masked))
+        .map(|(key, entry)| resource(key, entry, record, uid_of, &masked))
         .collect();
-    let complete = ledger
+    let complete = record
         .entries
         .values()
         .filter(|e| e.state == State::Complete)
@@ -43,23 +43,25 @@ pub fn status(
         .unwrap_or_default();
     StackStatus {
         observed_generation: stack.metadata.generation,
-        stack_status: ledger.word(),
-        stack_status_reason: ledger.action.map(|_| masked(&ledger.reason)),
-        action_started_at: ledger.action.map(|_| Time(ledger.started)),
-        progress: Some(format!("{complete}/{}", ledger.entries.len())),
+        stack_status: record.stack_status(),
+        stack_status_reason: record.action.map(|_| masked(&record.reason)),
+        action_started_at: record.action.map(|_| Time(record.started)),
+        progress: Some(format!("{complete}/{}", record.entries.len())),
         resources,
         outputs: match &plan.outputs {
             Some(outputs) => outputs.clone(),
-            // What cannot be evaluated now is not for that reason gone.
-            None if ledger.goal.is_some() => before.map(|b| b.outputs.clone()).unwrap_or_default(),
+            // Outputs that cannot be evaluated now keep their last values.
+            None if record.target_digest.is_some() => {
+                before.map(|b| b.outputs.clone()).unwrap_or_default()
+            }
             None => Vec::new(),
         },
         preview: plan.preview.clone(),
-        last_good: ledger
-            .good
+        last_good: record
+            .last_good_digest
             .as_ref()
-            .map(|digest| told_digest(ledger, digest)),
-        record: ledger.action.map(|_| record.to_owned()),
+            .map(|digest| reported_digest(record, digest)),
+        record: record.action.map(|_| record_name.to_owned()),
         notes: plan.notes.clone(),
         conditions: conditions::merge(
             old,
@@ -70,30 +72,31 @@ pub fn status(
     }
 }
 
-/// The digest of sources as it is told: without the record's seed nobody can try passwords until
-/// one fits.
-fn told_digest(ledger: &Ledger, digest: &str) -> String {
-    let hash = Sha256::digest(format!("{}/{digest}", ledger.seed));
+/// The digest of sources as it is reported: it includes the record's seed, so that passwords
+/// cannot be guessed from it.
+fn reported_digest(record: &StackRecord, digest: &str) -> String {
+    let hash = Sha256::digest(format!("{}/{digest}", record.seed));
     format!("sha256:{}", hex::encode(hash))
 }
 
-/// What is said as long as something stands in the way: all that was said, and why it may not
-/// be true any more.
+/// The status while a problem prevents any decision: as before, with conditions that name the
+/// problem.
 #[must_use]
-pub fn stuck(stack: &Stack, problem: &Problem, now: Timestamp) -> StackStatus {
+pub fn blocked(stack: &Stack, problem: &Problem, now: Timestamp) -> StackStatus {
     let stalled = Observation::yes(ConditionType::Stalled, problem.reason, &problem.message);
-    unknown(stack, problem.reason, &problem.message, stalled, now)
+    with_ready_unknown(stack, problem.reason, &problem.message, stalled, now)
 }
 
-/// The same for what is tried again by itself.
+/// The same for an error after which the controller retries.
 #[must_use]
 pub fn retrying(stack: &Stack, why: &str, now: Timestamp) -> StackStatus {
-    let message = format!("{why}; it is tried again");
+    let message = format!("{why}; the controller retries");
     let stalled = Observation::no(ConditionType::Stalled, Reason::Retrying, &message);
-    unknown(stack, Reason::Retrying, &message, stalled, now)
+    with_ready_unknown(stack, Reason::Retrying, &message, stalled, now)
 }
 
-fn unknown(
+/// The last status, with `Ready` unknown.
+fn with_ready_unknown(
     stack: &Stack,
     reason: Reason,
     message: &str,
@@ -111,37 +114,41 @@ fn unknown(
 fn resource(
     (path, number): &Key,
     entry: &Entry,
-    ledger: &Ledger,
+    record: &StackRecord,
     uid_of: &dyn Fn(&Reference) -> Option<String>,
     masked: &dyn Fn(&str) -> String,
 ) -> StackResource {
-    let newest = ledger.incarnations(path).next().map(|(newest, _)| newest);
+    let newest = record.incarnations(path).next().map(|(newest, _)| newest);
     let object = entry.objects.last();
-    let reason: String = masked(&entry.reason).chars().take(LONGEST_REASON).collect();
+    let reason: String = masked(&entry.reason)
+        .chars()
+        .take(MAX_REASON_CHARS)
+        .collect();
     StackResource {
-        // While one takes the place of another there are two of a name.
+        // During a replacement there are two incarnations of a path.
         name: if newest == Some(*number) {
             path.clone()
         } else {
             format!("{path}#{number}")
         },
-        kind: entry.kind.clone(),
+        kind: entry.resource_type.clone(),
         object: object.map(|object| format!("{}/{}", object.kind, object.name)),
         physical_id: object.and_then(uid_of),
-        status: format!("{}_{}", entry.action.word(), entry.state.word()),
+        status: format!("{}_{}", entry.action.heat_name(), entry.state.heat_name()),
         reason: (!reason.is_empty()).then_some(reason),
         since: Some(Time(entry.since)),
     }
 }
 
-/// Ready: the last action was done, and the spec says nothing else. Stalled: only a person
-/// can help.
+/// Ready: the last action is complete, and the spec asks for no other. Stalled: only a user can
+/// help.
 fn observations(stack: &Stack, plan: &Plan, masked: &dyn Fn(&str) -> String) -> [Observation; 2] {
-    let ledger = &plan.ledger;
+    let record = &plan.record;
     let no = |reason, message: String| Observation::no(ConditionType::Ready, reason, message);
     let stalled =
         |reason, message: String| Observation::yes(ConditionType::Stalled, reason, message);
-    let fine = |reason, message: &str| Observation::no(ConditionType::Stalled, reason, message);
+    let not_stalled =
+        |reason, message: &str| Observation::no(ConditionType::Stalled, reason, message);
     if let Some(problem) = &plan.problem {
         let message = masked(&problem.message);
         return [
@@ -149,8 +156,8 @@ fn observations(stack: &Stack, plan: &Plan, masked: &dyn Fn(&str) -> String) -> 
             stalled(problem.reason, message),
         ];
     }
-    let message = masked(&ledger.reason);
-    match (ledger.action, ledger.state) {
+    let message = masked(&record.reason);
+    match (record.action, record.state) {
         (None, _) => {
             let message = if stack.spec.preview {
                 "spec.preview is set: status.preview shows what would be made"
@@ -159,14 +166,14 @@ fn observations(stack: &Stack, plan: &Plan, masked: &dyn Fn(&str) -> String) -> 
             };
             [
                 no(Reason::Previewed, message.to_owned()),
-                fine(Reason::Previewed, message),
+                not_stalled(Reason::Previewed, message),
             ]
         }
         (Some(_), State::InProgress) => {
-            let message = message + &waiting(ledger);
+            let message = message + &waiting_at_hooks(record);
             [
                 no(Reason::InProgress, message.clone()),
-                fine(Reason::InProgress, &message),
+                not_stalled(Reason::InProgress, &message),
             ]
         }
         (Some(_), State::Failed) => [
@@ -183,38 +190,43 @@ fn observations(stack: &Stack, plan: &Plan, masked: &dyn Fn(&str) -> String) -> 
         (Some(Action::Suspend), State::Complete) => [
             no(
                 Reason::Suspended,
-                "its Servers are stopped as asked".to_owned(),
+                "its Servers are stopped because spec.suspend is set".to_owned(),
             ),
-            fine(Reason::Suspended, "its Servers are stopped as asked"),
+            not_stalled(
+                Reason::Suspended,
+                "its Servers are stopped because spec.suspend is set",
+            ),
         ],
         (Some(_), State::Complete) => [
             Observation::yes(ConditionType::Ready, Reason::Complete, message.clone()),
-            fine(Reason::Complete, &message),
+            not_stalled(Reason::Complete, &message),
         ],
     }
 }
 
-/// Which resources wait at a hook, and how they go on.
-fn waiting(ledger: &Ledger) -> String {
-    let entries = ledger.entries.iter();
-    let waiting = entries.filter(|(_, entry)| entry.is_waiting());
+/// Says which resources wait at a hook, and how to clear it.
+fn waiting_at_hooks(record: &StackRecord) -> String {
+    let entries = record.entries.iter();
+    let waiting = entries.filter(|(_, entry)| entry.is_waiting_at_hook());
     let names: Vec<String> = waiting
-        .map(|((path, _), entry)| format!("{path}:{}", entry.waits.clone().unwrap_or_default()))
+        .map(|((path, _), entry)| {
+            format!("{path}:{}", entry.hook_reached.clone().unwrap_or_default())
+        })
         .collect();
     if names.is_empty() {
         return String::new();
     }
-    let names = crate::list_names(names);
-    format!("; waits at a hook: {names}; the annotation {CLEAR_HOOKS_ANNOTATION} clears it")
+    let names = crate::list_some(names);
+    format!("; waiting at a hook: {names}; the annotation {CLEAR_HOOKS_ANNOTATION} clears it")
 }
 
-/// Whether a status says nothing but how far an action is: no other state, no other condition, and
-/// nothing more that has failed.
+/// Whether a status differs from the last one only in the progress of the action: the same state,
+/// the same conditions, and no more failed resources.
 #[must_use]
-pub fn is_progress(stack: &Stack, status: &StackStatus) -> bool {
+pub fn is_only_progress(stack: &Stack, status: &StackStatus) -> bool {
     let failed = |status: &StackStatus| {
         let rows = status.resources.iter();
-        rows.filter(|row| row.status.ends_with(State::Failed.word()))
+        rows.filter(|row| row.status.ends_with(State::Failed.heat_name()))
             .count()
     };
     let said = |status: &StackStatus| -> Vec<(String, String, String, Option<i64>)> {
@@ -233,7 +245,7 @@ pub fn is_progress(stack: &Stack, status: &StackStatus) -> bool {
     })
 }
 
-/// What an event says of a transition: from what the status said to what it says now.
+/// The event for a change of `stack_status`: whether it is a success, its reason and its note.
 #[must_use]
 pub fn transition(stack: &Stack, status: &StackStatus) -> Option<(bool, Reason, String)> {
     let before = stack
@@ -245,9 +257,9 @@ pub fn transition(stack: &Stack, status: &StackStatus) -> Option<(bool, Reason, 
         return None;
     }
     let why = status.stack_status_reason.clone().unwrap_or_default();
-    let (good, reason) = if word.ends_with(State::Failed.word()) {
+    let (good, reason) = if word.ends_with(State::Failed.heat_name()) {
         (false, Reason::Failed)
-    } else if word.ends_with(State::Complete.word()) {
+    } else if word.ends_with(State::Complete.heat_name()) {
         (true, Reason::Complete)
     } else {
         (true, Reason::InProgress)

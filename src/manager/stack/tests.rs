@@ -2,19 +2,19 @@
 //! it is asked again until it says no more.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+mod failures;
 mod groups;
 mod hooks;
-mod lost;
+mod recovery;
 mod secrets;
-mod trouble;
 mod world;
 
 use std::collections::BTreeSet;
 
 use k8s_openapi::jiff::SignedDuration;
 
-use super::ledger::{Action, Ledger, Reference};
 use super::plan::Problem;
+use super::record::{Action, Reference, StackRecord};
 use pileus_api::Reason;
 use pileus_api::stack::OnFailure;
 use pileus_stack::value::json;
@@ -43,25 +43,25 @@ outputs:
 ";
 
 #[test]
-fn what_is_not_watched_is_looked_at_the_seldomer_the_more_and_the_longer() {
-    use super::ledger::Entry;
+fn objects_that_are_not_watched_are_read_less_often_the_more_there_are_and_the_longer_they_take() {
+    use super::record::Entry;
     let now = k8s_openapi::jiff::Timestamp::UNIX_EPOCH;
     let pace = |count: u32, age: i64| {
         let entry = Entry {
             since: now - SignedDuration::from_secs(age),
             ..Entry::default()
         };
-        super::plan::pace(count, &entry, now).as_secs()
+        super::plan::poll_interval(count, &entry, now).as_secs()
     };
     assert_eq!((pace(1, 0), pace(500, 0)), (2, 25));
     assert_eq!((pace(1, 80), pace(1, 3600)), (10, 60));
 }
 
 #[test]
-fn requirements_come_first_and_go_last() {
+fn requirements_are_created_first_and_deleted_last() {
     let mut world = World::new(PAIR);
-    let plan = world.settle();
-    assert_eq!(world.word(), "CREATE_COMPLETE");
+    let plan = world.run_until_idle();
+    assert_eq!(world.stack_status(), "CREATE_COMPLETE");
     assert_eq!(world.objects.len(), 6, "{:#?}", world.log);
     assert!(world.at("make Network net") < world.at("make Subnet sub"));
     assert!(world.at("make Subnet sub") < world.at("make Port port"));
@@ -80,7 +80,7 @@ fn requirements_come_first_and_go_last() {
 }
 
 #[test]
-fn nothing_is_made_before_what_it_requires_is_ready() {
+fn nothing_is_created_before_its_requirements_are_ready() {
     let mut world = World::new(PAIR);
     for _ in 0..5 {
         world.pass(|| false);
@@ -89,23 +89,23 @@ fn nothing_is_made_before_what_it_requires_is_ready() {
 }
 
 #[test]
-fn a_change_in_place_touches_nothing_else() {
+fn an_update_in_place_changes_no_other_object() {
     let mut world = World::new(PAIR);
-    world.settle();
+    world.run_until_idle();
     world.log.clear();
     world.change("{a: b}", "{a: c}");
-    world.settle();
-    assert_eq!(world.word(), "UPDATE_COMPLETE");
+    world.run_until_idle();
+    assert_eq!(world.stack_status(), "UPDATE_COMPLETE");
     assert_eq!(world.log, ["change Server two"]);
 }
 
 #[test]
-fn a_replacement_comes_first_unless_both_need_the_same() {
+fn a_replacement_is_created_first_unless_both_have_the_same_claim() {
     let mut world = World::new(PAIR);
-    world.settle();
+    world.run_until_idle();
     world.log.clear();
     world.change("flavor: small", "flavor: large");
-    world.settle();
+    world.run_until_idle();
     assert!(world.at("make Server two") < world.at("delete Server two"));
     // Two Servers cannot have one Port.
     assert!(world.at("delete Server one") < world.at("make Server one"));
@@ -115,11 +115,11 @@ fn a_replacement_comes_first_unless_both_need_the_same() {
 #[test]
 fn a_group_grows_and_shrinks() {
     let mut world = World::new(GROUP);
-    world.settle();
+    world.run_until_idle();
     for (from, to, count) in [("count: 3", "count: 5", 5), ("count: 5", "count: 2", 2)] {
         world.log.clear();
         world.change(from, to);
-        let plan = world.settle();
+        let plan = world.run_until_idle();
         assert_eq!(world.count("Server"), count);
         assert!(
             world.log.iter().all(|line| !line.starts_with("change")),
@@ -132,7 +132,7 @@ fn a_group_grows_and_shrinks() {
     // The first ones are those of the beginning.
     assert!(
         world
-            .ledger
+            .record
             .unwrap()
             .entries
             .keys()
@@ -141,27 +141,27 @@ fn a_group_grows_and_shrinks() {
 }
 
 #[test]
-fn names_that_a_group_was_told_not_to_use_are_remembered() {
+fn member_names_that_removal_policies_exclude_are_remembered() {
     let mut world = World::new(GROUP);
-    world.settle();
+    world.run_until_idle();
     let names = |world: &World| -> String {
-        let entries = world.ledger.as_ref().unwrap().entries.keys();
+        let entries = world.record.as_ref().unwrap().entries.keys();
         let names = entries.filter_map(|(path, _)| path.split('/').nth(1));
         names.collect::<Vec<_>>().join(" ")
     };
     let policy = "count: 3\n      removal_policies: [{resource_list: ['1']}]";
     world.change("count: 3", policy);
-    world.settle();
+    world.run_until_idle();
     assert_eq!(names(&world), "0 2 3");
     // Another is named, and the one before is not used again, nor when none is named.
     world.change("['1']", "['2']");
-    world.settle();
+    world.run_until_idle();
     assert_eq!(names(&world), "0 3 4");
     world.change("['2']", "[]");
-    world.settle();
+    world.run_until_idle();
     assert_eq!(names(&world), "0 3 4");
     world.change("[]}]", "['0']}]\n      removal_policies_mode: update");
-    world.settle();
+    world.run_until_idle();
     assert_eq!(names(&world), "1 2 3");
 }
 
@@ -172,45 +172,50 @@ fn user_data_whose_change_is_ignored_replaces_nothing() {
         "user_data: x",
         "user_data: x, user_data_update_policy: IGNORE",
     );
-    world.settle();
+    world.run_until_idle();
     world.change("user_data: x", "user_data: y");
-    world.settle();
-    assert_eq!(world.word(), "UPDATE_COMPLETE");
+    world.run_until_idle();
+    assert_eq!(world.stack_status(), "UPDATE_COMPLETE");
     assert!(!world.log.iter().any(|line| line.starts_with("delete")));
     world.change("IGNORE", "REPLACE");
     world.change("user_data: y", "user_data: z");
-    world.settle();
+    world.run_until_idle();
     assert!(world.log.contains(&"delete Server one".to_owned()));
 }
 
 #[test]
-fn members_are_changed_a_few_at_a_time() {
+fn members_are_updated_in_batches() {
     let template = GROUP.replace(
         "    properties:\n      count",
         "    update_policy: {rolling_update: {max_batch_size: 1, pause_time: 1}}\n    properties:\n      count",
     );
     let mut world = World::new(&template);
-    world.settle();
+    world.run_until_idle();
     world.change("flavor: small", "flavor: large");
     let mut most = 0;
     for _ in 0..200 {
         let plan = world.pass(|| false);
         let busy =
-            plan.ledger.entries.values().filter(|e| {
-                e.action == Action::Create && e.state == super::ledger::State::InProgress
+            plan.record.entries.values().filter(|e| {
+                e.action == Action::Create && e.state == super::record::State::InProgress
             });
         most = most.max(busy.count());
-        world.tend();
+        world.update_objects();
     }
-    assert_eq!(world.word(), "UPDATE_COMPLETE", "{:#?}", world.ledger);
+    assert_eq!(
+        world.stack_status(),
+        "UPDATE_COMPLETE",
+        "{:#?}",
+        world.record
+    );
     assert_eq!((most, world.count("Server")), (1, 3));
 }
 
 #[test]
-fn a_failed_update_returns_to_what_was_there() {
+fn a_failed_update_is_rolled_back() {
     let mut world = World::new(PAIR);
     world.stack.spec.on_failure = OnFailure::Rollback;
-    world.settle();
+    world.run_until_idle();
     let two = |world: &World| {
         let found = world
             .objects
@@ -228,7 +233,7 @@ fn a_failed_update_returns_to_what_was_there() {
     for _ in 0..100 {
         world.pass(|| false);
         let was = world.objects.clone();
-        world.tend();
+        world.update_objects();
         for (object, live) in was
             .iter()
             .filter(|(_, live)| live["metadata"]["keep"] == true)
@@ -236,7 +241,12 @@ fn a_failed_update_returns_to_what_was_there() {
             world.objects.insert(object.clone(), live.clone());
         }
     }
-    assert_eq!(world.word(), "ROLLBACK_COMPLETE", "{:#?}", world.ledger);
+    assert_eq!(
+        world.stack_status(),
+        "ROLLBACK_COMPLETE",
+        "{:#?}",
+        world.record
+    );
     // The replacement is gone, and the old one was never touched.
     assert_eq!(two(&world), before);
     assert_eq!(world.objects.len(), 6);
@@ -254,19 +264,19 @@ fn a_failed_creation_is_kept_rolled_back_or_deleted() {
         let mut world = World::new(PAIR);
         world.stack.spec.on_failure = on_failure;
         world.broken = Some("-two-");
-        world.settle();
-        assert_eq!(world.word(), word);
+        world.run_until_idle();
+        assert_eq!(world.stack_status(), word);
         assert_eq!(!world.objects.is_empty(), left);
-        let reason = &world.ledger.as_ref().unwrap().reason;
+        let reason = &world.record.as_ref().unwrap().reason;
         if on_failure == OnFailure::Keep {
             let wanted = "Resource CREATE failed: OS::Nova::Server: resources.two: it cannot work";
             assert_eq!(reason, wanted);
             // An update over it replaces what failed.
             world.broken = None;
             world.change("{a: b}", "{a: c}");
-            world.settle();
+            world.run_until_idle();
             assert_eq!(
-                (world.word().as_str(), world.count("Server")),
+                (world.stack_status().as_str(), world.count("Server")),
                 ("UPDATE_COMPLETE", 2)
             );
         }
@@ -274,46 +284,46 @@ fn a_failed_creation_is_kept_rolled_back_or_deleted() {
 }
 
 #[test]
-fn an_update_may_change_its_mind() {
+fn a_new_template_replaces_that_of_a_running_update() {
     let mut world = World::new(GROUP);
-    world.settle();
+    world.run_until_idle();
     world.change("count: 3", "count: 6");
     world.pass(|| false);
     world.change("count: 6", "count: 1");
-    world.settle();
+    world.run_until_idle();
     assert_eq!(
-        (world.word().as_str(), world.count("Server")),
+        (world.stack_status().as_str(), world.count("Server")),
         ("UPDATE_COMPLETE", 1)
     );
 }
 
 #[test]
-fn what_is_retained_stays() {
+fn retained_objects_stay_after_a_deletion() {
     let retained = "net: {type: OS::Neutron::Net, deletion_policy: Retain}";
     let mut world = World::new(&PAIR.replace("net: {type: OS::Neutron::Net}", retained));
-    world.settle();
+    world.run_until_idle();
     world.delete();
     assert_eq!(world.objects.len(), 1);
     assert!(world.log.contains(&"release Network".to_owned()));
 }
 
 #[test]
-fn drift_is_told_by_a_check_and_healed_when_asked() {
+fn drift_is_reported_by_a_check_and_healed_on_request() {
     let mut world = World::new(PAIR);
-    world.settle();
+    world.run_until_idle();
     world
         .objects
         .retain(|object, _| !object.name.contains("-two-"));
-    assert!(world.settle().steps.is_empty());
-    assert_eq!(world.word(), "CREATE_COMPLETE");
+    assert!(world.run_until_idle().steps.is_empty());
+    assert_eq!(world.stack_status(), "CREATE_COMPLETE");
     world.stack.spec.check_requested_at = Some("1".into());
-    world.settle();
-    assert_eq!(world.word(), "CHECK_FAILED");
+    world.run_until_idle();
+    assert_eq!(world.stack_status(), "CHECK_FAILED");
     assert_eq!(world.count("Server"), 1);
     world.stack.spec.heal_requested_at = Some("1".into());
-    world.settle();
+    world.run_until_idle();
     assert_eq!(
-        (world.word().as_str(), world.count("Server")),
+        (world.stack_status().as_str(), world.count("Server")),
         ("UPDATE_COMPLETE", 2)
     );
     // What somebody has changed is told too.
@@ -324,9 +334,9 @@ fn drift_is_told_by_a_check_and_healed_when_asked() {
         .unwrap();
     port["spec"]["network"]["name"] = json!("other");
     world.stack.spec.check_requested_at = Some("2".into());
-    world.settle();
-    let ledger = world.ledger.as_ref().unwrap();
-    let (_, entry) = ledger.incarnations("port").next().unwrap();
+    world.run_until_idle();
+    let record = world.record.as_ref().unwrap();
+    let (_, entry) = record.incarnations("port").next().unwrap();
     assert!(
         entry.reason.contains("spec.network.name has been changed"),
         "{}",
@@ -337,10 +347,10 @@ fn drift_is_told_by_a_check_and_healed_when_asked() {
 #[test]
 fn a_suspended_stack_has_its_servers_stopped() {
     let mut world = World::new(PAIR);
-    world.settle();
+    world.run_until_idle();
     world.stack.spec.suspend = true;
-    world.settle();
-    assert_eq!(world.word(), "SUSPEND_COMPLETE");
+    world.run_until_idle();
+    assert_eq!(world.stack_status(), "SUSPEND_COMPLETE");
     let states = |world: &World| -> BTreeSet<String> {
         let servers = world
             .objects
@@ -352,15 +362,15 @@ fn a_suspended_stack_has_its_servers_stopped() {
     };
     assert_eq!(states(&world), BTreeSet::from(["\"Stopped\"".to_owned()]));
     world.change("{a: b}", "{a: c}");
-    let plan = world.settle();
+    let plan = world.run_until_idle();
     assert_eq!(plan.problem.unwrap().reason, Reason::Suspended);
     world.stack.spec.suspend = false;
-    world.settle();
+    world.run_until_idle();
     assert_eq!(states(&world), BTreeSet::from(["\"Running\"".to_owned()]));
 }
 
 #[test]
-fn metadata_that_an_object_is_made_from_changes_it() {
+fn metadata_that_an_object_depends_on_updates_it() {
     let mut world = World::new(
         "heat_template_version: newton
 resources:
@@ -368,10 +378,10 @@ resources:
   other: {type: OS::Nova::Server, metadata: {a: 1}, properties: {image: i, flavor: small}}
 ",
     );
-    world.settle();
+    world.run_until_idle();
     world.log.clear();
     world.change("{min_members: 2}", "{a: 1, min_members: 2}");
-    world.settle();
+    world.run_until_idle();
     world.log.clear();
     world.change("{a: 1, min_members: 2}", "{min_members: 2, a: 1}");
     world.stack.spec.preview = true;
@@ -387,21 +397,21 @@ resources:
     let preview = world.plan().preview.unwrap();
     assert_eq!(preview.updated, ["group (metadata)"]);
     world.stack.spec.preview = false;
-    world.settle();
+    world.run_until_idle();
     assert_eq!(world.log, ["change ServerGroup group"]);
     let group = world.objects.values().find(|o| o["kind"] == "ServerGroup");
     assert_eq!(group.unwrap()["spec"]["minMembers"], json!(3));
 }
 
 #[test]
-fn a_preview_does_nothing() {
+fn a_preview_changes_nothing() {
     let mut world = World::new(PAIR);
     world.stack.spec.preview = true;
     let plan = world.plan();
-    assert!(plan.steps.is_empty() && plan.ledger.action.is_none());
+    assert!(plan.steps.is_empty() && plan.record.action.is_none());
     assert_eq!(plan.preview.unwrap().added.len(), 5);
     world.stack.spec.preview = false;
-    world.settle();
+    world.run_until_idle();
     world.stack.spec.preview = true;
     world.change("{a: b}", "{a: c}");
     world.change(
@@ -414,28 +424,28 @@ fn a_preview_does_nothing() {
         (preview.replaced, preview.unchanged),
         (vec!["one".to_owned()], 3)
     );
-    assert_eq!(world.settle().steps, []);
+    assert_eq!(world.run_until_idle().steps, []);
 }
 
 #[test]
-fn too_long_is_a_failure() {
+fn a_timeout_is_a_failure() {
     let mut world = World::new(PAIR);
     world.stack.spec.timeout_minutes = 1;
     world.pass(|| false);
     world.now += SignedDuration::from_secs(61);
     let plan = world.pass(|| false);
-    assert_eq!(world.word(), "CREATE_FAILED");
+    assert_eq!(world.stack_status(), "CREATE_FAILED");
     assert!(
-        plan.ledger
+        plan.record
             .reason
             .starts_with("CREATE timed out after 1 minutes; waiting for net"),
         "{}",
-        plan.ledger.reason
+        plan.record.reason
     );
 }
 
 #[test]
-fn what_is_not_the_stacks_is_never_touched() {
+fn objects_of_others_are_never_changed() {
     let template = "heat_template_version: newton\nresources:\n  key: {type: OS::Nova::KeyPair, properties: {name: k, public_key: ssh-ed25519 A}}\n";
     let mut world = World::new(template);
     let object = Reference {
@@ -451,19 +461,19 @@ fn what_is_not_the_stacks_is_never_touched() {
     for _ in 0..10 {
         world.pass(|| false);
     }
-    assert_eq!(world.word(), "CREATE_FAILED");
+    assert_eq!(world.stack_status(), "CREATE_FAILED");
     world.delete();
     assert_eq!(world.objects[&object]["metadata"]["uid"], "theirs");
     assert!(world.log.is_empty(), "{:#?}", world.log);
 }
 
 #[test]
-fn a_template_that_is_gone_costs_nothing() {
+fn a_missing_template_deletes_nothing() {
     let mut world = World::new(PAIR);
-    world.settle();
+    world.run_until_idle();
     world.stored.clear();
     world.change("cidr: 10.0.0.0/24", "cidr: 10.0.0.0/24, qos: x");
-    let plan = world.settle();
+    let plan = world.run_until_idle();
     assert!(plan.steps.is_empty());
     let Problem { reason, .. } = plan.problem.unwrap();
     assert!(matches!(
@@ -474,12 +484,12 @@ fn a_template_that_is_gone_costs_nothing() {
 }
 
 #[test]
-fn the_record_survives_being_written() {
+fn the_record_is_read_as_it_was_written() {
     let mut world = World::new(PAIR);
-    world.settle();
-    let ledger = world.ledger.unwrap();
-    let text = serde_json::to_string(&ledger).unwrap();
-    assert_eq!(serde_json::from_str::<Ledger>(&text).unwrap(), ledger);
+    world.run_until_idle();
+    let record = world.record.unwrap();
+    let text = serde_json::to_string(&record).unwrap();
+    assert_eq!(serde_json::from_str::<StackRecord>(&text).unwrap(), record);
 }
 
 proptest::proptest! {
@@ -487,7 +497,7 @@ proptest::proptest! {
 
     /// Whatever steps crashes prevent, and at whatever pass: the same end.
     #[test]
-    fn crashes_change_nothing_in_the_end(losses in proptest::collection::vec(proptest::bool::ANY, 0..40), counts in proptest::collection::vec(0..5usize, 1..4)) {
+    fn crashes_do_not_change_the_result(losses in proptest::collection::vec(proptest::bool::ANY, 0..40), counts in proptest::collection::vec(0..5usize, 1..4)) {
         let template = PAIR.replace("outputs:", "  group:\n    type: OS::Heat::ResourceGroup\n    properties: {count: 2, resource_def: {type: OS::Neutron::Port, properties: {network: {get_resource: net}}}}\noutputs:");
         let mut world = World::new(&template);
         let mut losses = losses.into_iter();
@@ -497,11 +507,11 @@ proptest::proptest! {
             before = count;
             for _ in 0..3 {
                 world.pass(|| losses.next().unwrap_or(false));
-                world.tend();
+                world.update_objects();
             }
         }
-        world.settle();
-        proptest::prop_assert!(world.word().ends_with("COMPLETE"));
+        world.run_until_idle();
+        proptest::prop_assert!(world.stack_status().ends_with("COMPLETE"));
         proptest::prop_assert_eq!(world.count("Port"), before + 1);
         proptest::prop_assert_eq!(world.count("Server"), 2);
         world.delete();
@@ -510,14 +520,14 @@ proptest::proptest! {
 }
 
 #[test]
-fn a_stack_of_five_hundred_is_made() {
+fn a_stack_of_five_hundred_servers_is_created() {
     let mut world = World::new(&GROUP.replace("count: 3", "count: 500"));
-    world.settle();
+    world.run_until_idle();
     assert_eq!(world.count("Server"), 500);
 }
 
 #[test]
-fn a_long_chain_of_values_comes_and_goes() {
+fn a_long_chain_of_values_is_created_and_deleted() {
     let first = "heat_template_version: rocky\nresources:\n  r000: {type: OS::Heat::Value, properties: {value: x}}\n";
     let others = (1..400).map(|at| {
         let before = at - 1;
@@ -527,13 +537,13 @@ fn a_long_chain_of_values_comes_and_goes() {
     });
     let template: String = std::iter::once(first.to_owned()).chain(others).collect();
     let mut world = World::new(&template);
-    world.settle();
-    assert_eq!(world.word(), "CREATE_COMPLETE");
+    world.run_until_idle();
+    assert_eq!(world.stack_status(), "CREATE_COMPLETE");
     world.delete();
 }
 
 #[test]
-fn another_order_of_a_map_changes_nothing_and_of_a_text_does() {
+fn the_order_of_a_map_matters_only_for_texts() {
     let template = "heat_template_version: rocky
 parameters: {map: {type: json, default: {}}}
 resources:
@@ -545,7 +555,7 @@ outputs:
     let mut world = World::new(template);
     let map = |text: &str| serde_json::from_str(text).unwrap();
     world.sources.parameters = map(r#"{"map": {"z": 1, "a": {"y": 1, "b": 2}}}"#);
-    let plan = world.settle();
+    let plan = world.run_until_idle();
     assert_eq!(
         plan.outputs.unwrap()[0].value,
         Some(json!("//h?z=1&a=2").into())
@@ -555,12 +565,12 @@ outputs:
     world.sources.parameters = map(r#"{"map": {"a": {"b": 2, "y": 1}, "z": 1}}"#);
     assert_eq!(world.sources.digest(), before);
     world.log.clear();
-    world.settle();
-    assert_eq!(world.word(), "CREATE_COMPLETE");
+    world.run_until_idle();
+    assert_eq!(world.stack_status(), "CREATE_COMPLETE");
     world.change("{z: b, a: c}", "{a: c, z: b}");
     world.change("{z: 1, a: 2}", "{a: 2, z: 1}");
-    let plan = world.settle();
-    assert_eq!(world.word(), "UPDATE_COMPLETE");
+    let plan = world.run_until_idle();
+    assert_eq!(world.stack_status(), "UPDATE_COMPLETE");
     assert!(world.log.is_empty(), "{:#?}", world.log);
     assert_eq!(
         plan.outputs.unwrap()[0].value,

@@ -1,9 +1,10 @@
 //! What wakes the controller of Stacks: the objects of our own kinds that they have made. What
-//! service accounts have made is not watched; see [`super::recall`].
+//! service accounts have made is not watched; see [`super::read_cache`].
 
 use kube::runtime::reflector::ObjectRef;
 use kube::{Resource, ResourceExt};
 
+use super::kinds;
 use crate::caches::Caches;
 use pileus_api::Stack;
 use pileus_api::names::STACK_UID_LABEL;
@@ -22,22 +23,17 @@ pub const fn by_stack<K: Resource>() -> Index<K> {
 /// What wakes the controller of Stacks.
 #[must_use]
 pub fn triggers(caches: &Caches) -> Triggers<Stack> {
-    let stacks = &caches.stacks;
-    Triggers::controller(stacks)
-        .woken_by(&caches.servers, makers(stacks))
-        .woken_by(&caches.server_groups, makers(stacks))
-        .woken_by(&caches.images, makers(stacks))
-        .woken_by(&caches.key_pairs, makers(stacks))
-        .woken_by(&caches.networks, makers(stacks))
-        .woken_by(&caches.subnets, makers(stacks))
-        .woken_by(&caches.ports, makers(stacks))
-        .woken_by(&caches.groups, makers(stacks))
-        .woken_by(&caches.rules, makers(stacks))
+    let own = Triggers::controller(&caches.stacks);
+    kinds::all()
+        .filter(|kind| kind.is_namespaced())
+        .fold(own, |stacks, kind| kind.wake_makers(caches, stacks))
 }
 
 /// The Stack that has made an object: its owner, or for what may outlive it the one whose label
 /// it carries.
-fn makers<K: Resource>(stacks: &Cache<Stack>) -> impl Fn(&K) -> Vec<ObjectRef<Stack>> + use<K> {
+pub(super) fn makers<K: Resource>(
+    stacks: &Cache<Stack>,
+) -> impl Fn(&K) -> Vec<ObjectRef<Stack>> + use<K> {
     let stacks = stacks.clone();
     move |object| {
         let owners = owners(object);

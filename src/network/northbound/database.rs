@@ -10,10 +10,10 @@ use super::rows::Desired;
 use super::token::Token;
 use crate::ovsdb::{Client, Datum, Endpoint, Error, Monitor, Options, Replica, View};
 
-/// Why the desired rows were not put into force.
+/// Why the desired rows were not applied.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ApplyError {
-    /// Another leader has taken over, so nothing was changed; claim again only after
+    /// Another manager leads, so nothing was changed; claim the token again only after
     /// leadership was won again.
     #[error("another manager leads{}; nothing was written", holder.as_deref().map(|h| format!(": {h}")).unwrap_or_default())]
     Fenced {
@@ -31,20 +31,20 @@ pub trait NorthboundDb: Send + Sync {
     fn view(&self) -> View;
 
     /// A receiver that is notified when the rows or the connection change. To miss nothing,
-    /// keep it, and look at the view after each notification.
+    /// keep it, and read the view after each notification.
     fn watch(&self) -> watch::Receiver<View>;
 
-    /// Takes the leader's token. To be called once after leadership was won, never to win
-    /// it back from within.
+    /// Claims the leader's token. Call it once after leadership was won, never to get a lost
+    /// token back.
     fn claim(&self, token: &Token) -> impl Future<Output = Result<(), ApplyError>> + Send;
 
     /// Brings our rows into the desired state by one transaction, or none if they are.
-    /// `removed` holds uids of owners whose deletion was observed; see [`diff`].
+    /// `deleted` holds uids of owners whose deletion was observed; see [`diff`].
     fn apply(
         &self,
         token: &Token,
         desired: &Desired,
-        removed: &BTreeSet<String>,
+        deleted: &BTreeSet<String>,
     ) -> impl Future<Output = Result<Diff, ApplyError>> + Send;
 
     /// Which of our cluster's logical ports are up, that is bound and programmed on a host.
@@ -153,14 +153,14 @@ impl NorthboundDb for Northbound {
         &self,
         token: &Token,
         desired: &Desired,
-        removed: &BTreeSet<String>,
+        deleted: &BTreeSet<String>,
     ) -> Result<Diff, ApplyError> {
         if !self.view().is_connected() {
-            // A replica from before would only tell what was; the client says why.
+            // The replica is outdated; the client's error says why there is no connection.
             self.client.transact(Vec::new()).await?;
         }
         let view = self.view();
-        let found = diff(&view.replica, &token.cluster, desired, removed);
+        let found = diff(&view.replica, &token.cluster, desired, deleted);
         if found.operations.is_empty() {
             return Ok(found);
         }

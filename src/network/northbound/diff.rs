@@ -1,14 +1,14 @@
-//! From the rows that are to the rows that should be, in one transaction. Pure.
+//! From the current rows to the desired rows, in one transaction. Pure.
 //!
-//! **Absence is never evidence.** A row with our marks whose owner is not among the desired
+//! **Absence is never evidence.** A row with our metadata whose owner is not among the desired
 //! rows is an [`Orphan`]: reported and kept, with all that belongs to it. It is removed only
-//! if its owner's uid is in `removed`, that is if the owner's deletion was observed (a
-//! finalizer of ours held it). Of an orphaned port even the memberships in port groups stay,
+//! if its owner's uid is in `deleted`, that is if the owner's deletion was observed (it
+//! had our finalizer). Of an orphaned port even the memberships in port groups stay,
 //! so that an empty cache opens or closes no running guest. ACLs are the exception: they are
 //! a part of their port group, so while the group is desired, its ACLs are exactly the
 //! desired ones.
 //!
-//! Rows of others are never touched: their ports in our switches, their members and ACLs in
+//! Rows of others are never changed: their ports in our switches, their members and ACLs in
 //! our groups stay, and a row of ours that holds rows of others is not removed.
 
 mod groups;
@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use uuid::Uuid;
 
-use super::rows::{Columns, Desired, marks, owner_of};
+use super::rows::{Columns, Desired, owner_metadata, owner_of};
 use crate::ovsdb::{Atom, Datum, Mutation, Mutator, Operation, Replica, Row, RowId};
 use pileus_values::{ClusterId, Owner};
 
@@ -28,24 +28,24 @@ const ACL: &str = "ACL";
 const GROUP: &str = "Port_Group";
 const ADDRESSES: &str = "Address_Set";
 
-/// A row with our marks that nobody asks for. If the owner was made anew and deleted again
-/// before the row got its new uid, the marks still have the old one: whoever observed the
-/// deletion by namespace and name may then put [`Owner::uid`] of the orphan into `removed`.
+/// A row with our metadata that is not desired. If the owner was created again and deleted again
+/// before the row got its new uid, the row still has the old one: whoever observed the
+/// deletion by namespace and name may then put [`Owner::uid`] of the orphan into `deleted`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Orphan {
     /// Name of the table.
     pub table: &'static str,
     /// Id of the row.
     pub row: Uuid,
-    /// Its owner by its marks.
+    /// Its owner by its metadata.
     pub owner: Owner,
 }
 
-/// What stands in the way and is not ours to clear.
+/// What cannot be applied, because of rows that we may not change.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Conflict {
+pub enum NotApplied {
     /// A row of somebody else has a name that we need.
-    NameTaken {
+    NameInUse {
         /// Name of the table.
         table: &'static str,
         /// The name.
@@ -53,8 +53,8 @@ pub enum Conflict {
         /// Who needs it.
         owner: Owner,
     },
-    /// A row should go, but holds rows that should not.
-    Occupied {
+    /// A row is to be removed, but holds rows that must stay.
+    HoldsOtherRows {
         /// Name of the table.
         table: &'static str,
         /// Whose row it is.
@@ -63,7 +63,7 @@ pub enum Conflict {
         rows: usize,
     },
     /// A port whose switch is not among the desired ones.
-    NoSwitch {
+    MissingSwitch {
         /// Name of the port.
         port: String,
         /// Whose port it is.
@@ -71,30 +71,30 @@ pub enum Conflict {
     },
 }
 
-/// The way to the desired rows.
+/// How to get to the desired rows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Diff {
-    /// One transaction; empty if all is as it should be.
+    /// One transaction; empty if the rows are the desired ones.
     pub operations: Vec<Operation>,
-    /// Kept, to be reported.
+    /// Rows that are kept, to be reported.
     pub orphans: Vec<Orphan>,
-    /// To be reported.
-    pub conflicts: Vec<Conflict>,
+    /// What is left out, to be reported.
+    pub not_applied: Vec<NotApplied>,
 }
 
-/// What is to be done to reach `desired` from `current`. See the module's head for what
-/// is kept; `removed` holds the uids of owners whose deletion was observed.
+/// What is to be done to reach `desired` from `current`. See the module's comment for what
+/// is kept; `deleted` holds the uids of owners whose deletion was observed.
 #[must_use]
 pub fn diff(
     current: &Replica,
     cluster: &ClusterId,
     desired: &Desired,
-    removed: &BTreeSet<String>,
+    deleted: &BTreeSet<String>,
 ) -> Diff {
     let mut differ = Differ {
         current,
         cluster,
-        removed,
+        deleted,
         out: Diff::default(),
         names: 0,
     };
@@ -105,18 +105,18 @@ pub fn diff(
 struct Differ<'a> {
     current: &'a Replica,
     cluster: &'a ClusterId,
-    removed: &'a BTreeSet<String>,
+    deleted: &'a BTreeSet<String>,
     out: Diff,
     names: usize,
 }
 
-/// Rows of a table that are ours, by the key that desired rows have.
-struct Ours {
+/// Our rows of a table, by the key that desired rows have.
+struct OwnRows {
     by_key: HashMap<String, Uuid>,
-    /// Further rows with the same key, which only a hand can have made.
-    doubles: Vec<Uuid>,
-    /// Keys that rows of others hold.
-    taken: HashSet<String>,
+    /// Further rows with the same key, which only a person can have made.
+    duplicates: Vec<Uuid>,
+    /// Keys that rows of others have.
+    of_others: HashSet<String>,
 }
 
 fn text<'r>(row: &'r Row, column: &str) -> &'r str {
@@ -131,57 +131,57 @@ fn dhcp_key(row: &Row) -> Option<String> {
 impl Differ<'_> {
     fn run(&mut self, desired: &Desired) {
         let dhcp = self.dhcp(desired);
-        let address_sets = self.ours_by_name(ADDRESSES);
+        let address_sets = self.own_rows_by_name(ADDRESSES);
         self.address_sets(desired, &address_sets);
-        let ports = self.ours_by_name(PORT);
+        let ports = self.own_rows_by_name(PORT);
         let port_ids = self.ports(desired, &ports, &dhcp);
         self.switches(desired, &ports, &port_ids);
         self.groups(desired, &ports, &port_ids);
     }
 
-    /// A row is ours by its marks; without any marks, by a name that only we derive (the
+    /// A row is ours by its metadata; without any, by a name that only we derive (the
     /// caller asks about such names only).
     fn is_ours(&self, row: &Row) -> Option<bool> {
         owner_of(row).map(|owner| owner.cluster == *self.cluster)
     }
 
-    fn ours_by_name(&self, table: &'static str) -> Ours {
+    fn own_rows_by_name(&self, table: &'static str) -> OwnRows {
         let key = |row: &Row| Some(text(row, "name").to_owned());
-        self.ours(table, key)
+        self.own_rows(table, key)
     }
 
-    fn ours(&self, table: &'static str, key: impl Fn(&Row) -> Option<String>) -> Ours {
-        let mut ours = Ours {
+    fn own_rows(&self, table: &'static str, key: impl Fn(&Row) -> Option<String>) -> OwnRows {
+        let mut own = OwnRows {
             by_key: HashMap::with_capacity(self.current.len(table)),
-            doubles: Vec::new(),
-            taken: HashSet::new(),
+            duplicates: Vec::new(),
+            of_others: HashSet::new(),
         };
         for (id, row) in self.current.rows(table) {
             let Some(key) = key(row) else { continue };
             match self.is_ours(row) {
                 Some(false) => {
-                    ours.taken.insert(key);
+                    own.of_others.insert(key);
                 }
                 Some(true) | None => {
-                    if let Some(other) = ours.by_key.get(&key).copied() {
-                        // Names are unique but for switches; a marked one goes first.
-                        let other_marked = self
+                    if let Some(other) = own.by_key.get(&key).copied() {
+                        // Names are unique but for switches; one with metadata is preferred.
+                        let other_has_owner = self
                             .current
                             .row(table, other)
                             .is_some_and(|row| owner_of(row).is_some());
-                        if other_marked {
-                            ours.doubles.push(id);
+                        if other_has_owner {
+                            own.duplicates.push(id);
                         } else {
-                            ours.doubles.push(other);
-                            ours.by_key.insert(key, id);
+                            own.duplicates.push(other);
+                            own.by_key.insert(key, id);
                         }
                     } else {
-                        ours.by_key.insert(key, id);
+                        own.by_key.insert(key, id);
                     }
                 }
             }
         }
-        ours
+        own
     }
 
     fn fresh_name(&mut self) -> String {
@@ -196,7 +196,10 @@ impl Differ<'_> {
         owner: &Owner,
         part: &str,
     ) -> RowId {
-        row.insert("external_ids", Datum::string_map(marks(owner, part)));
+        row.insert(
+            "external_ids",
+            Datum::string_map(owner_metadata(owner, part)),
+        );
         let name = self.fresh_name();
         self.out.operations.push(Operation::Insert {
             table,
@@ -206,8 +209,8 @@ impl Differ<'_> {
         RowId::Named(name)
     }
 
-    /// Sets back what differs in columns that are wholly ours, and in the marks.
-    fn repair(
+    /// Corrects what differs in columns that are wholly ours, and in the owner's metadata.
+    fn correct(
         &mut self,
         table: &'static str,
         id: Uuid,
@@ -227,11 +230,11 @@ impl Differ<'_> {
                 .operations
                 .push(Operation::update(table, id, changed));
         }
-        self.repair_keys(table, id, "external_ids", marks(owner, part));
+        self.correct_keys(table, id, "external_ids", owner_metadata(owner, part));
     }
 
     /// Sets keys of a map that others may write to as well.
-    fn repair_keys<'k>(
+    fn correct_keys<'k>(
         &mut self,
         table: &'static str,
         id: Uuid,
@@ -270,9 +273,9 @@ impl Differ<'_> {
         id: Uuid,
         column: &'static str,
         add: BTreeSet<Atom>,
-        take: BTreeSet<Atom>,
+        remove: BTreeSet<Atom>,
     ) {
-        let mutations: Vec<_> = [(Mutator::Delete, take), (Mutator::Insert, add)]
+        let mutations: Vec<_> = [(Mutator::Delete, remove), (Mutator::Insert, add)]
             .into_iter()
             .filter(|(_, members)| !members.is_empty())
             .map(|(mutator, members)| Mutation {
@@ -288,17 +291,18 @@ impl Differ<'_> {
         }
     }
 
-    fn name_taken(&mut self, table: &'static str, name: &str, owner: &Owner) {
-        self.out.conflicts.push(Conflict::NameTaken {
+    fn name_in_use(&mut self, table: &'static str, name: &str, owner: &Owner) {
+        self.out.not_applied.push(NotApplied::NameInUse {
             table,
             name: name.to_owned(),
             owner: owner.clone(),
         });
     }
 
-    /// Rows with our marks that are not desired: whether they may go. Orphans are noted.
-    fn leftovers(&mut self, table: &'static str, kept: &HashSet<Uuid>) -> Vec<(Uuid, Owner)> {
-        let mut going = Vec::new();
+    /// Of the rows with our metadata that are not desired, those to delete. The others are reported
+    /// as orphans.
+    fn rows_to_delete(&mut self, table: &'static str, kept: &HashSet<Uuid>) -> Vec<(Uuid, Owner)> {
+        let mut to_delete = Vec::new();
         for (id, row) in self.current.rows(table) {
             if kept.contains(&id) {
                 continue;
@@ -306,8 +310,8 @@ impl Differ<'_> {
             let Some(owner) = owner_of(row).filter(|owner| owner.cluster == *self.cluster) else {
                 continue;
             };
-            if self.removed.contains(&owner.uid) {
-                going.push((id, owner));
+            if self.deleted.contains(&owner.uid) {
+                to_delete.push((id, owner));
             } else {
                 self.out.orphans.push(Orphan {
                     table,
@@ -316,11 +320,11 @@ impl Differ<'_> {
                 });
             }
         }
-        going
+        to_delete
     }
 
-    fn delete_doubles(&mut self, table: &'static str, doubles: &[Uuid]) {
-        for id in doubles {
+    fn delete_duplicates(&mut self, table: &'static str, duplicates: &[Uuid]) {
+        for id in duplicates {
             if self
                 .current
                 .row(table, *id)
@@ -332,54 +336,54 @@ impl Differ<'_> {
     }
 
     fn dhcp(&mut self, desired: &Desired) -> HashMap<String, RowId> {
-        let ours = self.ours(DHCP, dhcp_key);
+        let own = self.own_rows(DHCP, dhcp_key);
         let mut ids = HashMap::new();
-        let mut kept: HashSet<Uuid> = ours.doubles.iter().copied().collect();
+        let mut kept: HashSet<Uuid> = own.duplicates.iter().copied().collect();
         for (key, want) in &desired.dhcp_options {
-            let id = if let Some(id) = ours.by_key.get(key).copied() {
+            let id = if let Some(id) = own.by_key.get(key).copied() {
                 kept.insert(id);
-                self.repair(DHCP, id, want.columns(), &want.owner, "dhcp");
+                self.correct(DHCP, id, want.columns(), &want.owner, "dhcp");
                 RowId::Uuid(id)
             } else {
                 self.insert(DHCP, want.columns(), &want.owner, "dhcp")
             };
             ids.insert(key.clone(), id);
         }
-        self.delete_doubles(DHCP, &ours.doubles);
-        for (id, _) in self.leftovers(DHCP, &kept) {
+        self.delete_duplicates(DHCP, &own.duplicates);
+        for (id, _) in self.rows_to_delete(DHCP, &kept) {
             self.out.operations.push(Operation::delete(DHCP, id));
         }
         ids
     }
 
-    fn address_sets(&mut self, desired: &Desired, ours: &Ours) {
+    fn address_sets(&mut self, desired: &Desired, own: &OwnRows) {
         let mut kept = HashSet::new();
         for (name, want) in &desired.address_sets {
-            if let Some(id) = ours.by_key.get(name).copied() {
+            if let Some(id) = own.by_key.get(name).copied() {
                 kept.insert(id);
-                self.repair(ADDRESSES, id, want.columns(name), &want.owner, "");
-            } else if ours.taken.contains(name) {
-                self.name_taken(ADDRESSES, name, &want.owner);
+                self.correct(ADDRESSES, id, want.columns(name), &want.owner, "");
+            } else if own.of_others.contains(name) {
+                self.name_in_use(ADDRESSES, name, &want.owner);
             } else {
                 self.insert(ADDRESSES, want.columns(name), &want.owner, "");
             }
         }
-        for (id, _) in self.leftovers(ADDRESSES, &kept) {
+        for (id, _) in self.rows_to_delete(ADDRESSES, &kept) {
             self.out.operations.push(Operation::delete(ADDRESSES, id));
         }
     }
 
-    /// Makes and repairs ports; membership in switches comes later.
+    /// Creates and corrects ports; their membership in switches is set later.
     fn ports(
         &mut self,
         desired: &Desired,
-        ours: &Ours,
+        own: &OwnRows,
         dhcp: &HashMap<String, RowId>,
     ) -> BTreeMap<String, RowId> {
         let mut ids = BTreeMap::new();
         for (name, want) in &desired.ports {
             if !desired.switches.contains_key(&want.switch) {
-                self.out.conflicts.push(Conflict::NoSwitch {
+                self.out.not_applied.push(NotApplied::MissingSwitch {
                     port: name.clone(),
                     owner: want.owner.clone(),
                 });
@@ -393,11 +397,11 @@ impl Differ<'_> {
                 let reference = key.as_ref().and_then(|key| dhcp.get(key)).cloned();
                 columns.insert(column, Datum::set(reference));
             }
-            let id = if let Some(id) = ours.by_key.get(name).copied() {
-                self.repair(PORT, id, columns, &want.owner, "");
+            let id = if let Some(id) = own.by_key.get(name).copied() {
+                self.correct(PORT, id, columns, &want.owner, "");
                 RowId::Uuid(id)
-            } else if ours.taken.contains(name) {
-                self.name_taken(PORT, name, &want.owner);
+            } else if own.of_others.contains(name) {
+                self.name_in_use(PORT, name, &want.owner);
                 continue;
             } else {
                 self.insert(PORT, columns, &want.owner, "")
@@ -410,11 +414,11 @@ impl Differ<'_> {
     fn switches(
         &mut self,
         desired: &Desired,
-        ours_ports: &Ours,
+        own_ports: &OwnRows,
         port_ids: &BTreeMap<String, RowId>,
     ) {
-        let ours = self.ours_by_name(SWITCH);
-        // What each switch should hold, and which ports are wanted at all.
+        let own = self.own_rows_by_name(SWITCH);
+        // The ports of each switch.
         let mut wanted: HashMap<&str, BTreeSet<Atom>> = HashMap::new();
         for (name, id) in port_ids {
             if let Some(port) = desired.ports.get(name) {
@@ -426,10 +430,10 @@ impl Differ<'_> {
         let known: HashSet<Uuid> = desired
             .ports
             .keys()
-            .filter_map(|name| ours_ports.by_key.get(name).copied())
+            .filter_map(|name| own_ports.by_key.get(name).copied())
             .collect();
-        let going: HashSet<Uuid> = self
-            .leftovers(PORT, &known)
+        let to_delete: HashSet<Uuid> = self
+            .rows_to_delete(PORT, &known)
             .into_iter()
             .map(|(id, _)| id)
             .collect();
@@ -437,14 +441,14 @@ impl Differ<'_> {
         let mut kept: HashSet<Uuid> = HashSet::new();
         for (name, want) in &desired.switches {
             let members = wanted.remove(name.as_str()).unwrap_or_default();
-            if let Some(id) = ours.by_key.get(name).copied() {
+            if let Some(id) = own.by_key.get(name).copied() {
                 kept.insert(id);
                 let columns = BTreeMap::from([("name", Datum::atom(name.as_str()))]);
-                self.repair(SWITCH, id, columns, &want.owner, "");
+                self.correct(SWITCH, id, columns, &want.owner, "");
                 let config = want.other_config.iter();
                 let config = config.map(|(k, v)| (k.as_str(), v.as_str()));
-                self.repair_keys(SWITCH, id, "other_config", config);
-                self.switch_members(id, &members, &placed, &going);
+                self.correct_keys(SWITCH, id, "other_config", config);
+                self.switch_members(id, &members, &placed, &to_delete);
             } else {
                 let columns = BTreeMap::from([
                     ("name", Datum::atom(name.as_str())),
@@ -454,30 +458,30 @@ impl Differ<'_> {
                 self.insert(SWITCH, columns, &want.owner, "");
             }
         }
-        // Ports that should go or live elsewhere may sit in any other switch.
+        // Ports to delete, or that belong to another switch, may be members of any switch.
         for (id, row) in self.current.rows(SWITCH) {
             if kept.contains(&id) {
                 continue;
             }
-            let take: BTreeSet<Atom> = reference_ids(row, "ports")
-                .filter(|port| placed.contains(port) || going.contains(port))
+            let remove: BTreeSet<Atom> = reference_ids(row, "ports")
+                .filter(|port| placed.contains(port) || to_delete.contains(port))
                 .map(Atom::from)
                 .collect();
-            self.members(SWITCH, id, "ports", BTreeSet::new(), take);
+            self.members(SWITCH, id, "ports", BTreeSet::new(), remove);
         }
-        for (id, owner) in self.leftovers(SWITCH, &kept) {
-            let holds = self.current.row(SWITCH, id).map_or(0, |row| {
+        for (id, owner) in self.rows_to_delete(SWITCH, &kept) {
+            let others = self.current.row(SWITCH, id).map_or(0, |row| {
                 reference_ids(row, "ports")
-                    .filter(|port| !placed.contains(port) && !going.contains(port))
+                    .filter(|port| !placed.contains(port) && !to_delete.contains(port))
                     .count()
             });
-            if holds == 0 {
+            if others == 0 {
                 self.out.operations.push(Operation::delete(SWITCH, id));
             } else {
-                self.out.conflicts.push(Conflict::Occupied {
+                self.out.not_applied.push(NotApplied::HoldsOtherRows {
                     table: SWITCH,
                     owner,
-                    rows: holds,
+                    rows: others,
                 });
             }
         }
@@ -488,20 +492,20 @@ impl Differ<'_> {
         id: Uuid,
         members: &BTreeSet<Atom>,
         placed: &HashSet<Uuid>,
-        going: &HashSet<Uuid>,
+        to_delete: &HashSet<Uuid>,
     ) {
         let Some(row) = self.current.row(SWITCH, id) else {
             return;
         };
         let present: BTreeSet<Atom> = reference_ids(row, "ports").map(Atom::from).collect();
-        let take: BTreeSet<Atom> = reference_ids(row, "ports")
-            .filter(|port| going.contains(port) || placed.contains(port))
+        let remove: BTreeSet<Atom> = reference_ids(row, "ports")
+            .filter(|port| to_delete.contains(port) || placed.contains(port))
             .map(Atom::from)
             .filter(|port| !members.contains(port))
             .collect();
         let add: BTreeSet<Atom> = members.difference(&present).cloned().collect();
-        // A port that nothing refers to any more is collected by the database.
-        self.members(SWITCH, id, "ports", add, take);
+        // The database deletes a port that nothing refers to any more.
+        self.members(SWITCH, id, "ports", add, remove);
     }
 }
 

@@ -1,17 +1,17 @@
-//! OVN's Northbound database: the rows we want, the steps to them, and who may take them;
-//! and how a host's part of OVN is.
+//! OVN's Northbound database: the desired rows, the operations that lead to them, and who may write
+//! them; and whether a host's ovn-controller works.
 //!
 //! | file | what it holds |
 //! |---|---|
-//! | [`rows`] | values of desired rows, and which columns are ours |
+//! | [`rows`] | desired rows, and which columns are ours |
 //! | [`diff`](fn@diff) | current rows and desired rows in, one transaction out (pure) |
 //! | [`controller`] | whether a host's ovn-controller works |
 //! | [`token`] | the leader's token, which fences transactions |
 //! | [`NorthboundDb`] | the database behind a trait, and the real one |
 //!
-//! A row is ours when its `external_ids` carry our marks with our cluster's id, or when it
-//! has none but bears a name that only we derive. Everything else in the database is left
-//! alone, also as a member of what is ours.
+//! A row is ours when the owner's metadata in its `external_ids` has our cluster's id, or when it
+//! has no such metadata but a name that only we derive. Every other row in the database stays as
+//! it is, also as a member of our rows.
 
 pub mod controller;
 mod database;
@@ -22,7 +22,7 @@ mod tests;
 pub mod token;
 
 pub use database::{ApplyError, Northbound, NorthboundDb, monitor};
-pub use diff::{Conflict, Diff, Orphan, diff};
+pub use diff::{Diff, NotApplied, Orphan, diff};
 pub use rows::{
     Acl, AclAction, AddressSet, Desired, DhcpOptions, LogicalSwitch, LogicalSwitchPort, PortGroup,
 };

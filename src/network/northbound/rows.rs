@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::ovsdb::{Datum, Row};
 use pileus_values::{ClusterId, Owner};
 
-/// What the Northbound database should hold, as far as it is ours.
+/// The rows that the Northbound database should have, as far as they are ours.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Desired {
     /// By name, which is unique for us though not for OVN.
@@ -90,7 +90,7 @@ pub struct Acl {
     pub owner: Owner,
     /// For people and for logs; at most 63 characters.
     pub name: String,
-    /// Packets that come from a port (`from-lport`), rather than go to one.
+    /// Packets that come from a port (`from-lport`), rather than packets to one.
     pub from_port: bool,
     /// 0 to 32767; the highest that matches wins.
     pub priority: i64,
@@ -129,7 +129,7 @@ impl DhcpOptions {
 }
 
 impl AclAction {
-    /// OVN's word.
+    /// The action as OVN spells it.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -145,11 +145,11 @@ pub(super) const KIND: &str = "pileus.dev/kind";
 pub(super) const NAMESPACE: &str = "pileus.dev/namespace";
 pub(super) const NAME: &str = "pileus.dev/name";
 pub(super) const UID: &str = "pileus.dev/uid";
-/// Tells rows of one owner apart.
+/// Distinguishes the rows of one owner.
 pub(super) const PART: &str = "pileus.dev/part";
 
-/// The marks of a row as keys of `external_ids`.
-pub(super) fn marks<'a>(owner: &'a Owner, part: &'a str) -> [(&'static str, &'a str); 6] {
+/// The owner of a row as keys of `external_ids`.
+pub(super) fn owner_metadata<'a>(owner: &'a Owner, part: &'a str) -> [(&'static str, &'a str); 6] {
     [
         (CLUSTER, &owner.cluster.0),
         (KIND, &owner.kind),
@@ -160,7 +160,7 @@ pub(super) fn marks<'a>(owner: &'a Owner, part: &'a str) -> [(&'static str, &'a 
     ]
 }
 
-/// Whose row it is by its marks.
+/// The owner of a row by its metadata.
 pub(super) fn owner_of(row: &Row) -> Option<Owner> {
     let ids = row.get("external_ids")?;
     let text = |key| ids.get(key).map(str::to_owned);

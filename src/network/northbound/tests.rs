@@ -1,12 +1,12 @@
-//! What the diff leaves alone; the rest of it is tested on a real database.
+//! What the diff does not change; the rest of it is tested on a real database.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::rows::marks;
-use super::{Conflict, Desired, LogicalSwitch, LogicalSwitchPort, diff};
+use super::rows::owner_metadata;
+use super::{Desired, LogicalSwitch, LogicalSwitchPort, NotApplied, diff};
 use crate::ovsdb::{Datum, Operation, Replica, Row, Table};
 use pileus_values::{ClusterId, Owner};
 
@@ -50,22 +50,22 @@ fn desired() -> Desired {
 }
 
 #[test]
-fn rows_of_another_cluster_are_neither_taken_nor_orphans() {
+fn rows_of_another_cluster_are_neither_changed_nor_orphans() {
     let theirs = owner("c2", "a");
-    let ids = Datum::string_map(marks(&theirs, ""));
+    let ids = Datum::string_map(owner_metadata(&theirs, ""));
     let current = Replica::from_tables([(
         "Logical_Switch_Port",
         Table::from([(Uuid::from_u128(1), row("p", ids))]),
     )]);
     let cluster = ClusterId("c1".into());
-    let removed = BTreeSet::from([theirs.uid.clone()]);
-    let found = diff(&current, &cluster, &desired(), &removed);
+    let deleted = BTreeSet::from([theirs.uid.clone()]);
+    let found = diff(&current, &cluster, &desired(), &deleted);
     assert!(found.orphans.is_empty());
     assert!(matches!(
-        found.conflicts.as_slice(),
-        [Conflict::NameTaken { name, .. }] if name == "p"
+        found.not_applied.as_slice(),
+        [NotApplied::NameInUse { name, .. }] if name == "p"
     ));
-    // Only the switch is made: the port's name is theirs.
+    // Only the switch is created: the port's name is in use by others.
     assert!(matches!(
         found.operations.as_slice(),
         [Operation::Insert {
@@ -76,24 +76,26 @@ fn rows_of_another_cluster_are_neither_taken_nor_orphans() {
 }
 
 #[test]
-fn a_port_without_its_switch_is_reported_and_not_made() {
+fn a_port_without_its_switch_is_reported_and_not_created() {
     let mut desired = desired();
     desired.switches.clear();
     let cluster = ClusterId("c1".into());
     let found = diff(&Replica::default(), &cluster, &desired, &BTreeSet::new());
     assert_eq!(found.operations, []);
-    assert!(matches!(found.conflicts.as_slice(), [Conflict::NoSwitch { port, .. }] if port == "p"));
+    assert!(
+        matches!(found.not_applied.as_slice(), [NotApplied::MissingSwitch { port, .. }] if port == "p")
+    );
 }
 
 #[test]
-fn a_row_that_lost_its_marks_is_known_by_its_name() {
+fn a_row_without_its_metadata_is_recognised_by_its_name() {
     let current = Replica::from_tables([(
         "Logical_Switch_Port",
         Table::from([(Uuid::from_u128(1), row("p", Datum::Map(BTreeMap::new())))]),
     )]);
     let cluster = ClusterId("c1".into());
     let found = diff(&current, &cluster, &desired(), &BTreeSet::new());
-    assert!(found.conflicts.is_empty());
+    assert!(found.not_applied.is_empty());
     assert!(!found.operations.iter().any(
         |op| matches!(op, Operation::Insert { table, .. } if *table == "Logical_Switch_Port")
     ));

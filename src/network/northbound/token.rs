@@ -1,7 +1,7 @@
 //! The leader's token.
 //!
 //! A lease in Kubernetes does not fence a database: a leader that was paused for longer than
-//! its lease lasts would go on writing. So each leader puts its identity into `NB_Global`
+//! its lease lasts would continue to write. So each leader puts its identity into `NB_Global`
 //! when it takes over, and each transaction begins with a `wait` on it. The database then
 //! decides, atomically, which of two leaders may write.
 
@@ -53,12 +53,12 @@ impl Token {
         }
     }
 
-    /// The operations that take the token, whoever holds it.
+    /// The operations that claim the token, whoever holds it.
     #[must_use]
     pub fn claim(&self, replica: &Replica) -> Vec<Operation> {
         let value = Datum::string_map([(self.key(), &self.identity)]);
         let Some((id, _)) = replica.rows("NB_Global").next() else {
-            // northd makes the one row when it first runs; until then we may.
+            // northd creates the one row when it first runs; before that, we do.
             return vec![Operation::Insert {
                 table: "NB_Global",
                 row: BTreeMap::from([("external_ids", value)]),

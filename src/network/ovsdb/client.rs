@@ -22,8 +22,8 @@ pub struct Options {
     pub connect_timeout: Duration,
     /// How long a transaction may take.
     pub transact_timeout: Duration,
-    /// After this much silence the server is asked for a sign of life; after as much again
-    /// the connection counts as lost.
+    /// After this time without data the server is sent an echo; after the same time again the
+    /// connection counts as lost.
     pub probe_interval: Duration,
     /// First and longest pause between attempts to connect.
     pub backoff: (Duration, Duration),
@@ -101,7 +101,7 @@ const MONITOR_ID: &str = "pileus";
 
 impl Client {
     /// Begins to connect to one of the endpoints and to keep a copy of what `monitor` names.
-    /// Returns at once; [`Client::view`] tells how far it is.
+    /// Returns at once; [`Client::view`] has the state of the connection.
     #[must_use]
     pub fn start(endpoints: Vec<Endpoint>, monitor: Monitor, options: Options) -> Self {
         let name: Vec<String> = endpoints.iter().map(ToString::to_string).collect();
@@ -216,7 +216,7 @@ impl Connection {
                     tracing::warn!(%endpoint, %error, "lost the connection to the database");
                 }
                 self.publish_disconnected(&format!("{endpoint}: {error}"));
-                self.refuse_what_waits();
+                self.refuse_waiting_requests();
             }
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
@@ -226,7 +226,7 @@ impl Connection {
         }
     }
 
-    /// Notifies only of news: a server that stays away is not told again and again.
+    /// Notifies only when the reason has changed, not after each failed attempt.
     fn publish_disconnected(&self, reason: &str) {
         self.publisher.send_if_modified(|view| {
             let state = ConnectionState::Disconnected {
@@ -238,8 +238,8 @@ impl Connection {
         });
     }
 
-    /// Requests that came in between the loss and its announcement were never sent.
-    fn refuse_what_waits(&mut self) {
+    /// Requests that came after the connection was lost were never sent.
+    fn refuse_waiting_requests(&mut self) {
         while let Ok(request) = self.inbox.try_recv() {
             let _ = request.answer.send(Err(Error::NotConnected {
                 endpoint: self.endpoint_names(),
@@ -253,7 +253,7 @@ impl Connection {
         names.join(",")
     }
 
-    /// Connects, reads the schema and makes the first copy.
+    /// Connects, reads the schema and the first copy.
     async fn open(&self, endpoint: &Endpoint) -> Result<(Session, Schema), Error> {
         let open = async {
             let stream: Box<dyn Stream> = match endpoint {
@@ -298,7 +298,7 @@ impl Connection {
         } = session;
         let (mut reader, mut writer) = tokio::io::split(stream);
         // Writing has a task of its own, so that a server which does not read while it
-        // sends cannot lock up both sides.
+        // sends cannot block both sides.
         let (outbox, mut to_write) = mpsc::unbounded_channel::<Vec<u8>>();
         let writing = tokio::spawn(async move {
             while let Some(bytes) = to_write.recv().await {
@@ -316,7 +316,7 @@ impl Connection {
         let mut pending: HashMap<u64, Request> = HashMap::new();
         let mut buffer = vec![0; 64 << 10];
         let probe = self.options.probe_interval;
-        let mut heard = Instant::now();
+        let mut last_data = Instant::now();
         let mut probed = false;
         loop {
             while let Some(message) = framer.next()? {
@@ -331,7 +331,7 @@ impl Connection {
                         return Err(Error::Disconnected);
                     }
                     framer.push(&buffer[..count]);
-                    heard = Instant::now();
+                    last_data = Instant::now();
                     probed = false;
                 }
                 request = self.inbox.recv() => {
@@ -346,17 +346,17 @@ impl Connection {
                         let _ = request.answer.send(Err(Error::TooLarge { size: bytes.len(), limit }));
                     } else {
                         outbox.send(bytes).map_err(|_| Error::Disconnected)?;
-                        // Those who stopped waiting leave an entry behind; away with it.
+                        // Entries of callers that no longer wait are removed.
                         pending.retain(|_, request| !request.answer.is_closed());
                         pending.insert(id, request);
                     }
                 }
-                () = tokio::time::sleep_until(heard + probe) => {
+                () = tokio::time::sleep_until(last_data + probe) => {
                     if probed {
                         return Err(Error::TimedOut(probe * 2));
                     }
                     send(&json!({"method": "echo", "params": [], "id": "probe"}))?;
-                    heard = Instant::now();
+                    last_data = Instant::now();
                     probed = true;
                 }
             }
@@ -385,7 +385,7 @@ impl Connection {
             }
             Some(_) => Ok(()),
             None => {
-                // Answers to probes have a text as id and are of no further interest.
+                // Answers to probes have a text as id; nothing waits for them.
                 if let Some(request) = message["id"].as_u64().and_then(|id| pending.remove(&id)) {
                     let result = if message["error"].is_null() {
                         read_results(&request.operations, &message["result"])
@@ -400,7 +400,7 @@ impl Connection {
     }
 }
 
-/// A connection on which nothing else happens yet.
+/// A connection before the client serves requests on it.
 struct Session {
     stream: Box<dyn Stream>,
     framer: Framer,

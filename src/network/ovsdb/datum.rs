@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::Error;
 use super::schema::ColumnShape;
 
-/// Id of a row: the one the database gave, or a name that stands for it within a
+/// Id of a row: the one the database gave, or a name for it within a
 /// transaction.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RowId {
@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_value_is_refused() {
+    fn malformed_values_are_refused() {
         for (text, shape) in [
             ("null", ColumnShape::Scalar),
             (r#"["uuid","no"]"#, ColumnShape::Scalar),

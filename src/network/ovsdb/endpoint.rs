@@ -61,7 +61,7 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// Reads a list of endpoints with commas between them, as `ovn-nbctl --db` takes it; the
+/// Reads a list of endpoints with commas between them, as `ovn-nbctl --db` reads it; the
 /// members of a cluster, tried in turn.
 ///
 /// # Errors
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_endpoint_is_refused() {
+    fn malformed_endpoints_are_refused() {
         for text in [
             "",
             "unix:",

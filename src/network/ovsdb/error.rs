@@ -1,4 +1,4 @@
-//! What can go wrong between us and a database server.
+//! Errors of the client and of the database server.
 
 /// An error of the client or of the server.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -35,7 +35,7 @@ pub enum Error {
         operation: String,
         /// Name of the error, such as `constraint violation`.
         error: String,
-        /// The server's words.
+        /// The server's message.
         details: String,
     },
     /// The server refused the request as a whole.
@@ -43,10 +43,10 @@ pub enum Error {
     Request {
         /// The JSON-RPC method.
         method: String,
-        /// The server's words.
+        /// The server's message.
         details: String,
     },
-    /// The server said what we cannot read.
+    /// The server sent a message that cannot be read.
     #[error("the database sent what cannot be read: {0}")]
     Protocol(String),
     /// A message is bigger than allowed.

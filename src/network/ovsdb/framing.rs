@@ -1,12 +1,12 @@
 //! Cuts a stream of bytes into JSON texts.
 //!
 //! RFC 7047 puts nothing between messages, so their ends are found by counting brackets
-//! outside of strings. Only where a message ends is decided here; whether it is JSON is the
-//! parser's business.
+//! outside of strings. This finds only where a message ends; the parser decides whether it is
+//! JSON.
 
 use super::Error;
 
-/// Collects bytes until they make up whole messages.
+/// Collects bytes until they are whole messages.
 #[derive(Debug)]
 pub(super) struct Framer {
     buffer: Vec<u8>,
@@ -53,7 +53,10 @@ impl Framer {
                 b'"' if self.depth > 0 => self.in_string = true,
                 b'{' | b'[' => self.depth += 1,
                 b'}' | b']' => {
-                    self.depth = self.depth.checked_sub(1).ok_or_else(stray)?;
+                    self.depth = self
+                        .depth
+                        .checked_sub(1)
+                        .ok_or_else(bytes_between_messages)?;
                     if self.depth == 0 {
                         let rest = self.buffer.split_off(self.scanned);
                         self.scanned = 0;
@@ -61,7 +64,7 @@ impl Framer {
                     }
                 }
                 b' ' | b'\n' | b'\r' | b'\t' => {}
-                _ if self.depth == 0 => return Err(stray()),
+                _ if self.depth == 0 => return Err(bytes_between_messages()),
                 _ => {}
             }
         }
@@ -75,7 +78,7 @@ impl Framer {
     }
 }
 
-fn stray() -> Error {
+fn bytes_between_messages() -> Error {
     Error::Protocol("bytes between two messages".to_owned())
 }
 

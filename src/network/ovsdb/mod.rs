@@ -2,9 +2,9 @@
 //!
 //! One task holds the connection, answers echoes, keeps an in-memory [`Replica`] of the
 //! monitored columns and carries transactions. It reconnects by itself, with backoff, and
-//! starts each connection with a full resync. What was in flight when a connection was lost
-//! ends in [`Error::Disconnected`]: it may or may not have been committed, so callers look
-//! at the replica and decide again.
+//! starts each connection with a full resync. A transaction under way when the connection was lost
+//! ends in [`Error::Disconnected`]: it may or may not have been committed, so callers read
+//! the replica and decide again.
 //!
 //! After [`Client::transact`] has returned, the replica holds what it changed: the server
 //! sends the monitor's update ahead of the reply.

@@ -35,7 +35,7 @@ pub struct Clause {
 pub enum Mutator {
     /// Adds members; keys of a map that are there keep their value.
     Insert,
-    /// Takes members away; a set given for a map names keys.
+    /// Removes members; a set given for a map names keys.
     Delete,
 }
 
@@ -62,13 +62,13 @@ pub enum Until {
 /// One step of a transaction. All of them happen, or none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Operation {
-    /// Makes a row.
+    /// Creates a row.
     Insert {
         /// Name of the table.
         table: &'static str,
         /// The columns; defaults for the rest.
         row: BTreeMap<&'static str, Datum>,
-        /// What other operations call the row.
+        /// The name by which other operations refer to the row.
         name: String,
     },
     /// Sets columns of the rows that are selected.
@@ -96,7 +96,7 @@ pub enum Operation {
         /// Which rows.
         filter: Vec<Clause>,
     },
-    /// Fails the transaction at once unless the selected rows are as said.
+    /// Fails the transaction at once unless the condition on the selected rows holds.
     Wait {
         /// Name of the table.
         table: &'static str,
@@ -104,9 +104,9 @@ pub enum Operation {
         filter: Vec<Clause>,
         /// Columns to compare.
         columns: Vec<&'static str>,
-        /// How.
+        /// Whether they must be equal.
         until: Until,
-        /// With what.
+        /// The rows to compare with.
         rows: Vec<BTreeMap<&'static str, Datum>>,
     },
     /// A line in the server's journal.
@@ -116,11 +116,11 @@ pub enum Operation {
 /// What an operation did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OpResult {
-    /// Id of the row that was made.
+    /// Id of the row that was created.
     Inserted(Uuid),
     /// Number of rows that were selected.
     Count(i64),
-    /// Nothing to tell.
+    /// No result.
     Done,
 }
 
@@ -248,7 +248,7 @@ impl Operation {
 }
 
 /// Reads the answer to a transaction. The server stops at the first operation that fails
-/// and undoes the others; an extra element says that the commit itself failed.
+/// and undoes the others; an extra element means that the commit itself failed.
 pub(super) fn read_results(
     operations: &[Operation],
     answer: &Value,

@@ -30,7 +30,7 @@ pub struct Replica {
 }
 
 impl Replica {
-    /// A replica made by hand, for planners' tests.
+    /// A replica of these tables, for tests.
     #[must_use]
     pub fn from_tables(tables: impl IntoIterator<Item = (&'static str, Table)>) -> Self {
         Self {

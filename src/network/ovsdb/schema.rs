@@ -1,4 +1,4 @@
-//! What a database says about its columns; as much of it as reading values needs.
+//! The columns of a database; as much of its schema as reading values needs.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -7,13 +7,12 @@ use sha2::{Digest, Sha256};
 
 use super::dhcp;
 use super::input::{
-    AddressPairIn, GroupIn, Key, NetworkIn, PortIn, RuleIn, Security, SubnetIn, Topology,
+    AddressPairIn, Direction, GroupIn, Key, NetworkIn, PortIn, RuleIn, Security, SubnetIn, Topology,
 };
 use super::rules;
 use crate::northbound::{
     Acl, AclAction, Desired, DhcpOptions, LogicalSwitch, LogicalSwitchPort, PortGroup,
 };
-use pileus_api::security_group::Direction;
 use pileus_values::{ClusterId, Mac, Owner, stable_id};
 
 /// Priority of what no rule allows, as in Neutron.
@@ -28,7 +27,7 @@ const ACL_NAME_MAX: usize = 63;
 pub struct Problem {
     /// The object that has the problem.
     pub owner: Owner,
-    /// What it is, for people.
+    /// The problem, for people.
     pub message: String,
 }
 
@@ -68,8 +67,7 @@ pub fn drop_group_name(cluster: &ClusterId) -> String {
     format!("pg_drop_{}", id.simple())
 }
 
-/// Compiles a topology. An empty one gives no rows at all, so that nothing is built for a
-/// cloud that has nothing yet.
+/// Compiles a topology. An empty one gives no rows at all.
 #[must_use]
 pub fn compile(topology: &Topology) -> Compiled {
     let mut compiler = Compiler {
@@ -82,6 +80,9 @@ pub fn compile(topology: &Topology) -> Compiled {
     compiler.switches();
     compiler.subnets();
     compiler.groups();
+    for rule in &topology.rules {
+        compiler.rule(rule);
+    }
     let mut secured = BTreeSet::new();
     for port in by_key(&topology.ports, |p| &p.owner).values() {
         compiler.port(port, &mut secured);
@@ -150,26 +151,34 @@ impl Compiler<'_> {
 
     fn groups(&mut self) {
         for (key, group) in self.groups.clone() {
-            let name = group_name(self.cluster, &key);
-            let mut acls = BTreeMap::new();
-            for rule in &group.rules {
-                match self.acl(&key, &name, rule) {
-                    Ok((part, acl)) => {
-                        acls.insert(part, acl);
-                    }
-                    Err(message) => self.problem(&rule.owner, message),
-                }
-            }
             let row = PortGroup {
                 owner: group.owner.clone(),
                 ports: BTreeSet::new(),
-                acls,
+                acls: BTreeMap::new(),
             };
+            let name = group_name(self.cluster, &key);
             self.out.desired.port_groups.insert(name, row);
         }
     }
 
-    fn acl(&self, group: &Key, group_row: &str, rule: &RuleIn) -> Result<(String, Acl), String> {
+    fn rule(&mut self, rule: &RuleIn) {
+        let name = group_name(self.cluster, &rule.group);
+        let acl = self.acl(&name, rule);
+        let Some(row) = self.out.desired.port_groups.get_mut(&name) else {
+            let message = format!("security group {} does not exist", rule.group.name);
+            self.problem(&rule.owner, message);
+            return;
+        };
+        match acl {
+            Ok((part, acl)) => {
+                row.acls.insert(part, acl);
+            }
+            Err(message) => self.problem(&rule.owner, message),
+        }
+    }
+
+    fn acl(&self, group_row: &str, rule: &RuleIn) -> Result<(String, Acl), String> {
+        let group = &rule.group;
         // Rules of the group and rules of their own may have the same name.
         let (part, label) = if rule.name.is_empty() {
             (format!("object/{}", rule.owner.name), &rule.owner.name)
@@ -186,7 +195,7 @@ impl Compiler<'_> {
             .map_err(|message| format!("rule {label}: {message}"))?;
         let acl = Acl {
             owner: rule.owner.clone(),
-            name: fit(&format!("{}/{}/{label}", group.namespace, group.name)),
+            name: shorten(&format!("{}/{}/{label}", group.namespace, group.name)),
             from_port: rule.rule.direction == Direction::Egress,
             priority: ALLOW_PRIORITY,
             matches,
@@ -230,14 +239,14 @@ impl Compiler<'_> {
                 row.port_security = port_security(port, pairs);
                 secured.insert(name.clone());
                 for group in groups.iter().collect::<BTreeSet<_>>() {
-                    self.join(port, &name, group);
+                    self.join_group(port, &name, group);
                 }
             }
         }
         self.out.desired.ports.insert(name, row);
     }
 
-    fn join(&mut self, port: &PortIn, name: &str, group: &str) {
+    fn join_group(&mut self, port: &PortIn, name: &str, group: &str) {
         let key = Key::new(&port.owner.namespace, group);
         let row = group_name(self.cluster, &key);
         if let Some(row) = self.out.desired.port_groups.get_mut(&row) {
@@ -296,7 +305,7 @@ impl Compiler<'_> {
         let acls = [
             ("drop-from", true, DROP_PRIORITY, AclAction::Drop, "ip"),
             ("drop-to", false, DROP_PRIORITY, AclAction::Drop, "ip"),
-            // Requests only: replies are the business of northd's own flows.
+            // Requests only: replies pass by northd's own flows.
             (
                 "dhcpv4",
                 true,
@@ -350,7 +359,7 @@ fn port_security(port: &PortIn, pairs: &[AddressPairIn]) -> BTreeSet<String> {
 }
 
 /// A range of one address is written as the address: OVN reads `/32` as a host, too, but
-/// gives it back in its own form elsewhere.
+/// writes it in its own form elsewhere.
 fn net_text(net: IpNet) -> String {
     if net.prefix_len() == net.max_prefix_len() {
         net.addr().to_string()
@@ -359,8 +368,8 @@ fn net_text(net: IpNet) -> String {
     }
 }
 
-/// Cuts a name to what an ACL may have and keeps it apart by a hash.
-fn fit(name: &str) -> String {
+/// Shortens a name to the length of an ACL's name; a hash keeps it unique.
+fn shorten(name: &str) -> String {
     if name.chars().count() <= ACL_NAME_MAX {
         return name.to_owned();
     }

@@ -15,7 +15,7 @@ const LEASE_SECONDS: u32 = 86_400;
 /// The row that serves a subnet, or `None` if nothing serves it.
 ///
 /// # Errors
-/// Says what the subnet lacks.
+/// Names what the subnet lacks.
 pub(super) fn options(
     cluster: &ClusterId,
     subnet: &SubnetIn,
@@ -56,7 +56,7 @@ pub(super) fn options(
             set("classless_static_route", routes);
         }
     } else {
-        // DHCPv6 names its server by a DUID that OVN makes of the MAC.
+        // In DHCPv6 the server has a DUID, which OVN derives from the MAC.
         set("server_id", mac);
     }
     Ok(Some(DhcpOptions {

@@ -1,10 +1,10 @@
-//! What the compiler takes: parsed values only.
+//! The compiler's input: parsed values only, nothing of any API.
 
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
 
-use pileus_api::security_group::SecurityRule;
 use pileus_values::{ClusterId, Mac, Owner};
 
 /// Namespace and name.
@@ -44,8 +44,10 @@ pub struct Topology {
     pub subnets: Vec<SubnetIn>,
     /// Ports that have their addresses.
     pub ports: Vec<PortIn>,
-    /// Security groups with all their rules.
+    /// Security groups.
     pub groups: Vec<GroupIn>,
+    /// The rules of all security groups.
+    pub rules: Vec<RuleIn>,
 }
 
 /// A Network.
@@ -89,7 +91,7 @@ pub struct PortIn {
     pub mac: Mac,
     /// Its addresses.
     pub addresses: Vec<AddressIn>,
-    /// What it is held to.
+    /// Which traffic passes.
     pub security: Security,
     /// The host that alone may bind the port; two with a comma during a move.
     pub requested_chassis: Option<String>,
@@ -104,12 +106,12 @@ pub struct AddressIn {
     pub address: IpAddr,
 }
 
-/// What a port is held to.
+/// Which traffic passes a port.
 #[derive(Clone, Debug)]
 pub enum Security {
-    /// Everything passes.
+    /// All.
     Disabled,
-    /// Its own addresses and its security groups.
+    /// What comes from the port's own addresses and what its security groups allow.
     Enabled {
         /// Names of groups in the Port's namespace.
         groups: Vec<String>,
@@ -132,17 +134,108 @@ pub struct AddressPairIn {
 pub struct GroupIn {
     /// The security group itself.
     pub owner: Owner,
-    /// All its rules.
-    pub rules: Vec<RuleIn>,
 }
 
-/// A rule of a group.
+/// A rule of a security group.
 #[derive(Clone, Debug)]
 pub struct RuleIn {
-    /// The group, or the rule object that adds to it.
+    /// The group, or the object of its own that adds the rule to the group.
     pub owner: Owner,
+    /// The group.
+    pub group: Key,
     /// Name within the group; empty for an object of its own.
     pub name: String,
     /// What it allows.
-    pub rule: SecurityRule,
+    pub rule: Rule,
+}
+
+/// What a rule allows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// Seen from the guest.
+    pub direction: Direction,
+    /// Family of addresses.
+    pub family: Family,
+    /// The other side.
+    pub remote: Remote,
+    /// The protocol, with its ports or types.
+    pub protocol: Protocol,
+}
+
+/// A direction as the guest sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// To the guest.
+    Ingress,
+    /// From the guest.
+    Egress,
+}
+
+/// A family of addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+/// The other side of a rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Remote {
+    /// Any address of the family.
+    Any,
+    /// Addresses of this range, which is of the rule's family.
+    Net(IpNet),
+    /// Members of the group of this name, in the namespace of the rule's group.
+    Group(String),
+}
+
+/// A protocol above IP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// Any.
+    Any,
+    /// One that has ports.
+    Transport {
+        /// The protocol.
+        transport: Transport,
+        /// Destination ports; any when absent.
+        ports: Option<RangeInclusive<u16>>,
+    },
+    /// The family's own ICMP; all of its types when absent.
+    Icmp(Option<IcmpType>),
+    /// Another protocol by its number.
+    Number(u8),
+}
+
+/// A protocol that has ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+}
+
+/// A type of ICMP messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IcmpType {
+    /// The type's number.
+    pub number: u8,
+    /// The code; any when absent.
+    pub code: Option<u8>,
+}
+
+impl Family {
+    /// The family of a range.
+    #[must_use]
+    pub fn of(net: &IpNet) -> Self {
+        match net {
+            IpNet::V4(_) => Self::V4,
+            IpNet::V6(_) => Self::V6,
+        }
+    }
 }

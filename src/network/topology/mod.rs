@@ -1,7 +1,7 @@
 //! The network compiler: networks, subnets, ports and security groups in, desired rows of
 //! OVN's Northbound database out. Pure: the same input, in whatever order, gives the same
-//! rows. What cannot be compiled becomes a [`Problem`] with the culprit's name and costs
-//! nobody else anything.
+//! rows. What cannot be compiled becomes a [`Problem`] that names its object, and
+//! everything else is compiled.
 //!
 //! Semantics follow Neutron's OVN driver: one logical switch per Network; one logical port
 //! per Port; a port group per security group with stateful ACLs at priority 1002; one port
@@ -10,7 +10,7 @@
 //! of that group, DHCP replies by northd's flows.
 //!
 //! Left for Routers: router advertisements need a logical router port, so until there is
-//! one an IPv6 guest asks DHCPv6 only if it is told to, or takes its config drive's word.
+//! one an IPv6 guest uses DHCPv6 only if it is configured so, or its config drive.
 
 pub mod compile;
 mod dhcp;
@@ -23,5 +23,6 @@ pub use compile::{
     Compiled, Problem, compile, drop_group_name, group_name, logical_port, switch_name,
 };
 pub use input::{
-    AddressIn, AddressPairIn, GroupIn, Key, NetworkIn, PortIn, RuleIn, Security, SubnetIn, Topology,
+    AddressIn, AddressPairIn, Direction, Family, GroupIn, IcmpType, Key, NetworkIn, PortIn,
+    Protocol, Remote, Rule, RuleIn, Security, SubnetIn, Topology, Transport,
 };

@@ -1,11 +1,12 @@
-//! Goldens and properties of the compiler.
+//! Expected rows and properties of the compiler.
+
+use std::ops::RangeInclusive;
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::northbound::{AclAction, Desired, diff};
 use crate::ovsdb::Replica;
-use pileus_api::security_group::{Direction, EtherType, SecurityRule};
 use pileus_values::{ClusterId, Mac, Owner};
 
 fn owner(kind: &str, name: &str) -> Owner {
@@ -42,20 +43,32 @@ fn enabled(groups: &[&str]) -> Security {
     }
 }
 
-fn rule(name: &str, rule: SecurityRule) -> RuleIn {
+fn rule(name: &str, rule: Rule) -> RuleIn {
     RuleIn {
         owner: owner("SecurityGroup", "web"),
+        group: Key::new("team", "web"),
         name: name.into(),
         rule,
     }
 }
 
-fn tcp_in(port: i32) -> SecurityRule {
-    SecurityRule {
-        protocol: Some("tcp".into()),
-        port_range_min: Some(port),
-        port_range_max: Some(port),
-        ..SecurityRule::default()
+/// Everything in of IPv4.
+fn ingress() -> Rule {
+    Rule {
+        direction: Direction::Ingress,
+        family: Family::V4,
+        remote: Remote::Any,
+        protocol: Protocol::Any,
+    }
+}
+
+fn tcp_in(ports: RangeInclusive<u16>) -> Rule {
+    Rule {
+        protocol: Protocol::Transport {
+            transport: Transport::Tcp,
+            ports: Some(ports),
+        },
+        ..ingress()
     }
 }
 
@@ -105,14 +118,15 @@ fn topology() -> Topology {
         ],
         groups: vec![GroupIn {
             owner: owner("SecurityGroup", "web"),
-            rules: vec![rule("http", tcp_in(80))],
         }],
+        rules: vec![rule("http", tcp_in(80..=80))],
     }
 }
 
-fn only_rule(rule_in: SecurityRule) -> Result<String, String> {
+/// The match that a rule becomes, as the only one of its group.
+fn match_of(rule_in: Rule) -> Result<String, String> {
     let mut topology = topology();
-    topology.groups[0].rules = vec![rule("it", rule_in)];
+    topology.rules = vec![rule("it", rule_in)];
     let compiled = compile(&topology);
     let name = group_name(&topology.cluster, &Key::new("team", "web"));
     let group = &compiled.desired.port_groups[&name];
@@ -123,14 +137,14 @@ fn only_rule(rule_in: SecurityRule) -> Result<String, String> {
 }
 
 #[test]
-fn a_port_is_held_to_its_addresses_and_served_in_both_families() {
+fn a_port_may_use_its_addresses_only_and_gets_dhcp_in_both_families() {
     let compiled = compile(&topology());
     assert_eq!(compiled.problems, []);
     let name = |port: &str| logical_port(&ClusterId("c1".into()), &Key::new("team", port));
     let mac = Mac::derive("a", 0);
     let a = &compiled.desired.ports[&name("a")];
-    let held = format!("{mac} 10.0.0.10 fd00::10");
-    assert_eq!(a.addresses.iter().collect::<Vec<_>>(), [&held]);
+    let own = format!("{mac} 10.0.0.10 fd00::10");
+    assert_eq!(a.addresses.iter().collect::<Vec<_>>(), [&own]);
     assert_eq!(a.port_security, a.addresses);
     assert_eq!(a.dhcpv4.as_deref(), Some("Subnet/team/v4"));
     assert_eq!(a.dhcpv6.as_deref(), Some("Subnet/team/v6"));
@@ -148,7 +162,7 @@ fn a_port_is_held_to_its_addresses_and_served_in_both_families() {
 }
 
 #[test]
-fn dhcp_tells_routes_twice_because_clients_ignore_the_router_option() {
+fn the_default_route_is_repeated_among_the_routes_because_clients_ignore_the_router_option() {
     let compiled = compile(&topology());
     let v4 = &compiled.desired.dhcp_options["Subnet/team/v4"];
     let options: Vec<String> = v4
@@ -177,119 +191,76 @@ fn dhcp_tells_routes_twice_because_clients_ignore_the_router_option() {
 
 #[test]
 fn rules_become_matches_as_neutron_writes_them() {
-    let base = SecurityRule::default;
+    let icmp = |icmp_type| Rule {
+        protocol: Protocol::Icmp(icmp_type),
+        ..ingress()
+    };
     let cases = [
-        (base(), "outport == @g && ip4"),
+        (ingress(), "outport == @g && ip4"),
         (
-            SecurityRule {
+            Rule {
                 direction: Direction::Egress,
-                ether_type: EtherType::IPv6,
-                remote_cidr: Some("fd00::/8".into()),
-                ..base()
+                family: Family::V6,
+                remote: Remote::Net("fd00::/8".parse().unwrap()),
+                ..ingress()
             },
             "inport == @g && ip6 && ip6.dst == fd00::/8",
         ),
         (
-            SecurityRule {
-                remote_cidr: Some("0.0.0.0/0".into()),
-                port_range_max: Some(99),
-                ..tcp_in(90)
+            Rule {
+                remote: Remote::Net("0.0.0.0/0".parse().unwrap()),
+                ..tcp_in(90..=99)
             },
             "outport == @g && ip4 && tcp && tcp.dst >= 90 && tcp.dst <= 99",
         ),
         (
-            SecurityRule {
-                remote_group: Some("web".into()),
-                ..tcp_in(22)
+            Rule {
+                remote: Remote::Group("web".into()),
+                ..tcp_in(22..=22)
             },
             "outport == @g && ip4 && ip4.src == $g_ip4 && tcp && tcp.dst == 22",
         ),
         (
-            SecurityRule {
-                protocol: Some("icmp".into()),
-                port_range_min: Some(8),
-                port_range_max: Some(0),
-                ..base()
-            },
+            icmp(Some(IcmpType {
+                number: 8,
+                code: Some(0),
+            })),
             "outport == @g && ip4 && icmp4 && icmp4.type == 8 && icmp4.code == 0",
         ),
         (
-            SecurityRule {
-                protocol: Some("icmp".into()),
-                ether_type: EtherType::IPv6,
-                ..base()
+            Rule {
+                family: Family::V6,
+                ..icmp(None)
             },
             "outport == @g && ip6 && icmp6",
         ),
         (
-            SecurityRule {
-                protocol: Some("vrrp".into()),
-                ..base()
+            Rule {
+                protocol: Protocol::Number(112),
+                ..ingress()
             },
             "outport == @g && ip4 && ip.proto == 112",
         ),
     ];
     for (rule, expected) in cases {
-        assert_eq!(only_rule(rule.clone()).as_deref(), Ok(expected), "{rule:?}");
+        assert_eq!(match_of(rule.clone()).as_deref(), Ok(expected), "{rule:?}");
     }
 }
 
 #[test]
-fn a_rule_that_makes_no_sense_is_a_problem_with_its_name_and_costs_only_itself() {
-    let base = SecurityRule::default;
-    let cases = [
+fn a_rule_that_cannot_be_compiled_is_a_problem_with_its_name_and_affects_only_itself() {
+    for (remote, expected) in [
+        (Remote::Group("gone".into()), "remoteGroup `gone`"),
         (
-            SecurityRule {
-                remote_group: Some("gone".into()),
-                ..base()
-            },
-            "remoteGroup `gone`",
+            Remote::Net("fd00::/8".parse().unwrap()),
+            "`fd00::/8` is not of the rule's address family",
         ),
-        (
-            SecurityRule {
-                remote_cidr: Some("fd00::/8".into()),
-                ..base()
-            },
-            "etherType",
-        ),
-        (
-            SecurityRule {
-                remote_cidr: Some("10.0.0.0/33".into()),
-                ..base()
-            },
-            "10.0.0.0/33",
-        ),
-        (
-            SecurityRule {
-                protocol: Some("icmpv6".into()),
-                ..base()
-            },
-            "does not exist in IPv4",
-        ),
-        (
-            SecurityRule {
-                protocol: Some("tcp && 1".into()),
-                ..base()
-            },
-            "not known",
-        ),
-        (
-            SecurityRule {
-                port_range_max: Some(79),
-                ..tcp_in(80)
-            },
-            "no range",
-        ),
-        (
-            SecurityRule {
-                protocol: Some("gre".into()),
-                ..tcp_in(80)
-            },
-            "need protocol",
-        ),
-    ];
-    for (rule, expected) in cases {
-        let message = only_rule(rule.clone()).unwrap_err();
+    ] {
+        let message = match_of(Rule {
+            remote,
+            ..ingress()
+        })
+        .unwrap_err();
         assert!(
             message.starts_with("rule it: ") && message.contains(expected),
             "{message}"
@@ -298,7 +269,25 @@ fn a_rule_that_makes_no_sense_is_a_problem_with_its_name_and_costs_only_itself()
 }
 
 #[test]
-fn what_is_missing_is_named_and_the_rest_is_compiled() {
+fn a_rule_of_a_group_that_does_not_exist_is_a_problem_of_the_rule() {
+    let mut topology = topology();
+    topology.rules.push(RuleIn {
+        owner: owner("SecurityGroupRule", "lost"),
+        group: Key::new("team", "absent"),
+        name: String::new(),
+        rule: ingress(),
+    });
+    let compiled = compile(&topology);
+    let problems: Vec<_> = compiled
+        .problems
+        .iter()
+        .map(|p| (p.owner.name.as_str(), p.message.as_str()))
+        .collect();
+    assert_eq!(problems, [("lost", "security group absent does not exist")]);
+}
+
+#[test]
+fn a_missing_reference_is_named_and_the_rest_is_compiled() {
     let mut topology = topology();
     topology.ports[0].network = Key::new("team", "gone");
     topology.ports[1].security = enabled(&["absent"]);
@@ -346,14 +335,16 @@ fn address_pairs_add_to_what_may_be_sent() {
 }
 
 #[test]
-fn names_are_within_what_ovn_takes_however_long_the_objects_are() {
+fn names_are_short_enough_for_ovn_however_long_the_objects_names_are() {
     let mut topology = topology();
     let long = "x".repeat(253);
     topology.groups[0].owner.name.clone_from(&long);
+    topology.rules[0].group.name.clone_from(&long);
     topology.ports[0].security = enabled(&[&long]);
     let compiled = compile(&topology);
     for (name, group) in &compiled.desired.port_groups {
         assert!(name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_'));
+        assert!(!group.acls.is_empty());
         assert!(
             group
                 .acls
@@ -364,7 +355,7 @@ fn names_are_within_what_ovn_takes_however_long_the_objects_are() {
 }
 
 #[test]
-fn nothing_compiles_to_nothing() {
+fn an_empty_topology_compiles_to_no_rows() {
     assert_eq!(compile(&Topology::default()).desired, Desired::default());
 }
 
@@ -372,9 +363,9 @@ proptest! {
     #[test]
     fn the_order_of_the_input_does_not_matter(
         ports in Just((0..12).collect::<Vec<usize>>()).prop_shuffle(),
-        rules in Just((1..9).collect::<Vec<i32>>()).prop_shuffle(),
+        rules in Just((1..9).collect::<Vec<u16>>()).prop_shuffle(),
     ) {
-        let build = |ports: &[usize], rules: &[i32]| {
+        let build = |ports: &[usize], rules: &[u16]| {
             let mut topology = topology();
             topology.ports = ports
                 .iter()
@@ -383,17 +374,17 @@ proptest! {
                     port(&format!("p{n}"), &[("v4", &format!("10.0.0.{}", 20 + n))], enabled(groups))
                 })
                 .collect();
-            topology.groups[0].rules =
-                rules.iter().map(|n| rule(&format!("r{n}"), tcp_in(*n))).collect();
+            topology.rules =
+                rules.iter().map(|n| rule(&format!("r{n}"), tcp_in(*n..=*n))).collect();
             topology
         };
         let (mut sorted_ports, mut sorted_rules) = (ports.clone(), rules.clone());
         sorted_ports.sort_unstable();
         sorted_rules.sort_unstable();
         let one = compile(&build(&ports, &rules));
-        let mut turned = build(&sorted_ports, &sorted_rules);
-        turned.subnets.reverse();
-        let two = compile(&turned);
+        let mut reordered = build(&sorted_ports, &sorted_rules);
+        reordered.subnets.reverse();
+        let two = compile(&reordered);
         prop_assert_eq!(&one, &two);
         // The same rows give the same transaction, down to the order of its steps.
         let cluster = ClusterId("c1".into());

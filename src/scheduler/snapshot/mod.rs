@@ -107,6 +107,8 @@ impl Names {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 struct Size {
     capacity: [i32; 3],
+    /// What is kept back for the host itself.
+    reserved: [i32; 3],
     /// Placement's (total − reserved) × allocation ratio.
     limit: [i32; 3],
     /// QEMU's own memory for each guest, in MiB.
@@ -342,6 +344,7 @@ impl Snapshot {
         self.sizes.release(c.size[slot]);
         c.size[slot] = self.sizes.hold(Size {
             capacity: parts(facts.capacity).map(clamp),
+            reserved: parts(facts.reserved).map(clamp),
             limit: parts(given).map(clamp),
             overhead: clamp(facts.overhead_mib),
         });
@@ -393,6 +396,7 @@ impl Snapshot {
     fn size(&self, slot: usize) -> &Size {
         static NONE: Size = Size {
             capacity: [0; 3],
+            reserved: [0; 3],
             limit: [0; 3],
             overhead: 0,
         };

@@ -2,6 +2,7 @@
 
 use super::{Extended, Snapshot};
 use crate::facts::Profile;
+use pileus_api::common::{Claim, Exhausted};
 
 /// A host as filters see it.
 #[derive(Clone, Copy)]
@@ -71,6 +72,18 @@ impl<'a> Host<'a> {
     #[must_use]
     pub fn capacity(self, part: usize) -> i64 {
         i64::from(self.snapshot.size(self.slot).capacity[part])
+    }
+
+    /// Of which of processors, memory and disk its reservation leaves nothing.
+    #[must_use]
+    pub fn exhausted(self) -> Vec<Exhausted> {
+        let size = self.snapshot.size(self.slot);
+        let claim = |[vcpus, memory_mib, disk_gib]: [i32; 3]| Claim {
+            vcpus: vcpus.into(),
+            memory_mib: memory_mib.into(),
+            disk_gib: disk_gib.into(),
+        };
+        claim(size.reserved).exhausts(claim(size.capacity))
     }
 
     /// Processors, memory or disk that are given out at most.

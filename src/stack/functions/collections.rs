@@ -3,7 +3,7 @@
 use super::{Scope, expect_list, python};
 use crate::value::{List, Map, Text, Value};
 use crate::version::Version;
-use crate::{Error, Result, kind_of};
+use crate::{Error, Result, python_type};
 
 /// Combinations one `repeat` may make.
 const MAX_REPEAT: usize = 10_000;
@@ -20,7 +20,7 @@ pub(super) fn map_merge(argument: &Value) -> Result<Value> {
             other => {
                 return Err(Error::new(format!(
                     "takes a list of maps, one is {}",
-                    kind_of(other)
+                    python_type(other)
                 )));
             }
         }
@@ -161,7 +161,7 @@ pub(super) fn repeat(scope: &Scope<'_>, argument: &Value) -> Result<Value> {
             other => {
                 return Err(Error::at(
                     "for_each",
-                    format!("must hold lists, has {}", kind_of(&other)),
+                    format!("must hold lists, has {}", python_type(&other)),
                 ));
             }
         });
@@ -182,7 +182,7 @@ pub(super) fn repeat(scope: &Scope<'_>, argument: &Value) -> Result<Value> {
     let rows = rows.into_iter().map(|row| {
         let pairs: Vec<_> = names.iter().map(Text::as_str).zip(row).collect();
         let row = fill(&template, &pairs)?;
-        scope.budget.pay(super::weight(&row))?;
+        scope.budget.spend(super::weight(&row))?;
         Ok(row)
     });
     rows.collect()
@@ -252,7 +252,10 @@ fn fill_text(text: &str, pairs: &[(&str, &Value)]) -> Result<String> {
         let Value::String(value) = value else {
             return Err(Error::at(
                 "for_each",
-                format!("`{name}` must hold text to put in, has {}", kind_of(value)),
+                format!(
+                    "`{name}` must hold text to put in, has {}",
+                    python_type(value)
+                ),
             ));
         };
         result = result.replace(name, value);

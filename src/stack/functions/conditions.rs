@@ -2,11 +2,11 @@
 
 use super::{Scope, python, references};
 use crate::value::{List, Map, Value};
-use crate::{Error, Result, kind_of};
+use crate::{Error, Result, python_type};
 
-/// Whether `value` holds; `path` holds the conditions being evaluated.
+/// Whether the condition `value` is true; `path` has the conditions that are being evaluated.
 pub(super) fn holds(scope: &Scope<'_>, value: &Value, path: &mut Vec<String>) -> Result<bool> {
-    // The usual ones, without a copy.
+    // The usual cases, without a copy.
     match value {
         Value::Bool(flag) => Ok(*flag),
         Value::String(name) => named(scope, name, path),
@@ -17,7 +17,7 @@ pub(super) fn holds(scope: &Scope<'_>, value: &Value, path: &mut Vec<String>) ->
     }
 }
 
-/// Whether what a condition gave holds: a boolean, a condition's name, or nothing, which does.
+/// Whether the value of a condition is true: a boolean, a condition's name, or null, which is true.
 fn enabled(scope: &Scope<'_>, value: &Value, path: &mut Vec<String>) -> Result<bool> {
     match value {
         Value::Null => Ok(true),
@@ -25,12 +25,12 @@ fn enabled(scope: &Scope<'_>, value: &Value, path: &mut Vec<String>) -> Result<b
         Value::String(name) => named(scope, name, path),
         other => Err(Error::new(format!(
             "a condition is a name, a boolean or a function, this is {}",
-            kind_of(other)
+            python_type(other)
         ))),
     }
 }
 
-/// What `value` gives where only functions of conditions are; resources are out of reach there.
+/// The value of a condition, in which only functions of conditions are allowed and no resources.
 pub(super) fn value(scope: &Scope<'_>, value: &Value, path: &mut Vec<String>) -> Result<Value> {
     if path.len() > super::MAX_DEPTH {
         return Err(too_deep());
@@ -56,7 +56,7 @@ pub(super) fn value(scope: &Scope<'_>, value: &Value, path: &mut Vec<String>) ->
     }
 }
 
-/// Whether the functions of a condition have a possible shape, whether it is asked for or not.
+/// Checks the shape of the functions of a condition, whether it is used or not.
 pub(super) fn check(scope: &Scope<'_>, value: &Value, depth: usize) -> Result<()> {
     if depth > super::MAX_DEPTH {
         return Err(too_deep());
@@ -78,7 +78,7 @@ pub(super) fn check(scope: &Scope<'_>, value: &Value, depth: usize) -> Result<()
     }
 }
 
-/// The function of conditions that `map` is a call of, if it is one.
+/// The function of conditions that `map` calls, if it is a call.
 fn function<'v>(scope: &Scope<'_>, map: &'v Map) -> Result<Option<(&'v str, &'v Value)>> {
     let Some((name, argument)) = map.iter().next().filter(|_| map.len() == 1) else {
         return Ok(None);
@@ -95,7 +95,7 @@ fn function<'v>(scope: &Scope<'_>, map: &'v Map) -> Result<Option<(&'v str, &'v 
     Ok(None)
 }
 
-/// The shape arguments have before anything is evaluated.
+/// Checks the shape of arguments before anything is evaluated.
 fn shape(scope: &Scope<'_>, name: &str, argument: &Value) -> Result<()> {
     let items = argument.as_array().map(List::len);
     let (fits, usage) = match name {
@@ -106,7 +106,7 @@ fn shape(scope: &Scope<'_>, name: &str, argument: &Value) -> Result<()> {
             items.is_some_and(|n| n >= 2),
             "takes a list of two or more conditions",
         ),
-        // A parameter's name, which shows where it is asked for.
+        // The name of the parameter is checked when it is evaluated.
         "Ref" => (true, ""),
         _ => return references::shape(scope, name, argument),
     };
@@ -160,7 +160,7 @@ fn call(scope: &Scope<'_>, name: &str, argument: &Value, path: &mut Vec<String>)
         ("not", argument) => !holds(scope, argument, path)?,
         ("Fn::Not", Value::Array(items)) => !holds(scope, &items[0], path)?,
         ("and" | "or" | "Fn::And" | "Fn::Or", Value::Array(items)) => {
-            // Every one is evaluated, but names are followed only until the rest is settled.
+            // All are evaluated, but names of conditions only until the result is certain.
             let items = items.iter().map(|item| value(scope, item, path));
             let items = items.collect::<Result<Vec<_>>>()?;
             let all = name.ends_with("nd");

@@ -1,4 +1,4 @@
-//! The intrinsic functions: a value with functions in, a plain value out.
+//! The intrinsic functions: evaluates a value with functions to a plain value.
 
 mod cfn;
 mod collections;
@@ -19,37 +19,37 @@ use super::budget::Budget;
 use super::files::Files;
 use super::parameters;
 use super::version::Version;
-use super::{Error, Result, kind_of};
+use super::{Error, Result, python_type};
 use crate::value::{List, Map, Value};
 
-/// What one value costs, whatever is in it.
+/// The basic cost of a value in bytes.
 const NODE: usize = 64;
 
-/// How deep functions may stand in functions.
+/// How deep functions may nest.
 const MAX_DEPTH: usize = 200;
 
-/// What is known of a resource while values that name it are evaluated.
+/// What is known about a resource when values that refer to it are evaluated.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Known {
     /// Its reference id.
     pub refid: Value,
     /// Its attributes.
     pub attributes: Map,
-    /// Attributes that are not listed are not known yet, and are null.
+    /// Other attributes are not known yet, and evaluate to null; otherwise they are an error.
     pub open: bool,
 }
 
 /// Everything a value may refer to.
 #[derive(Debug, Clone)]
 pub struct Scope<'a> {
-    /// Which functions there are.
+    /// The template's version, which decides about the available functions.
     pub version: Version,
     /// Parameters by name.
     pub parameters: &'a Map,
-    /// What is known of resources.
+    /// Known resources by name.
     pub resources: &'a BTreeMap<String, Known>,
-    /// The resources that exist, one with a false condition not among them; what of
-    /// these is not in `resources` is not made yet. All of `resources` when absent.
+    /// The resources that exist: those with a false condition do not. One that is not in `resources`
+    /// is not created yet. All of `resources` if `None`.
     pub existing: Option<&'a HashSet<&'a str>>,
     /// Files for `get_file`.
     pub files: &'a Files,
@@ -59,18 +59,18 @@ pub struct Scope<'a> {
     pub conditions: &'a Map,
     /// The outer resource of a nested stack: metadata, deletion_policy, update_policy.
     pub facade: &'a Map,
-    /// What evaluating may still cost.
+    /// The budget for the evaluation.
     pub budget: Budget,
-    /// Conditions that have been looked at: many may name the same one.
+    /// Conditions that were evaluated already.
     pub held: RefCell<HashMap<String, bool>>,
 }
 
-/// What evaluating a value gives.
+/// The result of evaluating a value.
 enum Evaluated {
-    /// The value itself: there is nothing to evaluate in it.
+    /// The value itself: it contains no functions.
     Same,
     Value(Value),
-    /// What `if` without an else leaves out.
+    /// Nothing: an `if` without else was false, and is removed.
     Nothing,
 }
 
@@ -100,31 +100,31 @@ impl Scope<'_> {
     /// The value with every function evaluated.
     ///
     /// # Errors
-    /// When a function has the wrong arguments or refers to what is not there.
+    /// When a function has wrong arguments or refers to something that does not exist.
     pub fn evaluate(&self, value: &Value) -> Result<Value> {
         self.inner(value, 0).map(|evaluated| evaluated.of(value))
     }
 
-    /// Whether a condition holds: a boolean, a condition's name or a function.
+    /// Whether a condition is true: a boolean, a condition's name or a function.
     ///
     /// # Errors
-    /// When there is no such condition, it is circular, or gives no boolean.
+    /// When there is no such condition, it is circular, or its value is not a boolean.
     pub fn condition(&self, value: &Value) -> Result<bool> {
         conditions::holds(self, value, &mut Vec::new())
     }
 
-    /// What a condition gives, which may be no boolean.
+    /// The value of a condition, which may be no boolean.
     ///
     /// # Errors
-    /// As [`Self::condition`], but for the last.
+    /// As [`Self::condition`], except for the last.
     pub fn condition_value(&self, value: &Value) -> Result<Value> {
         conditions::value(self, value, &mut Vec::new())
     }
 
-    /// Whether the functions of a condition have a possible shape.
+    /// Checks the shape of the functions of a condition.
     ///
     /// # Errors
-    /// For the first that has not.
+    /// For the first malformed function.
     pub fn check_condition(&self, value: &Value) -> Result<()> {
         conditions::check(self, value, 0)
     }
@@ -135,7 +135,7 @@ impl Scope<'_> {
         }
         match value {
             Value::Array(items) => {
-                self.budget.pay(items.len().saturating_mul(NODE))?;
+                self.budget.spend(items.len().saturating_mul(NODE))?;
                 let mut list = None;
                 for (index, item) in items.iter().enumerate() {
                     let evaluated = self
@@ -160,7 +160,7 @@ impl Scope<'_> {
                 if let Some((name, argument)) = function(self.version, map) {
                     return self.call(name, argument, depth).map_err(|e| e.below(name));
                 }
-                self.budget.pay(map.len().saturating_mul(NODE))?;
+                self.budget.spend(map.len().saturating_mul(NODE))?;
                 let mut result = None;
                 for (index, (key, item)) in map.iter().enumerate() {
                     let evaluated = self.inner(item, depth + 1).map_err(|e| e.below(key))?;
@@ -187,9 +187,9 @@ impl Scope<'_> {
                 Ok(result.map_or(Evaluated::Same, |map| Evaluated::Value(Value::Object(map))))
             }
             Value::String(text) => {
-                // Short ones are paid for with what holds them.
+                // The cost of short texts is part of that of their container.
                 if text.len() > NODE {
-                    self.budget.pay(text.len())?;
+                    self.budget.spend(text.len())?;
                 }
                 Ok(Evaluated::Same)
             }
@@ -205,7 +205,7 @@ impl Scope<'_> {
             return collections::repeat(self, argument).map(Evaluated::Value);
         }
         if name == "Fn::GetAZs" {
-            // Which region is asked for makes no difference, nor whether it is there.
+            // The region makes no difference.
             return cfn::call(self, name, &Value::Null).map(Evaluated::Value);
         }
         if let ("filter" | "contains", Value::Array(items)) = (name, argument) {
@@ -222,11 +222,11 @@ impl Scope<'_> {
         self.apply(name, argument).map(Evaluated::Value)
     }
 
-    /// The arguments of a function that keeps each in its place, even where it is left out.
+    /// The arguments of a function with positions: a removed argument is null.
     fn each(&self, name: &str, items: &List, depth: usize) -> Result<Value> {
         let one = |item| Ok::<_, Error>(self.inner(item, depth + 1)?.of(item));
         match &items[..] {
-            // Where there is nothing to leave out of, what to leave out is not asked for.
+            // If the list is empty, the values to remove are not evaluated.
             [out, list] if name == "filter" => {
                 let list = one(list)?;
                 let out = if python::truthy(&list) {
@@ -240,7 +240,7 @@ impl Scope<'_> {
         }
     }
 
-    /// What the function gives for an argument that is plain.
+    /// The result of a function for an evaluated argument.
     fn apply(&self, name: &str, argument: &Value) -> Result<Value> {
         let legacy = self.version < Version::Liberty;
         let value = match name {
@@ -263,41 +263,41 @@ impl Scope<'_> {
             "map_replace" => collections::map_replace(argument),
             "list_concat" => collections::list_concat(argument, false),
             "list_concat_unique" => {
-                // Each is compared with every other.
+                // The cost is quadratic: each item is compared with every other.
                 let items = lengths(argument);
-                self.budget.pay(items.saturating_mul(items) / 4)?;
+                self.budget.spend(items.saturating_mul(items) / 4)?;
                 collections::list_concat(argument, true)
             }
             "contains" => collections::contains(argument),
             "filter" => {
                 let items = lengths(argument);
-                self.budget.pay(items.saturating_mul(items) / 4)?;
+                self.budget.spend(items.saturating_mul(items) / 4)?;
                 collections::filter(argument)
             }
             "yaql" => yaql::call(argument, &self.budget),
             _ => cfn::call(self, name, argument),
         }?;
-        self.budget.pay(weight(&value))?;
+        self.budget.spend(weight(&value))?;
         Ok(value)
     }
 
-    /// Whether `map` is a function's call, of one that there is or was.
+    /// Whether `map` is a call of a function of any version.
     #[must_use]
     pub fn is_call(&self, map: &Map) -> bool {
         let name = map.keys().next().filter(|_| map.len() == 1);
         name.is_some_and(|name| self.version.has_function(name) || self.version.has_removed(name))
     }
 
-    /// Whether `value` is an `if` that gives nothing.
+    /// Whether `value` is an `if` that is false and has no else.
     #[must_use]
     pub fn is_nothing(&self, value: &Value) -> bool {
         matches!(self.inner(value, 0), Ok(Evaluated::Nothing))
     }
 
-    /// What `value` refers to, and whether its functions have a possible shape.
+    /// The references in `value`; checks the shape of its functions, too.
     ///
     /// # Errors
-    /// When a function has arguments that no values could make right.
+    /// When a function has arguments that are wrong for any values.
     pub fn references(&self, value: &Value) -> Result<References> {
         let mut found = References::default();
         references::collect(self, value, &mut found, 0)?;
@@ -306,7 +306,7 @@ impl Scope<'_> {
 
     fn choose(&self, argument: &Value, depth: usize) -> Result<Evaluated> {
         match self.branch(argument)? {
-            // It is not what stands in the place of the `if`.
+            // The `if` itself is removed.
             Some(chosen) => Ok(match self.inner(chosen, depth + 1)? {
                 Evaluated::Same => Evaluated::Value(chosen.clone()),
                 other => other,
@@ -315,7 +315,7 @@ impl Scope<'_> {
         }
     }
 
-    /// The value that an `if` takes; nothing when it is false and has no else.
+    /// The branch that an `if` takes; `None` if it is false and has no else.
     fn branch<'v>(&self, argument: &'v Value) -> Result<Option<&'v Value>> {
         let usage = "takes [condition, value if true, value if false]";
         let Value::Array(items) = argument else {
@@ -353,13 +353,13 @@ impl Scope<'_> {
         let Value::String(name) = argument else {
             return Err(Error::new("takes a resource's name"));
         };
-        // The name stands for the id of what is not made yet.
+        // The name is used instead of the id of a resource that is not created yet.
         Ok(self
             .known(name)?
             .map_or_else(|| argument.clone(), |known| known.refid.clone()))
     }
 
-    /// What is known of a resource, which may be nothing yet.
+    /// What is known about a resource; `None` if it is not created yet.
     fn known(&self, name: &str) -> Result<Option<&Known>> {
         let exists = self.existing.is_none_or(|names| names.contains(name));
         let known = self.resources.get(name).filter(|_| exists);
@@ -371,7 +371,7 @@ impl Scope<'_> {
         Ok(known)
     }
 
-    /// A resource's attribute; null when it is not made yet.
+    /// A resource's attribute; null if it is not created yet.
     fn attribute_of(&self, name: &str, attribute: &str) -> Result<Value> {
         self.known(name)?
             .map_or(Ok(Value::Null), |known| known.attribute(name, attribute))
@@ -440,7 +440,7 @@ fn lengths(lists: &Value) -> usize {
     lists.filter_map(|list| Some(list.as_array()?.len())).sum()
 }
 
-/// About how many bytes a value takes.
+/// Approximate size of a value in bytes.
 pub(super) fn weight(value: &Value) -> usize {
     16 + match value {
         Value::Array(items) => items.iter().map(weight).sum(),
@@ -450,7 +450,7 @@ pub(super) fn weight(value: &Value) -> usize {
     }
 }
 
-/// The function that `map` is a call of, if it is one.
+/// The function that `map` calls, if it is a call.
 fn function(version: Version, map: &Map) -> Option<(&str, &Value)> {
     let (name, argument) = map.iter().next().filter(|_| map.len() == 1)?;
     version
@@ -458,8 +458,7 @@ fn function(version: Version, map: &Map) -> Option<(&str, &Value)> {
         .then_some((name.as_str(), argument))
 }
 
-/// What `path` leads to; nothing when a step leads nowhere. A parameter's list takes an index
-/// that is text.
+/// The value at `path`, if it exists. For a list of a parameter the index may be text.
 fn select(value: &Value, path: &[Value], of_parameter: bool) -> Option<Value> {
     let mut current = value.clone();
     for key in path {
@@ -487,7 +486,10 @@ fn select(value: &Value, path: &[Value], of_parameter: bool) -> Option<Value> {
 fn expect_list<'v>(value: &'v Value, usage: &str) -> Result<&'v List> {
     match value {
         Value::Array(items) => Ok(items),
-        other => Err(Error::new(format!("{usage}; this is {}", kind_of(other)))),
+        other => Err(Error::new(format!(
+            "{usage}; this is {}",
+            python_type(other)
+        ))),
     }
 }
 

@@ -231,7 +231,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn floats_are_written_as_python_writes_them() {
+    fn floats_are_written_as_in_python() {
         let cases = [
             (1.0, "1.0"),
             (-0.0, "-0.0"),
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn one_is_true_and_alike_at_any_depth() {
+    fn one_equals_true_at_any_depth() {
         assert!(equal(&json!({"a": [1, 0]}), &json!({"a": [1.0, false]})));
         assert!(!equal(&json!("1"), &json!(1)) && !equal(&json!(null), &json!(false)));
         assert!(!equal(
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn whole_numbers_are_read_as_int_reads_them() {
+    fn integers_are_parsed_as_by_int() {
         assert_eq!(int(&json!(" 8_0 ")), Some(80));
         assert_eq!(int(&json!(-1.7)), Some(-1));
         assert_eq!(int(&json!(true)), Some(1));

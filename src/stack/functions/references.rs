@@ -1,5 +1,4 @@
-//! What a value refers to, and whether its functions have the shape they must
-//! have before anything is evaluated.
+//! References in a value, and checks of its functions before anything is evaluated.
 
 use std::collections::BTreeSet;
 
@@ -8,7 +7,7 @@ use crate::value::{List, Map, Text, Value};
 use crate::version::Version;
 use crate::{Error, Result};
 
-/// What a value names.
+/// The references in a value.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct References {
     /// Resources it needs: `get_resource`, `get_attr`, `Fn::GetAtt`.
@@ -17,23 +16,23 @@ pub struct References {
     pub names: BTreeSet<String>,
     /// Attributes it reads: resource and attribute.
     pub attributes: BTreeSet<(String, String)>,
-    /// The first call that names no resource, whatever it names.
+    /// The error of the first call whose argument is not the name of a resource.
     pub nameless: Option<Error>,
-    /// The first thing that can be evaluated, but of which no stack is made.
+    /// The first error that prevents a stack, but not the evaluation.
     pub refused: Option<Error>,
 }
 
 impl References {
-    /// What stands in the way of making a stack of it counts as an error.
+    /// Turns errors that only prevent a stack into errors.
     ///
     /// # Errors
-    /// For the first such thing.
+    /// For the first such error.
     pub fn accepted(self) -> Result<()> {
         self.refused.map_or(Ok(()), Err)
     }
 }
 
-/// Collects what `value` refers to; only the branch that an `if` takes counts.
+/// Collects the references of `value`; of an `if` only those of the branch that it takes.
 pub(super) fn collect(
     scope: &Scope<'_>,
     value: &Value,
@@ -67,7 +66,7 @@ pub(super) fn collect(
     Ok(())
 }
 
-/// Why a call of a function that there was once stands in the way; it is no call any more.
+/// The error of a call of a function that this version has removed.
 fn removed(scope: &Scope<'_>, map: &Map) -> Option<Error> {
     let name = map.keys().next().filter(|_| map.len() == 1)?;
     (scope.version.has_removed(name))
@@ -123,7 +122,7 @@ fn call(
     collect(scope, argument, found, depth + 1)
 }
 
-/// The shape arguments have before anything is evaluated.
+/// Checks the shape of arguments before anything is evaluated.
 pub(super) fn shape(scope: &Scope<'_>, name: &str, argument: &Value) -> Result<()> {
     let version = scope.version;
     let list = argument.as_array().map(List::len);
@@ -201,7 +200,7 @@ pub(super) fn shape(scope: &Scope<'_>, name: &str, argument: &Value) -> Result<(
 
 const YAQL: &str = "takes a map with `expression`, text, and `data`";
 
-/// What Heat checks before it makes a stack, and not when it evaluates.
+/// Checks of Heat that prevent a stack, but not the evaluation.
 fn usage(scope: &Scope<'_>, name: &str, argument: &Value) -> Result<()> {
     let is_call = |value: &Value| value.as_object().is_some_and(|map| scope.is_call(map));
     let (fits, usage) = match name {

@@ -4,7 +4,7 @@ use sha2::Digest as _;
 
 use super::{Scope, expect_list, python};
 use crate::value::{List, Map, Value};
-use crate::{Error, Result, kind_of};
+use crate::{Error, Result, python_type};
 
 /// `str_replace` and its strict kin: `strict` 1 wants every key to occur, 2
 /// wants every value to be there, too.
@@ -39,7 +39,7 @@ pub(super) fn substitute(
     let Value::String(template) = template else {
         return Err(Error::new(format!(
             "`template` must be a string, is {}",
-            kind_of(template)
+            python_type(template)
         )));
     };
     let mut values = Vec::new();
@@ -55,7 +55,7 @@ pub(super) fn substitute(
             other => {
                 return Err(Error::new(format!(
                     "`{key}` must be a string or a number, is {}",
-                    kind_of(other)
+                    python_type(other)
                 )));
             }
         };
@@ -95,7 +95,7 @@ fn put(
     *used = true;
     for (at, part) in text.split(*key).enumerate() {
         if at > 0 {
-            scope.budget.pay(value.len())?;
+            scope.budget.spend(value.len())?;
             result.push_str(value);
         }
         put(scope, part, rest, result)?;
@@ -132,7 +132,7 @@ pub(super) fn join(scope: &Scope<'_>, argument: &Value, several: bool) -> Result
                     return Err(Error::new(format!(
                         "items must be strings{}, one is {}",
                         if several { ", lists or maps" } else { "" },
-                        kind_of(other)
+                        python_type(other)
                     )));
                 }
             });
@@ -140,7 +140,7 @@ pub(super) fn join(scope: &Scope<'_>, argument: &Value, several: bool) -> Result
     }
     scope
         .budget
-        .pay(parts.len().saturating_mul(delimiter.len()))?;
+        .spend(parts.len().saturating_mul(delimiter.len()))?;
     Ok(Value::from(parts.join(delimiter)))
 }
 

@@ -46,14 +46,14 @@ fn references_are_followed() {
 }
 
 #[test]
-fn what_str_replace_puts_in_is_not_replaced_again() {
+fn str_replace_does_not_replace_its_own_results() {
     let value =
         json!({"str_replace": {"template": "a ab b", "params": {"a": "b", "ab": "X", "b": "a"}}});
     assert_eq!(evaluate(Version::Rocky, &value).unwrap(), json!("b X a"));
 }
 
 #[test]
-fn strict_replacement_wants_every_key() {
+fn strict_replacement_requires_every_key() {
     let value = json!({"str_replace_strict": {"template": "a", "params": {"b": "1"}}});
     assert!(evaluate(Version::Rocky, &value).is_err());
 }
@@ -69,7 +69,7 @@ fn repeat_makes_every_combination() {
 }
 
 #[test]
-fn repeat_refuses_to_explode() {
+fn repeat_limits_the_number_of_combinations() {
     let list: Vec<String> = (0..200).map(|n: usize| n.to_string()).collect();
     let value =
         json!({"repeat": {"for_each": {"a": list, "b": list, "c": list}, "template": "abc"}});
@@ -77,7 +77,7 @@ fn repeat_refuses_to_explode() {
 }
 
 #[test]
-fn an_if_without_else_leaves_its_place_empty() {
+fn an_if_without_else_is_removed() {
     let value =
         json!({"k": {"if": [false, 1]}, "l": [1, {"if": [false, 2]}], "p": {"if": ["prod", 3]}});
     assert_eq!(
@@ -101,7 +101,7 @@ fn a_function_of_a_later_version_is_a_plain_map() {
 }
 
 #[test]
-fn yaql_is_a_function_and_a_condition() {
+fn yaql_works_in_values_and_conditions() {
     let value = json!({"yaql": {"expression": "$.data.a.sum()", "data": {"a": {"get_param": ["map", "a"]}}}});
     assert_eq!(evaluate(Version::Rocky, &value).unwrap(), json!(3));
     let value = json!({"if": [{"yaql": {"expression": "$.data > 1", "data": 2}}, "yes", "no"]});
@@ -172,7 +172,7 @@ fn maps_keep_the_order_of_the_template() {
 }
 
 #[test]
-fn text_made_of_maps_is_in_order_of_their_keys() {
+fn maps_in_texts_are_sorted_by_key() {
     let cases = [
         (
             "list_join: [',', [{z: 1, a: {y: 2, b: 3}}]]",
@@ -195,7 +195,7 @@ fn text_made_of_maps_is_in_order_of_their_keys() {
 }
 
 #[test]
-fn an_attribute_left_out_leaves_the_others_in_order() {
+fn a_removed_argument_keeps_the_order_of_the_others() {
     let attributes = json!({"show": {}, "z": 1, "b": 2, "a": 3});
     let known = Known {
         attributes: attributes.as_object().unwrap().clone(),
@@ -220,7 +220,7 @@ fn an_attribute_left_out_leaves_the_others_in_order() {
 }
 
 #[test]
-fn values_of_the_wrong_kind_are_refused_as_heat_refuses_them() {
+fn values_of_the_wrong_type_are_refused_as_in_heat() {
     for value in [
         json!({"list_join": [",", ["a", 1]]}),
         json!({"list_join": [null, ["a"]]}),
@@ -243,7 +243,7 @@ fn values_of_the_wrong_kind_are_refused_as_heat_refuses_them() {
 }
 
 #[test]
-fn values_are_read_as_python_reads_them() {
+fn values_are_converted_as_in_python() {
     let cases = [
         (
             json!({"list_join": ["-", ["a", {"k": 1e16}, null]]}),
@@ -303,7 +303,7 @@ fn values_are_read_as_python_reads_them() {
 }
 
 #[test]
-fn what_is_left_out_keeps_its_place_among_arguments() {
+fn a_missing_argument_keeps_its_position() {
     let run = |value| evaluate(Version::Wallaby, &value).unwrap();
     let nothing = json!({"if": [{"equals": [1, 2]}, "x"]});
     let filter = json!({"filter": [nothing, ["a"]]});
@@ -317,7 +317,7 @@ fn what_is_left_out_keeps_its_place_among_arguments() {
 }
 
 #[test]
-fn what_only_a_validation_refuses_can_be_evaluated() {
+fn errors_of_validation_only_do_not_prevent_evaluation() {
     let case = |stage: &str, snippet: &Value| {
         crate::cases::function(
             &json!({"version": "2018-08-31", "stage": stage, "snippet": snippet}),
@@ -340,7 +340,7 @@ fn what_only_a_validation_refuses_can_be_evaluated() {
 }
 
 #[test]
-fn a_facade_is_named_in_the_words_of_its_language() {
+fn resource_facade_keys_depend_on_the_language() {
     let case =
         |snippet: Value| crate::cases::function(&json!({"version": "rocky", "snippet": snippet}));
     assert_eq!(
@@ -355,14 +355,14 @@ fn a_facade_is_named_in_the_words_of_its_language() {
 }
 
 #[test]
-fn a_path_is_made_of_keys() {
+fn paths_of_get_attr_are_keys() {
     let value = json!({"get_attr": ["web", "ips", ["net"]]});
     assert!(evaluate(Version::Rocky, &value).is_err());
     assert_eq!(evaluate(Version::V2013, &value).unwrap(), Value::Null);
 }
 
 #[test]
-fn zones_are_told_whatever_the_region() {
+fn availability_zones_ignore_the_region() {
     let value = json!({"Fn::GetAZs": {"Fn::FindInMap": ["no", "such", "map"]}});
     assert_eq!(evaluate(Version::Cfn2010, &value).unwrap(), json!(["nova"]));
 }

@@ -2,7 +2,7 @@
 
 use super::python;
 use crate::value::{Map, Value};
-use crate::{Error, Result, kind_of};
+use crate::{Error, Result, python_type};
 
 const PARTS: [&str; 8] = [
     "scheme", "username", "password", "host", "port", "path", "query", "fragment",
@@ -69,7 +69,7 @@ fn check_parts(map: &Map, later: impl Fn(&Value) -> bool) -> Result<()> {
             _ if !value.is_string() => {
                 return Err(Error::at(
                     part,
-                    format!("must be text, is {}", kind_of(value)),
+                    format!("must be text, is {}", python_type(value)),
                 ));
             }
             _ => {}
@@ -174,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_are_escaped_as_each_needs_it() {
+    fn parts_of_a_url_are_escaped_by_their_own_rules() {
         let cases = [
             (
                 json!({"scheme": "https", "path": "a", "fragment": "x/ y"}),
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_of_the_wrong_kind_is_refused() {
+    fn a_part_of_the_wrong_type_is_refused() {
         for wrong in [
             json!("x"),
             json!({"host": 5}),

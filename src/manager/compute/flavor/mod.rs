@@ -8,7 +8,7 @@ use kube::runtime::reflector::ObjectRef;
 
 use crate::caches::Caches;
 use crate::compute::server;
-use crate::{Manager, Outcome, crd_deletion, list_names};
+use crate::{Manager, Outcome, crd_deletion, list_some};
 use pileus_api::names::MANAGER_FINALIZER;
 use pileus_api::{Flavor, Reason, Server, validation};
 use pileus_kube_ext::cache::key_of;
@@ -50,7 +50,7 @@ pub async fn reconcile(flavor: Arc<Flavor>, manager: Arc<Manager>) -> Outcome {
     if users.is_empty() || crd_deletion::is_crd_deleting::<Flavor>(&manager.context.client).await? {
         flavors.remove_finalizer(&flavor, MANAGER_FINALIZER).await?;
     } else {
-        let users = list_names(users);
+        let users = list_some(users);
         let note = format!("cannot be deleted while Servers use it: {users}; delete them first");
         events.warning(&*flavor, Reason::InUse, "Delete", note);
     }

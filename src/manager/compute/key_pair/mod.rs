@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use crate::caches::Caches;
 use crate::compute::server;
-use crate::{Manager, Outcome, crd_deletion, list_names};
+use crate::{Manager, Outcome, crd_deletion, list_some};
 use pileus_api::conditions::{self, ConditionType, Observation};
 use pileus_api::names::{MANAGER, MANAGER_FINALIZER};
 use pileus_api::{KeyPair, KeyPairStatus, Reason, Server};
@@ -74,7 +74,7 @@ fn status(pair: &KeyPair, users: Vec<String>, now: Timestamp) -> KeyPairStatus {
         .unwrap_or_default();
     let parsed = parse(&pair.spec.public_key);
     let ready = if finalize::is_deleting(pair) {
-        let users = list_names(users);
+        let users = list_some(users);
         let message = format!("cannot be deleted while Servers use it: {users}; delete them first");
         Observation::no(ConditionType::Ready, Reason::InUse, message)
     } else {

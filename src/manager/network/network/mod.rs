@@ -1,5 +1,4 @@
-//! Networks: the largest packet, fixed when a Network is made, and deletion that waits for
-//! its users. Its logical switch is the business of the network's one pass
-//! ([`super::ovn_sync`]).
+//! Networks: the largest packet, fixed when a Network is created, and deletion that waits for
+//! its users.
 
 pub mod plan;

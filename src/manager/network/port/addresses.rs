@@ -1,4 +1,4 @@
-//! The IP addresses of one Port: all that it asks for or none.
+//! The IP addresses of one Port: all that it asks for, or none. Pure.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -6,20 +6,22 @@ use std::sync::Arc;
 
 use kube::ResourceExt;
 
-use super::plan::{Key, Planner, Refusal};
-use crate::network::ovn_sync::decision::some;
-use crate::network::subnet::ledger::{Holder, Ledger, subnet_uid};
+use super::plan::{Planner, Refusal};
+use crate::list_some;
+use crate::network::address_pool::{AddressPool, Holder, subnet_uid};
+use crate::network::kinds::key;
 use pileus_api::port::{AllocatedIp, FixedIp};
 use pileus_api::{IPAllocation, Port, PortStatus, Reason};
+use pileus_network::topology::Key;
 use pileus_values::Mac;
 
-/// Something wanted: an address of the ledger at this index.
-struct Wanted {
-    ledger: usize,
+/// An address to allocate, of the pool at this index.
+struct Choice {
+    pool: usize,
     address: IpAddr,
 }
 
-/// Finds the addresses of a Port and takes those that it has not taken yet.
+/// Chooses the addresses of a Port and allocates those that it does not hold yet.
 pub(super) fn assign(
     planner: &mut Planner<'_, '_>,
     port: &Arc<Port>,
@@ -29,94 +31,91 @@ pub(super) fn assign(
     status: &PortStatus,
 ) -> Result<Vec<AllocatedIp>, Refusal> {
     let uid = port.uid().unwrap_or_default();
-    let held = planner.held.get(&key_of(port)).cloned().unwrap_or_default();
+    let held = planner.held.get(&key(&**port)).cloned().unwrap_or_default();
     let mut none = Vec::new();
-    let ledgers = planner.ledgers.get_mut(network).unwrap_or(&mut none);
-    let wanted = if status.fixed_ips.is_empty() {
-        if ledgers.is_empty() {
+    let pools = planner.planning.pools.get_mut(network).unwrap_or(&mut none);
+    let changes = &mut planner.planning.allocations;
+    let chosen = if status.fixed_ips.is_empty() {
+        if pools.is_empty() {
             return Err((
                 Reason::NoSubnet,
                 format!(
                     "Network {} has no Subnet in force to take an address from; make one, or see \
                      the conditions of those it has",
-                    network.1
+                    network.name
                 ),
             ));
         }
-        choose(port, ledgers, &held, id, network)?
+        choose(port, pools, &held, id, network)?
     } else {
-        keep(port, ledgers, status)
+        keep(pools, status)
     };
-    check_holders(port, ledgers, &wanted)?;
+    check_holders(port, pools, &chosen)?;
     let mut found = Vec::new();
-    for want in &wanted {
-        let ledger = &mut ledgers[want.ledger];
-        let allocation = ledger.allocation(want.address, Some((port, &mac)));
+    for choice in &chosen {
+        let pool = &mut pools[choice.pool];
+        let allocation = pool.allocation(choice.address, port, mac);
         found.push(AllocatedIp {
-            subnet: ledger.name(),
-            address: want.address.to_string(),
+            subnet: pool.name(),
+            address: choice.address.to_string(),
             allocation: allocation.name_any(),
         });
-        let ours = matches!(ledger.taken.get(&want.address), Some(Holder::Port { uid: held, .. }) if *held == uid);
-        if !ours {
-            planner.out.create.push((uid.clone(), allocation));
-            let (namespace, name) = key_of(port);
+        let own = matches!(pool.allocated.get(&choice.address), Some(Holder::Port { uid: held, .. }) if *held == uid);
+        if !own {
+            changes.allocate.push(allocation);
+            let Key { namespace, name } = key(&**port);
             let holder = Holder::Port {
                 namespace,
                 name,
                 uid: uid.clone(),
             };
-            ledger.taken.insert(want.address, holder);
+            pool.allocated.insert(choice.address, holder);
         }
     }
-    // Left over from a start that was broken off, or from a Port of this name that is gone.
+    // Left from a pass that was interrupted, or from an earlier Port of this name.
     for allocation in held {
         let kept = found
             .iter()
             .any(|ip| ip.allocation == allocation.name_any());
         if allocation.spec.port_uid.as_ref() != Some(&uid) {
-            planner.out.stale.push(allocation);
+            changes.replaced.push(allocation);
         } else if !kept && status.fixed_ips.is_empty() {
-            planner.out.release.push(allocation);
+            changes.release.push(allocation);
         }
     }
     if !status.fixed_ips.is_empty() {
-        // Those whose Subnet cannot be seen now are the Port's all the same.
+        // Addresses whose Subnet is not in force now stay the Port's all the same.
         return Ok(status
             .fixed_ips
             .iter()
             .map(|ip| {
-                let seen = found.iter().find(|f| f.address == ip.address);
-                seen.unwrap_or(ip).clone()
+                let known = found.iter().find(|f| f.address == ip.address);
+                known.unwrap_or(ip).clone()
             })
             .collect());
     }
     Ok(found)
 }
 
-fn key_of(port: &Port) -> Key {
-    (port.namespace().unwrap_or_default(), port.name_any())
-}
-
-fn keep(_port: &Port, ledgers: &[Ledger], status: &PortStatus) -> Vec<Wanted> {
+fn keep(pools: &[AddressPool], status: &PortStatus) -> Vec<Choice> {
     status
         .fixed_ips
         .iter()
         .filter_map(|ip| {
             let address: IpAddr = ip.address.parse().ok()?;
-            let ledger = ledgers
+            let pool = pools
                 .iter()
                 .position(|l| l.name() == ip.subnet && l.has(address))?;
-            Some(Wanted { ledger, address })
+            Some(Choice { pool, address })
         })
         .collect()
 }
 
-fn check_holders(port: &Port, ledgers: &[Ledger], wanted: &[Wanted]) -> Result<(), Refusal> {
-    let (namespace, name) = key_of(port);
-    for want in wanted {
-        let ledger = &ledgers[want.ledger];
-        match ledger.taken.get(&want.address) {
+fn check_holders(port: &Port, pools: &[AddressPool], chosen: &[Choice]) -> Result<(), Refusal> {
+    let Key { namespace, name } = key(port);
+    for choice in chosen {
+        let pool = &pools[choice.pool];
+        match pool.allocated.get(&choice.address) {
             None => {}
             Some(Holder::Port {
                 namespace: ns,
@@ -129,8 +128,8 @@ fn check_holders(port: &Port, ledgers: &[Ledger], wanted: &[Wanted]) -> Result<(
                     format!(
                         "address `{}` of Subnet {} is held by {holder}; choose another address, or \
                          delete its holder",
-                        want.address,
-                        ledger.name()
+                        choice.address,
+                        pool.name()
                     ),
                 ));
             }
@@ -141,70 +140,72 @@ fn check_holders(port: &Port, ledgers: &[Ledger], wanted: &[Wanted]) -> Result<(
 
 fn choose(
     port: &Port,
-    ledgers: &[Ledger],
+    pools: &[AddressPool],
     held: &[Arc<IPAllocation>],
     id: &str,
     network: &Key,
-) -> Result<Vec<Wanted>, Refusal> {
-    let mut wanted: Vec<Wanted> = Vec::new();
+) -> Result<Vec<Choice>, Refusal> {
+    let mut chosen: Vec<Choice> = Vec::new();
     if port.spec.fixed_ips.is_empty() {
         for v4 in [true, false] {
-            let family: Vec<usize> = (0..ledgers.len())
-                .filter(|i| ledgers[*i].parsed.cidr.addr().is_ipv4() == v4)
+            let family: Vec<usize> = (0..pools.len())
+                .filter(|i| pools[*i].cidr.addr().is_ipv4() == v4)
                 .collect();
             if !family.is_empty() {
-                wanted.push(any_of(ledgers, &family, held, id, &wanted)?);
+                chosen.push(any_of(pools, &family, held, id, &chosen)?);
             }
         }
-        return Ok(wanted);
+        return Ok(chosen);
     }
-    // Addresses asked for by value first, so that none of them is given to "any".
+    // Addresses asked for by value first, so that "any" does not choose one of them.
     let (exact, any): (Vec<&FixedIp>, Vec<&FixedIp>) = port
         .spec
         .fixed_ips
         .iter()
         .partition(|ip| ip.address.is_some());
     for fixed in exact {
-        let want = exactly(fixed, ledgers, network)?;
-        if wanted.iter().any(|w| w.address == want.address) {
+        let choice = named_address(fixed, pools, network)?;
+        if chosen.iter().any(|w| w.address == choice.address) {
             return Err((
                 Reason::InvalidSpec,
                 format!(
                     "fixedIPs[{}].address `{}` is asked for twice",
-                    fixed.name, want.address
+                    fixed.name, choice.address
                 ),
             ));
         }
-        wanted.push(want);
+        chosen.push(choice);
     }
     for fixed in any {
         let candidates = match &fixed.subnet {
-            Some(name) => vec![named(fixed, name, ledgers, network)?],
-            None => (0..ledgers.len()).collect(),
+            Some(name) => vec![named_subnet(fixed, name, pools, network)?],
+            None => (0..pools.len()).collect(),
         };
-        wanted.push(any_of(ledgers, &candidates, held, id, &wanted)?);
+        chosen.push(any_of(pools, &candidates, held, id, &chosen)?);
     }
-    Ok(wanted)
+    Ok(chosen)
 }
 
-fn named(fixed: &FixedIp, name: &str, ledgers: &[Ledger], network: &Key) -> Result<usize, Refusal> {
-    ledgers
-        .iter()
-        .position(|l| l.name() == name)
-        .ok_or_else(|| {
-            (
-                Reason::NoSubnet,
-                format!(
-                    "fixedIPs[{}].subnet `{name}` is no Subnet in force in Network {}; it has {}",
-                    fixed.name,
-                    network.1,
-                    some(ledgers.iter().map(Ledger::name).collect())
-                ),
-            )
-        })
+fn named_subnet(
+    fixed: &FixedIp,
+    name: &str,
+    pools: &[AddressPool],
+    network: &Key,
+) -> Result<usize, Refusal> {
+    pools.iter().position(|l| l.name() == name).ok_or_else(|| {
+        (
+            Reason::NoSubnet,
+            format!(
+                "fixedIPs[{}].subnet `{name}` is no Subnet in force in Network {}; it has {}",
+                fixed.name,
+                network.name,
+                list_some(pools.iter().map(AddressPool::name).collect())
+            ),
+        )
+    })
 }
 
-fn exactly(fixed: &FixedIp, ledgers: &[Ledger], network: &Key) -> Result<Wanted, Refusal> {
+fn named_address(fixed: &FixedIp, pools: &[AddressPool], network: &Key) -> Result<Choice, Refusal> {
     let text = fixed.address.as_deref().unwrap_or_default();
     let address: IpAddr = text.parse().map_err(|_| {
         (
@@ -221,95 +222,95 @@ fn exactly(fixed: &FixedIp, ledgers: &[Ledger], network: &Key) -> Result<Wanted,
             format!(
                 "fixedIPs[{}].address `{address}` is outside what Network {} has: {}",
                 fixed.name,
-                network.1,
-                some(ranges)
+                network.name,
+                list_some(ranges)
             ),
         )
     };
-    let hosts = |l: &Ledger| {
+    let hosts = |l: &AddressPool| {
         format!(
             "{} to {} in Subnet {}",
-            l.parsed.hosts.first(),
-            l.parsed.hosts.last(),
+            l.hosts.first(),
+            l.hosts.last(),
             l.name()
         )
     };
-    let ledger = match &fixed.subnet {
+    let pool = match &fixed.subnet {
         Some(name) => {
-            let ledger = named(fixed, name, ledgers, network)?;
-            if !ledgers[ledger].has(address) {
-                return Err(outside(vec![hosts(&ledgers[ledger])]));
+            let pool = named_subnet(fixed, name, pools, network)?;
+            if !pools[pool].has(address) {
+                return Err(outside(vec![hosts(&pools[pool])]));
             }
-            ledger
+            pool
         }
-        None => ledgers
+        None => pools
             .iter()
             .position(|l| l.has(address))
-            .ok_or_else(|| outside(ledgers.iter().map(hosts).collect()))?,
+            .ok_or_else(|| outside(pools.iter().map(hosts).collect()))?,
     };
-    if !ledgers[ledger].open {
+    if !pools[pool].open {
         return Err((
             Reason::NoSubnet,
-            format!("Subnet {} is being deleted", ledgers[ledger].name()),
+            format!("Subnet {} is being deleted", pools[pool].name()),
         ));
     }
-    Ok(Wanted { ledger, address })
+    Ok(Choice { pool, address })
 }
 
 /// An address of the first of `candidates` that has one: one that the Port holds already,
 /// one that OVN has for it, or a free one.
 fn any_of(
-    ledgers: &[Ledger],
+    pools: &[AddressPool],
     candidates: &[usize],
     held: &[Arc<IPAllocation>],
     id: &str,
-    others: &[Wanted],
-) -> Result<Wanted, Refusal> {
-    let wanted_already = |address: IpAddr| others.iter().any(|w| w.address == address);
-    for &ledger in candidates.iter().filter(|i| ledgers[**i].open) {
-        let it = &ledgers[ledger];
+    others: &[Choice],
+) -> Result<Choice, Refusal> {
+    let already_chosen = |address: IpAddr| others.iter().any(|w| w.address == address);
+    for &pool in candidates.iter().filter(|i| pools[**i].open) {
+        let it = &pools[pool];
         let uid = it.subnet.uid().unwrap_or_default();
         let own = held
             .iter()
             .filter(|a| subnet_uid(a) == uid)
             .filter_map(|a| a.spec.address.parse::<IpAddr>().ok())
-            .find(|a| !wanted_already(*a));
-        let hinted = it
-            .hinted
+            .find(|a| !already_chosen(*a));
+        let in_ovn = it
+            .in_ovn
             .iter()
             .filter(|(address, port)| *port == id && it.has(**address))
             .map(|(address, _)| *address)
-            .filter(|a| !it.taken.contains_key(a) && !wanted_already(*a))
+            .filter(|a| !it.allocated.contains_key(a) && !already_chosen(*a))
             .min();
         let free = || {
-            if others.iter().all(|w| w.ledger != ledger) {
+            if others.iter().all(|w| w.pool != pool) {
                 return it.free(id);
             }
             let mut rest = it.clone();
-            for want in others {
-                rest.taken.insert(want.address, Holder::Subnet);
+            for choice in others {
+                rest.allocated.insert(choice.address, Holder::Subnet);
             }
             rest.free(id)
         };
-        if let Some(address) = own.or(hinted).or_else(free) {
-            return Ok(Wanted { ledger, address });
+        if let Some(address) = own.or(in_ovn).or_else(free) {
+            return Ok(Choice { pool, address });
         }
     }
     let full = candidates.iter().map(|i| {
-        let it = &ledgers[*i];
-        format!("{} ({})", it.name(), it.parsed.cidr)
+        let it = &pools[*i];
+        format!("{} ({})", it.name(), it.cidr)
     });
     Err((
         Reason::SubnetExhausted,
         format!(
             "no address is left in Subnet {}; delete Ports that are not needed, widen its \
              allocationPools, or add a Subnet",
-            some(full.collect())
+            list_some(full.collect())
         ),
     ))
 }
 
-/// Says so if the spec asks for other addresses than the Port has.
+/// The message if the spec asks for other addresses than the Port has.
 pub(super) fn changed(port: &Port, status: &PortStatus) -> Option<String> {
     let has: BTreeSet<IpAddr> = status
         .fixed_ips
@@ -328,12 +329,12 @@ pub(super) fn changed(port: &Port, status: &PortStatus) -> Option<String> {
                 .is_some_and(|s| status.fixed_ips.iter().all(|got| got.subnet != *s));
         by_address || by_subnet
     });
-    let wanted = missing.map(|ip| ip.name.clone()).or_else(|| {
+    let chosen = missing.map(|ip| ip.name.clone()).or_else(|| {
         let (asked, got) = (port.spec.fixed_ips.len(), status.fixed_ips.len());
         (asked != 0 && asked != got).then(|| format!("{asked} instead of {got}"))
     })?;
     Some(format!(
-        "fixedIPs ({wanted}) was changed, but a Port keeps its addresses for life: it has {}; set it \
+        "fixedIPs ({chosen}) was changed, but a Port keeps its addresses for life: it has {}; set it \
          back, or make a new Port",
         status.addresses.as_deref().unwrap_or("none")
     ))

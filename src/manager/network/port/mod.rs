@@ -1,5 +1,4 @@
-//! Ports: each gets an Ethernet address and IP addresses for life. Its logical port in OVN
-//! is the business of the network's one pass ([`super::ovn_sync`]).
+//! Ports: each gets an Ethernet address and IP addresses for life.
 
 mod addresses;
 pub mod plan;

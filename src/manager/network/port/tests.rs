@@ -1,30 +1,43 @@
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use kube::ResourceExt;
+use kube::{Resource, ResourceExt};
 use proptest::prelude::*;
 
-use super::plan::{Input, Key, Ports, plan};
-use crate::network::ovn_sync::decision::Fate;
-use crate::network::subnet::plan::{Parent, plan as plan_subnets};
+use crate::network::decision::Deletion;
+use crate::network::kinds::Observed;
+use crate::network::ovn_addresses::OvnAddresses;
+use crate::network::plan::{Plan, plan};
+use pileus_api::names::MANAGER_FINALIZER;
 use pileus_api::port::FixedIp;
+use pileus_api::server::ServerNetwork;
 use pileus_api::{
-    IPAllocation, Network, NetworkSpec, ObjectName, Port, PortSpec, Reason, Subnet, SubnetSpec,
+    IPAllocation, Network, NetworkSpec, ObjectName, Port, PortSpec, Reason, SecurityGroup,
+    SecurityGroupSpec, Server, ServerSpec, Subnet, SubnetSpec,
 };
 use pileus_values::ClusterId;
 
-/// A namespace `d` with the Network `n`.
+/// A namespace `d` with the Network `n` and its `default` group.
 #[derive(Default)]
 struct World {
     subnets: Vec<Arc<Subnet>>,
     ports: Vec<Arc<Port>>,
     allocations: BTreeMap<String, Arc<IPAllocation>>,
-    users: HashMap<Key, BTreeSet<String>>,
+    servers: Vec<Arc<Server>>,
+}
+
+/// Puts an object into the namespace, with our finalizer.
+fn placed<K: Resource>(mut object: K, uid: &str) -> K {
+    let meta = object.meta_mut();
+    meta.namespace = Some("d".into());
+    meta.uid = Some(uid.into());
+    meta.finalizers = Some(vec![MANAGER_FINALIZER.into()]);
+    object
 }
 
 fn port(name: &str) -> Port {
-    let mut port = Port::new(
+    let port = Port::new(
         name,
         PortSpec {
             network: ObjectName {
@@ -34,9 +47,7 @@ fn port(name: &str) -> Port {
             ..PortSpec::default()
         },
     );
-    port.metadata.namespace = Some("d".into());
-    port.metadata.uid = Some(format!("uid-{name}"));
-    port
+    placed(port, &format!("uid-{name}"))
 }
 
 fn fixed(address: &str) -> FixedIp {
@@ -51,7 +62,7 @@ impl World {
     fn with(cidrs: &[&str]) -> Self {
         let mut world = Self::default();
         for (at, cidr) in cidrs.iter().enumerate() {
-            let mut subnet = Subnet::new(
+            let subnet = Subnet::new(
                 &format!("s{at}"),
                 SubnetSpec {
                     network: "n".into(),
@@ -59,8 +70,7 @@ impl World {
                     ..SubnetSpec::default()
                 },
             );
-            subnet.metadata.namespace = Some("d".into());
-            subnet.metadata.uid = Some(format!("subnet{at}"));
+            let subnet = placed(subnet, &format!("subnet{at}"));
             world.subnets.push(Arc::new(subnet));
         }
         world
@@ -70,68 +80,54 @@ impl World {
         self.ports.push(Arc::new(port));
     }
 
-    /// One pass, with its effects put into the world; says whether there were any.
-    fn pass(&mut self) -> (Ports, bool) {
-        let mut network = Network::new("n", NetworkSpec::default());
-        network.metadata.namespace = Some("d".into());
-        let network = Arc::new(network);
-        let key = ("d".to_owned(), "n".to_owned());
-        let parents = HashMap::from([(
-            key.clone(),
-            Parent {
-                network: network.clone(),
-                usable: true,
-            },
-        )]);
-        let allocations: Vec<_> = self.allocations.values().cloned().collect();
-        let mut subnets = plan_subnets(&self.subnets, &parents, &allocations);
-        let input = Input {
-            cluster: &ClusterId("c".into()),
-            ports: &self.ports,
-            networks: &HashMap::from([(key, (network, true))]),
-            groups: &HashSet::from([("d".to_owned(), "default".to_owned())]),
-            allocations: &allocations,
-            users: &self.users,
-            hinted_macs: &HashMap::new(),
+    /// One pass with its effects; true if there were any.
+    fn pass(&mut self) -> (Plan, bool) {
+        let network = Network::new("n", NetworkSpec::default());
+        let group = SecurityGroup::new("default", SecurityGroupSpec::default());
+        let observed = Observed {
+            networks: vec![Arc::new(placed(network, "network"))],
+            groups: vec![Arc::new(placed(group, "group"))],
+            subnets: self.subnets.clone(),
+            ports: self.ports.clone(),
+            allocations: self.allocations.values().cloned().collect(),
+            servers: self.servers.clone(),
+            ..Observed::default()
         };
-        let ports = plan(&input, &mut subnets.ledgers);
+        let cluster = ClusterId("c".into());
+        let plan = plan(&cluster, 1442, &observed, &OvnAddresses::default());
         let before = (
             self.allocations.clone(),
             self.ports.clone(),
             self.subnets.clone(),
         );
-        for gone in subnets
-            .delete
-            .iter()
-            .chain(&ports.release)
-            .chain(&ports.stale)
-        {
-            self.allocations.remove(&gone.name_any());
+        let allocations = &plan.allocations;
+        for released in allocations.replaced.iter().chain(&allocations.release) {
+            self.allocations.remove(&released.name_any());
         }
-        let created = ports.create.iter().map(|(_, allocation)| allocation);
-        for new in subnets.create.iter().chain(created) {
+        for new in &allocations.allocate {
             let old = self
                 .allocations
                 .insert(new.name_any(), Arc::new(new.clone()));
-            assert!(old.is_none(), "{} was made twice", new.name_any());
+            assert!(old.is_none(), "{} was allocated twice", new.name_any());
         }
-        self.subnets = subnets
-            .verdicts
+        let decisions = &plan.decisions;
+        self.subnets = decisions
+            .subnets
             .iter()
-            .filter(|(_, verdict)| verdict.fate != Fate::Release)
-            .map(|(subnet, verdict)| {
+            .filter(|(_, decision)| decision.stays())
+            .map(|(subnet, decision)| {
                 let mut subnet = Subnet::clone(subnet);
-                subnet.status = Some(verdict.status.clone());
+                subnet.status = Some(decision.status.clone());
                 Arc::new(subnet)
             })
             .collect();
-        self.ports = ports
-            .verdicts
+        self.ports = decisions
+            .ports
             .iter()
-            .filter(|(_, verdict)| verdict.fate != Fate::Release)
-            .map(|(port, verdict)| {
+            .filter(|(_, decision)| decision.stays())
+            .map(|(port, decision)| {
                 let mut port = Port::clone(port);
-                port.status = Some(verdict.status.clone());
+                port.status = Some(decision.status.clone());
                 Arc::new(port)
             })
             .collect();
@@ -141,13 +137,13 @@ impl World {
                 self.ports.clone(),
                 self.subnets.clone(),
             );
-        (ports, changed)
+        (plan, changed)
     }
 
-    fn reason(ports: &Ports, name: &str) -> (Reason, String) {
-        let found = ports.verdicts.iter().find(|(p, _)| p.name_any() == name);
-        let observation = &found.unwrap().1.observation;
-        (observation.reason, observation.message.clone())
+    fn reason(plan: &Plan, name: &str) -> (Reason, String) {
+        let mut ports = plan.decisions.ports.iter();
+        let (_, decision) = ports.find(|(p, _)| p.name_any() == name).unwrap();
+        (decision.ready.reason, decision.ready.message.clone())
     }
 
     fn addresses(&self) -> Vec<IpAddr> {
@@ -174,7 +170,7 @@ fn a_port_gets_one_address_of_each_family_and_keeps_it() {
 }
 
 #[test]
-fn a_start_broken_off_after_the_allocation_goes_on_with_the_same_address() {
+fn after_an_interruption_behind_the_allocation_the_port_gets_the_same_address() {
     let mut world = World::with(&["10.0.0.0/24"]);
     world.add(port("a"));
     world.pass();
@@ -187,7 +183,7 @@ fn a_start_broken_off_after_the_allocation_goes_on_with_the_same_address() {
 }
 
 #[test]
-fn a_port_made_anew_takes_over_the_address_of_the_one_that_is_gone() {
+fn a_port_that_replaces_another_of_its_name_gets_its_address() {
     let mut world = World::with(&["10.0.0.0/24"]);
     world.add(port("a"));
     world.pass();
@@ -195,8 +191,8 @@ fn a_port_made_anew_takes_over_the_address_of_the_one_that_is_gone() {
     let mut again = port("a");
     again.metadata.uid = Some("other".into());
     world.ports = vec![Arc::new(again)];
-    let (ports, _) = world.pass();
-    assert_eq!(ports.stale.len(), 1);
+    let (plan, _) = world.pass();
+    assert_eq!(plan.allocations.replaced.len(), 1);
     world.pass();
     assert_eq!(world.addresses(), first);
 }
@@ -211,16 +207,16 @@ fn bad_addresses_are_refused_by_reason_and_culprit() {
     };
     world.add(ask("a", "10.0.0.9"));
     world.pass();
-    world.add(ask("taken", "10.0.0.9"));
+    world.add(ask("in-use", "10.0.0.9"));
     world.add(ask("outside", "10.0.1.9"));
     world.add(ask("broadcast", "10.0.0.255"));
     world.add(ask("malformed", "10.0.0"));
     world.add(ask("gateway", "10.0.0.1"));
     world.add(ask("service", "10.0.0.254"));
-    let (ports, _) = world.pass();
+    let (plan, _) = world.pass();
     for (name, reason, part) in [
         ("a", Reason::Ready, "10.0.0.9"),
-        ("taken", Reason::AddressInUse, "Port d/a"),
+        ("in-use", Reason::AddressInUse, "Port d/a"),
         (
             "outside",
             Reason::AddressOutsideSubnet,
@@ -231,7 +227,7 @@ fn bad_addresses_are_refused_by_reason_and_culprit() {
         ("gateway", Reason::AddressInUse, "gateway"),
         ("service", Reason::AddressInUse, "service"),
     ] {
-        let (found, message) = World::reason(&ports, name);
+        let (found, message) = World::reason(&plan, name);
         assert_eq!(found, reason, "{name}: {message}");
         assert!(message.contains(part), "{name}: {message}");
     }
@@ -239,29 +235,29 @@ fn bad_addresses_are_refused_by_reason_and_culprit() {
 }
 
 #[test]
-fn of_two_ports_with_one_ethernet_address_the_first_has_it_and_is_named() {
+fn of_two_ports_with_one_ethernet_address_the_first_gets_it_and_is_named() {
     let mut world = World::with(&["10.0.0.0/24"]);
     for name in ["a", "b"] {
         let mut it = port(name);
         it.spec.mac_address = Some("fa:16:3e:00:00:01".into());
         world.add(it);
     }
-    let (ports, _) = world.pass();
-    assert_eq!(World::reason(&ports, "a").0, Reason::Ready);
-    let (reason, message) = World::reason(&ports, "b");
+    let (plan, _) = world.pass();
+    assert_eq!(World::reason(&plan, "a").0, Reason::Ready);
+    let (reason, message) = World::reason(&plan, "b");
     assert_eq!(reason, Reason::MacInUse);
     assert!(message.contains("d/a"), "{message}");
 }
 
 #[test]
-fn a_full_subnet_says_so_and_serves_again_once_a_port_is_gone() {
+fn a_full_subnet_is_reported_and_has_addresses_again_once_a_port_is_deleted() {
     let mut world = World::with(&["10.0.0.0/29"]);
     for name in ["a", "b", "c", "d", "e"] {
         world.add(port(name));
     }
-    let (ports, _) = world.pass();
+    let (plan, _) = world.pass();
     assert_eq!(world.addresses().len(), 4);
-    let (reason, message) = World::reason(&ports, "e");
+    let (reason, message) = World::reason(&plan, "e");
     assert_eq!(reason, Reason::SubnetExhausted);
     assert!(message.contains("10.0.0.0/29"), "{message}");
     let mut a = Port::clone(&world.ports[0]);
@@ -276,30 +272,34 @@ fn a_full_subnet_says_so_and_serves_again_once_a_port_is_gone() {
 }
 
 #[test]
-fn a_port_in_use_is_not_released() {
+fn the_deletion_of_a_port_in_use_waits() {
     let mut world = World::with(&["10.0.0.0/24"]);
     let mut it = port("a");
     it.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(
         k8s_openapi::jiff::Timestamp::UNIX_EPOCH,
     ));
     world.add(it);
-    world.users.insert(
-        ("d".into(), "a".into()),
-        BTreeSet::from(["Server web".to_owned()]),
+    let server = Server::new(
+        "web",
+        ServerSpec {
+            networks: vec![ServerNetwork {
+                name: "n".into(),
+                port: Some("a".into()),
+                ..ServerNetwork::default()
+            }],
+            ..ServerSpec::default()
+        },
     );
-    let (ports, _) = world.pass();
-    assert_eq!(ports.verdicts[0].1.fate, Fate::Blocked);
-    assert!(
-        ports.verdicts[0]
-            .1
-            .observation
-            .message
-            .contains("Server web")
-    );
+    world.servers.push(Arc::new(placed(server, "server")));
+    let (plan, _) = world.pass();
+    assert_eq!(plan.decisions.ports[0].1.deletion, Deletion::Blocked);
+    let (reason, message) = World::reason(&plan, "a");
+    assert_eq!(reason, Reason::InUse);
+    assert!(message.contains("Server web"), "{message}");
 }
 
 #[test]
-fn overlapping_subnets_leave_the_one_in_force_alone() {
+fn a_subnet_that_overlaps_one_in_force_is_not_accepted() {
     let mut world = World::with(&["10.0.0.0/24", "10.0.0.128/25"]);
     world.pass();
     let accepted: Vec<_> = world
@@ -328,7 +328,7 @@ fn a_thousand_ports_fill_a_slash_22_with_addresses_of_their_own() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
-    fn no_address_is_ever_held_twice_and_passes_come_to_rest(
+    fn no_address_is_ever_held_twice_and_passes_come_to_an_end(
         steps in proptest::collection::vec((0..12_usize, any::<bool>(), 0..10_u8), 1..30),
     ) {
         let mut world = World::with(&["10.0.0.0/28", "fd00::/124"]);
@@ -345,10 +345,10 @@ proptest! {
                 }
                 _ => {}
             }
-            // One pass gives back what a lost Port held, the next hands it on, the third
-            // counts it in the Subnet; then nothing is left to do.
+            // The first pass releases what a removed Port held, the next allocates it again, the
+            // third sees that in the Subnet; then nothing is left to do.
             let passes = (1..).take_while(|_| world.pass().1).take(4).count();
-            prop_assert!(passes < 4, "still at work after {passes} passes");
+            prop_assert!(passes < 4, "still changing things after {passes} passes");
             let addresses = world.addresses();
             let distinct: HashSet<_> = addresses.iter().collect();
             prop_assert_eq!(addresses.len(), distinct.len());

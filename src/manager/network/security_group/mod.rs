@@ -1,5 +1,5 @@
-//! Security groups and their rules: checked by the network's compiler; a `default` group
-//! made once for each namespace.
+//! Security groups: their rules are checked; a `default` group is created once for each namespace.
 
 pub mod default_group;
 pub mod plan;
+pub mod rule;

@@ -1,171 +1,179 @@
-//! Decides about security groups and rules. Pure. Whether a rule makes sense the network's
-//! compiler says; here its words become conditions.
+//! Decides about security groups. Pure.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use kube::ResourceExt;
 
-use crate::network::ovn_sync::decision::{Fate, Verdict, in_use, some};
-use pileus_api::conditions::Observation;
-use pileus_api::{
-    ConditionType, Reason, SecurityGroup, SecurityGroupRule, SecurityGroupRuleStatus,
-    SecurityGroupStatus,
+use super::rule;
+use crate::list_some;
+use crate::network::decision::Decision;
+use crate::network::kinds::{
+    Decided, NetworkKind, Observed, Planning, Problems, Users, has_finalizer, is_deleting, key,
+    owner,
 };
+use pileus_api::conditions::Observation;
+use pileus_api::{ConditionType, Reason, SecurityGroup, SecurityGroupRule, SecurityGroupStatus};
+use pileus_network::topology::{GroupIn, Key, Problem, RuleIn};
+use pileus_values::ClusterId;
 
-/// The compiler's complaints by the owner's uid.
-pub type Problems = HashMap<String, Vec<String>>;
-
-/// Decides about a group that `extra` rules of their own add to. `users` names the Ports
-/// and groups that refer to it.
-#[must_use]
-pub fn group(
-    group: &SecurityGroup,
-    extra: &[&SecurityGroupRule],
-    users: Vec<String>,
-    problems: &Problems,
-) -> Verdict<SecurityGroupStatus> {
-    let of = |uid: Option<String>| uid.and_then(|uid| problems.get(&uid));
-    let bad = of(group.uid()).cloned().unwrap_or_default();
-    let good = group.spec.rules.len().saturating_sub(bad.len())
-        + extra
-            .iter()
-            .filter(|rule| of(rule.uid()).is_none() && rule.metadata.deletion_timestamp.is_none())
-            .count();
-    let status = SecurityGroupStatus {
-        rules: i64::try_from(good).ok(),
-        ..SecurityGroupStatus::default()
-    };
-    if group.metadata.deletion_timestamp.is_some() {
-        if users.is_empty() {
-            return Verdict::release(status);
+impl NetworkKind for SecurityGroup {
+    fn add_users(_cluster: &ClusterId, observed: &Observed, users: &mut Users) {
+        for group in &observed.groups {
+            // A group that is being deleted itself does not block another, or two that refer to
+            // each other would stay for ever.
+            if !has_finalizer(&**group) || is_deleting(&**group) {
+                continue;
+            }
+            let Key { namespace, name } = key(&**group);
+            let rules = group.spec.rules.iter();
+            for remote in rules.filter_map(|named| named.rule.remote_group.as_ref()) {
+                if *remote != name {
+                    let user = format!("SecurityGroup {name}");
+                    users.add::<Self>(Key::new(&namespace, remote), user);
+                }
+            }
         }
-        return Verdict {
-            status,
-            observation: in_use("SecurityGroup", users),
-            fate: Fate::Blocked,
-        };
     }
-    let observation = if bad.is_empty() {
-        Observation::yes(
-            ConditionType::Ready,
-            Reason::Ready,
-            format!("{good} rules are in force"),
-        )
-    } else {
-        Observation::no(
-            ConditionType::Ready,
-            Reason::InvalidSpec,
-            format!("{} of its rules cannot be used: {}", bad.len(), some(bad)),
-        )
-    };
-    Verdict {
-        status,
-        observation,
-        fate: Fate::Keep,
-    }
-}
 
-/// Decides about a rule of its own, whose group is there or not.
-#[must_use]
-pub fn rule(
-    rule: &SecurityGroupRule,
-    has_group: bool,
-    problems: &Problems,
-) -> Verdict<SecurityGroupRuleStatus> {
-    let name = &rule.spec.security_group;
-    let problem = rule.uid().and_then(|uid| problems.get(&uid));
-    let ready = ConditionType::Ready;
-    let observation = if !has_group {
-        Observation::no(
-            ready,
-            Reason::SecurityGroupNotFound,
-            format!(
-                "SecurityGroup {name} does not exist in this namespace; make it, or correct `securityGroup`"
-            ),
-        )
-    } else if let Some(problem) = problem {
-        Observation::no(ready, Reason::InvalidSpec, problem.join("; "))
-    } else {
-        Observation::yes(
-            ready,
-            Reason::Ready,
-            format!("in force in SecurityGroup {name}"),
-        )
-    };
-    Verdict {
-        status: SecurityGroupRuleStatus::default(),
-        observation,
-        fate: Fate::Keep,
-    }
-}
-
-/// Which groups of a namespace a group's rules refer to, itself left out.
-#[must_use]
-pub fn remote_groups(
-    groups: &[std::sync::Arc<SecurityGroup>],
-    rules: &[std::sync::Arc<SecurityGroupRule>],
-) -> BTreeMap<(String, String), Vec<String>> {
-    let mut users: BTreeMap<(String, String), Vec<String>> = BTreeMap::new();
-    let mut note = |namespace: String, own: &str, remote: Option<&String>, user: String| {
-        if let Some(remote) = remote.filter(|r| *r != own) {
-            users
-                .entry((namespace, remote.clone()))
-                .or_default()
-                .push(user);
+    fn plan(planning: &mut Planning<'_>) -> Decided<Self> {
+        let mut decided = Decided::<Self>::new();
+        for group in &planning.observed.groups {
+            if !has_finalizer(&**group) {
+                continue;
+            }
+            let status = SecurityGroupStatus::default();
+            let decision = if is_deleting(&**group) {
+                Decision::deleting(status, "SecurityGroup", planning.users.of(&**group))
+            } else {
+                // The number of rules is known once they are compiled.
+                Decision::ready(status, "")
+            };
+            if decision.stays() {
+                add_input(planning, group);
+            }
+            decided.push((group.clone(), decision));
         }
-    };
-    for group in groups {
-        for named in &group.spec.rules {
-            let user = format!("SecurityGroup {}", group.name_any());
-            let remote = named.rule.remote_group.as_ref();
-            note(
-                group.namespace().unwrap_or_default(),
-                &group.name_any(),
-                remote,
-                user,
+        decided
+    }
+
+    fn apply_problems(decided: &mut Decided<Self>, observed: &Observed, problems: &Problems) {
+        let mut rules: HashMap<Key, Vec<&SecurityGroupRule>> = HashMap::new();
+        for rule in &observed.rules {
+            rules.entry(group_of(rule)).or_default().push(rule);
+        }
+        for (group, decision) in decided {
+            let unusable = problems.of(&**group).cloned().unwrap_or_default();
+            let added = rules.get(&key(&**group)).into_iter().flatten();
+            let added = added.filter(|rule| problems.of(**rule).is_none() && !is_deleting(**rule));
+            let usable = group.spec.rules.len().saturating_sub(unusable.len()) + added.count();
+            decision.status.rules = i64::try_from(usable).ok();
+            if decision.ready.status != Some(true) {
+                continue;
+            }
+            if unusable.is_empty() {
+                decision.ready.message = format!("{usable} rules are in force");
+                continue;
+            }
+            let message = format!(
+                "{} of its rules cannot be used: {}",
+                unusable.len(),
+                list_some(unusable)
             );
+            decision.ready = Observation::no(ConditionType::Ready, Reason::InvalidSpec, message);
         }
     }
-    for rule in rules {
-        let user = format!("SecurityGroupRule {}", rule.name_any());
-        let remote = rule.spec.rule.remote_group.as_ref();
-        note(
-            rule.namespace().unwrap_or_default(),
-            &rule.spec.security_group,
-            remote,
-            user,
-        );
+}
+
+fn add_input(planning: &mut Planning<'_>, group: &Arc<SecurityGroup>) {
+    let owner = owner(planning.cluster, &**group);
+    for named in &group.spec.rules {
+        match rule::parse(&named.rule) {
+            Ok(rule) => planning.topology.rules.push(RuleIn {
+                owner: owner.clone(),
+                group: key(&**group),
+                name: named.name.clone(),
+                rule,
+            }),
+            Err(message) => planning.problems.push(Problem {
+                owner: owner.clone(),
+                message: format!("rule {}: {message}", named.name),
+            }),
+        }
     }
-    users
+    planning.topology.groups.push(GroupIn { owner });
+}
+
+/// The group that a rule of its own adds to.
+#[must_use]
+pub fn group_of(rule: &SecurityGroupRule) -> Key {
+    Key {
+        namespace: rule.namespace().unwrap_or_default(),
+        name: rule.spec.security_group.clone(),
+    }
+}
+
+/// The security groups that exist.
+#[must_use]
+pub fn existing_groups(observed: &Observed) -> HashSet<Key> {
+    let groups = observed.groups.iter();
+    groups
+        .filter(|group| has_finalizer(&***group))
+        .map(|group| key(&**group))
+        .collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::network::ovn_addresses::OvnAddresses;
+    use crate::network::plan::plan;
     use pileus_api::SecurityGroupSpec;
-    use pileus_api::security_group::NamedRule;
+    use pileus_api::names::MANAGER_FINALIZER;
+    use pileus_api::security_group::{NamedRule, SecurityRule};
 
-    #[test]
-    fn rules_that_cannot_be_used_are_named_and_not_counted() {
-        let rules = ["a", "b"].map(|name| NamedRule {
-            name: name.into(),
-            ..NamedRule::default()
-        });
-        let mut it = SecurityGroup::new(
+    fn decided(protocols: &[&str]) -> (Option<i64>, String) {
+        let rules = protocols
+            .iter()
+            .enumerate()
+            .map(|(at, protocol)| NamedRule {
+                name: format!("r{at}"),
+                rule: SecurityRule {
+                    protocol: Some((*protocol).into()),
+                    ..SecurityRule::default()
+                },
+            });
+        let mut group = SecurityGroup::new(
             "g",
             SecurityGroupSpec {
                 description: None,
-                rules: rules.to_vec(),
+                rules: rules.collect(),
             },
         );
-        it.metadata.uid = Some("u".into());
-        let problems = Problems::from([("u".to_owned(), vec!["rule a: protocol `x`".to_owned()])]);
-        let verdict = group(&it, &[], vec![], &problems);
-        assert_eq!(verdict.status.rules, Some(1));
-        assert!(verdict.observation.message.contains("rule a: protocol `x`"));
+        group.metadata.namespace = Some("d".into());
+        group.metadata.uid = Some("u".into());
+        group.metadata.finalizers = Some(vec![MANAGER_FINALIZER.into()]);
+        let observed = Observed {
+            groups: vec![Arc::new(group)],
+            ..Observed::default()
+        };
+        let cluster = ClusterId("c".into());
+        let plan = plan(&cluster, 1442, &observed, &OvnAddresses::default());
+        let (_, decision) = plan.decisions.groups.into_iter().next().unwrap();
+        (decision.status.rules, decision.ready.message)
+    }
+
+    #[test]
+    fn rules_that_cannot_be_used_are_named_and_not_counted() {
         assert_eq!(
-            group(&it, &[], vec![], &Problems::new()).status.rules,
-            Some(2)
+            decided(&["tcp", "udp"]),
+            (Some(2), "2 rules are in force".into())
+        );
+        let (rules, message) = decided(&["tcp", "nonsense"]);
+        assert_eq!(rules, Some(1));
+        assert!(
+            message.contains("rule r1: protocol `nonsense`"),
+            "{message}"
         );
     }
 }

@@ -11,66 +11,63 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use kube::ResourceExt;
 
-use super::ledger::{Holder, Ledger, allocation, subnet_uid};
-use super::spec::{self, Parsed};
-use crate::network::ovn_sync::decision::{Fate, Verdict, in_use};
-use pileus_api::conditions::Observation;
-use pileus_api::{ConditionType, IPAllocation, Network, Reason, Subnet, SubnetStatus};
+use super::spec::{self, ParsedSpec};
+use crate::network::address_pool::{AddressPool, Holder, allocation, subnet_uid};
+use crate::network::decision::Decision;
+use crate::network::kinds::{
+    Decided, NetworkKind, Observed, Planning, Users, has_finalizer, is_deleting, owner,
+};
+use crate::network::network::plan::{ParentNetwork, parent_networks};
+use pileus_api::subnet::Dhcp;
+use pileus_api::{IPAllocation, Network, Reason, Subnet, SubnetStatus};
+use pileus_network::topology::{Key, SubnetIn, switch_name};
+use pileus_values::ClusterId;
 use pileus_values::range::to_number;
 
-/// A Network as far as its Subnets are concerned.
-#[derive(Clone, Debug)]
-pub struct Parent {
-    /// The Network.
-    pub network: Arc<Network>,
-    /// Whether it has its MTU and lives.
-    pub usable: bool,
+impl NetworkKind for Subnet {
+    fn add_users(_cluster: &ClusterId, observed: &Observed, users: &mut Users) {
+        for subnet in &observed.subnets {
+            let user = format!("Subnet {}", subnet.name_any());
+            users.add::<Network>(network_key(subnet), user);
+        }
+    }
+
+    fn plan(planning: &mut Planning<'_>) -> Decided<Self> {
+        let observed = planning.observed;
+        let mut allocations: HashMap<&str, Vec<&Arc<IPAllocation>>> = HashMap::new();
+        for allocation in &observed.allocations {
+            let of_subnet = allocations.entry(subnet_uid(allocation)).or_default();
+            of_subnet.push(allocation);
+        }
+        let mut sorted: Vec<&Arc<Subnet>> = observed
+            .subnets
+            .iter()
+            .filter(|subnet| has_finalizer(&***subnet))
+            .collect();
+        sorted.sort_by_cached_key(|s| {
+            (
+                !is_accepted(s),
+                s.metadata.creation_timestamp.as_ref().map(|t| t.0),
+                s.namespace(),
+                s.name_any(),
+            )
+        });
+        let networks = parent_networks(&planning.decisions.networks);
+        let mut planner = Planner { planning, networks };
+        let decide = |subnet: &Arc<Subnet>| {
+            let uid = subnet.uid().unwrap_or_default();
+            let allocations = allocations.get(uid.as_str()).map_or(&[][..], Vec::as_slice);
+            (subnet.clone(), planner.decide(subnet, allocations))
+        };
+        sorted.into_iter().map(decide).collect()
+    }
 }
 
-/// What is to be done for Subnets.
-#[derive(Debug, Default)]
-pub struct Subnets {
-    /// A verdict for each Subnet.
-    pub verdicts: Vec<(Arc<Subnet>, Verdict<SubnetStatus>)>,
-    /// Accepted Subnets by namespace and Network, oldest first.
-    pub ledgers: HashMap<(String, String), Vec<Ledger>>,
-    /// Reservations to make.
-    pub create: Vec<IPAllocation>,
-    /// Reservations to give up.
-    pub delete: Vec<Arc<IPAllocation>>,
-}
-
-/// Decides about all Subnets. `parents` has the Networks by namespace and name.
-#[must_use]
-#[allow(clippy::implicit_hasher, reason = "only our own maps come here")]
-pub fn plan(
-    subnets: &[Arc<Subnet>],
-    parents: &HashMap<(String, String), Parent>,
-    allocations: &[Arc<IPAllocation>],
-) -> Subnets {
-    let mut held: HashMap<&str, Vec<&Arc<IPAllocation>>> = HashMap::new();
-    for allocation in allocations {
-        held.entry(subnet_uid(allocation))
-            .or_default()
-            .push(allocation);
+fn network_key(subnet: &Subnet) -> Key {
+    Key {
+        namespace: subnet.namespace().unwrap_or_default(),
+        name: subnet.spec.network.clone(),
     }
-    let mut sorted: Vec<&Arc<Subnet>> = subnets.iter().collect();
-    sorted.sort_by_cached_key(|s| {
-        (
-            !is_accepted(s),
-            s.metadata.creation_timestamp.as_ref().map(|t| t.0),
-            s.namespace(),
-            s.name_any(),
-        )
-    });
-    let mut out = Subnets::default();
-    for subnet in sorted {
-        let uid = subnet.uid().unwrap_or_default();
-        let held = held.get(uid.as_str()).map_or(&[][..], Vec::as_slice);
-        let verdict = one(subnet, parents, held, &mut out);
-        out.verdicts.push((subnet.clone(), verdict));
-    }
-    out
 }
 
 fn is_accepted(subnet: &Subnet) -> bool {
@@ -80,15 +77,8 @@ fn is_accepted(subnet: &Subnet) -> bool {
         .is_some_and(|s| s.network_uid.is_some())
 }
 
-fn refuse(status: SubnetStatus, reason: Reason, message: String) -> Verdict<SubnetStatus> {
-    Verdict {
-        status,
-        observation: Observation::no(ConditionType::Ready, reason, message),
-        fate: Fate::Keep,
-    }
-}
-
-fn bare(subnet: &Subnet) -> SubnetStatus {
+/// The status without generation and conditions.
+fn bare_status(subnet: &Subnet) -> SubnetStatus {
     SubnetStatus {
         observed_generation: None,
         conditions: Vec::new(),
@@ -96,209 +86,225 @@ fn bare(subnet: &Subnet) -> SubnetStatus {
     }
 }
 
-fn one(
-    subnet: &Arc<Subnet>,
-    parents: &HashMap<(String, String), Parent>,
-    held: &[&Arc<IPAllocation>],
-    out: &mut Subnets,
-) -> Verdict<SubnetStatus> {
-    let accepted = is_accepted(subnet);
-    let status = bare(subnet);
-    let namespace = subnet.namespace().unwrap_or_default();
-    let key = (namespace, subnet.spec.network.clone());
-    let taken: HashMap<IpAddr, Holder> = held
-        .iter()
-        .filter_map(|a| Some((a.spec.address.parse().ok()?, Holder::of(a))))
-        .collect();
-    if subnet.metadata.deletion_timestamp.is_some() {
-        return deleting(subnet, status, accepted, held, taken, key, out);
-    }
-    let parsed = match spec::parse(&subnet.spec) {
-        Ok(parsed) => parsed,
-        Err(message) => {
-            // In force with what it had, if it was in force.
-            if accepted && let Some(parsed) = last_good(subnet) {
-                open(subnet, parsed, taken, key, true, out);
-            }
-            return refuse(status, Reason::InvalidSpec, message);
-        }
-    };
-    let Some(parent) = parents.get(&key) else {
-        return refuse(
-            status,
-            Reason::NetworkNotFound,
-            format!(
-                "Network {} does not exist in namespace {}; make it, or correct `network`",
-                key.1, key.0
-            ),
-        );
-    };
-    if !accepted && !parent.usable {
-        return refuse(
-            status,
-            Reason::DependencyNotReady,
-            format!("Network {} is not ready; see its conditions", key.1),
-        );
-    }
-    if let Some(other) = overlapping(parsed.cidr, out.ledgers.get(&key)) {
-        return refuse(
-            status,
-            Reason::SubnetOverlap,
-            format!(
-                "cidr `{}` overlaps `{}` of Subnet {}, which is in force in Network {}; take \
-                 another range, or delete the other Subnet",
-                subnet.spec.cidr,
-                other.parsed.cidr,
-                other.name(),
-                key.1
-            ),
-        );
-    }
-    reserve(subnet, parsed, held, taken, parent, key, out)
-}
-
-fn overlapping(cidr: IpNet, others: Option<&Vec<Ledger>>) -> Option<&Ledger> {
-    others?
-        .iter()
-        .find(|other| other.parsed.cidr.contains(&cidr) || cidr.contains(&other.parsed.cidr))
-}
-
-fn reserve(
-    subnet: &Arc<Subnet>,
-    mut parsed: Parsed,
-    held: &[&Arc<IPAllocation>],
-    mut taken: HashMap<IpAddr, Holder>,
-    parent: &Parent,
-    key: (String, String),
-    out: &mut Subnets,
-) -> Verdict<SubnetStatus> {
-    let mut status = bare(subnet);
-    let old_gateway = address(status.gateway_ip.as_ref());
-    let mut trouble = None;
-    if let Some(gateway) = parsed.gateway
-        && let Some(holder @ Holder::Port { .. }) = taken.get(&gateway)
-    {
-        trouble = Some(format!(
-            "gatewayIP `{gateway}` is held by {holder}; delete that Port, or choose another gateway"
-        ));
-        parsed.gateway = old_gateway;
-    }
-    let service = address(status.service_ip.as_ref())
-        .filter(|service| Some(*service) != parsed.gateway)
-        .or_else(|| choose_service(&parsed, &taken));
-    let Some(service) = service else {
-        return refuse(
-            status,
-            Reason::SubnetExhausted,
-            format!(
-                "no address of `{}` is left for DHCP and metadata",
-                subnet.spec.cidr
-            ),
-        );
-    };
-    let own: Vec<IpAddr> = parsed.gateway.into_iter().chain([service]).collect();
-    for address in &own {
-        if !taken.contains_key(address) {
-            out.create.push(allocation(subnet, *address, None));
-            taken.insert(*address, Holder::Subnet);
-        }
-    }
-    for allocation in held {
-        if allocation.spec.port.is_none()
-            && let Ok(address) = allocation.spec.address.parse::<IpAddr>()
-            && !own.contains(&address)
-        {
-            out.delete.push((*allocation).clone());
-            taken.remove(&address);
-        }
-    }
-    status.network_uid = parent.network.uid();
-    status.gateway_ip = parsed.gateway.map(|a| a.to_string());
-    status.service_ip = Some(service.to_string());
-    open(subnet, parsed, taken, key, true, out);
-    match trouble {
-        Some(message) => refuse(status, Reason::AddressInUse, message),
-        None => Verdict {
-            status,
-            observation: Observation::yes(
-                ConditionType::Ready,
-                Reason::Ready,
-                format!("addresses of {} are handed out", subnet.spec.cidr),
-            ),
-            fate: Fate::Keep,
-        },
-    }
-}
-
 fn address(text: Option<&String>) -> Option<IpAddr> {
     text?.parse().ok()
 }
 
-/// What an accepted Subnet goes on with when its spec has become unusable: its range, which
-/// cannot change, and no pool, so that nobody gets an address by a rule that is wrong.
-fn last_good(subnet: &Subnet) -> Option<Parsed> {
-    let cidr = spec::cidr(&subnet.spec.cidr).ok()?;
-    Some(Parsed {
-        cidr,
-        hosts: pileus_values::range::AddressRange::hosts(cidr),
-        gateway: address(subnet.status.as_ref().and_then(|s| s.gateway_ip.as_ref())),
-        pools: Vec::new(),
-    })
+/// The addresses in use of a Subnet.
+type Allocated = HashMap<IpAddr, Holder>;
+
+struct Planner<'p, 'a> {
+    planning: &'p mut Planning<'a>,
+    networks: HashMap<Key, ParentNetwork>,
 }
 
-fn choose_service(parsed: &Parsed, taken: &HashMap<IpAddr, Holder>) -> Option<IpAddr> {
+impl Planner<'_, '_> {
+    fn decide(
+        &mut self,
+        subnet: &Arc<Subnet>,
+        allocations: &[&Arc<IPAllocation>],
+    ) -> Decision<SubnetStatus> {
+        let status = bare_status(subnet);
+        let network = network_key(subnet);
+        let allocated: Allocated = allocations
+            .iter()
+            .filter_map(|a| Some((a.spec.address.parse().ok()?, Holder::of(a))))
+            .collect();
+        if is_deleting(&**subnet) {
+            return self.delete(subnet, status, allocations, allocated);
+        }
+        let parsed = match spec::parse(&subnet.spec) {
+            Ok(parsed) => parsed,
+            Err(message) => {
+                // It stays in force with what it had, if it was in force.
+                if is_accepted(subnet)
+                    && let Some(parsed) = readable_part(subnet)
+                {
+                    self.accept(subnet, parsed, allocated, &status, true);
+                }
+                return Decision::not_ready(status, Reason::InvalidSpec, message);
+            }
+        };
+        let Some(parent) = self.networks.get(&network).cloned() else {
+            return Decision::not_ready(
+                status,
+                Reason::NetworkNotFound,
+                format!(
+                    "Network {} does not exist in namespace {}; make it, or correct `network`",
+                    network.name, network.namespace
+                ),
+            );
+        };
+        if !is_accepted(subnet) && !parent.usable {
+            return Decision::not_ready(
+                status,
+                Reason::DependencyNotReady,
+                format!("Network {} is not ready; see its conditions", network.name),
+            );
+        }
+        if let Some(other) = overlapping(parsed.cidr, self.planning.pools.get(&network)) {
+            return Decision::not_ready(
+                status,
+                Reason::SubnetOverlap,
+                format!(
+                    "cidr `{}` overlaps `{}` of Subnet {}, which is in force in Network {}; take \
+                     another range, or delete the other Subnet",
+                    subnet.spec.cidr,
+                    other.cidr,
+                    other.name(),
+                    network.name
+                ),
+            );
+        }
+        self.reserve(subnet, parsed, allocations, allocated, &parent)
+    }
+
+    /// Reserves the Subnet's own addresses and accepts it.
+    fn reserve(
+        &mut self,
+        subnet: &Arc<Subnet>,
+        mut parsed: ParsedSpec,
+        allocations: &[&Arc<IPAllocation>],
+        mut allocated: Allocated,
+        parent: &ParentNetwork,
+    ) -> Decision<SubnetStatus> {
+        let mut status = bare_status(subnet);
+        let mut gateway_in_use = None;
+        if let Some(gateway) = parsed.gateway
+            && let Some(holder @ Holder::Port { .. }) = allocated.get(&gateway)
+        {
+            gateway_in_use = Some(format!(
+                "gatewayIP `{gateway}` is held by {holder}; delete that Port, or choose another gateway"
+            ));
+            parsed.gateway = address(status.gateway_ip.as_ref());
+        }
+        let service = address(status.service_ip.as_ref())
+            .filter(|service| Some(*service) != parsed.gateway)
+            .or_else(|| choose_service(&parsed, &allocated));
+        let Some(service) = service else {
+            return Decision::not_ready(
+                status,
+                Reason::SubnetExhausted,
+                format!(
+                    "no address of `{}` is left for DHCP and metadata",
+                    subnet.spec.cidr
+                ),
+            );
+        };
+        let own: Vec<IpAddr> = parsed.gateway.into_iter().chain([service]).collect();
+        let changes = &mut self.planning.allocations;
+        for address in &own {
+            if !allocated.contains_key(address) {
+                changes.allocate.push(allocation(subnet, *address, None));
+                allocated.insert(*address, Holder::Subnet);
+            }
+        }
+        for allocation in allocations {
+            if allocation.spec.port.is_none()
+                && let Ok(address) = allocation.spec.address.parse::<IpAddr>()
+                && !own.contains(&address)
+            {
+                changes.release.push((*allocation).clone());
+                allocated.remove(&address);
+            }
+        }
+        status.network_uid = parent.network.uid();
+        status.gateway_ip = parsed.gateway.map(|a| a.to_string());
+        status.service_ip = Some(service.to_string());
+        self.accept(subnet, parsed, allocated, &status, true);
+        if let Some(message) = gateway_in_use {
+            return Decision::not_ready(status, Reason::AddressInUse, message);
+        }
+        let message = format!("addresses of {} are handed out", subnet.spec.cidr);
+        Decision::ready(status, message)
+    }
+
+    /// Adds an accepted Subnet to the pools and to the compiler's input.
+    fn accept(
+        &mut self,
+        subnet: &Arc<Subnet>,
+        parsed: ParsedSpec,
+        allocated: Allocated,
+        status: &SubnetStatus,
+        open: bool,
+    ) {
+        let Planning { cluster, ovn, .. } = *self.planning;
+        let network = network_key(subnet);
+        let cidr = parsed.cidr;
+        let in_ovn = ovn.addresses.get(&switch_name(cluster, &network));
+        let in_ovn = in_ovn.into_iter().flatten();
+        self.planning.topology.subnets.push(SubnetIn {
+            owner: owner(cluster, &**subnet),
+            network: network.name.clone(),
+            cidr,
+            gateway: address(status.gateway_ip.as_ref()),
+            service: address(status.service_ip.as_ref()),
+            dns_servers: parsed.dns_servers,
+            host_routes: parsed.host_routes,
+            dhcp: subnet.spec.dhcp == Dhcp::Enabled,
+        });
+        let pool = AddressPool {
+            subnet: subnet.clone(),
+            cidr,
+            hosts: parsed.hosts,
+            ranges: parsed.pools,
+            open,
+            allocated,
+            in_ovn: in_ovn
+                .filter(|(address, _)| cidr.contains(*address))
+                .map(|(address, port)| (*address, port.clone()))
+                .collect(),
+        };
+        self.planning.pools.entry(network).or_default().push(pool);
+    }
+
+    fn delete(
+        &mut self,
+        subnet: &Arc<Subnet>,
+        status: SubnetStatus,
+        allocations: &[&Arc<IPAllocation>],
+        allocated: Allocated,
+    ) -> Decision<SubnetStatus> {
+        let users: Vec<String> = allocated
+            .values()
+            .filter(|holder| **holder != Holder::Subnet)
+            .map(ToString::to_string)
+            .collect();
+        if users.is_empty() {
+            let changes = &mut self.planning.allocations;
+            changes
+                .release
+                .extend(allocations.iter().map(|a| (*a).clone()));
+        } else if is_accepted(subnet)
+            && let Some(parsed) = spec::parse(&subnet.spec)
+                .ok()
+                .or_else(|| readable_part(subnet))
+        {
+            self.accept(subnet, parsed, allocated, &status, false);
+        }
+        Decision::deleting(status, "Subnet", users)
+    }
+}
+
+fn readable_part(subnet: &Subnet) -> Option<ParsedSpec> {
+    let gateway = subnet.status.as_ref().and_then(|s| s.gateway_ip.as_ref());
+    spec::readable_part(&subnet.spec, address(gateway))
+}
+
+fn overlapping(cidr: IpNet, others: Option<&Vec<AddressPool>>) -> Option<&AddressPool> {
+    others?
+        .iter()
+        .find(|other| other.cidr.contains(&cidr) || cidr.contains(&other.cidr))
+}
+
+fn choose_service(parsed: &ParsedSpec, allocated: &Allocated) -> Option<IpAddr> {
     let hosts = &parsed.hosts;
     let length = to_number(hosts.last()) - to_number(hosts.first());
-    let tries = u128::try_from(taken.len()).ok()?.saturating_add(2);
+    let tries = u128::try_from(allocated.len()).ok()?.saturating_add(2);
     (0..tries.min(length + 1))
         .filter_map(|step| hosts.nth(length - step))
         .find(|address| {
             Some(*address) != parsed.gateway
-                && !matches!(taken.get(address), Some(Holder::Port { .. }))
+                && !matches!(allocated.get(address), Some(Holder::Port { .. }))
         })
-}
-
-fn open(
-    subnet: &Arc<Subnet>,
-    parsed: Parsed,
-    taken: HashMap<IpAddr, Holder>,
-    key: (String, String),
-    open: bool,
-    out: &mut Subnets,
-) {
-    out.ledgers.entry(key).or_default().push(Ledger {
-        subnet: subnet.clone(),
-        parsed,
-        open,
-        taken,
-        hinted: HashMap::new(),
-    });
-}
-
-fn deleting(
-    subnet: &Arc<Subnet>,
-    status: SubnetStatus,
-    accepted: bool,
-    held: &[&Arc<IPAllocation>],
-    taken: HashMap<IpAddr, Holder>,
-    key: (String, String),
-    out: &mut Subnets,
-) -> Verdict<SubnetStatus> {
-    let users: Vec<String> = taken
-        .values()
-        .filter(|holder| **holder != Holder::Subnet)
-        .map(ToString::to_string)
-        .collect();
-    if users.is_empty() {
-        out.delete.extend(held.iter().map(|a| (*a).clone()));
-        return Verdict::release(status);
-    }
-    if accepted && let Some(parsed) = spec::parse(&subnet.spec).ok().or_else(|| last_good(subnet)) {
-        open(subnet, parsed, taken, key, false, out);
-    }
-    Verdict {
-        status,
-        observation: in_use("Subnet", users),
-        fate: Fate::Blocked,
-    }
 }

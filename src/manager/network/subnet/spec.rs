@@ -1,4 +1,4 @@
-//! Reads and checks what a Subnet says of itself. Pure.
+//! Parses and checks a Subnet's spec. Pure.
 
 use std::net::IpAddr;
 
@@ -7,23 +7,27 @@ use ipnet::IpNet;
 use pileus_api::SubnetSpec;
 use pileus_values::range::AddressRange;
 
-/// Largest and smallest ranges: beyond /8 nothing is left of 10.0.0.0/8, and a /30 has one
-/// address beside gateway and service address only if there is no gateway.
+/// Shortest and longest prefix: no private range is larger than a /8, and a /30 has an address
+/// for a Port only if there is no gateway.
 const PREFIX_V4: (u8, u8) = (8, 30);
 /// The same for IPv6.
 const PREFIX_V6: (u8, u8) = (16, 126);
 
 /// A Subnet's spec with everything parsed.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Parsed {
+pub struct ParsedSpec {
     /// The range.
     pub cidr: IpNet,
     /// The addresses that hosts can have.
     pub hosts: AddressRange,
     /// The gateway, if there is one.
     pub gateway: Option<IpAddr>,
-    /// Where addresses are taken from.
+    /// Where addresses are allocated from.
     pub pools: Vec<AddressRange>,
+    /// Name servers.
+    pub dns_servers: Vec<IpAddr>,
+    /// Routes: destination and next hop.
+    pub host_routes: Vec<(IpNet, IpAddr)>,
 }
 
 fn address(field: &str, text: &str) -> Result<IpAddr, String> {
@@ -48,7 +52,7 @@ fn range(field: &str, text: &str) -> Result<IpNet, String> {
 /// The range alone, for Subnets that are in force whatever else is wrong with them.
 ///
 /// # Errors
-/// Says what is wrong with `cidr`.
+/// Names what is wrong with `cidr`.
 pub fn cidr(text: &str) -> Result<IpNet, String> {
     let net = range("cidr", text)?;
     let (widest, narrowest) = match net {
@@ -87,8 +91,8 @@ pub fn cidr(text: &str) -> Result<IpNet, String> {
 /// Reads and checks a spec.
 ///
 /// # Errors
-/// Says which field has which value and what to write instead.
-pub fn parse(spec: &SubnetSpec) -> Result<Parsed, String> {
+/// Names the field, its value and what to write instead.
+pub fn parse(spec: &SubnetSpec) -> Result<ParsedSpec, String> {
     let cidr = cidr(&spec.cidr)?;
     let hosts = AddressRange::hosts(cidr);
     let gateway = gateway(spec, cidr, &hosts)?;
@@ -101,9 +105,12 @@ pub fn parse(spec: &SubnetSpec) -> Result<Parsed, String> {
         ));
     }
     let pools = pools(spec, cidr, &hosts, gateway)?;
-    for text in &spec.dns_servers {
-        address("dnsServers", text)?;
-    }
+    let dns_servers = spec
+        .dns_servers
+        .iter()
+        .map(|text| address("dnsServers", text))
+        .collect::<Result<_, _>>()?;
+    let mut host_routes = Vec::new();
     for route in &spec.host_routes {
         let destination = range(
             &format!("hostRoutes[{}].destination", route.name),
@@ -125,12 +132,41 @@ pub fn parse(spec: &SubnetSpec) -> Result<Parsed, String> {
                 spec.cidr
             ));
         }
+        host_routes.push((destination, hop));
     }
-    Ok(Parsed {
+    Ok(ParsedSpec {
         cidr,
         hosts,
         gateway,
         pools,
+        dns_servers,
+        host_routes,
+    })
+}
+
+/// What a Subnet in force keeps when its spec has become invalid: its range, which cannot change,
+/// its gateway so far, what else can be parsed, and no pool, so that no address is allocated from
+/// a wrong range.
+#[must_use]
+pub fn readable_part(spec: &SubnetSpec, gateway: Option<IpAddr>) -> Option<ParsedSpec> {
+    let cidr = cidr(&spec.cidr).ok()?;
+    let host_routes = spec.host_routes.iter().filter_map(|route| {
+        Some((
+            route.destination.parse().ok()?,
+            route.next_hop.parse().ok()?,
+        ))
+    });
+    Some(ParsedSpec {
+        cidr,
+        hosts: AddressRange::hosts(cidr),
+        gateway,
+        pools: Vec::new(),
+        dns_servers: spec
+            .dns_servers
+            .iter()
+            .filter_map(|text| text.parse().ok())
+            .collect(),
+        host_routes: host_routes.collect(),
     })
 }
 
@@ -230,7 +266,7 @@ mod tests {
         }
     }
 
-    fn refused(spec: &SubnetSpec, parts: &[&str]) {
+    fn assert_refused(spec: &SubnetSpec, parts: &[&str]) {
         let message = parse(spec).unwrap_err();
         for part in parts {
             assert!(message.contains(part), "{message} lacks {part}");
@@ -249,17 +285,17 @@ mod tests {
 
     #[test]
     fn bad_ranges_are_refused_with_the_way_out() {
-        refused(&spec("10.0.0.5/24"), &["10.0.0.5/24", "10.0.0.0/24"]);
-        refused(&spec("fd00::1/64"), &["fd00::/64"]);
-        refused(&spec("nonsense"), &["nonsense", "10.0.0.0/24"]);
-        refused(&spec("10.0.0.0/33"), &["10.0.0.0/33"]);
-        refused(&spec("10.0.0.0/32"), &["/30"]);
-        refused(&spec("0.0.0.0/0"), &["/8"]);
-        refused(&spec("127.0.0.0/24"), &["loopback"]);
-        refused(&spec("224.0.0.0/24"), &["multicast"]);
-        refused(&spec("169.254.0.0/16"), &["link-local"]);
-        refused(&spec("fe80::/64"), &["link-local"]);
-        refused(&spec("10.0.0.0/30"), &["no address left"]);
+        assert_refused(&spec("10.0.0.5/24"), &["10.0.0.5/24", "10.0.0.0/24"]);
+        assert_refused(&spec("fd00::1/64"), &["fd00::/64"]);
+        assert_refused(&spec("nonsense"), &["nonsense", "10.0.0.0/24"]);
+        assert_refused(&spec("10.0.0.0/33"), &["10.0.0.0/33"]);
+        assert_refused(&spec("10.0.0.0/32"), &["/30"]);
+        assert_refused(&spec("0.0.0.0/0"), &["/8"]);
+        assert_refused(&spec("127.0.0.0/24"), &["loopback"]);
+        assert_refused(&spec("224.0.0.0/24"), &["multicast"]);
+        assert_refused(&spec("169.254.0.0/16"), &["link-local"]);
+        assert_refused(&spec("fe80::/64"), &["link-local"]);
+        assert_refused(&spec("10.0.0.0/30"), &["no address left"]);
     }
 
     #[test]
@@ -268,36 +304,36 @@ mod tests {
         it.allocation_pools = vec![pool("a", "10.0.0.10", "10.0.0.20")];
         assert_eq!(parse(&it).unwrap().pools[0].len(), 11);
         it.allocation_pools = vec![pool("a", "10.0.0.20", "10.0.0.10")];
-        refused(&it, &["[a]", "smaller"]);
+        assert_refused(&it, &["[a]", "smaller"]);
         it.allocation_pools = vec![pool("a", "10.0.0.10", "10.0.1.10")];
-        refused(&it, &["[a]", "not within"]);
+        assert_refused(&it, &["[a]", "not within"]);
         it.allocation_pools = vec![pool("a", "10.0.0.1", "10.0.0.10")];
-        refused(&it, &["gateway 10.0.0.1"]);
+        assert_refused(&it, &["gateway 10.0.0.1"]);
         it.allocation_pools = vec![
             pool("a", "10.0.0.10", "10.0.0.20"),
             pool("b", "10.0.0.20", "10.0.0.30"),
         ];
-        refused(&it, &["[b]", "[a]"]);
+        assert_refused(&it, &["[b]", "[a]"]);
         it.allocation_pools = vec![pool("a", "fd00::1", "fd00::2")];
-        refused(&it, &["not within"]);
+        assert_refused(&it, &["not within"]);
     }
 
     #[test]
     fn gateway_servers_and_routes_are_checked() {
         let mut it = spec("10.0.0.0/24");
         it.gateway_ip = Some("10.0.1.1".into());
-        refused(&it, &["gatewayIP", "10.0.1.1", "10.0.0.0/24"]);
+        assert_refused(&it, &["gatewayIP", "10.0.1.1", "10.0.0.0/24"]);
         it.gateway_ip = Some("10.0.0.255".into());
-        refused(&it, &["broadcast"]);
+        assert_refused(&it, &["broadcast"]);
         it.gateway_ip = None;
         it.dns_servers = vec!["8.8.8".into()];
-        refused(&it, &["dnsServers", "8.8.8"]);
+        assert_refused(&it, &["dnsServers", "8.8.8"]);
         it.dns_servers.clear();
         it.host_routes = vec![HostRoute {
             name: "r".into(),
             destination: "fd00::/64".into(),
             next_hop: "10.0.0.9".into(),
         }];
-        refused(&it, &["hostRoutes[r]", "family"]);
+        assert_refused(&it, &["hostRoutes[r]", "family"]);
     }
 }

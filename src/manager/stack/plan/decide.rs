@@ -1,29 +1,29 @@
-//! What becomes of a resource: kept, changed, or made anew.
+//! Decides whether a resource is kept, updated or replaced.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use kube::ResourceExt;
 
+use super::conflicts::is_same;
 use super::forward::Walk;
-use super::room::is_same;
 use super::{Action, Entry, Reference, State};
-use crate::stack::ledger::PRE_CREATE;
+use crate::stack::record::PRE_CREATE;
 use pileus_stack::plan::Change;
 use pileus_stack::tree::Leaf;
-use pileus_stack::{hooks, kinds};
+use pileus_stack::{hooks, mapping};
 
-/// What is decided for a resource.
+/// What to do with a resource, with the number of the incarnation.
 pub(super) enum Decision {
-    /// This incarnation is what is wanted.
+    /// Keep this incarnation as it is.
     Keep(u32),
-    /// This incarnation is changed.
-    Change(u32),
-    /// A new one is made.
-    Make(u32),
+    /// Update this incarnation in place.
+    Update(u32),
+    /// Create this new incarnation.
+    Create(u32),
 }
 
 impl Walk<'_, '_> {
-    /// Keep, change or make: the least that brings what is wanted.
+    /// The smallest change that makes the resource what the template says.
     pub(super) fn decide(
         &self,
         path: &str,
@@ -31,33 +31,36 @@ impl Walk<'_, '_> {
         digests: &BTreeMap<String, String>,
         object: Option<&Reference>,
     ) -> pileus_stack::Result<Decision> {
-        let ledger = &self.pass.plan.ledger;
-        let usable = |entry: &Entry| is_usable(entry, &leaf.kind);
-        let newest = ledger.incarnations(path).next();
-        let mut usable = ledger
+        let record = &self.pass.plan.record;
+        let usable = |entry: &Entry| is_usable(entry, &leaf.resource_type);
+        let newest = record.incarnations(path).next();
+        let mut usable = record
             .incarnations(path)
             .filter(|(_, entry)| usable(entry))
             .peekable();
         let candidate = usable.peek().copied();
-        // A rollback finds what the replacement has not taken the place of yet.
+        // A rollback may find the older incarnation, which its replacement has not replaced yet.
         if let Some((number, entry)) = usable.find(|(_, entry)| entry.properties == *digests) {
-            return Ok(if entry.again {
-                Decision::Change(number)
+            return Ok(if entry.reapply {
+                Decision::Update(number)
             } else {
                 Decision::Keep(number)
             });
         }
         let next = match newest {
-            Some((number, entry)) if entry.waits.as_deref() == Some(PRE_CREATE) => number,
+            Some((number, entry)) if entry.hook_reached.as_deref() == Some(PRE_CREATE) => number,
             Some((number, _)) => number.saturating_add(1),
             None => 1,
         };
         let restricted = hooks::of(&self.registry, path).restricted;
         let Some((number, have)) = candidate else {
-            if ledger.incarnations(path).any(|(_, entry)| is_worth(entry)) {
-                permit(&restricted, "replace")?;
+            if record
+                .incarnations(path)
+                .any(|(_, entry)| is_protected(entry))
+            {
+                check_restricted(&restricted, "replace")?;
             }
-            return Ok(Decision::Make(next));
+            return Ok(Decision::Create(next));
         };
         let names: BTreeSet<&String> = digests.keys().chain(have.properties.keys()).collect();
         let changed = names
@@ -74,10 +77,10 @@ impl Walk<'_, '_> {
         };
         let mut replace = false;
         for property in changed {
-            match change(leaf, property) {
+            match change_of(leaf, property) {
                 Change::InPlace => {}
-                // Another version of its kind, or its own namespace written out.
-                Change::Replace if property == kinds::IDENTITY && stays() => {}
+                // Still the same object: another API version, or the namespace is written out.
+                Change::Replace if property == mapping::IDENTITY && stays() => {}
                 Change::Replace => replace = true,
                 Change::Refuse => {
                     return Err(pileus_stack::Error::at(
@@ -87,52 +90,54 @@ impl Walk<'_, '_> {
                 }
             }
         }
-        permit(&restricted, if replace { "replace" } else { "update" })?;
+        check_restricted(&restricted, if replace { "replace" } else { "update" })?;
         Ok(if replace {
-            Decision::Make(next)
+            Decision::Create(next)
         } else {
-            Decision::Change(number)
+            Decision::Update(number)
         })
     }
 }
 
-/// Whether an incarnation can be what is wanted of a type, as it is or changed; what cannot is
-/// made anew.
+/// Whether an incarnation can be kept or updated for a resource of this type; otherwise it must be
+/// replaced.
 pub(super) fn is_usable(entry: &Entry, kind: &str) -> bool {
-    entry.kind == kind
+    entry.resource_type == kind
         && !entry.replace
         && !entry.external
         && entry.action != Action::Delete
-        && entry.waits.as_deref() != Some(PRE_CREATE)
+        && entry.hook_reached.as_deref() != Some(PRE_CREATE)
 }
 
-/// Whether a restriction protects an incarnation: something was made, and nobody has asked for
-/// it to go.
-fn is_worth(entry: &Entry) -> bool {
+/// Whether restricted actions protect an incarnation: it exists, and is not being deleted.
+fn is_protected(entry: &Entry) -> bool {
     let there = !entry.objects.is_empty() || entry.state == State::Complete;
     there && !entry.external && entry.action != Action::Delete
 }
 
 /// Refuses what the environment's `restricted_actions` forbid.
-pub(super) fn permit(restricted: &BTreeSet<String>, action: &str) -> pileus_stack::Result<()> {
+pub(super) fn check_restricted(
+    restricted: &BTreeSet<String>,
+    action: &str,
+) -> pileus_stack::Result<()> {
     if !restricted.contains(action) {
         return Ok(());
     }
-    // Heat's words, and the way out.
+    // Heat's message, and the solution.
     Err(pileus_stack::Error::new(format!(
-        "{action} is restricted for resource: the environment's restricted_actions forbid it; take \
-         it out of them, or leave the resource as it is"
+        "{action} is restricted for resource: the environment's restricted_actions forbid it; \
+         remove it there, or leave the resource as it is"
     )))
 }
 
-/// How a resource takes a change of a property: as its type does, but for user data, whose
-/// change may be ignored by a Server that has started with it.
-fn change(leaf: &Leaf, property: &str) -> Change {
+/// How a resource handles a change of a property: as its type says, except that a Server may ignore
+/// a change of its user data (`user_data_update_policy`).
+fn change_of(leaf: &Leaf, property: &str) -> Change {
     let policy = |properties: &pileus_stack::value::Map| {
         properties.get("user_data_update_policy") == Some(&"IGNORE".into())
     };
     if property == "user_data" && leaf.properties.as_ref().is_ok_and(policy) {
         return Change::InPlace;
     }
-    kinds::change(&leaf.kind, property)
+    mapping::change(&leaf.resource_type, property)
 }

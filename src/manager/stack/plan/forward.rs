@@ -1,4 +1,4 @@
-//! What is made, changed and kept, on the way to a template.
+//! Creates, updates and keeps resources until the stack is what its template says.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -7,158 +7,165 @@ use kube::ResourceExt;
 use sha2::{Digest, Sha256};
 
 use super::batch;
+use super::conflicts::{Forecast, NameCheck};
 use super::decide::Decision;
-use super::leaf::{self, Progress};
 use super::rebuild::Search;
-use super::room::{Look, Names};
+use super::resource_state::{self, Progress};
 use super::{Action, Entry, Key, Pass, Reference, Sources, State, Step, since};
 use pileus_stack::functions::Known;
 use pileus_stack::hooks;
-use pileus_stack::kinds::{self, How, Kind, Makes, Request, Settles};
+use pileus_stack::mapping::{
+    self, MappedObjects, MappedValue, Mapping, MappingInput, SupportedType,
+};
 use pileus_stack::tree::{self, Flat, Leaf};
 use pileus_stack::value::{Map, Value};
 
-/// How long what is under way is waited for once something has failed; Heat's
+/// How long resources in progress may continue after another one has failed; Heat's
 /// `error_wait_time`.
 const ERROR_WAIT: Duration = Duration::from_secs(240);
 
-/// One look at the template, with what has been found so far.
+/// One evaluation of the template, resource by resource, with the results so far.
 pub(super) struct Walk<'p, 'a> {
     pub(super) pass: &'p mut Pass<'a>,
-    /// Nothing is begun: only what is known is gathered.
-    pub(super) only_look: bool,
-    /// Incarnations that are wanted.
+    /// Nothing is started or recorded, only evaluated.
+    pub(super) read_only: bool,
+    /// By path: the incarnation that is wanted.
     pub(super) targets: BTreeMap<String, u32>,
-    /// Those that are as they should be.
-    pub(super) settled: BTreeSet<String>,
-    /// Texts of software configurations.
+    /// Paths of resources that are ready.
+    pub(super) ready: BTreeSet<String>,
+    /// Texts of software configurations by reference id.
     configs: BTreeMap<String, String>,
-    /// A resource has failed: nothing more is begun.
+    /// A resource has failed: nothing more is started.
     pub(super) failing: bool,
-    /// The incarnation that is kept, changed or made.
+    /// By path: the incarnation that is kept, updated or created.
     pub(super) decided: BTreeMap<String, u32>,
-    /// What the whole template wants, once that was asked for.
-    pub(super) look: Option<Look>,
-    /// Servers that are to be stopped, once what uses them is.
+    /// What the whole template wants, once that is needed.
+    pub(super) forecast: Option<Forecast>,
+    /// Servers to stop, after those that use them: key, manifests and their digest.
     pub(super) to_stop: Vec<(Key, Vec<Value>, String)>,
-    /// The environment's, which says where resources wait and what must not be done.
+    /// The environment's `resource_registry`, with hooks and restricted actions.
     pub(super) registry: Map,
-    /// What the resource's objects should be, for checks.
-    pub(super) wanted: BTreeMap<Key, Vec<Value>>,
-    /// Nothing is done: what a lost record had is looked for.
+    /// The wanted objects of each incarnation, for checks.
+    pub(super) manifests: BTreeMap<Key, Vec<Value>>,
+    /// Set when a lost record is rebuilt: nothing is started, existing objects are searched for.
     pub(super) search: Option<Search>,
 }
 
 impl<'p, 'a> Walk<'p, 'a> {
-    pub(super) fn new(pass: &'p mut Pass<'a>, only_look: bool) -> Self {
+    pub(super) fn new(pass: &'p mut Pass<'a>, read_only: bool) -> Self {
         let failing = is_failing(pass);
         Self {
             pass,
-            only_look,
+            read_only,
             targets: BTreeMap::new(),
-            settled: BTreeSet::new(),
+            ready: BTreeSet::new(),
             configs: BTreeMap::new(),
             failing,
             decided: BTreeMap::new(),
-            look: None,
+            forecast: None,
             to_stop: Vec::new(),
             registry: Map::new(),
-            wanted: BTreeMap::new(),
+            manifests: BTreeMap::new(),
             search: None,
         }
     }
 
-    /// Evaluates the template, and does what can be done on the way.
+    /// Evaluates the template, and plans what can be done now.
     pub(super) fn walk(&mut self, sources: &Sources) -> pileus_stack::Result<Flat> {
         let mut input = super::input(self.pass.stack, sources)?;
-        let ledger = &self.pass.plan.ledger;
-        input.removed.clone_from(&ledger.removed);
-        input.members = batch::members(ledger);
-        if !self.only_look {
-            let sizes = ledger.rolling.iter();
+        let record = &self.pass.plan.record;
+        input.removed.clone_from(&record.removed_members);
+        input.members = batch::members(record);
+        if !self.read_only {
+            let sizes = record.rolling.iter();
             let sizes = sizes.filter_map(|(path, at)| Some((path.clone(), at.capacity()?)));
             input.sizes = sizes.collect();
         }
         self.registry.clone_from(&input.environment.registry);
-        let flat = tree::flatten(&input, &mut |path, leaf| self.settle(path, leaf));
+        let flat = tree::flatten(&input, &mut |path, leaf| self.resolve(path, leaf));
         flat.map_err(|stop| stop.error)
     }
 
-    /// What is known of a resource, if it is as it should be; if it is not, what can be done
-    /// for that.
-    fn settle(&mut self, path: &str, leaf: &Leaf) -> Option<Known> {
-        let known = match self.one(path, leaf) {
+    /// The reference id and attributes of a resource if it is ready; otherwise plans what can be
+    /// done now to make it ready.
+    fn resolve(&mut self, path: &str, leaf: &Leaf) -> Option<Known> {
+        let known = match self.try_resolve(path, leaf) {
             Ok(known) => known,
             Err(error) if self.search.is_some() => {
-                self.differs(path, &error.to_string());
+                self.add_difference(path, &error.to_string());
                 None
             }
             Err(error) => {
-                self.fail(path, leaf, &error.to_string());
+                self.fail_resource(path, leaf, &error.to_string());
                 None
             }
         };
         if known.is_some() {
-            self.settled.insert(path.to_owned());
+            self.ready.insert(path.to_owned());
         }
         known
     }
 
-    fn one(&mut self, path: &str, leaf: &Leaf) -> pileus_stack::Result<Option<Known>> {
-        let Some(kind) = kinds::find(&leaf.kind) else {
-            let message = format!("resources of the type `{}` cannot be made yet", leaf.kind);
+    fn try_resolve(&mut self, path: &str, leaf: &Leaf) -> pileus_stack::Result<Option<Known>> {
+        let Some(supported) = mapping::find(&leaf.resource_type) else {
+            let message = format!(
+                "resources of the type `{}` are not supported yet",
+                leaf.resource_type
+            );
             return Err(pileus_stack::Error::new(message));
         };
         if !leaf.external_id.is_null() {
-            return Ok(Some(self.external(path, leaf, kind)));
+            return Ok(Some(self.external_resource(path, leaf, supported)));
         }
         if self.search.is_some() {
-            return self.find_again(path, leaf, kind);
+            return self.rebuild_resource(path, leaf, supported);
         }
         let properties = leaf.properties.clone()?;
-        kinds::check::refuse(kind, &properties)?;
-        match kind.how {
-            How::Values(map) => self.value(path, leaf, &properties, map),
-            How::Objects { map, .. } => self.objects(path, leaf, kind, &properties, map),
+        mapping::check::refuse(supported, &properties)?;
+        match supported.mapping {
+            Mapping::Values(map) => self.value_resource(path, leaf, &properties, map),
+            Mapping::Objects { map, .. } => {
+                self.object_resource(path, leaf, supported, &properties, map)
+            }
         }
     }
 
     fn external_number(&self, path: &str) -> u32 {
-        let ledger = &self.pass.plan.ledger;
-        let mut incarnations = ledger.incarnations(path);
+        let record = &self.pass.plan.record;
+        let mut incarnations = record.incarnations(path);
         let newest = incarnations.next();
         match newest {
             Some((number, entry)) if entry.external => number,
-            // What the stack has made under this name is another thing.
+            // The stack's own object of this resource is another one.
             Some((number, _)) => number.saturating_add(1),
             None => 1,
         }
     }
 
-    /// What exists and is not the stack's: known by its name, and never touched.
-    fn external(&mut self, path: &str, leaf: &Leaf, kind: &Kind) -> Known {
+    /// A resource with an `external_id`: its object is found by name, and never changed.
+    fn external_resource(&mut self, path: &str, leaf: &Leaf, supported: &SupportedType) -> Known {
         let name = leaf.external_id.as_str().unwrap_or_default();
         let number = self.external_number(path);
         self.targets.insert(path.to_owned(), number);
-        if !self.only_look {
-            let now = self.pass.seen.now;
+        if !self.read_only {
+            let now = self.pass.observed.now;
             let entry = self.entry((path.to_owned(), number));
-            entry.kind.clone_from(&leaf.kind);
+            entry.resource_type.clone_from(&leaf.resource_type);
             entry.external = true;
-            entry.set(
+            entry.set_state(
                 Action::Create,
                 State::Complete,
                 format!("`{name}` exists already"),
                 now,
             );
         }
-        let lookup = self.pass.seen.find;
+        let lookup = self.pass.observed.lookup;
         let find = |kind: &str, name: &str| lookup.find(kind, name);
-        let mut known = match kind.how {
-            How::Objects { kind: object, .. } => find(object, name)
-                .map(|object| kinds::known(&leaf.kind, &object, &find))
+        let mut known = match supported.mapping {
+            Mapping::Objects { kind: object, .. } => find(object, name)
+                .map(|object| mapping::known(&leaf.resource_type, &object, &find))
                 .unwrap_or_default(),
-            How::Values(_) => Known::default(),
+            Mapping::Values(_) => Known::default(),
         };
         known.refid = leaf.external_id.clone();
         known.open = true;
@@ -172,14 +179,14 @@ impl<'p, 'a> Walk<'p, 'a> {
         properties: &'r Map,
         metadata: &'r Value,
         seed: &'r [u8],
-        find: kinds::Find<'r>,
-    ) -> Request<'r> {
-        Request {
+        find: mapping::FindObject<'r>,
+    ) -> MappingInput<'r> {
+        MappingInput {
             name,
             namespace,
             properties,
             metadata,
-            suspended: self.pass.plan.ledger.suspended,
+            suspended: self.pass.plan.record.suspended,
             configs: &self.configs,
             find,
             seed,
@@ -188,7 +195,7 @@ impl<'p, 'a> Walk<'p, 'a> {
 
     pub(super) fn name(&self, path: &str, number: u32) -> String {
         let stack = self.pass.stack;
-        kinds::object_name(
+        mapping::object_name(
             &stack.name_any(),
             &stack.uid().unwrap_or_default(),
             path,
@@ -196,93 +203,94 @@ impl<'p, 'a> Walk<'p, 'a> {
         )
     }
 
-    /// A resource that is nothing but its properties.
-    fn value(
+    /// A resource without objects.
+    fn value_resource(
         &mut self,
         path: &str,
         leaf: &Leaf,
         properties: &Map,
-        map: fn(&Request<'_>) -> pileus_stack::Result<Settles>,
+        map: fn(&MappingInput<'_>) -> pileus_stack::Result<MappedValue>,
     ) -> pileus_stack::Result<Option<Known>> {
-        let digests = leaf::digests(leaf, properties, &self.pass.plan.ledger.seed, None);
+        let digests = resource_state::digests(leaf, properties, &self.pass.plan.record.seed, None);
         let decision = self.decide(path, leaf, &digests, None)?;
-        let (Decision::Keep(number) | Decision::Change(number) | Decision::Make(number)) = decision;
+        let (Decision::Keep(number) | Decision::Update(number) | Decision::Create(number)) =
+            decision;
         let name = self.name(path, number);
         let namespace = self.pass.stack.namespace().unwrap_or_default();
-        let seed = &self.pass.plan.ledger.seed;
+        let seed = &self.pass.plan.record.seed;
         let seed = Sha256::digest(format!("{seed}/{path}#{number}"));
-        let lookup = self.pass.seen.find;
+        let lookup = self.pass.observed.lookup;
         let find = |kind: &str, name: &str| lookup.find(kind, name);
-        let settles =
+        let value =
             map(&self.request(&name, &namespace, properties, &leaf.metadata, &seed, &find))?;
         if !matches!(decision, Decision::Keep(_)) {
-            if !self.may_begin(path, number, leaf, &decision) {
+            if !self.may_start(path, number, leaf, &decision) {
                 return Ok(None);
             }
-            self.begin(path, number, leaf, &decision, &digests);
+            self.start(path, number, leaf, &decision, &digests);
         }
         let key = (path.to_owned(), number);
         self.targets.insert(path.to_owned(), number);
-        if !self.only_look {
-            self.refresh(&key, leaf);
-            self.pass_time(&key, &settles);
+        if !self.read_only {
+            self.update_requirements(&key, leaf);
+            self.wait_for_delay(&key, &value);
         }
         if self
             .pass
             .plan
-            .ledger
+            .record
             .entries
             .get(&key)
             .is_none_or(|e| e.state != State::Complete)
         {
             return Ok(None);
         }
-        Ok(Some(self.settled_value(settles)))
+        Ok(Some(self.known_value(value)))
     }
 
-    pub(super) fn settled_value(&mut self, settles: Settles) -> Known {
-        if let (Some(config), Some(id)) = (&settles.config, settles.refid.as_str()) {
+    pub(super) fn known_value(&mut self, value: MappedValue) -> Known {
+        if let (Some(config), Some(id)) = (&value.config, value.refid.as_str()) {
             self.configs.insert(id.to_owned(), config.clone());
         }
         Known {
-            refid: settles.refid,
-            // What has no attributes at all has whatever is asked for, without a value.
-            open: settles.attributes.is_empty(),
-            attributes: settles.attributes,
+            refid: value.refid,
+            // A type without attributes returns null for every attribute.
+            open: value.attributes.is_empty(),
+            attributes: value.attributes,
         }
     }
 
-    /// Lets a resource that takes its time do so.
-    fn pass_time(&mut self, key: &Key, settles: &Settles) {
-        let now = self.pass.seen.now;
-        let Some(entry) = self.pass.plan.ledger.entries.get_mut(key) else {
+    /// Completes or fails a resource without objects after the delay that its type has.
+    fn wait_for_delay(&mut self, key: &Key, value: &MappedValue) {
+        let now = self.pass.observed.now;
+        let Some(entry) = self.pass.plan.record.entries.get_mut(key) else {
             return;
         };
         if entry.state != State::InProgress {
             return;
         }
-        let left = Duration::from_millis(settles.takes).saturating_sub(since(entry.since, now));
+        let left = Duration::from_millis(value.delay_ms).saturating_sub(since(entry.since, now));
         if !left.is_zero() {
-            self.pass.again_in(left);
-        } else if let Some(why) = &settles.fails {
-            entry.set(entry.action, State::Failed, why, now);
+            self.pass.requeue_in(left);
+        } else if let Some(why) = &value.failure {
+            entry.set_state(entry.action, State::Failed, why, now);
             self.failing = true;
         } else {
             self.complete(key);
         }
     }
 
-    /// A resource that is an object.
-    fn objects(
+    /// A resource with objects.
+    fn object_resource(
         &mut self,
         path: &str,
         leaf: &Leaf,
-        kind: &Kind,
+        supported: &SupportedType,
         properties: &Map,
-        map: fn(&Request<'_>) -> pileus_stack::Result<Makes>,
+        map: fn(&MappingInput<'_>) -> pileus_stack::Result<MappedObjects>,
     ) -> pileus_stack::Result<Option<Known>> {
         let namespace = self.pass.stack.namespace().unwrap_or_default();
-        let lookup = self.pass.seen.find;
+        let lookup = self.pass.observed.lookup;
         let find = |kind: &str, name: &str| lookup.find(kind, name);
         let made = |walk: &Self, number: u32| {
             let name = walk.name(path, number);
@@ -291,66 +299,72 @@ impl<'p, 'a> Walk<'p, 'a> {
             makes.map(|makes| (makes, name))
         };
         let (makes, name) = made(self, 1)?;
-        let seed = self.pass.plan.ledger.seed.clone();
-        let digests = leaf::digests(leaf, properties, &seed, Some((&makes, &name)));
+        let seed = self.pass.plan.record.seed.clone();
+        let digests = resource_state::digests(leaf, properties, &seed, Some((&makes, &name)));
         let main = makes.objects.last().map(Reference::of);
         let mut decision = self.decide(path, leaf, &digests, main.as_ref())?;
-        let (Decision::Keep(number) | Decision::Change(number) | Decision::Make(number)) = decision;
+        let (Decision::Keep(number) | Decision::Update(number) | Decision::Create(number)) =
+            decision;
         let (makes, _) = made(self, number)?;
         let key = (path.to_owned(), number);
         self.decided.insert(path.to_owned(), number);
         if matches!(decision, Decision::Keep(_))
-            && !self.only_look
-            && self.was_taken(&key, leaf.retain)
+            && !self.read_only
+            && self.needs_reclaim(&key, leaf.retain)
         {
-            decision = Decision::Change(number);
+            decision = Decision::Update(number);
         }
-        let digest = leaf::digest(&seed, &leaf::canonical(&Value::from(makes.objects.clone())));
-        let mut unread = false;
+        let digest = resource_state::digest(
+            &seed,
+            &resource_state::canonical(&Value::from(makes.objects.clone())),
+        );
+        let mut must_read_first = false;
         if !matches!(decision, Decision::Keep(_)) {
-            if !self.may_begin(path, number, leaf, &decision) || !self.make_room(&key, &makes)? {
+            if !self.may_start(path, number, leaf, &decision)
+                || !self.remove_conflicting(&key, &makes)?
+            {
                 return Ok(None);
             }
-            let names = self.names(&key, &makes)?;
-            if matches!(names, Names::Wait) {
+            let name_check = self.check_name(&key, &makes)?;
+            if matches!(name_check, NameCheck::Wait) {
                 return Ok(None);
             }
-            self.begin(path, number, leaf, &decision, &digests);
+            self.start(path, number, leaf, &decision, &digests);
             let entry = self.entry(key.clone());
             let before = std::mem::take(&mut entry.objects);
             entry.objects = makes.objects.iter().map(Reference::of).collect();
-            // What exists and was not asked for by this name has to be read first.
+            // An object that was not read by this name must be read first: it may exist.
             let renamed = !before.is_empty() && before.last() != entry.objects.last();
-            unread = renamed || matches!(names, Names::HandedOver);
+            must_read_first = renamed || matches!(name_check, NameCheck::TakeOver);
             entry.claims = makes.claims;
             entry.digest.clone_from(&digest);
-            entry.by_account = kind.by_account;
+            entry.by_account = supported.by_account;
         }
         self.targets.insert(path.to_owned(), number);
-        self.wanted.insert(key.clone(), makes.objects.clone());
-        if !self.only_look {
-            self.refresh(&key, leaf);
+        self.manifests.insert(key.clone(), makes.objects.clone());
+        if !self.read_only {
+            self.update_requirements(&key, leaf);
             self.suspend(&key, &makes.objects, &digest);
-            if unread {
-                self.pass.again_in(Duration::ZERO);
+            if must_read_first {
+                self.pass.requeue_in(Duration::ZERO);
             } else {
-                self.push_on(&key, &makes.objects, Some(properties));
+                self.apply_and_observe(&key, &makes.objects, Some(properties));
             }
         }
-        let Some(entry) = self.pass.plan.ledger.entries.get(&key) else {
+        let Some(entry) = self.pass.plan.record.entries.get(&key) else {
             return Ok(None);
         };
-        let stopping = self.pass.plan.ledger.action == Some(Action::Suspend)
-            && self.pass.plan.ledger.is_busy();
+        let stopping = self.pass.plan.record.action == Some(Action::Suspend)
+            && self.pass.plan.record.is_busy();
         if entry.state != State::Complete && !(stopping && entry.state == State::InProgress) {
             return Ok(None);
         }
         let object = entry
             .objects
             .last()
-            .and_then(|object| self.pass.seen.objects.get(object));
-        // One that somebody has deleted has its name still, and nothing else is known of it.
-        let gone = || Known {
+            .and_then(|object| self.pass.observed.objects.get(object));
+        // Of a deleted object only the name is known.
+        let missing = || Known {
             refid: entry
                 .objects
                 .last()
@@ -359,26 +373,26 @@ impl<'p, 'a> Walk<'p, 'a> {
             attributes: Map::new(),
             open: true,
         };
-        Ok(Some(object.map_or_else(gone, |object| {
-            kinds::known(&leaf.kind, object, &find)
+        Ok(Some(object.map_or_else(missing, |object| {
+            mapping::known(&leaf.resource_type, object, &find)
         })))
     }
 
     pub(super) fn entry(&mut self, key: Key) -> &mut Entry {
-        self.pass.plan.ledger.entries.entry(key).or_default()
+        self.pass.plan.record.entries.entry(key).or_default()
     }
 
-    /// Whether a resource may be made or changed now.
-    fn may_begin(&mut self, path: &str, number: u32, leaf: &Leaf, decision: &Decision) -> bool {
-        let makes = matches!(decision, Decision::Make(_));
-        !self.only_look
+    /// Whether a resource may be created or updated now.
+    fn may_start(&mut self, path: &str, number: u32, leaf: &Leaf, decision: &Decision) -> bool {
+        let makes = matches!(decision, Decision::Create(_));
+        !self.read_only
             && !self.failing
-            && self.may_join(&leaf.batches)
-            && self.may_pass(path, number, leaf, makes)
+            && self.may_start_in_batch(&leaf.batches)
+            && self.passes_hooks(path, number, leaf, makes)
     }
 
-    /// Records that a resource is made or changed now.
-    fn begin(
+    /// RecordStore that a resource is made or changed now.
+    fn start(
         &mut self,
         path: &str,
         number: u32,
@@ -386,60 +400,68 @@ impl<'p, 'a> Walk<'p, 'a> {
         decision: &Decision,
         digests: &BTreeMap<String, String>,
     ) {
-        let now = self.pass.seen.now;
-        let action = if matches!(decision, Decision::Make(_)) {
+        let now = self.pass.observed.now;
+        let action = if matches!(decision, Decision::Create(_)) {
             Action::Create
         } else {
             Action::Update
         };
         let entry = self.entry((path.to_owned(), number));
-        entry.kind.clone_from(&leaf.kind);
+        entry.resource_type.clone_from(&leaf.resource_type);
         entry.properties.clone_from(digests);
-        entry.waits = None;
-        entry.again = false;
-        entry.set(action, State::InProgress, "", now);
+        entry.hook_reached = None;
+        entry.reapply = false;
+        entry.set_state(action, State::InProgress, "", now);
         entry.since = now;
     }
 
-    /// What a kept resource works with may have been replaced without it having changed.
-    pub(super) fn refresh(&mut self, key: &Key, leaf: &Leaf) {
+    /// Records requirements, deletion policy and hooks, which can change without a change of the
+    /// resource itself.
+    pub(super) fn update_requirements(&mut self, key: &Key, leaf: &Leaf) {
         let targets = &self.targets;
         let requires = leaf.requires.iter();
         let requires = requires.filter_map(|path| Some((path.clone(), *targets.get(path)?)));
-        let requires = super::required::in_short(requires.collect(), targets);
+        let requires = super::requirements::grouped(requires.collect(), targets);
         let hooks = hooks::of(&self.registry, &key.0).hooks;
-        if let Some(entry) = self.pass.plan.ledger.entries.get_mut(key) {
+        if let Some(entry) = self.pass.plan.record.entries.get_mut(key) {
             entry.requires = requires;
             entry.retain = leaf.retain;
             entry.hooks = hooks;
         }
     }
 
-    /// Applies what is not as it should be, and notes how far the object is.
-    pub(super) fn push_on(&mut self, key: &Key, objects: &[Value], properties: Option<&Map>) {
+    /// Plans to apply objects that are not up to date; otherwise records the progress of the main
+    /// object.
+    pub(super) fn apply_and_observe(
+        &mut self,
+        key: &Key,
+        objects: &[Value],
+        properties: Option<&Map>,
+    ) {
         let wait_for = properties.and_then(|properties| properties.get("wait_for")?.as_str());
         let uid = self.pass.stack.uid().unwrap_or_default();
-        let now = self.pass.seen.now;
-        let Some(entry) = self.pass.plan.ledger.entries.get(key).cloned() else {
+        let now = self.pass.observed.now;
+        let Some(entry) = self.pass.plan.record.entries.get(key).cloned() else {
             return;
         };
         if entry.state != State::InProgress || entry.action == Action::Delete {
             return;
         }
         if entry.by_account {
-            let under_way = super::under_way(&self.pass.plan.ledger);
-            self.pass.again_in(super::pace(under_way, &entry, now));
+            let unwatched_in_progress = super::unwatched_in_progress(&self.pass.plan.record);
+            self.pass
+                .requeue_in(super::poll_interval(unwatched_in_progress, &entry, now));
         }
         let mut state = Progress::Pending(entry.reason.clone());
         let mut applied = true;
-        let live = |object: &Reference| self.pass.seen.objects.get(object);
-        // What serves a resource is made before it, so it is there when the resource is.
+        let live = |object: &Reference| self.pass.observed.objects.get(object);
+        // Auxiliary objects are created before the main object: if that exists, they do.
         let main = entry.objects.last().and_then(live);
-        let applied_here = |live: &Value| leaf::is_whole(live, &entry, &key.0, &uid);
-        let whole = main.is_some_and(applied_here);
+        let is_current = |live: &Value| resource_state::is_up_to_date(live, &entry, &key.0, &uid);
+        let main_is_current = main.is_some_and(is_current);
         let mut steps = Vec::new();
         for (index, (manifest, object)) in objects.iter().zip(&entry.objects).enumerate() {
-            if whole && index + 1 < objects.len() {
+            if main_is_current && index + 1 < objects.len() {
                 continue;
             }
             let live = live(object);
@@ -453,30 +475,38 @@ impl<'p, 'a> Walk<'p, 'a> {
                 steps.clear();
                 break;
             }
-            if !live.is_some_and(applied_here) {
+            if !live.is_some_and(is_current) {
                 applied = false;
                 steps.push(Step::Apply {
                     key: key.clone(),
-                    manifest: leaf::marked(manifest, &uid, &key.0, &entry.digest),
+                    manifest: resource_state::labelled(manifest, &uid, &key.0, &entry.digest),
                     live: live.cloned(),
                     by_account: entry.by_account,
                     retain: entry.retain,
                 });
             }
-            state = live.map_or(state, |live| leaf::progress(live, wait_for));
+            state = live.map_or(state, |live| resource_state::progress(live, wait_for));
         }
         self.pass.plan.steps.extend(steps);
         if !applied {
             return;
         }
         if let (Progress::Pending(_), Some(properties)) = (&state, properties)
-            && let Some(missing) = entry.objects.last().and_then(live).and_then(leaf::missing)
+            && let Some(missing) = entry
+                .objects
+                .last()
+                .and_then(live)
+                .and_then(resource_state::missing)
         {
-            let left = self.pass.seen.grace.saturating_sub(since(entry.since, now));
+            let left = self
+                .pass
+                .observed
+                .grace
+                .saturating_sub(since(entry.since, now));
             if left.is_zero() {
-                state = Progress::Failed(missing.told(properties));
+                state = Progress::Failed(missing.message(properties));
             } else {
-                self.pass.again_in(left);
+                self.pass.requeue_in(left);
             }
         }
         let (to, reason) = match state {
@@ -487,47 +517,47 @@ impl<'p, 'a> Walk<'p, 'a> {
         self.failing |= to == State::Failed;
         if to == State::Complete {
             self.complete(key);
-        } else if let Some(entry) = self.pass.plan.ledger.entries.get_mut(key) {
-            entry.set(entry.action, to, reason, now);
+        } else if let Some(entry) = self.pass.plan.record.entries.get_mut(key) {
+            entry.set_state(entry.action, to, reason, now);
         }
     }
 
-    /// A resource that could not even be asked for.
-    fn fail(&mut self, path: &str, leaf: &Leaf, message: &str) {
-        if self.only_look || self.failing {
+    /// Records the failure of a resource whose object could not be described.
+    fn fail_resource(&mut self, path: &str, leaf: &Leaf, message: &str) {
+        if self.read_only || self.failing {
             return;
         }
-        let now = self.pass.seen.now;
-        let ledger = &self.pass.plan.ledger;
-        let newest = ledger
+        let now = self.pass.observed.now;
+        let record = &self.pass.plan.record;
+        let newest = record
             .incarnations(path)
             .next()
             .map(|(number, entry)| (number, entry.clone()));
-        // What works is left alone: the failure is that of the one that should follow it.
+        // The failure belongs to the next incarnation: the existing one may work.
         let number = newest.map_or(1, |(number, _)| number.saturating_add(1));
         let entry = self.entry((path.to_owned(), number));
-        entry.kind.clone_from(&leaf.kind);
+        entry.resource_type.clone_from(&leaf.resource_type);
         entry.since = now;
-        entry.set(Action::Create, State::Failed, message, now);
+        entry.set_state(Action::Create, State::Failed, message, now);
         self.failing = true;
     }
 
     fn is_done(&self, flat: &Flat) -> bool {
-        flat.unexpanded.is_empty() && self.settled.len() == flat.leaves.len()
+        flat.unexpanded.is_empty() && self.ready.len() == flat.leaves.len()
     }
 }
 
-/// Whether a resource has failed in the action that is under way.
+/// Whether a resource has failed in the current action.
 fn is_failing(pass: &Pass<'_>) -> bool {
-    let mut entries = pass.plan.ledger.entries.values();
+    let mut entries = pass.plan.record.entries.values();
     entries.any(Entry::has_failed)
 }
 
 impl Pass<'_> {
-    /// Goes on with creating, updating, rolling back, suspending or resuming.
-    pub(super) fn forward(&mut self, goal: &Sources) {
+    /// Continues to create, update, roll back, suspend or resume.
+    pub(super) fn forward(&mut self, target: &Sources) {
         let mut walk = Walk::new(self, false);
-        let flat = match walk.walk(goal) {
+        let flat = match walk.walk(target) {
             Ok(flat) => flat,
             Err(error) => {
                 let message = error.to_string();
@@ -535,64 +565,69 @@ impl Pass<'_> {
                 return;
             }
         };
-        walk.stop_users_first();
-        let rolled = walk.next_batches(&flat);
-        let done = walk.is_done(&flat) && rolled && !walk.failing;
+        walk.stop_dependents_first();
+        let all_batches_done = walk.start_next_batches(&flat);
+        let done = walk.is_done(&flat) && all_batches_done && !walk.failing;
         let targets: BTreeSet<Key> = walk.targets.clone().into_iter().collect();
         self.plan.secrets.clone_from(&flat.secrets);
         for (path, named) in &flat.named {
-            let known = self.plan.ledger.named.entry(path.clone()).or_default();
+            let known = self
+                .plan
+                .record
+                .members_by_id
+                .entry(path.clone())
+                .or_default();
             known.extend(named.clone());
         }
-        if done && self.remove_but(&targets) && self.is_at_rest() {
-            let ledger = &mut self.plan.ledger;
-            let action = ledger.action.unwrap_or_default();
+        if done && self.remove_except(&targets) && self.has_nothing_in_progress() {
+            let record = &mut self.plan.record;
+            let action = record.action.unwrap_or_default();
             if matches!(action, Action::Create | Action::Update) {
-                ledger.good.clone_from(&ledger.goal);
-                ledger.removed = flat.removed;
-                ledger.named = flat.named;
+                record.last_good_digest.clone_from(&record.target_digest);
+                record.removed_members = flat.removed;
+                record.members_by_id = flat.named;
             }
-            ledger.end(
+            record.end(
                 State::Complete,
-                format!("Stack {} completed successfully", action.word()),
+                format!("Stack {} completed successfully", action.heat_name()),
             );
-            // Once more, for the outputs of what has just become complete.
-            self.outputs(goal);
+            // The outputs may use resources that have just become complete.
+            self.set_outputs(target);
             return;
         }
-        self.plan.outputs = Some(super::look::told(&flat));
+        self.plan.outputs = Some(super::inspect::outputs(&flat));
         if is_failing(self) {
-            self.settle_failure();
+            self.finish_failure();
         }
     }
 
-    fn is_at_rest(&self) -> bool {
-        let mut entries = self.plan.ledger.entries.values();
-        entries.all(|entry| entry.state != State::InProgress || entry.is_waiting())
+    fn has_nothing_in_progress(&self) -> bool {
+        let mut entries = self.plan.record.entries.values();
+        entries.all(|entry| entry.state != State::InProgress || entry.is_waiting_at_hook())
     }
 
-    /// Fails the action once what is under way has come to its end, or has had its time.
-    fn settle_failure(&mut self) {
-        let now = self.seen.now;
-        let ledger = &mut self.plan.ledger;
-        let spent = since(*ledger.failing_since.get_or_insert(now), now);
-        if spent < ERROR_WAIT && !self.is_at_rest() {
-            self.again_in(ERROR_WAIT.saturating_sub(spent));
+    /// Fails the action once nothing is in progress any more, or after `ERROR_WAIT`.
+    fn finish_failure(&mut self) {
+        let now = self.observed.now;
+        let record = &mut self.plan.record;
+        let spent = since(*record.failing_since.get_or_insert(now), now);
+        if spent < ERROR_WAIT && !self.has_nothing_in_progress() {
+            self.requeue_in(ERROR_WAIT.saturating_sub(spent));
             return;
         }
-        let failed = self.plan.ledger.entries.iter();
+        let failed = self.plan.record.entries.iter();
         let mut failed = failed.filter(|(_, entry)| entry.has_failed());
         let message = failed
             .next()
-            .map(|((path, _), entry)| leaf::failure(path, entry))
+            .map(|((path, _), entry)| resource_state::failure_message(path, entry))
             .unwrap_or_default();
         self.fail_action(&message);
     }
 
     pub(super) fn fail_action(&mut self, message: &str) {
-        let now = self.seen.now;
-        let ledger = &mut self.plan.ledger;
-        super::give_up(&mut ledger.entries, "another resource failed", now);
-        ledger.end(State::Failed, message);
+        let now = self.observed.now;
+        let record = &mut self.plan.record;
+        super::cancel_in_progress(&mut record.entries, "another resource failed", now);
+        record.end(State::Failed, message);
     }
 }

@@ -1,85 +1,85 @@
-//! How much a status can say and a record can hold: one that is too big is refused by the API
-//! server as a whole, and the Stack would tell nothing any more.
+//! Limits of status and record: the API server refuses an object that is too big as a whole, and
+//! then the Stack could report nothing any more.
 
 use std::io;
 
-use super::{Ledger, Plan, Problem, Seen, State, give_up};
+use super::{Observed, Plan, Problem, StackRecord, State, cancel_in_progress};
 use pileus_api::Reason;
 use pileus_api::stack::StackOutput;
 
-/// Bytes that a record may have, in JSON. A Secret holds 1 MiB; the rest is for what is said of
-/// resources while they go.
-pub(super) const LARGEST_RECORD: usize = 1_000_000;
+/// Largest record in bytes of JSON. A Secret holds 1 MiB; the rest is for the reasons of resources
+/// that are being deleted.
+pub(super) const MAX_RECORD_BYTES: usize = 1_000_000;
 
-/// Bytes that one output may have, in JSON.
-const LARGEST: usize = 64 * 1024;
-/// Bytes that all of them may have together.
-const LARGEST_ALL: usize = 256 * 1024;
+/// Largest output in bytes of JSON.
+const MAX_OUTPUT_BYTES: usize = 64 * 1024;
+/// Largest size of all outputs together.
+const MAX_ALL_OUTPUTS_BYTES: usize = 256 * 1024;
 
-/// Outputs that fit; in place of one that does not, what to do.
-pub(super) fn limit(outputs: &mut [StackOutput]) {
-    let mut left = LARGEST_ALL;
+/// Replaces the values of outputs that are too big by an error that says what to do.
+pub(super) fn limit_outputs(outputs: &mut [StackOutput]) {
+    let mut left = MAX_ALL_OUTPUTS_BYTES;
     for output in outputs {
         let size = output
             .value
             .as_ref()
             .map_or(0, |value| value.to_string().len());
-        let why = if size > LARGEST {
-            format!("has {size} bytes, and an output may have {LARGEST}")
+        let why = if size > MAX_OUTPUT_BYTES {
+            format!("has {size} bytes, and an output may have {MAX_OUTPUT_BYTES}")
         } else if size > left {
-            format!("has {size} bytes, and all outputs together may have {LARGEST_ALL}")
+            format!("has {size} bytes, and all outputs together may have {MAX_ALL_OUTPUTS_BYTES}")
         } else {
             left -= size;
             continue;
         };
         output.value = None;
-        output.error = Some(format!("{why}; give out a part of it, or leave it out"));
+        output.error = Some(format!("{why}; output a part of it, or remove it"));
     }
 }
 
-/// A record that no Secret can hold ends the action: what exists is recorded already, and
-/// nothing is made that would not be. What the action does on its way back, and what goes, takes
-/// no more room than there was.
-pub(super) fn record(seen: &Seen<'_>, plan: &mut Plan) {
-    let before = seen.ledger.as_ref();
-    let many = before.map_or(0, |ledger| ledger.entries.len());
-    if before == Some(&plan.ledger) || plan.ledger.entries.is_empty() {
+/// Fails the action if its record would not fit into a Secret: existing objects are recorded
+/// already, and no object is created without being recorded. A rollback or deletion does not make
+/// the record bigger.
+pub(super) fn limit_record(observed: &Observed<'_>, plan: &mut Plan) {
+    let before = observed.record.as_ref();
+    let many = before.map_or(0, |record| record.entries.len());
+    if before == Some(&plan.record) || plan.record.entries.is_empty() {
         return;
     }
-    let (size, most) = (size(&plan.ledger), LARGEST_RECORD);
+    let (size, most) = (size(&plan.record), MAX_RECORD_BYTES);
     if size <= most {
         return;
     }
-    if plan.ledger.entries.len() <= many {
-        // Why resources wait is told again by the next pass.
-        for entry in plan.ledger.entries.values_mut() {
+    if plan.record.entries.len() <= many {
+        // The next pass reports again why resources wait.
+        for entry in plan.record.entries.values_mut() {
             entry.reason.clear();
         }
         return;
     }
-    let resources = plan.ledger.entries.len();
+    let resources = plan.record.entries.len();
     let message = format!(
         "spec.template: the record of {resources} resources has {size} bytes, and a Secret holds \
-         {most}; nothing more is made. Make several Stacks of it, give resources and groups \
-         shorter names, or fewer depends_on"
+         {most}; nothing more is created. Split it into several Stacks, give resources and groups \
+         shorter names, or use fewer depends_on"
     );
-    plan.ledger.entries = before
-        .map(|ledger| ledger.entries.clone())
+    plan.record.entries = before
+        .map(|record| record.entries.clone())
         .unwrap_or_default();
-    let word = plan.ledger.action.unwrap_or_default().word();
-    give_up(&mut plan.ledger.entries, "the record is full", seen.now);
-    plan.ledger
+    let word = plan.record.action.unwrap_or_default().heat_name();
+    cancel_in_progress(&mut plan.record.entries, "the record is full", observed.now);
+    plan.record
         .end(State::Failed, format!("{word} failed: {message}"));
     plan.steps.clear();
-    plan.again = Some(std::time::Duration::ZERO);
+    plan.requeue_after = Some(std::time::Duration::ZERO);
     plan.problem = Some(Problem {
         reason: Reason::RecordTooLarge,
         message,
     });
 }
 
-/// Bytes of the record as it is written.
-fn size(ledger: &Ledger) -> usize {
+/// Size of the record in bytes of JSON.
+fn size(record: &StackRecord) -> usize {
     struct Count(usize);
     impl io::Write for Count {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -91,7 +91,7 @@ fn size(ledger: &Ledger) -> usize {
         }
     }
     let mut count = Count(0);
-    match serde_json::to_writer(&mut count, ledger) {
+    match serde_json::to_writer(&mut count, record) {
         Ok(()) => count.0,
         Err(_) => usize::MAX,
     }
@@ -104,14 +104,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn outputs_that_no_status_can_hold_say_so() {
+    fn outputs_that_are_too_big_are_replaced_by_an_error() {
         let output = |size: usize| StackOutput {
             value: Some("x".repeat(size).into()),
             ..StackOutput::default()
         };
-        let mut outputs = vec![output(LARGEST), output(10)];
-        outputs.extend((0..5).map(|_| output(LARGEST - 100)));
-        limit(&mut outputs);
+        let mut outputs = vec![output(MAX_OUTPUT_BYTES), output(10)];
+        outputs.extend((0..5).map(|_| output(MAX_OUTPUT_BYTES - 100)));
+        limit_outputs(&mut outputs);
         let why = outputs[0].error.clone().unwrap();
         assert!(
             why.contains("65538 bytes") && outputs[0].value.is_none(),

@@ -1,46 +1,47 @@
-//! Decides what a Stack does next. Pure: what was seen comes in; a new record, steps, and
-//! what is to be told go out.
+//! Decides what a Stack does next. Pure: from what was observed it makes a new record, steps, and
+//! what the status reports.
 //!
-//! There is no list of steps that is worked off. Each pass looks at the template, at the
-//! record and at what exists, and does what can be done now: a resource whose requirements
-//! are there is made, changed or replaced, what nothing needs any more goes once everything
-//! new is there. So a pass that was cut off at any point is simply continued by the next,
-//! and a template that changes in between is one more look.
+//! There is no stored list of steps. Each pass compares the template, the record and the existing
+//! objects, and does what can be done now: a resource whose requirements are ready is created,
+//! updated or replaced; what is not needed any more is deleted once everything new is ready. So
+//! the next pass continues wherever a pass was interrupted, and a template that changes meanwhile
+//! is simply another input.
 //!
 //! | file | what it decides |
 //! |---|---|
-//! | `turn` | which action begins |
-//! | `forward` | what is made, changed, kept |
-//! | `hooks` | what waits until somebody says that it may go on |
-//! | `decide` | what becomes of one resource: kept, changed, made anew |
-//! | `batch` | how many members of a group at once |
-//! | `required` | what a resource requires, as it is recorded |
-//! | `room` | what must go, or is handed over, before something is made |
-//! | `spec` | whether an object is what a manifest says |
+//! | `start` | which action begins |
+//! | `forward` | what is created, updated and kept |
+//! | `hooks` | what waits at a hook until a user clears it |
+//! | `decide` | whether one resource is kept, updated or replaced |
+//! | `batch` | which members of a group are updated at once |
+//! | `requirements` | how the requirements of a resource are recorded |
+//! | `conflicts` | names and claims that another resource has already |
+//! | `spec_diff` | whether the spec of an object is that of its manifest |
 //! | `suspend` | what is stopped and started |
-//! | `leaf` | what one resource should be, and whether it is |
-//! | `removal` | what goes, and in which order |
-//! | `look` | outputs, previews and checks: nothing is touched |
-//! | `conceal` | what must never be shown |
-//! | `limits` | how much is told |
-//! | `rebuild` | what a lost record said |
+//! | `resource_state` | what the objects of one resource should be, and whether they are |
+//! | `removal` | what is deleted, and in which order |
+//! | `inspect` | outputs, previews and checks, which change nothing |
+//! | `masking` | which values are masked |
+//! | `limits` | how big a status and a record may be |
+//! | `refusals` | what cannot be observed, and what the API server refuses |
+//! | `rebuild` | what a lost record contained |
 
 mod batch;
-mod conceal;
+mod conflicts;
 mod decide;
 mod forward;
 mod hooks;
-mod leaf;
+mod inspect;
 mod limits;
-mod look;
+mod masking;
 pub mod rebuild;
+pub mod refusals;
 mod removal;
-mod required;
-mod room;
-mod spec;
+mod requirements;
+mod resource_state;
+mod spec_diff;
+mod start;
 mod suspend;
-pub mod trouble;
-mod turn;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -48,7 +49,7 @@ use std::time::Duration;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
-use super::ledger::{Action, Entry, Key, Ledger, Reference, Sources, State};
+use super::record::{Action, Entry, Key, Reference, Sources, StackRecord, State};
 use pileus_api::stack::{StackOutput, StackPreview};
 use pileus_api::{Reason, Stack};
 use pileus_kube_ext::finalize;
@@ -58,24 +59,25 @@ use pileus_stack::render::Input;
 use pileus_stack::value::Value;
 use pileus_stack::yaml;
 
-/// What is under way is looked at this often without any event.
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
-/// How often what a service account makes, which is not watched, is looked at at most.
-const UNWATCHED: Duration = Duration::from_secs(2);
-/// And how much longer that is for each such object: one Stack asks for 20 in a second.
-const UNWATCHED_EACH: Duration = Duration::from_millis(50);
+/// The longest time between two passes while an action is in progress.
+const MAX_REQUEUE_INTERVAL: Duration = Duration::from_secs(60);
+/// The shortest time between two reads of an object that is not watched, because a service account
+/// made it.
+const UNWATCHED_INTERVAL: Duration = Duration::from_secs(2);
+/// What each such object adds to it: one Stack reads 20 objects in a second.
+const UNWATCHED_INTERVAL_PER_OBJECT: Duration = Duration::from_millis(50);
 
-/// Something only a person can change, and where it is.
+/// A problem that only a user can solve.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// For machines.
+    /// The reason of the conditions.
     pub reason: Reason,
-    /// Names the place, the culprit and the way out.
+    /// Names the field, the cause and the solution.
     pub message: String,
 }
 
 impl Problem {
-    /// What is wrong with a template.
+    /// The problem of a template with an error.
     #[must_use]
     pub fn template(error: &pileus_stack::Error) -> Self {
         Self {
@@ -85,66 +87,67 @@ impl Problem {
     }
 }
 
-/// What was seen.
-pub struct Seen<'a> {
+/// Everything that a decision depends on, as it was observed.
+pub struct Observed<'a> {
     /// The time.
     pub now: Timestamp,
-    /// What the spec names, or why it cannot be had.
+    /// The sources that the spec names, or why they cannot be used.
     pub sources: Result<Sources, Problem>,
-    /// Sources that the record names, by digest.
+    /// Stored sources that the record names, by digest.
     pub stored: BTreeMap<String, Sources>,
     /// The record, if there is one.
-    pub ledger: Option<Ledger>,
-    /// Unguessable; for a new record.
+    pub record: Option<StackRecord>,
+    /// A random text for a new record.
     pub seed: String,
-    /// The objects that the record names; those that are gone, by the API server's own word,
-    /// are not here.
+    /// The objects that the record names. An object that is missing here does not exist: the API
+    /// server itself said so, not only a store.
     pub objects: BTreeMap<Reference, Value>,
-    /// Why some of them could not be read: the service account has no right to.
+    /// Why some of them could not be read: the service account lacks the right.
     pub denied: Option<String>,
-    /// Objects that carry the Stack's mark and are not in the record, and their uids.
-    pub strays: Vec<(Reference, String)>,
+    /// Objects with the Stack's label that are not in the record, and their uids.
+    pub unrecorded: Vec<(Reference, String)>,
     /// Finds an object of the namespace by kind and name.
-    pub find: &'a (dyn Lookup + Sync),
-    /// It is being deleted only because the kind itself is: nobody has asked for that.
-    pub crd_deleting: bool,
-    /// How long what a resource names from outside the stack may be missing.
+    pub lookup: &'a (dyn Lookup + Sync),
+    /// The Stack is being deleted only because the definition of Stacks is: nobody has asked for
+    /// the deletion of its objects.
+    pub definition_deleted: bool,
+    /// How long an object outside of the stack that a resource refers to may be missing.
     pub grace: Duration,
 }
 
-/// Knows the objects that are watched.
+/// Finds objects that are watched.
 pub trait Lookup {
     /// An object of the Stack's namespace by kind and name.
     fn find(&self, kind: &str, name: &str) -> Option<Value>;
 }
 
-/// One small, repeatable effect.
+/// One small change that can be repeated.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Step {
-    /// Make or change an object.
+    /// Create or update an object.
     Apply {
         /// The resource that it belongs to.
         key: Key,
-        /// What it should be.
+        /// The wanted object.
         manifest: Value,
-        /// What it is; it is made when absent.
+        /// The existing object; it is created if `None`.
         live: Option<Value>,
         /// With the rights of the service account.
         by_account: bool,
-        /// It may outlive the Stack, and is not owned by it: what Kubernetes deletes with its
-        /// owner, in the foreground, nobody could let go of in time.
+        /// It may outlive the Stack, so it has no owner reference to the Stack: garbage collection
+        /// would delete it before it can be released.
         retain: bool,
     },
     /// Delete an object.
     Delete {
-        /// Which.
+        /// The object.
         object: Reference,
-        /// Its uid; any when absent.
+        /// Its uid, as a precondition.
         uid: Option<String>,
         /// With the rights of the service account.
         by_account: bool,
     },
-    /// Take the Stack's marks from an object, which stays.
+    /// Remove the Stack's label and owner reference from an object, which stays.
     Release {
         /// The object as it is.
         live: Value,
@@ -153,97 +156,98 @@ pub enum Step {
     },
 }
 
-/// What to do, and what to tell.
+/// What to do, and what to report.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// The record as it should be, before any step.
-    pub ledger: Ledger,
-    /// Sources to keep before the record names them.
-    pub store: Option<Sources>,
-    /// Effects; they do not depend on each other.
+    /// The record to write before any step.
+    pub record: StackRecord,
+    /// Sources to store before the record names them.
+    pub new_sources: Option<Sources>,
+    /// Steps, which do not depend on each other.
     pub steps: Vec<Step>,
     /// Outputs, if they are known.
     pub outputs: Option<Vec<StackOutput>>,
-    /// What would be done.
+    /// What the sources of the spec would change, if `spec.preview` is set.
     pub preview: Option<StackPreview>,
-    /// What has no effect.
+    /// Properties of the template that have no effect.
     pub notes: Vec<String>,
-    /// Why the spec is not followed.
+    /// Why the spec is not applied.
     pub problem: Option<Problem>,
-    /// When to look again without any event.
-    pub again: Option<Duration>,
-    /// Hooks were cleared by the Stack's annotation, which has done its work.
-    pub cleared: bool,
-    /// Nothing is left: the Stack may go.
-    pub gone: bool,
-    /// Texts that must never be shown.
+    /// When to reconcile again without any event.
+    pub requeue_after: Option<Duration>,
+    /// The Stack's annotation has cleared hooks, and can be removed.
+    pub hooks_cleared: bool,
+    /// Nothing is left: the Stack's finalizer can be removed.
+    pub deleted: bool,
+    /// Texts to mask.
     pub secrets: BTreeSet<String>,
 }
 
 impl Plan {
-    /// Nothing is to be done.
-    fn new(ledger: Ledger) -> Self {
+    /// A plan that does nothing.
+    fn new(record: StackRecord) -> Self {
         Self {
-            ledger,
-            store: None,
+            record,
+            new_sources: None,
             steps: Vec::new(),
             outputs: None,
             preview: None,
             notes: Vec::new(),
             problem: None,
-            again: None,
-            cleared: false,
-            gone: false,
+            requeue_after: None,
+            hooks_cleared: false,
+            deleted: false,
             secrets: BTreeSet::new(),
         }
     }
 }
 
-/// Decides for one Stack.
+/// Decides what one Stack does next.
 #[must_use]
-pub fn plan(stack: &Stack, seen: &Seen<'_>) -> Plan {
-    let fresh = || Ledger::new(seen.seed.clone(), seen.now);
+pub fn plan(stack: &Stack, observed: &Observed<'_>) -> Plan {
+    let fresh = || StackRecord::new(observed.seed.clone(), observed.now);
     let mut pass = Pass {
         stack,
-        seen,
-        plan: Plan::new(seen.ledger.clone().unwrap_or_else(fresh)),
+        observed,
+        plan: Plan::new(observed.record.clone().unwrap_or_else(fresh)),
     };
     pass.clear_hooks();
     if finalize::is_deleting(stack) {
         pass.delete();
     } else {
-        pass.turn();
-        pass.work();
+        pass.start_action();
+        pass.continue_action();
     }
     let mut plan = pass.plan;
-    limits::record(seen, &mut plan);
-    conceal::conceal(seen, &mut plan);
-    limits::limit(plan.outputs.as_deref_mut().unwrap_or_default());
+    limits::limit_record(observed, &mut plan);
+    masking::mask_secrets(observed, &mut plan);
+    limits::limit_outputs(plan.outputs.as_deref_mut().unwrap_or_default());
     plan
 }
 
 /// One pass over one Stack.
 struct Pass<'a> {
     stack: &'a Stack,
-    seen: &'a Seen<'a>,
+    observed: &'a Observed<'a>,
     plan: Plan,
 }
 
 impl Pass<'_> {
-    /// Goes on with the action that is under way, and shows what there is.
-    fn work(&mut self) {
-        let Some(action) = self.plan.ledger.action else {
+    /// Continues the current action, and reports outputs.
+    fn continue_action(&mut self) {
+        let Some(action) = self.plan.record.action else {
             return;
         };
-        let busy = self.plan.ledger.is_busy();
-        match (&self.plan.ledger.goal, self.goal()) {
-            // That a template cannot be read is no reason to remove what was made by it.
+        let busy = self.plan.record.is_busy();
+        match (&self.plan.record.target_digest, self.target()) {
+            // A missing template is no reason to delete what was made from it.
             (Some(digest), None) => {
                 let message = format!(
-                    "the Secret with the template {digest} is gone; change the spec, so that \
-                     another is taken, or delete the Stack"
+                    "the Secret with the template {digest} does not exist; change the spec, so \
+                     that another template is used, or delete the Stack"
                 );
-                // Nothing is undone for that, and a change of the spec can be followed.
+                // A create or update is not failed: that could undo it, and a changed spec
+                // replaces it anyway.
                 if busy && !matches!(action, Action::Create | Action::Update) {
                     self.fail_action(&message);
                 }
@@ -254,62 +258,70 @@ impl Pass<'_> {
             }
             (None, _) if busy => self.remove_all(),
             (None, _) => {}
-            (Some(_), Some(goal)) => match action {
-                _ if !busy => self.outputs(&goal),
-                // It looks at what was read for it, which is more than is read otherwise.
-                Action::Check if self.was_busy() => self.check(&goal),
-                Action::Check => self.again_in(Duration::ZERO),
-                _ => self.forward(&goal),
+            (Some(_), Some(target)) => match action {
+                _ if !busy => self.set_outputs(&target),
+                // A check needs more objects than other passes read: it begins one pass later.
+                Action::Check if self.was_observed_for_action() => self.check(&target),
+                Action::Check => self.requeue_in(Duration::ZERO),
+                _ => self.forward(&target),
             },
         }
-        self.time_out();
-        self.settle_undo();
+        self.check_timeout();
+        self.apply_on_failure();
     }
 
-    /// Whether what was seen was seen for the action that is under way.
-    fn was_busy(&self) -> bool {
-        let before = self.seen.ledger.as_ref();
-        before.is_some_and(|ledger| ledger.is_busy() && ledger.action == self.plan.ledger.action)
+    /// Whether the objects were observed after the current action began.
+    fn was_observed_for_action(&self) -> bool {
+        let before = self.observed.record.as_ref();
+        before.is_some_and(|record| record.is_busy() && record.action == self.plan.record.action)
     }
 
-    fn goal(&self) -> Option<Sources> {
-        self.source(self.plan.ledger.goal.as_deref()?)
+    /// The sources that the action applies.
+    fn target(&self) -> Option<Sources> {
+        self.source(self.plan.record.target_digest.as_deref()?)
     }
 
     fn source(&self, digest: &str) -> Option<Sources> {
-        let stored = self.seen.stored.get(digest).cloned();
+        let stored = self.observed.stored.get(digest).cloned();
         stored.or_else(|| {
-            let spec = self.seen.sources.as_ref().ok()?;
+            let spec = self.observed.sources.as_ref().ok()?;
             (spec.digest() == digest).then(|| spec.clone())
         })
     }
 
-    fn again_in(&mut self, wait: Duration) {
-        let wait = wait.min(LONGEST_WAIT);
-        let sooner = self.plan.again.map_or(wait, |other| other.min(wait));
-        self.plan.again = Some(sooner);
+    fn requeue_in(&mut self, wait: Duration) {
+        let wait = wait.min(MAX_REQUEUE_INTERVAL);
+        let earliest = self
+            .plan
+            .requeue_after
+            .map_or(wait, |other| other.min(wait));
+        self.plan.requeue_after = Some(earliest);
     }
 
-    fn limit(&self) -> Duration {
+    fn timeout(&self) -> Duration {
         let minutes = u64::try_from(self.stack.spec.timeout_minutes).unwrap_or(60);
         Duration::from_secs(minutes * 60)
     }
 
-    fn time_out(&mut self) {
-        let limit = self.limit();
-        let ledger = &mut self.plan.ledger;
-        if !ledger.is_busy() {
+    fn check_timeout(&mut self) {
+        let limit = self.timeout();
+        let record = &mut self.plan.record;
+        if !record.is_busy() {
             return;
         }
-        let spent = since(ledger.started, self.seen.now);
+        let spent = since(record.started, self.observed.now);
         if spent < limit {
-            self.again_in(limit.saturating_sub(spent));
+            self.requeue_in(limit.saturating_sub(spent));
             return;
         }
-        let waiting = waiting(&ledger.entries);
-        give_up(&mut ledger.entries, "the stack timed out", self.seen.now);
-        let word = ledger.action.unwrap_or_default().word();
-        ledger.end(
+        let waiting = waiting(&record.entries);
+        cancel_in_progress(
+            &mut record.entries,
+            "the stack timed out",
+            self.observed.now,
+        );
+        let word = record.action.unwrap_or_default().heat_name();
+        record.end(
             State::Failed,
             format!(
                 "{word} timed out after {} minutes{waiting}",
@@ -318,54 +330,59 @@ impl Pass<'_> {
         );
     }
 
-    /// Everything goes, and then the Stack.
+    /// Deletes all objects, and then the Stack.
     fn delete(&mut self) {
-        if self.seen.crd_deleting {
+        if self.observed.definition_deleted {
             self.release_all();
             return;
         }
-        let ledger = &mut self.plan.ledger;
-        if ledger.action != Some(Action::Delete) {
-            ledger.begin(Action::Delete, None, self.seen.now);
-        } else if ledger.state == State::Failed {
-            // It took too long; it is being deleted all the same.
-            ledger.state = State::InProgress;
+        let record = &mut self.plan.record;
+        if record.action != Some(Action::Delete) {
+            record.begin(Action::Delete, None, self.observed.now);
+        } else if record.state == State::Failed {
+            // It has timed out, which is reported; the deletion continues.
+            record.state = State::InProgress;
         }
         self.remove_all();
-        let strays = self.seen.strays.iter().map(|(object, uid)| Step::Delete {
-            object: object.clone(),
-            uid: Some(uid.clone()),
-            by_account: false,
-        });
-        let entries = &self.plan.ledger.entries;
+        let unrecorded = self
+            .observed
+            .unrecorded
+            .iter()
+            .map(|(object, uid)| Step::Delete {
+                object: object.clone(),
+                uid: Some(uid.clone()),
+                by_account: false,
+            });
+        let entries = &self.plan.record.entries;
         if entries.is_empty() {
-            self.plan.steps.extend(strays);
+            self.plan.steps.extend(unrecorded);
         }
-        self.plan.gone = entries.is_empty() && self.seen.strays.is_empty();
-        if !self.plan.gone {
-            self.again_in(Duration::from_secs(10));
+        self.plan.deleted = entries.is_empty() && self.observed.unrecorded.is_empty();
+        if !self.plan.deleted {
+            self.requeue_in(Duration::from_secs(10));
         }
-        let spent = since(self.plan.ledger.started, self.seen.now);
-        if !self.plan.gone && spent > self.limit() {
-            let waiting = waiting(&self.plan.ledger.entries);
-            let ledger = &mut self.plan.ledger;
-            ledger.end(
+        let spent = since(self.plan.record.started, self.observed.now);
+        if !self.plan.deleted && spent > self.timeout() {
+            let waiting = waiting(&self.plan.record.entries);
+            let record = &mut self.plan.record;
+            record.end(
                 State::Failed,
-                format!("DELETE takes long and goes on{waiting}"),
+                format!("DELETE takes longer than the timeout and continues{waiting}"),
             );
         }
     }
 
-    /// The definition of Stacks is being deleted: nobody has asked for what they made to go.
+    /// Releases all objects: the definition of Stacks is being deleted, and nobody has asked for the
+    /// deletion of the objects.
     fn release_all(&mut self) {
         let uid = self.stack.uid().unwrap_or_default();
         let live = |entry: &Entry| -> Vec<Value> {
             let objects = entry.objects.iter();
             objects
-                .filter_map(|object| self.seen.objects.get(object).cloned())
+                .filter_map(|object| self.observed.objects.get(object).cloned())
                 .collect()
         };
-        for entry in self.plan.ledger.entries.values() {
+        for entry in self.plan.record.entries.values() {
             for live in live(entry).into_iter().filter(|live| is_ours(live, &uid)) {
                 self.plan.steps.push(Step::Release {
                     live,
@@ -373,23 +390,23 @@ impl Pass<'_> {
                 });
             }
         }
-        self.plan.gone = self.plan.steps.is_empty();
+        self.plan.deleted = self.plan.steps.is_empty();
     }
 }
 
-/// What is rendered, for sources that are the spec's or were.
+/// The input of the engine for some sources.
 ///
 /// # Errors
-/// When the template or an environment is no YAML, or no environment.
+/// When the template or an environment is not valid YAML, or an environment has a wrong section.
 pub fn input(stack: &Stack, sources: &Sources) -> pileus_stack::Result<Input> {
     let template = yaml::parse(&sources.template).map_err(|error| error.below("template"))?;
-    let mut environment = conceal::environment(sources)?;
+    let mut environment = masking::environment(sources)?;
     let mut secret = sources.secret.clone();
-    secret.extend(conceal::named_by_secrets(sources));
+    secret.extend(masking::parameters_from_secrets(sources));
     environment.parameters.extend(sources.parameters.clone());
     Ok(Input {
         template: template.into(),
-        files: Files::from(sources.files.clone()).hiding(sources.hidden.files.clone()),
+        files: Files::from(sources.files.clone()).with_hidden(sources.hidden.files.clone()),
         environment,
         identity: Identity {
             name: stack.name_any(),
@@ -402,35 +419,38 @@ pub fn input(stack: &Stack, sources: &Sources) -> pileus_stack::Result<Input> {
     })
 }
 
-/// How long ago something was; no time for what is yet to come.
+/// How long ago `then` was; zero if it is in the future.
 #[must_use]
 pub fn since(then: Timestamp, now: Timestamp) -> Duration {
     Duration::try_from(now.duration_since(then)).unwrap_or_default()
 }
 
-/// How many of what service accounts make is under way.
+/// How many resources are in progress whose objects are not watched.
 #[must_use]
-pub fn under_way(ledger: &Ledger) -> u32 {
-    let entries = ledger.entries.values();
+pub fn unwatched_in_progress(record: &StackRecord) -> u32 {
+    let entries = record.entries.values();
     let busy = entries.filter(|entry| entry.by_account && entry.state == State::InProgress);
     u32::try_from(busy.count()).unwrap_or(u32::MAX)
 }
 
-/// How long after one look at what is not watched the next one is due: the longer, the more
-/// there is of it and the longer it has taken already.
+/// The time between two reads of an entry's object that is not watched. It grows with the number of
+/// such objects and with the time that this one has taken already.
 #[must_use]
-pub fn pace(under_way: u32, entry: &Entry, now: Timestamp) -> Duration {
-    let longest = UNWATCHED.max(UNWATCHED_EACH.saturating_mul(under_way));
-    longest.max(since(entry.since, now) / 8).min(LONGEST_WAIT)
+pub fn poll_interval(unwatched_in_progress: u32, entry: &Entry, now: Timestamp) -> Duration {
+    let interval = UNWATCHED_INTERVAL_PER_OBJECT.saturating_mul(unwatched_in_progress);
+    let interval = UNWATCHED_INTERVAL.max(interval);
+    interval
+        .max(since(entry.since, now) / 8)
+        .min(MAX_REQUEUE_INTERVAL)
 }
 
-/// Whether an object carries the mark of the Stack with this uid.
+/// Whether an object has the label of the Stack with this uid.
 #[must_use]
 pub fn is_ours(object: &Value, uid: &str) -> bool {
     object["metadata"]["labels"][pileus_api::names::STACK_UID_LABEL] == uid
 }
 
-/// Names what is still under way, for messages.
+/// Names the resources that are in progress, for messages.
 fn waiting(entries: &BTreeMap<Key, Entry>) -> String {
     let busy = entries
         .iter()
@@ -444,12 +464,12 @@ fn waiting(entries: &BTreeMap<Key, Entry>) -> String {
     if names.is_empty() {
         String::new()
     } else {
-        format!("; waiting for {}", crate::list_names(names))
+        format!("; waiting for {}", crate::list_some(names))
     }
 }
 
-/// What is under way is not waited for any more.
-fn give_up(entries: &mut BTreeMap<Key, Entry>, why: &str, now: Timestamp) {
+/// Fails everything that is in progress.
+fn cancel_in_progress(entries: &mut BTreeMap<Key, Entry>, why: &str, now: Timestamp) {
     for entry in entries
         .values_mut()
         .filter(|entry| entry.state == State::InProgress)
@@ -458,20 +478,25 @@ fn give_up(entries: &mut BTreeMap<Key, Entry>, why: &str, now: Timestamp) {
             "" => format!("cancelled: {why}"),
             reason => format!("cancelled: {why}; {reason}"),
         };
-        entry.set(entry.action, State::Failed, reason, now);
+        entry.set_state(entry.action, State::Failed, reason, now);
     }
 }
 
-/// Whether the objects that serve an entry's are to be read: while they are made, when they
-/// go, and when they are looked at. `whole` says whether its object is what the entry says.
+/// Whether the auxiliary objects of an entry must be read: while they are made, when they are
+/// deleted, and for a check. `up_to_date` says whether its main object is.
 #[must_use]
-pub fn needs_serving(ledger: &Ledger, entry: &Entry, whole: bool, deleting: bool) -> bool {
-    let checks = ledger.is_busy() && ledger.action == Some(Action::Check);
-    !whole || checks || deleting || entry.action == Action::Delete
+pub fn reads_auxiliary(
+    record: &StackRecord,
+    entry: &Entry,
+    up_to_date: bool,
+    deleting: bool,
+) -> bool {
+    let is_check = record.is_busy() && record.action == Some(Action::Check);
+    !up_to_date || is_check || deleting || entry.action == Action::Delete
 }
 
-/// Whether an entry's object was last made or changed to be what the entry says.
+/// Whether an entry's object was last written from the manifest that the entry has the digest of.
 #[must_use]
-pub fn is_whole(live: &Value, entry: &Entry) -> bool {
-    leaf::is_applied(live, &entry.digest)
+pub fn is_up_to_date(live: &Value, entry: &Entry) -> bool {
+    resource_state::has_digest(live, &entry.digest)
 }

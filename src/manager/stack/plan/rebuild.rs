@@ -1,10 +1,10 @@
-//! A record that was lost is made again from what exists, as far as that is certain.
+//! Rebuilds a lost record from the existing objects.
 //!
-//! The secret from which digests are made is lost with it, so it cannot be said from them what is
-//! as the template wants it. But each object says whose it is and which resource it stands for,
-//! its name says which incarnation it is, and what it is can be compared with what the template
-//! makes of it. What is the same is taken as it is, without a write. Where anything is not, only
-//! a person can say what is to become of it, and nothing is touched before that.
+//! The seed of all digests is lost with the record, so digests do not show which objects are up to
+//! date. But each object has a label with the Stack's uid and an annotation with its resource, its
+//! name shows which incarnation it is, and its spec can be compared with the manifest of the
+//! template. Objects without differences are recorded as they are, without a write. If anything
+//! differs, nothing is changed until a user has confirmed it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,381 +12,406 @@ use kube::ResourceExt;
 use sha2::{Digest, Sha256};
 
 use super::forward::Walk;
-use super::leaf::{self, difference};
-use super::{Action, Entry, Key, Ledger, Pass, Plan, Problem, Reference, Seen, State, is_ours};
+use super::resource_state::{self, difference};
+use super::{
+    Action, Entry, Key, Observed, Pass, Plan, Problem, Reference, StackRecord, State, is_ours,
+};
 use pileus_api::names::{REBUILD_RECORD_ANNOTATION, STACK_RESOURCE_ANNOTATION};
 use pileus_api::{Reason, Stack};
 use pileus_kube_ext::finalize;
 use pileus_stack::functions::Known;
-use pileus_stack::kinds::{self, How, Kind, Settles};
+use pileus_stack::mapping::{self, MappedValue, Mapping, MappingInput, SupportedType};
 use pileus_stack::tree::Leaf;
 use pileus_stack::value::{Map, Value};
 
-/// Incarnations are looked for up to this number.
-const LAST: u32 = 1000;
-/// So many differences are told.
-const TOLD: usize = 5;
+/// Incarnations are searched for up to this number.
+const MAX_INCARNATION: u32 = 1000;
+/// How many differences a message names.
+const MAX_REPORTED: usize = 5;
 
-/// A record that was made again.
+/// A rebuilt record.
 #[derive(Debug)]
 pub struct Rebuilt {
-    /// What it would be.
-    pub ledger: Ledger,
-    /// Objects that have to be read before it is certain, and whether with the rights of the
-    /// service account.
-    pub reads: BTreeSet<(Reference, bool)>,
-    /// What is not as the template says.
-    pub differs: Vec<String>,
+    /// The record.
+    pub record: StackRecord,
+    /// Objects that must be read before it is complete, and whether with the rights of the service
+    /// account.
+    pub to_read: BTreeSet<(Reference, bool)>,
+    /// What differs from the template.
+    pub differences: Vec<String>,
 }
 
-/// What is found on the way through the template.
+/// State of the search for objects during one evaluation of the template.
 pub(super) struct Search {
-    /// What has been asked for.
-    asked: BTreeSet<Reference>,
-    /// Names of objects that carry the Stack's marks, by the resource that they say.
-    marked: BTreeMap<String, Vec<String>>,
-    reads: BTreeSet<(Reference, bool)>,
-    differs: Vec<String>,
+    /// Objects that were read already, whether they exist or not.
+    already_read: BTreeSet<Reference>,
+    /// Names of objects with the Stack's label, by the resource that their annotation names.
+    labelled: BTreeMap<String, Vec<String>>,
+    to_read: BTreeSet<(Reference, bool)>,
+    differences: Vec<String>,
 }
 
-/// Whether a record was written and is gone.
+/// Whether a record was written and does not exist any more.
 #[must_use]
-pub fn is_lost(stack: &Stack, ledger: Option<&Ledger>) -> bool {
+pub fn is_lost(stack: &Stack, record: Option<&StackRecord>) -> bool {
     let status = stack.status.as_ref();
-    ledger.is_none() && status.is_some_and(|status| status.record.is_some())
+    record.is_none() && status.is_some_and(|status| status.record.is_some())
 }
 
-/// The record as far as it can be made again. `asked` are the objects that were asked for;
-/// those of them that exist are in `seen`.
+/// Rebuilds the record as far as possible. `already_read` are the objects that were read; those
+/// that exist are in `observed`.
 #[must_use]
-pub fn rebuild(stack: &Stack, seen: &Seen<'_>, asked: &BTreeSet<Reference>) -> Rebuilt {
+pub fn rebuild(
+    stack: &Stack,
+    observed: &Observed<'_>,
+    already_read: &BTreeSet<Reference>,
+) -> Rebuilt {
     let mut pass = Pass {
         stack,
-        seen,
-        plan: Plan::new(Ledger::new(seen.seed.clone(), seen.now)),
+        observed,
+        plan: Plan::new(StackRecord::new(observed.seed.clone(), observed.now)),
     };
-    let sources = match &seen.sources {
+    let sources = match &observed.sources {
         Ok(sources) => sources.clone(),
-        Err(problem) => return nothing(pass.plan.ledger, problem.message.clone()),
+        Err(problem) => return nothing_rebuilt(pass.plan.record, problem.message.clone()),
     };
     let digest = Some(sources.digest());
     let status = stack.status.as_ref();
-    let word = status.and_then(|status| status.stack_status.as_deref());
-    let ledger = &mut pass.plan.ledger;
-    ledger.suspended = word.is_some_and(|word| word.starts_with(Action::Suspend.word()));
-    ledger.wanted = digest.clone().unwrap_or_default();
-    // What fails next returns to this: to nothing would be the end of what works.
-    ledger.good.clone_from(&digest);
-    ledger.checked.clone_from(&stack.spec.check_requested_at);
-    ledger.healed.clone_from(&stack.spec.heal_requested_at);
-    ledger.begin(Action::Update, digest, seen.now);
-    "Stack UPDATE started: its record was lost, and is made again from what exists"
-        .clone_into(&mut ledger.reason);
-    // Nor is anything undone if this fails.
-    ledger.kept = true;
+    let stack_status = status.and_then(|status| status.stack_status.as_deref());
+    let record = &mut pass.plan.record;
+    record.suspended =
+        stack_status.is_some_and(|status| status.starts_with(Action::Suspend.heat_name()));
+    record.spec_digest = digest.clone().unwrap_or_default();
+    // A rollback returns to these sources: without any it would delete everything.
+    record.last_good_digest.clone_from(&digest);
+    record
+        .handled_check_request
+        .clone_from(&stack.spec.check_requested_at);
+    record
+        .handled_heal_request
+        .clone_from(&stack.spec.heal_requested_at);
+    record.begin(Action::Update, digest, observed.now);
+    "Stack UPDATE started: its record was lost, and is rebuilt from the existing objects"
+        .clone_into(&mut record.reason);
+    // A failure of this update is not undone.
+    record.failure_kept = true;
     let mut walk = Walk::new(&mut pass, false);
     walk.search = Some(Search {
-        asked: asked.clone(),
-        marked: marked(seen),
-        reads: BTreeSet::new(),
-        differs: Vec::new(),
+        already_read: already_read.clone(),
+        labelled: labelled_objects(observed),
+        to_read: BTreeSet::new(),
+        differences: Vec::new(),
     });
     let walked = walk.walk(&sources);
     let search = walk.search.take();
-    let (reads, mut differs) = search.map(|s| (s.reads, s.differs)).unwrap_or_default();
+    let search = search.map(|s| (s.to_read, s.differences));
+    let (to_read, mut differences) = search.unwrap_or_default();
     let mut leaves = BTreeMap::new();
     match walked {
         Ok(flat) => {
-            let later = flat.unexpanded.iter();
-            differs.extend(later.map(|path| format!("{path}: what is in it is not known")));
-            pass.plan.ledger.removed = flat.removed;
-            pass.plan.ledger.named = flat.named;
+            let unexpanded = flat.unexpanded.iter();
+            differences
+                .extend(unexpanded.map(|path| format!("{path}: its resources are not known yet")));
+            pass.plan.record.removed_members = flat.removed;
+            pass.plan.record.members_by_id = flat.named;
             leaves = flat.leaves;
         }
-        Err(error) => differs.insert(0, error.to_string()),
+        Err(error) => differences.insert(0, error.to_string()),
     }
-    pass.take_others(&leaves, &mut differs);
+    pass.adopt_unrecorded(&leaves, &mut differences);
     Rebuilt {
-        ledger: pass.plan.ledger,
-        reads,
-        differs,
+        record: pass.plan.record,
+        to_read,
+        differences,
     }
 }
 
-fn nothing(ledger: Ledger, why: String) -> Rebuilt {
+fn nothing_rebuilt(record: StackRecord, why: String) -> Rebuilt {
     Rebuilt {
-        ledger,
-        reads: BTreeSet::new(),
-        differs: vec![why],
+        record,
+        to_read: BTreeSet::new(),
+        differences: vec![why],
     }
 }
 
-/// Whether somebody has said that what exists is to be gone on with, whatever it is.
+/// Whether a user has confirmed by the annotation that the record is to be rebuilt in spite of
+/// differences.
 #[must_use]
-pub fn is_asked(stack: &Stack, record: &str) -> bool {
-    let asked = stack.annotations().get(REBUILD_RECORD_ANNOTATION);
-    asked.is_some_and(|name| name == record)
+pub fn is_confirmed(stack: &Stack, record_name: &str) -> bool {
+    let annotation = stack.annotations().get(REBUILD_RECORD_ANNOTATION);
+    annotation.is_some_and(|name| name == record_name)
 }
 
-/// Why a lost record is not made again by itself, and the ways out.
+/// Why a lost record is not rebuilt automatically, and what a user can do.
 #[must_use]
-pub fn problem(seen: &Seen<'_>, record: &str, differs: &[String]) -> Problem {
-    let mut told: Vec<&str> = differs.iter().take(TOLD).map(String::as_str).collect();
-    let more = differs.len().saturating_sub(TOLD);
+pub fn problem(observed: &Observed<'_>, record_name: &str, differences: &[String]) -> Problem {
+    let reported = differences.iter().take(MAX_REPORTED);
+    let mut reported: Vec<&str> = reported.map(String::as_str).collect();
+    let more = differences.len().saturating_sub(MAX_REPORTED);
     let others = format!("{more} more");
     if more > 0 {
-        told.push(&others);
+        reported.push(&others);
     }
     let message = format!(
-        "the Secret {record} with the record of what the stack has made is gone, and what exists \
-         is not what the spec says, so nothing is touched: {}. Restore the Secret; or make the \
-         spec what it was; or go on with what exists by the annotation \
-         {REBUILD_RECORD_ANNOTATION}={record}: what differs is changed or made anew, what the \
-         template does not have stays without the Stack; or delete the Stack, which removes \
-         everything that carries its mark",
-        told.join("; ")
+        "the Secret {record_name} with the record of the stack's objects does not exist, and the \
+         existing objects are not what the spec says, so nothing is changed: {}. Restore the \
+         Secret; or restore the spec; or confirm to continue with the existing objects by the \
+         annotation {REBUILD_RECORD_ANNOTATION}={record_name}: what differs is updated or \
+         replaced, objects that the template does not have stay without the Stack; or delete the \
+         Stack, which removes every object with its label",
+        reported.join("; ")
     );
     Problem {
         reason: Reason::RecordMissing,
-        message: super::conceal::masked(seen, &message),
+        message: super::masking::mask_message(observed, &message),
     }
 }
 
-/// By resource: names of watched objects that carry its mark.
-fn marked(seen: &Seen<'_>) -> BTreeMap<String, Vec<String>> {
+/// By resource path: names of watched objects with the Stack's label.
+fn labelled_objects(observed: &Observed<'_>) -> BTreeMap<String, Vec<String>> {
     let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for (object, _) in &seen.strays {
-        if let Some(path) = path_of(seen, object) {
+    for (object, _) in &observed.unrecorded {
+        if let Some(path) = annotated_path(observed, object) {
             found.entry(path).or_default().push(object.name.clone());
         }
     }
     found
 }
 
-fn path_of(seen: &Seen<'_>, object: &Reference) -> Option<String> {
-    let live = seen.find.find(&object.kind, &object.name)?;
+/// The resource path in the annotation of an object.
+fn annotated_path(observed: &Observed<'_>, object: &Reference) -> Option<String> {
+    let live = observed.lookup.find(&object.kind, &object.name)?;
     let path = &live["metadata"]["annotations"][STACK_RESOURCE_ANNOTATION];
     path.as_str().map(str::to_owned)
 }
 
 impl Walk<'_, '_> {
-    /// What is known of a resource that the lost record had, as it is found.
-    pub(super) fn find_again(
+    /// Searches for the objects of a resource, and records them.
+    pub(super) fn rebuild_resource(
         &mut self,
         path: &str,
         leaf: &Leaf,
-        kind: &Kind,
+        supported: &SupportedType,
     ) -> pileus_stack::Result<Option<Known>> {
         let properties = leaf.properties.clone()?;
-        match kind.how {
-            How::Values(map) => self.value_again(path, leaf, &properties, map).map(Some),
-            How::Objects { .. } => self.object_again(path, leaf, kind, &properties),
+        match supported.mapping {
+            Mapping::Values(map) => self.rebuild_value(path, leaf, &properties, map).map(Some),
+            Mapping::Objects { .. } => self.rebuild_object(path, leaf, supported, &properties),
         }
     }
 
-    pub(super) fn differs(&mut self, path: &str, what: &str) {
+    pub(super) fn add_difference(&mut self, path: &str, what: &str) {
         if let Some(search) = &mut self.search {
-            search.differs.push(format!("{path}: {what}"));
+            search.differences.push(format!("{path}: {what}"));
         }
     }
 
-    /// A value follows from its properties, unless it is made by chance: then it was nowhere but
-    /// in what followed from the record.
-    fn value_again(
+    /// A value is computed from its properties, unless it is random: then it is lost.
+    fn rebuild_value(
         &mut self,
         path: &str,
         leaf: &Leaf,
         properties: &Map,
-        map: fn(&kinds::Request<'_>) -> pileus_stack::Result<Settles>,
+        map: fn(&MappingInput<'_>) -> pileus_stack::Result<MappedValue>,
     ) -> pileus_stack::Result<Known> {
-        let seed = self.pass.plan.ledger.seed.clone();
+        let seed = self.pass.plan.record.seed.clone();
         let own = Sha256::digest(format!("{seed}/{path}#1"));
         let name = self.name(path, 1);
         let namespace = self.pass.stack.namespace().unwrap_or_default();
-        let lookup = self.pass.seen.find;
+        let lookup = self.pass.observed.lookup;
         let find = |kind: &str, name: &str| lookup.find(kind, name);
         let settle = |seed: &[u8]| {
             map(&self.request(&name, &namespace, properties, &leaf.metadata, seed, &find))
         };
-        let (settles, other) = (settle(&own)?, settle(&[])?);
-        if settles.attributes != other.attributes || settles.refid != other.refid {
-            self.differs(path, "its value was made by chance, and another is now");
+        let (value, other) = (settle(&own)?, settle(&[])?);
+        if value.attributes != other.attributes || value.refid != other.refid {
+            self.add_difference(path, "its value was random, and is another one now");
         }
         let entry = Entry {
-            properties: leaf::digests(leaf, properties, &seed, None),
+            properties: resource_state::digests(leaf, properties, &seed, None),
             ..Entry::default()
         };
-        self.take(path, 1, leaf, entry);
-        Ok(self.settled_value(settles))
+        self.adopt(path, 1, leaf, entry);
+        Ok(self.known_value(value))
     }
 
-    fn object_again(
+    fn rebuild_object(
         &mut self,
         path: &str,
         leaf: &Leaf,
-        kind: &Kind,
+        supported: &SupportedType,
         properties: &Map,
     ) -> pileus_stack::Result<Option<Known>> {
-        let How::Objects { map, .. } = kind.how else {
+        let Mapping::Objects { map, .. } = supported.mapping else {
             return Ok(None);
         };
         let namespace = self.pass.stack.namespace().unwrap_or_default();
-        let lookup = self.pass.seen.find;
+        let lookup = self.pass.observed.lookup;
         let find = |kind: &str, name: &str| lookup.find(kind, name);
-        let number = self.number(path);
+        let number = self.existing_number(path);
         let (first, name) = (self.name(path, 1), self.name(path, number));
         let make = |name: &str| {
             map(&self.request(name, &namespace, properties, &leaf.metadata, &[], &find))
         };
-        let seed = self.pass.plan.ledger.seed.clone();
-        let digests = leaf::digests(leaf, properties, &seed, Some((&make(&first)?, &first)));
+        let seed = self.pass.plan.record.seed.clone();
+        let digests =
+            resource_state::digests(leaf, properties, &seed, Some((&make(&first)?, &first)));
         let makes = make(&name)?;
         let objects: Vec<Reference> = makes.objects.iter().map(Reference::of).collect();
-        if !self.is_asked(&objects, kind.by_account) {
+        if !self.are_read(&objects, supported.by_account) {
             return Ok(None);
         }
         let Some(main) = objects.last() else {
             return Ok(None);
         };
-        let told = format!("{} {}", main.kind, main.name);
-        let Some(live) = self.pass.seen.objects.get(main).cloned() else {
-            self.differs(path, &format!("{told} is gone"));
+        let label = format!("{} {}", main.kind, main.name);
+        let Some(live) = self.pass.observed.objects.get(main).cloned() else {
+            self.add_difference(path, &format!("{label} does not exist"));
             return Ok(None);
         };
         let uid = self.pass.stack.uid().unwrap_or_default();
-        if !is_ours(&live, &uid) || !leaf::is_of(&live, path) {
-            let why = format!("{told} does not carry the marks of this stack's resource");
-            self.differs(path, &why);
+        if !is_ours(&live, &uid) || !resource_state::is_for_resource(&live, path) {
+            let why = format!("{label} does not have the label and annotation of this resource");
+            self.add_difference(path, &why);
             return Ok(None);
         }
-        let fault = self.fault(&makes.objects, &objects, &uid);
-        if let Some(why) = &fault {
-            self.differs(path, why);
+        let difference = self.difference(&makes.objects, &objects, &uid);
+        if let Some(why) = &difference {
+            self.add_difference(path, why);
         }
-        let there = |object: &Reference| self.pass.seen.objects.contains_key(object);
+        let exists = |object: &Reference| self.pass.observed.objects.contains_key(object);
         let digest = live["metadata"]["annotations"][pileus_api::names::STACK_DIGEST_ANNOTATION]
             .as_str()
             .unwrap_or_default();
         let entry = Entry {
-            // What differs is not known to be of any properties.
-            properties: if fault.is_none() {
+            // An object that differs was made with unknown properties.
+            properties: if difference.is_none() {
                 digests
             } else {
                 BTreeMap::new()
             },
             digest: digest.to_owned(),
             claims: makes.claims,
-            by_account: kind.by_account,
-            // What cannot be compared, and what lacks something that serves it, is applied again.
-            again: kind.by_account || !objects.iter().all(there),
+            by_account: supported.by_account,
+            // Objects of other kinds cannot be compared, and auxiliary objects may be missing.
+            reapply: supported.by_account || !objects.iter().all(exists),
             objects,
             ..Entry::default()
         };
-        self.take(path, number, leaf, entry);
-        Ok(Some(kinds::known(&leaf.kind, &live, &find)))
+        self.adopt(path, number, leaf, entry);
+        Ok(Some(mapping::known(&leaf.resource_type, &live, &find)))
     }
 
-    /// Whether all of these have been asked for; they are, if not.
-    fn is_asked(&mut self, objects: &[Reference], by_account: bool) -> bool {
+    /// Whether all of these were read; if not, they are added to those to read.
+    fn are_read(&mut self, objects: &[Reference], by_account: bool) -> bool {
         let Some(search) = &mut self.search else {
             return false;
         };
-        let asked = objects.iter().all(|object| search.asked.contains(object));
-        if !asked {
+        let are_read = objects
+            .iter()
+            .all(|object| search.already_read.contains(object));
+        if !are_read {
             let more = objects.iter().map(|object| (object.clone(), by_account));
-            search.reads.extend(more);
+            search.to_read.extend(more);
         }
-        asked
+        are_read
     }
 
-    /// What is otherwise than the template says, if anything is.
-    fn fault(&self, manifests: &[Value], objects: &[Reference], uid: &str) -> Option<String> {
+    /// The first difference between existing objects and their manifests.
+    fn difference(&self, manifests: &[Value], objects: &[Reference], uid: &str) -> Option<String> {
         let mut pairs = manifests.iter().zip(objects);
         pairs.find_map(|(manifest, object)| {
-            let told = format!("{} {}", object.kind, object.name);
-            // What serves a resource is made anew where it is gone.
-            let live = self.pass.seen.objects.get(object)?;
+            let label = format!("{} {}", object.kind, object.name);
+            // A missing auxiliary object is created again.
+            let live = self.pass.observed.objects.get(object)?;
             if !live["metadata"]["deletionTimestamp"].is_null() {
-                return Some(format!("{told} is being deleted"));
+                return Some(format!("{label} is being deleted"));
             }
             if !is_ours(live, uid) {
-                return Some(format!("{told} does not carry this stack's mark"));
+                return Some(format!("{label} does not have this stack's label"));
             }
-            // Other kinds are not kept as they were written.
+            // The API server may normalize specs of other kinds.
             let field = if object.kind == "Secret" && object.api_version == "v1" {
                 difference(&live["data"], &manifest["data"], "data")
             } else if object.api_version.starts_with(pileus_api::GROUP) {
-                super::spec::changed(live, manifest)
+                super::spec_diff::first_difference(live, manifest)
             } else {
                 None
             };
-            Some(format!("{told}: {} is not what the template says", field?))
+            Some(format!("{label}: {} is not what the template says", field?))
         })
     }
 
-    /// Which incarnation of a resource there is: the newest whose name is found among those that
-    /// carry its mark, or that the status tells of.
-    fn number(&self, path: &str) -> u32 {
-        let marked = self.search.as_ref().and_then(|s| s.marked.get(path));
+    /// The existing incarnation of a resource: the newest one whose object name is that of a
+    /// labelled object, or is in the status.
+    fn existing_number(&self, path: &str) -> u32 {
+        let labelled = self.search.as_ref().and_then(|s| s.labelled.get(path));
         let status = self.pass.stack.status.as_ref();
         let rows = status.iter().flat_map(|status| &status.resources);
         let rows = rows.filter(|row| row.name == path || row.name.starts_with(&format!("{path}#")));
-        let told = rows.filter_map(|row| Some(row.object.as_ref()?.split_once('/')?.1.to_owned()));
-        let names: BTreeSet<String> = marked.into_iter().flatten().cloned().chain(told).collect();
-        // Most have one, which is the first.
-        let numbers = (1..=LAST).filter(|number| names.contains(&self.name(path, *number)));
+        let reported =
+            rows.filter_map(|row| Some(row.object.as_ref()?.split_once('/')?.1.to_owned()));
+        let names = labelled.into_iter().flatten().cloned().chain(reported);
+        let names: BTreeSet<String> = names.collect();
+        // Most resources have only the first.
+        let numbers =
+            (1..=MAX_INCARNATION).filter(|number| names.contains(&self.name(path, *number)));
         numbers.take(names.len()).last().unwrap_or(1)
     }
 
-    fn take(&mut self, path: &str, number: u32, leaf: &Leaf, entry: Entry) {
-        let now = self.pass.seen.now;
+    /// Records an existing incarnation.
+    fn adopt(&mut self, path: &str, number: u32, leaf: &Leaf, entry: Entry) {
+        let now = self.pass.observed.now;
         let key = (path.to_owned(), number);
         self.targets.insert(path.to_owned(), number);
         let entry = Entry {
-            kind: leaf.kind.clone(),
+            resource_type: leaf.resource_type.clone(),
             since: now,
             state: State::Complete,
             ..entry
         };
-        self.pass.plan.ledger.entries.insert(key.clone(), entry);
-        self.refresh(&key, leaf);
+        self.pass.plan.record.entries.insert(key.clone(), entry);
+        self.update_requirements(&key, leaf);
     }
 }
 
 impl Pass<'_> {
-    /// What carries the Stack's marks and was not found by way of the template. What the template
-    /// may have is kept under its resource, though nothing is known of it; everything else stays
-    /// and is let go of, since nobody knows whether it was to be kept. Where the Stack goes, it
-    /// goes too.
-    fn take_others(&mut self, leaves: &BTreeMap<String, Leaf>, differs: &mut Vec<String>) {
+    /// Records objects with the Stack's label that the template does not lead to. An object that may
+    /// belong to a resource of the template is recorded there, without its properties. Any other is
+    /// recorded to be released, since nobody knows whether it was to be kept. If the Stack is being
+    /// deleted, they are deleted, too.
+    fn adopt_unrecorded(&mut self, leaves: &BTreeMap<String, Leaf>, differences: &mut Vec<String>) {
         let deleting = finalize::is_deleting(self.stack);
-        let entries = self.plan.ledger.entries.values();
+        let entries = self.plan.record.entries.values();
         let known: BTreeSet<(String, String)> = entries
             .flat_map(|entry| &entry.objects)
             .map(|object| (object.kind.clone(), object.name.clone()))
             .collect();
-        for (object, _) in &self.seen.strays {
+        for (object, _) in &self.observed.unrecorded {
             if known.contains(&(object.kind.clone(), object.name.clone())) {
                 continue;
             }
-            let path = path_of(self.seen, object).unwrap_or_default();
-            let told = format!("{} {}", object.kind, object.name);
+            let path = annotated_path(self.observed, object).unwrap_or_default();
+            let label = format!("{} {}", object.kind, object.name);
             let leaf = leaves.get(&path);
-            let newest = self.plan.ledger.incarnations(&path).next();
+            let newest = self.plan.record.incarnations(&path).next();
             let key: Key = match newest {
                 Some((newest, _)) => (path.clone(), newest.saturating_add(1)),
                 None => (path.clone(), self.number_of(&path, &object.name)),
             };
             let wanted = leaf.filter(|_| newest.is_none());
-            differs.push(match wanted {
-                Some(_) => format!("{path}: {told} cannot be compared: what it needs is not there"),
-                None => format!("{path}: {told} is nothing that the template has"),
+            differences.push(match wanted {
+                Some(_) => {
+                    format!("{path}: {label} cannot be compared: what it requires does not exist")
+                }
+                None => format!("{path}: {label} is not in the template"),
             });
             let entry = Entry {
-                kind: wanted.map_or(object.kind.clone(), |leaf| leaf.kind.clone()),
+                resource_type: wanted
+                    .map_or(object.kind.clone(), |leaf| leaf.resource_type.clone()),
                 objects: vec![object.clone()],
                 state: State::Complete,
-                since: self.seen.now,
+                since: self.observed.now,
                 retain: if deleting {
                     leaf.is_some_and(|leaf| leaf.retain)
                 } else {
@@ -394,16 +419,17 @@ impl Pass<'_> {
                 },
                 ..Entry::default()
             };
-            self.plan.ledger.entries.insert(key, entry);
+            self.plan.record.entries.insert(key, entry);
         }
     }
 
-    /// Which incarnation of a resource has a name.
+    /// The number of the incarnation of a resource that has this object name.
     fn number_of(&self, path: &str, name: &str) -> u32 {
         let uid = self.stack.uid().unwrap_or_default();
         let stack = self.stack.name_any();
-        let mut numbers = 1..=LAST;
-        let found = numbers.find(|number| kinds::object_name(&stack, &uid, path, *number) == name);
+        let mut numbers = 1..=MAX_INCARNATION;
+        let found =
+            numbers.find(|number| mapping::object_name(&stack, &uid, path, *number) == name);
         found.unwrap_or(1)
     }
 }

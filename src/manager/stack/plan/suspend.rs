@@ -1,5 +1,5 @@
-//! Servers of a suspended stack are stopped, users before what they use, and started again in
-//! the order in which they were made.
+//! Stops the Servers of a stack that is suspended, users before what they use; a resume starts them
+//! in the order in which they were created.
 
 use std::collections::BTreeSet;
 
@@ -8,11 +8,11 @@ use super::{Action, Key, State};
 use pileus_stack::value::Value;
 
 impl Walk<'_, '_> {
-    /// Stops or starts what a suspended or resumed stack has running.
+    /// Starts a Server of a stack that is resumed, or plans to stop one of a stack that is suspended.
     pub(super) fn suspend(&mut self, key: &Key, objects: &[Value], digest: &str) {
-        let now = self.pass.seen.now;
-        let action = self.pass.plan.ledger.action;
-        let Some(entry) = self.pass.plan.ledger.entries.get_mut(key) else {
+        let now = self.pass.observed.now;
+        let action = self.pass.plan.record.action;
+        let Some(entry) = self.pass.plan.record.entries.get_mut(key) else {
             return;
         };
         if entry.digest == digest || entry.state != State::Complete {
@@ -21,7 +21,7 @@ impl Walk<'_, '_> {
         match action {
             Some(Action::Resume) => {
                 digest.clone_into(&mut entry.digest);
-                entry.set(Action::Resume, State::InProgress, "", now);
+                entry.set_state(Action::Resume, State::InProgress, "", now);
             }
             Some(Action::Suspend) => {
                 self.to_stop
@@ -31,24 +31,24 @@ impl Walk<'_, '_> {
         }
     }
 
-    /// Stops what nothing that still runs works with.
-    pub(super) fn stop_users_first(&mut self) {
-        let now = self.pass.seen.now;
+    /// Stops the Servers that no running Server uses.
+    pub(super) fn stop_dependents_first(&mut self) {
+        let now = self.pass.observed.now;
         let running: BTreeSet<Key> = self.to_stop.iter().map(|(key, ..)| key.clone()).collect();
         for (key, objects, digest) in std::mem::take(&mut self.to_stop) {
-            let ledger = &mut self.pass.plan.ledger;
-            let used = ledger.entries.iter().any(|(other, entry)| {
+            let record = &mut self.pass.plan.record;
+            let used = record.entries.iter().any(|(other, entry)| {
                 let stopping = entry.action == Action::Suspend && entry.state == State::InProgress;
-                entry.is_with(&key) && (running.contains(other) || stopping)
+                entry.uses(&key) && (running.contains(other) || stopping)
             });
             if used {
                 continue;
             }
-            if let Some(entry) = ledger.entries.get_mut(&key) {
+            if let Some(entry) = record.entries.get_mut(&key) {
                 entry.digest = digest;
-                entry.set(Action::Suspend, State::InProgress, "", now);
+                entry.set_state(Action::Suspend, State::InProgress, "", now);
             }
-            self.push_on(&key, &objects, None);
+            self.apply_and_observe(&key, &objects, None);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::super::ledger::{Action, Rolling, State};
+use super::super::record::{Action, Rolling, State};
 use super::world::World;
 use pileus_api::stack::OnFailure;
 use pileus_stack::value::{Value, json};
@@ -28,7 +28,7 @@ outputs:
 
 /// Names of the members that there are.
 fn names(world: &World) -> String {
-    let entries = world.ledger.as_ref().unwrap().entries.iter();
+    let entries = world.record.as_ref().unwrap().entries.iter();
     let names = entries.filter_map(|((path, _), _)| path.split('/').nth(1));
     names
         .collect::<BTreeSet<_>>()
@@ -53,9 +53,9 @@ fn course(world: &mut World) -> Course {
     };
     for _ in 0..100 {
         let from = world.log.len();
-        let before = world.ledger.clone();
+        let before = world.record.clone();
         let plan = world.pass(|| false);
-        let entries = plan.ledger.entries.iter();
+        let entries = plan.record.entries.iter();
         let members = entries.filter(|((path, _), _)| path.starts_with("group/"));
         let serving = members
             .clone()
@@ -70,8 +70,8 @@ fn course(world: &mut World) -> Course {
             did.sort();
             course.batches.push(did.join(", "));
         }
-        world.tend();
-        if before.as_ref() == Some(&plan.ledger) && !plan.ledger.is_busy() {
+        world.update_objects();
+        if before.as_ref() == Some(&plan.record) && !plan.record.is_busy() {
             break;
         }
     }
@@ -79,14 +79,14 @@ fn course(world: &mut World) -> Course {
 }
 
 #[test]
-fn a_group_grows_for_an_update_so_that_enough_are_in_service() {
+fn a_group_grows_during_an_update_so_that_enough_members_are_in_service() {
     let policy = "rolling_update: {max_batch_size: 2, min_in_service: 3}";
     let mut world = World::new(&group(policy, 3));
-    world.settle();
+    world.run_until_idle();
     world.change("v: a", "v: b");
-    let seen = course(&mut world);
+    let observed = course(&mut world);
     assert_eq!(
-        seen.batches,
+        observed.batches,
         [
             "make 3, make 4",
             "change 1, change 2",
@@ -94,9 +94,9 @@ fn a_group_grows_for_an_update_so_that_enough_are_in_service() {
             "delete 3, delete 4"
         ]
     );
-    assert_eq!((seen.least, seen.most), (3, 5));
+    assert_eq!((observed.least, observed.most), (3, 5));
     assert_eq!(
-        (world.word().as_str(), names(&world).as_str()),
+        (world.stack_status().as_str(), names(&world).as_str()),
         ("UPDATE_COMPLETE", "0 1 2")
     );
     // What comes after the group has never seen those that were there for the time of it.
@@ -105,7 +105,7 @@ fn a_group_grows_for_an_update_so_that_enough_are_in_service() {
 }
 
 #[test]
-fn batches_are_as_small_as_the_policy_says_and_no_member_is_added_without_need() {
+fn batches_have_the_size_of_the_policy_and_no_member_is_added_without_need() {
     for (policy, batches, least) in [
         (
             "rolling_update: {max_batch_size: 1}",
@@ -129,11 +129,11 @@ fn batches_are_as_small_as_the_policy_says_and_no_member_is_added_without_need()
         ),
     ] {
         let mut world = World::new(&group(policy, 3));
-        world.settle();
+        world.run_until_idle();
         world.change("v: a", "v: b");
-        let seen = course(&mut world);
+        let observed = course(&mut world);
         assert_eq!(
-            (seen.batches, seen.least),
+            (observed.batches, observed.least),
             (batches.into_iter().map(str::to_owned).collect(), least),
             "{policy}"
         );
@@ -142,10 +142,10 @@ fn batches_are_as_small_as_the_policy_says_and_no_member_is_added_without_need()
 }
 
 #[test]
-fn a_group_that_only_grows_or_shrinks_does_so_at_once() {
+fn a_change_of_only_the_size_has_no_batches() {
     let policy = "rolling_update: {max_batch_size: 1, min_in_service: 1, pause_time: 60}";
     let mut world = World::new(&group(policy, 2));
-    world.settle();
+    world.run_until_idle();
     world.change("count: 2", "count: 5");
     assert_eq!(course(&mut world).batches, ["make 2, make 3, make 4"]);
     world.change("count: 5", "count: 3");
@@ -153,22 +153,22 @@ fn a_group_that_only_grows_or_shrinks_does_so_at_once() {
 }
 
 #[test]
-fn a_group_grows_and_changes_batch_by_batch() {
+fn a_group_grows_and_updates_in_batches() {
     let policy = "rolling_update: {max_batch_size: 2, min_in_service: 2}";
     let mut world = World::new(&group(policy, 2));
-    world.settle();
+    world.run_until_idle();
     world.change("count: 2", "count: 5");
     world.change("v: a", "v: b");
-    let seen = course(&mut world);
+    let observed = course(&mut world);
     assert_eq!(
-        seen.batches,
+        observed.batches,
         ["make 2, make 3", "change 1, make 4", "change 0"]
     );
-    assert!(seen.least >= 2);
+    assert!(observed.least >= 2);
 }
 
 #[test]
-fn first_members_are_made_a_few_at_a_time_with_a_pause_between() {
+fn first_members_are_created_in_batches_with_pauses() {
     let policy = "batch_create: {max_batch_size: 2, pause_time: 5}";
     let mut world = World::new(&group(policy, 5));
     let mut made = Vec::new();
@@ -180,15 +180,16 @@ fn first_members_are_made_a_few_at_a_time_with_a_pause_between() {
         }
         // It is said when to look again, also while nothing happens.
         let resting = matches!(
-            plan.ledger.rolling.get("group"),
+            plan.record.rolling.get("group"),
             Some(Rolling::Pause { .. })
         );
         if resting {
-            world.now += k8s_openapi::jiff::SignedDuration::try_from(plan.again.unwrap()).unwrap();
+            world.now +=
+                k8s_openapi::jiff::SignedDuration::try_from(plan.requeue_after.unwrap()).unwrap();
         }
-        world.tend();
+        world.update_objects();
     }
-    assert_eq!(world.word(), "CREATE_COMPLETE");
+    assert_eq!(world.stack_status(), "CREATE_COMPLETE");
     let sizes: Vec<usize> = made.iter().map(|(count, _)| *count).collect();
     assert_eq!(sizes, [2, 2, 1]);
     for pair in made.windows(2) {
@@ -197,18 +198,23 @@ fn first_members_are_made_a_few_at_a_time_with_a_pause_between() {
 }
 
 #[test]
-fn an_update_in_batches_that_fails_returns_in_batches() {
+fn a_failed_update_in_batches_is_rolled_back_in_batches() {
     let policy = "rolling_update: {max_batch_size: 1, min_in_service: 3}";
     let mut world = World::new(&group(policy, 3));
     world.stack.spec.on_failure = OnFailure::Rollback;
-    world.settle();
+    world.run_until_idle();
     world.change("v: a", "v: b");
     world.broken = Some("-group-3-");
     for _ in 0..60 {
         world.pass(|| false);
-        world.tend();
+        world.update_objects();
     }
-    assert_eq!(world.word(), "ROLLBACK_COMPLETE", "{:#?}", world.ledger);
+    assert_eq!(
+        world.stack_status(),
+        "ROLLBACK_COMPLETE",
+        "{:#?}",
+        world.record
+    );
     assert_eq!(names(&world), "0 1 2");
     let metadata = |(_, live): (&_, &Value)| live["spec"]["metadata"]["v"].clone();
     let values: BTreeSet<String> = (world.objects.iter())
@@ -223,7 +229,7 @@ proptest::proptest! {
 
     /// Crashes and new templates at any moment: every member is what the last one says.
     #[test]
-    fn batches_come_to_their_end_whatever_happens(
+    fn crashes_and_new_templates_do_not_stop_batches(
         losses in proptest::collection::vec(proptest::bool::ANY, 0..40),
         changes in proptest::collection::vec((0usize..6, 0usize..3, 1usize..12), 1..4),
         size in 1usize..4, least in 0usize..5,
@@ -239,11 +245,11 @@ proptest::proptest! {
             (count, value) = (next, other);
             for _ in 0..passes {
                 world.pass(|| losses.next().unwrap_or(false));
-                world.tend();
+                world.update_objects();
             }
         }
-        world.settle();
-        proptest::prop_assert!(world.word().ends_with("COMPLETE"));
+        world.run_until_idle();
+        proptest::prop_assert!(world.stack_status().ends_with("COMPLETE"));
         proptest::prop_assert_eq!(world.count("Server"), count);
         for live in world.objects.values() {
             let text = format!("v: {}", live["spec"]["metadata"]["v"].as_str().unwrap());
@@ -261,35 +267,35 @@ fn id(world: &World, at: usize) -> String {
 }
 
 #[test]
-fn members_are_let_go_of_by_the_ids_that_they_are_referred_to_by() {
+fn members_are_removed_by_reference_id() {
     let mut world = World::new(&group("", 4));
-    world.settle();
+    world.run_until_idle();
     let (one, three) = (id(&world, 1), id(&world, 3));
     let listed = format!("count: 4\n      removal_policies: [{{resource_list: [{one}, {three}]}}]");
     world.change("count: 4", &listed);
     // One goes later than the other: nothing says of it any more which member it was.
     for pass in 0..30 {
         world.pass(|| pass == 2);
-        world.tend();
+        world.update_objects();
     }
-    assert_eq!(world.word(), "UPDATE_COMPLETE");
+    assert_eq!(world.stack_status(), "UPDATE_COMPLETE");
     assert_eq!(names(&world), "0 2 4 5");
     let gone = |world: &World| world.plan().outputs.unwrap()[0].value.clone();
     assert_eq!(gone(&world), Some(json!(["1", "3"]).into()));
     // The ids are still in the template, and nothing has them.
     world.change("v: a", "v: b");
-    world.settle();
+    world.run_until_idle();
     assert_eq!(names(&world), "0 2 4 5");
     // Ids that nobody has cost nothing; numbers are names, too.
     world.change(&format!("[{one}, {three}]"), "[nobody, 0]");
-    world.settle();
+    world.run_until_idle();
     assert_eq!(names(&world), "2 4 5 6");
     assert_eq!(gone(&world), Some(json!(["0", "1", "3"]).into()));
     // Only what is named now counts.
     let five = id(&world, 2);
     let only = format!("[{five}]}}]\n      removal_policies_mode: update");
     world.change("[nobody, 0]}]", &only);
-    world.settle();
+    world.run_until_idle();
     assert_eq!(names(&world), "0 1 2 3");
     assert_eq!(gone(&world), Some(json!(["5"]).into()));
 }

@@ -26,27 +26,27 @@ impl World {
     fn some_passes(&mut self) {
         for _ in 0..10 {
             let plan = self.pass(|| false);
-            self.tend();
-            if plan.cleared {
+            self.update_objects();
+            if plan.hooks_cleared {
                 self.stack.metadata.annotations = None;
             }
         }
     }
 
     fn reason(&self, path: &str) -> String {
-        let ledger = self.ledger.as_ref().unwrap();
-        let entry = ledger.incarnations(path).next();
+        let record = self.record.as_ref().unwrap();
+        let entry = record.incarnations(path).next();
         entry.map_or_else(String::new, |(_, entry)| entry.reason.clone())
     }
 }
 
 #[test]
-fn what_waits_holds_only_what_needs_it() {
+fn a_hook_stops_only_what_requires_the_resource() {
     let mut world = World::hooked(
         "resource_registry: {resources: {sub: {hooks: pre-create}, word: {hooks: post-create}}}",
     );
     world.some_passes();
-    assert_eq!(world.word(), "CREATE_IN_PROGRESS");
+    assert_eq!(world.stack_status(), "CREATE_IN_PROGRESS");
     assert_eq!(world.count("Network"), 1);
     assert_eq!(world.count("Subnet"), 0);
     assert_eq!(
@@ -62,23 +62,23 @@ fn what_waits_holds_only_what_needs_it() {
     );
     world.clear("word");
     world.some_passes();
-    assert_eq!(world.word(), "CREATE_COMPLETE");
+    assert_eq!(world.stack_status(), "CREATE_COMPLETE");
     assert!(world.stack.metadata.annotations.is_none());
 }
 
 #[test]
-fn a_change_and_a_replacement_wait_and_a_changed_mind_ends_that() {
+fn updates_and_replacements_wait_at_hooks_until_cleared_or_undone() {
     let mut world =
         World::hooked("resource_registry: {resources: {sub: {hooks: [pre-update, pre-delete]}}}");
-    world.settle();
+    world.run_until_idle();
     world.change("192.0.2.1", "192.0.2.2");
     world.some_passes();
-    assert_eq!(world.word(), "UPDATE_IN_PROGRESS");
+    assert_eq!(world.stack_status(), "UPDATE_IN_PROGRESS");
     assert!(world.reason("sub").contains("pre-update"));
     // As it was.
     world.change("192.0.2.2", "192.0.2.1");
     world.some_passes();
-    assert_eq!(world.word(), "UPDATE_COMPLETE");
+    assert_eq!(world.stack_status(), "UPDATE_COMPLETE");
     assert_eq!(world.count("Subnet"), 1);
     assert!(!world.log.iter().any(|line| line.starts_with("change")));
 
@@ -90,22 +90,22 @@ fn a_change_and_a_replacement_wait_and_a_changed_mind_ends_that() {
     assert_eq!(world.count("Subnet"), 2, "{:#?}", world.log);
     world.clear("sub:pre-delete");
     world.some_passes();
-    assert_eq!(world.word(), "UPDATE_COMPLETE");
+    assert_eq!(world.stack_status(), "UPDATE_COMPLETE");
     assert_eq!(world.count("Subnet"), 1);
 }
 
 #[test]
-fn a_failure_elsewhere_gives_up_what_waits_and_costs_nothing() {
+fn a_failure_cancels_resources_at_hooks() {
     let mut world = World::hooked("resource_registry: {resources: {sub: {hooks: pre-create}}}");
     world.broken = Some("net");
     world.some_passes();
-    assert_eq!(world.word(), "CREATE_FAILED");
+    assert_eq!(world.stack_status(), "CREATE_FAILED");
     world.broken = None;
     world.stack.spec.heal_requested_at = Some("1".into());
     world.some_passes();
     world.clear("sub");
     world.some_passes();
-    assert_eq!(world.word(), "UPDATE_COMPLETE");
+    assert_eq!(world.stack_status(), "UPDATE_COMPLETE");
     assert_eq!((world.count("Network"), world.count("Subnet")), (1, 1));
     world.delete();
     assert!(world.objects.is_empty());

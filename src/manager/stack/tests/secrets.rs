@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use super::super::ledger::Hidden;
 use super::super::plan::Plan;
+use super::super::record::Hidden;
 use super::super::status::status;
 use super::world::World;
 use pileus_api::Reason;
-use pileus_stack::hide::{mask_text, note};
+use pileus_stack::masking::{add_text, mask_text};
 use pileus_stack::value::json;
 
 const SECRET: &str = "hunter2-hunter2";
@@ -23,27 +23,27 @@ fn world(body: &str) -> World {
 }
 
 /// Everything that is told and noted of a pass.
-fn told(world: &World, plan: &Plan) -> String {
+fn reported(world: &World, plan: &Plan) -> String {
     let status = status(&world.stack, plan, "record", &|_| None, world.now);
     let status = serde_json::to_string(&status).unwrap();
-    format!("{status}{}", serde_json::to_string(&plan.ledger).unwrap())
+    format!("{status}{}", serde_json::to_string(&plan.record).unwrap())
 }
 
 #[test]
-fn a_secret_in_the_words_of_an_error_is_masked_before_anything_is_made() {
+fn a_secret_in_an_error_is_masked_before_anything_is_created() {
     let mut world = world(
         "resources:
   s: {type: OS::Nova::Server, properties: {flavor: f, image: i, user_data: {get_file: {get_param: p}}}}
 ",
     );
     let plan = world.pass(|| false);
-    let text = told(&world, &plan);
+    let text = reported(&world, &plan);
     assert!(!text.contains(SECRET), "{text}");
     assert!(text.contains("******"), "{text}");
 }
 
 #[test]
-fn a_mistyped_hidden_number_is_not_told() {
+fn a_malformed_hidden_number_is_not_shown() {
     let mut world = World::new(
         "heat_template_version: newton
 parameters: {n: {type: number, hidden: true}}
@@ -58,7 +58,7 @@ resources: {r: {type: OS::Heat::None}}
 }
 
 #[test]
-fn what_was_masked_stays_so_when_the_stack_goes_or_its_secret_changes() {
+fn masked_messages_stay_masked_after_a_deletion_or_a_new_secret() {
     let mut world = world(
         "resources:
   net: {type: OS::Neutron::Net, properties: {name: {get_param: p}}}
@@ -70,13 +70,13 @@ fn what_was_masked_stays_so_when_the_stack_goes_or_its_secret_changes() {
         .parameters
         .insert("p", "it cannot work".into());
     world.broken = Some("-net-");
-    let plan = world.settle();
-    assert_eq!(world.word(), "CREATE_FAILED");
-    let text = told(&world, &plan);
+    let plan = world.run_until_idle();
+    assert_eq!(world.stack_status(), "CREATE_FAILED");
+    let text = reported(&world, &plan);
     assert!(!text.contains("it cannot work"), "{text}");
     world.sources.parameters.insert("p", "another".into());
     let plan = world.pass(|| false);
-    let text = told(&world, &plan);
+    let text = reported(&world, &plan);
     assert!(!text.contains("it cannot work"), "{text}");
     world.stored.clear();
     world.sources.parameters = Default::default();
@@ -84,12 +84,12 @@ fn what_was_masked_stays_so_when_the_stack_goes_or_its_secret_changes() {
         k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(world.now),
     );
     let plan = world.pass(|| true);
-    let text = told(&world, &plan);
+    let text = reported(&world, &plan);
     assert!(!text.contains("it cannot work"), "{text}");
 }
 
 #[test]
-fn a_file_from_a_secret_is_in_no_output_nor_what_is_made_of_it() {
+fn a_file_from_a_secret_and_its_parts_are_in_no_output() {
     let mut world = World::new(
         "heat_template_version: newton
 resources:
@@ -111,7 +111,7 @@ outputs:
         files: BTreeSet::from(["key".to_owned()]),
         ..Hidden::default()
     };
-    let outputs = world.settle().outputs.unwrap();
+    let outputs = world.run_until_idle().outputs.unwrap();
     for output in outputs {
         let shown = if output.name == "other" {
             "for all"
@@ -123,7 +123,7 @@ outputs:
 }
 
 #[test]
-fn an_environment_from_a_secret_gives_hidden_parameters_and_shows_no_words() {
+fn parameters_of_an_environment_from_a_secret_are_hidden() {
     let mut world = World::new(
         "heat_template_version: newton
 parameters: {word: {type: string}}
@@ -135,7 +135,7 @@ outputs:
     );
     world.sources.environments = vec!["parameters: {word: abc}".to_owned()];
     world.sources.hidden.environments.insert(0);
-    let outputs = world.settle().outputs.unwrap();
+    let outputs = world.run_until_idle().outputs.unwrap();
     for output in outputs {
         assert_eq!(
             output.value,
@@ -146,13 +146,13 @@ outputs:
     }
     world.sources.environments = vec![format!("{SECRET}: x")];
     let plan = world.pass(|| false);
-    let text = told(&world, &plan);
+    let text = reported(&world, &plan);
     assert!(!text.contains(SECRET), "{text}");
     assert!(text.contains("environments[0]"), "{text}");
 }
 
 #[test]
-fn a_secret_that_is_no_template_is_not_quoted() {
+fn a_malformed_template_from_a_secret_is_not_quoted() {
     for text in [
         SECRET.to_owned(),
         format!("{SECRET}: {SECRET}"),
@@ -165,17 +165,17 @@ fn a_secret_that_is_no_template_is_not_quoted() {
             plan.problem.as_ref().unwrap().reason,
             Reason::InvalidTemplate
         );
-        let text = told(&world, &plan);
+        let text = reported(&world, &plan);
         assert!(!text.contains(SECRET), "{text}");
     }
 }
 
 #[test]
-fn values_are_found_as_others_write_them() {
+fn secrets_are_masked_in_every_encoding() {
     let mut secrets = BTreeSet::new();
-    note("-----BEGIN KEY-----\nMII/\"x y\"\n", &mut secrets);
-    note("hunt", &mut secrets);
-    note("hunter2", &mut secrets);
+    add_text("-----BEGIN KEY-----\nMII/\"x y\"\n", &mut secrets);
+    add_text("hunt", &mut secrets);
+    add_text("hunter2", &mut secrets);
     for text in [
         r#"Invalid value: "-----BEGIN KEY-----\nMII/\"x y\"\n": no"#,
         "https://u:-----BEGIN%20KEY-----%0AMII%2F%22x%20y%22@h",
@@ -188,6 +188,6 @@ fn values_are_found_as_others_write_them() {
         }
     }
     let mut of_json = BTreeSet::new();
-    pileus_stack::hide::texts(&json!({"a": ["deep-secret", 4711]}), &mut of_json);
+    pileus_stack::masking::add_texts(&json!({"a": ["deep-secret", 4711]}), &mut of_json);
     assert_eq!(of_json, ["4711", "deep-secret"].map(str::to_owned).into());
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
-use super::super::ledger::{Ledger, Reference, Sources};
-use super::super::plan::{self, Lookup, Plan, Seen, Step, trouble};
+use super::super::plan::{self, Lookup, Observed, Plan, Step, refusals};
+use super::super::record::{Reference, Sources, StackRecord};
 use pileus_api::Stack;
 use pileus_api::names::STACK_UID_LABEL;
 use pileus_stack::value::{Value, json};
@@ -14,7 +14,7 @@ use pileus_stack::value::{Value, json};
 pub(super) struct World {
     pub(super) stack: Stack,
     pub(super) sources: Sources,
-    pub(super) ledger: Option<Ledger>,
+    pub(super) record: Option<StackRecord>,
     pub(super) stored: BTreeMap<String, Sources>,
     pub(super) objects: BTreeMap<Reference, Value>,
     pub(super) now: Timestamp,
@@ -75,7 +75,7 @@ impl World {
                 template: template.to_owned(),
                 ..Sources::default()
             },
-            ledger: None,
+            record: None,
             stored: BTreeMap::new(),
             objects: BTreeMap::new(),
             now: "2026-01-01T00:00:00Z".parse().unwrap(),
@@ -94,28 +94,28 @@ impl World {
     }
 
     /// What a pass reads: serving objects only where they are asked for.
-    fn seen(&self) -> BTreeMap<Reference, Value> {
-        let mut seen = BTreeMap::new();
-        let Some(ledger) = &self.ledger else {
-            return seen;
+    fn observed(&self) -> BTreeMap<Reference, Value> {
+        let mut observed = BTreeMap::new();
+        let Some(record) = &self.record else {
+            return observed;
         };
-        for entry in ledger.entries.values() {
+        for entry in record.entries.values() {
             let Some((last, serving)) = entry.objects.split_last() else {
                 continue;
             };
             let live = self.find(last);
-            let whole = live.is_some_and(|live| plan::is_whole(live, entry));
+            let whole = live.is_some_and(|live| plan::is_up_to_date(live, entry));
             let deleting = self.stack.metadata.deletion_timestamp.is_some();
             let serving = serving
                 .iter()
-                .filter(|_| plan::needs_serving(ledger, entry, whole, deleting));
+                .filter(|_| plan::reads_auxiliary(record, entry, whole, deleting));
             for object in serving.chain([last]) {
                 if let Some(live) = self.find(object) {
-                    seen.insert(object.clone(), live.clone());
+                    observed.insert(object.clone(), live.clone());
                 }
             }
         }
-        seen
+        observed
     }
 
     /// What the controllers say of whoever keeps an object from going.
@@ -150,38 +150,38 @@ impl World {
     }
 
     /// What is seen before anything is read.
-    pub(super) fn nothing_seen(&self) -> Seen<'_> {
-        Seen {
+    pub(super) fn nothing_observed(&self) -> Observed<'_> {
+        Observed {
             now: self.now,
             sources: Ok(self.sources.clone()),
             stored: self.stored.clone(),
-            ledger: self.ledger.clone(),
+            record: self.record.clone(),
             seed: "seed".to_owned(),
             objects: BTreeMap::new(),
             denied: None,
-            strays: Vec::new(),
-            find: &self.objects,
-            crd_deleting: false,
+            unrecorded: Vec::new(),
+            lookup: &self.objects,
+            definition_deleted: false,
             grace: std::time::Duration::from_secs(60),
         }
     }
 
     pub(super) fn plan(&self) -> Plan {
-        let seen = Seen {
-            objects: self.seen(),
-            ..self.nothing_seen()
+        let observed = Observed {
+            objects: self.observed(),
+            ..self.nothing_observed()
         };
-        plan::plan(&self.stack, &seen)
+        plan::plan(&self.stack, &observed)
     }
 
     /// Plans and acts; `lost` says which steps a crash prevents.
     pub(super) fn pass(&mut self, mut lost: impl FnMut() -> bool) -> Plan {
         let plan = self.plan();
-        if let Some(sources) = &plan.store {
+        if let Some(sources) = &plan.new_sources {
             self.stored.insert(sources.digest(), sources.clone());
         }
-        self.ledger = Some(plan.ledger.clone());
-        let mut refused = trouble::Refused::new();
+        self.record = Some(plan.record.clone());
+        let mut refused = refusals::Refused::new();
         for step in &plan.steps {
             let applied = match step {
                 Step::Apply { key, manifest, .. } => Some((key, Reference::of(manifest))),
@@ -194,8 +194,8 @@ impl World {
                 self.act(step);
             }
         }
-        if let Some(ledger) = &mut self.ledger {
-            trouble::refuse(ledger, refused, self.now);
+        if let Some(record) = &mut self.record {
+            refusals::record_refused(record, refused, self.now);
         }
         self.now += SignedDuration::from_millis(100);
         plan
@@ -207,7 +207,7 @@ impl World {
                 let object = Reference::of(manifest);
                 let word = if live.is_some() { "change" } else { "make" };
                 let path = manifest["metadata"]["annotations"]["pileus.dev/stack-resource"].clone();
-                let told = format!("{word} {} {}", object.kind, path.as_str().unwrap());
+                let reported = format!("{word} {} {}", object.kind, path.as_str().unwrap());
                 let mut new = manifest.clone();
                 self.uids += 1;
                 let uid = live.as_ref().map_or_else(
@@ -230,7 +230,7 @@ impl World {
                     }
                     (None, None) => {}
                 }
-                self.log.push(told);
+                self.log.push(reported);
                 self.objects.retain(|other, _| !is_same(other, &object));
                 self.objects.insert(object, new);
             }
@@ -256,7 +256,7 @@ impl World {
     }
 
     /// What exists becomes ready, unless it is broken; what is to go goes once it may.
-    pub(super) fn tend(&mut self) {
+    pub(super) fn update_objects(&mut self) {
         self.collect();
         for (object, live) in &mut self.objects {
             let is = |part: Option<&str>| part.is_some_and(|part| object.name.contains(part));
@@ -276,20 +276,20 @@ impl World {
     }
 
     /// Until nothing is left to do.
-    pub(super) fn settle(&mut self) -> Plan {
+    pub(super) fn run_until_idle(&mut self) -> Plan {
         for _ in 0..500 {
-            let before = self.ledger.clone();
+            let before = self.record.clone();
             let plan = self.pass(|| false);
-            self.tend();
-            if plan.steps.is_empty() && before == self.ledger && !plan.ledger.is_busy() {
+            self.update_objects();
+            if plan.steps.is_empty() && before == self.record && !plan.record.is_busy() {
                 return plan;
             }
         }
-        panic!("never at rest: {:#?}\n{:#?}", self.ledger, self.log);
+        panic!("never at rest: {:#?}\n{:#?}", self.record, self.log);
     }
 
-    pub(super) fn word(&self) -> String {
-        self.ledger.as_ref().unwrap().word().unwrap()
+    pub(super) fn stack_status(&self) -> String {
+        self.record.as_ref().unwrap().stack_status().unwrap()
     }
 
     pub(super) fn change(&mut self, from: &str, to: &str) {
@@ -315,11 +315,11 @@ impl World {
         );
         for _ in 0..100 {
             let plan = self.pass(|| false);
-            self.tend();
-            if plan.gone {
+            self.update_objects();
+            if plan.deleted {
                 return;
             }
         }
-        panic!("never gone: {:#?}", self.ledger);
+        panic!("never gone: {:#?}", self.record);
     }
 }

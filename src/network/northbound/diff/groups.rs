@@ -1,10 +1,10 @@
-//! Port groups and their ACLs: what security groups are in OVN.
+//! Port groups and their ACLs, which security groups become in OVN.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use uuid::Uuid;
 
-use super::{ACL, Conflict, Differ, GROUP, Ours, reference_ids};
+use super::{ACL, Differ, GROUP, NotApplied, OwnRows, reference_ids};
 use crate::northbound::PortGroup;
 use crate::northbound::rows::{Desired, PART};
 use crate::ovsdb::{Atom, Datum, Operation, Row, RowId};
@@ -13,14 +13,14 @@ impl Differ<'_> {
     pub(super) fn groups(
         &mut self,
         desired: &Desired,
-        ours_ports: &Ours,
+        own_ports: &OwnRows,
         port_ids: &BTreeMap<String, RowId>,
     ) {
-        let ours = self.ours_by_name(GROUP);
+        let own = self.own_rows_by_name(GROUP);
         let known: HashSet<Uuid> = desired
             .ports
             .keys()
-            .filter_map(|name| ours_ports.by_key.get(name).copied())
+            .filter_map(|name| own_ports.by_key.get(name).copied())
             .collect();
         let mut kept = HashSet::new();
         for (name, want) in &desired.port_groups {
@@ -30,11 +30,11 @@ impl Differ<'_> {
                 .filter_map(|port| port_ids.get(port).cloned())
                 .map(Atom::Uuid)
                 .collect();
-            if ours.taken.contains(name) {
-                self.name_taken(GROUP, name, &want.owner);
+            if own.of_others.contains(name) {
+                self.name_in_use(GROUP, name, &want.owner);
                 continue;
             }
-            let Some(id) = ours.by_key.get(name).copied() else {
+            let Some(id) = own.by_key.get(name).copied() else {
                 let acls = want.acls.iter();
                 let acls: Vec<RowId> = acls
                     .map(|(key, acl)| self.insert(ACL, acl.columns(), &acl.owner, key))
@@ -49,21 +49,21 @@ impl Differ<'_> {
             };
             kept.insert(id);
             let columns = BTreeMap::from([("name", Datum::atom(name.as_str()))]);
-            self.repair(GROUP, id, columns, &want.owner, "");
+            self.correct(GROUP, id, columns, &want.owner, "");
             let Some(row) = self.current.row(GROUP, id) else {
                 continue;
             };
             let present: BTreeSet<Atom> = reference_ids(row, "ports").map(Atom::from).collect();
-            let take = reference_ids(row, "ports")
+            let remove = reference_ids(row, "ports")
                 .filter(|port| known.contains(port))
                 .map(Atom::from)
                 .filter(|port| !members.contains(port))
                 .collect();
             let add = members.difference(&present).cloned().collect();
-            self.members(GROUP, id, "ports", add, take);
+            self.members(GROUP, id, "ports", add, remove);
             self.acls(id, row, want);
         }
-        for (id, owner) in self.leftovers(GROUP, &kept) {
+        for (id, owner) in self.rows_to_delete(GROUP, &kept) {
             let foreign = self.current.row(GROUP, id).map_or(0, |row| {
                 reference_ids(row, "acls")
                     .filter(|acl| !self.is_our_acl(*acl))
@@ -72,7 +72,7 @@ impl Differ<'_> {
             if foreign == 0 {
                 self.out.operations.push(Operation::delete(GROUP, id));
             } else {
-                self.out.conflicts.push(Conflict::Occupied {
+                self.out.not_applied.push(NotApplied::HoldsOtherRows {
                     table: GROUP,
                     owner,
                     rows: foreign,
@@ -88,7 +88,7 @@ impl Differ<'_> {
 
     fn acls(&mut self, group: Uuid, row: &Row, want: &PortGroup) {
         let mut present: HashMap<&str, Uuid> = HashMap::new();
-        let mut take = BTreeSet::new();
+        let mut remove = BTreeSet::new();
         for id in reference_ids(row, "acls") {
             let Some(acl) = self.current.row(ACL, id) else {
                 continue;
@@ -103,19 +103,19 @@ impl Differ<'_> {
                     present.insert(key, id);
                 }
                 _ => {
-                    take.insert(Atom::from(id));
+                    remove.insert(Atom::from(id));
                 }
             }
         }
         let mut add = BTreeSet::new();
         for (key, acl) in &want.acls {
             if let Some(id) = present.get(key.as_str()).copied() {
-                self.repair(ACL, id, acl.columns(), &acl.owner, key);
+                self.correct(ACL, id, acl.columns(), &acl.owner, key);
             } else {
                 let id = self.insert(ACL, acl.columns(), &acl.owner, key);
                 add.insert(Atom::Uuid(id));
             }
         }
-        self.members(GROUP, group, "acls", add, take);
+        self.members(GROUP, group, "acls", add, remove);
     }
 }

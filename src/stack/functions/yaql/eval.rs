@@ -1,4 +1,4 @@
-//! Trees into values.
+//! Evaluates syntax trees.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -10,22 +10,22 @@ use super::signatures::{Shape, shape_of};
 use super::unique::Unique;
 use crate::budget::Budget;
 use crate::value::{Map, Number, Value};
-use crate::{Error, Result, kind_of};
+use crate::{Error, Result, python_type};
 
-/// Values an expression may touch.
+/// How many values an expression may use.
 const BUDGET: usize = 2_000_000;
-/// What touching one costs its stack.
+/// What each of them costs from the stack's budget.
 const VALUE: usize = 32;
-/// What looking for a pattern costs, in values: it may go back many steps.
+/// The cost of matching a pattern, in values: it may backtrack.
 pub(super) const SEARCH: usize = 200;
-/// How deep lambdas may stand in lambdas.
+/// How deep lambdas may nest.
 const MAX_DEPTH: usize = 100;
 
-/// The names an expression sees.
+/// The variables of an expression, and its budgets.
 pub(super) struct Env<'e> {
     outer: Option<&'e Env<'e>>,
     names: Vec<(String, Value, Shape)>,
-    /// What the list is that was evaluated last.
+    /// The shape of the list that was evaluated last.
     shape: &'e Cell<Shape>,
     /// Of this expression.
     left: &'e Cell<usize>,
@@ -65,17 +65,17 @@ fn size(value: &Value) -> usize {
 }
 
 impl<'e> Env<'e> {
-    /// Pays for `cost` values.
-    pub(super) fn pay(&self, cost: usize) -> Result<()> {
+    /// Takes the cost of this number of values from the budget.
+    pub(super) fn spend(&self, cost: usize) -> Result<()> {
         let left = self.left.get().checked_sub(cost);
         self.left.set(left.unwrap_or(0));
         if left.is_none() {
             return Err(Error::new("the expression costs too much"));
         }
-        self.stack.pay(cost.saturating_mul(VALUE))
+        self.stack.spend(cost.saturating_mul(VALUE))
     }
 
-    /// What the list is that was evaluated last.
+    /// The shape of the list that was evaluated last.
     pub(super) fn shape(&self) -> Shape {
         self.shape.get()
     }
@@ -110,7 +110,7 @@ impl<'e> Env<'e> {
 
     /// Calls a lambda with `arguments`: `$` and `$1` are the first.
     pub(super) fn apply(&self, lambda: &Ast, arguments: &[&Value]) -> Result<Value> {
-        self.pay(1 + arguments.iter().map(|value| size(value)).sum::<usize>())?;
+        self.spend(1 + arguments.iter().map(|value| size(value)).sum::<usize>())?;
         let mut names = Vec::with_capacity(arguments.len() + 1);
         if let Some(first) = arguments.first() {
             names.push((String::new(), (*first).clone(), Shape::List));
@@ -137,7 +137,7 @@ impl<'e> Env<'e> {
         }
     }
 
-    /// The value without copying it, where it is a part of what is there.
+    /// The value without a copy, if it is a part of an existing value.
     fn borrow<'s>(&'s self, ast: &Ast) -> Result<Cow<'s, Value>> {
         match ast {
             Ast::Variable(name) => {
@@ -149,7 +149,7 @@ impl<'e> Env<'e> {
             }
             Ast::Member(receiver, name, safe) => {
                 let value = self.borrow(receiver)?;
-                // Of a list's items a member is another walk.
+                // The member of a list is that of each item.
                 self.shape.set(if value.is_array() {
                     Shape::Iterator
                 } else {
@@ -169,12 +169,12 @@ impl<'e> Env<'e> {
 
     /// The value of `ast`.
     pub(super) fn eval(&self, ast: &Ast) -> Result<Value> {
-        self.pay(1)?;
+        self.spend(1)?;
         match ast {
             Ast::Constant(value) => Ok(value.clone()),
             Ast::Variable(_) | Ast::Member(..) => {
                 let value = self.borrow(ast)?;
-                self.pay(size(&value))?;
+                self.spend(size(&value))?;
                 Ok(value.into_owned())
             }
             Ast::List(items) => {
@@ -215,7 +215,7 @@ impl<'e> Env<'e> {
                     .map(|index| self.eval(index))
                     .collect::<Result<Vec<_>>>()?;
                 let found = index(&value, &indexes)?;
-                self.pay(size(&found))?;
+                self.spend(size(&found))?;
                 self.shape.set(Shape::List);
                 Ok(found)
             }
@@ -225,7 +225,7 @@ impl<'e> Env<'e> {
 
     fn call(&self, call: &Call) -> Result<Value> {
         let receiver = match &call.receiver {
-            // An order's further keys are read with its first.
+            // `thenBy` is evaluated together with its `orderBy`.
             Some(inner) if call.name.starts_with("thenBy") => {
                 let ordered = library::order(self, call, inner);
                 self.shape.set(Shape::Ordering);
@@ -243,7 +243,7 @@ impl<'e> Env<'e> {
         if let Some(shape) = shape_of(&call.name, subject) {
             self.shape.set(shape);
         }
-        self.pay(size(&value))?;
+        self.spend(size(&value))?;
         Ok(value)
     }
 
@@ -273,7 +273,7 @@ impl<'e> Env<'e> {
         let right = self.eval(right)?;
         let second = self.shape();
         if matches!(operator, "=~" | "!~") {
-            self.pay(SEARCH)?;
+            self.spend(SEARCH)?;
         }
         let lists = (left.is_array(), right.is_array());
         let written = (!lists.0 || first == Shape::List) && (!lists.1 || second == Shape::List);
@@ -287,14 +287,14 @@ impl<'e> Env<'e> {
         }
         if !written {
             match operator {
-                // What is walked is like nothing else.
+                // An iterator equals no other value.
                 "=" | "!=" => return Ok(Value::Bool(operator == "!=")),
                 "*" => return Err(Error::new("`*` takes a list that has places")),
                 _ => {}
             }
         }
         let value = operate(operator, &left, &right)?;
-        self.pay(size(&value))?;
+        self.spend(size(&value))?;
         Ok(value)
     }
 
@@ -338,7 +338,7 @@ impl<'e> Env<'e> {
     }
 }
 
-/// Operators on two sets: whether one is within the other, or what is only in the first.
+/// Operators on two sets: subset tests, and the difference.
 fn sets(operator: &str, left: &Value, right: &Value) -> Result<Value> {
     let (Value::Array(a), Value::Array(b)) = (left, right) else {
         return operate(operator, left, right);
@@ -366,7 +366,7 @@ fn no_key(name: &str) -> Error {
 }
 
 pub(super) fn wrong(what: &str, value: &Value) -> Error {
-    Error::new(format!("{what} does not take {}", kind_of(value)))
+    Error::new(format!("{what} does not take {}", python_type(value)))
 }
 
 /// `value.name`: of a map, or of every item of a list.
@@ -406,10 +406,10 @@ fn index(value: &Value, indexes: &[Value]) -> Result<Value> {
     }
 }
 
-/// Python's idea of true.
+/// Whether a value is true in Python.
 pub(super) use crate::functions::python::truthy;
 
-/// A map's key; JSON has only text.
+/// A map's key as text, as in JSON.
 pub(super) fn key_text(value: &Value) -> Result<String> {
     match value {
         Value::String(text) => Ok(text.to_string()),
@@ -436,8 +436,8 @@ pub(super) fn compare(left: &Value, right: &Value) -> Result<std::cmp::Ordering>
         (Value::String(a), Value::String(b)) => Ok(a.cmp(b)),
         _ => Err(Error::new(format!(
             "{} and {} do not compare",
-            kind_of(left),
-            kind_of(right)
+            python_type(left),
+            python_type(right)
         ))),
     }
 }
@@ -486,8 +486,8 @@ fn arithmetic(operator: &str, left: &Value, right: &Value) -> Result<Value> {
         (_, Value::Number(a), Value::Number(b)) => numbers(operator, a, b).map(Value::Number),
         _ => Err(Error::new(format!(
             "`{operator}` does not take {} and {}",
-            kind_of(left),
-            kind_of(right)
+            python_type(left),
+            python_type(right)
         ))),
     }
 }

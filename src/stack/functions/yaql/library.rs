@@ -1,4 +1,4 @@
-//! Functions by name: first those that take lambdas, then those of values.
+//! Functions by name: first those with lambdas, then those of values.
 
 use std::cmp::Ordering;
 
@@ -10,10 +10,10 @@ use super::{merge, regexes, sequences, texts};
 use crate::value::{Map, Value};
 use crate::{Error, Result};
 
-/// Items a function may make out of nothing.
+/// How many items a function may generate.
 const MAX_ITEMS: usize = 10_000;
 
-/// Calls a function; the list that `receiver` is was evaluated last.
+/// Calls a function; `receiver` was evaluated last.
 pub(super) fn call(env: &Env<'_>, receiver: Option<Value>, call: &Call) -> Result<Value> {
     let (arguments, mut fitting) = signatures::arrange(call)?;
     if let Some(result) = special(env, receiver.as_ref(), call) {
@@ -60,7 +60,7 @@ fn by_match(env: &Env<'_>, name: &str, subject: &Value, rest: &[&Ast]) -> Result
     let [other, each, count @ ..] = rest else {
         return Err(lacking(name));
     };
-    env.pay(SEARCH)?;
+    env.spend(SEARCH)?;
     let other = env.eval(other)?;
     let (by, text) = if regexes::is(subject) {
         (subject, &other)
@@ -106,7 +106,7 @@ fn collection(env: &Env<'_>, call: &Call) -> Result<Value> {
             continue;
         }
         match env.eval(argument)? {
-            // What is walked is walked here.
+            // An iterator is consumed here.
             Value::Array(inner) if call.name != "dict" && env.shape() == Shape::Iterator => {
                 items.extend(inner);
             }
@@ -124,7 +124,7 @@ fn collection(env: &Env<'_>, call: &Call) -> Result<Value> {
     }
 }
 
-/// Functions whose arguments are not evaluated one after the other.
+/// Functions whose arguments are not evaluated in order.
 fn special(env: &Env<'_>, receiver: Option<&Value>, call: &Call) -> Option<Result<Value>> {
     let cases = |many: bool| -> Result<Value> {
         let mut found = Vec::new();
@@ -307,7 +307,7 @@ fn with_lambdas(
     Some(result)
 }
 
-/// `generate(first, while, next)`, and what of each.
+/// `generate(first, while, next)`, with an optional selector.
 fn generate(env: &Env<'_>, first: &Value, rest: &[&Ast]) -> Result<Value> {
     let [test, next, of @ ..] = rest else {
         return Err(lacking("generate"));
@@ -340,7 +340,7 @@ fn keep(list: &[Value], test: impl Fn(&Value) -> Result<bool>) -> Result<Value> 
     Ok(Value::from(kept))
 }
 
-/// Cut at the items of which `test` holds, or where what it gives changes.
+/// Splits a list at the items for which `test` is true, or where its result changes.
 fn split_where(env: &Env<'_>, list: &[Value], test: &Ast, name: &str) -> Result<Value> {
     let mut parts: Vec<Value> = Vec::new();
     let mut part = Vec::new();
@@ -421,7 +421,7 @@ fn sorted(env: &Env<'_>, list: Vec<Value>, keys: &[(&Ast, bool)]) -> Result<Valu
             .collect::<Result<Vec<_>>>()?;
         rows.push((key, item));
     }
-    env.pay(rows.len().saturating_mul(8))?;
+    env.spend(rows.len().saturating_mul(8))?;
     let mut failed = None;
     rows.sort_by(|(a, _), (b, _)| {
         for ((a, b), (_, descending)) in a.iter().zip(b).zip(keys) {
@@ -448,7 +448,7 @@ fn group_by(env: &Env<'_>, list: &[Value], call: &Call, rest: &[&Ast]) -> Result
     for item in list {
         let key = env.apply(key, &[item])?;
         let value = value.map_or(Ok(item.clone()), |value| env.apply(value, &[item]))?;
-        env.pay(groups.len() / 8)?;
+        env.spend(groups.len() / 8)?;
         match groups.iter_mut().find(|(known, _)| equal(known, &key)) {
             Some((_, values)) => values.push(value),
             None => groups.push((key, vec![value])),
@@ -516,7 +516,7 @@ fn plain(env: &Env<'_>, name: &str, subject: Value, rest: Vec<Value>) -> Result<
         name,
         "matches" | "regex" | "replace" | "search" | "searchAll" | "split"
     ) {
-        env.pay(SEARCH)?;
+        env.spend(SEARCH)?;
     }
     let found = match &subject {
         Value::String(text) => match (name, &rest[..]) {
@@ -567,7 +567,7 @@ fn range(env: &Env<'_>, subject: &Value, rest: &[Value]) -> Result<Value> {
     }
     let mut items = Vec::new();
     while compare(&at, &end)? == forward.reverse() {
-        env.pay(1)?;
+        env.spend(1)?;
         if items.len() >= MAX_ITEMS {
             return Err(Error::new(format!("more than {MAX_ITEMS} items")));
         }

@@ -37,7 +37,7 @@ pub(super) fn merge_with(
 
 impl Merge<'_> {
     fn maps(&self, env: &Env<'_>, left: &Map, right: &Map, levels: u64) -> Result<Map> {
-        env.pay(1 + left.len() + right.len())?;
+        env.spend(1 + left.len() + right.len())?;
         let mut result = left.clone();
         for (key, new) in right {
             let merged = match (left.get(key), new) {

@@ -1,7 +1,6 @@
 //! `yaql`: the query language, as far as templates use it.
 //!
-//! What an expression may cost is bounded, and what is lacking is refused by
-//! its name.
+//! The cost of an expression is limited, and functions that are not supported are refused by name.
 
 mod eval;
 mod library;
@@ -39,7 +38,7 @@ pub(super) fn call(argument: &Value, budget: &Budget) -> Result<Value> {
 /// The value of `expression` where `$.data` is `data`.
 ///
 /// # Errors
-/// When the expression is none, costs too much, or does what the values do not
+/// When the expression is malformed, costs too much, or does what the values do not
 /// allow.
 pub fn evaluate(expression: &str, data: Value, budget: &Budget) -> Result<Value> {
     let ast = parse::parse(expression)?;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::eval::wrong;
-use crate::patterns::{self, Made};
+use crate::regex_cache::{self, CompiledPattern};
 use crate::value::{Value, json};
 use crate::{Error, Result};
 
@@ -56,12 +56,12 @@ pub(super) fn plain(value: Value) -> Value {
     }
 }
 
-fn compile(text: &str) -> Result<Arc<Made>> {
+fn compile(text: &str) -> Result<Arc<CompiledPattern>> {
     let unknown = || Error::new(format!("`{text}` is no pattern that is understood here"));
-    patterns::made(text).ok_or_else(unknown)
+    regex_cache::compiled(text).ok_or_else(unknown)
 }
 
-fn pattern(value: &Value) -> Result<Arc<Made>> {
+fn pattern(value: &Value) -> Result<Arc<CompiledPattern>> {
     match value.get(MARK).unwrap_or(value) {
         Value::String(text) => compile(text),
         other => Err(wrong("a pattern", other)),

@@ -1,5 +1,4 @@
-//! Which functions there are, on what, and what they take: yaql looks for one that fits the
-//! arguments and knows no other.
+//! The signatures of functions: yaql calls the overload that fits the arguments.
 
 use std::collections::HashMap;
 use std::sync::OnceLock;
@@ -9,22 +8,22 @@ use super::regexes;
 use crate::value::Value;
 use crate::{Error, Result};
 
-/// How a list came about, which decides what can be done with it.
+/// The origin of a list, which decides what can be done with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Shape {
-    /// Written or given: it has places.
+    /// A literal or a given list, with indexes.
     List,
-    /// What `select` and its kin give, walked once: it has no places, and is never false.
+    /// An iterator, as `select` returns it: without indexes, and never false.
     Iterator,
-    /// Keys, items and sets, which have no places.
+    /// Keys, items and sets, without indexes.
     Set,
-    /// The values of a map: not even a length.
+    /// The values of a map, without indexes and length.
     Values,
-    /// What `orderBy` gives: the same, and is never false.
+    /// The result of `orderBy`: the same, and never false.
     Ordering,
 }
 
-/// Functions that give iterators.
+/// Functions that return iterators.
 const ITERATORS: [&str; 32] = [
     "accumulate",
     "append",
@@ -60,8 +59,8 @@ const ITERATORS: [&str; 32] = [
     "where",
 ];
 
-/// What the list is that `name` gives when it works on a `subject`; nothing where that is what
-/// was evaluated last.
+/// The shape of the list that the function `name` returns for a `subject`; `None` if it is the shape of
+/// the value that was evaluated last.
 pub(super) fn shape_of(name: &str, subject: Shape) -> Option<Shape> {
     Some(match name {
         "coalesce" | "switch" | "switchCase" | "assert" | "aggregate" | "reduce" => return None,
@@ -292,7 +291,7 @@ fn table() -> &'static HashMap<&'static str, Vec<Overload>> {
     })
 }
 
-/// What is said of a function that there is not.
+/// The error for a function that does not exist.
 pub(super) fn lacking(name: &str) -> Error {
     Error::new(format!("yaql has no function `{name}` for this here"))
 }
@@ -401,7 +400,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_line_of_the_table_is_understood() {
+    fn every_line_of_the_table_is_parsed() {
         for (name, overloads) in table() {
             for overload in overloads {
                 assert!(overload.function || overload.method, "{name}");

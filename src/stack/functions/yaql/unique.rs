@@ -82,7 +82,7 @@ mod tests {
     use crate::value::json;
 
     #[test]
-    fn what_is_equal_is_there_once() {
+    fn equal_values_are_kept_once() {
         let values = [
             json!(1),
             json!(1.0),

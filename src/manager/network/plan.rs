@@ -1,0 +1,49 @@
+//! The whole network at once: objects in, decisions, allocations and OVN's rows out. Pure.
+
+use std::collections::BTreeSet;
+
+use super::kinds::{AllocationChanges, Decisions, Observed, Planning, Problems, plan_each};
+use super::ovn_addresses::OvnAddresses;
+use pileus_network::northbound::Desired;
+use pileus_network::topology::compile;
+use pileus_values::ClusterId;
+
+/// What is to be done.
+#[derive(Debug, Default)]
+pub struct Plan {
+    /// What was decided about each object.
+    pub decisions: Decisions,
+    /// Addresses to allocate and to release.
+    pub allocations: AllocationChanges,
+    /// OVN's rows.
+    pub desired: Desired,
+    /// uids of objects whose deletion was observed and whose rows are to be removed.
+    pub deleted: BTreeSet<String>,
+}
+
+/// Decides about everything. `max_mtu` is what a guest's packet may have in bytes.
+#[must_use]
+pub fn plan(cluster: &ClusterId, max_mtu: i32, observed: &Observed, ovn: &OvnAddresses) -> Plan {
+    let mut planning = Planning::new(cluster, max_mtu, observed, ovn);
+    plan_each(&mut planning);
+    let Planning {
+        mut decisions,
+        allocations,
+        topology,
+        problems,
+        ..
+    } = planning;
+    let compiled = compile(&topology);
+    let problems: Problems = problems.into_iter().chain(compiled.problems).collect();
+    let mut deleted = BTreeSet::new();
+    for decided in decisions.each() {
+        decided.apply_problems(observed, &problems);
+        deleted.extend(decided.deleted(cluster).into_iter().map(|owner| owner.uid));
+    }
+    Plan {
+        decisions,
+        allocations,
+        desired: compiled.desired,
+        deleted,
+    }
+}
