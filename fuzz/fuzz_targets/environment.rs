@@ -1,4 +1,5 @@
-//! Environments, several between lines of `%%%`: read, merged, and used by a template.
+//! Parses environments, merges them, and uses them with a template. Lines of `%%%` separate several
+//! environments.
 #![no_main]
 
 use engine::environment::Environment;
@@ -6,7 +7,7 @@ use engine::render::Input;
 use engine::{cases, validate, yaml};
 use libfuzzer_sys::fuzz_target;
 
-/// Uses what an environment may say: parameters, types, and a type of its own.
+/// A template that uses everything of an environment: parameters, types, and a type of its own.
 const TEMPLATE: &str = "
 heat_template_version: wallaby
 parameters:

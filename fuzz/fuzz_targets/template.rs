@@ -1,5 +1,5 @@
-//! Templates: read, rendered, expanded, checked and planned. Parts of the input stand
-//! between lines of `%%%`: the template, an environment, the file `inner.yaml`.
+//! Parses, renders, expands, validates and plans templates. Lines of `%%%` separate the parts of the
+//! input: the template, an environment, the file `inner.yaml`.
 #![no_main]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,20 +11,20 @@ use engine::value::{Map, Value};
 use engine::{cases, plan, tree, validate, yaml};
 use libfuzzer_sys::fuzz_target;
 
-/// Evaluates everything again and again until nothing new is known.
+/// Evaluates the tree with every resource ready at once.
 fn flatten(input: &Input) {
-    let mut settle = |path: &str, _: &tree::Leaf| {
+    let mut resolve = |path: &str, _: &tree::Leaf| {
         Some(Known {
             refid: Value::from(path),
             attributes: Map::new(),
             open: true,
         })
     };
-    let _ = tree::flatten(input, &mut settle);
+    let _ = tree::flatten(input, &mut resolve);
 }
 
-/// A plan's steps come after what they wait for, and are all there is to do.
-fn planned(stack: &render::Stack) {
+/// Checks that the steps of a plan are complete and ordered.
+fn check_plan(stack: &render::Stack) {
     let wanted = plan::wanted(stack);
     let Ok(made) = plan::plan(&wanted, &stack.graph, &BTreeMap::new(), plan::change) else {
         return;
@@ -59,7 +59,7 @@ fuzz_target!(|text: &str| {
         return;
     };
     if stack.order.is_ok() {
-        planned(&stack);
+        check_plan(&stack);
     }
     let _ = serde_json::to_string(&stack);
     let _ = validate::report(&input);

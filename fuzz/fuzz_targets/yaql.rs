@@ -1,4 +1,4 @@
-//! `yaql`: an expression and, after a line of `%%%`, what it looks at.
+//! Evaluates a yaql expression on the data after a line of `%%%`.
 #![no_main]
 
 use engine::value::Value;

@@ -1,12 +1,12 @@
 //! The highest epoch that this host has seen for each Server, kept over restarts: an
 //! older incarnation must never touch what a newer one has made.
 //!
-//! A record is closed when its Instance was seen deleted and nothing of it is left here. A
-//! closed one still counts for [`CLOSED_RETENTION`], for a writer that acts on what it knew before: a
-//! leader's lease lasts seconds and a request to the API server a minute, so that only a
-//! process or machine that was halted in between can come so late, and 30 days of that are
-//! more than a credential lasts. A record that was never closed is never dropped: a
-//! missing Instance does not mean that nothing of it is left.
+//! A record is closed when its Instance was deleted and nothing of it is left here. A closed one
+//! still counts for [`CLOSED_RETENTION`], against a writer that acts on outdated knowledge: a
+//! leader's lease lasts seconds and a request to the API server a minute, so that only a process
+//! or machine that was halted in between can come so late, and 30 days of that are more than a
+//! credential lasts. A record that was never closed is never dropped: a missing Instance does not
+//! mean that nothing of it is left.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -109,7 +109,8 @@ impl Epochs {
     }
 
     /// Closes the record of an epoch of which nothing is left here, unless a newer one was
-    /// seen, and drops those that were closed [`CLOSED_RETENTION`] before `now` (seconds since 1970).
+    /// seen, and drops those that were closed [`CLOSED_RETENTION`] before `now` (seconds since
+    /// 1970).
     ///
     /// # Errors
     /// When it cannot be written.

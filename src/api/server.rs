@@ -131,9 +131,9 @@ pub struct ServerSpec {
     #[serde(default = "sixty")]
     #[schemars(range(min = 0, max = 3600))]
     pub shutdown_timeout_seconds: i32,
-    /// Wishes about the host.
+    /// Constraints on the host that it is placed on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub placement: Option<PlacementWishes>,
+    pub placement: Option<PlacementConstraints>,
 }
 
 fn sixty() -> i32 {
@@ -199,10 +199,10 @@ pub enum OnGuestShutdown {
     Restart,
 }
 
-/// Wishes about the host.
+/// Constraints on the host that it is placed on.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct PlacementWishes {
+pub struct PlacementConstraints {
     /// Labels that the Host must have.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub host_selector: BTreeMap<String, String>,
@@ -228,26 +228,26 @@ pub struct PlacementWishes {
     /// `build_near_host_ip` and `cidr`.
     #[serde(default, rename = "hostCIDR", skip_serializing_if = "Option::is_none")]
     pub host_cidr: Option<String>,
-    /// A question that the Host's figures must answer with yes, in JSON, such as
+    /// A condition that the Host must fulfil, in JSON, such as
     /// `[">=", "$free_ram_mb", 1024]`; Nova's hint `query`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 4096))]
     pub query: Option<String>,
-    /// Taints of Hosts that it puts up with.
+    /// Taints of Hosts that it tolerates.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     #[schemars(length(max = 64))]
     pub tolerations: Vec<Toleration>,
     /// Keeps Servers evenly spread over racks, rooms or whatever Hosts' labels name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub spread: Option<SpreadWishes>,
+    pub spread: Option<TopologySpread>,
     /// Kubernetes' PriorityClass: of Servers that wait for room the highest comes first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub priority_class: Option<String>,
 }
 
-/// A taint that a Server puts up with.
+/// A taint that a Server tolerates.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Toleration {
@@ -263,7 +263,7 @@ pub struct Toleration {
 /// Servers that are spread together.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct SpreadWishes {
+pub struct TopologySpread {
     /// Servers of the same namespace with the same word here are counted together.
     #[schemars(length(min = 1, max = 253))]
     pub set: String,
@@ -271,13 +271,13 @@ pub struct SpreadWishes {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     #[schemars(length(max = 8))]
-    pub over: Vec<SpreadOver>,
+    pub over: Vec<TopologySpreadConstraint>,
 }
 
 /// Something that Servers are spread over.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct SpreadOver {
+pub struct TopologySpreadConstraint {
     /// Label of Hosts, whose values are the domains.
     #[schemars(length(min = 1, max = 317))]
     pub name: String,

@@ -65,7 +65,7 @@ pub struct GuestNode {
 
 /// What is asked of NUMA nodes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct NumaWishes {
+pub struct NumaConstraints {
     /// For each of the guest's nodes the numbers of its processors, and its memory in MiB.
     pub nodes: Vec<(Vec<i32>, i64)>,
     /// What the processors run on.
@@ -74,7 +74,7 @@ pub struct NumaWishes {
     pub page_kib: Option<i64>,
 }
 
-impl NumaWishes {
+impl NumaConstraints {
     /// Reads `hw:numa_nodes`, `hw:numa_cpus.N`, `hw:numa_mem.N`, `hw:cpu_policy` and
     /// `hw:mem_page_size` of a flavor, and the same as an image's `hw_…`; where both speak
     /// the flavor's word counts. `None` when nothing is asked for.
@@ -306,13 +306,13 @@ mod tests {
         pairs.map(|(k, v)| (k.to_owned(), v.to_owned())).collect()
     }
 
-    fn read(flavor: &str, image: &str) -> Result<Option<NumaWishes>, String> {
+    fn read(flavor: &str, image: &str) -> Result<Option<NumaConstraints>, String> {
         let claim = Claim {
             vcpus: 4,
             memory_mib: 2048,
             disk_gib: 1,
         };
-        NumaWishes::read(claim, &words(flavor), &words(image))
+        NumaConstraints::read(claim, &words(flavor), &words(image))
     }
 
     #[test]

@@ -10,7 +10,7 @@ use k8s_openapi::jiff::Timestamp;
 
 use pileus_api::{crd, names};
 use pileus_kube_ext::role::{self, Result};
-use pileus_scheduler::{advice, live, simulate};
+use pileus_scheduler::questions::{advice, cluster, simulate};
 
 /// An infrastructure cloud as Kubernetes custom resources.
 #[derive(Parser)]
@@ -68,10 +68,10 @@ enum Aim {
 }
 
 impl Aim {
-    fn of(self) -> advice::Aim {
+    fn of(self) -> advice::Goal {
         match self {
-            Self::Spread => advice::Aim::Spread,
-            Self::Empty => advice::Aim::Empty,
+            Self::Spread => advice::Goal::Spread,
+            Self::Empty => advice::Goal::Empty,
         }
     }
 }
@@ -154,7 +154,7 @@ fn simulate(files: &[PathBuf], question: &simulate::Question) -> Result<simulate
 
 async fn why(namespace: String, server: String) -> Result<()> {
     let client = pileus_kube_ext::client().await?;
-    let mut state = live::read(&client).await?;
+    let mut state = cluster::read(&client).await?;
     let answer = state.why(&(namespace, server), Timestamp::now());
     println!("{answer}");
     Ok(())
@@ -162,7 +162,7 @@ async fn why(namespace: String, server: String) -> Result<()> {
 
 async fn advise(aim: Aim) -> Result<()> {
     let client = pileus_kube_ext::client().await?;
-    let state = live::read(&client).await?;
+    let state = cluster::read(&client).await?;
     let advice = advice::advise(&state, aim.of(), Timestamp::now());
     print!("{advice}");
     Ok(())

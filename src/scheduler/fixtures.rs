@@ -1,11 +1,11 @@
-//! Objects for tests of the scheduler's memory.
+//! Objects for tests.
 
 use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 
-use super::state::{Outcome, State, Write};
+use crate::state::{Outcome, State, StatusWrite};
 use pileus_api::common::{Claim, ObjectName, Resources};
 use pileus_api::instance::ServerIdentity;
 use pileus_api::names::{MANAGER_FINALIZER, host_namespace, instance_name};
@@ -14,7 +14,7 @@ use pileus_api::{
     Server, ServerSpec, ServerStatus,
 };
 
-/// A time.
+/// The time at this second.
 pub fn now(second: i64) -> Timestamp {
     Timestamp::from_second(second).unwrap()
 }
@@ -43,7 +43,7 @@ pub fn server(name: &str, version: u64, memory: &str) -> Server {
     server
 }
 
-/// A Host that is up.
+/// A Host that is ready and schedulable.
 pub fn host(name: &str, memory_mib: i64) -> Host {
     let mut host = Host::new(
         name,
@@ -71,25 +71,25 @@ pub fn host(name: &str, memory_mib: i64) -> Host {
     host
 }
 
-/// The image of all Servers here.
+/// The image of these Servers.
 pub fn image() -> Image {
     let mut image = Image::new("image", ImageSpec::default());
     image.metadata.namespace = Some("ns".into());
     image
 }
 
-/// A state that knows these Hosts.
+/// A state with these Hosts and the image.
 pub fn state(hosts: &[Host]) -> State {
     let mut state = State::default();
-    state.image_seen(image());
+    state.image_applied(image());
     for host in hosts {
-        state.host_seen(host);
+        state.host_applied(host);
     }
     state
 }
 
-/// The Server as the API server has it after `write`.
-pub fn after(write: &Write, version: u64) -> Server {
+/// The Server after `write`.
+pub fn after(write: &StatusWrite, version: u64) -> Server {
     let mut server = (*write.server).clone();
     server.metadata.resource_version = Some(version.to_string());
     server.status = Some(ServerStatus {
@@ -103,8 +103,8 @@ pub fn after(write: &Write, version: u64) -> Server {
     server
 }
 
-/// Host and epoch of a binding.
-pub fn bound(write: &Write) -> (&str, i64) {
+/// Host and epoch of a placement.
+pub fn bound(write: &StatusWrite) -> (&str, i64) {
     let placement = write.status.placement.as_ref().unwrap();
     (&placement.host, placement.epoch)
 }
@@ -132,8 +132,9 @@ pub fn instance(server: &Server, version: u64) -> Instance {
     instance
 }
 
-/// The same once its host has refused it, or taken it on.
-pub fn said(mut instance: Instance, realized: bool, reason: Reason) -> Instance {
+/// The Instance after its host has accepted (`realized`) or refused it, with the reason of its
+/// condition Ready.
+pub fn with_condition(mut instance: Instance, realized: bool, reason: Reason) -> Instance {
     instance.status = Some(InstanceStatus {
         realized: Some(realized),
         conditions: vec![Condition {
@@ -149,7 +150,8 @@ pub fn said(mut instance: Instance, realized: bool, reason: Reason) -> Instance 
     instance
 }
 
-/// Decides, and plays the API server that takes every write. Says where each Server went.
+/// Decides until nothing changes, as an API server that accepts every write. Returns the host of
+/// each decided Server.
 pub fn settle(state: &mut State, second: i64) -> Vec<(String, Option<String>)> {
     let mut decided = Vec::new();
     for round in 0..10 {
@@ -160,7 +162,7 @@ pub fn settle(state: &mut State, second: i64) -> Vec<(String, Option<String>)> {
         for (i, write) in writes.into_iter().enumerate() {
             let version = 1_000_000 + second.unsigned_abs() * 1000 + round * 100 + i as u64;
             let answer = Arc::new(after(&write, version));
-            state.written(&write, Outcome::Written(answer), now(second));
+            state.write_finished(&write, Outcome::Written(answer), now(second));
             let host = write.status.placement.map(|p| p.host);
             decided.push((write.key.1, host));
         }

@@ -1,59 +1,29 @@
-//! Binds Servers to Hosts.
+//! Places Servers on Hosts.
 //!
-//! | part | what it does |
+//! | part | what it is |
 //! |---|---|
-//! | [`facts`], [`snapshot`], [`request`], [`filters`], [`weighers`], [`policy`], [`place`] | the core: pure, synchronous, free of Kubernetes |
-//! | [`resolve`] | API objects in, the core's values out |
-//! | [`state`] | memory and queue: watch events in, writes out; no I/O |
-//! | `decide`, `gang` | parts of it: the decisions, for one Server and for a group at once |
-//! | `make_room`, [`preempt`] | parts of it: what is done for a Server that fits nowhere |
-//! | [`intake`], [`instances`], [`queue`], [`reports`] | parts of it: the kinds that decide, who waits, what is said of them |
-//! | [`why`], [`simulate`], [`advice`] | questions that people ask, of the same core |
-//! | [`live`] | all that decides, read once for such a question |
-//! | [`bind`] | one write, until its outcome is certain |
-//! | this file | watches, leadership, and the one task that decides |
+//! | [`filters`], [`weighers`] | one file each; add a filter or a weigher there |
+//! | [`placement`] | the pure choice of a host: facts, requests, snapshot, placer, policy |
+//! | [`objects`] | from API objects to the values of [`placement`] |
+//! | [`state`] | state and queue: watch events in, decisions out; no I/O |
+//! | [`questions`] | `pileus why`, `simulate` and `advise` |
+//! | `io` | watches, and writes of statuses |
+//! | this file | the role: leadership, and the task that decides |
 //!
-//! All watches feed one task, which takes in whatever has arrived, decides at once,
-//! and lets up to [`WRITES`] status writes run beside it. Nothing is decided before all
-//! kinds have been listed, because a ledger with holes overbooks.
+//! All watches feed one task. It applies the events that have arrived, decides at once, and lets
+//! up to [`MAX_CONCURRENT_WRITES`] status writes run concurrently. Nothing is decided before all
+//! kinds have been listed, because decisions with an incomplete ledger would overcommit hosts.
 
-pub mod advice;
-pub mod bind;
-pub mod bits;
-pub mod catalogue;
-mod decide;
-pub mod devices;
-pub mod extra_specs;
-pub mod facts;
 pub mod filters;
 #[cfg(test)]
 mod fixtures;
-mod gang;
-pub mod instances;
-pub mod intake;
-pub mod intern;
-pub mod labels;
-pub mod live;
-mod make_room;
-pub mod metrics;
-pub mod numa;
-pub mod operators;
-pub mod place;
-pub mod policy;
-pub mod preempt;
-pub mod query;
-pub mod queue;
-mod report;
-pub mod reports;
-pub mod request;
-pub mod resolve;
-pub mod score;
-pub mod simulate;
-pub mod snapshot;
+mod io;
+mod metrics;
+pub mod objects;
+pub mod placement;
+pub mod questions;
 pub mod state;
-mod watch;
 pub mod weighers;
-pub mod why;
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -68,41 +38,41 @@ use pileus_api::Reason;
 use pileus_api::names::SYSTEM_NAMESPACE;
 use pileus_kube_ext::Context;
 use pileus_kube_ext::lease::Leader;
-use state::{Kind, Outcome, State, Write};
+use state::{Decision, Outcome, State, StatusWrite};
 
-/// How many status writes run at once.
-pub const WRITES: usize = 16;
+/// Maximum number of concurrent status writes.
+pub const MAX_CONCURRENT_WRITES: usize = 16;
 /// Name of the Lease that the leading scheduler holds.
-pub const LEASE: &str = "pileus-scheduler";
-/// How many watch events are taken in before a decision at most.
-const BATCH: usize = 1024;
-/// How long writes under way are waited for at the end.
-const GRACE: Duration = Duration::from_secs(3);
+pub const LEASE_NAME: &str = "pileus-scheduler";
+/// Maximum number of watch events that are applied before the next decision.
+const MAX_EVENT_BATCH: usize = 1024;
+/// How long writes in flight may take at shutdown.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How a scheduler runs.
+/// Configuration of the scheduler.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Who this process is among the replicas, different for each: the holder of the
-    /// Lease. Without it the scheduler runs unelected.
+    /// Identity of this replica as holder of the Lease; unique. Without it the scheduler runs
+    /// without leader election.
     pub identity: Option<String>,
 }
 
-/// Why a scheduler ended other than by being asked to.
+/// Why the scheduler ended without shutdown.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// It must not write any more; the process has to end and may start again.
+    /// Another replica may lead now; the process must end and may be restarted.
     #[error("no longer the leading scheduler: {0}")]
     LostLeadership(String),
-    /// A watch ended, which none does while it is listened to.
+    /// The watches ended, which must not happen.
     #[error("the watches ended")]
     WatchEnded,
 }
 
-/// Runs the scheduler until `shutdown`. `on_ready` is called once it does its work, be it
-/// as leader or as stand-by.
+/// Runs the scheduler until `shutdown`. `on_ready` is called once it works as leader or waits for
+/// leadership.
 ///
 /// # Errors
-/// When leadership is lost; the process has to end then.
+/// If leadership is lost; the process must end then.
 pub async fn run(
     config: Config,
     context: Context,
@@ -113,7 +83,12 @@ pub async fn run(
     let Some(identity) = config.identity else {
         return schedule(&context, &metrics, on_ready, &shutdown).await;
     };
-    let leader = Leader::new(context.client.clone(), SYSTEM_NAMESPACE, LEASE, identity);
+    let leader = Leader::new(
+        context.client.clone(),
+        SYSTEM_NAMESPACE,
+        LEASE_NAME,
+        identity,
+    );
     on_ready();
     tokio::select! {
         () = shutdown.cancelled() => return Ok(()),
@@ -134,14 +109,14 @@ async fn schedule(
     on_ready: impl FnOnce(),
     shutdown: &CancellationToken,
 ) -> Result<(), Error> {
-    let mut events = watch::all(&context.client).ready_chunks(BATCH);
+    let mut events = io::watch::all(&context.client).ready_chunks(MAX_EVENT_BATCH);
     let mut on_ready = Some(on_ready);
-    let mut intake = watch::Intake::default();
-    let (mut state, mut again) = (State::default(), false);
-    let mut queued: VecDeque<Write> = VecDeque::new();
-    let mut writes: JoinSet<(Write, Outcome)> = JoinSet::new();
-    // Reports run one batch after another; whether all went well comes back.
-    let mut telling: JoinSet<bool> = JoinSet::new();
+    let mut dispatcher = io::watch::Dispatcher::default();
+    let (mut state, mut report_again) = (State::default(), false);
+    let mut queued: VecDeque<StatusWrite> = VecDeque::new();
+    let mut writes: JoinSet<(StatusWrite, Outcome)> = JoinSet::new();
+    // Reports are written one batch after another; the result is whether all writes succeeded.
+    let mut reporting: JoinSet<bool> = JoinSet::new();
     let mut clock = tokio::time::interval(Duration::from_secs(1));
     clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -149,30 +124,30 @@ async fn schedule(
             biased;
             () = shutdown.cancelled() => break,
             Some(ended) = writes.join_next(), if !writes.is_empty() => {
-                // A task of ours neither panics nor is aborted while we run.
+                // These tasks neither panic nor are aborted while the scheduler runs.
                 if let Ok((write, outcome)) = ended {
-                    note(context, metrics, &write, &outcome);
-                    state.written(&write, outcome, Timestamp::now());
+                    record_outcome(context, metrics, &write, &outcome);
+                    state.write_finished(&write, outcome, Timestamp::now());
                 }
             }
-            Some(told) = telling.join_next(), if !telling.is_empty() => {
-                if !told.unwrap_or(false) {
-                    again = true;
+            Some(succeeded) = reporting.join_next(), if !reporting.is_empty() => {
+                if !succeeded.unwrap_or(false) {
+                    report_again = true;
                 }
             }
             _ = clock.tick() => {
-                if std::mem::take(&mut again) {
+                if std::mem::take(&mut report_again) {
                     state.report_again();
                 }
             }
             batch = events.next() => {
                 let Some(batch) = batch else { return Err(Error::WatchEnded) };
                 for event in batch {
-                    intake.take(event, &mut state);
+                    dispatcher.apply(event, &mut state);
                 }
             }
         }
-        if intake.complete() {
+        if dispatcher.all_listed() {
             if let Some(on_ready) = on_ready.take() {
                 on_ready();
             }
@@ -180,19 +155,19 @@ async fn schedule(
             let decided = state.decide(Timestamp::now());
             metrics.decided(decided.len(), start.elapsed());
             queued.extend(decided);
-            if telling.is_empty() {
+            if reporting.is_empty() {
                 let reports = state.reports(Timestamp::now());
                 if !reports.is_empty() {
-                    telling.spawn(report::all(context.clone(), reports));
+                    reporting.spawn(io::object_status::all(context.clone(), reports));
                 }
             }
         }
-        while writes.len() < WRITES
+        while writes.len() < MAX_CONCURRENT_WRITES
             && let Some(write) = queued.pop_front()
         {
             let client = context.client.clone();
             writes.spawn(async move {
-                let outcome = bind::write(client, &write).await;
+                let outcome = io::server_status::write_status(client, &write).await;
                 (write, outcome)
             });
         }
@@ -200,14 +175,14 @@ async fn schedule(
             .queue
             .set(i64::try_from(state.queue_length()).unwrap_or(i64::MAX));
     }
-    // What is under way is better finished than left for the next leader to guess.
+    // Writes in flight are finished, so that the next leader finds them.
     let finish = async { while writes.join_next().await.is_some() {} };
-    let _ = tokio::time::timeout(GRACE, finish).await;
+    let _ = tokio::time::timeout(SHUTDOWN_TIMEOUT, finish).await;
     Ok(())
 }
 
-/// Counts an outcome and publishes an event at a transition.
-fn note(context: &Context, metrics: &Metrics, write: &Write, outcome: &Outcome) {
+/// Counts an outcome, and publishes an event at a transition.
+fn record_outcome(context: &Context, metrics: &Metrics, write: &StatusWrite, outcome: &Outcome) {
     let (namespace, name) = &write.key;
     match outcome {
         Outcome::Written(server) => {
@@ -216,22 +191,22 @@ fn note(context: &Context, metrics: &Metrics, write: &Write, outcome: &Outcome) 
             let message = message.unwrap_or_default();
             let host = write.status.placement.as_ref();
             let host = host.map(|p| p.host.as_str()).unwrap_or_default();
-            let (warn, reason) = match write.kind {
-                Kind::Placed => {
+            let (warn, reason) = match write.decision {
+                Decision::Placed => {
                     metrics.decisions.inc();
                     tracing::info!(%namespace, %name, %host, "placed");
                     (false, Reason::Scheduled)
                 }
-                Kind::Preempted => {
+                Decision::Preempted => {
                     metrics.preemptions.inc();
-                    tracing::info!(%namespace, %name, %host, "stopped for another");
+                    tracing::info!(%namespace, %name, %host, "stopped for a Server of higher priority");
                     (true, Reason::Preempted)
                 }
-                Kind::Resumed => {
+                Decision::Resumed => {
                     tracing::info!(%namespace, %name, %host, "started again");
                     (false, Reason::Resumed)
                 }
-                Kind::Unplaced { transition } => {
+                Decision::Unscheduled { transition } => {
                     metrics.failures.inc();
                     if !transition {
                         return;
@@ -249,8 +224,8 @@ fn note(context: &Context, metrics: &Metrics, write: &Write, outcome: &Outcome) 
         }
         Outcome::Conflict => {
             metrics.conflicts.inc();
-            tracing::debug!(%namespace, %name, "the Server has changed meanwhile");
+            tracing::debug!(%namespace, %name, "conflict: the Server has changed");
         }
-        Outcome::Refused => {}
+        Outcome::Rejected => {}
     }
 }

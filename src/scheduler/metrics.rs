@@ -1,4 +1,4 @@
-//! What the scheduler counts.
+//! Metrics of the scheduler.
 
 use std::time::Duration;
 
@@ -6,24 +6,24 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 
-/// Metrics of the scheduler.
+/// The metrics.
 #[derive(Clone)]
 pub struct Metrics {
-    /// Placements written.
+    /// Placements that were written.
     pub decisions: Counter,
-    /// Decisions that no host fits.
+    /// Decisions for which no host fits.
     pub failures: Counter,
-    /// Servers that were stopped for others.
+    /// Servers that were stopped for Servers of higher priority.
     pub preemptions: Counter,
-    /// Writes that met a newer version of the Server.
+    /// Writes that conflicted with a newer version of the Server.
     pub conflicts: Counter,
-    /// Servers that wait for a decision or for room.
+    /// Servers that are pending or waiting.
     pub queue: Gauge,
     duration: Histogram,
 }
 
 impl Metrics {
-    /// Registered with the role's metrics.
+    /// Creates the metrics and registers them with those of the role.
     #[must_use]
     pub fn new(role: &pileus_kube_ext::Metrics) -> Self {
         let metrics = Self {
@@ -43,34 +43,34 @@ impl Metrics {
             );
             r.register(
                 "scheduler_failures",
-                "Decisions that no host fits",
+                "Decisions for which no host fits",
                 m.failures.clone(),
             );
             r.register(
                 "scheduler_preemptions",
-                "Servers stopped for others of higher priority",
+                "Servers stopped for Servers of higher priority",
                 m.preemptions.clone(),
             );
             r.register(
                 "scheduler_conflicts",
-                "Writes that met a newer version of the Server",
+                "Writes that conflicted with a newer version of the Server",
                 m.conflicts.clone(),
             );
             r.register(
                 "scheduler_queue_length",
-                "Servers that wait for a decision or for room",
+                "Servers that wait for a decision or for capacity",
                 m.queue.clone(),
             );
             r.register(
                 "scheduler_decision_duration_seconds",
-                "Time that a decision took, without its write",
+                "Duration of a decision, without its write",
                 m.duration.clone(),
             );
         });
         metrics
     }
 
-    /// Notes `count` decisions that took `took` together.
+    /// Records `count` decisions that took `took` together.
     pub fn decided(&self, count: usize, took: Duration) {
         let Ok(each) = u32::try_from(count) else {
             return;

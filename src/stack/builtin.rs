@@ -1,5 +1,5 @@
-//! What Heat makes of three of CloudFormation's types, which it builds from
-//! others: their stacks, with as little in them as they need.
+//! Templates of three CloudFormation types that Heat builds from other types, reduced to the
+//! necessary.
 
 /// `AWS::CloudWatch::Alarm` is one alarm.
 const ALARM: &str = "
@@ -57,7 +57,7 @@ Resources:
     Properties: {Handle: {Ref: WaitHandle}, Timeout: '600'}
 ";
 
-/// The template that stands for a type, if one does.
+/// The builtin template of a type, if it has one.
 #[must_use]
 pub fn template(resource_type: &str) -> Option<&'static str> {
     match resource_type {

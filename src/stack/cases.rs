@@ -1,4 +1,4 @@
-//! Cases as JSON, one result each: how the engine is compared with Heat's.
+//! Test cases as JSON with one result each, to compare the engine with Heat's.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashSet};
@@ -17,7 +17,7 @@ use crate::value::{List, Map, Text, Value, json};
 /// The stack's id where a case gives none.
 pub const STACK_ID: &str = "11111111-2222-3333-4444-555555555555";
 
-/// Who a stack is when nobody says so: what the reference cases were made with.
+/// The identity with which the reference cases were made.
 #[must_use]
 pub fn identity(name: &str) -> Identity {
     Identity {
@@ -28,7 +28,7 @@ pub fn identity(name: &str) -> Identity {
     }
 }
 
-/// One case, `{"case": …}` or what is in it, rendered; as JSON it is as `expected`.
+/// Renders a case: `{"case": …}` or its content.
 ///
 /// # Errors
 /// Where it stops, which as JSON is `{"error": …}`.
@@ -42,7 +42,7 @@ pub fn render(mut case: Value) -> std::result::Result<Stack, Stop> {
     stack.complete().map(|()| stack)
 }
 
-/// What comes of a case, as JSON.
+/// The result of a case as JSON.
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 pub(crate) fn rendered(case: Value) -> Value {
@@ -78,7 +78,7 @@ pub fn input(mut case: Value) -> Result<Input> {
     })
 }
 
-/// Files by name; what is not text is written as JSON.
+/// Files by name; values that are not text are written as JSON.
 fn files(value: Value) -> Files {
     let entries = owned(value).into_iter();
     entries
@@ -151,8 +151,8 @@ fn evaluate(case: &Value) -> Result<Value> {
     let found = scope.references(snippet)?;
     let mut existing: HashSet<&str> = resources.keys().map(String::as_str).collect();
     if text("stage") == Some("resolve") {
-        // Heat got past the check that what is named is there; where it then asked a
-        // resource for nothing, the resource was not made yet.
+        // In these cases Heat has checked that the resources exist; a resource without calls was not
+        // created yet.
         existing.extend(found.attributes.iter().map(|(name, _)| name.as_str()));
     } else {
         found.accepted()?;
@@ -161,7 +161,7 @@ fn evaluate(case: &Value) -> Result<Value> {
     scope.evaluate(snippet)
 }
 
-/// The outer resource, of which cases tell nothing.
+/// The outer resource, about which cases contain nothing.
 fn facade(case: &Value) -> Map {
     let mut facade = map(case.get("facade"));
     if !facade.contains_key("deletion_policy") {
@@ -170,7 +170,7 @@ fn facade(case: &Value) -> Map {
     facade
 }
 
-/// What `[method, resource, arguments, result]` tells of each resource.
+/// Known resources from a list of `[method, resource, arguments, result]`.
 fn lookups(value: Option<&Value>) -> BTreeMap<String, Known> {
     let mut resources: BTreeMap<String, Known> = BTreeMap::new();
     for lookup in value.and_then(Value::as_array).into_iter().flatten() {
@@ -189,7 +189,7 @@ fn lookups(value: Option<&Value>) -> BTreeMap<String, Known> {
                     learn(known, name, value);
                 }
             }
-            // Nothing at a path says nothing of what is known already.
+            // A null result adds nothing to what is known already.
             (_, [Value::String(name), path @ ..])
                 if !result.is_null() || known.attributes.get(name).is_none() =>
             {
@@ -202,7 +202,7 @@ fn lookups(value: Option<&Value>) -> BTreeMap<String, Known> {
     resources
 }
 
-/// Adds what is known of an attribute: several paths of it make one value.
+/// Adds a known part of an attribute: several paths give one value.
 fn learn(known: &mut Known, name: &Text, value: &Value) {
     let before = known.attributes.get(name).unwrap_or(&Value::Null);
     let all = overlay(before, value);

@@ -86,7 +86,7 @@ impl Rule {
     }
 }
 
-/// `1` and `"1"` are the same to whoever writes allowed values.
+/// For allowed values `1` and `"1"` are the same.
 fn loosely(a: &Value, b: &Value) -> bool {
     let text = |value: &Value| match value {
         Value::String(text) => text.clone(),
@@ -98,8 +98,8 @@ fn loosely(a: &Value, b: &Value) -> bool {
         || (a.is_number() || b.is_number()) && numeric(a).is_some() && numeric(a) == numeric(b)
 }
 
-/// What a constraint may say, in the order in which Heat looks for it: of several the first is
-/// taken.
+/// The keys of constraints in the order in which Heat searches for them: of several keys the first one
+/// is used.
 const HOT: [&str; 6] = [
     "modulo",
     "range",
@@ -258,7 +258,7 @@ impl Pattern {
         made.as_deref()
     }
 
-    /// Whether it has taken much room and time to match what it was given.
+    /// Whether a large expression was compiled for it.
     pub(super) fn is_large(&self) -> bool {
         let made = [&self.narrow, &self.whole].into_iter().map(OnceLock::get);
         made.flatten().flatten().any(|made| made.large)

@@ -106,7 +106,7 @@ impl Environment {
     }
 
     /// The type that there is at the end of a mapping: of several, the first that leads to one.
-    /// What has been looked at already led to nothing, or leads in a circle.
+    /// Entries that were tried already have no type at their end, or are circular.
     fn mapped(
         &self,
         name: &str,
@@ -148,11 +148,11 @@ impl Environment {
     }
 }
 
-/// How many types are looked at to find one: mappings may lead to one another in more ways than
-/// can be tried.
+/// How many mappings are followed to find a type: mappings can refer to each other in too many ways to
+/// try all.
 const MAX_MAPPINGS: usize = 32;
 
-/// Whether an entry of the registry is for `kind`. What stands for a template is for no other.
+/// Whether an entry of the registry is for this type. A wildcard entry is never for a template.
 fn takes(key: &str, target: &str, resource_type: &str) -> bool {
     let wildcard = || !is_template(target) && target != resource_type;
     let begins = || {
@@ -162,7 +162,7 @@ fn takes(key: &str, target: &str, resource_type: &str) -> bool {
     key != "resources" && (key == resource_type || (begins() && wildcard()))
 }
 
-/// By what Heat's environment tells a template from a type.
+/// Whether Heat's environment treats the name as that of a template.
 fn is_template(name: &str) -> bool {
     [".yaml", ".template"]
         .iter()

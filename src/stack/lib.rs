@@ -27,7 +27,7 @@
 //! | [`rolling`] | updates of a group in batches |
 //! | [`masking`] | values that come from hidden parameters |
 //! | [`hooks`] | hooks and restricted actions of an environment |
-//! | [`mapping`] | the Kubernetes objects of each resource type |
+//! | [`resource_types`] | the Kubernetes objects of each resource type |
 
 pub mod budget;
 pub mod builtin;
@@ -42,14 +42,14 @@ pub mod hooks;
 pub mod masking;
 // The fuzzer builds the engine alone, without Kubernetes objects.
 pub mod json_output;
-#[cfg(not(fuzzing))]
-pub mod mapping;
 pub mod parameters;
 pub mod plan;
 mod regex_cache;
 pub mod registry;
 pub mod render;
 mod requirements;
+#[cfg(not(fuzzing))]
+pub mod resource_types;
 pub mod rolling;
 pub mod template;
 pub mod tree;

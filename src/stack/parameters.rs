@@ -351,7 +351,7 @@ impl Schema {
     /// When it is not of the type or breaks a constraint.
     pub fn check(&self, value: &Value) -> Result<Value> {
         let coerced = self.coerce(value)?;
-        // Lists and maps are read first; the rest is looked at as it was given.
+        // Lists and maps are converted first; other values are checked as given.
         let read = matches!(self.value_type, ParameterType::List | ParameterType::Json);
         self.keeps(if read { &coerced } else { value })?;
         Ok(coerced)
@@ -458,7 +458,7 @@ impl Parameters {
     ///
     /// # Errors
     /// For the first schema or value that is wrong, or a value that the template
-    /// does not know. What is missing is told by name, and refused where it is used.
+    /// does not know. Missing values are listed by name, and are an error where they are used.
     pub fn resolve(
         schemas: &Map,
         version: Version,

@@ -1,6 +1,6 @@
 //! Heat's resource types: properties, defaults, constraints, attributes.
 //!
-//! The tables are `types/*.types`: one line per type or property, columns separated by tabs,
+//! The tables are `resource_types/schemas/*.types`: one line per type or property, columns separated by tabs,
 //! nesting by spaces. A line without indentation is a type (`stack`: it is
 //! a nested stack; `hidden`, `deprecated`, `unsupported`; `mapped X`: it
 //! is another type or template by default). A line below is a property: name,
@@ -84,14 +84,14 @@ pub struct ResourceType {
 
 /// Every table, in the order of families.
 const TABLES: [&str; 8] = [
-    include_str!("types/nova.types"),
-    include_str!("types/neutron.types"),
-    include_str!("types/octavia.types"),
-    include_str!("types/cinder.types"),
-    include_str!("types/glance.types"),
-    include_str!("types/heat.types"),
-    include_str!("types/aws.types"),
-    include_str!("types/other.types"),
+    include_str!("resource_types/schemas/nova.types"),
+    include_str!("resource_types/schemas/neutron.types"),
+    include_str!("resource_types/schemas/octavia.types"),
+    include_str!("resource_types/schemas/cinder.types"),
+    include_str!("resource_types/schemas/glance.types"),
+    include_str!("resource_types/schemas/heat.types"),
+    include_str!("resource_types/schemas/aws.types"),
+    include_str!("resource_types/schemas/other.types"),
 ];
 
 /// A type in a table, parsed when it is first used: most never are.

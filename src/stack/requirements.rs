@@ -218,7 +218,7 @@ mod tests {
             refused.starts_with("resources.r.properties.p.list_join"),
             "{refused}"
         );
-        // An output that is not shown is not looked at, but its condition is.
+        // An output with a false condition is not evaluated, but its condition is.
         let hidden = json!({"value": {"list_join": "x"}, "condition": "no"});
         let shown = rendered(&template(json!(true), fine.clone(), hidden));
         assert_eq!(shown["outputs"]["o"]["value"], Value::Null);

@@ -1,5 +1,5 @@
-//! Properties after their type's schema: coerced, defaults filled, older
-//! spellings turned into the newer; and checked against constraints.
+//! Converts properties by their type's schema: types, defaults, older names of properties; and checks
+//! constraints.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use super::registry::{Property, PropertyType};
 use super::{Error, Result, python_type};
 use crate::value::{List, Map, Number, Text, Value};
 
-/// The properties as a plugin sees them.
+/// The properties as Heat's plugins get them.
 ///
 /// # Errors
 /// When one that is required is missing, or a value is not of its type.
@@ -91,7 +91,7 @@ fn unknown(schema: &BTreeMap<Text, Property>, name: &str) -> String {
 
 /// What is not given and has no default is null with `nulls`, and left out without.
 fn all(schema: &BTreeMap<Text, Property>, given: &Map, nulls: bool) -> Result<Map> {
-    // Older spellings are gone once they have been read.
+    // Older names are removed after they were read.
     let replaced: Vec<&str> = schema.values().filter_map(|p| p.from.as_deref()).collect();
     let room = if nulls { schema.len() } else { given.len() };
     let mut result = Map::with_capacity(room);
@@ -143,7 +143,7 @@ fn one(
     let from = property.from.as_deref();
     let old = from.and_then(|from| given.get(from));
     if let (Some(Value::Null), Some(schema)) = (old, top.zip(from).and_then(|(t, f)| t.get(f))) {
-        // Nothing by the older spelling is something: what is empty of its type.
+        // Null for the older name is the empty value of its type.
         return convert(property, Some(&convert(schema, None)?));
     }
     let old = old.filter(|value| !value.is_null());
@@ -203,7 +203,7 @@ fn convert_to(kind: PropertyType, property: &Property, value: Option<&Value>) ->
             Some(number) => Ok(Value::Number(number)),
             None => wrong("a whole number"),
         },
-        // A boolean is a number for Heat, and stays what it is.
+        // In Heat a boolean is a number, and is not converted.
         (PropertyType::Number, Some(value @ (Value::Number(_) | Value::Bool(_)))) => {
             Ok(value.clone())
         }

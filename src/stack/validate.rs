@@ -1,5 +1,4 @@
-//! Whether a template could become a stack: everything that Heat would refuse
-//! before it makes anything.
+//! Validates templates: everything that Heat would refuse before it creates anything.
 
 use super::render::{self, Input, Rendered, Stack, Stop};
 use super::template::Template;
@@ -29,7 +28,7 @@ pub fn report(input: &Input) -> Value {
     }
 }
 
-/// Checks one rendered stack, without what is inside of its resources.
+/// Checks one rendered stack, without its nested stacks.
 ///
 /// # Errors
 /// For the first thing that stands in the way.
@@ -108,7 +107,7 @@ pub(super) fn constraints(resource: &Rendered, unknown_yet: &dyn Fn(&str) -> boo
     if let Err(error) = &resource.typed {
         return Err(error.clone().below("properties"));
     }
-    // A type that stands for a template of Heat's own takes what that takes.
+    // A type with a builtin template has the properties of that template.
     if schema.mapped.is_some() || registry::takes_anything(&resource.resource_type, schema) {
         return Ok(());
     }

@@ -15,7 +15,7 @@ pub const MAX_BYTES: usize = 524_288;
 pub const MAX_DEPTH: usize = 100;
 /// Values a document may have once its aliases are written out.
 pub const MAX_NODES: usize = 200_000;
-/// Places of a document at which a blank may be missing; it is read anew for each.
+/// How many missing blanks of a document are inserted; it is parsed again for each.
 const MAX_BLANKS: usize = 50;
 
 /// Reads the one document of `text`.
@@ -173,7 +173,7 @@ impl Builder {
         let value = match open {
             Open::List(items) => Value::Array(items),
             Open::Map(own, _, merges) => {
-                // `<<`: what is merged comes before what the map says itself, and gives way.
+                // `<<`: merged keys come before the map's own keys, which override them.
                 let mut map = Map::new();
                 for base in merges {
                     let Value::Object(base) = base else {

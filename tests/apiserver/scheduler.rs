@@ -11,7 +11,7 @@ use pileus_tests::scheduling::*;
 use serde_json::{Value, json};
 
 #[tokio::test]
-async fn thirty_servers_over_two_hosts_never_overbook() {
+async fn thirty_servers_on_two_hosts_never_overcommit() {
     let server = start().await;
     let client = server.client();
     // 14 Servers of 100 + 28 MiB fit on each.
@@ -45,7 +45,7 @@ async fn thirty_servers_over_two_hosts_never_overbook() {
         assert_eq!(reason, "NoHostFits");
         assert_eq!(
             message,
-            "0 of 2 hosts fit: RamFilter turned away 2 (needs 100 MiB of memory, best host h1 \
+            "0 of 2 hosts fit: RamFilter rejected 2 (needs 100 MiB of memory, best host h1 \
              has 99)"
         );
     }
@@ -81,7 +81,7 @@ async fn thirty_servers_over_two_hosts_never_overbook() {
 }
 
 #[tokio::test]
-async fn a_server_that_fits_nowhere_says_why_and_is_placed_when_room_appears() {
+async fn a_server_that_no_host_fits_reports_why_and_is_placed_when_capacity_is_freed() {
     let server = start().await;
     let client = server.client();
     let scheduler = Running::start(server.client(), None).await;
@@ -146,7 +146,7 @@ async fn a_server_that_fits_nowhere_says_why_and_is_placed_when_room_appears() {
 }
 
 #[tokio::test]
-async fn the_stand_by_takes_over_when_the_leader_ends() {
+async fn the_standby_takes_over_when_the_leader_ends() {
     let server = start().await;
     let client = server.client();
     add_host(&client, "h1", 65536).await;
@@ -169,7 +169,7 @@ async fn the_stand_by_takes_over_when_the_leader_ends() {
 }
 
 #[tokio::test]
-async fn aggregates_groups_and_a_policy_decide_and_say_what_is_wrong_with_them() {
+async fn aggregates_groups_and_a_policy_are_used_and_their_errors_are_reported() {
     let server = start().await;
     let client = server.client();
     add_host(&client, "h1", 65536).await;
@@ -226,8 +226,8 @@ async fn aggregates_groups_and_a_policy_decide_and_say_what_is_wrong_with_them()
             _ => None,
         };
         assert_eq!(host.as_deref(), expected, "{name}: {said}");
-        let turned_away = said.contains("ServerGroupAntiAffinityFilter turned away 2");
-        assert_eq!(turned_away, host.is_none(), "{said}");
+        let rejected = said.contains("ServerGroupAntiAffinityFilter rejected 2");
+        assert_eq!(rejected, host.is_none(), "{said}");
     }
     let policies = create(json!({"apiVersion": version, "kind": "SchedulerPolicy",
         "metadata": {"name": "default"}, "spec": {"filters": ["NoSuchFilter"]}}))
@@ -252,7 +252,7 @@ async fn aggregates_groups_and_a_policy_decide_and_say_what_is_wrong_with_them()
         .patch("default", &PatchParams::default(), &Patch::Merge(filters))
         .await
         .unwrap();
-    ready("a policy put right", "Ready").await;
+    ready("a corrected policy", "Ready").await;
     within(Duration::from_secs(20), &client, "third", |servers| {
         let third = servers.iter().find(|s| s.name_any() == "third")?;
         host_of(third).map(drop)
@@ -262,7 +262,7 @@ async fn aggregates_groups_and_a_policy_decide_and_say_what_is_wrong_with_them()
 }
 
 #[tokio::test]
-async fn what_a_host_refuses_goes_elsewhere_once_its_instance_is_gone() {
+async fn a_refused_server_is_placed_elsewhere_once_its_instance_is_deleted() {
     let server = start().await;
     let client = server.client();
     add_host(&client, "h1", 65536).await;

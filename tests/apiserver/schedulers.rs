@@ -1,4 +1,4 @@
-//! Two schedulers at once on a real API server, as around a hand-over of leadership.
+//! Two schedulers at once on a real API server, as while leadership changes.
 #![allow(clippy::unwrap_used, reason = "a helper that fails ends its test")]
 
 use std::collections::BTreeMap;
@@ -78,9 +78,9 @@ async fn two_schedulers_at_once_place_no_server_twice() {
     second.stop().await;
 }
 
-/// Plays the manager and the agents of all hosts: makes an Instance of each placement,
-/// takes on what fits, refuses what does not, and clears away what was taken back. Ends
-/// the test when a Server is taken on twice.
+/// Acts as the manager and the agents of all hosts: creates an Instance of each placement,
+/// accepts what fits, refuses what does not, and deletes what was withdrawn. Fails the test if a
+/// Server is accepted twice.
 async fn play_manager_and_agents(client: Client, room: usize) {
     let instances = |host: &str| -> Api<Instance> {
         Api::namespaced(client.clone(), &format!("pileus-host-{host}"))
@@ -139,11 +139,11 @@ async fn play_manager_and_agents(client: Client, room: usize) {
     }
 }
 
-/// Two that decide at once know nothing of each other's decisions until they are written,
-/// so both may give away the last place of a host. Its agent refuses one of them, which
-/// goes elsewhere: in the end every place is used once and nobody is anywhere twice.
+/// Two schedulers do not know each other's decisions before they are written, so that both may
+/// use the last capacity of a host. Its agent refuses one of the Servers, which is placed on
+/// another host: in the end all capacity is used once and no Server runs twice.
 #[tokio::test]
-async fn two_schedulers_at_once_use_every_place_once() {
+async fn two_schedulers_at_once_use_all_capacity_once() {
     let server = start().await;
     let client = server.client();
     for host in ["h0", "h1", "h2"] {
@@ -176,8 +176,8 @@ async fn two_schedulers_at_once_use_every_place_once() {
     second.stop().await;
 }
 
-/// Which writes of a scheduler's pass: to the status of Servers whose names begin so; none
-/// before it is opened. Everything else passes always.
+/// Holds back the status writes of a scheduler: only those to Servers whose names begin with the
+/// prefix pass, and none before it is opened. All other requests pass.
 #[derive(Clone)]
 struct Gate<S> {
     inner: S,
@@ -218,7 +218,7 @@ where
     }
 }
 
-/// A scheduler behind a gate, how to open it, and how many writes have come to it.
+/// A scheduler behind a gate, how to open the gate, and how many writes have reached it.
 async fn gated(
     server: &TestServer,
 ) -> (
@@ -254,11 +254,11 @@ fn conflicts(scheduler: &Running) -> u64 {
     line.unwrap().parse().unwrap()
 }
 
-/// The worst that two can do to each other: each has given the same ten places of the only
-/// host away to ten other Servers before any write of either was carried out, and each has
-/// told the other's Servers that they fit nowhere.
+/// The worst case of two schedulers: before any write of either was carried out, each has placed
+/// ten different Servers on the same capacity of the only host, and has reported to the other
+/// one's Servers that no host fits.
 #[tokio::test]
-async fn two_schedulers_that_gave_the_same_places_away_hurt_nobody() {
+async fn two_schedulers_that_assumed_the_same_capacity_lose_no_server() {
     let server = TestServer::start().await;
     let client = prepare(&server).await;
     add_host(&client, "h0", 10 * 128 + 28).await;

@@ -1,4 +1,4 @@
-//! Stacks on a real API server: made, changed, refused, gone.
+//! Stacks on a real API server: created, updated, refused, deleted.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -72,12 +72,12 @@ async fn a_stack_is_created_updated_and_deleted_completely() {
     assert_eq!(output(&made, "mac"), Some(json!("52:54:00:00:00:01")));
     let word = output(&made, "word").unwrap();
     assert_eq!(word.as_str().map(str::len), Some(12));
-    // What comes from hidden parameters is nowhere in the Stack.
+    // Values of hidden parameters are nowhere in the Stack.
     assert_eq!(output(&made, "secret"), Some(json!("******")));
     assert_eq!(output(&made, "digest"), Some(json!("******")));
     let status = serde_json::to_string(&made.status).unwrap();
     assert!(!status.contains("hunter2"), "{status}");
-    // A Stack at rest is not written, which would wake its controller again and again.
+    // The status of a complete Stack is not written: that would reconcile it endlessly.
     tokio::time::sleep(Duration::from_secs(3)).await;
     let at_rest = cloud.api::<Stack>().get("web").await.unwrap();
     assert_eq!(at_rest.resource_version(), made.resource_version());
@@ -95,7 +95,7 @@ async fn a_stack_is_created_updated_and_deleted_completely() {
     let secret = cloud.api::<Secret>().get(&data.name).await.unwrap();
     assert_eq!(secret.data.unwrap()["userData"].0, b"echo hunter2-and-more");
 
-    // Another flavor: the Port cannot have two Servers, so the old one goes first.
+    // Another flavor: the Port cannot have two Servers, so the old one is deleted first.
     cloud
         .change("web", json!({"parameters": {"flavor": "large"}}))
         .await;
@@ -110,7 +110,7 @@ async fn a_stack_is_created_updated_and_deleted_completely() {
     cloud.delete("web").await;
 }
 
-/// Tenants can write the Secret with the record; it must not lend them the manager's rights.
+/// Tenants can write the Secret with the record, but must not get the manager's rights by that.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_forged_record_gives_no_access_outside_of_the_stack() {
     let cloud = Cloud::start().await;
@@ -171,7 +171,7 @@ async fn unsupported_templates_are_reported_before_anything_is_created() {
     })
     .await;
 
-    // What is missing is looked for again.
+    // A missing source is read again.
     cloud
         .change(
             "refused",

@@ -1,4 +1,4 @@
-//! What Stacks make with the rights of a service account, on a real API server.
+//! Objects that Stacks make with the rights of a service account, on a real API server.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -45,8 +45,8 @@ outputs:
     let maps = cloud.api::<ConfigMap>();
     let first = maps.get("settings").await.unwrap();
 
-    // A change in place, and one of the name, which is another object. What is taken out of
-    // the manifest goes, what others have added stays.
+    // An update in place, and a change of the name, which is another object. Fields that are removed
+    // from the manifest are removed, fields of others stay.
     let theirs = json!({"data": {"theirs": "x"}});
     let params = PatchParams::default();
     let patch = Patch::Merge(&theirs);
@@ -169,7 +169,7 @@ async fn temporary_errors_are_reported_and_retried() {
             "operations": ["CREATE"]}]}]});
     let webhooks: Api<ValidatingWebhookConfiguration> = Api::all(cloud.server.client());
     create(&webhooks, webhook).await;
-    // It takes the API server a moment to know of it.
+    // The API server needs a moment to apply it.
     tokio::time::sleep(std::time::Duration::from_secs(3)).await;
     let spec = json!({"template": SETTINGS, "serviceAccountName": "maker"});
     cloud.stack("waits", spec).await;
@@ -197,7 +197,7 @@ async fn an_object_with_a_foreign_finalizer_reports_it() {
     let spec = json!({"template": SETTINGS, "serviceAccountName": "maker"});
     cloud.stack("held", spec).await;
     cloud.becomes("held", "CREATE_COMPLETE").await;
-    // The last output goes, and comes back.
+    // The last output is removed, and added again.
     let without = SETTINGS.split("outputs:").next().unwrap();
     cloud.change("held", json!({"template": without})).await;
     let done = cloud.becomes("held", "UPDATE_COMPLETE").await;

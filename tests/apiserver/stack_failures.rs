@@ -1,4 +1,4 @@
-//! Stacks on an API server that fails now and then, or for long.
+//! Stacks on an API server that fails, for a moment or for long.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,

@@ -46,7 +46,7 @@ fn group(count: i64, flavor: &str) -> Value {
         "parameters": {"count": count, "flavor": flavor}})
 }
 
-/// uids of the Servers, by the resource that each stands for.
+/// uids of the Servers by resource.
 async fn servers(cloud: &Cloud) -> BTreeMap<String, String> {
     let list = cloud
         .api::<Server>()
@@ -95,7 +95,7 @@ async fn a_group_grows_shrinks_and_rolls_back_a_failed_update() {
         Some(json!(["10.20.0.9", "10.20.0.9"]))
     );
 
-    // No Server of this flavor can be: the old ones are still there, and stay.
+    // Servers of this flavor fail: the old ones still exist, and stay.
     cloud.change("many", group(2, "none")).await;
     let back = cloud.becomes("many", "ROLLBACK_COMPLETE").await;
     assert_eq!(servers(&cloud).await, two);
@@ -138,7 +138,7 @@ async fn a_group_grows_during_an_update_and_removes_a_member_by_id() {
 
     cloud.change("many", spec("b", "")).await;
     let start = Instant::now();
-    // Those that are there for the time of the update come, and go when it is done.
+    // Additional members exist during the update, and are deleted at its end.
     for wanted in [5, 3] {
         while servers(&cloud).await.len() != wanted {
             assert!(start.elapsed() < STEP_TIMEOUT, "never {wanted} members");
@@ -182,7 +182,7 @@ async fn a_controller_that_is_killed_at_any_moment_changes_no_result() {
     println!("PILEUS_SEED={seed}");
     cloud.stack("many", group(3, "small")).await;
     for round in 0..rounds.unwrap_or(6) {
-        // A linear congruence is random enough for moments.
+        // A linear congruential generator is random enough here.
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         tokio::time::sleep(Duration::from_millis(seed >> 33 & 0x1ff)).await;
         cloud.kill_controller();

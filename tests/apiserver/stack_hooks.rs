@@ -1,5 +1,4 @@
-//! Resources of a Stack that wait at a hook, and what must not be done with them, on a real API
-//! server.
+//! Hooks and restricted actions of a Stack on a real API server.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -50,7 +49,7 @@ async fn clear(cloud: &Cloud, name: &str, what: &str) {
         .unwrap();
 }
 
-/// The manager takes the annotation away when it has done its work.
+/// Waits until the manager has removed the annotation.
 async fn taken(cloud: &Cloud, name: &str) {
     let api = cloud.api::<Stack>();
     until(&api, name, "loses its annotation", |stack: &Stack| {
@@ -69,7 +68,7 @@ async fn a_resource_waits_at_each_of_its_hooks_until_that_is_cleared() {
     assert_eq!(stack_status_of(&held), "CREATE_IN_PROGRESS");
     assert!(ready(&held).2.contains("server:pre-create"), "{held:#?}");
     assert_eq!(cloud.count::<Server>().await, 0);
-    // Another's hook is not this one's.
+    // A hook of another resource is not cleared.
     clear(&cloud, "held", "server:post-create").await;
     waits(&cloud, "held", "server", "pre-create").await;
     clear(&cloud, "held", "server:pre-create").await;
@@ -80,7 +79,7 @@ async fn a_resource_waits_at_each_of_its_hooks_until_that_is_cleared() {
     let made = cloud.becomes("held", "CREATE_COMPLETE").await;
     taken(&cloud, "held").await;
 
-    // Killed meanwhile or not: it waits on.
+    // It still waits after a restart of the controller.
     let change = json!({"parameters": {"word": "two"}});
     cloud.change("held", change).await;
     waits(&cloud, "held", "server", "pre-update").await;
@@ -120,7 +119,7 @@ async fn restricted_actions_are_refused_and_change_nothing() {
     let spec = json!({"template": TEMPLATE, "environments": environment(forbids)});
     cloud.stack("fixed", spec).await;
     let made = cloud.becomes("fixed", "CREATE_COMPLETE").await;
-    // In place it may be changed.
+    // An update in place is allowed.
     cloud
         .change("fixed", json!({"parameters": {"word": "two"}}))
         .await;

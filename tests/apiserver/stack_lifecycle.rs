@@ -1,4 +1,4 @@
-//! A Stack on a real API server after it has been made: suspended, resumed, checked, healed, let go.
+//! Actions on a complete Stack on a real API server: suspended, resumed, checked, healed, deleted.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -40,7 +40,7 @@ async fn a_stack_is_suspended_resumed_checked_and_healed() {
     let stopped = servers.get(&front).await.unwrap();
     assert_eq!(stopped.spec.run_state, RunState::Stopped);
     assert_eq!(resources(&suspended)["front"].status, "SUSPEND_COMPLETE");
-    // Another template has to wait, and is told so.
+    // A new template has to wait, which is reported.
     let other = TEMPLATE.replace("small", "large");
     cloud.change("life", json!({"template": other})).await;
     let api = cloud.api::<Stack>();
@@ -105,7 +105,7 @@ resources:
     cloud.stack("kept", json!({"template": template})).await;
     let made = cloud.becomes("kept", "CREATE_COMPLETE").await;
     let net = object_name(&resources(&made)["net"]);
-    // What may outlive the Stack is not owned by it: it would be deleted with it in the foreground.
+    // A retained object has no owner reference: a foreground deletion would delete it.
     let networks = cloud.api::<Network>();
     let keys = cloud.api::<KeyPair>();
     let uid = made.uid().unwrap();
@@ -183,7 +183,7 @@ async fn references_of_a_server_may_be_missing_only_for_a_while() {
     cloud.becomes("late", "UPDATE_COMPLETE").await;
     cloud.delete("late").await;
 
-    // What comes within the time of grace is no failure.
+    // An object that is created within the grace period causes no failure.
     flavors
         .delete("later", &DeleteParams::default())
         .await

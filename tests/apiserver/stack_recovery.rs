@@ -1,5 +1,4 @@
-//! Stacks whose record is lost, on a real API server: as after a backup without Secrets, or a slip
-//! of the hand.
+//! Stacks whose record is lost, on a real API server: as after a backup without Secrets.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -42,7 +41,7 @@ outputs:
   address: {value: {get_attr: [map, object, data, address]}}
 ";
 
-/// Deletes every Secret that a Stack has: its record, its templates, what it has made.
+/// Deletes every Secret of a Stack: its record, its sources, and auxiliary ones.
 async fn lose(cloud: &Cloud) {
     let own = ListParams::default().labels(STACK_UID_LABEL);
     let secrets = cloud.api::<Secret>();
@@ -85,7 +84,7 @@ async fn a_record_is_rebuilt_from_existing_objects() {
     for (name, row) in &rows {
         assert_eq!(row.physical_id, first[name].physical_id, "{name}");
     }
-    // The user data was lost with the record, and is there again.
+    // The user data was lost with the record, and was created again.
     let server = object_name(&rows["server"]);
     let data = cloud
         .api::<Secret>()
@@ -102,7 +101,7 @@ async fn a_record_is_rebuilt_from_existing_objects() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 
-    // It goes on as ever: a change in place, and one by another.
+    // Later updates work as before: one in place, and one by a replacement.
     let template = SHOP.replace("'#!/bin/sh'", "'#!/bin/sh -e'");
     cloud.change("shop", json!({"template": template})).await;
     let servers = cloud.api::<Server>();
@@ -114,7 +113,7 @@ async fn a_record_is_rebuilt_from_existing_objects() {
     assert_ne!(rows["server"].physical_id, first["server"].physical_id);
     assert_eq!(rows["net"].physical_id, first["net"].physical_id);
 
-    // Lost again just before it goes: what is to be kept is kept, and everything else goes.
+    // Lost again just before the deletion: retained objects stay, all others are deleted.
     cloud.becomes("shop", "UPDATE_COMPLETE").await;
     lose(&cloud).await;
     let stacks = cloud.api::<Stack>();
@@ -169,12 +168,15 @@ resources:
         resources(&found)["net"].physical_id,
         resources(&first)["net"].physical_id
     );
-    until(&api, "dice", "has the word taken", |stack: &Stack| {
-        !stack.annotations().contains_key(REBUILD_RECORD_ANNOTATION)
-    })
+    until(
+        &api,
+        "dice",
+        "has the annotation removed",
+        |stack: &Stack| !stack.annotations().contains_key(REBUILD_RECORD_ANNOTATION),
+    )
     .await;
 
-    // One that is no record is told, too, and does not keep the Stack from going.
+    // A malformed record is reported, too, and does not prevent the deletion.
     let broken = Patch::Merge(json!({"data": {"record": "bm8="}}));
     let secrets = cloud.api::<Secret>();
     secrets.patch(&record, &params, &broken).await.unwrap();
@@ -189,7 +191,7 @@ resources:
     cloud.delete("dice").await;
 }
 
-/// The namespace takes nothing new, and Secrets are among the first that go.
+/// Nothing can be created in the namespace, and Secrets are deleted early.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stack_without_a_record_is_deleted_with_its_namespace() {
     let cloud = Cloud::start().await;
@@ -238,7 +240,7 @@ resources:
       scheduler_hints: {group: {get_resource: group}}
 ";
 
-/// What the API server makes of a spec is no difference, whatever the kind.
+/// Defaults of the API server are no differences, for any kind.
 #[tokio::test(flavor = "multi_thread")]
 async fn objects_of_every_kind_are_recovered_unchanged() {
     let cloud = Cloud::start().await;
@@ -257,10 +259,10 @@ async fn objects_of_every_kind_are_recovered_unchanged() {
     for (name, row) in &new {
         assert_eq!(row.physical_id, old[name].physical_id, "{name}");
     }
-    // It was not even written.
+    // The objects were not written.
     let after = servers.get(&name).await.unwrap();
     assert_eq!(after.resource_version(), before.resource_version());
-    // Suspended, it is lost again, and still goes on as ever.
+    // Lost again while suspended: it works as before.
     cloud.change("all", json!({"suspend": true})).await;
     cloud.becomes("all", "SUSPEND_COMPLETE").await;
     secrets.delete(&record, &params).await.unwrap();

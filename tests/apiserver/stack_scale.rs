@@ -1,4 +1,4 @@
-//! What a big Stack costs its API server.
+//! The number of requests of a big Stack.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -29,8 +29,8 @@ fn template() -> String {
     text
 }
 
-/// Counted, not timed: a status that was written for every resource, or objects that were read
-/// again and again, would be several times as many.
+/// Requests are counted: a status that is written for every resource, or objects that are read
+/// repeatedly, would be several times as many.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_big_stack_needs_few_requests() {
     let cloud = Cloud::start().await;
@@ -44,13 +44,13 @@ async fn a_big_stack_needs_few_requests() {
     let times = |what: &str| asked.get(what).copied().unwrap_or_default();
     assert_eq!(times("POST keypairs"), EACH, "{asked:#?}");
     assert_eq!(times("POST configmaps"), EACH, "{asked:#?}");
-    // The API server's answer to the write says all there is to know, unless a pass was cut off.
+    // The answer to the create request is enough, unless a pass was interrupted.
     assert!(times("GET configmaps") < EACH / 2, "{asked:#?}");
     assert!(times("PATCH stacks/status") < EACH / 2, "{asked:#?}");
     assert!(times("PUT secrets") < EACH / 2, "{asked:#?}");
 
-    // A change reads each once, to see what somebody may have taken away. Before the first one
-    // what an object was made with becomes part of what is applied to it, by one more request.
+    // An update reads each object once, since somebody may have deleted it. Before the first update of
+    // an object its managed fields are migrated, by one more request.
     for (word, patches) in [("two", 2), ("three", 1)] {
         let before = cloud.api::<Stack>().get("big").await.unwrap();
         let good = |stack: &Stack| stack.status.clone().unwrap_or_default().last_good;

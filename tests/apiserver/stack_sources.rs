@@ -1,4 +1,4 @@
-//! What Stacks are made from, in ConfigMaps and Secrets of a real API server.
+//! Sources of Stacks in ConfigMaps and Secrets of a real API server.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -34,7 +34,7 @@ async fn a_changed_source_is_applied_and_a_deleted_one_changes_nothing() {
         "environments": [{"name": "e", "from": {"name": "environment", "key": "e.yaml"}}],
         "parametersFrom": [{"name": "passwords", "kind": "Secret"}],
     });
-    // Applied in any order: what is not there yet is waited for.
+    // Applied in any order: the Stack waits for missing sources.
     cloud.stack("from", spec).await;
     let api = cloud.api::<Stack>();
     until(&api, "from", "says what is missing", |stack: &Stack| {
@@ -82,7 +82,7 @@ async fn a_changed_source_is_applied_and_a_deleted_one_changes_nothing() {
     })
     .await;
 
-    // A source that is gone is told; what was made by it stays.
+    // A deleted source is reported; existing objects stay.
     maps.delete("environment", &DeleteParams::default())
         .await
         .unwrap();
@@ -126,7 +126,7 @@ outputs:
     assert_eq!(output(&made, "whole"), Some(json!("******")));
     assert_eq!(output(&made, "part"), Some(json!("******")));
 
-    // An account that may not read it makes nothing, until it may.
+    // Without the right to read it nothing is created.
     let account = json!({"metadata": {"name": "reader"}});
     create(&cloud.api::<ServiceAccount>(), account).await;
     let mut with_account = spec;
@@ -141,7 +141,7 @@ outputs:
     cloud.allow("reader", "", &["secrets"]).await;
     cloud.becomes("theirs", "CREATE_COMPLETE").await;
 
-    // What Stacks keep is for no other.
+    // Secrets of Stacks are not allowed as sources.
     let record = made.status.as_ref().unwrap().record.clone().unwrap();
     let thief = json!({"template": template.replace("key", "record"),
         "filesFrom": [{"name": record, "kind": "Secret"}]});

@@ -1,4 +1,4 @@
-//! Types of resources that Stacks make on a real API server.
+//! Resource types on a real API server.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -171,8 +171,8 @@ resources:
     assert!(flavors.get_opt("tailored").await.unwrap().is_none());
 }
 
-/// Every kind that the manager makes by its own rights is made, changed and removed with what
-/// `config/rbac/manager.yaml` gives it.
+/// Every kind that the manager makes with its own rights is created, updated and deleted with the
+/// rights in `config/rbac/manager.yaml`.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_managers_own_rights_are_enough_to_create_update_and_delete() {
     let cloud = Cloud::start_with_the_managers_rights().await;

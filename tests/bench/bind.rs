@@ -22,7 +22,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 /// Requests under way at once, for both.
-const AT_ONCE: usize = pileus_scheduler::WRITES;
+const AT_ONCE: usize = pileus_scheduler::MAX_CONCURRENT_WRITES;
 
 async fn all<F: Future<Output = ()>>(work: impl IntoIterator<Item = F>) {
     stream::iter(work)

@@ -14,15 +14,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use pileus_api::common::Claim;
-use pileus_scheduler::facts::{
-    Aggregate, Cell, Device, Holding, HostFacts, Inventory, NumaAsk, Profile, Taint, Units,
-};
 use pileus_scheduler::filters;
-use pileus_scheduler::place::Placer;
-use pileus_scheduler::policy::Policy;
-use pileus_scheduler::query::Query;
-use pileus_scheduler::request::{Group, GroupPolicy, Peer, Request, Spread, Toleration, mix};
-use pileus_scheduler::snapshot::Snapshot;
+use pileus_scheduler::placement::facts::{
+    Aggregate, Allocation, Device, HostFacts, Inventory, NumaNode, NumaRequest, Profile, Taint,
+    Units,
+};
+use pileus_scheduler::placement::placer::Placer;
+use pileus_scheduler::placement::policy::Policy;
+use pileus_scheduler::placement::query::Query;
+use pileus_scheduler::placement::request::{
+    Group, GroupPolicy, Request, ServerReference, Spread, Toleration, mix,
+};
+use pileus_scheduler::placement::snapshot::Snapshot;
 
 /// Counts what is allocated, so that nothing is forgotten or estimated.
 struct Counting;
@@ -106,51 +109,53 @@ fn enrich(host: &mut HostFacts) {
         units: Units::default(),
         reserved: 0,
     };
-    profile.resources = [("CUSTOM_LICENSE".to_owned(), inventory)].into();
+    profile.inventories = [("CUSTOM_LICENSE".to_owned(), inventory)].into();
     let device = |i| Device {
         address: format!("0000:{i:02x}:00.0"),
         alias: "gpu".to_owned(),
         node: None,
     };
     profile.devices = (0..8).map(device).collect();
-    let cell = Cell {
+    let cell = NumaNode {
         cpus: 1_000_000,
         memory_mib: 1_000_000_000,
-        ..Cell::default()
+        ..NumaNode::default()
     };
-    profile.cells = vec![cell.clone(), Cell { id: 1, ..cell }];
+    profile.numa_nodes = vec![cell.clone(), NumaNode { id: 1, ..cell }];
     profile.physical_networks = Some(["physnet1".to_owned()].into());
 }
 
 /// Makes a request ask for all of that, so that every filter is asked.
 fn ask_for_all(request: &mut Request, n: u64) {
-    let asks = &mut request.asks;
+    let requirements = &mut request.requirements;
     for (key, value) in [
         ("capabilities:hypervisor_version", ">= 9"),
         ("aggregate_instance_extra_specs:ssd", "yes"),
         ("trait:CUSTOM_SSD", "required"),
     ] {
-        asks.extra_specs.insert(key.into(), value.into());
+        requirements.extra_specs.insert(key.into(), value.into());
     }
-    asks.image_properties.insert("os".into(), "linux".into());
-    asks.flavor = Some("m1".into());
-    asks.host_selector = [("os".to_owned(), "linux".to_owned())].into();
-    asks.tolerations = vec![Toleration::default()];
-    asks.near = "10.1.0.0/16".parse().ok();
-    asks.query =
+    requirements
+        .image_properties
+        .insert("os".into(), "linux".into());
+    requirements.flavor = Some("m1".into());
+    requirements.host_selector = [("os".to_owned(), "linux".to_owned())].into();
+    requirements.tolerations = vec![Toleration::default()];
+    requirements.host_cidr = "10.1.0.0/16".parse().ok();
+    requirements.query =
         Query::parse(r#"["and", [">=", "$free_ram_mb", 1], [">=", "$vcpus_free", 1]]"#).ok();
-    asks.physical_networks = ["physnet1".to_owned()].into();
-    asks.volume_hosts = Some((0..100).map(|i| format!("host-{i:05}")).collect());
-    let claim = asks.shape.claim;
-    asks.shape.resources = [("CUSTOM_LICENSE".to_owned(), 1)].into();
-    asks.shape.pci = [("gpu".to_owned(), 1)].into();
-    asks.shape.numa = Some(NumaAsk {
-        cells: vec![(claim.vcpus, claim.memory_mib)],
+    requirements.physical_networks = ["physnet1".to_owned()].into();
+    requirements.volume_hosts = Some((0..100).map(|i| format!("host-{i:05}")).collect());
+    let claim = requirements.resources.claim;
+    requirements.resources.classes = [("CUSTOM_LICENSE".to_owned(), 1)].into();
+    requirements.resources.pci = [("gpu".to_owned(), 1)].into();
+    requirements.resources.numa = Some(NumaRequest {
+        nodes: vec![(claim.vcpus, claim.memory_mib)],
         pinned: true,
         page_kib: None,
     });
     request.refused_by = [("host-00000".to_owned(), String::new())].into();
-    let placed = |n: u64| Peer {
+    let placed = |n: u64| ServerReference {
         name: "peer".into(),
         uid: Some(uid(n)),
     };
@@ -199,14 +204,15 @@ fn request(n: u64, zoned: bool, dice: &mut Dice) -> Request {
         namespace: format!("tenant-{}", dice.below(100)),
         ..Request::default()
     };
-    request.asks.shape.claim = Claim {
+    request.requirements.resources.claim = Claim {
         vcpus,
         memory_mib,
         disk_gib,
     };
-    request.asks.image_properties = [("hw_architecture".to_owned(), "x86_64".to_owned())].into();
+    request.requirements.image_properties =
+        [("hw_architecture".to_owned(), "x86_64".to_owned())].into();
     if zoned && dice.below(2) == 0 {
-        request.asks.zone = Some(format!("zone-{}", dice.below(ZONES)));
+        request.requirements.zone = Some(format!("zone-{}", dice.below(ZONES)));
     }
     request
 }
@@ -228,13 +234,13 @@ fn cloud(hosts: u64, servers: u64, rich: bool, dice: &mut Dice) -> (Snapshot, us
     }
     let bare = live();
     for n in 0..servers {
-        let asks = request(n, false, dice).asks;
-        let holding = Holding {
+        let requirements = request(n, false, dice).requirements;
+        let allocation = Allocation {
             host: format!("host-{:05}", dice.below(hosts)),
-            shape: asks.shape,
-            ..Holding::default()
+            resources: requirements.resources,
+            ..Allocation::default()
         };
-        snapshot.hold(&uid(n), holding);
+        snapshot.allocate(&uid(n), allocation);
     }
     (snapshot, bare - empty, live() - bare)
 }
@@ -269,10 +275,10 @@ fn run(case: &Case<'_>) {
     let start = Instant::now();
     // The first decisions are counted as well: they are what a restart costs.
     while took.len() < 2000 || (start.elapsed() < Duration::from_secs(2) && took.len() < 100_000) {
-        let mut ask = request(n, case.zoned, &mut dice);
+        let mut cycle = request(n, case.zoned, &mut dice);
         if let Some((policy, size)) = case.group {
             let id = format!("group-{}", n / size);
-            ask.group = Some(Group {
+            cycle.group = Some(Group {
                 id,
                 policy,
                 max_per_host: 1,
@@ -280,27 +286,27 @@ fn run(case: &Case<'_>) {
             });
         }
         if case.spread {
-            ask.spread = vec![Spread {
+            cycle.spread = vec![Spread {
                 key: "rack".into(),
                 max_skew: 1,
             }];
-            ask.spread_set = Some(format!("spread-{}", n / 50));
+            cycle.spread_set = Some(format!("spread-{}", n / 50));
         }
         if case.only.is_some() {
-            ask_for_all(&mut ask, n);
+            ask_for_all(&mut cycle, n);
         }
         let began = Instant::now();
-        let decided = placer.place(&snapshot, &ask);
+        let decided = placer.place(&snapshot, &cycle);
         took.push(began.elapsed());
         if let Ok(host) = decided {
-            let holding = Holding {
+            let allocation = Allocation {
                 host: host.to_owned(),
-                shape: ask.asks.shape,
-                group: ask.group.map(|g| g.id),
-                spread: ask.spread_set,
-                ..Holding::default()
+                resources: cycle.requirements.resources,
+                group: cycle.group.map(|g| g.id),
+                spread: cycle.spread_set,
+                ..Allocation::default()
             };
-            snapshot.hold(&uid(n), holding);
+            snapshot.allocate(&uid(n), allocation);
             if case.servers > 0 {
                 snapshot.release(&uid(n - case.servers));
             }

@@ -180,7 +180,7 @@ fn every_kind_that_people_write_has_a_sample_that_is_valid() {
             "HostAggregate" => valid!(HostAggregate, validation::host_aggregate),
             "ServerGroup" => valid!(ServerGroup, |_| Ok(())),
             "SchedulerPolicy" => valid!(SchedulerPolicy, |spec| {
-                let policy = pileus_scheduler::policy::Policy::new(spec);
+                let policy = pileus_scheduler::placement::policy::Policy::new(spec);
                 policy.map(drop).map_err(|e| e.to_string())
             }),
             "Port" => valid!(Port, validation::port),

@@ -1,7 +1,6 @@
-//! The stack engine beside cases made by Heat's own, read in place from the
-//! folder that `PILEUS_HEAT_CASES` names, or `shared/heat` beside the
-//! repository; without one there is nothing to compare, which is said.
-//! Known differences: `tests/heat-differences.md`.
+//! Compares the stack engine with results of Heat's engine: cases in the folder that
+//! `PILEUS_HEAT_CASES` names, or in `shared/heat` beside the repository. Without a folder nothing is
+//! compared, and a message says so. Known differences: `tests/heat-differences.md`.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -31,13 +30,12 @@ fn same(a: &Value, b: &Value) -> bool {
     }
 }
 
-/// Whether the list says that the case does not tell what its result comes from.
-fn not_told(name: &str) -> bool {
+/// Whether the list says that the case does not contain everything that its result depends on.
+fn is_not_in_case(name: &str) -> bool {
     let (_, functions) = DIFFERENCES.split_once("## Functions").unwrap_or_default();
     let functions = functions.split("\n## ").next().unwrap_or_default();
     let mut entries = functions.split("\n- ").skip(1);
-    entries
-        .any(|entry| entry.contains("(not name_in_cases)") && entry.contains(&format!("`{name}`")))
+    entries.any(|entry| entry.contains("(not in the case)") && entry.contains(&format!("`{name}`")))
 }
 
 #[test]
@@ -57,9 +55,9 @@ fn functions_give_what_heat_gives() {
             .as_object()
             .and_then(|map| map.keys().next());
         let name = case["test"].as_str().unwrap();
-        // What a case does not tell cannot be found out: such cases do not count.
-        if !fine && not_told(name) {
-            println!("not name_in_cases: {name}");
+        // Such cases cannot be compared, and are not counted.
+        if !fine && is_not_in_case(name) {
+            println!("not in the case: {name}");
             continue;
         }
         let miss = (!fine).then(|| format!("{} got {}", short(&case["snippet"]), short(&got)));
@@ -68,8 +66,8 @@ fn functions_give_what_heat_gives() {
     results.require("functions", 98);
 }
 
-/// Some schemas are written in CloudFormation's words with HOT's constraints,
-/// as Heat keeps them inside; they are put into HOT's words.
+/// Some schemas have the keys of CloudFormation and the constraints of HOT, as Heat stores them; this
+/// converts them to HOT.
 fn in_its_language(schema: &Value, version: Version) -> (Value, Version) {
     let Some(constraints) = schema.get("Constraints") else {
         return (schema.clone(), version);
@@ -105,7 +103,7 @@ fn parameters_are_read_as_heat_reads_them() {
                 .or(Some(&case["default"]).filter(|value| !value.is_null()))
                 .or(schema.default.as_ref())
                 .unwrap_or(&Value::Null);
-            // Some values were taken as they are.
+            // Some values were not converted.
             if case["validate_value"] == false {
                 schema.coerce(value)
             } else {
@@ -187,7 +185,7 @@ fn difference(want: &Value, got: &Value) -> Option<String> {
     order_differs(want, got)
 }
 
-/// Whether one order of creation keeps what Heat's dependencies say.
+/// Whether an order of creation follows Heat's dependencies.
 fn order_differs(want: &Value, got: &Value) -> Option<String> {
     let Some(wanted) = want.get("order").and_then(Value::as_array) else {
         return (want.get("order_error").is_some() && got.get("order_error").is_none())
@@ -208,7 +206,7 @@ fn order_differs(want: &Value, got: &Value) -> Option<String> {
     None
 }
 
-/// What the engine makes of a case, as JSON.
+/// The engine's result of a case, as JSON.
 fn rendered(case: &Value) -> Value {
     let made = match cases::render(case.clone()) {
         Ok(stack) => serde_json::to_value(&stack),

@@ -1,6 +1,6 @@
-//! Stacks that live by the engine's plans beside Heat's own: created, updated, rolled back,
-//! suspended, checked and deleted, with the failures that the cases have. Where the cases are:
-//! see `stack_heat.rs`.
+//! Compares the lifecycle of stacks by the engine's plans with Heat: created, updated, rolled back,
+//! suspended, checked and deleted, with the failures in the cases. For the folder of the cases see
+//! `stack_heat.rs`.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -19,7 +19,7 @@ use pileus_stack::value::Value;
 use pileus_tests::heat_cases::{Results, cases_of, folder, short};
 use pileus_tests::stack_lifecycle::{Call, Course, World, name_in_cases};
 
-/// Types that Heat's engine makes by itself, without asking a cloud.
+/// Types that Heat's engine creates itself, without requests to a cloud.
 fn is_inner(resource_type: &str) -> bool {
     const INNER: [&str; 12] = [
         "OS::Heat::SoftwareConfig",
@@ -50,7 +50,7 @@ fn last(path: &str) -> String {
     name_in_cases(path.rsplit('/').next().unwrap())
 }
 
-/// The tree of a step of a case, or why there is none.
+/// The tree of a step of a case, or the error in it.
 fn tree_of(case: &Value, step: &Value) -> Result<Tree, String> {
     let mut input = step.clone();
     input["stack_name"] = case["stack_name"].clone();
@@ -59,7 +59,7 @@ fn tree_of(case: &Value, step: &Value) -> Result<Tree, String> {
         .and_then(|input| expand::expand(&input).map_err(|stop| stop.error.to_string()))
 }
 
-/// What an action is called in the cases.
+/// The names of an action in the cases.
 fn words(action: Action) -> &'static [&'static str] {
     match action {
         Action::Create => &["CREATE"],
@@ -71,7 +71,7 @@ fn words(action: Action) -> &'static [&'static str] {
     }
 }
 
-/// Everything that is done to resources.
+/// All actions on resources.
 const ACTIONS: [Action; 6] = [
     Action::Create,
     Action::Update,
@@ -81,7 +81,7 @@ const ACTIONS: [Action; 6] = [
     Action::Resume,
 ];
 
-/// What Heat asked for in a step: action and name, how often.
+/// How often Heat called each action in a step, by action and name.
 fn asked(heat: &Value) -> BTreeMap<(Action, String), usize> {
     let mut counts = BTreeMap::new();
     for call in heat["calls"].as_array().into_iter().flatten() {
@@ -94,7 +94,7 @@ fn asked(heat: &Value) -> BTreeMap<(Action, String), usize> {
     counts
 }
 
-/// Types of which Heat asked for resources that it tells of.
+/// Types of inner resources for which Heat made calls.
 fn types_called(heat: &Value) -> BTreeSet<String> {
     let named = |call: &Value| Some((call[1].as_str()?.to_owned(), call[2].as_str()?.to_owned()));
     let calls = heat["calls"].as_array().into_iter().flatten();
@@ -116,13 +116,13 @@ fn types_called(heat: &Value) -> BTreeSet<String> {
     rows.collect()
 }
 
-/// The action that a word of Heat's stands for, when it is done to a resource.
+/// The action on a resource that a name in Heat's cases means.
 fn action_of(word: &Value) -> Option<Action> {
     let word = word.as_str()?;
     ACTIONS.into_iter().find(|a| words(*a).contains(&word))
 }
 
-/// What a case's cloud let fail: what the step says, and what Heat's events and table tell.
+/// The failures in a step: those that the step defines, and those in Heat's events and table.
 fn failures(op: &str, step: &Value, heat: &Value, stack: &Value) -> BTreeSet<(Action, String)> {
     let mut fails = BTreeSet::new();
     for (word, names) in step["fail"].as_object().into_iter().flatten() {
@@ -133,10 +133,10 @@ fn failures(op: &str, step: &Value, heat: &Value, stack: &Value) -> BTreeSet<(Ac
         }
     }
     let asked = asked(heat);
-    // What nobody was asked for did not fail either.
+    // An action without a call has not failed.
     fails.retain(|key| asked.contains_key(key));
     let rows = heat["resources"].as_array().into_iter().flatten();
-    // What an earlier step has left failed is told again.
+    // Failures of earlier steps are repeated in the table.
     let rows = rows.filter(|row| {
         let key = action_of(&row["action"]).zip(row["name"].as_str().map(name_in_cases));
         op == "create" || key.is_some_and(|key| asked.contains_key(&key))
@@ -160,7 +160,7 @@ fn failures(op: &str, step: &Value, heat: &Value, stack: &Value) -> BTreeSet<(Ac
     fails
 }
 
-/// Words for resources' actions that a step has itself, not left by an earlier one.
+/// Names of actions that belong to a step itself, not to an earlier one.
 fn own_words(op: &str) -> &'static [&'static str] {
     match op {
         "create" => &["CREATE"],
@@ -172,7 +172,7 @@ fn own_words(op: &str) -> &'static [&'static str] {
     }
 }
 
-/// Handlers of types, as the table beside the cases has them.
+/// The handlers of types, from the table beside the cases.
 fn handlers() -> BTreeMap<String, BTreeSet<String>> {
     let text = folder().map(|folder| std::fs::read_to_string(folder.join("resource_types.json")));
     let types: Value = match text {
@@ -198,21 +198,21 @@ fn names_of(lists: &Value) -> BTreeMap<String, BTreeSet<String>> {
         .collect()
 }
 
-/// A case as it is compared: what exists, and what was wanted last.
+/// The state while a case is compared: what exists, and the last template.
 struct Life<'a> {
     case: &'a Value,
     handlers: &'a BTreeMap<String, BTreeSet<String>>,
     world: World,
     tree: Option<Tree>,
     table: Value,
-    /// Types of Heat's own that the case's cloud was asked for all the same.
+    /// Inner types for which the case has calls all the same.
     called: BTreeSet<String>,
-    /// What was updated by one and not by the other, which is told apart.
+    /// Resources that only one of the two has updated; these are reported separately.
     updates: Vec<String>,
 }
 
 impl Life<'_> {
-    /// How the step differs, if it does.
+    /// The difference in a step, if there is one.
     fn step(&mut self, step: &Value, heat: &Value) -> Option<String> {
         let op = step["op"].as_str().unwrap_or_default();
         let tree = match op {
@@ -222,7 +222,7 @@ impl Life<'_> {
         };
         let tree = match (tree, heat.get("error")) {
             (None, None) => None,
-            // There is nothing that it could be done to.
+            // Nothing exists.
             (None, Some(_)) if self.world.stacks.is_empty() => return None,
             (None, Some(error)) => return Some(format!("not refused: {}", short(error))),
             (Some(Ok(tree)), None) => Some(tree),
@@ -274,7 +274,7 @@ impl Life<'_> {
                 self.tree.as_ref()
             };
             course.back = true;
-            // What failed on the way there does not fail on the way back, unless it is told.
+            // Failures of the update are not failures of its rollback, unless the case says so.
             let last = heat["stack"]["status"] == "FAILED";
             course.fails.retain(|_| last);
             fine = self.world.go("", target, &mut course);
@@ -282,17 +282,17 @@ impl Life<'_> {
         } else if tree.is_some() {
             self.tree = tree;
         }
-        if let Some(name_in_cases) = heat.get("stack") {
+        if let Some(expected) = heat.get("stack") {
             let status = if fine { "COMPLETE" } else { "FAILED" };
-            if name_in_cases["action"] != word || name_in_cases["status"] != status {
-                let (action, state) = (&name_in_cases["action"], &name_in_cases["status"]);
+            if expected["action"] != word || expected["status"] != status {
+                let (action, state) = (&expected["action"], &expected["status"]);
                 return Some(format!("{word}_{status}, Heat {action}_{state}"));
             }
         }
         self.compare(op, heat, before, &silent)
     }
 
-    /// The calls of a step beside Heat's.
+    /// Compares the calls of a step with Heat's.
     fn compare(
         &mut self,
         op: &str,
@@ -301,7 +301,7 @@ impl Life<'_> {
         silent: &dyn Fn(Action, &str) -> bool,
     ) -> Option<String> {
         let ours = &self.world.calls[before..];
-        // Removed are those that were told of when they were made.
+        // Deletions are compared only for resources whose creation is in the case.
         if let Some(resources) = heat.get("resources").filter(|_| op != "delete") {
             self.table = resources.clone();
         }
@@ -322,17 +322,17 @@ impl Life<'_> {
             if ours == theirs {
                 continue;
             }
-            let name_in_cases = format!("{op}: {action:?}: {ours:?}, Heat {theirs:?}");
+            let difference = format!("{op}: {action:?}: {ours:?}, Heat {theirs:?}");
             if action != Action::Update {
-                return Some(name_in_cases);
+                return Some(difference);
             }
-            self.updates.push(name_in_cases);
+            self.updates.push(difference);
         }
         out_of_order(&self.case["stack_name"], &self.table, ours)
     }
 }
 
-/// What a step that fails does not come to: told as initial, or as an earlier step left it.
+/// Resources that a failing step does not reach: their state is initial, or that of an earlier step.
 fn idle(op: &str, heat: &Value) -> BTreeSet<String> {
     let rows = heat["resources"].as_array().into_iter().flatten();
     let idle = rows.filter(|row| {
@@ -346,7 +346,7 @@ fn idle(op: &str, heat: &Value) -> BTreeSet<String> {
         .collect()
 }
 
-/// How a case differs, and what was updated by one of the two only.
+/// The difference in a case, and the resources that only one of the two has updated.
 fn lifecycle_differs(
     case: &Value,
     handlers: &BTreeMap<String, BTreeSet<String>>,
@@ -363,8 +363,8 @@ fn lifecycle_differs(
     };
     let steps = own["steps"].as_array().unwrap();
     if steps.len() != expected.len() {
-        let name_in_cases = format!("{} steps, Heat {}", steps.len(), expected.len());
-        return (Some(name_in_cases), life.updates);
+        let difference = format!("{} steps, Heat {}", steps.len(), expected.len());
+        return (Some(difference), life.updates);
     }
     for (at, (step, heat)) in steps.iter().zip(expected).enumerate() {
         if let Some(wrong) = life.step(step, heat) {
@@ -374,9 +374,9 @@ fn lifecycle_differs(
     (None, life.updates)
 }
 
-/// Something that was made before what Heat says it requires, or removed after it.
+/// A resource that was created before its requirements in Heat, or deleted after them.
 fn out_of_order(stack: &Value, table: &Value, calls: &[Call]) -> Option<String> {
-    // Of several incarnations the world sees to the order itself.
+    // The simulation itself checks the order of several incarnations.
     let at = |action: Action, name: &str| {
         let calls = calls.iter().enumerate();
         let mut own =
@@ -416,8 +416,8 @@ fn with_less(case: &Value, step: &Value, tree: &Tree) -> Option<(String, Tree)> 
     tree_of(case, &step).ok().map(|tree| (last, tree))
 }
 
-/// Every template of the cases is made, loses a resource, gets it back as a rollback would, has
-/// each of its resources changed, and goes.
+/// Every template of the cases is created, a resource is removed and restored as by a rollback, each
+/// of its resources is updated, and everything is deleted.
 #[test]
 fn updates_of_heats_templates_keep_the_order_and_can_be_rolled_back() {
     let Some(cases) = cases_of("lifecycle.jsonl") else {
@@ -465,7 +465,7 @@ fn updates_of_heats_templates_keep_the_order_and_can_be_rolled_back() {
     assert!(updated > 0 && changed > 0);
 }
 
-/// Compares lives case by case and step by step.
+/// Compares lifecycles case by case and step by step.
 fn compare_lifecycles(cases: &[Value], least: usize) {
     let known = handlers();
     let mut results = Results::default();
@@ -475,18 +475,13 @@ fn compare_lifecycles(cases: &[Value], least: usize) {
         let group = name.split(['/', '#']).next().unwrap();
         let own = case["case"].get("handlers").map(names_of);
         let handlers = own.as_ref().unwrap_or(&known);
-        // What must hold at every moment and does not is a miss of one case, not of all.
+        // A violated invariant is a failure of one case only.
         let lived = catch_unwind(AssertUnwindSafe(|| lifecycle_differs(case, handlers)));
-        let broken = |_| {
-            (
-                Some("panicked, as name_in_cases above".to_owned()),
-                Vec::new(),
-            )
-        };
+        let broken = |_| (Some("panicked, as printed above".to_owned()), Vec::new());
         let (miss, updates) = lived.unwrap_or_else(broken);
         exact += usize::from(miss.is_none() && updates.is_empty());
-        for name_in_cases in updates {
-            println!("UPDATES {name}: {name_in_cases}");
+        for update in updates {
+            println!("UPDATES {name}: {update}");
         }
         results.count(group, name, miss);
         for step in case["case"]["steps"].as_array().unwrap() {
@@ -504,8 +499,8 @@ fn stack_lifecycles_are_as_in_heat() {
     }
 }
 
-/// Updates in place and by replacement, failures and rollbacks, suspend, resume and check of
-/// templates of the project's own, as Heat 27's engine went through them.
+/// Updates in place and by replacement, failures and rollbacks, suspend, resume and check of the
+/// project's own templates, compared with Heat 27's engine.
 #[test]
 fn changes_and_failures_are_as_in_heat() {
     let text = include_str!("../heat/lifecycle.jsonl");

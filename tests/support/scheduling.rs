@@ -1,4 +1,4 @@
-//! A scheduler in the test's own process, and what it is asked.
+//! A scheduler in the test's own process, and its objects.
 #![allow(clippy::unwrap_used, reason = "a helper that fails ends its test")]
 #![allow(dead_code, reason = "each test crate uses its own part of this module")]
 
@@ -26,7 +26,7 @@ pub async fn start() -> TestServer {
     server
 }
 
-/// Makes a namespace and an image.
+/// Creates a namespace and an image.
 pub async fn prepare(server: &TestServer) -> Client {
     server.namespace(NAMESPACE).await;
     let image: Image = serde_json::from_value(json!({
@@ -74,7 +74,7 @@ impl Running {
     }
 }
 
-/// A Host that is up, with 8 processors given out four times and 100 GiB of disk.
+/// A Host that is up, with 8 CPUs, an allocation ratio of 4 and 100 GiB of disk.
 pub async fn add_host(client: &Client, name: &str, memory_mib: i64) {
     let api: Api<Host> = Api::all(client.clone());
     let host = json!({
@@ -132,7 +132,7 @@ async fn add(client: &Client, name: &str, memory: &str, placement: &Value) {
         .unwrap();
 }
 
-/// Deletes a Server and plays the manager, who drops its finalizer once the VM is gone.
+/// Deletes a Server and, as the manager, removes its finalizer.
 pub async fn remove_server(client: &Client, name: &str) {
     let api = servers(client);
     api.delete(name, &DeleteParams::default()).await.unwrap();
@@ -176,7 +176,7 @@ pub fn by_host(servers: &[Server]) -> BTreeMap<String, usize> {
     counts
 }
 
-/// Polls until `check` gives something; how long that took comes with it.
+/// Polls until `check` returns something; also returns how long that took.
 pub async fn within<T>(
     limit: Duration,
     client: &Client,

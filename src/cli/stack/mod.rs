@@ -13,9 +13,9 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde::de::Deserializer;
 
 use pileus_stack::environment::Environment;
-use pileus_stack::mapping::manifests;
 use pileus_stack::parameters::Identity;
 use pileus_stack::render::{self, Input};
+use pileus_stack::resource_types::manifests;
 use pileus_stack::value::{Value, json};
 use pileus_stack::{Error, cases, expand, json_output, validate, yaml};
 

@@ -134,8 +134,9 @@ mod tests {
 
     #[test]
     fn every_kind_that_the_engine_makes_is_in_the_list() {
-        for supported in pileus_stack::mapping::all() {
-            let pileus_stack::mapping::Mapping::Objects { kind, .. } = supported.mapping else {
+        for supported in pileus_stack::resource_types::all() {
+            let pileus_stack::resource_types::Mapping::Objects { kind, .. } = supported.mapping
+            else {
                 continue;
             };
             // The template of `Kubernetes::Object` says the kind.

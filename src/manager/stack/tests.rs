@@ -1,5 +1,5 @@
-//! The planner driven by a world in memory: what it says is done, objects become ready, and
-//! it is asked again until it says no more.
+//! Runs the planner with a simulated API server in memory: steps are executed, objects become ready,
+//! and the planner runs again until it plans no more steps.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod failures;
@@ -247,7 +247,7 @@ fn a_failed_update_is_rolled_back() {
         "{:#?}",
         world.record
     );
-    // The replacement is gone, and the old one was never touched.
+    // The replacement is deleted, and the old object was never changed.
     assert_eq!(two(&world), before);
     assert_eq!(world.objects.len(), 6);
     // It is not tried again until the spec changes.
@@ -326,7 +326,7 @@ fn drift_is_reported_by_a_check_and_healed_on_request() {
         (world.stack_status().as_str(), world.count("Server")),
         ("UPDATE_COMPLETE", 2)
     );
-    // What somebody has changed is told too.
+    // A changed object is reported, too.
     let port = world
         .objects
         .values_mut()

@@ -1,22 +1,22 @@
-//! An aggregate of the host has what the flavor's extra specs ask for.
+//! An aggregate of the host has the properties of the flavor's extra specs.
 
-use super::{Ask, Filter, Host, Miss, Scope};
-use crate::operators::{holds, unmet};
+use super::{CycleState, Filter, Host, RejectReason, Scope};
+use crate::placement::extra_spec_operators::{first_unmet, satisfies};
 
-fn lacking<'a>(host: Host<'_>, ask: &Ask<'a>) -> Option<(&'a str, &'a str)> {
+fn lacking<'a>(host: Host<'_>, cycle: &CycleState<'a>) -> Option<(&'a str, &'a str)> {
     let aggregates = &host.profile().aggregates;
-    let specs = &ask.request.asks.extra_specs;
-    unmet(specs, "aggregate_instance_extra_specs", |name, wanted, _| {
+    let specs = &cycle.request.requirements.extra_specs;
+    first_unmet(specs, "aggregate_instance_extra_specs", |name, wanted, _| {
         let mut values = aggregates
             .iter()
             .filter_map(|a| a.properties.get(name))
             .flat_map(|text| text.split(','));
-        Some(values.any(|has| holds(has.trim(), wanted)))
+        Some(values.any(|has| satisfies(has.trim(), wanted)))
     })
 }
 
-/// Nova's `AggregateInstanceExtraSpecsFilter`: keys in the scope
-/// `aggregate_instance_extra_specs` or in none.
+/// Nova's `AggregateInstanceExtraSpecsFilter`: keys with the scope
+/// `aggregate_instance_extra_specs` or without scope.
 pub struct AggregateInstanceExtraSpecsFilter;
 
 impl Filter for AggregateInstanceExtraSpecsFilter {
@@ -28,16 +28,16 @@ impl Filter for AggregateInstanceExtraSpecsFilter {
         Scope::Profile
     }
 
-    fn applies(&self, ask: &Ask<'_>) -> bool {
-        !ask.request.asks.extra_specs.is_empty()
+    fn applies(&self, cycle: &CycleState<'_>) -> bool {
+        !cycle.request.requirements.extra_specs.is_empty()
     }
 
-    fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
-        lacking(host, ask).is_none()
+    fn passes(&self, host: Host<'_>, cycle: &CycleState<'_>) -> bool {
+        lacking(host, cycle).is_none()
     }
 
-    fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
-        let (key, value) = lacking(host, ask).unwrap_or_default();
-        Miss::Unfit(format!("is in no aggregate with {key}={value}"))
+    fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason {
+        let (key, value) = lacking(host, cycle).unwrap_or_default();
+        RejectReason::Unsuitable(format!("is in no aggregate with {key}={value}"))
     }
 }

@@ -1,10 +1,10 @@
 //! The host's aggregates allow the image.
 
-use super::{Ask, Filter, Host, Miss, Scope};
+use super::{CycleState, Filter, Host, RejectReason, Scope};
 
-fn unmet<'a>(host: Host<'_>, ask: &Ask<'a>) -> Option<(&'a str, &'a str)> {
+fn unmet<'a>(host: Host<'_>, cycle: &CycleState<'a>) -> Option<(&'a str, &'a str)> {
     let aggregates = &host.profile().aggregates;
-    let mut image = ask.request.asks.image_properties.iter();
+    let mut image = cycle.request.requirements.image_properties.iter();
     image.find_map(|(name, value)| {
         let allowed: Vec<_> = aggregates
             .iter()
@@ -18,8 +18,8 @@ fn unmet<'a>(host: Host<'_>, ask: &Ask<'a>) -> Option<(&'a str, &'a str)> {
     })
 }
 
-/// Nova's `AggregateImagePropertiesIsolation`: where an aggregate names a property of the
-/// image, the image's value is among the aggregate's.
+/// Nova's `AggregateImagePropertiesIsolation`: if an aggregate has a property of the image,
+/// the image's value must be among the aggregate's values.
 pub struct AggregateImagePropertiesIsolation;
 
 impl Filter for AggregateImagePropertiesIsolation {
@@ -31,14 +31,14 @@ impl Filter for AggregateImagePropertiesIsolation {
         Scope::Profile
     }
 
-    fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
-        unmet(host, ask).is_none()
+    fn passes(&self, host: Host<'_>, cycle: &CycleState<'_>) -> bool {
+        unmet(host, cycle).is_none()
     }
 
-    fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
-        let (name, value) = unmet(host, ask).unwrap_or_default();
-        Miss::Unfit(format!(
-            "is kept for images with another {name} than {value}"
+    fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason {
+        let (name, value) = unmet(host, cycle).unwrap_or_default();
+        RejectReason::Unsuitable(format!(
+            "is reserved for images with other values of {name} than {value}"
         ))
     }
 }

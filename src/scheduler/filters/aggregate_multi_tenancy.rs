@@ -1,6 +1,6 @@
-//! The host's aggregates are for the Server's namespace.
+//! The host's aggregates allow the Server's namespace.
 
-use super::{Ask, Filter, Host, Miss, Scope};
+use super::{CycleState, Filter, Host, RejectReason, Scope};
 
 /// Nova's `AggregateMultiTenancyIsolation`: namespaces take the place of
 /// `filter_tenant_id`.
@@ -15,22 +15,22 @@ impl Filter for AggregateMultiTenancyIsolation {
         Scope::RequestProfile
     }
 
-    fn applies(&self, ask: &Ask<'_>) -> bool {
-        ask.snapshot.isolates()
+    fn applies(&self, cycle: &CycleState<'_>) -> bool {
+        cycle.snapshot.has_tenant_isolation()
     }
 
-    fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
+    fn passes(&self, host: Host<'_>, cycle: &CycleState<'_>) -> bool {
         let aggregates = &host.profile().aggregates;
-        let mut kept = aggregates
+        let mut isolated = aggregates
             .iter()
             .filter(|a| !a.namespaces.is_empty())
             .peekable();
-        kept.peek().is_none() || kept.any(|a| a.namespaces.contains(&ask.request.namespace))
+        isolated.peek().is_none() || isolated.any(|a| a.namespaces.contains(&cycle.request.namespace))
     }
 
-    fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
+    fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason {
         let _ = host;
-        let namespace = &ask.request.namespace;
-        Miss::Unfit(format!("is kept for other namespaces than {namespace}"))
+        let namespace = &cycle.request.namespace;
+        RejectReason::Unsuitable(format!("is reserved for other namespaces than {namespace}"))
     }
 }

@@ -1,6 +1,6 @@
 //! The host's aggregates allow the flavor.
 
-use super::{Ask, Filter, Host, Miss, Scope};
+use super::{CycleState, Filter, Host, RejectReason, Scope};
 
 /// Nova's `AggregateTypeAffinityFilter`: the aggregate's `instance_type` lists flavors.
 pub struct AggregateTypeAffinityFilter;
@@ -14,18 +14,18 @@ impl Filter for AggregateTypeAffinityFilter {
         Scope::Profile
     }
 
-    fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
+    fn passes(&self, host: Host<'_>, cycle: &CycleState<'_>) -> bool {
         let aggregates = &host.profile().aggregates;
         let types = aggregates
             .iter()
             .filter_map(|a| a.properties.get("instance_type"));
         let mut types = types.flat_map(|t| t.split(',')).map(str::trim).peekable();
-        let flavor = ask.request.asks.flavor.as_deref();
+        let flavor = cycle.request.requirements.flavor.as_deref();
         types.peek().is_none() || types.any(|t| Some(t) == flavor)
     }
 
-    fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
-        let _ = (host, ask);
-        Miss::Unfit("is kept for other flavors".to_owned())
+    fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason {
+        let _ = (host, cycle);
+        RejectReason::Unsuitable("is reserved for other flavors".to_owned())
     }
 }

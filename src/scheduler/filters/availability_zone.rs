@@ -1,13 +1,13 @@
-//! The host is in the zone.
+//! The host is in the requested availability zone.
 
-use super::{Ask, Filter, Host, Miss, Scope};
+use super::{CycleState, Filter, Host, RejectReason, Scope};
 
-fn zone<'a>(host: Host<'a>, ask: &'a Ask<'_>) -> &'a str {
+fn zone<'a>(host: Host<'a>, cycle: &'a CycleState<'_>) -> &'a str {
     let zone = host.profile().zone.as_deref();
-    zone.unwrap_or(&ask.settings.default_zone)
+    zone.unwrap_or(&cycle.settings.default_zone)
 }
 
-/// Nova's `AvailabilityZoneFilter`: hosts in no zone are in the default one.
+/// Nova's `AvailabilityZoneFilter`: hosts without zone are in the default one.
 pub struct AvailabilityZoneFilter;
 
 impl Filter for AvailabilityZoneFilter {
@@ -19,19 +19,19 @@ impl Filter for AvailabilityZoneFilter {
         Scope::Profile
     }
 
-    fn applies(&self, ask: &Ask<'_>) -> bool {
-        ask.request.asks.zone.is_some()
+    fn applies(&self, cycle: &CycleState<'_>) -> bool {
+        cycle.request.requirements.zone.is_some()
     }
 
-    fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
-        ask.request.asks.zone.as_deref() == Some(zone(host, ask))
+    fn passes(&self, host: Host<'_>, cycle: &CycleState<'_>) -> bool {
+        cycle.request.requirements.zone.as_deref() == Some(zone(host, cycle))
     }
 
-    fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
-        Miss::Unfit(format!(
+    fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason {
+        RejectReason::Unsuitable(format!(
             "is in zone {}, not {}",
-            zone(host, ask),
-            ask.request.asks.zone.as_deref().unwrap_or_default()
+            zone(host, cycle),
+            cycle.request.requirements.zone.as_deref().unwrap_or_default()
         ))
     }
 }

@@ -1,6 +1,6 @@
-//! The host is in the network asked for.
+//! The host's address is in the requested network.
 
-use super::{Ask, Filter, Host, Miss, Scope};
+use super::{CycleState, Filter, Host, RejectReason, Scope};
 
 /// Nova's `SimpleCIDRAffinityFilter`, hints `build_near_host_ip` and `cidr`.
 pub struct SimpleCidrAffinityFilter;
@@ -14,25 +14,25 @@ impl Filter for SimpleCidrAffinityFilter {
         Scope::Host
     }
 
-    fn applies(&self, ask: &Ask<'_>) -> bool {
-        ask.request.asks.near.is_some()
+    fn applies(&self, cycle: &CycleState<'_>) -> bool {
+        cycle.request.requirements.host_cidr.is_some()
     }
 
-    fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
-        let near = ask.request.asks.near;
-        near.is_none_or(|net| host.address().is_some_and(|a| net.contains(&a)))
+    fn passes(&self, host: Host<'_>, cycle: &CycleState<'_>) -> bool {
+        let host_cidr = cycle.request.requirements.host_cidr;
+        host_cidr.is_none_or(|net| host.address().is_some_and(|a| net.contains(&a)))
     }
 
-    fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
+    fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason {
         let address = host
             .address()
             .map_or("no known address".to_owned(), |a| a.to_string());
-        let near = ask
+        let host_cidr = cycle
             .request
-            .asks
-            .near
+            .requirements
+            .host_cidr
             .map(|n| n.to_string())
             .unwrap_or_default();
-        Miss::Unfit(format!("has {address}, outside of {near}"))
+        RejectReason::Unsuitable(format!("has {address}, outside {host_cidr}"))
     }
 }

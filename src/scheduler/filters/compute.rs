@@ -1,6 +1,6 @@
-//! The host is up and takes new Servers.
+//! The host is up and schedulable.
 
-use super::{Ask, Filter, Host, Miss, Scope};
+use super::{CycleState, Filter, Host, RejectReason, Scope};
 
 /// Nova's `ComputeFilter`: service up, enabled, not in maintenance.
 pub struct ComputeFilter;
@@ -14,14 +14,14 @@ impl Filter for ComputeFilter {
         Scope::Host
     }
 
-    fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
-        let _ = ask;
+    fn passes(&self, host: Host<'_>, cycle: &CycleState<'_>) -> bool {
+        let _ = cycle;
         host.is_up()
     }
 
-    fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
-        let _ = ask;
-        Miss::Unfit(if let Some(problem) = &host.profile().problem {
+    fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason {
+        let _ = cycle;
+        RejectReason::Unsuitable(if let Some(problem) = &host.profile().problem {
             problem.clone()
         } else if !host.is_ready() {
             "is not Ready".to_owned()

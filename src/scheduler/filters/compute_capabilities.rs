@@ -1,21 +1,21 @@
-//! The host can do what the flavor's extra specs ask for.
+//! The host has the capabilities of the flavor's extra specs.
 
-use super::{Ask, Filter, Host, Miss, Scope};
-use crate::operators::{Scoped, holds, unmet};
+use super::{CycleState, Filter, Host, RejectReason, Scope};
+use crate::placement::extra_spec_operators::{Scoped, first_unmet, satisfies};
 
-fn lacking<'a>(host: Host<'_>, ask: &Ask<'a>) -> Option<(&'a str, &'a str)> {
+fn lacking<'a>(host: Host<'_>, cycle: &CycleState<'a>) -> Option<(&'a str, &'a str)> {
     let capabilities = &host.profile().capabilities;
-    let specs = &ask.request.asks.extra_specs;
-    unmet(specs, "capabilities", |name, wanted, scoped| {
+    let specs = &cycle.request.requirements.extra_specs;
+    first_unmet(specs, "capabilities", |name, wanted, scoped| {
         match capabilities.get(name) {
-            Some(has) => Some(holds(has, wanted)),
+            Some(has) => Some(satisfies(has, wanted)),
             None => (scoped == Scoped::Yes).then_some(false),
         }
     })
 }
 
-/// Nova's `ComputeCapabilitiesFilter`: keys in the scope `capabilities`, and
-/// keys without one that name a capability of the host.
+/// Nova's `ComputeCapabilitiesFilter`: keys with the scope `capabilities`, and keys
+/// without scope that are a capability of the host.
 pub struct ComputeCapabilitiesFilter;
 
 impl Filter for ComputeCapabilitiesFilter {
@@ -27,18 +27,18 @@ impl Filter for ComputeCapabilitiesFilter {
         Scope::Profile
     }
 
-    fn applies(&self, ask: &Ask<'_>) -> bool {
-        !ask.request.asks.extra_specs.is_empty()
+    fn applies(&self, cycle: &CycleState<'_>) -> bool {
+        !cycle.request.requirements.extra_specs.is_empty()
     }
 
-    fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
-        lacking(host, ask).is_none()
+    fn passes(&self, host: Host<'_>, cycle: &CycleState<'_>) -> bool {
+        lacking(host, cycle).is_none()
     }
 
-    fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
-        let (key, wanted) = lacking(host, ask).unwrap_or_default();
+    fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason {
+        let (key, wanted) = lacking(host, cycle).unwrap_or_default();
         let has = host.profile().capabilities.get(key);
         let has = has.map_or("no such capability", String::as_str);
-        Miss::Unfit(format!("has not {key} {wanted} but {has}"))
+        RejectReason::Unsuitable(format!("has {has} for {key}, not {wanted}"))
     }
 }

@@ -1,9 +1,9 @@
-//! The host has processors left.
+//! The host has enough free vCPUs.
 
-use super::{Ask, Filter, Host, Miss, Scope, fits, lacks};
+use super::{CycleState, Filter, Host, RejectReason, Scope, fits, explain_shortage};
 
-/// Nova's `CoreFilter`, with its rule that a Server cannot be overcommitted against
-/// itself: it never gets more processors than the host has.
+/// Nova's `CoreFilter`, with its rule that a Server is not overcommitted against itself: it
+/// never gets more vCPUs than the host has CPUs.
 pub struct CoreFilter;
 
 impl Filter for CoreFilter {
@@ -15,11 +15,11 @@ impl Filter for CoreFilter {
         Scope::Host
     }
 
-    fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
-        fits(host, 0, ask.request.asks.shape.claim.vcpus)
+    fn passes(&self, host: Host<'_>, cycle: &CycleState<'_>) -> bool {
+        fits(host, 0, cycle.request.requirements.resources.claim.vcpus)
     }
 
-    fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
-        lacks(host, 0, ask.request.asks.shape.claim.vcpus, "vCPUs")
+    fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason {
+        explain_shortage(host, 0, cycle.request.requirements.resources.claim.vcpus, "vCPUs")
     }
 }

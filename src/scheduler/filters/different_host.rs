@@ -1,6 +1,6 @@
-//! The host holds none of the Servers named.
+//! The host has none of the given Servers.
 
-use super::{Ask, Filter, Host, Miss, Scope, names};
+use super::{CycleState, Filter, Host, RejectReason, Scope, names};
 
 /// Nova's `DifferentHostFilter`.
 pub struct DifferentHostFilter;
@@ -14,19 +14,19 @@ impl Filter for DifferentHostFilter {
         Scope::Request
     }
 
-    fn applies(&self, ask: &Ask<'_>) -> bool {
-        !ask.different.is_empty()
+    fn applies(&self, cycle: &CycleState<'_>) -> bool {
+        !cycle.different.is_empty()
     }
 
-    fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
-        u32::try_from(host.slot()).is_ok_and(|slot| !ask.different.contains(&slot))
+    fn passes(&self, host: Host<'_>, cycle: &CycleState<'_>) -> bool {
+        u32::try_from(host.slot()).is_ok_and(|slot| !cycle.different.contains(&slot))
     }
 
-    fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
+    fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason {
         let _ = host;
-        Miss::Unfit(format!(
-            "holds one of {}",
-            names(&ask.request.different_host)
+        RejectReason::Unsuitable(format!(
+            "has one of the Servers {}",
+            names(&cycle.request.different_host)
         ))
     }
 }

@@ -1,6 +1,6 @@
-//! The host has disk left.
+//! The host has enough free disk.
 
-use super::{Ask, Filter, Host, Miss, Scope, fits, lacks};
+use super::{CycleState, Filter, Host, RejectReason, Scope, fits, explain_shortage};
 
 /// Nova's `DiskFilter`: a Server never gets a bigger disk than the host has, whatever the
 /// ratio.
@@ -15,15 +15,15 @@ impl Filter for DiskFilter {
         Scope::Host
     }
 
-    fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
-        fits(host, 2, ask.request.asks.shape.claim.disk_gib)
+    fn passes(&self, host: Host<'_>, cycle: &CycleState<'_>) -> bool {
+        fits(host, 2, cycle.request.requirements.resources.claim.disk_gib)
     }
 
-    fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
-        lacks(
+    fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason {
+        explain_shortage(
             host,
             2,
-            ask.request.asks.shape.claim.disk_gib,
+            cycle.request.requirements.resources.claim.disk_gib,
             "GiB of disk",
         )
     }

@@ -1,9 +1,10 @@
-//! The host holds the group.
+//! The host has the other members of the ServerGroup.
 
-use super::{Ask, Filter, Host, Miss, Scope};
-use crate::request::GroupPolicy;
+use super::{CycleState, Filter, Host, RejectReason, Scope};
+use crate::placement::request::GroupPolicy;
 
-/// Nova's `ServerGroupAffinityFilter`: once a member is placed, the others go there.
+/// Nova's `ServerGroupAffinityFilter`: once a member is placed, the others are placed on
+/// the same host.
 pub struct ServerGroupAffinityFilter;
 
 impl Filter for ServerGroupAffinityFilter {
@@ -15,16 +16,16 @@ impl Filter for ServerGroupAffinityFilter {
         Scope::Request
     }
 
-    fn applies(&self, ask: &Ask<'_>) -> bool {
-        ask.has_policy(GroupPolicy::Affinity) && !ask.members.is_empty()
+    fn applies(&self, cycle: &CycleState<'_>) -> bool {
+        cycle.has_policy(GroupPolicy::Affinity) && !cycle.members.is_empty()
     }
 
-    fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
-        ask.group_members(host) > 0
+    fn passes(&self, host: Host<'_>, cycle: &CycleState<'_>) -> bool {
+        cycle.group_members(host) > 0
     }
 
-    fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
-        let _ = (host, ask);
-        Miss::Unfit("holds no member of the ServerGroup".to_owned())
+    fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason {
+        let _ = (host, cycle);
+        RejectReason::Unsuitable("has no member of the ServerGroup".to_owned())
     }
 }

@@ -1,10 +1,10 @@
-//! The host has room for another member of the group.
+//! The host may have another member of the ServerGroup.
 
-use super::{Ask, Filter, Host, Miss, Scope};
-use crate::request::GroupPolicy;
+use super::{CycleState, Filter, Host, RejectReason, Scope};
+use crate::placement::request::GroupPolicy;
 
-fn most(ask: &Ask<'_>) -> u32 {
-    let group = ask.request.group.as_ref();
+fn most(cycle: &CycleState<'_>) -> u32 {
+    let group = cycle.request.group.as_ref();
     group.map_or(1, |g| g.max_per_host.max(1))
 }
 
@@ -20,19 +20,19 @@ impl Filter for ServerGroupAntiAffinityFilter {
         Scope::Request
     }
 
-    fn applies(&self, ask: &Ask<'_>) -> bool {
-        ask.has_policy(GroupPolicy::AntiAffinity)
+    fn applies(&self, cycle: &CycleState<'_>) -> bool {
+        cycle.has_policy(GroupPolicy::AntiAffinity)
     }
 
-    fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
-        ask.group_members(host) < most(ask)
+    fn passes(&self, host: Host<'_>, cycle: &CycleState<'_>) -> bool {
+        cycle.group_members(host) < most(cycle)
     }
 
-    fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
-        Miss::Unfit(format!(
-            "holds {} of the ServerGroup, which allows {} on one host",
-            ask.group_members(host),
-            most(ask)
+    fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason {
+        RejectReason::Unsuitable(format!(
+            "has {} members of the ServerGroup, which allows {} on one host",
+            cycle.group_members(host),
+            most(cycle)
         ))
     }
 }

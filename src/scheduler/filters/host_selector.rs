@@ -1,8 +1,8 @@
-//! The host has the labels that the Server asks for.
+//! The host has the labels of the Server's `hostSelector`.
 
-use super::{Ask, Filter, Host, Miss, Scope};
+use super::{CycleState, Filter, Host, RejectReason, Scope};
 
-/// `spec.placement.hostSelector`: every label of it, as a Pod's nodeSelector.
+/// `spec.placement.hostSelector`: all labels must match, as in a Pod's nodeSelector.
 pub struct HostSelector;
 
 impl Filter for HostSelector {
@@ -14,24 +14,24 @@ impl Filter for HostSelector {
         Scope::Host
     }
 
-    fn applies(&self, ask: &Ask<'_>) -> bool {
-        !ask.labels.is_empty()
+    fn applies(&self, cycle: &CycleState<'_>) -> bool {
+        !cycle.labels.is_empty()
     }
 
-    fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
+    fn passes(&self, host: Host<'_>, cycle: &CycleState<'_>) -> bool {
         let has = host.label_ids();
-        ask.labels
+        cycle.labels
             .iter()
             .all(|l| l.is_some_and(|l| has.contains(&l)))
     }
 
-    fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
-        let wanted = &ask.request.asks.host_selector;
+    fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason {
+        let wanted = &cycle.request.requirements.host_selector;
         let missing: Vec<_> = wanted
             .iter()
             .filter(|(k, v)| host.label(k) != Some(v))
             .map(|(k, v)| format!("{k}={v}"))
             .collect();
-        Miss::Unfit(format!("is not labelled {}", missing.join(", ")))
+        RejectReason::Unsuitable(format!("is not labelled {}", missing.join(", ")))
     }
 }

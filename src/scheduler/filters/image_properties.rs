@@ -1,31 +1,31 @@
 //! The host can run the image.
 
-use super::{Ask, Filter, Host, Miss, Scope};
-use crate::request::Asks;
+use super::{CycleState, Filter, Host, RejectReason, Scope};
+use crate::placement::request::Requirements;
 
 /// Nova's `ImagePropertiesFilter`: `hw_architecture`, `img_hv_type` and `hw_vm_mode`, also
 /// by Glance's older names.
 pub struct ImagePropertiesFilter;
 
-/// (property, Glance's older name for it, whether a host offers a value)
+/// (property, Glance's older name for it, whether a host supports a value)
 type Rule = (&'static str, &'static str, fn(Host<'_>, &str) -> bool);
 
 const RULES: [Rule; 3] = [
-    ("hw_architecture", "architecture", offers_architecture),
-    ("img_hv_type", "hypervisor_type", offers_hypervisor),
+    ("hw_architecture", "architecture", supports_architecture),
+    ("img_hv_type", "hypervisor_type", supports_hypervisor),
     ("hw_vm_mode", "vm_mode", |_, mode| {
         mode.eq_ignore_ascii_case("hvm")
     }),
 ];
 
-fn offers_architecture(host: Host<'_>, wanted: &str) -> bool {
+fn supports_architecture(host: Host<'_>, wanted: &str) -> bool {
     let has = canonical(&host.profile().architecture);
     let wanted = canonical(wanted);
     // An x86_64 processor runs 32-bit guests.
     has == wanted || (has == "x86_64" && wanted == "i686")
 }
 
-/// Names as the kernel says them, as Nova canonicalises them.
+/// The kernel's name of an architecture; Nova's `arch.canonicalize`.
 fn canonical(architecture: &str) -> String {
     let name = architecture.to_ascii_lowercase();
     match name.as_str() {
@@ -36,18 +36,18 @@ fn canonical(architecture: &str) -> String {
     }
 }
 
-fn offers_hypervisor(host: Host<'_>, wanted: &str) -> bool {
-    // QEMU is what runs the guest on a KVM host as well, and Nova says `qemu` for both.
+fn supports_hypervisor(host: Host<'_>, wanted: &str) -> bool {
+    // A KVM host runs guests with QEMU as well, and Nova uses `qemu` for both.
     wanted.eq_ignore_ascii_case("qemu") || wanted.eq_ignore_ascii_case(&host.profile().virt_type)
 }
 
 /// The first rule that the host does not meet: (property, value).
-fn unmet<'a>(host: Host<'_>, request: &'a Asks) -> Option<(&'static str, &'a str)> {
-    RULES.iter().find_map(|(name, old, offers)| {
+fn unmet<'a>(host: Host<'_>, request: &'a Requirements) -> Option<(&'static str, &'a str)> {
+    RULES.iter().find_map(|(name, old, supports)| {
         let (name, value) = [*name, *old]
             .into_iter()
             .find_map(|n| request.image_properties.get(n).map(|v| (n, v.as_str())))?;
-        (!offers(host, value)).then_some((name, value))
+        (!supports(host, value)).then_some((name, value))
     })
 }
 
@@ -60,19 +60,19 @@ impl Filter for ImagePropertiesFilter {
         Scope::Profile
     }
 
-    fn applies(&self, ask: &Ask<'_>) -> bool {
-        !ask.request.asks.image_properties.is_empty()
+    fn applies(&self, cycle: &CycleState<'_>) -> bool {
+        !cycle.request.requirements.image_properties.is_empty()
     }
 
-    fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
-        unmet(host, &ask.request.asks).is_none()
+    fn passes(&self, host: Host<'_>, cycle: &CycleState<'_>) -> bool {
+        unmet(host, &cycle.request.requirements).is_none()
     }
 
-    fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
+    fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason {
         let f = host.profile();
-        let (name, value) = unmet(host, &ask.request.asks).unwrap_or(("hw_architecture", "?"));
-        Miss::Unfit(format!(
-            "cannot run an image with {name}={value}: it offers {} guests on {}, vm_mode hvm",
+        let (name, value) = unmet(host, &cycle.request.requirements).unwrap_or(("hw_architecture", "?"));
+        RejectReason::Unsuitable(format!(
+            "cannot run an image with {name}={value}: it supports {} guests on {}, vm_mode hvm",
             f.architecture, f.virt_type
         ))
     }
@@ -81,8 +81,8 @@ impl Filter for ImagePropertiesFilter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::facts::{HostFacts, Profile};
-    use crate::snapshot::Snapshot;
+    use crate::placement::facts::{HostFacts, Profile};
+    use crate::placement::snapshot::Snapshot;
 
     fn check(architecture: &str, virt: &str, name: &str, value: &str) -> bool {
         let mut snapshot = Snapshot::default();
@@ -95,15 +95,15 @@ mod tests {
             },
             ..HostFacts::default()
         });
-        let asks = Asks {
+        let requirements = Requirements {
             image_properties: [(name.to_owned(), value.to_owned())].into(),
-            ..Asks::default()
+            ..Requirements::default()
         };
-        unmet(snapshot.host("h").unwrap(), &asks).is_none()
+        unmet(snapshot.host("h").unwrap(), &requirements).is_none()
     }
 
     #[test]
-    fn architectures_go_by_all_their_names() {
+    fn architectures_match_by_all_their_names() {
         assert!(check("x86_64", "kvm", "hw_architecture", "amd64"));
         assert!(check("x86_64", "kvm", "architecture", "X86_64"));
         assert!(check("x86_64", "kvm", "architecture", "i386"));
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn emulation_does_not_pass_for_kvm() {
+    fn an_image_for_kvm_does_not_fit_an_emulating_host() {
         assert!(check("x86_64", "kvm", "img_hv_type", "qemu"));
         assert!(check("x86_64", "kvm", "hypervisor_type", "KVM"));
         assert!(!check("x86_64", "qemu", "img_hv_type", "kvm"));

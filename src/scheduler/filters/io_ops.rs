@@ -1,9 +1,9 @@
 //! The host is not too busy.
 
-use super::{Ask, Filter, Host, Miss, Scope};
+use super::{CycleState, Filter, Host, RejectReason, Scope};
 
-/// Nova's `IoOpsFilter`: fewer than `max_io_ops_per_host` Servers are being built, moved
-/// or resized.
+/// Nova's `IoOpsFilter`: fewer than `max_io_ops_per_host` Servers are being built, migrated or
+/// resized.
 pub struct IoOpsFilter;
 
 impl Filter for IoOpsFilter {
@@ -15,14 +15,14 @@ impl Filter for IoOpsFilter {
         Scope::Host
     }
 
-    fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
-        host.busy() < ask.settings.max_io_ops_per_host
+    fn passes(&self, host: Host<'_>, cycle: &CycleState<'_>) -> bool {
+        host.busy() < cycle.settings.max_io_ops_per_host
     }
 
-    fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
-        let most = ask.settings.max_io_ops_per_host;
-        Miss::Unfit(format!(
-            "is busy with {} Servers of at most {most}",
+    fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason {
+        let most = cycle.settings.max_io_ops_per_host;
+        RejectReason::Unsuitable(format!(
+            "is building, migrating or resizing {} Servers; at most {most} are allowed",
             host.busy()
         ))
     }

@@ -1,9 +1,9 @@
 //! Isolated images go to isolated hosts.
 
-use super::{Ask, Filter, Host, Miss, Scope};
+use super::{CycleState, Filter, Host, RejectReason, Scope};
 
-/// Nova's `IsolatedHostsFilter`: isolated images go to isolated hosts alone, and with
-/// `restrict_isolated_hosts` nothing else goes there.
+/// Nova's `IsolatedHostsFilter`: isolated images only on isolated hosts, and with
+/// `restrict_isolated_hosts` no other images there.
 pub struct IsolatedHostsFilter;
 
 impl Filter for IsolatedHostsFilter {
@@ -15,34 +15,34 @@ impl Filter for IsolatedHostsFilter {
         Scope::Host
     }
 
-    fn applies(&self, ask: &Ask<'_>) -> bool {
-        !(ask.settings.isolated_hosts.is_empty() && ask.settings.isolated_images.is_empty())
+    fn applies(&self, cycle: &CycleState<'_>) -> bool {
+        !(cycle.settings.isolated_hosts.is_empty() && cycle.settings.isolated_images.is_empty())
     }
 
-    fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
-        let host_is = ask.settings.isolated_hosts.contains(host.name());
-        let image_is = ask
+    fn passes(&self, host: Host<'_>, cycle: &CycleState<'_>) -> bool {
+        let host_is = cycle.settings.isolated_hosts.contains(host.name());
+        let image_is = cycle
             .settings
             .isolated_images
-            .contains(&ask.request.asks.image);
-        if ask.settings.restrict_isolated_hosts {
+            .contains(&cycle.request.requirements.image);
+        if cycle.settings.restrict_isolated_hosts {
             host_is == image_is
         } else {
             host_is || !image_is
         }
     }
 
-    fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
-        let host_is = ask.settings.isolated_hosts.contains(host.name());
-        Miss::Unfit(if host_is {
+    fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason {
+        let host_is = cycle.settings.isolated_hosts.contains(host.name());
+        RejectReason::Unsuitable(if host_is {
             format!(
-                "is kept for isolated images, and {} is none",
-                ask.request.asks.image
+                "is reserved for isolated images, and {} is not isolated",
+                cycle.request.requirements.image
             )
         } else {
             format!(
-                "is not isolated, and the image {} is",
-                ask.request.asks.image
+                "is not an isolated host, and the image {} is isolated",
+                cycle.request.requirements.image
             )
         })
     }

@@ -1,6 +1,6 @@
-//! The host answers the Server's query.
+//! The host matches the Server's query.
 
-use super::{Ask, Filter, Host, Miss, Scope};
+use super::{CycleState, Filter, Host, RejectReason, Scope};
 
 /// Nova's `JsonFilter`, hint `query`.
 pub struct JsonFilter;
@@ -14,20 +14,20 @@ impl Filter for JsonFilter {
         Scope::Host
     }
 
-    fn applies(&self, ask: &Ask<'_>) -> bool {
-        ask.request.asks.query.is_some()
+    fn applies(&self, cycle: &CycleState<'_>) -> bool {
+        cycle.request.requirements.query.is_some()
     }
 
-    fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
-        ask.request
-            .asks
+    fn passes(&self, host: Host<'_>, cycle: &CycleState<'_>) -> bool {
+        cycle.request
+            .requirements
             .query
             .as_ref()
-            .is_none_or(|q| q.holds(host))
+            .is_none_or(|q| q.matches(host))
     }
 
-    fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
-        let _ = (host, ask);
-        Miss::Unfit("does not answer the query".to_owned())
+    fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason {
+        let _ = (host, cycle);
+        RejectReason::Unsuitable("does not match the query".to_owned())
     }
 }

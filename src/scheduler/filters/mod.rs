@@ -1,74 +1,75 @@
-//! Filters say of a host whether it can take a Server at all. Each has Nova's name and
-//! its own file; to add one, add its file and its line in [`filters`].
+//! Filters: whether a Server can be placed on a host at all. Each has Nova's name and a file of
+//! its own. To add one, add its file and its line in the list `filters!` below.
 //!
-//! A filter looks at one host and one request and at nothing else, so their order makes
-//! no difference to the answer.
+//! A filter depends only on one host and one request, so that the order of filters does not
+//! matter.
 
 use std::collections::BTreeSet;
 
-use super::request::{GroupPolicy, Peer, Request};
-use super::snapshot::{Host, Snapshot};
+use crate::placement::request::{GroupPolicy, Request, ServerReference};
+use crate::placement::snapshot::{Host, Snapshot};
 
-/// Why a filter turns a host away.
+/// Why a filter rejects a host.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Miss {
-    /// Something of which the host has too little.
-    Short {
+pub enum RejectReason {
+    /// The host has too little of something.
+    Insufficient {
         /// How much the Server needs.
         needs: i64,
-        /// How much the host has left for it, 0 or more.
+        /// How much is available on the host, 0 or more.
         has: i64,
-        /// What is counted, to follow the figure.
+        /// The unit, printed after the number.
         unit: &'static str,
     },
-    /// Anything else, to follow the host's name: "h1 is not Ready".
-    Unfit(String),
+    /// Anything else, printed after the name of the host: "h1 is not Ready".
+    Unsuitable(String),
 }
 
-/// What a filter's answer hangs on; says what may be remembered.
+/// What the result of a filter depends on, and so how it is cached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// The host's [`super::facts::Profile`] and [`super::request::Asks`] alone: asked once
-    /// for all hosts with the same profile.
+    /// The host's profile and the request's `requirements`: runs once for all hosts with the same
+    /// profile.
     Profile,
-    /// The host and [`super::request::Asks`]: asked again when the host changes.
+    /// The host and the request's `requirements`: runs again when the host changes.
     Host,
-    /// The host's profile and what is the Server's own, such as its namespace: asked for every
-    /// decision, once for all hosts with the same profile.
+    /// The host's profile and the whole request, such as its namespace: runs for every decision,
+    /// once for all hosts with the same profile.
     RequestProfile,
-    /// Also what is the Server's own, such as its group: asked for every decision.
+    /// The host and the whole request, such as its group: runs for every decision.
     Request,
 }
 
-/// A question about hosts, made ready.
-pub struct Ask<'a> {
-    /// What is asked for.
+/// One scheduling cycle: the request, and what is computed from it once for all hosts, as in
+/// kube-scheduler's PreFilter.
+pub struct CycleState<'a> {
+    /// The request.
     pub request: &'a Request,
-    /// What filters are told to heed.
+    /// Settings of the policy.
     pub settings: &'a Settings,
     /// The hosts.
     pub snapshot: &'a Snapshot,
-    /// Numbers of the labels that are asked for; one that no host has is `None`.
+    /// Ids of the labels of `hostSelector`; `None` for one that no host has.
     pub labels: Vec<Option<u32>>,
-    /// How many members of its group each slot holds, ascending.
+    /// Number of members of its group by slot, ascending.
     pub members: &'a [(u32, u32)],
-    /// Per spread constraint: how many Servers are where.
+    /// For each spread constraint, the number of Servers in each domain.
     pub domains: Vec<Domains>,
-    /// Slots of the Servers of `same_host` and `different_host`.
+    /// Slots of the Servers in `same_host`.
     pub same: BTreeSet<u32>,
-    /// See `same`.
+    /// Slots of the Servers in `different_host`.
     pub different: BTreeSet<u32>,
 }
 
-/// How many of the Servers that are spread together are in each domain.
+/// How many Servers of a spread set are in each domain.
 pub struct Domains {
-    /// By number of the label; none for labels of another key.
+    /// By id of the label; `None` for labels with another key.
     pub counts: Vec<Option<u32>>,
-    /// How many the emptiest holds.
+    /// The number in the emptiest domain.
     pub least: u32,
 }
 
-/// What filters are told by the policy.
+/// Settings of filters and weighers in a policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Nova's `max_io_ops_per_host`.
@@ -83,12 +84,12 @@ pub struct Settings {
     pub restrict_isolated_hosts: bool,
     /// Nova's `weight_setting` of metrics: ratios in thousandths, by name.
     pub metrics: std::collections::BTreeMap<String, i64>,
-    /// Zone of hosts that are in none.
+    /// Zone of hosts that are in no zone; Nova's `default_availability_zone`.
     pub default_zone: String,
 }
 
 impl Default for Settings {
-    /// Nova's.
+    /// Nova's defaults.
     fn default() -> Self {
         Self {
             max_io_ops_per_host: 8,
@@ -102,8 +103,8 @@ impl Default for Settings {
     }
 }
 
-impl Ask<'_> {
-    /// How many members of the request's group `host` holds.
+impl CycleState<'_> {
+    /// Number of members of the request's group on `host`.
     #[must_use]
     pub fn group_members(&self, host: Host<'_>) -> u32 {
         let slot = u32::try_from(host.slot()).unwrap_or(u32::MAX);
@@ -121,20 +122,20 @@ impl Ask<'_> {
     }
 }
 
-/// A yes-or-no question about a host.
+/// A filter.
 pub trait Filter: Send + Sync {
     /// Nova's name.
     fn name(&self) -> &'static str;
-    /// What the answer hangs on.
+    /// What the result depends on.
     fn scope(&self) -> Scope;
-    /// Whether the request concerns it; if not it is not asked and passes every host.
-    fn applies(&self, _: &Ask<'_>) -> bool {
+    /// Whether it is needed for this request; if not, it passes every host.
+    fn applies(&self, _: &CycleState<'_>) -> bool {
         true
     }
-    /// Whether the host can take the Server.
-    fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool;
-    /// Why not. Called only for hosts that do not pass, and only when none does.
-    fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss;
+    /// Whether the Server can be placed on the host.
+    fn passes(&self, host: Host<'_>, cycle: &CycleState<'_>) -> bool;
+    /// Why it rejects the host. Called only for hosts that do not pass, if no host fits.
+    fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason;
 }
 
 macro_rules! filters {
@@ -177,36 +178,36 @@ filters! {
     cidr_affinity::SimpleCidrAffinityFilter,
     taint_toleration::TaintToleration,
     topology_spread::TopologySpread,
-    trait_required::TraitFilter,
+    traits::TraitFilter,
     volume_locality::VolumeLocalityFilter,
 }
 
-/// Names of Servers, for people.
-fn names(peers: &[Peer]) -> String {
-    let names: Vec<_> = peers.iter().map(|p| p.name.as_str()).collect();
+/// Names of Servers, for messages.
+fn names(servers: &[ServerReference]) -> String {
+    let names: Vec<_> = servers.iter().map(|p| p.name.as_str()).collect();
     names.join(", ")
 }
 
 pub use taint_toleration::tolerates;
 
-fn short(needs: i64, has: i64, unit: &'static str) -> Miss {
+fn insufficient(needs: i64, has: i64, unit: &'static str) -> RejectReason {
     let has = has.max(0);
-    Miss::Short { needs, has, unit }
+    RejectReason::Insufficient { needs, has, unit }
 }
 
-/// Processors, memory and disk go by one rule; Nova's figures and Placement's units.
+/// Whether vCPUs, memory or disk fit: one rule with Nova's ratios and Placement's units.
 fn fits(host: Host<'_>, part: usize, amount: i64) -> bool {
-    amount <= host.available(part).max(0) && host.profile().units[part].allow(amount)
+    amount <= host.available(part).max(0) && host.profile().units[part].allows(amount)
 }
 
-fn lacks(host: Host<'_>, part: usize, amount: i64, unit: &'static str) -> Miss {
+fn explain_shortage(host: Host<'_>, part: usize, amount: i64, unit: &'static str) -> RejectReason {
     let units = host.profile().units[part];
-    if units.allow(amount) {
-        short(amount, host.available(part), unit)
+    if units.allows(amount) {
+        insufficient(amount, host.available(part), unit)
     } else {
-        Miss::Unfit(format!(
-            "gives {unit} to one Server from {} to {} in steps of {}, not {amount}",
-            units.min, units.max, units.step
+        RejectReason::Unsuitable(format!(
+            "allocates {unit} to a Server in steps of {} from {} to {}, not {amount}",
+            units.step, units.min, units.max
         ))
     }
 }

@@ -1,6 +1,6 @@
-//! The host holds not too many Servers.
+//! The host has not too many Servers.
 
-use super::{Ask, Filter, Host, Miss, Scope};
+use super::{CycleState, Filter, Host, RejectReason, Scope};
 
 /// Nova's `NumInstancesFilter`: fewer than `max_instances_per_host`.
 pub struct NumInstancesFilter;
@@ -14,14 +14,14 @@ impl Filter for NumInstancesFilter {
         Scope::Host
     }
 
-    fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
-        host.servers() < ask.settings.max_instances_per_host
+    fn passes(&self, host: Host<'_>, cycle: &CycleState<'_>) -> bool {
+        host.servers() < cycle.settings.max_instances_per_host
     }
 
-    fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
-        let most = ask.settings.max_instances_per_host;
-        Miss::Unfit(format!(
-            "holds {} Servers of at most {most}",
+    fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason {
+        let most = cycle.settings.max_instances_per_host;
+        RejectReason::Unsuitable(format!(
+            "has {} Servers; at most {most} are allowed",
             host.servers()
         ))
     }

@@ -1,8 +1,8 @@
-//! The guest's NUMA nodes fit on the host's.
+//! The guest's NUMA nodes fit on the host's NUMA nodes.
 
-use super::{Ask, Filter, Host, Miss, Scope};
-use crate::facts::Shape;
-use crate::numa::fit;
+use super::{CycleState, Filter, Host, RejectReason, Scope};
+use crate::placement::facts::ResourceRequest;
+use crate::placement::numa::fit;
 
 /// Nova's `NUMATopologyFilter` with pinned processors and huge pages.
 pub struct NumaTopologyFilter;
@@ -16,25 +16,25 @@ impl Filter for NumaTopologyFilter {
         Scope::Host
     }
 
-    fn applies(&self, ask: &Ask<'_>) -> bool {
-        ask.request.asks.shape.numa.is_some()
+    fn applies(&self, cycle: &CycleState<'_>) -> bool {
+        cycle.request.requirements.resources.numa.is_some()
     }
 
-    fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
-        fit(host, &ask.request.asks.shape).is_some()
+    fn passes(&self, host: Host<'_>, cycle: &CycleState<'_>) -> bool {
+        fit(host, &cycle.request.requirements.resources).is_some()
     }
 
-    fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
-        let shape = &ask.request.asks.shape;
-        let nodes = shape.numa.as_ref().map_or(0, |n| n.cells.len());
-        let alone = Shape {
-            numa: shape.numa.clone(),
-            ..Shape::default()
+    fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason {
+        let resources = &cycle.request.requirements.resources;
+        let nodes = resources.numa.as_ref().map_or(0, |n| n.nodes.len());
+        let alone = ResourceRequest {
+            numa: resources.numa.clone(),
+            ..ResourceRequest::default()
         };
-        Miss::Unfit(if fit(host, &alone).is_some() {
-            format!("has its PCI devices on other NUMA nodes than those for the guest's {nodes}")
+        RejectReason::Unsuitable(if fit(host, &alone).is_some() {
+            format!("has no PCI devices on the NUMA nodes that fit the {nodes} of the guest")
         } else {
-            format!("has no room on its NUMA nodes for the guest's {nodes}")
+            format!("has not enough free resources on its NUMA nodes for the {nodes} of the guest")
         })
     }
 }

@@ -1,7 +1,7 @@
-//! The host has the PCI devices left.
+//! The host has enough free PCI devices.
 
-use super::{Ask, Filter, Host, Miss, Scope, short};
-use crate::devices::free;
+use super::{CycleState, Filter, Host, RejectReason, Scope, insufficient};
+use crate::placement::devices::free;
 
 fn left(host: Host<'_>, alias: &str) -> i64 {
     i64::try_from(free(host, alias).count()).unwrap_or(i64::MAX)
@@ -19,23 +19,23 @@ impl Filter for PciPassthroughFilter {
         Scope::Host
     }
 
-    fn applies(&self, ask: &Ask<'_>) -> bool {
-        !ask.request.asks.shape.pci.is_empty()
+    fn applies(&self, cycle: &CycleState<'_>) -> bool {
+        !cycle.request.requirements.resources.pci.is_empty()
     }
 
-    fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
-        ask.request
-            .asks
-            .shape
+    fn passes(&self, host: Host<'_>, cycle: &CycleState<'_>) -> bool {
+        cycle.request
+            .requirements
+            .resources
             .pci
             .iter()
             .all(|(d, n)| *n <= left(host, d))
     }
 
-    fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
+    fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason {
         let short_of = |(d, n): &(&String, &i64)| **n > left(host, d);
-        let found = ask.request.asks.shape.pci.iter().find(short_of);
+        let found = cycle.request.requirements.resources.pci.iter().find(short_of);
         let (needs, has) = found.map_or((0, 0), |(d, n)| (*n, left(host, d)));
-        short(needs, has, "PCI devices")
+        insufficient(needs, has, "PCI devices")
     }
 }

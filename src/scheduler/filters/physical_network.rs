@@ -1,8 +1,8 @@
-//! The host reaches the Server's provider networks.
+//! The host is connected to the physical networks of the Server's provider networks.
 
-use super::{Ask, Filter, Host, Miss, Scope};
+use super::{CycleState, Filter, Host, RejectReason, Scope};
 
-/// What Nova asks Placement for by physical network.
+/// Replaces Nova's query to Placement by physical network.
 pub struct PhysicalNetworkFilter;
 
 impl Filter for PhysicalNetworkFilter {
@@ -14,26 +14,26 @@ impl Filter for PhysicalNetworkFilter {
         Scope::Profile
     }
 
-    fn applies(&self, ask: &Ask<'_>) -> bool {
-        !ask.request.asks.physical_networks.is_empty()
+    fn applies(&self, cycle: &CycleState<'_>) -> bool {
+        !cycle.request.requirements.physical_networks.is_empty()
     }
 
-    fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
+    fn passes(&self, host: Host<'_>, cycle: &CycleState<'_>) -> bool {
         host.profile()
             .physical_networks
             .as_ref()
-            .is_none_or(|has| ask.request.asks.physical_networks.is_subset(has))
+            .is_none_or(|has| cycle.request.requirements.physical_networks.is_subset(has))
     }
 
-    fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
-        let wanted = &ask.request.asks.physical_networks;
+    fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason {
+        let wanted = &cycle.request.requirements.physical_networks;
         let has = host.profile().physical_networks.as_ref();
         let missing = wanted
             .iter()
             .filter(|n| has.is_some_and(|has| !has.contains(*n)));
         let missing: Vec<_> = missing.map(String::as_str).collect();
-        Miss::Unfit(format!(
-            "does not reach physical network {}",
+        RejectReason::Unsuitable(format!(
+            "is not connected to physical network {}",
             missing.join(", ")
         ))
     }

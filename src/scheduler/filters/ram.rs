@@ -1,6 +1,6 @@
-//! The host has memory left, QEMU's own included.
+//! The host has enough free memory, including QEMU's overhead.
 
-use super::{Ask, Filter, Host, Miss, Scope, fits, lacks};
+use super::{CycleState, Filter, Host, RejectReason, Scope, fits, explain_shortage};
 
 /// Nova's `RamFilter`: a Server never gets more memory than the host has, whatever the
 /// ratio.
@@ -15,15 +15,15 @@ impl Filter for RamFilter {
         Scope::Host
     }
 
-    fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
-        fits(host, 1, ask.request.asks.shape.claim.memory_mib)
+    fn passes(&self, host: Host<'_>, cycle: &CycleState<'_>) -> bool {
+        fits(host, 1, cycle.request.requirements.resources.claim.memory_mib)
     }
 
-    fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
-        lacks(
+    fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason {
+        explain_shortage(
             host,
             1,
-            ask.request.asks.shape.claim.memory_mib,
+            cycle.request.requirements.resources.claim.memory_mib,
             "MiB of memory",
         )
     }

@@ -1,9 +1,9 @@
 //! The host has not refused the Server.
 
-use super::{Ask, Filter, Host, Miss, Scope};
+use super::{CycleState, Filter, Host, RejectReason, Scope};
 
-/// Nova's `RetryFilter`: a host whose agent refused the Server is not asked again, for as
-/// long as the refusal lasts.
+/// Nova's `RetryFilter`: the Server is not placed again on a host whose agent refused it, as
+/// long as the refusal is in effect.
 pub struct RefusedFilter;
 
 impl Filter for RefusedFilter {
@@ -15,16 +15,16 @@ impl Filter for RefusedFilter {
         Scope::Request
     }
 
-    fn applies(&self, ask: &Ask<'_>) -> bool {
-        !ask.request.refused_by.is_empty()
+    fn applies(&self, cycle: &CycleState<'_>) -> bool {
+        !cycle.request.refused_by.is_empty()
     }
 
-    fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
-        !ask.request.refused_by.contains_key(host.name())
+    fn passes(&self, host: Host<'_>, cycle: &CycleState<'_>) -> bool {
+        !cycle.request.refused_by.contains_key(host.name())
     }
 
-    fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
-        let said = ask.request.refused_by.get(host.name());
-        Miss::Unfit(said.cloned().unwrap_or_default())
+    fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason {
+        let reason = cycle.request.refused_by.get(host.name());
+        RejectReason::Unsuitable(reason.cloned().unwrap_or_default())
     }
 }

@@ -1,6 +1,6 @@
-//! The host holds one of the Servers named.
+//! The host has one of the given Servers.
 
-use super::{Ask, Filter, Host, Miss, Scope, names};
+use super::{CycleState, Filter, Host, RejectReason, Scope, names};
 
 /// Nova's `SameHostFilter`.
 pub struct SameHostFilter;
@@ -14,16 +14,16 @@ impl Filter for SameHostFilter {
         Scope::Request
     }
 
-    fn applies(&self, ask: &Ask<'_>) -> bool {
-        !ask.same.is_empty() || !ask.request.same_host.is_empty()
+    fn applies(&self, cycle: &CycleState<'_>) -> bool {
+        !cycle.same.is_empty() || !cycle.request.same_host.is_empty()
     }
 
-    fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
-        u32::try_from(host.slot()).is_ok_and(|slot| ask.same.contains(&slot))
+    fn passes(&self, host: Host<'_>, cycle: &CycleState<'_>) -> bool {
+        u32::try_from(host.slot()).is_ok_and(|slot| cycle.same.contains(&slot))
     }
 
-    fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
+    fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason {
         let _ = host;
-        Miss::Unfit(format!("holds none of {}", names(&ask.request.same_host)))
+        RejectReason::Unsuitable(format!("has none of the Servers {}", names(&cycle.request.same_host)))
     }
 }

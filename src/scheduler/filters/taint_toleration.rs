@@ -1,21 +1,21 @@
-//! The Server puts up with the host's taints.
+//! The Server tolerates the host's taints.
 
-use super::{Ask, Filter, Host, Miss, Scope};
-use crate::facts::Taint;
-use crate::request::Asks;
+use super::{CycleState, Filter, Host, RejectReason, Scope};
+use crate::placement::facts::Taint;
+use crate::placement::request::Requirements;
 
-/// Whether a Server puts up with a taint.
+/// Whether a Server tolerates a taint.
 #[must_use]
-pub fn tolerates(asks: &Asks, taint: &Taint) -> bool {
+pub fn tolerates(requirements: &Requirements, taint: &Taint) -> bool {
     let same = |wanted: &Option<String>, is: &str| wanted.as_deref().is_none_or(|w| w == is);
-    asks.tolerations.iter().any(|t| {
+    requirements.tolerations.iter().any(|t| {
         same(&t.key, &taint.key) && same(&t.value, &taint.value) && same(&t.effect, &taint.effect)
     })
 }
 
-fn untolerated<'a>(host: Host<'a>, ask: &Ask<'_>) -> Option<&'a Taint> {
+fn untolerated<'a>(host: Host<'a>, cycle: &CycleState<'_>) -> Option<&'a Taint> {
     let mut taints = host.profile().taints.iter();
-    taints.find(|t| t.effect != "PreferNoSchedule" && !tolerates(&ask.request.asks, t))
+    taints.find(|t| t.effect != "PreferNoSchedule" && !tolerates(&cycle.request.requirements, t))
 }
 
 /// Kubernetes' `TaintToleration`: NoSchedule and NoExecute taints need a toleration.
@@ -30,13 +30,13 @@ impl Filter for TaintToleration {
         Scope::Profile
     }
 
-    fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
-        untolerated(host, ask).is_none()
+    fn passes(&self, host: Host<'_>, cycle: &CycleState<'_>) -> bool {
+        untolerated(host, cycle).is_none()
     }
 
-    fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
-        let taint = untolerated(host, ask);
+    fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason {
+        let taint = untolerated(host, cycle);
         let taint = taint.map(|t| format!("{}={}:{}", t.key, t.value, t.effect));
-        Miss::Unfit(format!("has the taint {}", taint.unwrap_or_default()))
+        RejectReason::Unsuitable(format!("has the taint {}", taint.unwrap_or_default()))
     }
 }

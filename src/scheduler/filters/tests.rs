@@ -1,12 +1,15 @@
-//! What each filter turns away.
+//! What each filter rejects.
 
 use super::*;
-use crate::facts::{Aggregate, Cell, Device, Holding, HostFacts, NumaAsk, Profile, Shape, Taint};
-use crate::numa::fit;
-use crate::place::Placer;
-use crate::policy::Policy;
-use crate::query::Query;
-use crate::request::{Group, Peer, Spread};
+use crate::placement::facts::{
+    Aggregate, Allocation, Device, HostFacts, NumaNode, NumaRequest, Profile, ResourceRequest,
+    Taint,
+};
+use crate::placement::numa::fit;
+use crate::placement::placer::Placer;
+use crate::placement::policy::Policy;
+use crate::placement::query::Query;
+use crate::placement::request::{Group, ServerReference, Spread};
 use pileus_api::common::Claim;
 
 fn host(name: &str, memory_mib: i64) -> HostFacts {
@@ -31,16 +34,16 @@ fn with(hosts: impl IntoIterator<Item = HostFacts>) -> Snapshot {
     snapshot
 }
 
-fn peer(name: &str) -> Peer {
-    Peer {
+fn peer(name: &str) -> ServerReference {
+    ServerReference {
         name: name.into(),
         uid: Some(name.into()),
     }
 }
 
-fn wants(memory_mib: i64) -> Request {
+fn request_of(memory_mib: i64) -> Request {
     let mut request = Request::default();
-    request.asks.shape.claim = Claim {
+    request.requirements.resources.claim = Claim {
         vcpus: 1,
         memory_mib,
         disk_gib: 1,
@@ -48,11 +51,11 @@ fn wants(memory_mib: i64) -> Request {
     request
 }
 
-/// Whether each of Nova's filters that needs more than figures says what Nova's does.
+/// Filters that compare more than numbers give the same results as in Nova.
 #[allow(clippy::too_many_lines, reason = "a table")]
 #[test]
-fn filters_turn_away_whom_nova_turns_away() {
-    let verdict = |profile: Profile, ask: &dyn Fn(&mut Request)| {
+fn filters_reject_what_nova_rejects() {
+    let verdict = |profile: Profile, cycle: &dyn Fn(&mut Request)| {
         let facts = HostFacts {
             profile,
             address: "192.0.2.7".parse().ok(),
@@ -60,20 +63,20 @@ fn filters_turn_away_whom_nova_turns_away() {
             ..host("h", 4096)
         };
         let mut snapshot = with([facts]);
-        let holding = Holding {
+        let allocation = Allocation {
             host: "h".into(),
             group: Some("g".into()),
             spread: Some("s".into()),
-            ..Holding::default()
+            ..Allocation::default()
         };
-        snapshot.hold("there", holding);
+        snapshot.allocate("there", allocation);
         snapshot.set_host(HostFacts {
             ready: false,
             labels: [("zone".to_owned(), "b".to_owned())].into(),
             ..host("other", 1)
         });
-        let mut request = wants(1);
-        ask(&mut request);
+        let mut request = request_of(1);
+        cycle(&mut request);
         let policy = Policy {
             filters: all(),
             ..Policy::default()
@@ -81,7 +84,7 @@ fn filters_turn_away_whom_nova_turns_away() {
         let why = Placer::new(policy).place(&snapshot, &request).map(drop);
         why.err().map(|e| {
             let of_h = e
-                .refusals
+                .rejections
                 .iter()
                 .filter(|r| r.nearest == "h")
                 .map(|r| r.filter);
@@ -98,22 +101,22 @@ fn filters_turn_away_whom_nova_turns_away() {
         ..Profile::default()
     };
     let spec = |key: &'static str, value: &'static str| {
-        move |r: &mut Request| drop(r.asks.extra_specs.insert(key.into(), value.into()))
+        move |r: &mut Request| drop(r.requirements.extra_specs.insert(key.into(), value.into()))
     };
-    let says = |name: &str| Some(name.to_owned());
+    let rejected_by = |name: &str| Some(name.to_owned());
     assert_eq!(verdict(plain(), &|_| ()), None);
     assert_eq!(
-        verdict(plain(), &|r| r.asks.zone = Some("nova".into())),
+        verdict(plain(), &|r| r.requirements.zone = Some("nova".into())),
         None
     );
     assert_eq!(
-        verdict(plain(), &|r| r.asks.zone = Some("z".into())),
-        says("AvailabilityZoneFilter")
+        verdict(plain(), &|r| r.requirements.zone = Some("z".into())),
+        rejected_by("AvailabilityZoneFilter")
     );
     let fast = "aggregate_instance_extra_specs:disk";
     assert_eq!(
         verdict(plain(), &spec(fast, "ssd")),
-        says("AggregateInstanceExtraSpecsFilter")
+        rejected_by("AggregateInstanceExtraSpecsFilter")
     );
     assert_eq!(
         verdict(aggregate("disk", "hdd,ssd"), &spec(fast, "ssd")),
@@ -122,39 +125,39 @@ fn filters_turn_away_whom_nova_turns_away() {
     assert_eq!(verdict(plain(), &spec("hw:cpu_policy", "shared")), None);
     assert_eq!(
         verdict(plain(), &spec("capabilities:x", "1")),
-        says("ComputeCapabilitiesFilter")
+        rejected_by("ComputeCapabilitiesFilter")
     );
     assert_eq!(
         verdict(plain(), &spec("trait:T", "required")),
-        says("TraitFilter")
+        rejected_by("TraitFilter")
     );
     assert_eq!(verdict(plain(), &spec("trait:T", "forbidden")), None);
     let property = |r: &mut Request| {
         drop(
-            r.asks
+            r.requirements
                 .image_properties
                 .insert("os_type".into(), "linux".into()),
         );
     };
     assert_eq!(
         verdict(aggregate("os_type", "windows"), &property),
-        says("AggregateImagePropertiesIsolation")
+        rejected_by("AggregateImagePropertiesIsolation")
     );
     assert_eq!(verdict(aggregate("os_type", "windows"), &|_| ()), None);
     assert_eq!(
         verdict(aggregate("instance_type", "big"), &|_| ()),
-        says("AggregateTypeAffinityFilter")
+        rejected_by("AggregateTypeAffinityFilter")
     );
-    let mut kept = aggregate("x", "y");
-    kept.aggregates[0].namespaces.insert("mine".into());
+    let mut isolated = aggregate("x", "y");
+    isolated.aggregates[0].namespaces.insert("mine".into());
     assert_eq!(
-        verdict(kept.clone(), &|_| ()),
-        says("AggregateMultiTenancyIsolation")
+        verdict(isolated.clone(), &|_| ()),
+        rejected_by("AggregateMultiTenancyIsolation")
     );
-    assert_eq!(verdict(kept, &|r| r.namespace = "mine".into()), None);
+    assert_eq!(verdict(isolated, &|r| r.namespace = "mine".into()), None);
     assert_eq!(
         verdict(plain(), &|r| r.same_host = vec![peer("nobody")]),
-        says("SameHostFilter")
+        rejected_by("SameHostFilter")
     );
     assert_eq!(
         verdict(plain(), &|r| r.same_host = vec![peer("there")]),
@@ -162,7 +165,7 @@ fn filters_turn_away_whom_nova_turns_away() {
     );
     assert_eq!(
         verdict(plain(), &|r| r.different_host = vec![peer("there")]),
-        says("DifferentHostFilter")
+        rejected_by("DifferentHostFilter")
     );
     let group = |policy, max_per_host| {
         move |r: &mut Request| {
@@ -176,19 +179,20 @@ fn filters_turn_away_whom_nova_turns_away() {
     };
     assert_eq!(
         verdict(plain(), &group(GroupPolicy::AntiAffinity, 1)),
-        says("ServerGroupAntiAffinityFilter")
+        rejected_by("ServerGroupAntiAffinityFilter")
     );
     assert_eq!(verdict(plain(), &group(GroupPolicy::AntiAffinity, 2)), None);
     assert_eq!(verdict(plain(), &group(GroupPolicy::Affinity, 1)), None);
-    let net = |net: &'static str| move |r: &mut Request| r.asks.near = net.parse().ok();
+    let net =
+        |net: &'static str| move |r: &mut Request| r.requirements.host_cidr = net.parse().ok();
     assert_eq!(verdict(plain(), &net("192.0.2.0/24")), None);
     assert_eq!(
         verdict(plain(), &net("198.51.100.0/24")),
-        says("SimpleCIDRAffinityFilter")
+        rejected_by("SimpleCIDRAffinityFilter")
     );
     let query = |text: &'static str| {
         move |r: &mut Request| {
-            r.asks.query = Some(Query::parse(text).unwrap());
+            r.requirements.query = Some(Query::parse(text).unwrap());
         }
     };
     assert_eq!(
@@ -197,7 +201,7 @@ fn filters_turn_away_whom_nova_turns_away() {
     );
     assert_eq!(
         verdict(plain(), &query(r#"["not", ["=", "$host", "h"]]"#)),
-        says("JsonFilter")
+        rejected_by("JsonFilter")
     );
     let spread = |r: &mut Request| {
         r.spread = vec![Spread {
@@ -206,9 +210,20 @@ fn filters_turn_away_whom_nova_turns_away() {
         }];
         r.spread_set = Some("s".into());
     };
-    assert_eq!(verdict(plain(), &spread), says("TopologySpread"));
-    let device = |r: &mut Request| assert!(r.asks.shape.pci.insert("gpu".into(), 1).is_none());
-    assert_eq!(verdict(plain(), &device), says("PciPassthroughFilter"));
+    assert_eq!(verdict(plain(), &spread), rejected_by("TopologySpread"));
+    let device = |r: &mut Request| {
+        assert!(
+            r.requirements
+                .resources
+                .pci
+                .insert("gpu".into(), 1)
+                .is_none()
+        );
+    };
+    assert_eq!(
+        verdict(plain(), &device),
+        rejected_by("PciPassthroughFilter")
+    );
     assert_eq!(
         verdict(
             Profile {
@@ -223,14 +238,14 @@ fn filters_turn_away_whom_nova_turns_away() {
         None
     );
     let numa = |r: &mut Request| {
-        r.asks.shape.numa = Some(NumaAsk {
-            cells: vec![(2, 512)],
+        r.requirements.resources.numa = Some(NumaRequest {
+            nodes: vec![(2, 512)],
             pinned: true,
             page_kib: None,
         });
     };
-    assert_eq!(verdict(plain(), &numa), says("NUMATopologyFilter"));
-    let cell = Cell {
+    assert_eq!(verdict(plain(), &numa), rejected_by("NUMATopologyFilter"));
+    let cell = NumaNode {
         cpus: 2,
         memory_mib: 512,
         ..Default::default()
@@ -238,7 +253,7 @@ fn filters_turn_away_whom_nova_turns_away() {
     assert_eq!(
         verdict(
             Profile {
-                cells: vec![cell],
+                numa_nodes: vec![cell],
                 ..plain()
             },
             &numa
@@ -254,9 +269,15 @@ fn filters_turn_away_whom_nova_turns_away() {
         taints: vec![taint],
         ..plain()
     };
-    assert_eq!(verdict(tainted.clone(), &|_| ()), says("TaintToleration"));
     assert_eq!(
-        verdict(tainted, &|r| r.asks.tolerations.push(Default::default())),
+        verdict(tainted.clone(), &|_| ()),
+        rejected_by("TaintToleration")
+    );
+    assert_eq!(
+        verdict(tainted, &|r| r
+            .requirements
+            .tolerations
+            .push(Default::default())),
         None
     );
     assert_eq!(
@@ -265,23 +286,23 @@ fn filters_turn_away_whom_nova_turns_away() {
                 .insert("h".into(), "refused it".into())
                 .is_none()
         )),
-        says("RefusedFilter")
+        rejected_by("RefusedFilter")
     );
     let class = |r: &mut Request| {
         assert!(
-            r.asks
-                .shape
+            r.requirements
                 .resources
+                .classes
                 .insert("CUSTOM_X".into(), 1)
                 .is_none()
         );
     };
-    assert_eq!(verdict(plain(), &class), says("ResourceClassFilter"));
+    assert_eq!(verdict(plain(), &class), rejected_by("ResourceClassFilter"));
 }
 
 #[test]
-fn shape_of_a_pinned_guest_is_counted_where_it_was_put() {
-    let cell = |id, cpus| Cell {
+fn a_pinned_guest_is_counted_on_its_numa_nodes() {
+    let cell = |id, cpus| NumaNode {
         id,
         cpus,
         memory_mib: 1024,
@@ -289,50 +310,50 @@ fn shape_of_a_pinned_guest_is_counted_where_it_was_put() {
     };
     let facts = HostFacts {
         profile: Profile {
-            cells: vec![cell(1, 2), cell(8, 4)],
+            numa_nodes: vec![cell(1, 2), cell(8, 4)],
             ..Profile::default()
         },
         ..host("h", 8192)
     };
     let mut snapshot = with([facts]);
-    let numa = NumaAsk {
-        cells: vec![(2, 100)],
+    let numa = NumaRequest {
+        nodes: vec![(2, 100)],
         pinned: true,
         page_kib: None,
     };
-    let asking = |numa: &NumaAsk| Shape {
+    let asking = |numa: &NumaRequest| ResourceRequest {
         numa: Some(numa.clone()),
-        ..Shape::default()
+        ..ResourceRequest::default()
     };
     let mut placed = 0;
     for i in 0..5 {
-        let Some(cells) = fit(snapshot.host("h").unwrap(), &asking(&numa)) else {
+        let Some(numa_nodes) = fit(snapshot.host("h").unwrap(), &asking(&numa)) else {
             break;
         };
         let expected = if i == 0 { 1 } else { 8 };
-        assert_eq!(cells[0], expected, "the host's own number");
-        let shape = Shape {
+        assert_eq!(numa_nodes[0], expected, "the host's number of the node");
+        let resources = ResourceRequest {
             numa: Some(numa.clone()),
-            ..Shape::default()
+            ..ResourceRequest::default()
         };
-        snapshot.hold(
+        snapshot.allocate(
             &format!("s{i}"),
-            Holding {
+            Allocation {
                 host: "h".into(),
-                shape,
-                cells,
-                ..Holding::default()
+                resources,
+                numa_nodes,
+                ..Allocation::default()
             },
         );
         placed += 1;
     }
     assert_eq!(placed, 3);
-    let shared = NumaAsk {
+    let shared = NumaRequest {
         pinned: false,
         ..numa.clone()
     };
     let full = fit(snapshot.host("h").unwrap(), &asking(&shared));
-    assert_eq!(full, None, "nothing is left to share");
+    assert_eq!(full, None, "no CPU is left to share");
     snapshot.release("s0");
     assert!(fit(snapshot.host("h").unwrap(), &asking(&numa)).is_some());
 }

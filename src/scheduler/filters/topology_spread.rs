@@ -1,9 +1,9 @@
-//! The host's domains hold not too many of the Servers spread.
+//! The host's domains have not too many Servers of the spread set.
 
-use super::{Ask, Filter, Host, Miss, Scope};
+use super::{CycleState, Filter, Host, RejectReason, Scope};
 
-fn uneven<'a>(host: Host<'_>, ask: &Ask<'a>) -> Option<&'a str> {
-    let constraints = ask.request.spread.iter().zip(&ask.domains);
+fn violated<'a>(host: Host<'_>, cycle: &CycleState<'a>) -> Option<&'a str> {
+    let constraints = cycle.request.spread.iter().zip(&cycle.domains);
     constraints
         .into_iter()
         .find_map(|(spread, domains)| {
@@ -14,8 +14,8 @@ fn uneven<'a>(host: Host<'_>, ask: &Ask<'a>) -> Option<&'a str> {
         })
 }
 
-/// Kubernetes' `PodTopologySpread` with `DoNotSchedule`: a domain holds at most
-/// `maxSkew` more than the emptiest.
+/// Kubernetes' `PodTopologySpread` with `DoNotSchedule`: a domain has at most
+/// `maxSkew` more Servers than the emptiest one.
 pub struct TopologySpread;
 
 impl Filter for TopologySpread {
@@ -27,18 +27,18 @@ impl Filter for TopologySpread {
         Scope::Request
     }
 
-    fn applies(&self, ask: &Ask<'_>) -> bool {
-        !ask.request.spread.is_empty()
+    fn applies(&self, cycle: &CycleState<'_>) -> bool {
+        !cycle.request.spread.is_empty()
     }
 
-    fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
-        uneven(host, ask).is_none()
+    fn passes(&self, host: Host<'_>, cycle: &CycleState<'_>) -> bool {
+        violated(host, cycle).is_none()
     }
 
-    fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
-        let key = uneven(host, ask).unwrap_or_default();
-        Miss::Unfit(match host.label(key) {
-            Some(domain) => format!("is in {key}={domain}, which holds too many already"),
+    fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason {
+        let key = violated(host, cycle).unwrap_or_default();
+        RejectReason::Unsuitable(match host.label(key) {
+            Some(domain) => format!("is in {key}={domain}, which has too many Servers of the set already"),
             None => format!("has no label {key}"),
         })
     }

@@ -1,8 +1,8 @@
-//! The host reaches the Server's volumes.
+//! The host can use the Server's volumes.
 
-use super::{Ask, Filter, Host, Miss, Scope};
+use super::{CycleState, Filter, Host, RejectReason, Scope};
 
-/// Local volumes bind a Server to the hosts that hold them.
+/// A Server with local volumes can be placed only on the hosts that have them.
 pub struct VolumeLocalityFilter;
 
 impl Filter for VolumeLocalityFilter {
@@ -14,17 +14,17 @@ impl Filter for VolumeLocalityFilter {
         Scope::Host
     }
 
-    fn applies(&self, ask: &Ask<'_>) -> bool {
-        ask.request.asks.volume_hosts.is_some()
+    fn applies(&self, cycle: &CycleState<'_>) -> bool {
+        cycle.request.requirements.volume_hosts.is_some()
     }
 
-    fn passes(&self, host: Host<'_>, ask: &Ask<'_>) -> bool {
-        let at = ask.request.asks.volume_hosts.as_ref();
+    fn passes(&self, host: Host<'_>, cycle: &CycleState<'_>) -> bool {
+        let at = cycle.request.requirements.volume_hosts.as_ref();
         at.is_none_or(|hosts| hosts.contains(host.name()))
     }
 
-    fn miss(&self, host: Host<'_>, ask: &Ask<'_>) -> Miss {
-        let _ = (host, ask);
-        Miss::Unfit("does not reach a volume of the Server".to_owned())
+    fn explain(&self, host: Host<'_>, cycle: &CycleState<'_>) -> RejectReason {
+        let _ = (host, cycle);
+        RejectReason::Unsuitable("cannot use a volume of the Server".to_owned())
     }
 }

@@ -1,8 +1,8 @@
-//! Avoids hosts where builds failed lately.
+//! Avoids hosts with failed builds.
 
-use super::{Ask, Figures, Weigher};
+use super::{CycleState, RawWeights, Weigher};
 
-/// Nova's `BuildFailureWeigher`, whose multiplier outweighs everything else.
+/// Nova's `BuildFailureWeigher`, whose multiplier outweighs all others.
 pub struct BuildFailureWeigher;
 
 impl Weigher for BuildFailureWeigher {
@@ -18,8 +18,8 @@ impl Weigher for BuildFailureWeigher {
         Some("build_failure_weight_multiplier")
     }
 
-    fn weigh<'a>(&self, ask: &Ask<'a>) -> Figures<'a> {
-        // Nova turns the multiplier around; here the figures are, see the snapshot.
-        Figures::Column(ask.snapshot.failed_column())
+    fn weigh<'a>(&self, cycle: &CycleState<'a>) -> RawWeights<'a> {
+        // Nova negates the multiplier; here the column is negative, see the snapshot.
+        RawWeights::Column(cycle.snapshot.failed_column())
     }
 }

@@ -1,8 +1,8 @@
-//! Spreads by processors.
+//! Spreads by vCPUs.
 
-use super::{Ask, Figures, Weigher};
+use super::{CycleState, RawWeights, Weigher};
 
-/// Nova's `CPUWeigher`: more free processors are better.
+/// Nova's `CPUWeigher`: more free vCPUs are better.
 pub struct CpuWeigher;
 
 impl Weigher for CpuWeigher {
@@ -14,7 +14,7 @@ impl Weigher for CpuWeigher {
         Some("cpu_weight_multiplier")
     }
 
-    fn weigh<'a>(&self, ask: &Ask<'a>) -> Figures<'a> {
-        Figures::Column(ask.snapshot.free_column(0))
+    fn weigh<'a>(&self, cycle: &CycleState<'a>) -> RawWeights<'a> {
+        RawWeights::Column(cycle.snapshot.free_column(0))
     }
 }

@@ -1,6 +1,6 @@
 //! Spreads by disk.
 
-use super::{Ask, Figures, Weigher};
+use super::{CycleState, RawWeights, Weigher};
 
 /// Nova's `DiskWeigher`: more free disk is better.
 pub struct DiskWeigher;
@@ -14,7 +14,7 @@ impl Weigher for DiskWeigher {
         Some("disk_weight_multiplier")
     }
 
-    fn weigh<'a>(&self, ask: &Ask<'a>) -> Figures<'a> {
-        Figures::Column(ask.snapshot.free_column(2))
+    fn weigh<'a>(&self, cycle: &CycleState<'a>) -> RawWeights<'a> {
+        RawWeights::Column(cycle.snapshot.free_column(2))
     }
 }

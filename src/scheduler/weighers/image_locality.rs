@@ -1,8 +1,8 @@
-//! Prefers hosts that hold the image.
+//! Prefers hosts with the image in their cache.
 
-use super::{Ask, Figures, Weigher};
+use super::{CycleState, RawWeights, Weigher};
 
-/// A host that holds the image already is better: nothing is to be fetched.
+/// Kubernetes' `ImageLocality`: a host with the image in its cache need not download it.
 pub struct ImageLocalityWeigher;
 
 impl Weigher for ImageLocalityWeigher {
@@ -10,9 +10,9 @@ impl Weigher for ImageLocalityWeigher {
         "ImageLocalityWeigher"
     }
 
-    fn weigh<'a>(&self, ask: &Ask<'a>) -> Figures<'a> {
-        let digest = ask.request.image_digest.as_deref();
-        let held = digest.and_then(|d| ask.snapshot.image(d));
-        held.map_or(Figures::Same, Figures::Bits)
+    fn weigh<'a>(&self, cycle: &CycleState<'a>) -> RawWeights<'a> {
+        let digest = cycle.request.image_digest.as_deref();
+        let hosts = digest.and_then(|d| cycle.snapshot.image(d));
+        hosts.map_or(RawWeights::Equal, RawWeights::Hosts)
     }
 }

@@ -1,6 +1,6 @@
-//! Prefers hosts that are less busy.
+//! Prefers hosts that build, migrate or resize fewer Servers.
 
-use super::{Ask, Figures, Weigher};
+use super::{CycleState, RawWeights, Weigher};
 
 /// Nova's `IoOpsWeigher`.
 pub struct IoOpsWeigher;
@@ -18,7 +18,7 @@ impl Weigher for IoOpsWeigher {
         Some("io_ops_weight_multiplier")
     }
 
-    fn weigh<'a>(&self, ask: &Ask<'a>) -> Figures<'a> {
-        Figures::Column(ask.snapshot.busy_column())
+    fn weigh<'a>(&self, cycle: &CycleState<'a>) -> RawWeights<'a> {
+        RawWeights::Column(cycle.snapshot.busy_column())
     }
 }

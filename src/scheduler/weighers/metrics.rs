@@ -1,8 +1,8 @@
-//! Prefers hosts by what they measure of themselves.
+//! Prefers hosts by their metrics.
 
-use super::{Ask, Figures, Weigher};
+use super::{CycleState, RawWeights, Weigher};
 
-/// How far above a host that does not tell of all metrics one that does is: Nova's
+/// The advantage of a host that reports all metrics over one that does not: Nova's
 /// `weight_of_unavailable` of -10000, in thousandths.
 const ABOVE_UNAVAILABLE: i128 = 10_000_000;
 
@@ -18,23 +18,23 @@ impl Weigher for MetricsWeigher {
         Some("metrics_weight_multiplier")
     }
 
-    fn weigh<'a>(&self, ask: &Ask<'a>) -> Figures<'a> {
-        let ratios = &ask.settings.metrics;
-        if ratios.is_empty() || ask.snapshot.metrics().is_empty() {
-            return Figures::Same;
+    fn weigh<'a>(&self, cycle: &CycleState<'a>) -> RawWeights<'a> {
+        let ratios = &cycle.settings.metrics;
+        if ratios.is_empty() || cycle.snapshot.metrics().is_empty() {
+            return RawWeights::Equal;
         }
         let sum = |metrics: &std::collections::BTreeMap<String, i64>| {
             let parts = ratios.iter().map(|(name, ratio)| {
-                let figure = metrics.get(name).copied();
-                Some(i128::from(figure?) * i128::from(*ratio) / 1000)
+                let weight = metrics.get(name).copied();
+                Some(i128::from(weight?) * i128::from(*ratio) / 1000)
             });
             let sum: i128 = parts.sum::<Option<i128>>()?;
             let most = i128::from(i32::MAX);
             i32::try_from((ABOVE_UNAVAILABLE + sum).clamp(0, most)).ok()
         };
-        let hosts = ask.snapshot.metrics().iter();
-        let mut figures: Vec<_> = hosts.filter_map(|(slot, m)| Some((*slot, sum(m)?))).collect();
-        figures.sort_unstable();
-        Figures::Some(figures)
+        let hosts = cycle.snapshot.metrics().iter();
+        let mut weights: Vec<_> = hosts.filter_map(|(slot, m)| Some((*slot, sum(m)?))).collect();
+        weights.sort_unstable();
+        RawWeights::Sparse(weights)
     }
 }

@@ -1,38 +1,38 @@
-//! Weighers say which of the hosts that fit is best. To add one, add its file and its
-//! line in [`weighers`].
+//! Weighers: which of the hosts that fit is best. To add one, add its file and its line in the
+//! list `weighers!` below.
 //!
-//! As in Nova each weigher's figures are stretched over the hosts that fit, the lowest to
-//! 0 and the highest to 1, multiplied, and summed; here in whole numbers.
+//! As in Nova the weights of each weigher are normalized over the hosts that fit, the lowest to
+//! 0 and the highest to 1, multiplied and added; here in integers.
 
-use super::bits::Bits;
-use super::filters::Ask;
+use crate::filters::CycleState;
+use crate::placement::host_set::HostSet;
 
-/// What a weigher says of all hosts.
-pub enum Figures<'a> {
-    /// The same of each.
-    Same,
+/// The weights of a weigher for all hosts, before normalization.
+pub enum RawWeights<'a> {
+    /// The same for all hosts.
+    Equal,
     /// One for each slot, padded to whole rows.
     Column(&'a [i32]),
-    /// 1 for those in it, 0 for the others.
-    Bits(&'a Bits),
-    /// Figures of some slots, in their order; 0 for the others.
-    Some(Vec<(u32, i32)>),
+    /// 1 for these hosts, 0 for the others.
+    Hosts(&'a HostSet),
+    /// Weights of some slots, ascending; 0 for the others.
+    Sparse(Vec<(u32, i32)>),
 }
 
-/// How good a host is in one respect.
+/// A weigher.
 pub trait Weigher: Send + Sync {
     /// Nova's name.
     fn name(&self) -> &'static str;
-    /// Nova's multiplier, in thousandths; a negative one prefers lower figures.
+    /// Nova's default multiplier, in thousandths; a negative one prefers lower weights.
     fn multiplier(&self) -> i64 {
         1000
     }
-    /// Nova's key by which an aggregate gives its hosts a multiplier of their own.
+    /// Nova's property by which an aggregate overrides the multiplier for its hosts.
     fn aggregate_key(&self) -> Option<&'static str> {
         None
     }
-    /// Figures that are compared only with other hosts'.
-    fn weigh<'a>(&self, ask: &Ask<'a>) -> Figures<'a>;
+    /// The weights; only their differences matter.
+    fn weigh<'a>(&self, cycle: &CycleState<'a>) -> RawWeights<'a>;
 }
 
 macro_rules! weighers {

@@ -1,6 +1,6 @@
 //! Spreads by memory.
 
-use super::{Ask, Figures, Weigher};
+use super::{CycleState, RawWeights, Weigher};
 
 /// Nova's `RAMWeigher`: more free memory is better.
 pub struct RamWeigher;
@@ -14,7 +14,7 @@ impl Weigher for RamWeigher {
         Some("ram_weight_multiplier")
     }
 
-    fn weigh<'a>(&self, ask: &Ask<'a>) -> Figures<'a> {
-        Figures::Column(ask.snapshot.free_column(1))
+    fn weigh<'a>(&self, cycle: &CycleState<'a>) -> RawWeights<'a> {
+        RawWeights::Column(cycle.snapshot.free_column(1))
     }
 }

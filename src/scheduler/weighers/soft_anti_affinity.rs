@@ -1,7 +1,7 @@
-//! Prefers hosts that hold less of the group.
+//! Prefers hosts with fewer members of the ServerGroup.
 
-use super::{Ask, Figures, Weigher};
-use crate::request::GroupPolicy;
+use super::{CycleState, RawWeights, Weigher};
+use crate::placement::request::GroupPolicy;
 
 /// Nova's `ServerGroupSoftAntiAffinityWeigher`.
 pub struct ServerGroupSoftAntiAffinityWeigher;
@@ -15,11 +15,11 @@ impl Weigher for ServerGroupSoftAntiAffinityWeigher {
         Some("soft_anti_affinity_weight_multiplier")
     }
 
-    fn weigh<'a>(&self, ask: &Ask<'a>) -> Figures<'a> {
-        if !ask.has_policy(GroupPolicy::SoftAntiAffinity) {
-            return Figures::Same;
+    fn weigh<'a>(&self, cycle: &CycleState<'a>) -> RawWeights<'a> {
+        if !cycle.has_policy(GroupPolicy::SoftAntiAffinity) {
+            return RawWeights::Equal;
         }
-        let figure = |(slot, n): &(u32, u32)| (*slot, -i32::try_from(*n).unwrap_or(i32::MAX));
-        Figures::Some(ask.members.iter().map(figure).collect())
+        let weight = |(slot, n): &(u32, u32)| (*slot, -i32::try_from(*n).unwrap_or(i32::MAX));
+        RawWeights::Sparse(cycle.members.iter().map(weight).collect())
     }
 }

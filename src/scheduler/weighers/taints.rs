@@ -1,9 +1,9 @@
-//! Prefers hosts without taints that the Server would rather not have.
+//! Prefers hosts without `PreferNoSchedule` taints.
 
-use super::{Ask, Figures, Weigher};
+use super::{CycleState, RawWeights, Weigher};
 use crate::filters::tolerates;
 
-/// Kubernetes' `TaintToleration`, its score: fewer taints `PreferNoSchedule` that are not
+/// The score of Kubernetes' `TaintToleration`: fewer `PreferNoSchedule` taints that are not
 /// tolerated are better.
 pub struct TaintTolerationWeigher;
 
@@ -12,23 +12,23 @@ impl Weigher for TaintTolerationWeigher {
         "TaintTolerationWeigher"
     }
 
-    fn weigh<'a>(&self, ask: &Ask<'a>) -> Figures<'a> {
-        let figures: Vec<_> = ask
+    fn weigh<'a>(&self, cycle: &CycleState<'a>) -> RawWeights<'a> {
+        let weights: Vec<_> = cycle
             .snapshot
-            .discouraging()
+            .prefer_no_schedule()
             .iter()
             .map(|slot| {
-                let taints = ask.snapshot.at(slot).profile().taints.iter();
+                let taints = cycle.snapshot.host_at(slot).profile().taints.iter();
                 let unwanted = taints
-                    .filter(|t| t.effect == "PreferNoSchedule" && !tolerates(&ask.request.asks, t));
+                    .filter(|t| t.effect == "PreferNoSchedule" && !tolerates(&cycle.request.requirements, t));
                 let count = i32::try_from(unwanted.count()).unwrap_or(i32::MAX);
                 (u32::try_from(slot).unwrap_or(u32::MAX), -count)
             })
             .collect();
-        if figures.is_empty() {
-            Figures::Same
+        if weights.is_empty() {
+            RawWeights::Equal
         } else {
-            Figures::Some(figures)
+            RawWeights::Sparse(weights)
         }
     }
 }

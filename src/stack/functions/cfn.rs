@@ -31,7 +31,7 @@ pub(super) fn attribute(scope: &Scope<'_>, argument: &Value) -> Result<Value> {
 pub(super) fn call(scope: &Scope<'_>, name: &str, argument: &Value) -> Result<Value> {
     match name {
         "Fn::Base64" => match argument {
-            // Heat leaves the encoding to whoever hands out user data.
+            // In Heat the text is encoded later, where user data is delivered.
             Value::String(_) => Ok(argument.clone()),
             _ => Err(Error::new("takes text")),
         },

@@ -1,5 +1,5 @@
-//! Values as Python sees them: Heat is written in it, and what it makes of a number, of two
-//! values that are alike or of a value that stands for a condition shows in templates' results.
+//! Python's rules for values: Heat is written in Python, so results of templates depend on how Python
+//! writes numbers, compares values, and decides whether a value is true.
 
 use std::fmt::Write as _;
 
@@ -135,7 +135,7 @@ fn ascii(text: &str) -> String {
     result
 }
 
-/// Whether a value counts as true: nothing, zero and what is empty do not.
+/// Whether a value is true: null, zero and empty values are not.
 pub(crate) fn truthy(value: &Value) -> bool {
     match value {
         Value::Null => false,

@@ -6,8 +6,8 @@ use super::{Scope, expect_list, python};
 use crate::value::{List, Map, Value};
 use crate::{Error, Result, python_type};
 
-/// `str_replace` and its strict kin: `strict` 1 wants every key to occur, 2
-/// wants every value to be there, too.
+/// `str_replace` and its strict variants: `strict` 1 requires every key to occur, 2 requires every value
+/// to be set, too.
 pub(super) fn replace(
     scope: &Scope<'_>,
     argument: &Value,
@@ -169,7 +169,7 @@ pub(super) fn split(argument: &Value) -> Result<Value> {
         }
         _ => return Err(Error::new("the delimiter must be a string")),
     };
-    // What comes after the index is not looked at.
+    // Further arguments are ignored.
     let Some(at) = rest.first() else {
         return Ok(Value::Array(parts));
     };

@@ -152,7 +152,7 @@ fn maps_keep_the_order_of_the_template() {
             "make_url: {scheme: http, host: h, query: {q: x, limit: 5, a: b}}",
             r#""http://h?q=x&limit=5&a=b""#,
         ),
-        // What is merged over something takes its place, what is new comes after.
+        // A merged value replaces the old one in its place, a new one is appended.
         (
             "map_merge: [{z: 1, b: 1}, {a: 2, z: 2}]",
             r#"{"z":2,"b":1,"a":2}"#,
@@ -310,7 +310,7 @@ fn a_missing_argument_keeps_its_position() {
     assert_eq!(run(filter), json!(["a"]));
     assert_eq!(run(json!({"contains": [nothing, ["a"]]})), json!(false));
     assert_eq!(run(json!({"list_join": [",", nothing]})), json!(""));
-    // Where the list is empty nobody asks what to leave out.
+    // If the list is empty, the values to remove are not evaluated.
     let unknown = json!({"get_attr": ["web", "nope"]});
     assert_eq!(run(json!({"filter": [unknown, []]})), json!([]));
     assert!(evaluate(Version::Wallaby, &json!({"filter": [unknown, ["a"]]})).is_err());

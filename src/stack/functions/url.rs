@@ -1,4 +1,4 @@
-//! `make_url`: a URL out of its parts, escaped as each part needs it.
+//! `make_url`: builds a URL from its parts, each escaped by its own rules.
 
 use super::python;
 use crate::value::{Map, Value};

@@ -1,6 +1,6 @@
-//! What templates are made of. As JSON's values, but a copy costs next to nothing: texts, lists
-//! and maps are shared until one of those who have them changes its own. A stack's values are
-//! copied from its template, and again into what is made of them; most stay as they were.
+//! Values of templates. They are JSON values with cheap copies: copies share texts, lists and maps
+//! until one of them is changed. Values are copied often, from templates to stacks and to resources,
+//! and most are never changed.
 
 mod convert;
 mod map;

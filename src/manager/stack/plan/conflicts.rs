@@ -1,6 +1,6 @@
 //! Conflicts between resources: two resources cannot have an object of the same name, and there are
 //! things that only one object can have at a time ([`Entry::claims`]). Finds out who has a name
-//! already, and deletes or takes over what is in the way.
+//! already, and deletes or takes over conflicting objects.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +10,7 @@ use super::decide::check_restricted;
 use super::forward::Walk;
 use super::{Action, Entry, Key, Pass, Reference, State, is_ours, resource_state};
 use pileus_stack::expand::{Tree, has_nested_stack};
-use pileus_stack::mapping::{self, MappedObjects, Mapping, MappingInput};
+use pileus_stack::resource_types::{self, MappedObjects, Mapping, MappingInput};
 use pileus_stack::tree::{Flat, SEPARATOR};
 use pileus_stack::value::Value;
 use pileus_stack::{Error, Result, hooks};
@@ -313,7 +313,7 @@ fn contains_text(value: &Value, text: &str) -> bool {
 const TYPES_WITH_GIVEN_NAMES: [&str; 3] = [
     "OS::Nova::KeyPair",
     "OS::Nova::Flavor",
-    mapping::object::NAME,
+    resource_types::object::NAME,
 ];
 
 /// Refuses two resources with the same object, as far as the names are known.
@@ -357,9 +357,10 @@ fn collect_named_objects(
         }
         let named = TYPES_WITH_GIVEN_NAMES.contains(&resource.resource_type.as_str())
             && !has_nested_stack(resource);
-        let (Some(supported), Ok(properties)) =
-            (mapping::find(&resource.resource_type), &resource.typed)
-        else {
+        let (Some(supported), Ok(properties)) = (
+            resource_types::find(&resource.resource_type),
+            &resource.typed,
+        ) else {
             continue;
         };
         let Mapping::Objects { map, .. } = supported.mapping else {

@@ -10,7 +10,7 @@ use super::{Action, Entry, Reference, State};
 use crate::stack::record::PRE_CREATE;
 use pileus_stack::plan::Change;
 use pileus_stack::tree::Leaf;
-use pileus_stack::{hooks, mapping};
+use pileus_stack::{hooks, resource_types};
 
 /// What to do with a resource, with the number of the incarnation.
 pub(super) enum Decision {
@@ -80,7 +80,7 @@ impl Walk<'_, '_> {
             match change_of(leaf, property) {
                 Change::InPlace => {}
                 // Still the same object: another API version, or the namespace is written out.
-                Change::Replace if property == mapping::IDENTITY && stays() => {}
+                Change::Replace if property == resource_types::IDENTITY && stays() => {}
                 Change::Replace => replace = true,
                 Change::Refuse => {
                     return Err(pileus_stack::Error::at(
@@ -139,5 +139,5 @@ fn change_of(leaf: &Leaf, property: &str) -> Change {
     if property == "user_data" && leaf.properties.as_ref().is_ok_and(policy) {
         return Change::InPlace;
     }
-    mapping::change(&leaf.resource_type, property)
+    resource_types::change(&leaf.resource_type, property)
 }

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use kube::ResourceExt;
-use sha2::{Digest, Sha256};
 
 use super::batch;
 use super::conflicts::{Forecast, NameCheck};
@@ -14,9 +13,7 @@ use super::resource_state::{self, Progress};
 use super::{Action, Entry, Key, Pass, Reference, Sources, State, Step, since};
 use pileus_stack::functions::Known;
 use pileus_stack::hooks;
-use pileus_stack::mapping::{
-    self, MappedObjects, MappedValue, Mapping, MappingInput, SupportedType,
-};
+use pileus_stack::resource_types::{self, MappedObjects, Mapping, MappingInput, SupportedType};
 use pileus_stack::tree::{self, Flat, Leaf};
 use pileus_stack::value::{Map, Value};
 
@@ -34,7 +31,7 @@ pub(super) struct Walk<'p, 'a> {
     /// Paths of resources that are ready.
     pub(super) ready: BTreeSet<String>,
     /// Texts of software configurations by reference id.
-    configs: BTreeMap<String, String>,
+    pub(super) configs: BTreeMap<String, String>,
     /// A resource has failed: nothing more is started.
     pub(super) failing: bool,
     /// By path: the incarnation that is kept, updated or created.
@@ -107,7 +104,7 @@ impl<'p, 'a> Walk<'p, 'a> {
     }
 
     fn try_resolve(&mut self, path: &str, leaf: &Leaf) -> pileus_stack::Result<Option<Known>> {
-        let Some(supported) = mapping::find(&leaf.resource_type) else {
+        let Some(supported) = resource_types::find(&leaf.resource_type) else {
             let message = format!(
                 "resources of the type `{}` are not supported yet",
                 leaf.resource_type
@@ -121,55 +118,13 @@ impl<'p, 'a> Walk<'p, 'a> {
             return self.rebuild_resource(path, leaf, supported);
         }
         let properties = leaf.properties.clone()?;
-        mapping::check::refuse(supported, &properties)?;
+        resource_types::check::refuse(supported, &properties)?;
         match supported.mapping {
             Mapping::Values(map) => self.value_resource(path, leaf, &properties, map),
             Mapping::Objects { map, .. } => {
                 self.object_resource(path, leaf, supported, &properties, map)
             }
         }
-    }
-
-    fn external_number(&self, path: &str) -> u32 {
-        let record = &self.pass.plan.record;
-        let mut incarnations = record.incarnations(path);
-        let newest = incarnations.next();
-        match newest {
-            Some((number, entry)) if entry.external => number,
-            // The stack's own object of this resource is another one.
-            Some((number, _)) => number.saturating_add(1),
-            None => 1,
-        }
-    }
-
-    /// A resource with an `external_id`: its object is found by name, and never changed.
-    fn external_resource(&mut self, path: &str, leaf: &Leaf, supported: &SupportedType) -> Known {
-        let name = leaf.external_id.as_str().unwrap_or_default();
-        let number = self.external_number(path);
-        self.targets.insert(path.to_owned(), number);
-        if !self.read_only {
-            let now = self.pass.observed.now;
-            let entry = self.entry((path.to_owned(), number));
-            entry.resource_type.clone_from(&leaf.resource_type);
-            entry.external = true;
-            entry.set_state(
-                Action::Create,
-                State::Complete,
-                format!("`{name}` exists already"),
-                now,
-            );
-        }
-        let lookup = self.pass.observed.lookup;
-        let find = |kind: &str, name: &str| lookup.find(kind, name);
-        let mut known = match supported.mapping {
-            Mapping::Objects { kind: object, .. } => find(object, name)
-                .map(|object| mapping::known(&leaf.resource_type, &object, &find))
-                .unwrap_or_default(),
-            Mapping::Values(_) => Known::default(),
-        };
-        known.refid = leaf.external_id.clone();
-        known.open = true;
-        known
     }
 
     pub(super) fn request<'r>(
@@ -179,7 +134,7 @@ impl<'p, 'a> Walk<'p, 'a> {
         properties: &'r Map,
         metadata: &'r Value,
         seed: &'r [u8],
-        find: mapping::FindObject<'r>,
+        find: resource_types::FindObject<'r>,
     ) -> MappingInput<'r> {
         MappingInput {
             name,
@@ -195,89 +150,12 @@ impl<'p, 'a> Walk<'p, 'a> {
 
     pub(super) fn name(&self, path: &str, number: u32) -> String {
         let stack = self.pass.stack;
-        mapping::object_name(
+        resource_types::object_name(
             &stack.name_any(),
             &stack.uid().unwrap_or_default(),
             path,
             number,
         )
-    }
-
-    /// A resource without objects.
-    fn value_resource(
-        &mut self,
-        path: &str,
-        leaf: &Leaf,
-        properties: &Map,
-        map: fn(&MappingInput<'_>) -> pileus_stack::Result<MappedValue>,
-    ) -> pileus_stack::Result<Option<Known>> {
-        let digests = resource_state::digests(leaf, properties, &self.pass.plan.record.seed, None);
-        let decision = self.decide(path, leaf, &digests, None)?;
-        let (Decision::Keep(number) | Decision::Update(number) | Decision::Create(number)) =
-            decision;
-        let name = self.name(path, number);
-        let namespace = self.pass.stack.namespace().unwrap_or_default();
-        let seed = &self.pass.plan.record.seed;
-        let seed = Sha256::digest(format!("{seed}/{path}#{number}"));
-        let lookup = self.pass.observed.lookup;
-        let find = |kind: &str, name: &str| lookup.find(kind, name);
-        let value =
-            map(&self.request(&name, &namespace, properties, &leaf.metadata, &seed, &find))?;
-        if !matches!(decision, Decision::Keep(_)) {
-            if !self.may_start(path, number, leaf, &decision) {
-                return Ok(None);
-            }
-            self.start(path, number, leaf, &decision, &digests);
-        }
-        let key = (path.to_owned(), number);
-        self.targets.insert(path.to_owned(), number);
-        if !self.read_only {
-            self.update_requirements(&key, leaf);
-            self.wait_for_delay(&key, &value);
-        }
-        if self
-            .pass
-            .plan
-            .record
-            .entries
-            .get(&key)
-            .is_none_or(|e| e.state != State::Complete)
-        {
-            return Ok(None);
-        }
-        Ok(Some(self.known_value(value)))
-    }
-
-    pub(super) fn known_value(&mut self, value: MappedValue) -> Known {
-        if let (Some(config), Some(id)) = (&value.config, value.refid.as_str()) {
-            self.configs.insert(id.to_owned(), config.clone());
-        }
-        Known {
-            refid: value.refid,
-            // A type without attributes returns null for every attribute.
-            open: value.attributes.is_empty(),
-            attributes: value.attributes,
-        }
-    }
-
-    /// Completes or fails a resource without objects after the delay that its type has.
-    fn wait_for_delay(&mut self, key: &Key, value: &MappedValue) {
-        let now = self.pass.observed.now;
-        let Some(entry) = self.pass.plan.record.entries.get_mut(key) else {
-            return;
-        };
-        if entry.state != State::InProgress {
-            return;
-        }
-        let left = Duration::from_millis(value.delay_ms).saturating_sub(since(entry.since, now));
-        if !left.is_zero() {
-            self.pass.requeue_in(left);
-        } else if let Some(why) = &value.failure {
-            entry.set_state(entry.action, State::Failed, why, now);
-            self.failing = true;
-        } else {
-            self.complete(key);
-        }
     }
 
     /// A resource with objects.
@@ -374,7 +252,7 @@ impl<'p, 'a> Walk<'p, 'a> {
             open: true,
         };
         Ok(Some(object.map_or_else(missing, |object| {
-            mapping::known(&leaf.resource_type, object, &find)
+            resource_types::known(&leaf.resource_type, object, &find)
         })))
     }
 
@@ -383,7 +261,13 @@ impl<'p, 'a> Walk<'p, 'a> {
     }
 
     /// Whether a resource may be created or updated now.
-    fn may_start(&mut self, path: &str, number: u32, leaf: &Leaf, decision: &Decision) -> bool {
+    pub(super) fn may_start(
+        &mut self,
+        path: &str,
+        number: u32,
+        leaf: &Leaf,
+        decision: &Decision,
+    ) -> bool {
         let makes = matches!(decision, Decision::Create(_));
         !self.read_only
             && !self.failing
@@ -392,7 +276,7 @@ impl<'p, 'a> Walk<'p, 'a> {
     }
 
     /// RecordStore that a resource is made or changed now.
-    fn start(
+    pub(super) fn start(
         &mut self,
         path: &str,
         number: u32,

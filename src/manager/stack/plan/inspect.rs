@@ -8,8 +8,8 @@ use super::resource_state::{self, Progress};
 use super::{Action, Entry, Key, Pass, Problem, Reference, Sources, StackRecord, State};
 use pileus_api::stack::{StackOutput, StackPreview};
 use pileus_stack::graph::Graph;
-use pileus_stack::mapping;
 use pileus_stack::plan::{self as engine, Existing, Wanted};
+use pileus_stack::resource_types;
 use pileus_stack::tree::{self, Flat, Leaf};
 use pileus_stack::value::{Map, Value};
 
@@ -171,12 +171,29 @@ fn has_started(record: &StackRecord, holder: &str) -> bool {
     entries.any(|(path, _)| path.starts_with(&prefix))
 }
 
+/// The resources that an entry requires; for a nested stack or group all that are inside of it.
+fn all_requirements(record: &StackRecord, entry: &Entry) -> BTreeMap<String, u32> {
+    let inside = |holder: &str| {
+        let keys = record.entries.keys();
+        let inside = keys.filter(|(path, _)| path.starts_with(holder));
+        inside.cloned().collect()
+    };
+    let each = entry.requires.iter().flat_map(|(name, number)| {
+        if name.ends_with(tree::SEPARATOR) {
+            inside(name)
+        } else {
+            vec![(name.clone(), *number)]
+        }
+    });
+    each.collect()
+}
+
 fn preview(pass: &Pass<'_>, flat: &Flat) -> StackPreview {
     let record = &pass.plan.record;
     let texts = |digests: &BTreeMap<String, String>| -> Map {
         let texts = digests
             .iter()
-            .filter(|(name, _)| *name != mapping::IDENTITY);
+            .filter(|(name, _)| *name != resource_types::IDENTITY);
         texts
             .map(|(name, text)| (name.clone(), Value::from(text.clone())))
             .collect()
@@ -210,26 +227,11 @@ fn preview(pass: &Pass<'_>, flat: &Flat) -> StackPreview {
             .map(|(path, leaf)| (path.clone(), requires(leaf)))
             .collect(),
     };
-    let all_requirements = |entry: &Entry| -> BTreeMap<String, u32> {
-        let inside = |holder: &str| {
-            let keys = record.entries.keys();
-            let inside = keys.filter(|(path, _)| path.starts_with(holder));
-            inside.cloned().collect()
-        };
-        let each = entry.requires.iter().flat_map(|(name, number)| {
-            if name.ends_with(tree::SEPARATOR) {
-                inside(name)
-            } else {
-                vec![(name.clone(), *number)]
-            }
-        });
-        each.collect()
-    };
     let existing = record.entries.iter().map(|(key, entry)| {
         let existing = Existing {
             resource_type: entry.resource_type.clone(),
             properties: texts(&entry.properties),
-            requires: all_requirements(entry),
+            requires: all_requirements(record, entry),
             complete: super::decide::is_usable(entry, &entry.resource_type),
             retain: entry.retain,
         };
@@ -238,7 +240,7 @@ fn preview(pass: &Pass<'_>, flat: &Flat) -> StackPreview {
     let existing: BTreeMap<_, _> = existing.collect();
     let mut preview = StackPreview::default();
     // As `decide`: an older incarnation that still exists and fits is used again.
-    let Ok(plan) = engine::plan_rollback(&wanted, &graph, &existing, mapping::change) else {
+    let Ok(plan) = engine::plan_rollback(&wanted, &graph, &existing, resource_types::change) else {
         return preview;
     };
     let reapplied = |key: &&Key| record.entries.get(*key).is_some_and(|entry| entry.reapply);

@@ -11,6 +11,7 @@
 //! |---|---|
 //! | `start` | which action begins |
 //! | `forward` | what is created, updated and kept |
+//! | `values` | resources without objects of their own |
 //! | `hooks` | what waits at a hook until a user clears it |
 //! | `decide` | whether one resource is kept, updated or replaced |
 //! | `batch` | which members of a group are updated at once |
@@ -42,6 +43,7 @@ mod resource_state;
 mod spec_diff;
 mod start;
 mod suspend;
+mod values;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

@@ -20,7 +20,7 @@ use pileus_api::names::{REBUILD_RECORD_ANNOTATION, STACK_RESOURCE_ANNOTATION};
 use pileus_api::{Reason, Stack};
 use pileus_kube_ext::finalize;
 use pileus_stack::functions::Known;
-use pileus_stack::mapping::{self, MappedValue, Mapping, MappingInput, SupportedType};
+use pileus_stack::resource_types::{self, MappedValue, Mapping, MappingInput, SupportedType};
 use pileus_stack::tree::Leaf;
 use pileus_stack::value::{Map, Value};
 
@@ -299,7 +299,11 @@ impl Walk<'_, '_> {
             ..Entry::default()
         };
         self.adopt(path, number, leaf, entry);
-        Ok(Some(mapping::known(&leaf.resource_type, &live, &find)))
+        Ok(Some(resource_types::known(
+            &leaf.resource_type,
+            &live,
+            &find,
+        )))
     }
 
     /// Whether all of these were read; if not, they are added to those to read.
@@ -429,7 +433,7 @@ impl Pass<'_> {
         let stack = self.stack.name_any();
         let mut numbers = 1..=MAX_INCARNATION;
         let found =
-            numbers.find(|number| mapping::object_name(&stack, &uid, path, *number) == name);
+            numbers.find(|number| resource_types::object_name(&stack, &uid, path, *number) == name);
         found.unwrap_or(1)
     }
 }

@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 use super::{Entry, Reference};
 use pileus_api::Reason;
 use pileus_api::names::{STACK_DIGEST_ANNOTATION, STACK_RESOURCE_ANNOTATION, STACK_UID_LABEL};
-use pileus_stack::mapping::{self, IDENTITY, METADATA, MappedObjects};
+use pileus_stack::resource_types::{self, IDENTITY, METADATA, MappedObjects};
 use pileus_stack::tree::Leaf;
 use pileus_stack::value::{Map, Value, json};
 
@@ -164,7 +164,7 @@ pub(super) fn digests(
         .iter()
         .map(|(name, value)| (name.to_string(), digest(seed, &canonical(value))))
         .collect();
-    if mapping::reads_metadata(&leaf.resource_type) && !leaf.metadata.is_null() {
+    if resource_types::reads_metadata(&leaf.resource_type) && !leaf.metadata.is_null() {
         let text = canonical(&leaf.metadata);
         found.insert(METADATA.to_owned(), digest(seed, &text));
     }
@@ -245,7 +245,7 @@ pub(super) fn difference(live: &Value, wanted: &Value, path: &str) -> Option<Str
             let path = format!("{path}.{key}");
             match live.get(key) {
                 Some(other) => difference(other, value, &path),
-                None if pileus_stack::mapping::is_empty(value) => None,
+                None if pileus_stack::resource_types::is_empty(value) => None,
                 None => Some(path),
             }
         }),

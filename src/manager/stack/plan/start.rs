@@ -9,8 +9,8 @@ use crate::stack::record::Sources;
 use pileus_api::Reason;
 use pileus_api::stack::OnFailure;
 use pileus_stack::expand::{self, Tree};
-use pileus_stack::mapping::check;
 use pileus_stack::parameters::Schema;
+use pileus_stack::resource_types::check;
 use pileus_stack::template::Template;
 use pileus_stack::value::Value;
 

@@ -1,4 +1,4 @@
-//! What failed, what was lost, and what is in use: nothing that works is destroyed for it.
+//! Tests of failures, missing objects and conflicts: objects that work are not replaced for them.
 
 use k8s_openapi::jiff::SignedDuration;
 
@@ -40,7 +40,7 @@ fn a_check_of_a_healthy_stack_finds_nothing_wrong_with_user_data() {
     world.run_until_idle();
     let one = world.uid("-one-");
     world.check("CHECK_COMPLETE");
-    // Somebody deletes the user data: that is told.
+    // Deleted user data is reported.
     world.objects.retain(|object, _| object.kind != "Secret");
     world.check("CHECK_FAILED");
     assert!(world.why("one").contains("user-data is missing"));
@@ -445,7 +445,7 @@ resources:
     world.run_until_idle();
     let size = |world: &World| serde_json::to_string(&world.record).unwrap().len();
     assert!(size(&world) < 80 * 1000, "{}", size(&world));
-    // One that is replaced goes although what waited for it is kept.
+    // A replaced member is deleted although the resources that require the group are kept.
     let name = world.record.as_ref().unwrap().entries[&("a/3".to_owned(), 1)].objects[0].clone();
     world.objects.remove(&name);
     world.heal("UPDATE_COMPLETE");
@@ -513,7 +513,7 @@ fn a_preview_shows_what_happens_to_failed_resources() {
     assert_eq!((reported.replaced, reported.unchanged), (Vec::new(), 4));
     world.heal("UPDATE_COMPLETE");
     assert_eq!(world.uid("-two-"), two);
-    // What says that nothing becomes of it is made anew, and that is told, too.
+    // A stalled object is replaced, and the preview shows it.
     world.broken = Some("-two-");
     world.update_objects();
     world.check("CHECK_FAILED");

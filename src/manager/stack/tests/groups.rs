@@ -1,4 +1,4 @@
-//! Groups that change a few members at a time, and members that are let go of.
+//! Tests of groups with batches, and of removed members.
 
 use std::collections::BTreeSet;
 
@@ -260,7 +260,7 @@ proptest::proptest! {
     }
 }
 
-/// The id that a member is referred to by, as the output tells it.
+/// The reference id of a member, from the output.
 fn id(world: &World, at: usize) -> String {
     let refs = world.plan().outputs.unwrap()[1].value.clone().unwrap();
     refs[at].as_str().unwrap().to_owned()
@@ -273,7 +273,7 @@ fn members_are_removed_by_reference_id() {
     let (one, three) = (id(&world, 1), id(&world, 3));
     let listed = format!("count: 4\n      removal_policies: [{{resource_list: [{one}, {three}]}}]");
     world.change("count: 4", &listed);
-    // One goes later than the other: nothing says of it any more which member it was.
+    // One is deleted later than the other, when only the record still maps its id to its name.
     for pass in 0..30 {
         world.pass(|| pass == 2);
         world.update_objects();
@@ -286,12 +286,12 @@ fn members_are_removed_by_reference_id() {
     world.change("v: a", "v: b");
     world.run_until_idle();
     assert_eq!(names(&world), "0 2 4 5");
-    // Ids that nobody has cost nothing; numbers are names, too.
+    // Unknown ids are ignored; numbers are names, too.
     world.change(&format!("[{one}, {three}]"), "[nobody, 0]");
     world.run_until_idle();
     assert_eq!(names(&world), "2 4 5 6");
     assert_eq!(gone(&world), Some(json!(["0", "1", "3"]).into()));
-    // Only what is named now counts.
+    // Only the names in the current template count.
     let five = id(&world, 2);
     let only = format!("[{five}]}}]\n      removal_policies_mode: update");
     world.change("[nobody, 0]}]", &only);

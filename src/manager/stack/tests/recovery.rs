@@ -1,4 +1,4 @@
-//! A record that is lost: what exists is taken as it is, or nothing is touched.
+//! Tests of a lost record: existing objects are recorded unchanged, or nothing is changed.
 
 use std::collections::BTreeSet;
 
@@ -147,7 +147,7 @@ fn differences_are_reported_and_nothing_is_changed_until_confirmed() {
     ] {
         assert!(reported.contains(part), "{part}: {reported}");
     }
-    // What the template has no more, what it has only now, and what another has made.
+    // Objects that the template no longer has, resources that are new in it, and objects of others.
     let without = net.replace(
         "  port: {type: OS::Neutron::Port, properties: {network: {get_resource: net}}}\n",
         "",
@@ -256,7 +256,7 @@ fn a_recovered_stack_stays_suspended() {
 #[test]
 fn retained_objects_stay_when_a_stack_without_record_is_deleted() {
     let retained = "port: {type: OS::Neutron::Port, deletion_policy: Retain, ";
-    // What cannot be compared, because what it needs is gone, stays as well.
+    // Objects that cannot be compared, because a requirement is missing, stay as well.
     for lose_net in [false, true] {
         let mut world = World::new(&PAIR.replace("port: {type: OS::Neutron::Port, ", retained));
         world.run_until_idle();

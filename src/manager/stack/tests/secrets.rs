@@ -1,4 +1,4 @@
-//! Nothing that a Stack says holds what is secret.
+//! Tests that status and record of a Stack contain no secrets.
 
 use std::collections::BTreeSet;
 
@@ -22,7 +22,7 @@ fn world(body: &str) -> World {
     world
 }
 
-/// Everything that is told and noted of a pass.
+/// The status and the record after a pass.
 fn reported(world: &World, plan: &Plan) -> String {
     let status = status(&world.stack, plan, "record", &|_| None, world.now);
     let status = serde_json::to_string(&status).unwrap();
@@ -64,7 +64,7 @@ fn masked_messages_stay_masked_after_a_deletion_or_a_new_secret() {
   net: {type: OS::Neutron::Net, properties: {name: {get_param: p}}}
 ",
     );
-    // The object says what it was given.
+    // The condition of the object contains the value.
     world
         .sources
         .parameters

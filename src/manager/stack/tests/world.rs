@@ -1,4 +1,4 @@
-//! What is outside of the planner, in memory.
+//! A simulated API server with its controllers, in memory.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use pileus_api::Stack;
 use pileus_api::names::STACK_UID_LABEL;
 use pileus_stack::value::{Value, json};
 
-/// Everything outside of the planner.
+/// The simulated API server, and the record of one Stack.
 pub(super) struct World {
     pub(super) stack: Stack,
     pub(super) sources: Sources,
@@ -118,7 +118,7 @@ impl World {
         observed
     }
 
-    /// What the controllers say of whoever keeps an object from going.
+    /// Objects that block the deletion of an object, by the rules of the controllers.
     fn users(&self, object: &Reference) -> Vec<String> {
         let pileus = object.api_version.starts_with(pileus_api::GROUP);
         let subnet = (object.kind == "Subnet")
@@ -133,7 +133,7 @@ impl World {
         users.map(|(other, _)| other.name.clone()).collect()
     }
 
-    /// What is to go and that nothing uses any more goes.
+    /// Removes objects that are being deleted and that nothing uses any more.
     fn collect(&mut self) {
         loop {
             let going = self.objects.iter().find(|(object, live)| {
@@ -217,7 +217,7 @@ impl World {
                 new["metadata"]["uid"] = uid;
                 let before = self.find(&object).map(|live| live["metadata"].clone());
                 match (live, before) {
-                    // It is the Stack's, and is looked at by the next pass.
+                    // It belongs to the Stack, and is read by the next pass.
                     (None, Some(_)) if object.kind == "Secret" => return,
                     (None, Some(_)) => panic!("{object:?} is made twice"),
                     (Some(_), None) => panic!("{object:?} is gone"),
@@ -255,7 +255,7 @@ impl World {
         }
     }
 
-    /// What exists becomes ready, unless it is broken; what is to go goes once it may.
+    /// Makes existing objects ready, unless they are broken, and removes deleted ones.
     pub(super) fn update_objects(&mut self) {
         self.collect();
         for (object, live) in &mut self.objects {

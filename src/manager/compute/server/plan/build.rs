@@ -17,7 +17,7 @@ use pileus_api::names::{
     AGENT_FINALIZER, GUEST_DATA_KEY, SERVER_UID_LABEL, host_namespace, instance_name,
 };
 use pileus_api::server::Placement;
-use pileus_api::topology::{GuestTopology, NumaWishes};
+use pileus_api::topology::{GuestTopology, NumaConstraints};
 use pileus_api::{Image, Instance, Server};
 use pileus_values::stable_id;
 
@@ -116,8 +116,9 @@ fn topology(observed: &Observed, image: &Image, placement: &Placement) -> Option
     let flavor = observed.flavor.as_ref().map(|f| f.spec.extra_specs.clone());
     let flavor = flavor.unwrap_or_default();
     // What cannot be read is not placed at all.
-    let wishes = NumaWishes::read(placement.claim, &flavor, &image.spec.properties).ok()??;
-    wishes.on(&placement.numa_nodes)
+    let constraints =
+        NumaConstraints::read(placement.claim, &flavor, &image.spec.properties).ok()??;
+    constraints.on(&placement.numa_nodes)
 }
 
 /// Whether the scheduler has given its processors and memory to another Server.

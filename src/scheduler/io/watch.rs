@@ -1,0 +1,236 @@
+//! Watches of all kinds; passes their events to the [`State`].
+
+use std::collections::BTreeSet;
+use std::fmt::Debug;
+use std::pin::Pin;
+
+use futures::stream::{Stream, StreamExt, select_all};
+use k8s_openapi::api::scheduling::v1::PriorityClass;
+use kube::core::DeserializeGuard;
+use kube::core::error_boundary::InvalidObject;
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+
+use crate::state::{Key, State};
+use pileus_api::{
+    Flavor, Host, HostAggregate, Image, Instance, SchedulerPolicy, Server, ServerGroup,
+};
+
+type Guarded<K> = Event<DeserializeGuard<K>>;
+
+/// An event of one of the watches.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "each is moved once, into the state; a box would be one more allocation"
+)]
+pub(crate) enum Observed {
+    Server(Guarded<Server>),
+    Host(Guarded<Host>),
+    Flavor(Guarded<Flavor>),
+    Image(Guarded<Image>),
+    Instance(Guarded<Instance>),
+    Aggregate(Guarded<HostAggregate>),
+    Group(Guarded<ServerGroup>),
+    Policy(Guarded<SchedulerPolicy>),
+    Priority(Guarded<PriorityClass>),
+}
+
+/// All watches in one stream, which does not end. Errors are logged and retried.
+pub(crate) fn all(client: &Client) -> impl Stream<Item = Observed> + Unpin + Send + use<> {
+    select_all([
+        one(client, Observed::Server),
+        one(client, Observed::Host),
+        one(client, Observed::Flavor),
+        one(client, Observed::Image),
+        one(client, Observed::Instance),
+        one(client, Observed::Aggregate),
+        one(client, Observed::Group),
+        one(client, Observed::Policy),
+        one(client, Observed::Priority),
+    ])
+}
+
+fn one<K>(
+    client: &Client,
+    wrap: fn(Guarded<K>) -> Observed,
+) -> Pin<Box<dyn Stream<Item = Observed> + Send>>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    let api: Api<DeserializeGuard<K>> = Api::all(client.clone());
+    let events = watcher(api, watcher::Config::default())
+        .default_backoff()
+        .filter_map(move |event| async move {
+            event
+                .inspect_err(|error| {
+                    let kind = K::kind(&());
+                    tracing::warn!(%kind, error = %pileus_kube_ext::chain(error), "watch interrupted");
+                })
+                .ok()
+                .map(wrap)
+        });
+    Box::pin(events)
+}
+
+/// A list that is being received.
+struct Listing<K> {
+    items: Vec<K>,
+    /// Objects that exist but cannot be read.
+    broken: BTreeSet<Key>,
+    listed: bool,
+}
+
+impl<K> Default for Listing<K> {
+    fn default() -> Self {
+        Self {
+            items: Vec::new(),
+            broken: BTreeSet::new(),
+            listed: false,
+        }
+    }
+}
+
+/// The change of a watch event.
+enum Change<K> {
+    Apply(K),
+    Delete(Key),
+    List(Vec<K>, BTreeSet<Key>),
+}
+
+fn key<K: Resource>(object: &K) -> Key {
+    (object.namespace().unwrap_or_default(), object.name_any())
+}
+
+impl<K: Resource<DynamicType = ()>> Listing<K> {
+    fn apply(&mut self, event: Guarded<K>) -> Option<Change<K>> {
+        match event {
+            Event::Init => {
+                self.items.clear();
+                self.broken.clear();
+                None
+            }
+            Event::InitApply(guard) => {
+                match guard.0 {
+                    Ok(object) => self.items.push(object),
+                    Err(invalid) => {
+                        self.broken.insert(log_invalid::<K>(&invalid));
+                    }
+                }
+                None
+            }
+            Event::InitDone => {
+                self.listed = true;
+                let items = std::mem::take(&mut self.items);
+                Some(Change::List(items, std::mem::take(&mut self.broken)))
+            }
+            Event::Apply(guard) => match guard.0 {
+                Ok(object) => Some(Change::Apply(object)),
+                Err(invalid) => {
+                    // Its last readable version stays in use.
+                    log_invalid::<K>(&invalid);
+                    None
+                }
+            },
+            Event::Delete(guard) => Some(Change::Delete(key(&guard))),
+        }
+    }
+}
+
+fn log_invalid<K: Resource<DynamicType = ()>>(invalid: &InvalidObject) -> Key {
+    let namespace = invalid.metadata.namespace.clone().unwrap_or_default();
+    let name = invalid.metadata.name.clone().unwrap_or_default();
+    let kind = K::kind(&());
+    tracing::warn!(%kind, %namespace, %name, error = %invalid.error, "object cannot be read");
+    (namespace, name)
+}
+
+/// Passes watch events to the state.
+#[derive(Default)]
+pub(crate) struct Dispatcher {
+    servers: Listing<Server>,
+    hosts: Listing<Host>,
+    flavors: Listing<Flavor>,
+    images: Listing<Image>,
+    instances: Listing<Instance>,
+    aggregates: Listing<HostAggregate>,
+    groups: Listing<ServerGroup>,
+    policies: Listing<SchedulerPolicy>,
+    priorities: Listing<PriorityClass>,
+}
+
+impl Dispatcher {
+    /// Whether every kind has been listed.
+    pub(crate) fn all_listed(&self) -> bool {
+        self.servers.listed
+            && self.hosts.listed
+            && self.flavors.listed
+            && self.images.listed
+            && self.instances.listed
+            && self.aggregates.listed
+            && self.groups.listed
+            && self.policies.listed
+            && self.priorities.listed
+    }
+
+    /// Applies one event.
+    pub(crate) fn apply(&mut self, event: Observed, state: &mut State) {
+        match event {
+            Observed::Server(event) => match self.servers.apply(event) {
+                Some(Change::Apply(server)) => state.server_applied(server),
+                Some(Change::Delete(key)) => state.server_deleted(&key),
+                Some(Change::List(items, broken)) => state.servers_listed(items, &broken),
+                None => {}
+            },
+            Observed::Host(event) => match self.hosts.apply(event) {
+                Some(Change::Apply(host)) => state.host_applied(&host),
+                Some(Change::Delete((_, name))) => state.host_deleted(&name),
+                Some(Change::List(items, broken)) => state.hosts_listed(&items, &broken),
+                None => {}
+            },
+            Observed::Flavor(event) => match self.flavors.apply(event) {
+                Some(Change::Apply(flavor)) => state.flavor_applied(flavor),
+                Some(Change::Delete((_, name))) => state.flavor_deleted(&name),
+                Some(Change::List(items, _)) => state.flavors_listed(items),
+                None => {}
+            },
+            Observed::Image(event) => match self.images.apply(event) {
+                Some(Change::Apply(image)) => state.image_applied(image),
+                Some(Change::Delete(key)) => state.image_deleted(&key),
+                Some(Change::List(items, _)) => state.images_listed(items),
+                None => {}
+            },
+            Observed::Instance(event) => match self.instances.apply(event) {
+                Some(Change::Apply(instance)) => state.instance_applied(&instance),
+                Some(Change::Delete(key)) => state.instance_deleted(&key),
+                Some(Change::List(items, broken)) => state.instances_listed(&items, &broken),
+                None => {}
+            },
+            Observed::Aggregate(event) => match self.aggregates.apply(event) {
+                Some(Change::Apply(aggregate)) => state.aggregate_applied(aggregate),
+                Some(Change::Delete((_, name))) => state.aggregate_deleted(&name),
+                Some(Change::List(items, broken)) => state.aggregates_listed(items, &broken),
+                None => {}
+            },
+            Observed::Group(event) => match self.groups.apply(event) {
+                Some(Change::Apply(group)) => state.group_applied(group),
+                Some(Change::Delete(key)) => state.group_deleted(&key),
+                Some(Change::List(items, _)) => state.groups_listed(items),
+                None => {}
+            },
+            Observed::Policy(event) => match self.policies.apply(event) {
+                Some(Change::Apply(policy)) => state.policy_applied(policy),
+                Some(Change::Delete((_, name))) => state.policy_deleted(&name),
+                Some(Change::List(items, broken)) => state.policies_listed(items, &broken),
+                None => {}
+            },
+            Observed::Priority(event) => match self.priorities.apply(event) {
+                Some(Change::Apply(class)) => state.priority_class_applied(&class),
+                Some(Change::Delete((_, name))) => state.priority_class_deleted(&name),
+                Some(Change::List(items, _)) => state.priority_classes_listed(&items),
+                None => {}
+            },
+        }
+    }
+}
