@@ -187,7 +187,7 @@ impl Default for Ratios {
     }
 }
 
-/// Free-form properties.
+/// Free-form properties: extra specs of a flavor, properties of an image.
 pub type Properties = BTreeMap<String, String>;
 
 /// A reference whose target has been seen.

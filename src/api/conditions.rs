@@ -4,20 +4,20 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 
-macro_rules! words {
+macro_rules! string_enum {
     ($(#[$meta:meta])* $name:ident { $($(#[$vmeta:meta])* $variant:ident),+ $(,)? }) => {
         $(#[$meta])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub enum $name { $($(#[$vmeta])* $variant),+ }
 
         impl $name {
-            /// The word as it stands in the API.
+            /// The text as it stands in the API.
             #[must_use]
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => stringify!($variant)),+ }
             }
 
-            /// Reads a word of the API.
+            /// Reads a text of the API.
             #[must_use]
             pub fn parse(word: &str) -> Option<Self> {
                 match word {
@@ -35,7 +35,7 @@ macro_rules! words {
     };
 }
 
-words! {
+string_enum! {
     /// Types of conditions.
     ConditionType {
         /// The object is what its spec asks for. For a Server: it is in the run state asked
@@ -63,7 +63,7 @@ words! {
     }
 }
 
-words! {
+string_enum! {
     /// Reasons of conditions and events.
     Reason {
         /// Nothing has looked at it yet.
@@ -297,7 +297,7 @@ impl Observation {
 
 /// `True`, `False` or `Unknown`, as conditions spell it.
 #[must_use]
-pub fn status_word(status: Option<bool>) -> &'static str {
+pub fn status_text(status: Option<bool>) -> &'static str {
     match status {
         Some(true) => "True",
         Some(false) => "False",
@@ -317,7 +317,7 @@ pub fn merge(
     observations
         .into_iter()
         .map(|seen| {
-            let status = status_word(seen.status);
+            let status = status_text(seen.status);
             let before = old
                 .iter()
                 .find(|c| c.type_ == seen.type_.as_str() && c.status == status);

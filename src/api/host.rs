@@ -200,7 +200,7 @@ pub struct HostStatus {
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub numa_nodes: Vec<NumaNode>,
     /// How busy the host is, in whole percent, by Nova's names such as `cpu.percent`; only
-    /// what `wantedMetrics` names. The mean of a minute, told when it has moved by
+    /// what `wantedMetrics` names. The mean of a minute, reported when it has changed by
     /// 10 points.
     // As a whole, as above.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

@@ -231,7 +231,7 @@ pub struct InstanceStatus {
     /// What the machine does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub power_state: Option<PowerState>,
-    /// Boot id of the host when this was written; tells a reboot of the host from a
+    /// Boot id of the host when this was written; distinguishes a reboot of the host from a
     /// shutdown of the guest.
     #[serde(
         default,

@@ -4,7 +4,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Most devices that a Host tells of.
+/// Most devices that a Host reports.
 pub const MOST_DEVICES: usize = 256;
 
 /// Devices that are offered to guests under one name; Nova's `[pci] device_spec` and `alias`.

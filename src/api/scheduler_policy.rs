@@ -22,7 +22,7 @@ pub fn multiplier(text: &str) -> Result<i64, String> {
     within.ok_or_else(|| format!("`{text}`, which is no number within ±1000000"))
 }
 
-/// The metrics that Hosts can tell of, by Nova's names.
+/// The metrics that Hosts can report, by Nova's names.
 pub const METRICS: [&str; 5] = [
     "cpu.idle.percent",
     "cpu.iowait.percent",
@@ -83,7 +83,7 @@ pub struct SchedulerPolicySpec {
     pub strategy: Strategy,
     /// What MetricsWeigher adds up of each Host: ratios by metric, such as
     /// `cpu.percent: "-1.0"` for those that do least; Nova's `weight_setting`. A Host that
-    /// does not tell of all of them comes last. Hosts measure nothing that is not named here.
+    /// does not report all of them comes last. Hosts measure nothing that is not named here.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metrics: BTreeMap<String, String>,
     /// How many Servers a Host may be building or moving before IoOpsFilter turns it away;

@@ -56,10 +56,10 @@ pub struct SubnetSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub allocation_pools: Vec<AllocationPool>,
-    /// Name servers told to guests.
+    /// Name servers given to guests.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dns_servers: Vec<String>,
-    /// Further routes told to guests.
+    /// Further routes given to guests.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub host_routes: Vec<HostRoute>,
@@ -91,7 +91,7 @@ pub struct AllocationPool {
     pub end: String,
 }
 
-/// A route told to guests.
+/// A route given to guests.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct HostRoute {

@@ -1,11 +1,13 @@
-//! NUMA nodes of a guest: what flavors and images say of them in Nova's words, and what an
-//! Instance says of them when all is decided.
+//! NUMA nodes of a guest: what flavors and images ask for by Nova's names, and what an
+//! Instance has when all is decided.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+pub use super::common::Properties;
 
 use super::common::Claim;
 
@@ -15,9 +17,6 @@ pub const MOST_NODES: usize = 4;
 const LARGE_KIB: i64 = 2048;
 /// Size in KiB of the pages that memory has anyway.
 const SMALL_KIB: i64 = 4;
-
-/// Extra specs of a flavor, or properties of an image.
-pub type Words = BTreeMap<String, String>;
 
 /// NUMA nodes of a guest, and where they are on its host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
@@ -86,7 +85,11 @@ impl NumaConstraints {
     ///
     /// # Errors
     /// Names the key and what is wrong with it.
-    pub fn read(claim: Claim, flavor: &Words, image: &Words) -> Result<Option<Self>, String> {
+    pub fn read(
+        claim: Claim,
+        flavor: &Properties,
+        image: &Properties,
+    ) -> Result<Option<Self>, String> {
         let word = |name: &str| {
             let flavors = flavor.get(&format!("hw:{name}"));
             flavors
@@ -298,7 +301,7 @@ fn page(text: &str) -> Result<Option<i64>, String> {
 mod tests {
     use super::*;
 
-    fn words(text: &str) -> Words {
+    fn words(text: &str) -> Properties {
         let pairs = text.split_whitespace().filter_map(|p| p.split_once('='));
         pairs.map(|(k, v)| (k.to_owned(), v.to_owned())).collect()
     }

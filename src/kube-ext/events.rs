@@ -1,5 +1,5 @@
 //! Kubernetes events, published in the background: an event that cannot be written never
-//! holds a reconcile back.
+//! delays a reconcile.
 
 use std::time::Duration;
 
@@ -19,10 +19,10 @@ use pileus_api::Reason;
 /// API server takes: it adds a dot and the time in hexadecimal to it.
 const MAX_RECORDED_NAME: usize = 253 - 17;
 
-/// How many events may wait to be written; more than a burst of this is not told.
-const WAITING: usize = 4096;
+/// How many events may wait to be written; further ones are dropped.
+const QUEUE_SIZE: usize = 4096;
 /// How long the API server may take for one.
-const PATIENCE: Duration = Duration::from_secs(10);
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where a role's events go. They are written one after another: in their order, and without
 /// taking the API server's time from what has to be done.
@@ -48,7 +48,7 @@ impl Events {
             client,
             reporter,
         };
-        let (waiting, taken) = mpsc::channel(WAITING);
+        let (waiting, taken) = mpsc::channel(QUEUE_SIZE);
         tokio::spawn(writer.run(taken));
         Self { waiting }
     }
@@ -83,7 +83,10 @@ impl Events {
             secondary: None,
         };
         if self.waiting.try_send((event, reference)).is_err() {
-            tracing::debug!(reason = reason.as_str(), "too many events wait; not told");
+            tracing::debug!(
+                reason = reason.as_str(),
+                "too many events wait; this one is not published"
+            );
         }
     }
 }
@@ -98,12 +101,12 @@ struct Writer {
 impl Writer {
     async fn run(self, mut taken: mpsc::Receiver<(Event, ObjectReference)>) {
         while let Some((event, reference)) = taken.recv().await {
-            let error = match timeout(PATIENCE, self.write(&event, reference)).await {
+            let error = match timeout(WRITE_TIMEOUT, self.write(&event, reference)).await {
                 Ok(Ok(())) => continue,
                 Ok(Err(error)) => super::chain(&error),
                 Err(_) => "the API server takes too long".to_owned(),
             };
-            // A namespace that is going takes no events; nobody misses them.
+            // A namespace that is being deleted takes no events; nobody misses them.
             if error.contains("being terminated") {
                 tracing::debug!(%error, "event not published");
             } else {

@@ -17,12 +17,12 @@ use super::ApiError;
 /// is slow under load should not cost the leader its place.
 const LEADER_SECONDS: i32 = 30;
 /// How often the leader renews, and others look.
-const RENEW: Duration = Duration::from_secs(4);
+const RENEW_INTERVAL: Duration = Duration::from_secs(4);
 /// How long a renewal may fail before the leader gives up, which must be well below the
 /// lease's own duration.
-const GIVE_UP: Duration = Duration::from_secs(20);
+const RENEW_DEADLINE: Duration = Duration::from_secs(20);
 /// How long one renewal may take.
-const RENEWAL: Duration = Duration::from_secs(10);
+const RENEW_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Holds the leadership of a role among its replicas.
 #[derive(Clone)]
@@ -146,8 +146,8 @@ impl Leader {
     async fn renew_until_lost(&self) -> String {
         let mut renewed = Instant::now();
         loop {
-            tokio::time::sleep(RENEW).await;
-            match tokio::time::timeout(RENEWAL, self.renew()).await {
+            tokio::time::sleep(RENEW_INTERVAL).await;
+            match tokio::time::timeout(RENEW_TIMEOUT, self.renew()).await {
                 Ok(Ok(true)) => renewed = Instant::now(),
                 Ok(Ok(false)) => return format!("another process took the lease {}", self.name),
                 Ok(Err(error)) => {
@@ -155,9 +155,9 @@ impl Leader {
                 }
                 Err(_) => tracing::warn!(lease = %self.name, "renewing the lease takes too long"),
             }
-            if renewed.elapsed() > GIVE_UP {
+            if renewed.elapsed() > RENEW_DEADLINE {
                 return format!(
-                    "the lease {} could not be renewed for {GIVE_UP:?}",
+                    "the lease {} could not be renewed for {RENEW_DEADLINE:?}",
                     self.name
                 );
             }
@@ -188,7 +188,7 @@ impl Leader {
         }
     }
 
-    /// Gives the lease up, so that the next one need not wait for it to run out.
+    /// Releases the lease, so that the next leader need not wait until it expires.
     pub async fn release(&self) {
         let Ok(mut lease) = self.api.get(&self.name).await else {
             return;
@@ -211,7 +211,7 @@ pub const HEARTBEAT: &str = "pileus-agent";
 /// How long a heartbeat lasts, in seconds; Kubernetes' node leases last as long.
 pub const HEARTBEAT_SECONDS: i32 = 40;
 /// How often an agent renews its heartbeat.
-pub const HEARTBEAT_RENEW: Duration = Duration::from_secs(10);
+pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Renews a host's heartbeat once.
 ///

@@ -1,14 +1,17 @@
-//! What the roles share: context, status reports, finalizers, backoff, leases, endpoints and
-//! metrics. Knows nothing of any kind's rules.
+//! What the roles share: context, caches and triggers, verbs on objects, status reports,
+//! backoff, leases, endpoints and metrics. Knows nothing of any kind's rules.
 
 pub mod backoff;
+pub mod cache;
 pub mod events;
 pub mod finalize;
 pub mod lease;
 pub mod metrics;
+pub mod objects;
 pub mod report;
 pub mod role;
 pub mod telemetry;
+pub mod triggers;
 
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, Client};
@@ -17,8 +20,9 @@ use pileus_values::ClusterId;
 
 pub use events::Events;
 pub use metrics::Metrics;
+pub use objects::find;
 
-/// What every role has in hand.
+/// What every role works with.
 #[derive(Clone)]
 pub struct Context {
     /// Client of the API server.
@@ -74,7 +78,7 @@ impl ApiError {
 ///
 /// Not every 404 says that: where a kind is not served, because its definition is gone or
 /// because the API server has only just started, it has no more than `404 page not found`
-/// for every object, which is no word about any of them. `Status::is_not_found` and
+/// for every object, which says nothing about any of them. `Status::is_not_found` and
 /// `Api::get_opt` take both for absence; use this and [`find`].
 #[must_use]
 pub fn is_gone(error: &kube::Error) -> bool {
@@ -89,21 +93,6 @@ pub fn is_unserved(error: &kube::Error) -> bool {
 
 /// Reason in the API server's own answer about a missing object.
 const NOT_FOUND: &str = "NotFound";
-
-/// Reads an object; `None` when the API server says that there is none.
-///
-/// # Errors
-/// When the API server refuses, does not answer or does not serve the kind.
-pub async fn find<K>(api: &Api<K>, name: &str) -> Result<Option<K>, kube::Error>
-where
-    K: Clone + serde::de::DeserializeOwned + std::fmt::Debug,
-{
-    match api.get(name).await {
-        Ok(object) => Ok(Some(object)),
-        Err(error) if is_gone(&error) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
 
 /// An error with all its causes on one line, for logs and messages.
 #[must_use]
@@ -217,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_servers_own_word_says_that_an_object_is_gone() {
+    fn only_a_status_of_the_api_server_says_that_an_object_is_gone() {
         let missing = Status::failure("servers \"a\" not found", "NotFound").with_code(404);
         let missing = kube::Error::Api(missing.boxed());
         assert!(is_gone(&missing) && !is_unserved(&missing));

@@ -1,5 +1,5 @@
-//! Reports status by server-side apply: the writer's whole set each time, and only when
-//! it differs (times aside).
+//! Reports status by server-side apply: always all fields of the writer, and only when they
+//! differ (times aside).
 
 use std::fmt::Debug;
 
@@ -13,10 +13,11 @@ use super::ApiError;
 
 /// Applies `status` to `object` as `manager` unless the object says the same already.
 ///
-/// `status` is the writer's whole set: what it wrote before and leaves out now goes.
+/// `status` has all fields of the writer: those that it wrote before and leaves out now are
+/// removed.
 /// Which fields are this writer's is read from the object's managed fields. The object's
-/// uid goes with the apply, so that a status is never given to an object made anew, nor an
-/// object made by its status.
+/// uid goes with the apply, so that a status is never written to another object of the
+/// same name, nor creates an object.
 ///
 /// # Errors
 /// When the API server refuses or does not answer.

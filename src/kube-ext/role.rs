@@ -1,5 +1,5 @@
-//! What the program of every role does around its work: arguments, log, endpoints, signals,
-//! the connection to the API server.
+//! What the program of every role has in common: arguments, log, endpoints, signals, the
+//! connection to the API server.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::telemetry::{self, LogFormat, Readiness};
 use crate::{ConnectError, Context, Metrics, chain};
 
-/// Any error, told with all its causes by [`exit_code`].
+/// Any error, printed with all its causes by [`exit_code`].
 pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 /// Arguments of every role.

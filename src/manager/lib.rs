@@ -1,34 +1,37 @@
 //! The manager: reconciles every kind, one directory each.
 //!
-//! One watch for each kind feeds a store that all controllers read, and wakes the
-//! controllers that the change concerns ([`stores`]); each controller works on its own
-//! kind, one object at a time for each key.
+//! One watch for each kind feeds a cache that all controllers read ([`caches`]). Each controller
+//! declares in its own module which changes wake it, and works on its own kind, one object at a
+//! time for each key.
 
+pub mod caches;
 pub mod compute;
+pub mod crd_deletion;
 pub mod image;
-pub mod loss;
 pub mod network;
 pub mod stack;
-pub mod stores;
 pub mod worker;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::Namespace;
-use kube::api::{ObjectMeta, PostParams};
-use kube::{Api, Client};
+use kube::Client;
+use kube::api::ObjectMeta;
 use tokio_util::sync::CancellationToken;
 
 use pileus_api::names::SYSTEM_NAMESPACE;
 use pileus_kube_ext::lease::Leader;
+use pileus_kube_ext::objects::Objects;
 use pileus_kube_ext::telemetry::Readiness;
-use pileus_kube_ext::{ApiError, Context, chain, find};
+use pileus_kube_ext::{ApiError, Context, chain};
 
+pub use caches::Caches;
 use compute::{flavor, host, key_pair, server};
+use network::caches::NetworkCaches;
 use network::pass;
-use network::stores::NetworkStores;
-pub use stores::Stores;
 
 /// How a manager is set up.
 #[derive(Clone, Debug)]
@@ -61,8 +64,8 @@ pub enum Error {
 pub struct Manager {
     /// Client, cluster, events, metrics.
     pub context: Context,
-    /// What is known of every kind.
-    pub stores: Stores,
+    /// The objects of every kind.
+    pub caches: Caches,
     /// How the manager is set up.
     pub config: Config,
     /// What the passes over Stacks share.
@@ -86,7 +89,7 @@ pub async fn run(
         "pileus-manager",
         config.identity.clone(),
     );
-    // A replica that waits for its turn is as ready as it should be.
+    // A replica that waits for leadership is ready as well.
     ready.set(true);
     tokio::select! {
         () = leader.acquire() => {}
@@ -114,32 +117,23 @@ pub async fn run(
 }
 
 async fn lead(config: Config, context: Context, stop: CancellationToken) -> Result<(), Error> {
-    let (stores, wiring) = stores::watch(&context.client);
+    let caches = Caches::watch(&context.client);
     let manager = Arc::new(Manager {
         context,
-        stores,
+        caches,
         config,
         stacks: stack::Shared::default(),
     });
-    let controllers = tokio::select! {
-        () = manager.stores.ready() => {
-            futures::future::join(
-                worker::run(&manager, stack::follow::followed(&manager, wiring.stacks), 16, stack::apart::pass, "stack", stop.clone()),
-            futures::future::join5(
-                worker::run(&manager, wiring.servers, 32, server::reconcile, "server", stop.clone()),
-                worker::run(&manager, wiring.images, 8, image::reconcile, "image", stop.clone()),
-                worker::run(&manager, wiring.key_pairs, 4, key_pair::reconcile, "keypair", stop.clone()),
-                worker::run(&manager, wiring.flavors, 4, flavor::reconcile, "flavor", stop.clone()),
-                worker::run(&manager, wiring.hosts, 8, host::reconcile, "host", stop.clone()),
-            ))
-        }
-        () = loss::let_go_meanwhile(&manager.context.client) => return Ok(()),
+    tokio::select! {
+        () = manager.caches.ready() => {}
+        () = crd_deletion::release_while_crd_deleting(&manager.context.client) => return Ok(()),
         () = stop.cancelled() => return Ok(()),
-    };
+    }
+    let controllers = futures::future::join_all(controllers(&manager, &stop));
     let network = pass::run_network(
         network_config(&manager.config),
         manager.context.clone(),
-        NetworkStores::of(&manager.stores),
+        NetworkCaches::of(&manager.caches),
         stop.clone(),
     );
     let controllers = async {
@@ -148,6 +142,32 @@ async fn lead(config: Config, context: Context, stop: CancellationToken) -> Resu
     };
     futures::future::try_join(controllers, network).await?;
     Ok(())
+}
+
+/// The controllers of the kinds that are reconciled one object at a time.
+fn controllers(manager: &Arc<Manager>, stop: &CancellationToken) -> Vec<BoxFuture<'static, ()>> {
+    let caches = &manager.caches;
+    let stacks = stack::triggers(caches);
+    stack::source_watch::start(manager, &stacks);
+    macro_rules! run {
+        ($triggers:expr, $concurrency:literal, $reconcile:path, $name:literal) => {{
+            let (manager, stop) = (manager.clone(), stop.clone());
+            worker::run(manager, $triggers, $concurrency, $reconcile, $name, stop).boxed()
+        }};
+    }
+    vec![
+        run!(stacks, 16, stack::isolation::reconcile_isolated, "stack"),
+        run!(server::triggers(caches), 32, server::reconcile, "server"),
+        run!(image::triggers(caches), 8, image::reconcile, "image"),
+        run!(
+            key_pair::triggers(caches),
+            4,
+            key_pair::reconcile,
+            "keypair"
+        ),
+        run!(flavor::triggers(caches), 4, flavor::reconcile, "flavor"),
+        run!(host::triggers(caches), 8, host::reconcile, "host"),
+    ]
 }
 
 fn network_config(config: &Config) -> pass::NetworkConfig {
@@ -159,14 +179,13 @@ fn network_config(config: &Config) -> pass::NetworkConfig {
     }
 }
 
-/// Makes a namespace, if it is not there.
+/// Creates a namespace if it does not exist.
 ///
 /// # Errors
 /// When the API server refuses or does not answer.
 pub async fn ensure_namespace(client: &Client, name: &str) -> Result<(), ApiError> {
-    let api: Api<Namespace> = Api::all(client.clone());
-    let action = || ApiError::doing(format!("make the namespace {name}"));
-    if find(&api, name).await.map_err(action())?.is_some() {
+    let namespaces = Objects::<Namespace>::all(client);
+    if namespaces.get(name).await?.is_some() {
         return Ok(());
     }
     let namespace = Namespace {
@@ -176,18 +195,15 @@ pub async fn ensure_namespace(client: &Client, name: &str) -> Result<(), ApiErro
         },
         ..Namespace::default()
     };
-    match api.create(&PostParams::default(), &namespace).await {
-        Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
-        done => done.map(drop).map_err(action()),
-    }
+    namespaces.create(&namespace).await.map(drop)
 }
 
-/// What a pass of a controller ends with: when to look again without any event.
+/// What a pass of a controller ends with: when to reconcile again without any event.
 pub type Outcome = Result<Option<Duration>, ApiError>;
 
 /// Names up to five users, and how many more there are: for messages.
 #[must_use]
-pub fn name_some(mut users: Vec<String>) -> String {
+pub fn list_some(mut users: Vec<String>) -> String {
     users.sort();
     let more = users.len().saturating_sub(5);
     users.truncate(5);
@@ -199,7 +215,7 @@ pub fn name_some(mut users: Vec<String>) -> String {
     }
 }
 
-/// Logs an error of the background that is tried again by itself.
+/// Logs an error in the background that is tried again by itself.
 pub(crate) fn log_retry(what: &str, error: &(dyn std::error::Error + 'static)) {
     tracing::warn!(what, error = %chain(error), "will be tried again");
 }

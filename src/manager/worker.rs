@@ -9,30 +9,21 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use kube::runtime::controller::{Action, Config, ReconcileRequest, applier};
-use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Resource, ResourceExt};
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::{Manager, Outcome};
 use pileus_kube_ext::backoff::Backoff;
+use pileus_kube_ext::triggers::Triggers;
 use pileus_kube_ext::{ApiError, chain};
 
-/// Every object is looked at this often without any event.
+/// Every object is reconciled this often without any event.
 const RESYNC: Duration = Duration::from_secs(300);
-
-/// Where the objects of a kind come from, and what wakes their controller.
-pub struct Source<K: Resource<DynamicType = ()> + 'static> {
-    /// The objects.
-    pub store: Store<K>,
-    /// Keys to look at.
-    pub requests: mpsc::UnboundedReceiver<ObjectRef<K>>,
-}
 
 /// Runs the controller of one kind until `stop`.
 pub async fn run<K, F, Fut>(
-    manager: &Arc<Manager>,
-    source: Source<K>,
+    manager: Arc<Manager>,
+    triggers: Triggers<K>,
     concurrency: u16,
     reconcile: F,
     name: &'static str,
@@ -47,7 +38,8 @@ pub async fn run<K, F, Fut>(
         Duration::from_millis(200),
         Duration::from_secs(30),
     ));
-    let queue = futures::stream::unfold(source.requests, |mut requests| async {
+    let (cache, requests) = triggers.into_parts();
+    let queue = futures::stream::unfold(requests, |mut requests| async {
         let request = requests.recv().await?;
         Some((
             Ok::<_, std::convert::Infallible>(ReconcileRequest::from(request)),
@@ -80,8 +72,8 @@ pub async fn run<K, F, Fut>(
             }
             Action::requeue(wait)
         },
-        manager.clone(),
-        source.store,
+        manager,
+        cache.store().clone(),
         queue,
         Config::default().concurrency(concurrency),
     )

@@ -21,8 +21,9 @@ use pileus_api::{
     SubnetSpec,
 };
 use pileus_kube_ext::{Context, Metrics};
+use pileus_manager::Caches;
+use pileus_manager::network::caches::NetworkCaches;
 use pileus_manager::network::pass::{NetworkConfig, run_network};
-use pileus_manager::network::stores::NetworkStores;
 use pileus_tests::apiserver::TestServer;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -47,10 +48,10 @@ impl Manager {
             identity: identity.to_owned(),
         };
         let stop = CancellationToken::new();
-        let stores = NetworkStores::start(&context.client);
+        let caches = NetworkCaches::of(&Caches::watch(&context.client));
         let until = stop.clone();
         let task = tokio::spawn(async move {
-            run_network(config, context, stores, until).await.unwrap();
+            run_network(config, context, caches, until).await.unwrap();
         });
         Self { stop, task }
     }

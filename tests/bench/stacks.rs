@@ -20,7 +20,7 @@ use pileus_api::Stack;
 use pileus_api::names::MANAGER;
 use pileus_kube_ext::{Context, Metrics};
 use pileus_manager::compute::key_pair;
-use pileus_manager::{Config, Manager, stack, stores, worker};
+use pileus_manager::{Caches, Config, Manager, stack, worker};
 use pileus_tests::apiserver::{TestServer, create};
 use pileus_tests::counting::{Counter, Counts};
 use serde_json::json;
@@ -80,25 +80,19 @@ impl Lab {
         let counter = Counter::default();
         let client = ClientBuilder::try_from(server.config()).unwrap();
         let client = client.with_layer(&counter).build();
-        let (manager, others, wiring) = Self::managers(&server, client).await;
-        let (stacks, pairs) = (manager.clone(), others);
+        let (manager, pairs) = Self::managers(&server, client).await;
+        let stacks = manager.clone();
         tokio::spawn(async move {
-            stacks.stores.ready().await;
+            stacks.caches.ready().await;
             let stop = CancellationToken::new();
-            worker::run(&stacks, wiring.stacks, 16, stack::reconcile, "stack", stop).await;
+            let triggers = stack::triggers(&stacks.caches);
+            worker::run(stacks, triggers, 16, stack::reconcile, "stack", stop).await;
         });
         tokio::spawn(async move {
-            pairs.stores.ready().await;
+            pairs.caches.ready().await;
             let stop = CancellationToken::new();
-            worker::run(
-                &pairs,
-                wiring.key_pairs,
-                4,
-                key_pair::reconcile,
-                "keypair",
-                stop,
-            )
-            .await;
+            let triggers = key_pair::triggers(&pairs.caches);
+            worker::run(pairs, triggers, 4, key_pair::reconcile, "keypair", stop).await;
         });
         Self {
             server,
@@ -108,16 +102,13 @@ impl Lab {
     }
 
     /// One of Stacks, whose requests are counted, and one of everything else.
-    async fn managers(
-        server: &TestServer,
-        counted: Client,
-    ) -> (Arc<Manager>, Arc<Manager>, stores::Wiring) {
-        let (stores, wiring) = stores::watch(&server.client());
+    async fn managers(server: &TestServer, counted: Client) -> (Arc<Manager>, Arc<Manager>) {
+        let caches = Caches::watch(&server.client());
         let manager = async |client| {
             let context = Context::with_client(client, MANAGER, Metrics::default()).await;
             Arc::new(Manager {
                 context: context.unwrap(),
-                stores: stores.clone(),
+                caches: caches.clone(),
                 config: Config {
                     ovn_nb: "unix:/nonexistent/ovnnb_db.sock".into(),
                     underlay_mtu: 1500,
@@ -129,7 +120,7 @@ impl Lab {
         };
         let stacks = manager(counted).await;
         let others = manager(server.client()).await;
-        (stacks, others, wiring)
+        (stacks, others)
     }
 
     fn api<K>(&self) -> Api<K>
@@ -156,7 +147,7 @@ impl Lab {
         let start = Instant::now();
         let mut told = start;
         loop {
-            let all = self.manager.stores.stacks.state();
+            let all = self.manager.caches.stacks.state();
             let said = all.iter().filter(|stack| {
                 let status = stack.status.as_ref();
                 status.is_some_and(|status| {
@@ -186,7 +177,7 @@ impl Lab {
 
     async fn all_are_gone(&self) -> Duration {
         let start = Instant::now();
-        while !self.manager.stores.stacks.state().is_empty() {
+        while !self.manager.caches.stacks.state().is_empty() {
             assert!(start.elapsed() < PATIENCE, "some stacks stay");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -298,7 +289,7 @@ async fn main() {
     print("update", size, start.elapsed(), cpu, &lab.counter.take());
 
     let (start, cpu) = (Instant::now(), processor());
-    for stack in lab.manager.stores.stacks.state() {
+    for stack in lab.manager.caches.stacks.state() {
         let (name, params) = (stack.name_any(), DeleteParams::default());
         drop(api.delete(&name, &params).await.unwrap());
     }

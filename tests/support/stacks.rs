@@ -24,7 +24,7 @@ use pileus_api::{
     ServerGroup, Stack, Subnet, conditions,
 };
 use pileus_kube_ext::{Context, Metrics};
-use pileus_manager::{Config, Manager, stack, stores, worker};
+use pileus_manager::{Caches, Config, Manager, stack, worker};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -119,10 +119,10 @@ impl Cloud {
         let client = client.with_layer(&self.counter).build();
         let context = Context::with_client(client, MANAGER, Metrics::default());
         let context = context.await.unwrap();
-        let (stores, wiring) = stores::watch(&context.client);
+        let caches = Caches::watch(&context.client);
         let manager = Arc::new(Manager {
             context,
-            stores,
+            caches,
             config: Config {
                 ovn_nb: "unix:/nonexistent/ovnnb_db.sock".into(),
                 underlay_mtu: 1500,
@@ -135,9 +135,10 @@ impl Cloud {
         let stop = CancellationToken::new();
         let stopped = stop.clone();
         let running = tokio::spawn(async move {
-            manager.stores.ready().await;
-            let stacks = stack::follow::followed(&manager, wiring.stacks);
-            worker::run(&manager, stacks, 8, stack::reconcile, "stack", stopped).await;
+            manager.caches.ready().await;
+            let triggers = stack::triggers(&manager.caches);
+            stack::source_watch::start(&manager, &triggers);
+            worker::run(manager, triggers, 8, stack::reconcile, "stack", stopped).await;
         });
         self.controller = Some(Controller { stop, running });
     }

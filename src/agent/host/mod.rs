@@ -46,7 +46,7 @@ const MACHINE_TYPES: usize = 32;
 /// Renews the host's Lease until `stop`.
 pub async fn run_heartbeat(agent: Arc<Agent>, stop: CancellationToken) {
     let namespace = host_namespace(&agent.config.host);
-    let mut wait = tokio::time::interval(lease::HEARTBEAT_RENEW);
+    let mut wait = tokio::time::interval(lease::HEARTBEAT_INTERVAL);
     wait.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
@@ -54,7 +54,7 @@ pub async fn run_heartbeat(agent: Arc<Agent>, stop: CancellationToken) {
             _ = wait.tick() => {}
         }
         let beat = lease::heartbeat(&agent.context.client, &namespace, &agent.config.host);
-        match tokio::time::timeout(lease::HEARTBEAT_RENEW, beat).await {
+        match tokio::time::timeout(lease::HEARTBEAT_INTERVAL, beat).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(error = %chain(&error), "heartbeat"),
             Err(_) => tracing::warn!("the heartbeat takes too long"),

@@ -18,7 +18,8 @@ use pileus_api::Instance;
 use pileus_api::names::{AGENT_FINALIZER, GUEST_DATA_KEY, host_namespace};
 use pileus_guest::GuestData;
 use pileus_hypervisor::HostFacts;
-use pileus_kube_ext::{ApiError, chain, finalize};
+use pileus_kube_ext::objects::Objects;
+use pileus_kube_ext::{ApiError, chain};
 use pileus_storage::{DirectoryMetadata, DownloadProgress};
 use pileus_values::quantity::GIB;
 
@@ -100,7 +101,9 @@ pub async fn act(
                 .map_err(Error::Epoch)?;
         }
         Step::DropFinalizer => {
-            finalize::remove(&agent.instances, &**object, AGENT_FINALIZER).await?;
+            Objects::of(agent.instances.clone())
+                .remove_finalizer(object, AGENT_FINALIZER)
+                .await?;
         }
     }
     Ok(())

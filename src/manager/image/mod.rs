@@ -1,18 +1,43 @@
-//! Reconciles Images: says whether one can be used, fixes its digest by the first import,
-//! and tells what hosts found.
+//! Reconciles Images: reports whether one can be used, fixes its digest by the first import,
+//! and reports what hosts found.
 
 pub mod plan;
 
 use std::sync::Arc;
 
 use k8s_openapi::jiff::Timestamp;
-use kube::{Api, ResourceExt};
+use kube::ResourceExt;
+use kube::runtime::reflector::ObjectRef;
 
-use crate::{Manager, Outcome, loss};
+use crate::caches::Caches;
+use crate::compute::server;
+use crate::{Manager, Outcome, crd_deletion};
 use pileus_api::names::{MANAGER, MANAGER_FINALIZER};
-use pileus_api::{Image, Instance};
+use pileus_api::{Image, Instance, Server};
+use pileus_kube_ext::cache::{Index, key_of};
 use pileus_kube_ext::finalize;
+use pileus_kube_ext::objects::Objects;
 use pileus_kube_ext::report::apply_status;
+use pileus_kube_ext::triggers::Triggers;
+
+/// By the uid of the Image that an Instance is made from.
+pub const INSTANCES_BY_IMAGE: Index<Instance> =
+    Index::new("image", |instance| vec![instance.spec.image.uid.clone()]);
+
+/// What wakes the controller of Images.
+#[must_use]
+pub fn triggers(caches: &Caches) -> Triggers<Image> {
+    Triggers::controller(&caches.images)
+        .woken_by(&caches.instances, |instance: &Instance| {
+            let name = instance.spec.image.name.split_once('/');
+            name.map(|(namespace, name)| ObjectRef::new(name).within(namespace))
+        })
+        .woken_by_release(&caches.servers, |server: &Server| {
+            let image = &server.spec.image;
+            let namespace = image.namespace.clone().or_else(|| server.namespace());
+            Some(ObjectRef::new(&image.name).within(&namespace.unwrap_or_default()))
+        })
+}
 
 /// One pass.
 ///
@@ -20,48 +45,38 @@ use pileus_kube_ext::report::apply_status;
 /// When the API server refused or did not answer.
 pub async fn reconcile(image: Arc<Image>, manager: Arc<Manager>) -> Outcome {
     let namespace = image.namespace().unwrap_or_default();
-    let api: Api<Image> = Api::namespaced(manager.context.client.clone(), &namespace);
-    if !finalize::is_deleting(&*image) && finalize::add(&api, &image, MANAGER_FINALIZER).await? {
+    let images = Objects::<Image>::namespaced(&manager.context.client, &namespace);
+    let is_deleting = finalize::is_deleting(&*image);
+    if !is_deleting && let Some(_) = images.add_finalizer(&image, MANAGER_FINALIZER).await? {
         // The change wakes us again, with the version that the status is written to.
         return Ok(None);
     }
-    let uid = image.uid();
-    let instances: Vec<Arc<Instance>> = manager
-        .stores
+    let caches = &manager.caches;
+    let instances = caches
         .instances
-        .state()
-        .into_iter()
-        .filter(|i| Some(&i.spec.image.uid) == uid.as_ref())
+        .by(&INSTANCES_BY_IMAGE, &image.uid().unwrap_or_default());
+    let users = caches.servers.by(&server::BY_IMAGE, &key_of(&*image));
+    let users = users
+        .iter()
+        // Users in other namespaces never keep an Image from being deleted.
+        .filter(|server| server.namespace().as_deref() == Some(&namespace))
+        .map(|server| server.name_any())
         .collect();
-    let name = image.name_any();
-    let users = manager
-        .stores
-        .servers
-        .state()
-        .into_iter()
-        // Users in other namespaces never hold the owner back.
-        .filter(|s| s.namespace().as_deref() == Some(&namespace))
-        .filter(|s| {
-            let reference = &s.spec.image;
-            reference.name == name && reference.namespace.as_ref().is_none_or(|n| *n == namespace)
-        })
-        .map(|s| s.name_any())
-        .collect();
-    let is_deleting = finalize::is_deleting(&*image);
-    let seen = plan::Seen {
+    let observed = plan::Observed {
         instances: instances.iter().map(AsRef::as_ref).collect(),
         users,
-        kind_lost: is_deleting && loss::of_kind::<Image>(&manager.context.client).await?,
+        crd_deleting: is_deleting
+            && crd_deletion::is_crd_deleting::<Image>(&manager.context.client).await?,
     };
-    let plan = plan::plan(&image, &seen, Timestamp::now());
+    let plan = plan::plan(&image, &observed, Timestamp::now());
     if plan.release {
-        finalize::remove(&api, &image, MANAGER_FINALIZER).await?;
+        images.remove_finalizer(&image, MANAGER_FINALIZER).await?;
         return Ok(None);
     }
     if is_deleting && !finalize::has(&*image, MANAGER_FINALIZER) {
         return Ok(None);
     }
-    if apply_status(&api, MANAGER, &*image, &plan.status).await? {
+    if apply_status(images.api(), MANAGER, &*image, &plan.status).await? {
         manager.context.metrics.status_written("image");
     }
     Ok(None)

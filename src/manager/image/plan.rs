@@ -1,34 +1,34 @@
-//! Decides what to say of an Image. Pure.
+//! Decides what to report of an Image. Pure.
 
 use k8s_openapi::jiff::Timestamp;
 
-use crate::name_some;
+use crate::list_some;
 use pileus_api::conditions::{self, ConditionType, Observation};
 use pileus_api::image::{DiskFormat, ImageStatus, Source};
 use pileus_api::{Image, Instance, Reason, validation};
 use pileus_kube_ext::finalize;
 
-/// What was seen.
-pub struct Seen<'a> {
+/// Everything that a decision is made from.
+pub struct Observed<'a> {
     /// Instances made from it.
     pub instances: Vec<&'a Instance>,
     /// Servers of its namespace that name it.
     pub users: Vec<String>,
-    /// It is being deleted only because the kind itself is.
-    pub kind_lost: bool,
+    /// It is being deleted only because its CustomResourceDefinition is.
+    pub crd_deleting: bool,
 }
 
-/// What to do and say.
+/// What to do and report.
 pub struct Plan {
-    /// Let the Image go.
+    /// Release the Image.
     pub release: bool,
-    /// What to say.
+    /// What to report.
     pub status: ImageStatus,
 }
 
 /// Decides for one Image.
 #[must_use]
-pub fn plan(image: &Image, seen: &Seen<'_>, now: Timestamp) -> Plan {
+pub fn plan(image: &Image, observed: &Observed<'_>, now: Timestamp) -> Plan {
     let old = image.status.clone().unwrap_or_default();
     let by_checksum = image
         .spec
@@ -37,11 +37,11 @@ pub fn plan(image: &Image, seen: &Seen<'_>, now: Timestamp) -> Plan {
         .as_ref()
         .map(|c| c.to_ascii_lowercase())
         .filter(|c| c.starts_with("sha256:"));
-    let imported = seen
+    let imported = observed
         .instances
         .iter()
         .filter_map(|i| i.status.as_ref()?.image.as_ref());
-    // Of several hosts that fetched at once the first to be seen counts, for good.
+    // Of several hosts that fetched at once the first to be observed counts, for ever.
     let digest = old
         .digest
         .clone()
@@ -55,7 +55,7 @@ pub fn plan(image: &Image, seen: &Seen<'_>, now: Timestamp) -> Plan {
     let size = old.size.or_else(|| sizes.map(|i| i.size));
     let virtual_size = old.virtual_size.or_else(|| sizes.map(|i| i.virtual_size));
 
-    let ready = ready(image, source.as_ref(), &seen.users);
+    let ready = ready(image, source.as_ref(), &observed.users);
     let verified = if size.is_some() {
         Observation::yes(
             ConditionType::Verified,
@@ -63,7 +63,7 @@ pub fn plan(image: &Image, seen: &Seen<'_>, now: Timestamp) -> Plan {
             "fetched and checked",
         )
     } else {
-        failure(seen).unwrap_or_else(|| {
+        failure(observed).unwrap_or_else(|| {
             Observation::unknown(
                 ConditionType::Verified,
                 Reason::NotFetched,
@@ -73,7 +73,7 @@ pub fn plan(image: &Image, seen: &Seen<'_>, now: Timestamp) -> Plan {
     };
     let deleting = finalize::is_deleting(image);
     Plan {
-        release: deleting && (seen.users.is_empty() || seen.kind_lost),
+        release: deleting && (observed.users.is_empty() || observed.crd_deleting),
         status: ImageStatus {
             observed_generation: image.metadata.generation,
             digest,
@@ -93,7 +93,7 @@ pub fn plan(image: &Image, seen: &Seen<'_>, now: Timestamp) -> Plan {
 fn ready(image: &Image, fixed: Option<&Source>, users: &[String]) -> Observation {
     let no = |reason, message| Observation::no(ConditionType::Ready, reason, message);
     if finalize::is_deleting(image) {
-        let users = name_some(users.to_vec());
+        let users = list_some(users.to_vec());
         return no(
             Reason::InUse,
             format!("cannot be deleted while Servers use it: {users}; delete them first"),
@@ -114,8 +114,8 @@ fn ready(image: &Image, fixed: Option<&Source>, users: &[String]) -> Observation
             Reason::InvalidSpec,
             format!(
                 "spec.source: {} is not what the digest was fixed by, which was {}; set it back, or make a new Image for other bytes. Servers that have the old bytes keep them",
-                words(&image.spec.source),
-                words(fixed)
+                source_text(&image.spec.source),
+                source_text(fixed)
             ),
         );
     }
@@ -129,14 +129,14 @@ fn ready(image: &Image, fixed: Option<&Source>, users: &[String]) -> Observation
     }
 }
 
-fn words(source: &Source) -> String {
+fn source_text(source: &Source) -> String {
     let checksum = source.checksum.as_ref();
     let checksum = checksum.map_or_else(String::new, |c| format!(" with checksum {c}"));
     format!("{}{checksum}", source.url)
 }
 
-/// What a host says about bytes that it could not get or use.
-fn failure(seen: &Seen<'_>) -> Option<Observation> {
+/// What a host reports about bytes that it could not get or use.
+fn failure(observed: &Observed<'_>) -> Option<Observation> {
     const ABOUT_THE_IMAGE: [Reason; 10] = [
         Reason::ChecksumMismatch,
         Reason::DigestMismatch,
@@ -149,7 +149,7 @@ fn failure(seen: &Seen<'_>) -> Option<Observation> {
         Reason::HasBackingFile,
         Reason::UnsupportedFormat,
     ];
-    seen.instances.iter().find_map(|instance| {
+    observed.instances.iter().find_map(|instance| {
         let status = instance.status.as_ref()?;
         let ready = conditions::find(&status.conditions, ConditionType::Ready)?;
         let reason = Reason::parse(&ready.reason).filter(|r| ABOUT_THE_IMAGE.contains(r))?;
@@ -172,17 +172,17 @@ mod tests {
     }
 
     #[test]
-    fn a_source_that_changes_after_the_digest_was_fixed_is_told_and_changes_nothing() {
-        let seen = Seen {
+    fn a_source_that_changes_after_the_digest_was_fixed_is_reported_and_changes_nothing() {
+        let observed = Observed {
             instances: vec![],
             users: vec![],
-            kind_lost: false,
+            crd_deleting: false,
         };
-        let first = plan(&image("https://a/tiny"), &seen, Timestamp::UNIX_EPOCH);
+        let first = plan(&image("https://a/tiny"), &observed, Timestamp::UNIX_EPOCH);
         assert_eq!(first.status.conditions[0].status, "True");
         let mut changed = image("https://b/tiny");
         changed.status = Some(first.status.clone());
-        let then = plan(&changed, &seen, Timestamp::UNIX_EPOCH).status;
+        let then = plan(&changed, &observed, Timestamp::UNIX_EPOCH).status;
         assert_eq!(then.conditions[0].reason, Reason::InvalidSpec.as_str());
         for part in ["https://a/tiny", "https://b/tiny", "set it back"] {
             assert!(then.conditions[0].message.contains(part), "{then:?}");

@@ -1,6 +1,6 @@
 //! What a planner decides about one object. Planners and the pass that runs them both use it.
 
-use crate::name_some;
+use crate::list_some;
 use pileus_api::{ConditionType, Reason, conditions::Observation};
 
 /// Whether an object is being deleted, and whether its deletion may be completed.
@@ -65,7 +65,7 @@ impl<S> Decision<S> {
                 Reason::InUse,
                 format!(
                     "the deletion of this {kind} waits for {count} that use it: {}",
-                    name_some(users)
+                    list_some(users)
                 ),
             ),
             deletion: Deletion::Blocked,

@@ -26,7 +26,7 @@ use pileus_values::{ClusterId, Owner};
 ///
 /// `reconciled`: kinds that have a planner, in the order of planning: a kind comes after those
 /// whose decisions its planner needs. `written`: kinds that a pass writes and others own. `read`:
-/// kinds that are only read. The names are those of [`NetworkStores`](super::stores::NetworkStores).
+/// kinds that are only read. The names are those of [`NetworkCaches`](super::caches::NetworkCaches).
 macro_rules! network_kinds {
     ($callback:ident) => {
         $callback! {

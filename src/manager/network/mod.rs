@@ -9,9 +9,10 @@
 //! | [`pass`] | observes, plans, acts, reports, for all kinds at once |
 //!
 //! A new kind takes a directory with an implementation of [`kinds::NetworkKind`], a line in the
-//! list of [`kinds`], and a store in [`stores`].
+//! list of [`kinds`], and a cache in [`caches`].
 
 pub mod address_pool;
+pub mod caches;
 pub mod decision;
 pub mod kinds;
 #[allow(
@@ -26,5 +27,4 @@ pub mod port;
 mod requests;
 pub mod security_group;
 pub mod security_group_rule;
-pub mod stores;
 pub mod subnet;

@@ -6,29 +6,30 @@ use std::borrow::Cow;
 use k8s_openapi::NamespaceResourceScope;
 use kube::core::ApiResource;
 use kube::core::object::HasSpec;
-use kube::runtime::reflector::Store;
 use kube::{Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::record::Reference;
-use crate::Stores;
+use super::triggers::{by_stack, makers};
+use crate::caches::Caches;
 use pileus_api::Stack;
-use pileus_api::names::STACK_UID_LABEL;
+use pileus_kube_ext::cache::Cache;
+use pileus_kube_ext::triggers::Triggers;
 use pileus_stack::value::Value;
 
-/// All of them. To add a kind, name the store in which its objects are watched.
+/// All of them. To add a kind, name the cache in which its objects are watched.
 static KINDS: [&dyn ChildKind; 10] = [
-    &Watched(|stores| &stores.servers),
-    &Watched(|stores| &stores.networks),
-    &Watched(|stores| &stores.subnets),
-    &Watched(|stores| &stores.ports),
-    &Watched(|stores| &stores.groups),
-    &Watched(|stores| &stores.rules),
-    &Watched(|stores| &stores.key_pairs),
-    &Watched(|stores| &stores.images),
-    &Watched(|stores| &stores.server_groups),
-    &Watched(|stores| &stores.flavors),
+    &Watched(|caches| &caches.servers),
+    &Watched(|caches| &caches.networks),
+    &Watched(|caches| &caches.subnets),
+    &Watched(|caches| &caches.ports),
+    &Watched(|caches| &caches.groups),
+    &Watched(|caches| &caches.rules),
+    &Watched(|caches| &caches.key_pairs),
+    &Watched(|caches| &caches.images),
+    &Watched(|caches| &caches.server_groups),
+    &Watched(|caches| &caches.flavors),
 ];
 
 /// All kinds of Pileus whose objects a Stack can make.
@@ -58,19 +59,22 @@ pub(super) trait ChildKind: Sync {
     fn is_namespaced(&self) -> bool;
 
     /// A watched object; `namespace` has no meaning if the kind is not namespaced.
-    fn find(&self, stores: &Stores, namespace: &str, name: &str) -> Option<Value>;
+    fn find(&self, caches: &Caches, namespace: &str, name: &str) -> Option<Value>;
 
     /// The watched objects of a namespace with the label of the Stack with this uid, and their uids.
-    fn labelled(&self, stores: &Stores, namespace: &str, uid: &str) -> Vec<(Reference, String)>;
+    fn labelled(&self, caches: &Caches, namespace: &str, uid: &str) -> Vec<(Reference, String)>;
+
+    /// Wakes the Stack that has made an object of this kind when that changes.
+    fn wake_makers(&self, caches: &Caches, stacks: Triggers<Stack>) -> Triggers<Stack>;
 
     /// A spec with the defaults of its type; `None` if it is not a spec of this kind.
     fn with_defaults(&self, spec: &Value) -> Option<Value>;
 }
 
-/// A kind whose objects are in the store that this function returns.
-struct Watched<K: Resource + 'static>(fn(&Stores) -> &Store<K>)
+/// A kind whose objects are in the cache that this function returns.
+struct Watched<K: 'static>(fn(&Caches) -> &Cache<K>)
 where
-    K::DynamicType: std::hash::Hash + Eq;
+    K: Resource<DynamicType = ()> + Clone;
 
 impl<K> ChildKind for Watched<K>
 where
@@ -89,19 +93,15 @@ where
         TypeId::of::<K::Scope>() == TypeId::of::<NamespaceResourceScope>()
     }
 
-    fn find(&self, stores: &Stores, namespace: &str, name: &str) -> Option<Value> {
+    fn find(&self, caches: &Caches, namespace: &str, name: &str) -> Option<Value> {
         let namespace = if self.is_namespaced() { namespace } else { "" };
-        let object = Stores::find(self.0(stores), namespace, name)?;
+        let object = self.0(caches).get(namespace, name)?;
         serde_json::to_value(&*object).ok().map(Value::from)
     }
 
-    fn labelled(&self, stores: &Stores, namespace: &str, uid: &str) -> Vec<(Reference, String)> {
-        let objects = self.0(stores).state().into_iter();
-        let objects = objects.filter(|object| {
-            let label = object.labels().get(STACK_UID_LABEL);
-            label.is_some_and(|label| label == uid)
-                && object.namespace().as_deref() == Some(namespace)
-        });
+    fn labelled(&self, caches: &Caches, namespace: &str, uid: &str) -> Vec<(Reference, String)> {
+        let objects = self.0(caches).by(&by_stack(), uid).into_iter();
+        let objects = objects.filter(|object| object.namespace().as_deref() == Some(namespace));
         let reference = |name: String| Reference {
             api_version: K::api_version(&()).into_owned(),
             kind: K::kind(&()).into_owned(),
@@ -116,6 +116,10 @@ where
                 )
             })
             .collect()
+    }
+
+    fn wake_makers(&self, caches: &Caches, stacks: Triggers<Stack>) -> Triggers<Stack> {
+        stacks.woken_by(self.0(caches), makers(&caches.stacks))
     }
 
     fn with_defaults(&self, spec: &Value) -> Option<Value> {

@@ -6,9 +6,8 @@
 //! hidden parameters never have to be written into a child's spec, and after a crash an outer and
 //! an inner stack cannot disagree.
 
-pub mod apart;
 pub mod children;
-pub mod follow;
+pub mod isolation;
 mod kinds;
 mod managed_fields;
 pub mod plan;
@@ -18,8 +17,10 @@ pub mod record_store;
 mod recovery;
 pub mod served_kinds;
 mod shared;
+pub mod source_watch;
 pub mod sources;
 pub mod status;
+pub mod triggers;
 
 #[cfg(test)]
 mod tests;
@@ -34,13 +35,14 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use uuid::Uuid;
 
-use crate::{Manager, Outcome, loss};
+use crate::{Manager, Outcome, crd_deletion};
 use children::Children;
 use pileus_api::names::{
     CLEAR_HOOKS_ANNOTATION, MANAGER, MANAGER_FINALIZER, REBUILD_RECORD_ANNOTATION,
 };
 use pileus_api::stack::OnFailure;
 use pileus_api::{Reason, Stack, StackStatus};
+use pileus_kube_ext::objects::Objects;
 use pileus_kube_ext::report::apply_status;
 use pileus_kube_ext::{ApiError, chain, finalize};
 use pileus_stack::masking::mask_text;
@@ -50,6 +52,7 @@ use plan::{Observed, Plan, Problem, Step};
 use record::{Action, Key, Reference, Sources, StackRecord, State};
 use record_store::RecordStore;
 pub use shared::Shared;
+pub use triggers::{by_stack, triggers};
 
 /// How often a Stack is reconciled while a problem blocks it whose end is not watched.
 const BLOCKED_RETRY_INTERVAL: Duration = Duration::from_secs(30);
@@ -85,8 +88,12 @@ async fn try_reconcile(stack: Arc<Stack>, manager: Arc<Manager>) -> Outcome {
     if has_no_finalizer || manager.stacks.is_released(&uid) {
         return Ok(None);
     }
-    if !deleting && finalize::add(&api, &stack, MANAGER_FINALIZER).await? {
-        return Ok(None);
+    if !deleting {
+        let stacks = Objects::of(api.clone());
+        let added = stacks.add_finalizer(&stack, MANAGER_FINALIZER).await?;
+        if added.is_some() {
+            return Ok(None);
+        }
     }
     if let Some(left) = manager.stacks.remaining_delay(&uid) {
         return Ok(Some(left));
@@ -107,7 +114,7 @@ async fn try_reconcile(stack: Arc<Stack>, manager: Arc<Manager>) -> Outcome {
         read => read?,
     };
     let (record, mut version) = read.map_or((None, None), |(l, v)| (Some(l), Some(v)));
-    let children = Children::of(client, &manager.stores, &manager.stacks, &stack);
+    let children = Children::of(client, &manager.caches, &manager.stacks, &stack);
     let is_lost = plan::rebuild::is_lost(&stack, record.as_ref());
     let mut observed = observe(&stack, &manager, &store, &children, record).await?;
     manager.stacks.delay_next_pass(
@@ -124,12 +131,12 @@ async fn try_reconcile(stack: Arc<Stack>, manager: Arc<Manager>) -> Outcome {
         write_status(&api, &stack, &manager, &status).await?;
         return Ok(Some(BLOCKED_RETRY_INTERVAL));
     }
-    let mut plan = match apart::compute(|| plan::plan(&stack, &observed)) {
+    let mut plan = match isolation::compute(|| plan::plan(&stack, &observed)) {
         Ok(plan) => plan,
         Err(fault) => {
             let status = status::blocked(&stack, &fault, observed.now);
             write_status(&api, &stack, &manager, &status).await?;
-            return Ok(Some(apart::AFTER_FAULT));
+            return Ok(Some(isolation::PANIC_RETRY_INTERVAL));
         }
     };
     if let Some(sources) = &plan.new_sources {
@@ -189,7 +196,8 @@ async fn release_stack(
         Some(record) => store.delete_record(Some(record)).await?,
         None => store.delete_all().await?,
     }
-    finalize::remove(api, stack, MANAGER_FINALIZER).await?;
+    let stacks = Objects::of(api.clone());
+    stacks.remove_finalizer(stack, MANAGER_FINALIZER).await?;
     manager.stacks.forget(&stack.uid().unwrap_or_default());
     Ok(())
 }
@@ -321,7 +329,7 @@ async fn is_definition_deleted(stack: &Stack, manager: &Manager) -> Result<bool,
     if manager.stacks.is_deletion_requested(&uid) {
         return Ok(false);
     }
-    let lost = loss::of_kind::<Stack>(&manager.context.client).await?;
+    let lost = crd_deletion::is_crd_deleting::<Stack>(&manager.context.client).await?;
     if !lost {
         manager.stacks.note_deletion_requested(&uid);
     }

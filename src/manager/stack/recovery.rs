@@ -3,8 +3,8 @@
 
 use std::collections::BTreeSet;
 
-use super::apart;
 use super::children::Children;
+use super::isolation;
 use super::plan::rebuild::{is_confirmed, problem, rebuild};
 use super::plan::{Observed, Problem};
 use super::record::StackRecord;
@@ -28,7 +28,7 @@ pub(super) async fn rebuild_record(
     let mut already_read = BTreeSet::new();
     // Names and contents of objects may depend on other objects, so this may take several rounds.
     let rebuilt = loop {
-        let rebuilt = match apart::compute(|| rebuild(stack, observed, &already_read)) {
+        let rebuilt = match isolation::compute(|| rebuild(stack, observed, &already_read)) {
             Ok(rebuilt) => rebuilt,
             Err(fault) => return Ok(Some(fault)),
         };

@@ -18,7 +18,7 @@ const PASS_INTERVAL_PER_RESOURCE: Duration = Duration::from_millis(2);
 /// What each resource adds to the longest delay of a status that reports nothing but progress.
 const REPORT_DELAY_PER_RESOURCE: Duration = Duration::from_millis(100);
 
-/// How far the stores of watched objects can be behind the API server.
+/// How far the caches of watched objects can be behind the API server.
 const MAX_STORE_LAG: Duration = Duration::from_mins(10);
 
 /// How long passes over a Stack must fail before that is reported in its status: short failures
@@ -55,7 +55,7 @@ struct Passes {
     failing_since: HashMap<String, Instant>,
     /// Those whose own deletion was requested, before any deletion of their definition.
     deletion_requested: HashSet<String>,
-    /// When the finalizer of each was removed: the store may contain it a little longer.
+    /// When the finalizer of each was removed: the cache may contain it a little longer.
     released: HashMap<String, Instant>,
 }
 

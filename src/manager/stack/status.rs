@@ -216,7 +216,7 @@ fn waiting_at_hooks(record: &StackRecord) -> String {
     if names.is_empty() {
         return String::new();
     }
-    let names = crate::name_some(names);
+    let names = crate::list_some(names);
     format!("; waiting at a hook: {names}; the annotation {CLEAR_HOOKS_ANNOTATION} clears it")
 }
 

@@ -2,7 +2,7 @@
 
 use crate::placement::facts::{NumaRequest, PciAffinity, ResourceRequest};
 use pileus_api::common::Claim;
-use pileus_api::topology::{CpuPolicy, NumaConstraints, Words, number};
+use pileus_api::topology::{CpuPolicy, NumaConstraints, Properties, number};
 
 /// The resources of a Server of this size.
 ///
@@ -14,8 +14,8 @@ use pileus_api::topology::{CpuPolicy, NumaConstraints, Words, number};
 /// The text names the key and what is wrong with it.
 pub fn resource_request(
     claim: Claim,
-    flavor: &Words,
-    image: &Words,
+    flavor: &Properties,
+    image: &Properties,
 ) -> Result<ResourceRequest, String> {
     let mut resources = ResourceRequest {
         claim,
@@ -84,7 +84,7 @@ mod tests {
         }
     }
 
-    fn words(text: &str) -> Words {
+    fn words(text: &str) -> Properties {
         let pairs = text.split_whitespace().filter_map(|p| p.split_once('='));
         pairs.map(|(k, v)| (k.to_owned(), v.to_owned())).collect()
     }
@@ -128,7 +128,7 @@ mod tests {
             ("hw:mem_page_size=huge", "none of small"),
             ("hw:pci_numa_affinity_policy=socket", "not one of legacy"),
         ] {
-            let error = resource_request(claim(), &words(flavor), &Words::new()).unwrap_err();
+            let error = resource_request(claim(), &words(flavor), &Properties::new()).unwrap_err();
             assert!(error.contains(expected), "{flavor}: {error}");
         }
     }
@@ -138,7 +138,7 @@ mod tests {
         fn no_text_causes_a_panic(key in "(resources:X|pci_passthrough:alias)", text in "[0-9,^:-]{0,12}|\\PC{0,8}") {
             let mut flavor = words("hw:cpu_policy=dedicated");
             flavor.insert(key, text);
-            let _ = resource_request(claim(), &flavor, &Words::new());
+            let _ = resource_request(claim(), &flavor, &Properties::new());
         }
     }
 }

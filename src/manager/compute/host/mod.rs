@@ -1,24 +1,39 @@
-//! Reconciles Hosts: makes their namespace, and tells by their heartbeat whether they are
-//! there. Nothing else follows from a lost heartbeat: a VM behind it may still run.
+//! Reconciles Hosts: creates their namespace, and reports by their heartbeat whether their agent
+//! is alive. Nothing else follows from a lost heartbeat: the VMs of the host may still run.
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::jiff::Timestamp;
+use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt};
 use serde_json::json;
 
-use crate::{Manager, Outcome, Stores, ensure_namespace};
+use crate::caches::Caches;
+use crate::{Manager, Outcome, ensure_namespace};
 use pileus_api::conditions::{self, ConditionType, Observation};
-use pileus_api::names::{MANAGER, host_namespace};
+use pileus_api::names::{HOST_NAMESPACE_PREFIX, MANAGER, host_namespace};
 use pileus_api::{Host, Reason, validation};
 use pileus_kube_ext::lease::{HEARTBEAT, HEARTBEAT_SECONDS};
 use pileus_kube_ext::report::apply_status;
+use pileus_kube_ext::triggers::Triggers;
 
 /// The last heartbeat of each host, and when it was seen *here*: clocks of two machines
 /// are never compared.
-static SEEN: LazyLock<Mutex<HashMap<String, (String, Instant)>>> = LazyLock::new(Mutex::default);
+static HEARTBEATS: LazyLock<Mutex<HashMap<String, (String, Instant)>>> =
+    LazyLock::new(Mutex::default);
+
+/// What wakes the controller of Hosts.
+#[must_use]
+pub fn triggers(caches: &Caches) -> Triggers<Host> {
+    Triggers::controller(&caches.hosts).woken_by(&caches.leases, |lease: &Lease| {
+        let namespace = lease.namespace().unwrap_or_default();
+        let host = namespace.strip_prefix(HOST_NAMESPACE_PREFIX);
+        host.map(ObjectRef::new)
+    })
+}
 
 /// One pass.
 ///
@@ -27,15 +42,15 @@ static SEEN: LazyLock<Mutex<HashMap<String, (String, Instant)>>> = LazyLock::new
 pub async fn reconcile(host: Arc<Host>, manager: Arc<Manager>) -> Outcome {
     let name = host.name_any();
     let namespace = host_namespace(&name);
-    let lease = Stores::find(&manager.stores.leases, &namespace, HEARTBEAT);
+    let lease = manager.caches.leases.get(&namespace, HEARTBEAT);
     if lease.is_none() {
         ensure_namespace(&manager.context.client, &namespace).await?;
     }
     let lasts = Duration::from_secs(HEARTBEAT_SECONDS.unsigned_abs().into());
     let beat = lease.and_then(|l| l.resource_version());
     let left = beat.as_ref().and_then(|beat| {
-        let mut seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner);
-        let (last, at) = seen
+        let mut heartbeats = HEARTBEATS.lock().unwrap_or_else(PoisonError::into_inner);
+        let (last, at) = heartbeats
             .entry(name.clone())
             .or_insert_with(|| (beat.clone(), Instant::now()));
         if last != beat {
@@ -46,12 +61,12 @@ pub async fn reconcile(host: Arc<Host>, manager: Arc<Manager>) -> Outcome {
             .checked_sub(at.elapsed())
             .filter(|left| !left.is_zero())
     });
-    let said = host
+    let reported = host
         .status
         .as_ref()
         .map(|s| s.conditions.as_slice())
         .unwrap_or_default();
-    let mut ready = ready(&name, beat.is_some(), left.is_some(), said);
+    let mut ready = ready(&name, beat.is_some(), left.is_some(), reported);
     // Old API servers do not hold to the rules of the definition. A host that is silent is
     // worse than one that is set up wrongly, and nothing may hide that.
     if ready.status == Some(true)
@@ -60,7 +75,7 @@ pub async fn reconcile(host: Arc<Host>, manager: Arc<Manager>) -> Outcome {
         ready = Observation::no(ConditionType::Ready, Reason::InvalidSpec, message);
     }
     let status = json!({
-        "conditions": conditions::merge(said, [ready.clone()], host.metadata.generation, Timestamp::now()),
+        "conditions": conditions::merge(reported, [ready.clone()], host.metadata.generation, Timestamp::now()),
     });
     let api: Api<Host> = Api::all(manager.context.client.clone());
     if apply_status(&api, MANAGER, &*host, &status).await? {
@@ -81,22 +96,22 @@ pub async fn reconcile(host: Arc<Host>, manager: Arc<Manager>) -> Outcome {
     Ok(left.map(|left| left + Duration::from_millis(500)))
 }
 
-/// A Host is ready when it is heard from and can take Servers.
+/// A Host is ready when its agent is alive and it can take Servers.
 fn ready(
     name: &str,
-    heard_ever: bool,
-    heard: bool,
-    said: &[k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition],
+    has_heartbeat: bool,
+    is_alive: bool,
+    reported: &[k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition],
 ) -> Observation {
     use ConditionType::Ready;
-    if !heard_ever {
+    if !has_heartbeat {
         return Observation::unknown(
             Ready,
             Reason::Pending,
             "its agent has not been heard from yet",
         );
     }
-    if !heard {
+    if !is_alive {
         return Observation::unknown(
             Ready,
             Reason::HeartbeatLost,
@@ -108,7 +123,7 @@ fn ready(
         ConditionType::NetworkAvailable,
         ConditionType::DiskAvailable,
     ] {
-        match conditions::find(said, needed) {
+        match conditions::find(reported, needed) {
             Some(c) if c.status == "True" => {}
             Some(c) => {
                 let reason = Reason::parse(&c.reason).unwrap_or(Reason::Retrying);
@@ -118,7 +133,7 @@ fn ready(
                 return Observation::unknown(
                     Ready,
                     Reason::Pending,
-                    "its agent has not told its state yet",
+                    "its agent has not reported its state yet",
                 );
             }
         }

@@ -5,15 +5,32 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use k8s_openapi::jiff::Timestamp;
-use kube::{Api, ResourceExt};
+use kube::ResourceExt;
+use kube::runtime::reflector::ObjectRef;
 use sha2::{Digest, Sha256};
 
-use crate::{Manager, Outcome, loss, name_some};
+use crate::caches::Caches;
+use crate::compute::server;
+use crate::{Manager, Outcome, crd_deletion, list_some};
 use pileus_api::conditions::{self, ConditionType, Observation};
 use pileus_api::names::{MANAGER, MANAGER_FINALIZER};
-use pileus_api::{KeyPair, KeyPairStatus, Reason};
+use pileus_api::{KeyPair, KeyPairStatus, Reason, Server};
+use pileus_kube_ext::cache::key_of;
 use pileus_kube_ext::finalize;
+use pileus_kube_ext::objects::Objects;
 use pileus_kube_ext::report::apply_status;
+use pileus_kube_ext::triggers::Triggers;
+
+/// What wakes the controller of KeyPairs.
+#[must_use]
+pub fn triggers(caches: &Caches) -> Triggers<KeyPair> {
+    Triggers::controller(&caches.key_pairs).woken_by_release(&caches.servers, |server: &Server| {
+        let namespace = server.namespace().unwrap_or_default();
+        let names = server.spec.key_pairs.iter();
+        let pairs = names.map(|name| ObjectRef::new(name).within(&namespace));
+        pairs.collect::<Vec<_>>()
+    })
+}
 
 /// One pass.
 ///
@@ -21,32 +38,29 @@ use pileus_kube_ext::report::apply_status;
 /// When the API server refused or did not answer.
 pub async fn reconcile(pair: Arc<KeyPair>, manager: Arc<Manager>) -> Outcome {
     let namespace = pair.namespace().unwrap_or_default();
-    let api: Api<KeyPair> = Api::namespaced(manager.context.client.clone(), &namespace);
+    let pairs = Objects::<KeyPair>::namespaced(&manager.context.client, &namespace);
     let deleting = finalize::is_deleting(&*pair);
-    if !deleting && finalize::add(&api, &pair, MANAGER_FINALIZER).await? {
+    if !deleting && let Some(_) = pairs.add_finalizer(&pair, MANAGER_FINALIZER).await? {
         return Ok(None);
     }
-    let name = pair.name_any();
     // A Server whose guest has been built holds the key itself.
-    let users: Vec<_> = manager
-        .stores
+    let users = manager
+        .caches
         .servers
-        .state()
-        .into_iter()
-        .filter(|s| s.namespace().as_deref() == Some(&namespace))
-        .filter(|s| s.spec.key_pairs.contains(&name))
-        .map(|s| s.name_any())
-        .collect();
+        .by(&server::BY_KEY_PAIR, &key_of(&*pair));
+    let users: Vec<_> = users.iter().map(|server| server.name_any()).collect();
     let is_free = users.is_empty();
-    if deleting && (is_free || loss::of_kind::<KeyPair>(&manager.context.client).await?) {
-        finalize::remove(&api, &pair, MANAGER_FINALIZER).await?;
+    if deleting
+        && (is_free || crd_deletion::is_crd_deleting::<KeyPair>(&manager.context.client).await?)
+    {
+        pairs.remove_finalizer(&pair, MANAGER_FINALIZER).await?;
         return Ok(None);
     }
     if deleting && !finalize::has(&*pair, MANAGER_FINALIZER) {
         return Ok(None);
     }
     let status = status(&pair, users, Timestamp::now());
-    if apply_status(&api, MANAGER, &*pair, &status).await? {
+    if apply_status(pairs.api(), MANAGER, &*pair, &status).await? {
         manager.context.metrics.status_written("keypair");
     }
     Ok(None)
@@ -60,7 +74,7 @@ fn status(pair: &KeyPair, users: Vec<String>, now: Timestamp) -> KeyPairStatus {
         .unwrap_or_default();
     let parsed = parse(&pair.spec.public_key);
     let ready = if finalize::is_deleting(pair) {
-        let users = name_some(users);
+        let users = list_some(users);
         let message = format!("cannot be deleted while Servers use it: {users}; delete them first");
         Observation::no(ConditionType::Ready, Reason::InUse, message)
     } else {

@@ -1,9 +1,9 @@
-//! What the Server's guest is told, from what was resolved. Pure.
+//! The data of the Server's guest, from what was resolved. Pure.
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::plan::{NicSeen, Seen, UserData};
+use super::plan::{Observed, ObservedNic, UserData};
 use pileus_api::subnet::Dhcp;
 use pileus_api::{Server, Subnet};
 use pileus_guest::{GuestData, Link, LinkNetwork, Route};
@@ -14,29 +14,29 @@ use kube::ResourceExt;
 /// The guest's data. Addresses that do not parse are left out: they were given by the
 /// controller of Ports, which parsed them.
 #[must_use]
-pub fn guest_data(server: &Server, seen: &Seen) -> GuestData {
+pub fn guest_data(server: &Server, observed: &Observed) -> GuestData {
     let namespace = server.namespace().unwrap_or_default();
     GuestData {
-        instance_id: stable_id(&seen.cluster, "Server", &namespace, &server.name_any()),
+        instance_id: stable_id(&observed.cluster, "Server", &namespace, &server.name_any()),
         name: server.name_any(),
         hostname: server.spec.hostname.clone(),
         namespace,
         availability_zone: None,
-        ssh_keys: seen
+        ssh_keys: observed
             .key_pairs
             .iter()
             .filter_map(|(name, pair)| Some((name.clone(), pair.as_ref()?.spec.public_key.clone())))
             .collect(),
         metadata: server.spec.metadata.clone(),
-        user_data: match &seen.user_data {
+        user_data: match &observed.user_data {
             UserData::Is(bytes) => Some(bytes.clone()),
             _ => None,
         },
-        links: seen.nics.iter().filter_map(link).collect(),
+        links: observed.nics.iter().filter_map(link).collect(),
     }
 }
 
-fn link(nic: &NicSeen) -> Option<Link> {
+fn link(nic: &ObservedNic) -> Option<Link> {
     let network = nic.network.as_ref()?;
     let status = nic.port.as_ref()?.status.as_ref()?;
     let networks = status
@@ -91,7 +91,7 @@ fn link_network(
     })
 }
 
-/// The parts of a spec that only reach a guest at its first boot, as they were then: tells
+/// The parts of a spec that only reach a guest at its first boot, as they were then: shows
 /// later which of them were changed. Holds no user data and no metadata, only their hashes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -1,5 +1,5 @@
-//! Reconciles Servers: resolves what they refer to, makes their Ports, turns the
-//! scheduler's decision into an Instance and mirrors what its host says.
+//! Reconciles Servers: resolves what they refer to, creates their Ports, turns the
+//! scheduler's decision into an Instance and mirrors what its host reports.
 
 pub mod guest;
 pub mod plan;
@@ -7,38 +7,39 @@ pub mod resolve;
 pub mod status;
 #[cfg(test)]
 mod tests;
+mod triggers;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{ListParams, Preconditions};
 use kube::{Api, ResourceExt};
 
-use crate::{Manager, Outcome, Stores, loss};
-use pileus_api::names::{
-    GUEST_DATA_KEY, MANAGER, MANAGER_FINALIZER, SERVER_UID_LABEL, host_namespace,
-};
+use crate::{Manager, Outcome, crd_deletion};
+use pileus_api::names::{MANAGER, MANAGER_FINALIZER, SERVER_UID_LABEL, host_namespace};
 use pileus_api::{Instance, Port, Reason, Server};
+use pileus_kube_ext::objects::Objects;
 use pileus_kube_ext::report::apply_status;
-use pileus_kube_ext::{ApiError, finalize, find, is_gone, is_unserved};
-use plan::{Seen, Standing, Step, UserData};
+use pileus_kube_ext::{ApiError, finalize, is_unserved};
+use plan::{Observed, Progress, Step, UserData};
+pub use triggers::{BY_FLAVOR, BY_HOST, BY_IMAGE, BY_KEY_PAIR, BY_NETWORK, BY_PORT, triggers};
 
-/// A Secret is not watched; one that is missing is looked for this often.
-const SECRET_RETRY: Duration = Duration::from_secs(3);
-/// A Server on its way is told of when it takes longer than this.
-const QUIET: Duration = Duration::from_secs(3);
-/// The same once it is with its host, which speaks for itself when it has something to say.
-const BUILDING_QUIET: Duration = Duration::from_secs(30);
+/// A Secret is not watched; one that is missing is read again this often.
+const SECRET_RETRY_INTERVAL: Duration = Duration::from_secs(3);
+/// Transient progress is reported only when it lasts longer than this.
+const REPORT_DELAY: Duration = Duration::from_secs(3);
+/// The same once its Instance exists, on which its host reports.
+const BUILDING_REPORT_DELAY: Duration = Duration::from_secs(30);
 
 /// One pass.
 ///
 /// # Errors
 /// When the API server refused or did not answer; nothing is lost by it.
 pub async fn reconcile(server: Arc<Server>, manager: Arc<Manager>) -> Outcome {
-    let seen = observe(&server, &manager).await?;
-    let plan = plan::plan(&server, &seen);
+    let observed = observe(&server, &manager).await?;
+    let plan = plan::plan(&server, &observed);
     let mut acted = Ok(());
     for step in &plan.steps {
         tracing::debug!(server = %server.name_any(), %step, "step");
@@ -60,26 +61,29 @@ pub async fn reconcile(server: Arc<Server>, manager: Arc<Manager>) -> Outcome {
         .as_ref()
         .and_then(|at| Duration::try_from(Timestamp::now().duration_since(at.0)).ok())
         .unwrap_or_default();
-    let told = server
+    let is_reported = server
         .status
         .as_ref()
         .is_some_and(|s| s.observed_generation.is_some());
-    let quiet = match plan.standing {
-        Standing::Building => BUILDING_QUIET,
-        _ => QUIET,
+    let delay = match plan.progress {
+        Progress::Building => BUILDING_REPORT_DELAY,
+        _ => REPORT_DELAY,
     };
-    if plan.standing.is_passing() && !told && age < quiet {
+    if plan.progress.is_transient() && !is_reported && age < delay {
         // A step that failed is tried again by itself.
-        return acted.map(|()| Some(quiet.saturating_sub(age)));
+        return acted.map(|()| Some(delay.saturating_sub(age)));
     }
-    // What was decided from an old view is not told: the newer one is on its way.
+    // What was decided from an old version is not reported: the newer one is on its way.
     if acted.as_ref().is_err_and(ApiError::is_conflict) {
         return acted.map(|()| None);
     }
-    let status = status::status(&server, &seen, &plan, Timestamp::now());
+    let status = status::status(&server, &observed, &plan, Timestamp::now());
     report(&server, &manager, &status).await?;
     acted?;
-    Ok(plan.standing.waits_for_secret().then_some(SECRET_RETRY))
+    Ok(plan
+        .progress
+        .waits_for_secret()
+        .then_some(SECRET_RETRY_INTERVAL))
 }
 
 async fn report(
@@ -91,7 +95,7 @@ async fn report(
         manager.context.client.clone(),
         &server.namespace().unwrap_or_default(),
     );
-    // Another's part is not ours to apply.
+    // It belongs to the scheduler.
     let mut ours = status.clone();
     ours.placement = None;
     if !apply_status(&api, MANAGER, server, &ours).await? {
@@ -123,46 +127,49 @@ async fn report(
     Ok(())
 }
 
-async fn observe(server: &Server, manager: &Manager) -> Result<Seen, ApiError> {
-    let stores = &manager.stores;
+async fn observe(server: &Server, manager: &Manager) -> Result<Observed, ApiError> {
     let namespace = server.namespace().unwrap_or_default();
     let uid = server.uid().unwrap_or_default();
     let deleting = finalize::is_deleting(server);
-    let kind_lost = deleting && loss::of_kind::<Server>(&manager.context.client).await?;
+    let crd_deleting =
+        deleting && crd_deletion::is_crd_deleting::<Server>(&manager.context.client).await?;
     let instances = if deleting {
-        // Before anything is let go, a direct read: a cache may have missed an Instance.
+        // Before anything is released, a direct read: a cache may have missed an Instance.
         let api: Api<Instance> = Api::all(manager.context.client.clone());
-        list_of(server, &api, kind_lost).await?
+        list_of(server, &api, crd_deleting).await?
     } else {
         let placed = server.status.as_ref().and_then(|s| s.placement.as_ref());
         placed
             .and_then(|p| {
                 let name = pileus_api::names::instance_name(&uid, p.epoch);
-                Stores::find(&stores.instances, &host_namespace(&p.host), &name)
+                manager
+                    .caches
+                    .instances
+                    .get(&host_namespace(&p.host), &name)
             })
             .map(|i| vec![(*i).clone()])
             .unwrap_or_default()
     };
     let owned_ports = if deleting {
         let api: Api<Port> = Api::namespaced(manager.context.client.clone(), &namespace);
-        list_of(server, &api, kind_lost).await?
+        list_of(server, &api, crd_deleting).await?
     } else {
         Vec::new()
     };
-    // Also before it is placed, so that a Secret that is missing is told at once.
+    // Also before it is placed, so that a missing Secret is reported at once.
     let user_data = if instances.is_empty() && !deleting {
         user_data(server, manager).await?
     } else {
         UserData::NotNeeded
     };
-    let mut seen = resolve::look(server, manager, instances, owned_ports, user_data);
-    seen.kind_lost = kind_lost;
-    Ok(seen)
+    let mut observed = resolve::resolve(server, manager, instances, owned_ports, user_data);
+    observed.crd_deleting = crd_deleting;
+    Ok(observed)
 }
 
-/// What was made for a Server, by a direct read. When its kind goes, the other may have gone
-/// before, and then there is nothing of it to wait for.
-async fn list_of<K>(server: &Server, api: &Api<K>, kind_lost: bool) -> Result<Vec<K>, ApiError>
+/// What was created for a Server, by a direct read. When its definition is deleted, the other
+/// kind's may be gone already, and then there is nothing to wait for.
+async fn list_of<K>(server: &Server, api: &Api<K>, crd_deleting: bool) -> Result<Vec<K>, ApiError>
 where
     K: kube::Resource<DynamicType = ()> + Clone + serde::de::DeserializeOwned + std::fmt::Debug,
 {
@@ -170,7 +177,7 @@ where
     let params = ListParams::default().labels(&format!("{SERVER_UID_LABEL}={uid}"));
     match api.list(&params).await {
         Ok(list) => Ok(list.items),
-        Err(error) if kind_lost && is_unserved(&error) => Ok(Vec::new()),
+        Err(error) if crd_deleting && is_unserved(&error) => Ok(Vec::new()),
         Err(error) => Err(ApiError::doing(format!(
             "list the {} of {}",
             K::plural(&()),
@@ -186,13 +193,9 @@ async fn user_data(server: &Server, manager: &Manager) -> Result<UserData, ApiEr
     let Some(from) = &server.spec.user_data_from else {
         return Ok(UserData::NotNeeded);
     };
-    let api: Api<Secret> = Api::namespaced(
-        manager.context.client.clone(),
-        &server.namespace().unwrap_or_default(),
-    );
-    let secret = find(&api, &from.name).await;
-    let secret = secret.map_err(ApiError::doing(format!("read the Secret {}", from.name)))?;
-    Ok(match secret {
+    let namespace = server.namespace().unwrap_or_default();
+    let secrets = Objects::<Secret>::namespaced(&manager.context.client, &namespace);
+    Ok(match secrets.get(&from.name).await? {
         None => UserData::NoSecret(from.name.clone()),
         Some(secret) => match secret.data.unwrap_or_default().remove(&from.key) {
             None => UserData::NoKey(from.name.clone(), from.key.clone()),
@@ -204,34 +207,29 @@ async fn user_data(server: &Server, manager: &Manager) -> Result<UserData, ApiEr
 async fn act(step: &Step, server: &Server, manager: &Manager) -> Result<(), ApiError> {
     let client = &manager.context.client;
     let namespace = server.namespace().unwrap_or_default();
+    let servers = Objects::<Server>::namespaced(client, &namespace);
+    let ports = Objects::<Port>::namespaced(client, &namespace);
+    let instances = |namespace: &str| Objects::<Instance>::namespaced(client, namespace);
+    let secrets = |namespace: &str| Objects::<Secret>::namespaced(client, namespace);
+    let host_of = |namespace: Option<String>| namespace.unwrap_or_default();
+    // What an earlier pass has created or deleted already is no error.
     match step {
         Step::AddFinalizer => {
-            let api: Api<Server> = Api::namespaced(client.clone(), &namespace);
-            finalize::add(&api, server, MANAGER_FINALIZER).await?;
+            let added = servers.add_finalizer(server, MANAGER_FINALIZER).await;
+            added.map(drop)
         }
         Step::RemoveFinalizer => {
-            let api: Api<Server> = Api::namespaced(client.clone(), &namespace);
-            finalize::remove(&api, server, MANAGER_FINALIZER).await?;
+            let removed = servers.remove_finalizer(server, MANAGER_FINALIZER).await;
+            removed.map(drop)
         }
-        Step::CreatePort(port) => {
-            let api: Api<Port> = Api::namespaced(client.clone(), &namespace);
-            create(&api, port).await?;
-        }
+        Step::CreatePort(port) => ports.create(port).await.map(drop),
         Step::CreateGuestData(secret) => {
-            let host = secret.namespace().unwrap_or_default();
-            let api: Api<Secret> = Api::namespaced(client.clone(), &host);
-            let name = secret.name_any();
-            let params = PatchParams::apply(MANAGER).force();
-            api.patch(&name, &params, &Patch::Apply(&**secret))
-                .await
-                .map_err(ApiError::doing(format!(
-                    "write the Secret {name} ({GUEST_DATA_KEY})"
-                )))?;
+            let secrets = secrets(&host_of(secret.namespace()));
+            secrets.apply(secret, MANAGER).await.map(drop)
         }
         Step::CreateInstance(instance) => {
-            let host = instance.namespace().unwrap_or_default();
-            let api: Api<Instance> = Api::namespaced(client.clone(), &host);
-            create(&api, instance).await?;
+            let instances = instances(&host_of(instance.namespace()));
+            instances.create(instance).await?;
             manager.context.events.normal(
                 server,
                 Reason::Building,
@@ -242,15 +240,11 @@ async fn act(step: &Step, server: &Server, manager: &Manager) -> Result<(), ApiE
                     instance.spec.host
                 ),
             );
+            Ok(())
         }
         Step::UpdateInstance(instance) => {
-            let host = instance.namespace().unwrap_or_default();
-            let api: Api<Instance> = Api::namespaced(client.clone(), &host);
-            let name = instance.name_any();
-            // `replace` carries the version that was read.
-            api.replace(&name, &PostParams::default(), instance)
-                .await
-                .map_err(ApiError::doing(format!("change the Instance {name}")))?;
+            let instances = instances(&host_of(instance.namespace()));
+            instances.replace(instance).await.map(drop)
         }
         Step::DeleteInstance {
             namespace,
@@ -258,62 +252,22 @@ async fn act(step: &Step, server: &Server, manager: &Manager) -> Result<(), ApiE
             uid,
             version,
         } => {
-            let api: Api<Instance> = Api::namespaced(client.clone(), namespace);
-            delete(&api, name, Some(uid), version.as_ref()).await?;
+            let only = Preconditions {
+                uid: Some(uid.clone()),
+                resource_version: version.clone(),
+            };
+            instances(namespace).delete(name, only).await.map(drop)
         }
         Step::DeleteGuestData { namespace, name } => {
-            let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
-            delete(&api, name, None, None).await?;
+            let any = Preconditions::default();
+            secrets(namespace).delete(name, any).await.map(drop)
         }
         Step::DeletePort { name, uid } => {
-            let api: Api<Port> = Api::namespaced(client.clone(), &namespace);
-            delete(&api, name, Some(uid), None).await?;
+            let only = Preconditions {
+                uid: Some(uid.clone()),
+                resource_version: None,
+            };
+            ports.delete(name, only).await.map(drop)
         }
-    }
-    Ok(())
-}
-
-/// Creates an object; one that is there already was made by an earlier pass.
-async fn create<K>(api: &Api<K>, object: &K) -> Result<(), ApiError>
-where
-    K: kube::Resource<DynamicType = ()>
-        + Clone
-        + serde::Serialize
-        + serde::de::DeserializeOwned
-        + std::fmt::Debug,
-{
-    let name = object.name_any();
-    match api.create(&PostParams::default(), object).await {
-        Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
-        done => done
-            .map(drop)
-            .map_err(ApiError::doing(format!("create {} {name}", K::kind(&())))),
-    }
-}
-
-/// Deletes an object, and only the very one that was seen, if need be only in the version
-/// that was seen; one that is gone is fine.
-async fn delete<K>(
-    api: &Api<K>,
-    name: &str,
-    uid: Option<&String>,
-    version: Option<&String>,
-) -> Result<(), ApiError>
-where
-    K: kube::Resource<DynamicType = ()> + Clone + serde::de::DeserializeOwned + std::fmt::Debug,
-{
-    let preconditions = uid.map(|uid| Preconditions {
-        uid: Some(uid.clone()),
-        resource_version: version.cloned(),
-    });
-    let params = DeleteParams {
-        preconditions,
-        ..DeleteParams::default()
-    };
-    match api.delete(name, &params).await {
-        Err(error) if is_gone(&error) => Ok(()),
-        done => done
-            .map(drop)
-            .map_err(ApiError::doing(format!("delete {} {name}", K::kind(&())))),
     }
 }

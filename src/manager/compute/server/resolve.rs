@@ -1,24 +1,27 @@
-//! Gathers from the stores what a Server refers to. No decisions.
+//! Reads from the caches what a Server refers to. No decisions.
 
 use kube::ResourceExt;
 
-use super::plan::refused::taken_back;
-use super::plan::{NicSeen, Seen, UserData};
-use crate::{Manager, Stores};
+use super::BY_PORT;
+use super::plan::refused::withdrawn;
+use super::plan::{Observed, ObservedNic, UserData};
+use crate::Manager;
+use crate::caches::Caches;
 use pileus_api::conditions::{self, ConditionType};
 use pileus_api::names::server_port_name;
 use pileus_api::{Instance, Port, Server};
+use pileus_kube_ext::cache::namespaced;
 
 /// What is known of everything that `server` refers to.
 #[must_use]
-pub fn look(
+pub fn resolve(
     server: &Server,
     manager: &Manager,
     instances: Vec<Instance>,
     owned_ports: Vec<Port>,
     user_data: UserData,
-) -> Seen {
-    let stores = &manager.stores;
+) -> Observed {
+    let caches = &manager.caches;
     let namespace = server.namespace().unwrap_or_default();
     let spec = &server.spec;
     let image_namespace = spec.image.namespace.as_ref().unwrap_or(&namespace);
@@ -31,7 +34,7 @@ pub fn look(
                 .port
                 .clone()
                 .unwrap_or_else(|| server_port_name(&server.name_any(), &nic.name));
-            let port = Stores::find(&stores.ports, &namespace, &port_name);
+            let port = caches.ports.get(&namespace, &port_name);
             let network = match (&nic.network, &port) {
                 (Some(network), _) => Some(network.clone()),
                 (None, Some(port)) => Some(port.spec.network.clone()),
@@ -39,7 +42,7 @@ pub fn look(
             };
             let network = network.and_then(|n| {
                 let at = n.namespace.as_ref().unwrap_or(&namespace);
-                Stores::find(&stores.networks, at, &n.name)
+                caches.networks.get(at, &n.name)
             });
             let subnets = port
                 .iter()
@@ -47,16 +50,16 @@ pub fn look(
                 .flat_map(|s| s.fixed_ips.iter())
                 .filter_map(|ip| {
                     let at = network.as_ref().and_then(|n| n.namespace())?;
-                    Stores::find(&stores.subnets, &at, &ip.subnet)
+                    caches.subnets.get(&at, &ip.subnet)
                 })
                 .map(|s| (*s).clone())
                 .collect();
             let used_by = if made {
                 None
             } else {
-                other_user(server, stores, &port_name)
+                other_user(server, caches, &port_name)
             };
-            NicSeen {
+            ObservedNic {
                 name: nic.name.clone(),
                 port_name,
                 made,
@@ -68,22 +71,24 @@ pub fn look(
         })
         .collect();
     let placed = server.status.as_ref().and_then(|s| s.placement.as_ref());
-    let host = placed.and_then(|p| Stores::find(&stores.hosts, "", &p.host));
-    Seen {
-        kind_lost: false,
+    let host = placed.and_then(|p| caches.hosts.get("", &p.host));
+    Observed {
+        crd_deleting: false,
         cluster: manager.context.cluster.clone(),
         flavor: spec
             .flavor
             .as_ref()
-            .and_then(|name| Stores::find(&stores.flavors, "", name))
+            .and_then(|name| caches.flavors.get("", name))
             .map(|f| (*f).clone()),
-        image: Stores::find(&stores.images, image_namespace, &spec.image.name)
+        image: caches
+            .images
+            .get(image_namespace, &spec.image.name)
             .map(|i| (*i).clone()),
         key_pairs: spec
             .key_pairs
             .iter()
             .map(|name| {
-                let pair = Stores::find(&stores.key_pairs, &namespace, name);
+                let pair = caches.key_pairs.get(&namespace, name);
                 (name.clone(), pair.map(|p| (*p).clone()))
             })
             .collect(),
@@ -91,9 +96,9 @@ pub fn look(
         user_data,
         instances,
         owned_ports,
-        taken_back: taken_back(server)
+        withdrawn: withdrawn(server)
             .into_iter()
-            .filter_map(|(at, name)| Stores::find(&stores.instances, &at, &name))
+            .filter_map(|(at, name)| caches.instances.get(&at, &name))
             .map(|instance| (*instance).clone())
             .collect(),
         host_lost: host.and_then(|host| {
@@ -105,25 +110,17 @@ pub fn look(
 }
 
 /// Another Server that uses a named Port and came first.
-fn other_user(server: &Server, stores: &Stores, port: &str) -> Option<String> {
+fn other_user(server: &Server, caches: &Caches, port: &str) -> Option<String> {
     let rank = |s: &Server| {
         let built = s.status.as_ref().is_some_and(|s| s.instance.is_some());
         (!built, s.creation_timestamp().map(|t| t.0), s.uid())
     };
-    stores
+    let namespace = server.namespace().unwrap_or_default();
+    caches
         .servers
-        .state()
+        .by(&BY_PORT, &namespaced(&namespace, port))
         .iter()
-        .filter(|other| {
-            other.uid() != server.uid()
-                && other.namespace() == server.namespace()
-                && other
-                    .spec
-                    .networks
-                    .iter()
-                    .any(|n| n.port.as_deref() == Some(port))
-        })
-        .filter(|other| rank(other) < rank(server))
+        .filter(|other| other.uid() != server.uid() && rank(other) < rank(server))
         .map(|other| other.name_any())
         .next()
 }

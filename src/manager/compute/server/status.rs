@@ -1,9 +1,9 @@
-//! What is said of a Server: mirrored from its Instance, or why it has none. Pure.
+//! The status of a Server: mirrored from its Instance, or why it has none. Pure.
 
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
-use super::plan::{Plan, Problem, Seen, Standing};
+use super::plan::{Observed, Plan, Problem, Progress};
 use pileus_api::conditions::{self, ConditionType, Observation};
 use pileus_api::server::{
     PowerState, ResolvedFlavor, ResolvedImage, RunState, ServerAddress, ServerStatus,
@@ -12,10 +12,10 @@ use pileus_api::{Instance, Reason, Server};
 
 /// The whole of the manager's part of a status.
 #[must_use]
-pub fn status(server: &Server, seen: &Seen, plan: &Plan, now: Timestamp) -> ServerStatus {
+pub fn status(server: &Server, observed: &Observed, plan: &Plan, now: Timestamp) -> ServerStatus {
     let old = server.status.clone().unwrap_or_default();
-    let instance = seen.instances.first();
-    let (ready, stalled, phase) = standing(server, seen, plan);
+    let instance = observed.instances.first();
+    let (ready, stalled, phase) = progress(server, observed, plan);
     let up_to_date = if plan.outdated.is_empty() {
         Observation::yes(ConditionType::UpToDate, Reason::UpToDate, "")
     } else {
@@ -73,7 +73,7 @@ pub fn status(server: &Server, seen: &Seen, plan: &Plan, now: Timestamp) -> Serv
         nomination: None,
         preemption: None,
         instance: instance.map(ResourceExt::name_any),
-        power_state: if seen.host_lost.is_some() {
+        power_state: if observed.host_lost.is_some() {
             Some(PowerState::Unknown)
         } else {
             instance
@@ -99,7 +99,11 @@ pub fn status(server: &Server, seen: &Seen, plan: &Plan, now: Timestamp) -> Serv
     }
 }
 
-fn standing(server: &Server, seen: &Seen, plan: &Plan) -> (Observation, Observation, &'static str) {
+fn progress(
+    server: &Server,
+    observed: &Observed,
+    plan: &Plan,
+) -> (Observation, Observation, &'static str) {
     use ConditionType::{Ready, Stalled};
     let not_stalled = |reason| Observation::no(Stalled, reason, "");
     let waiting = |reason, message: String, phase| {
@@ -109,8 +113,8 @@ fn standing(server: &Server, seen: &Seen, plan: &Plan) -> (Observation, Observat
             phase,
         )
     };
-    match &plan.standing {
-        Standing::Problems(problems) => {
+    match &plan.progress {
+        Progress::Problems(problems) => {
             let reason = problems.first().map_or(Reason::InvalidSpec, |p| p.reason);
             let message = problems
                 .iter()
@@ -129,7 +133,7 @@ fn standing(server: &Server, seen: &Seen, plan: &Plan) -> (Observation, Observat
             };
             (Observation::no(Ready, reason, message), stalled, phase)
         }
-        Standing::Unplaced => {
+        Progress::Unplaced => {
             let scheduled = server
                 .status
                 .as_ref()
@@ -144,14 +148,14 @@ fn standing(server: &Server, seen: &Seen, plan: &Plan) -> (Observation, Observat
                 ),
             }
         }
-        Standing::AwaitingPorts(ports) => waiting(
+        Progress::AwaitingPorts(ports) => waiting(
             Reason::PortNotReady,
             format!("waiting for the addresses of Port {}", ports.join(", ")),
             "Building",
         ),
-        Standing::Building => waiting(Reason::Building, "being built".into(), "Building"),
-        Standing::Deleting(message) => waiting(Reason::Deleting, message.clone(), "Deleting"),
-        Standing::Realised => match (&seen.host_lost, seen.instances.first()) {
+        Progress::Building => waiting(Reason::Building, "being built".into(), "Building"),
+        Progress::Deleting(message) => waiting(Reason::Deleting, message.clone(), "Deleting"),
+        Progress::Realised => match (&observed.host_lost, observed.instances.first()) {
             (Some(why), instance) => {
                 let host = instance.map(|i| i.spec.host.as_str()).unwrap_or_default();
                 let message = format!(
@@ -189,7 +193,7 @@ fn mirrored(server: &Server, instance: &Instance) -> (Observation, Observation, 
         .filter(|r| r.reason != Reason::Pending)
         .unwrap_or_else(|| Observation::no(Ready, Reason::Building, "being built"));
     let stalled = of(Stalled).unwrap_or_else(|| Observation::no(Stalled, ready.reason, ""));
-    // What the host says of an older wish is no answer to the present one.
+    // A report on an older spec does not answer the present one.
     let preempted = server
         .status
         .as_ref()
@@ -201,7 +205,7 @@ fn mirrored(server: &Server, instance: &Instance) -> (Observation, Observation, 
     if ready.status == Some(true) && (preempted || ready.reason != asked) {
         ready = Observation::no(Ready, reason, message);
     }
-    // The scheduler knows for whom.
+    // The scheduler's message says for which Server.
     if preempted && ready.reason == Reason::Preempted {
         ready.message = scheduled(server).unwrap_or(ready.message);
     }
@@ -217,15 +221,15 @@ fn mirrored(server: &Server, instance: &Instance) -> (Observation, Observation, 
     (ready, stalled, phase)
 }
 
-/// What the scheduler says of the Server's place.
+/// The scheduler's message about the Server's placement.
 fn scheduled(server: &Server) -> Option<String> {
     let said = server.status.as_ref().map(|s| s.conditions.as_slice());
     let said = conditions::find(said.unwrap_or_default(), ConditionType::Scheduled);
     said.map(|c| c.message.clone())
 }
 
-/// The reason behind a word, as our own conditions spell it.
+/// The reason of a condition; Retrying for one that is not ours.
 #[must_use]
-pub fn reason_of(word: &str) -> Reason {
-    Reason::parse(word).unwrap_or(Reason::Retrying)
+pub fn reason_of(text: &str) -> Reason {
+    Reason::parse(text).unwrap_or(Reason::Retrying)
 }

@@ -13,7 +13,7 @@ use k8s_openapi::ByteString;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::plan::{NicSeen, Plan, Seen, Standing, Step, UserData, plan};
+use super::plan::{Observed, ObservedNic, Plan, Progress, Step, UserData, plan};
 use super::status::status;
 use pileus_api::instance::OnDeletion;
 use pileus_api::names::{AGENT_FINALIZER, MANAGER_FINALIZER, SERVER_UID_LABEL};
@@ -65,30 +65,30 @@ fn address(port: &mut Port) {
     .unwrap();
 }
 
-fn seen() -> Seen {
-    Seen {
+fn observed() -> Observed {
+    Observed {
         cluster: ClusterId("cluster".into()),
         flavor: Some(read(json!({"metadata": {"name": "small"},
             "spec": {"vcpus": 1, "memory": "64Mi", "disk": "1Gi"}}))),
         image: Some(image()),
-        nics: vec![NicSeen {
+        nics: vec![ObservedNic {
             name: "a".into(),
             port_name: "web-a".into(),
             made: true,
             network: Some(network()),
-            ..NicSeen::default()
+            ..ObservedNic::default()
         }],
-        ..Seen::default()
+        ..Observed::default()
     }
 }
 
-/// Does what a step says to what is seen, as the API server would.
-fn act(step: &Step, server: &mut Server, seen: &mut Seen) {
+/// Carries out a step on what is observed, as the API server would.
+fn act(step: &Step, server: &mut Server, observed: &mut Observed) {
     match step {
         Step::AddFinalizer => server.metadata.finalizers = Some(vec![MANAGER_FINALIZER.into()]),
         Step::RemoveFinalizer => server.metadata.finalizers = None,
         Step::CreatePort(port) => {
-            let nic = seen
+            let nic = observed
                 .nics
                 .iter_mut()
                 .find(|n| Some(&n.port_name) == port.metadata.name.as_ref());
@@ -100,11 +100,11 @@ fn act(step: &Step, server: &mut Server, seen: &mut Seen) {
         Step::CreateInstance(instance) => {
             let mut instance = (**instance).clone();
             instance.metadata.uid = Some("instance".into());
-            seen.instances = vec![instance];
+            observed.instances = vec![instance];
         }
-        Step::UpdateInstance(instance) => seen.instances = vec![(**instance).clone()],
+        Step::UpdateInstance(instance) => observed.instances = vec![(**instance).clone()],
         Step::DeleteInstance { uid, .. } => {
-            for instance in seen
+            for instance in observed
                 .instances
                 .iter_mut()
                 .filter(|i| i.metadata.uid.as_ref() == Some(uid))
@@ -113,7 +113,8 @@ fn act(step: &Step, server: &mut Server, seen: &mut Seen) {
             }
         }
         Step::DeletePort { uid, .. } => {
-            seen.owned_ports
+            observed
+                .owned_ports
                 .retain(|p| p.metadata.uid.as_ref() != Some(uid));
         }
     }
@@ -123,12 +124,12 @@ fn deleting(metadata: &mut kube::api::ObjectMeta) {
     metadata.deletion_timestamp = serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
 }
 
-fn settle(server: &mut Server, seen: &mut Seen) -> Plan {
-    let first = plan(server, seen);
+fn settle(server: &mut Server, observed: &mut Observed) -> Plan {
+    let first = plan(server, observed);
     for step in &first.steps {
-        act(step, server, seen);
+        act(step, server, observed);
     }
-    let second = plan(server, seen);
+    let second = plan(server, observed);
     assert!(
         second.steps.is_empty(),
         "planned again: {:?}",
@@ -141,9 +142,9 @@ fn words(plan: &Plan) -> Vec<String> {
     plan.steps.iter().map(ToString::to_string).collect()
 }
 
-fn problems(server: &Server, seen: &Seen) -> (Vec<Reason>, String) {
-    match plan(server, seen).standing {
-        Standing::Problems(found) => {
+fn problems(server: &Server, observed: &Observed) -> (Vec<Reason>, String) {
+    match plan(server, observed).progress {
+        Progress::Problems(found) => {
             let messages: Vec<_> = found.iter().map(|p| p.message.clone()).collect();
             (
                 found.iter().map(|p| p.reason).collect(),
@@ -156,28 +157,34 @@ fn problems(server: &Server, seen: &Seen) -> (Vec<Reason>, String) {
 
 #[test]
 fn a_server_is_built_step_by_step_and_then_left_alone() {
-    let (mut server, mut seen) = (server(), seen());
+    let (mut server, mut observed) = (server(), observed());
     assert_eq!(
-        words(&plan(&server, &seen)),
+        words(&plan(&server, &observed)),
         ["add finalizer", "create port web-a"]
     );
-    assert_eq!(settle(&mut server, &mut seen).standing, Standing::Unplaced);
+    assert_eq!(
+        settle(&mut server, &mut observed).progress,
+        Progress::Unplaced
+    );
     let mut server = placed(server);
     assert_eq!(
-        settle(&mut server, &mut seen).standing,
-        Standing::AwaitingPorts(vec!["web-a".into()])
+        settle(&mut server, &mut observed).progress,
+        Progress::AwaitingPorts(vec!["web-a".into()])
     );
-    address(seen.nics[0].port.as_mut().unwrap());
+    address(observed.nics[0].port.as_mut().unwrap());
     let name = format!("{UID}-1");
     assert_eq!(
-        words(&plan(&server, &seen)),
+        words(&plan(&server, &observed)),
         [
             format!("create guest data {name}"),
             format!("create instance {name}")
         ]
     );
-    assert_eq!(settle(&mut server, &mut seen).standing, Standing::Building);
-    let instance = &seen.instances[0];
+    assert_eq!(
+        settle(&mut server, &mut observed).progress,
+        Progress::Building
+    );
+    let instance = &observed.instances[0];
     assert_eq!(
         instance.metadata.namespace.as_deref(),
         Some("pileus-host-h1")
@@ -189,52 +196,52 @@ fn a_server_is_built_step_by_step_and_then_left_alone() {
     assert_eq!(instance.spec.nics[0].mtu, 1442);
 }
 
-type Change<'a> = &'a dyn Fn(&mut Server, &mut Seen);
+type Change<'a> = &'a dyn Fn(&mut Server, &mut Observed);
 
 #[test]
 fn deletion_goes_host_first_then_ports_then_the_server() {
-    let (mut server, mut seen) = built();
+    let (mut server, mut observed) = built();
     deleting(&mut server.metadata);
-    seen.owned_ports = vec![seen.nics[0].port.clone().unwrap()];
+    observed.owned_ports = vec![observed.nics[0].port.clone().unwrap()];
     assert_eq!(
-        words(&plan(&server, &seen)),
+        words(&plan(&server, &observed)),
         [
             format!("update instance {UID}-1"),
             format!("delete instance {UID}-1")
         ]
     );
-    settle(&mut server, &mut seen);
-    assert_eq!(seen.instances[0].spec.on_deletion, OnDeletion::Remove);
-    seen.instances.clear();
+    settle(&mut server, &mut observed);
+    assert_eq!(observed.instances[0].spec.on_deletion, OnDeletion::Remove);
+    observed.instances.clear();
     assert_eq!(
-        words(&plan(&server, &seen)),
+        words(&plan(&server, &observed)),
         [
             format!("delete guest data {UID}-1"),
             "delete port web-a".to_owned()
         ]
     );
-    seen.owned_ports.clear();
-    let last = plan(&server, &seen);
+    observed.owned_ports.clear();
+    let last = plan(&server, &observed);
     assert!(matches!(last.steps.last(), Some(Step::RemoveFinalizer)));
     server.metadata.finalizers = None;
-    assert!(plan(&server, &seen).steps.is_empty());
+    assert!(plan(&server, &observed).steps.is_empty());
 }
 
 #[test]
-fn a_server_that_goes_with_its_kind_takes_nothing_with_it() {
-    let (mut server, mut seen) = built();
+fn a_server_that_is_deleted_with_its_crd_removes_nothing() {
+    let (mut server, mut observed) = built();
     deleting(&mut server.metadata);
-    seen.kind_lost = true;
-    seen.owned_ports = vec![seen.nics[0].port.clone().unwrap()];
+    observed.crd_deleting = true;
+    observed.owned_ports = vec![observed.nics[0].port.clone().unwrap()];
     assert_eq!(
-        words(&plan(&server, &seen)),
+        words(&plan(&server, &observed)),
         [format!("delete instance {UID}-1")]
     );
-    settle(&mut server, &mut seen);
-    assert_eq!(seen.instances[0].spec.on_deletion, OnDeletion::Release);
-    seen.instances.clear();
+    settle(&mut server, &mut observed);
+    assert_eq!(observed.instances[0].spec.on_deletion, OnDeletion::Release);
+    observed.instances.clear();
     assert_eq!(
-        words(&plan(&server, &seen)),
+        words(&plan(&server, &observed)),
         [
             format!("delete guest data {UID}-1"),
             "remove finalizer".to_owned()
@@ -244,13 +251,13 @@ fn a_server_that_goes_with_its_kind_takes_nothing_with_it() {
 
 #[test]
 fn what_only_carries_our_label_is_never_deleted() {
-    let (mut server, mut seen) = built();
+    let (mut server, mut observed) = built();
     deleting(&mut server.metadata);
-    seen.instances[0].spec.server.uid = "someone else".into();
+    observed.instances[0].spec.server.uid = "someone else".into();
     let theirs: Port = read(json!({"metadata": {"name": "x", "uid": "x",
         "labels": {(SERVER_UID_LABEL): UID}}, "spec": {"network": {"name": "n"}}}));
-    seen.owned_ports = vec![theirs];
-    let plan = plan(&server, &seen);
+    observed.owned_ports = vec![theirs];
+    let plan = plan(&server, &observed);
     assert_eq!(
         words(&plan),
         [
@@ -261,34 +268,34 @@ fn what_only_carries_our_label_is_never_deleted() {
 }
 
 /// A Server with an Instance.
-fn built() -> (Server, Seen) {
-    let (mut server, mut seen) = (server(), seen());
-    settle(&mut server, &mut seen);
+fn built() -> (Server, Observed) {
+    let (mut server, mut observed) = (server(), observed());
+    settle(&mut server, &mut observed);
     let mut server = placed(server);
-    address(seen.nics[0].port.as_mut().unwrap());
-    settle(&mut server, &mut seen);
-    assert_eq!(seen.instances.len(), 1);
-    (server, seen)
+    address(observed.nics[0].port.as_mut().unwrap());
+    settle(&mut server, &mut observed);
+    assert_eq!(observed.instances.len(), 1);
+    (server, observed)
 }
 
 #[test]
 fn a_missing_reference_never_disturbs_what_runs() {
-    let (server, mut seen) = built();
-    seen.flavor = None;
-    seen.image = None;
-    seen.nics[0].network = None;
-    let plan = plan(&server, &seen);
+    let (server, mut observed) = built();
+    observed.flavor = None;
+    observed.image = None;
+    observed.nics[0].network = None;
+    let plan = plan(&server, &observed);
     assert!(plan.steps.is_empty(), "{:?}", words(&plan));
-    assert!(!matches!(plan.standing, Standing::Problems(_)));
+    assert!(!matches!(plan.progress, Progress::Problems(_)));
 }
 
 #[test]
 fn a_secret_that_is_too_large_is_looked_at_again_and_a_literal_is_not() {
-    let (mut server, mut seen) = (server(), seen());
-    seen.user_data = UserData::Is(vec![0; 64 * 1024 + 1]);
-    assert!(plan(&server, &seen).standing.waits_for_secret());
+    let (mut server, mut observed) = (server(), observed());
+    observed.user_data = UserData::Is(vec![0; 64 * 1024 + 1]);
+    assert!(plan(&server, &observed).progress.waits_for_secret());
     server.spec.user_data = Some("x".repeat(64 * 1024 + 1));
-    assert!(!plan(&server, &seen).standing.waits_for_secret());
+    assert!(!plan(&server, &observed).progress.waits_for_secret());
 }
 
 #[test]
@@ -321,9 +328,9 @@ fn what_cannot_be_changed_in_place_is_named_with_both_values() {
             "image (demo/other asked for, demo/tiny built)",
         ),
         (
-            &|s, seen| {
+            &|s, observed| {
                 s.spec.networks.clear();
-                seen.nics.clear();
+                observed.nics.clear();
             },
             "networks (none asked for; a on Port web-a built)",
         ),
@@ -341,9 +348,9 @@ fn what_cannot_be_changed_in_place_is_named_with_both_values() {
         "as it was built"
     );
     for (change, told) in cases {
-        let (mut server, mut seen) = built();
-        change(&mut server, &mut seen);
-        let plan = plan(&server, &seen);
+        let (mut server, mut observed) = built();
+        change(&mut server, &mut observed);
+        let plan = plan(&server, &observed);
         assert_eq!(plan.outdated, [told]);
         assert!(plan.steps.is_empty(), "{told}: {:?}", words(&plan));
         assert!(!plan.outdated.concat().contains("hunter2"));
@@ -351,12 +358,12 @@ fn what_cannot_be_changed_in_place_is_named_with_both_values() {
 }
 
 #[test]
-fn a_spec_that_has_become_invalid_is_told_and_the_guest_goes_on() {
-    let (mut server, seen) = built();
+fn a_spec_that_has_become_invalid_is_reported_and_the_guest_runs_on() {
+    let (mut server, observed) = built();
     server.spec.networks[0].fixed_ip = Some("10.0.0".into());
-    let plan = plan(&server, &seen);
+    let plan = plan(&server, &observed);
     assert!(plan.steps.is_empty(), "{:?}", words(&plan));
-    assert!(!matches!(plan.standing, Standing::Problems(_)));
+    assert!(!matches!(plan.progress, Progress::Problems(_)));
     assert!(
         plan.outdated[0].contains("fixedIP: `10.0.0`"),
         "{:?}",
@@ -366,9 +373,9 @@ fn a_spec_that_has_become_invalid_is_told_and_the_guest_goes_on() {
 
 #[test]
 fn a_restored_server_gets_the_same_instance_again() {
-    let (server, mut seen) = built();
-    let old: Instance = seen.instances.remove(0);
-    let plan = plan(&server, &seen);
+    let (server, mut observed) = built();
+    let old: Instance = observed.instances.remove(0);
+    let plan = plan(&server, &observed);
     let Some(Step::CreateInstance(new)) = plan.steps.last() else {
         panic!("{:?}", words(&plan));
     };
@@ -377,12 +384,12 @@ fn a_restored_server_gets_the_same_instance_again() {
 }
 
 #[test]
-fn no_secret_shows_in_what_is_logged() {
+fn no_secret_is_logged() {
     let data = UserData::Is(b"hunter2".to_vec());
     assert!(!format!("{data:?}").contains("hunter2"));
-    let mut seen = seen();
-    seen.user_data = data;
-    assert!(!format!("{seen:?}").contains("hunter2"));
+    let mut observed = observed();
+    observed.user_data = data;
+    assert!(!format!("{observed:?}").contains("hunter2"));
     let secret = k8s_openapi::api::core::v1::Secret {
         data: Some([("k".to_owned(), ByteString(b"hunter2".to_vec()))].into()),
         ..Default::default()
@@ -393,13 +400,13 @@ fn no_secret_shows_in_what_is_logged() {
 
 #[test]
 fn a_lost_host_makes_ready_unknown_and_moves_nothing() {
-    let (server, mut seen) = built();
-    seen.host_lost = Some("silent for 40 s".into());
-    let plan = plan(&server, &seen);
+    let (server, mut observed) = built();
+    observed.host_lost = Some("silent for 40 s".into());
+    let plan = plan(&server, &observed);
     assert!(plan.steps.is_empty());
     let said = status(
         &server,
-        &seen,
+        &observed,
         &plan,
         k8s_openapi::jiff::Timestamp::UNIX_EPOCH,
     );
@@ -409,8 +416,8 @@ fn a_lost_host_makes_ready_unknown_and_moves_nothing() {
 }
 
 #[test]
-fn a_server_that_gives_way_is_stopped_without_a_change_of_its_spec_and_says_for_whom() {
-    let (mut server, mut seen) = built();
+fn a_preempted_server_is_stopped_without_a_change_of_its_spec_and_says_for_whom() {
+    let (mut server, mut observed) = built();
     let status_of = server.status.get_or_insert_default();
     status_of.preemption = Some(pileus_api::server::Preemption {
         priority: 10,
@@ -420,20 +427,21 @@ fn a_server_that_gives_way_is_stopped_without_a_change_of_its_spec_and_says_for_
         "reason": "Preempted", "message": "for one of priority 10", "lastTransitionTime":
         "2026-01-01T00:00:00Z"}]))
     .unwrap();
-    settle(&mut server, &mut seen);
-    let spec = seen.instances[0].spec.clone();
+    settle(&mut server, &mut observed);
+    let spec = observed.instances[0].spec.clone();
     assert!(spec.preempted);
     assert_eq!(spec.run_state, server.spec.run_state);
-    let say = |seen: &Seen, reason: &str, ready: &str, server: &Server| {
-        let mut seen = seen.clone();
-        seen.instances[0].status = serde_json::from_value(json!({"conditions": [{"type": "Ready",
+    let say = |observed: &Observed, reason: &str, ready: &str, server: &Server| {
+        let mut observed = observed.clone();
+        observed.instances[0].status =
+            serde_json::from_value(json!({"conditions": [{"type": "Ready",
             "status": ready, "reason": reason, "message": "the host's", "lastTransitionTime":
             "2026-01-01T00:00:00Z"}]}))
-        .unwrap();
-        let plan = plan(server, &seen);
+            .unwrap();
+        let plan = plan(server, &observed);
         let said = status(
             server,
-            &seen,
+            &observed,
             &plan,
             k8s_openapi::jiff::Timestamp::UNIX_EPOCH,
         );
@@ -446,23 +454,26 @@ fn a_server_that_gives_way_is_stopped_without_a_change_of_its_spec_and_says_for_
     };
     let is = |(phase, reason, _): (String, String, String)| (phase, reason);
     let expect = |phase: &str, reason: &str| (phase.to_owned(), reason.to_owned());
-    // What the host said before it was asked is not what it says of this.
+    // An older report of the host is not its answer.
     assert_eq!(
-        is(say(&seen, "Active", "True", &server)),
+        is(say(&observed, "Active", "True", &server)),
         expect("Stopping", "Stopping")
     );
     assert_eq!(
-        is(say(&seen, "Stopped", "True", &server)),
+        is(say(&observed, "Stopped", "True", &server)),
         expect("Stopping", "Stopping")
     );
-    let said = say(&seen, "Preempted", "False", &server);
+    let said = say(&observed, "Preempted", "False", &server);
     assert_eq!(said.2, "for one of priority 10");
     assert_eq!(is(said), expect("Preempted", "Preempted"));
     server.status.as_mut().unwrap().preemption = None;
-    settle(&mut server, &mut seen);
-    assert!(!seen.instances[0].spec.preempted);
+    settle(&mut server, &mut observed);
+    assert!(!observed.instances[0].spec.preempted);
     // Its room is not there after all: the host's own words.
-    assert_eq!(say(&seen, "Preempted", "False", &server).2, "the host's");
+    assert_eq!(
+        say(&observed, "Preempted", "False", &server).2,
+        "the host's"
+    );
 }
 
 proptest! {
@@ -473,13 +484,13 @@ proptest! {
         flavor: bool, image: bool, network: bool, has_port: bool, ready: bool, is_placed: bool,
         has_finalizer: bool, gone: bool, stopped: bool,
     ) {
-        let (mut server, mut seen) = (server(), seen());
+        let (mut server, mut observed) = (server(), observed());
         if has_port {
-            for step in plan(&server, &seen).steps {
-                act(&step, &mut server, &mut seen);
+            for step in plan(&server, &observed).steps {
+                act(&step, &mut server, &mut observed);
             }
             if ready {
-                address(seen.nics[0].port.as_mut().unwrap());
+                address(observed.nics[0].port.as_mut().unwrap());
             }
         }
         server.metadata.finalizers = has_finalizer.then(|| vec![MANAGER_FINALIZER.into()]);
@@ -489,11 +500,11 @@ proptest! {
         if stopped {
             server.spec.run_state = pileus_api::server::RunState::Stopped;
         }
-        if !flavor { seen.flavor = None; }
-        if !image { seen.image = None; }
-        if !network { seen.nics[0].network = None; }
+        if !flavor { observed.flavor = None; }
+        if !image { observed.image = None; }
+        if !network { observed.nics[0].network = None; }
         if gone { deleting(&mut server.metadata); }
-        let first = plan(&server, &seen);
+        let first = plan(&server, &observed);
         for step in &first.steps {
             match step {
                 Step::CreateInstance(i) => prop_assert_eq!(&i.spec.server.uid, UID),
@@ -502,9 +513,9 @@ proptest! {
                 }
                 _ => {}
             }
-            act(step, &mut server, &mut seen);
+            act(step, &mut server, &mut observed);
         }
-        let again = plan(&server, &seen);
+        let again = plan(&server, &observed);
         // Deleting what is gone already is harmless, and ends with the Server itself.
         prop_assert!(gone || again.steps.is_empty(), "{:?}", words(&again));
     }
@@ -512,24 +523,27 @@ proptest! {
 
 #[test]
 fn a_made_port_follows_its_server_until_it_has_its_addresses() {
-    let (mut server, mut seen) = (placed(server()), seen());
-    settle(&mut server, &mut seen);
-    let anew = |server: &Server, seen: &Seen| {
-        let steps = plan(server, seen).steps;
+    let (mut server, mut observed) = (placed(server()), observed());
+    settle(&mut server, &mut observed);
+    let anew = |server: &Server, observed: &Observed| {
+        let steps = plan(server, observed).steps;
         steps
             .iter()
             .any(|s| matches!(s, Step::DeletePort { uid, .. } if uid == "port"))
     };
-    assert!(!anew(&server, &seen), "as asked");
+    assert!(!anew(&server, &observed), "as asked");
     server.spec.networks[0].fixed_ip = Some("10.0.0.9".into());
-    assert!(anew(&server, &seen), "it asks for another address by now");
-    let mut ready = seen.clone();
+    assert!(
+        anew(&server, &observed),
+        "it asks for another address by now"
+    );
+    let mut ready = observed.clone();
     address(ready.nics[0].port.as_mut().unwrap());
     assert!(!anew(&server, &ready), "it has its addresses for life");
-    let mut foreign = seen.clone();
+    let mut foreign = observed.clone();
     let port = foreign.nics[0].port.as_mut().unwrap();
     port.metadata.owner_references = None;
     assert!(!anew(&server, &foreign), "somebody else's");
     server.status.as_mut().unwrap().instance = Some("web-1".into());
-    assert!(!anew(&server, &seen), "it was built");
+    assert!(!anew(&server, &observed), "it was built");
 }

@@ -8,14 +8,14 @@ use kube::{Client, ResourceExt};
 
 use super::overlay::Overlay;
 use super::{METRICS_NAME, Outcome};
-use crate::loss;
+use crate::crd_deletion;
+use crate::network::caches::NetworkCaches;
 use crate::network::decision::Deletion;
 use crate::network::kinds::{
     Decided, Decisions, NetworkKind, Observed, has_finalizer, is_deleting, network_kinds,
 };
 use crate::network::requests::{all, set_finalizer, status_to_write, write_status};
-use crate::network::stores::NetworkStores;
-use pileus_api::conditions::{Observation, status_word};
+use pileus_api::conditions::{Observation, status_text};
 use pileus_kube_ext::{ApiError, Context, chain};
 
 /// The part of one kind in a pass, whichever kind it is.
@@ -76,11 +76,11 @@ macro_rules! overlays {
 
         impl Overlays {
             /// All objects as they are now.
-            pub fn observe(&mut self, stores: &NetworkStores) -> Observed {
+            pub fn observe(&mut self, caches: &NetworkCaches) -> Observed {
                 Observed {
-                    $($reconciled: self.$reconciled.objects(&stores.$reconciled),)+
-                    $($written: self.$written.objects(&stores.$written),)+
-                    $($read: stores.$read.state(),)+
+                    $($reconciled: self.$reconciled.objects(&caches.$reconciled),)+
+                    $($written: self.$written.objects(&caches.$written),)+
+                    $($read: caches.$read.state(),)+
                 }
             }
 
@@ -151,7 +151,7 @@ impl<K: NetworkKind> InPass<'_, K> {
         if deleting.is_empty() {
             return false;
         }
-        match loss::of_kind::<K>(client).await {
+        match crd_deletion::is_crd_deleting::<K>(client).await {
             Ok(false) => return false,
             Ok(true) => {}
             Err(error) => {
@@ -239,7 +239,7 @@ impl<K: NetworkKind> InPass<'_, K> {
 
 /// An event when an object is not ready for a new reason.
 fn send_event<K: NetworkKind>(context: &Context, object: &K, ready: &Observation) {
-    let status = status_word(ready.status);
+    let status = status_text(ready.status);
     let known = object
         .conditions()
         .iter()

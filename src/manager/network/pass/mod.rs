@@ -24,8 +24,8 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use super::caches::NetworkCaches;
 use super::network::plan::{OVERHEAD_IPV4, OVERHEAD_IPV6};
-use super::stores::NetworkStores;
 use pileus_kube_ext::Context;
 use pileus_kube_ext::backoff::Backoff;
 use pileus_network::northbound::token::Token;
@@ -100,14 +100,14 @@ struct Outcome {
 pub async fn run_network(
     config: NetworkConfig,
     context: Context,
-    mut stores: NetworkStores,
+    mut caches: NetworkCaches,
     stop: CancellationToken,
 ) -> Result<(), NetworkError> {
     let endpoints = parse_endpoints(&config.ovn_nb)?;
     let northbound = Northbound::start(endpoints, Options::default());
     let mut rows = northbound.watch();
     tokio::select! {
-        () = stores.ready() => {}
+        () = caches.ready() => {}
         () = stop.cancelled() => return Ok(()),
     }
     let token = Token {
@@ -117,11 +117,11 @@ pub async fn run_network(
     let mut worker = worker::Worker::new(context, northbound, token, config.max_mtu());
     let backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(15));
     loop {
-        stores.changes.mark_unchanged();
+        caches.changes.mark_unchanged();
         rows.mark_unchanged();
         let started = std::time::Instant::now();
         let outcome = tokio::select! {
-            outcome = worker.pass(&stores) => outcome?,
+            outcome = worker.pass(&caches) => outcome?,
             () = stop.cancelled() => return Ok(()),
         };
         worker.record_duration(started.elapsed(), outcome.failed);
@@ -139,7 +139,7 @@ pub async fn run_network(
         }
         let timer = tokio::time::sleep(wait);
         tokio::select! {
-            changed = stores.changes.changed() => {
+            changed = caches.changes.changed() => {
                 if changed.is_err() {
                     // The watches are gone: the process is ending.
                     stop.cancelled().await;

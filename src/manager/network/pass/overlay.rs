@@ -1,12 +1,13 @@
-//! A store with our own latest writes, so that a pass never decides from a state that it has
+//! A cache with our own latest writes, so that a pass never decides from a state that it has
 //! changed itself a moment ago.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kube::runtime::reflector::Store;
 use kube::{Resource, ResourceExt};
+
+use pileus_kube_ext::cache::Cache;
 
 /// How long our own creation or deletion of an object counts although the watch has not reported
 /// it yet. A watch is behind by milliseconds; after this long something else happened.
@@ -18,7 +19,7 @@ struct Newer<K> {
     created: Option<Instant>,
 }
 
-/// Our own writes to objects of one kind that its store may not have yet.
+/// Our own writes to objects of one kind that its cache may not have yet.
 pub struct Overlay<K> {
     newer: HashMap<String, Newer<K>>,
     deleted: HashMap<String, Instant>,
@@ -62,10 +63,10 @@ impl<K: Resource<DynamicType = ()> + Clone + 'static> Overlay<K> {
     }
 
     /// The objects of the store with our writes.
-    pub fn objects(&mut self, store: &Store<K>) -> Vec<Arc<K>> {
+    pub fn objects(&mut self, cache: &Cache<K>) -> Vec<Arc<K>> {
         let mut stored = HashSet::new();
-        let mut objects = Vec::with_capacity(store.len());
-        for object in store.state() {
+        let mut objects = Vec::with_capacity(cache.len());
+        for object in cache.state() {
             let uid = object.uid().unwrap_or_default();
             stored.insert(uid.clone());
             if self.deleted.contains_key(&uid) {

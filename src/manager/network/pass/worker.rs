@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use super::kind::{Overlays, retry_later};
 use super::{METRICS_NAME, NetworkError, Outcome, allocations};
+use crate::network::caches::NetworkCaches;
 use crate::network::kinds::{Decisions, Observed};
 use crate::network::ovn_addresses;
 use crate::network::plan::{Plan, plan};
 use crate::network::security_group::default_group::DefaultGroups;
-use crate::network::stores::NetworkStores;
 use pileus_kube_ext::{Context, chain};
 use pileus_network::northbound::token::Token;
 use pileus_network::northbound::{ApplyError, Diff, Northbound, NorthboundDb, NotApplied};
@@ -55,15 +55,15 @@ impl Worker {
         self.context.metrics.reconciled(METRICS_NAME, took, failed);
     }
 
-    pub(super) async fn pass(&mut self, stores: &NetworkStores) -> Result<Outcome, NetworkError> {
+    pub(super) async fn pass(&mut self, caches: &NetworkCaches) -> Result<Outcome, NetworkError> {
         let mut outcome = Outcome::default();
-        let before = self.overlays.observe(stores);
+        let before = self.overlays.observe(caches);
         if self.release_lost(&before, &mut outcome).await {
             // Kinds of the network are being removed; OVN keeps what it has.
             return Ok(outcome);
         }
         self.prepare(&before, &mut outcome).await;
-        let observed = self.overlays.observe(stores);
+        let observed = self.overlays.observe(caches);
         let cluster = &self.context.cluster;
         let ovn = ovn_addresses::read(&self.northbound.view().replica, cluster);
         let mut plan = plan(cluster, self.max_mtu, &observed, &ovn);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use kube::ResourceExt;
 
 use super::plan::{Planner, Refusal};
-use crate::name_some;
+use crate::list_some;
 use crate::network::address_pool::{AddressPool, Holder, subnet_uid};
 use crate::network::kinds::key;
 use pileus_api::port::{AllocatedIp, FixedIp};
@@ -199,7 +199,7 @@ fn named_subnet(
                 "fixedIPs[{}].subnet `{name}` is no Subnet in force in Network {}; it has {}",
                 fixed.name,
                 network.name,
-                name_some(pools.iter().map(AddressPool::name).collect())
+                list_some(pools.iter().map(AddressPool::name).collect())
             ),
         )
     })
@@ -223,7 +223,7 @@ fn named_address(fixed: &FixedIp, pools: &[AddressPool], network: &Key) -> Resul
                 "fixedIPs[{}].address `{address}` is outside what Network {} has: {}",
                 fixed.name,
                 network.name,
-                name_some(ranges)
+                list_some(ranges)
             ),
         )
     };
@@ -305,7 +305,7 @@ fn any_of(
         format!(
             "no address is left in Subnet {}; delete Ports that are not needed, widen its \
              allocationPools, or add a Subnet",
-            name_some(full.collect())
+            list_some(full.collect())
         ),
     ))
 }

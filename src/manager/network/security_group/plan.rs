@@ -6,7 +6,7 @@ use std::sync::Arc;
 use kube::ResourceExt;
 
 use super::rule;
-use crate::name_some;
+use crate::list_some;
 use crate::network::decision::Decision;
 use crate::network::kinds::{
     Decided, NetworkKind, Observed, Planning, Problems, Users, has_finalizer, is_deleting, key,
@@ -78,7 +78,7 @@ impl NetworkKind for SecurityGroup {
             let message = format!(
                 "{} of its rules cannot be used: {}",
                 unusable.len(),
-                name_some(unusable)
+                list_some(unusable)
             );
             decision.ready = Observation::no(ConditionType::Ready, Reason::InvalidSpec, message);
         }

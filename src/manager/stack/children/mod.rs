@@ -26,7 +26,7 @@ use super::kinds;
 use super::read_cache::ReadCache;
 use super::record::{Entry, Reference, StackRecord};
 use super::served_kinds::ServedKinds;
-use crate::Stores;
+use crate::caches::Caches;
 use pileus_api::Stack;
 use pileus_kube_ext::{ApiError, chain, finalize, find};
 use pileus_stack::value::Value;
@@ -39,7 +39,7 @@ const MAX_CONCURRENT_READS: usize = 16;
 /// The objects of one Stack.
 pub struct Children<'a> {
     client: &'a Client,
-    stores: &'a Stores,
+    caches: &'a Caches,
     served_kinds: &'a ServedKinds,
     /// How long a kind may be missing before that is an error of its own.
     grace: Duration,
@@ -55,13 +55,13 @@ impl<'a> Children<'a> {
     #[must_use]
     pub fn of(
         client: &'a Client,
-        stores: &'a Stores,
+        caches: &'a Caches,
         shared: &'a Shared,
         stack: &'a Stack,
     ) -> Self {
         Self {
             client,
-            stores,
+            caches,
             served_kinds: &shared.kinds,
             grace: shared.grace,
             reads: &shared.reads,
@@ -72,10 +72,10 @@ impl<'a> Children<'a> {
     }
 
     fn watched(&self, kind: &str, name: &str) -> Option<Value> {
-        kinds::find(kind)?.find(self.stores, &self.namespace, name)
+        kinds::find(kind)?.find(self.caches, &self.namespace, name)
     }
 
-    /// The objects that the record names. An object that is missing in the stores is read: a store
+    /// The objects that the record names. An object that is missing in the caches is read: a cache
     /// may be behind, so only the API server can say that it does not exist. `without_cache` reads
     /// objects that are only cached, too.
     ///
@@ -206,7 +206,7 @@ impl<'a> Children<'a> {
             .collect();
         kinds::all()
             .filter(|kind| kind.is_namespaced())
-            .flat_map(|kind| kind.labelled(self.stores, &self.namespace, &uid))
+            .flat_map(|kind| kind.labelled(self.caches, &self.namespace, &uid))
             .filter(|(object, _)| !recorded.contains(object))
             .collect()
     }

@@ -95,7 +95,7 @@ impl Pass<'_> {
                 "Stack CHECK completed successfully".to_owned(),
             )
         } else {
-            let names = crate::name_some(wrong);
+            let names = crate::list_some(wrong);
             (
                 State::Failed,
                 format!(

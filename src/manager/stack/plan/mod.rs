@@ -466,7 +466,7 @@ fn waiting(entries: &BTreeMap<Key, Entry>) -> String {
     if names.is_empty() {
         String::new()
     } else {
-        format!("; waiting for {}", crate::name_some(names))
+        format!("; waiting for {}", crate::list_some(names))
     }
 }
 

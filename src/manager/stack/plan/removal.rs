@@ -150,6 +150,6 @@ fn finalizer_message(live: &Value) -> String {
     if names.is_empty() {
         return String::new();
     }
-    let names = crate::name_some(names);
+    let names = crate::list_some(names);
     format!("it is being deleted, and waits for its finalizers: {names}")
 }

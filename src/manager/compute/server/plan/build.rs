@@ -1,4 +1,4 @@
-//! The Instance of a Server, and what its guest is told.
+//! The Instance of a Server, and the data of its guest.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use kube::ResourceExt;
 use kube::api::ObjectMeta;
 
 use super::super::guest;
-use super::{NicSeen, Seen};
+use super::{Observed, ObservedNic};
 use pileus_api::image::Source;
 use pileus_api::instance::{
     InstanceImage, InstanceSource, InstanceSpec, Nic, OnDeletion, Role, ServerIdentity,
@@ -21,7 +21,7 @@ use pileus_api::topology::{GuestTopology, NumaConstraints};
 use pileus_api::{Image, Instance, Server};
 use pileus_values::stable_id;
 
-/// Annotation of an Instance: what of the spec only reaches a guest when it is built.
+/// Annotation of an Instance: the parts of the spec that only reach a guest when it is built.
 pub const BUILT_FROM: &str = "pileus.dev/built-from";
 
 fn source(source: &Source, digest: Option<&String>) -> InstanceSource {
@@ -36,7 +36,7 @@ fn source(source: &Source, digest: Option<&String>) -> InstanceSource {
 
 pub(super) fn instance(
     server: &Server,
-    seen: &Seen,
+    observed: &Observed,
     image: &Image,
     placement: &Placement,
 ) -> (Secret, Instance) {
@@ -55,9 +55,10 @@ pub(super) fn instance(
         host: placement.host.clone(),
         epoch: placement.epoch,
         role: Role::Primary,
-        instance_id: stable_id(&seen.cluster, "Server", &namespace, &server.name_any()).to_string(),
+        instance_id: stable_id(&observed.cluster, "Server", &namespace, &server.name_any())
+            .to_string(),
         claim: placement.claim,
-        topology: topology(seen, image, placement),
+        topology: topology(observed, image, placement),
         pci_devices: placement.pci_devices.clone(),
         hardware: server.status.as_ref().and_then(|s| s.hardware.clone()),
         image: InstanceImage {
@@ -74,7 +75,7 @@ pub(super) fn instance(
             kernel_command_line: image.spec.kernel_command_line.clone(),
             properties: image.spec.properties.clone(),
         },
-        nics: seen.nics.iter().filter_map(nic).collect(),
+        nics: observed.nics.iter().filter_map(nic).collect(),
         guest_data: Some(name.clone()),
         config_drive: server.spec.config_drive,
         run_state: server.spec.run_state,
@@ -89,7 +90,7 @@ pub(super) fn instance(
         labels: Some(labels),
         ..ObjectMeta::default()
     };
-    let data = guest::guest_data(server, seen);
+    let data = guest::guest_data(server, observed);
     // Strings and numbers always serialise.
     let data = ByteString(serde_json::to_vec(&data).unwrap_or_default());
     let secret = Secret {
@@ -111,8 +112,8 @@ pub(super) fn instance(
 
 /// The guest's NUMA nodes on those that the scheduler chose. None for a Server that was
 /// placed before it was known which: then nothing is counted on any either.
-fn topology(seen: &Seen, image: &Image, placement: &Placement) -> Option<GuestTopology> {
-    let flavor = seen.flavor.as_ref().map(|f| f.spec.extra_specs.clone());
+fn topology(observed: &Observed, image: &Image, placement: &Placement) -> Option<GuestTopology> {
+    let flavor = observed.flavor.as_ref().map(|f| f.spec.extra_specs.clone());
     let flavor = flavor.unwrap_or_default();
     // What cannot be read is not placed at all.
     let constraints =
@@ -120,7 +121,7 @@ fn topology(seen: &Seen, image: &Image, placement: &Placement) -> Option<GuestTo
     constraints.on(&placement.numa_nodes)
 }
 
-/// Whether the scheduler has given its processors and memory to another.
+/// Whether the scheduler has given its processors and memory to another Server.
 pub(super) fn is_preempted(server: &Server) -> bool {
     let status = server.status.as_ref();
     status.is_some_and(|s| s.preemption.is_some())
@@ -131,14 +132,14 @@ fn built_from(server: &Server) -> String {
     serde_json::to_string(&guest::BuiltFrom::of(server)).unwrap_or_default()
 }
 
-fn nic(seen: &NicSeen) -> Option<Nic> {
-    let status = seen.port.as_ref()?.status.as_ref()?;
+fn nic(observed: &ObservedNic) -> Option<Nic> {
+    let status = observed.port.as_ref()?.status.as_ref()?;
     Some(Nic {
-        name: seen.name.clone(),
-        port: seen.port_name.clone(),
+        name: observed.name.clone(),
+        port: observed.port_name.clone(),
         port_id: status.port_id.clone()?,
         mac_address: status.mac_address.clone()?,
-        mtu: seen.network.as_ref()?.status.as_ref()?.mtu?,
+        mtu: observed.network.as_ref()?.status.as_ref()?.mtu?,
         ips: status
             .fixed_ips
             .iter()

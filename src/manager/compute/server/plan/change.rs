@@ -1,22 +1,22 @@
-//! What a built Server follows of its changed spec, and what it says of the rest.
+//! Which changes of its spec a built Server takes over, and what it reports of the others.
 
 use kube::ResourceExt;
 
 use super::super::guest;
 use super::build::{BUILT_FROM, is_preempted};
 use super::ports::port;
-use super::{NicSeen, Seen};
+use super::{Observed, ObservedNic};
 use pileus_api::common::Claim;
 use pileus_api::instance::OnDeletion;
 use pileus_api::port::PortSpec;
 use pileus_api::{Instance, Server, validation};
 use pileus_kube_ext::finalize;
 
-/// The Instance as it should be now, when that is not as it is: only what can be changed
-/// in place, and digests that have become known.
+/// The Instance as it should be now, if it differs: only fields that can be changed in place,
+/// and digests that have become known.
 pub(super) fn changed_instance(
     server: &Server,
-    seen: &Seen,
+    observed: &Observed,
     instance: &Instance,
 ) -> Option<Instance> {
     if finalize::is_deleting(instance) {
@@ -28,11 +28,11 @@ pub(super) fn changed_instance(
     spec.preempted = is_preempted(server);
     spec.on_guest_shutdown = server.spec.on_guest_shutdown;
     spec.shutdown_timeout_seconds = server.spec.shutdown_timeout_seconds;
-    // It stays, also if it was to go as refused and its host took it on after all.
+    // It stays, also if it was to be removed as refused and its host accepted it after all.
     spec.on_deletion = OnDeletion::Release;
     let imported = instance.status.as_ref().and_then(|s| s.image.as_ref());
     if spec.image.disk.digest.is_none() {
-        let of_image = seen
+        let of_image = observed
             .image
             .as_ref()
             .filter(|i| i.uid().as_ref() == Some(&spec.image.uid));
@@ -53,10 +53,10 @@ pub(super) fn changed_instance(
     (wanted.spec != instance.spec).then_some(wanted)
 }
 
-/// What the spec says and the running guest does not have.
+/// Fields of the spec whose values the running guest does not have.
 pub(super) fn outdated(
     server: &Server,
-    seen: &Seen,
+    observed: &Observed,
     instance: &Instance,
     claim: Option<&Claim>,
 ) -> Vec<String> {
@@ -102,7 +102,11 @@ pub(super) fn outdated(
             words.join(", ")
         }
     };
-    let wanted: Vec<_> = seen.nics.iter().map(|n| (&n.name, &n.port_name)).collect();
+    let wanted: Vec<_> = observed
+        .nics
+        .iter()
+        .map(|n| (&n.name, &n.port_name))
+        .collect();
     let have: Vec<_> = built.nics.iter().map(|n| (&n.name, &n.port)).collect();
     if wanted != have {
         found.push(format!(
@@ -111,12 +115,12 @@ pub(super) fn outdated(
             pairs(&have)
         ));
     }
-    found.extend(seen.nics.iter().filter_map(|nic| moved(server, nic)));
+    found.extend(observed.nics.iter().filter_map(|nic| moved(server, nic)));
     let (drive, has) = (server.spec.config_drive, built.config_drive);
     if drive != has {
         found.push(format!("configDrive ({drive:?} asked for, {has:?} built)"));
     }
-    // A record that is not there or cannot be read says nothing.
+    // Without a record that can be read nothing is known.
     if let Some(record) = instance.annotations().get(BUILT_FROM)
         && let Ok(record) = serde_json::from_str::<guest::BuiltFrom>(record)
     {
@@ -125,8 +129,8 @@ pub(super) fn outdated(
     found
 }
 
-/// How an inline network asks for something else than the Port that was made for it has.
-fn moved(server: &Server, nic: &NicSeen) -> Option<String> {
+/// How an inline network differs from the Port that was created for it.
+fn moved(server: &Server, nic: &ObservedNic) -> Option<String> {
     let made = nic.port.as_ref().filter(|_| nic.made)?;
     let wanted = port(server, nic).spec;
     let words = |spec: &PortSpec| {

@@ -1,9 +1,9 @@
-//! In which order a Server goes.
+//! In which order a Server and what was created for it are deleted.
 
 use kube::ResourceExt;
 
 use super::ports::is_owned_by;
-use super::{Seen, Step};
+use super::{Observed, Step};
 use pileus_api::Server;
 use pileus_api::instance::OnDeletion;
 use pileus_api::names::{MANAGER_FINALIZER, host_namespace, instance_name};
@@ -11,22 +11,22 @@ use pileus_kube_ext::finalize;
 
 /// Host first, then what it needed: an Instance that is still there may still run.
 ///
-/// A Server that goes only because the definition of its kind does is let go, and nothing
-/// that was made for it is removed.
-pub(super) fn delete(server: &Server, seen: &Seen) -> (Vec<Step>, String) {
+/// A Server that is deleted only because its CustomResourceDefinition is: it is released, and
+/// nothing that was created for it is removed.
+pub(super) fn delete(server: &Server, observed: &Observed) -> (Vec<Step>, String) {
     if !finalize::has(server, MANAGER_FINALIZER) {
         return (vec![], String::new());
     }
     let mut steps = Vec::new();
-    // Anyone may write a label; only the spec and the owner say whose a thing is.
-    let mut instances = seen
+    // Anyone may write a label; only the spec and the owner references say to whom it belongs.
+    let mut instances = observed
         .instances
         .iter()
         .filter(|i| Some(&i.spec.server.uid) == server.uid().as_ref())
         .peekable();
     let first = instances.peek().copied();
     for instance in instances {
-        if !seen.kind_lost && instance.spec.on_deletion != OnDeletion::Remove {
+        if !observed.crd_deleting && instance.spec.on_deletion != OnDeletion::Remove {
             let mut ordered = instance.clone();
             ordered.spec.on_deletion = OnDeletion::Remove;
             steps.push(Step::UpdateInstance(Box::new(ordered)));
@@ -41,7 +41,11 @@ pub(super) fn delete(server: &Server, seen: &Seen) -> (Vec<Step>, String) {
         }
     }
     if let Some(instance) = first {
-        let done = if seen.kind_lost { "release" } else { "remove" };
+        let done = if observed.crd_deleting {
+            "release"
+        } else {
+            "remove"
+        };
         let waiting = format!("waiting for host {} to {done} the VM", instance.spec.host);
         return (steps, waiting);
     }
@@ -51,12 +55,12 @@ pub(super) fn delete(server: &Server, seen: &Seen) -> (Vec<Step>, String) {
             name: instance_name(&server.uid().unwrap_or_default(), placement.epoch),
         });
     }
-    if seen.kind_lost {
+    if observed.crd_deleting {
         // The VM runs on, and so does its network as long as its Ports are there.
         steps.push(Step::RemoveFinalizer);
         return (steps, String::new());
     }
-    let owned: Vec<_> = seen
+    let owned: Vec<_> = observed
         .owned_ports
         .iter()
         .filter(|port| is_owned_by(port, server))

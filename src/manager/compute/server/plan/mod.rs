@@ -1,4 +1,4 @@
-//! Decides what a Server needs. Pure: what was seen comes in, steps and a standing go out.
+//! Decides what a Server needs. Pure: observations come in, steps and progress go out.
 
 mod build;
 mod change;
@@ -20,9 +20,9 @@ use pileus_api::{Flavor, Image, Instance, KeyPair, Network, Port, Reason, Server
 use pileus_kube_ext::finalize;
 use pileus_values::ClusterId;
 
-/// What was seen.
+/// Everything that a decision is made from.
 #[derive(Clone, Debug, Default)]
-pub struct Seen {
+pub struct Observed {
     /// Which cluster this is.
     pub cluster: ClusterId,
     /// The Flavor named, if it exists.
@@ -32,29 +32,30 @@ pub struct Seen {
     /// The KeyPairs named, those that exist.
     pub key_pairs: BTreeMap<String, Option<KeyPair>>,
     /// Interfaces.
-    pub nics: Vec<NicSeen>,
+    pub nics: Vec<ObservedNic>,
     /// User data.
     pub user_data: UserData,
     /// The Instances: the placed one, or all when the Server is being deleted.
     pub instances: Vec<Instance>,
-    /// Instances that their hosts had refused when the scheduler took the placement back.
-    pub taken_back: Vec<Instance>,
-    /// The Ports made for it; only looked for when it is being deleted.
+    /// Instances that their hosts had refused when the scheduler withdrew the placement.
+    pub withdrawn: Vec<Instance>,
+    /// The Ports created for it; only listed when it is being deleted.
     pub owned_ports: Vec<Port>,
     /// Why its host counts as lost, if so.
     pub host_lost: Option<String>,
-    /// It is being deleted only because the kind itself is: nobody has asked for that.
-    pub kind_lost: bool,
+    /// It is being deleted only because its CustomResourceDefinition is: nobody has asked for
+    /// that.
+    pub crd_deleting: bool,
 }
 
-/// What was seen of an interface.
+/// What an interface refers to.
 #[derive(Clone, Debug, Default)]
-pub struct NicSeen {
+pub struct ObservedNic {
     /// Name of the interface.
     pub name: String,
     /// Name of its Port.
     pub port_name: String,
-    /// The Port is made for the Server.
+    /// The Port is created for the Server, and not by a user.
     pub made: bool,
     /// The Port, if it exists.
     pub port: Option<Port>,
@@ -94,13 +95,13 @@ impl fmt::Debug for UserData {
 /// One small, repeatable effect.
 #[derive(Clone, Debug)]
 pub enum Step {
-    /// Keep the Server until its host has let it go.
+    /// Keep the Server until its host has released it.
     AddFinalizer,
-    /// Make a Port for an inline network.
+    /// Create a Port for an inline network.
     CreatePort(Box<Port>),
-    /// Write what the guest is told.
+    /// Write the guest's data.
     CreateGuestData(Box<Secret>),
-    /// Make the Instance.
+    /// Create the Instance.
     CreateInstance(Box<Instance>),
     /// Change the Instance.
     UpdateInstance(Box<Instance>),
@@ -112,29 +113,29 @@ pub enum Step {
         name: String,
         /// Its uid.
         uid: String,
-        /// Its version, when it may only go as it was seen.
+        /// Its version, when it may only be deleted as it was observed.
         version: Option<String>,
     },
-    /// Delete what the guest was told.
+    /// Delete the guest's data.
     DeleteGuestData {
         /// Its namespace.
         namespace: String,
         /// Its name.
         name: String,
     },
-    /// Delete a Port that was made for the Server.
+    /// Delete a Port that was created for the Server.
     DeletePort {
         /// Its name.
         name: String,
         /// Its uid.
         uid: String,
     },
-    /// Let the Server go.
+    /// Release the Server.
     RemoveFinalizer,
 }
 
 impl fmt::Display for Step {
-    /// Names the step without what is in it, which may be secret.
+    /// Names the step without its content, which may be secret.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::AddFinalizer => f.write_str("add finalizer"),
@@ -161,34 +162,34 @@ pub struct Problem {
     pub terminal: bool,
 }
 
-/// Where a Server stands after the steps.
+/// How far a Server is after the steps.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum Progress {
     /// Something it needs is missing or wrong.
     Problems(Vec<Problem>),
     /// The scheduler has not placed it yet.
     Unplaced,
     /// Its Ports have no addresses yet.
     AwaitingPorts(Vec<String>),
-    /// Its Instance says how it is.
+    /// Its state is that of its Instance.
     Realised,
-    /// Its Instance has been made, and its host has not said anything of it yet.
+    /// Its Instance has been created, and its host has not reported on it yet.
     Building,
-    /// It is being deleted, and waits for these.
+    /// It is being deleted; what it waits for.
     Deleting(String),
 }
 
-impl Standing {
-    /// Whether it is normal, and soon over.
+impl Progress {
+    /// Whether it is normal, and expected to be over soon.
     #[must_use]
-    pub fn is_passing(&self) -> bool {
+    pub fn is_transient(&self) -> bool {
         matches!(
             self,
             Self::Unplaced | Self::AwaitingPorts(_) | Self::Building
         )
     }
 
-    /// Whether a Secret may appear or change, which nothing tells.
+    /// Whether it waits for a Secret to appear or change, which is not watched.
     #[must_use]
     pub fn waits_for_secret(&self) -> bool {
         let Self::Problems(problems) = self else {
@@ -202,13 +203,13 @@ impl Standing {
     }
 }
 
-/// What to do, and where that leaves the Server.
+/// What to do, and how far the Server is then.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// Effects, in order; the first that fails ends the pass.
     pub steps: Vec<Step>,
-    /// Where that leaves the Server.
-    pub standing: Standing,
+    /// How far the Server is then.
+    pub progress: Progress,
     /// Size that the spec asks for now.
     pub claim: Option<Claim>,
     /// What differs from the spec until a rebuild.
@@ -217,52 +218,52 @@ pub struct Plan {
 
 /// Decides for one Server.
 #[must_use]
-pub fn plan(server: &Server, seen: &Seen) -> Plan {
-    let claim = problems::claim(server, seen);
-    let made = |steps, standing| Plan {
+pub fn plan(server: &Server, observed: &Observed) -> Plan {
+    let claim = problems::claim(server, observed);
+    let made = |steps, progress| Plan {
         steps,
-        standing,
+        progress,
         claim: claim.as_ref().ok().copied(),
         outdated: vec![],
     };
     if finalize::is_deleting(server) {
-        let (steps, waiting) = delete::delete(server, seen);
-        return made(steps, Standing::Deleting(waiting));
+        let (steps, waiting) = delete::delete(server, observed);
+        return made(steps, Progress::Deleting(waiting));
     }
     let mut steps = Vec::new();
     if !finalize::has(server, MANAGER_FINALIZER) {
         steps.push(Step::AddFinalizer);
     }
-    steps.extend(refused::clear(server, seen));
-    if let Some(instance) = seen.instances.first() {
-        let standing = if has_report(instance) || seen.host_lost.is_some() {
-            Standing::Realised
+    steps.extend(refused::clear(server, observed));
+    if let Some(instance) = observed.instances.first() {
+        let progress = if has_report(instance) || observed.host_lost.is_some() {
+            Progress::Realised
         } else {
-            Standing::Building
+            Progress::Building
         };
-        let mut plan = made(steps, standing);
-        if let Some(changed) = change::changed_instance(server, seen, instance) {
+        let mut plan = made(steps, progress);
+        if let Some(changed) = change::changed_instance(server, observed, instance) {
             plan.steps.push(Step::UpdateInstance(Box::new(changed)));
         }
-        plan.outdated = change::outdated(server, seen, instance, claim.as_ref().ok());
+        plan.outdated = change::outdated(server, observed, instance, claim.as_ref().ok());
         return plan;
     }
-    for nic in seen
+    for nic in observed
         .nics
         .iter()
-        .filter(|nic| ports::is_to_be_made_anew(server, nic))
+        .filter(|nic| ports::needs_recreation(server, nic))
     {
         steps.extend(nic.port.as_ref().map(|port| Step::DeletePort {
             name: port.name_any(),
             uid: port.uid().unwrap_or_default(),
         }));
     }
-    let problems = problems::problems(server, seen, &claim);
+    let problems = problems::problems(server, observed, &claim);
     if !problems.is_empty() {
-        // Nothing is made for what cannot be built; what was made stays.
-        return made(steps, Standing::Problems(problems));
+        // Nothing is created for what cannot be built; what was created stays.
+        return made(steps, Progress::Problems(problems));
     }
-    for nic in seen
+    for nic in observed
         .nics
         .iter()
         .filter(|nic| nic.made && nic.port.is_none())
@@ -271,27 +272,27 @@ pub fn plan(server: &Server, seen: &Seen) -> Plan {
     }
     let placement = server.status.as_ref().and_then(|s| s.placement.as_ref());
     let Some(placement) = placement else {
-        return made(steps, Standing::Unplaced);
+        return made(steps, Progress::Unplaced);
     };
-    let waiting: Vec<_> = seen
+    let waiting: Vec<_> = observed
         .nics
         .iter()
         .filter(|nic| !ports::is_port_ready(nic))
         .map(|nic| nic.port_name.clone())
         .collect();
     if !waiting.is_empty() {
-        return made(steps, Standing::AwaitingPorts(waiting));
+        return made(steps, Progress::AwaitingPorts(waiting));
     }
-    let Some(image) = &seen.image else {
-        return made(steps, Standing::Unplaced);
+    let Some(image) = &observed.image else {
+        return made(steps, Progress::Unplaced);
     };
-    let (secret, instance) = build::instance(server, seen, image, placement);
+    let (secret, instance) = build::instance(server, observed, image, placement);
     steps.push(Step::CreateGuestData(Box::new(secret)));
     steps.push(Step::CreateInstance(Box::new(instance)));
-    made(steps, Standing::Building)
+    made(steps, Progress::Building)
 }
 
-/// Whether its host has said anything of the Instance yet.
+/// Whether its host has reported on the Instance yet.
 fn has_report(instance: &Instance) -> bool {
     instance
         .status

@@ -1,9 +1,9 @@
-//! The Ports that are made for a Server.
+//! The Ports that are created for a Server.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{Resource, ResourceExt};
 
-use super::NicSeen;
+use super::ObservedNic;
 use pileus_api::conditions::{self, ConditionType};
 use pileus_api::names::{MANAGER_FINALIZER, SERVER_UID_LABEL};
 use pileus_api::port::{FixedIp, PortSpec};
@@ -16,9 +16,9 @@ pub(super) fn is_owned_by(port: &Port, server: &Server) -> bool {
         .any(|o| Some(&o.uid) == server.uid().as_ref())
 }
 
-/// Whether a made Port could not be given what it asks for, and the Server, which was never
-/// built, asks for something else by now.
-pub(super) fn is_to_be_made_anew(server: &Server, nic: &NicSeen) -> bool {
+/// Whether a Port that was created for the Server has to be created again: it could not be given
+/// what it asks for, and the Server, which was never built, asks for something else now.
+pub(super) fn needs_recreation(server: &Server, nic: &ObservedNic) -> bool {
     let Some(made) = nic.port.as_ref().filter(|_| nic.made) else {
         return false;
     };
@@ -32,7 +32,7 @@ pub(super) fn is_to_be_made_anew(server: &Server, nic: &NicSeen) -> bool {
         != (&wanted.network, &wanted.fixed_ips, &wanted.security_groups)
 }
 
-pub(super) fn is_port_ready(nic: &NicSeen) -> bool {
+pub(super) fn is_port_ready(nic: &ObservedNic) -> bool {
     let Some(status) = nic.port.as_ref().and_then(|p| p.status.as_ref()) else {
         return false;
     };
@@ -47,7 +47,7 @@ pub(super) fn is_port_ready(nic: &NicSeen) -> bool {
 }
 
 /// The Port for an inline network.
-pub(super) fn port(server: &Server, nic: &NicSeen) -> Port {
+pub(super) fn port(server: &Server, nic: &ObservedNic) -> Port {
     let wanted = server.spec.networks.iter().find(|n| n.name == nic.name);
     let network = wanted.and_then(|n| n.network.clone()).unwrap_or_default();
     let fixed = wanted.and_then(|n| n.fixed_ip.clone());

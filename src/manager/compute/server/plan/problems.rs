@@ -1,9 +1,9 @@
-//! What keeps a Server from being built: what is missing, wrong or somebody else's.
+//! What keeps a Server from being built: what is missing, invalid or in use by others.
 
 use kube::ResourceExt;
 
 use super::ports::is_owned_by;
-use super::{NicSeen, Problem, Seen, UserData};
+use super::{Observed, ObservedNic, Problem, UserData};
 use pileus_api::common::Claim;
 use pileus_api::conditions::{self, ConditionType};
 use pileus_api::image::DiskFormat;
@@ -15,7 +15,7 @@ use pileus_values::Bytes;
 use pileus_values::quantity::MIB;
 
 /// The size asked for: by flavor, or inline.
-pub(super) fn claim(server: &Server, seen: &Seen) -> Result<Claim, Problem> {
+pub(super) fn claim(server: &Server, observed: &Observed) -> Result<Claim, Problem> {
     let problem = |reason, message: String| Problem {
         reason,
         message,
@@ -29,7 +29,7 @@ pub(super) fn claim(server: &Server, seen: &Seen) -> Result<Claim, Problem> {
             ));
         }
         (None, Some(r)) => (r.vcpus, &r.memory, &r.disk, "spec.resources".to_owned()),
-        (Some(name), None) => match &seen.flavor {
+        (Some(name), None) => match &observed.flavor {
             None => {
                 return Err(problem(
                     Reason::FlavorNotFound,
@@ -82,7 +82,7 @@ pub(super) fn claim(server: &Server, seen: &Seen) -> Result<Claim, Problem> {
 
 pub(super) fn problems(
     server: &Server,
-    seen: &Seen,
+    observed: &Observed,
     claim: &Result<Claim, Problem>,
 ) -> Vec<Problem> {
     let mut found = Vec::new();
@@ -105,7 +105,7 @@ pub(super) fn problems(
         add(problem.reason, problem.terminal, problem.message.clone());
     }
     let image_name = &spec.image.name;
-    match &seen.image {
+    match &observed.image {
         None => {
             let at = spec.image.namespace.as_ref().unwrap_or(&namespace);
             add(
@@ -118,7 +118,7 @@ pub(super) fn problems(
             image_problems(image, &namespace, claim.as_ref().ok(), &mut add);
         }
     }
-    for (name, pair) in &seen.key_pairs {
+    for (name, pair) in &observed.key_pairs {
         if pair.is_none() {
             add(
                 Reason::KeyPairNotFound,
@@ -139,7 +139,7 @@ pub(super) fn problems(
             ),
         );
     }
-    match &seen.user_data {
+    match &observed.user_data {
         UserData::NoSecret(name) => add(
             Reason::SecretNotFound,
             false,
@@ -162,7 +162,7 @@ pub(super) fn problems(
         UserData::Is(_) | UserData::NotNeeded => {}
     }
     let mut names = std::collections::BTreeSet::new();
-    for (index, nic) in seen.nics.iter().enumerate() {
+    for (index, nic) in observed.nics.iter().enumerate() {
         if !names.insert(&nic.port_name) {
             add(
                 Reason::InvalidSpec,
@@ -257,7 +257,7 @@ fn image_problems(
 
 fn nic_problems(
     server: &Server,
-    nic: &NicSeen,
+    nic: &ObservedNic,
     wanted: &ServerNetwork,
     namespace: &str,
     add: &mut impl FnMut(Reason, bool, String),

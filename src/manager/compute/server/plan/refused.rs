@@ -1,18 +1,18 @@
-//! What hosts have refused is cleared away once the scheduler has taken the placement back:
-//! nothing of it was made there, and the Server is placed anew when it is gone.
+//! Instances that hosts have refused are deleted once the scheduler has withdrawn the placement:
+//! their hosts hold nothing of them, and the Server is placed again when they are gone.
 
 use kube::ResourceExt;
 
-use super::{Seen, Step};
+use super::{Observed, Step};
 use pileus_api::conditions::{self, ConditionType};
 use pileus_api::instance::OnDeletion;
 use pileus_api::names::{host_namespace, instance_name};
 use pileus_api::{Instance, Reason, Server};
 use pileus_kube_ext::finalize;
 
-/// (namespace, name) of Instances that hosts refused and the scheduler took back.
+/// (namespace, name) of Instances that hosts refused and whose placement the scheduler withdrew.
 #[must_use]
-pub fn taken_back(server: &Server) -> Vec<(String, String)> {
+pub fn withdrawn(server: &Server) -> Vec<(String, String)> {
     let Some(status) = &server.status else {
         return Vec::new();
     };
@@ -26,20 +26,19 @@ pub fn taken_back(server: &Server) -> Vec<(String, String)> {
     names.collect()
 }
 
-/// First the host is ordered to remove what it may have taken on and not told of yet, for
-/// the Server is placed elsewhere once the Instance is gone; then the Instance goes. Both
-/// only in the very version that was looked at: one that its host has told of meanwhile
-/// stays.
-pub(super) fn clear(server: &Server, seen: &Seen) -> Vec<Step> {
+/// First the host is ordered to remove what it may have accepted and not reported yet, for
+/// the Server is placed elsewhere once the Instance is gone; then the Instance is deleted. Both
+/// only in the version that was observed: one on which its host has reported meanwhile stays.
+pub(super) fn clear(server: &Server, observed: &Observed) -> Vec<Step> {
     let mut steps = Vec::new();
-    for instance in &seen.taken_back {
+    for instance in &observed.withdrawn {
         let namespace = instance.namespace().unwrap_or_default();
         let name = instance.name_any();
         if finalize::is_deleting(instance) {
-            // Should the last pass have ended between the two.
+            // The last pass may have ended between the two.
             steps.push(Step::DeleteGuestData { namespace, name });
         } else if !is_refused(server, instance) {
-            // Its host took it on after all.
+            // Its host accepted it after all.
         } else if instance.spec.on_deletion == OnDeletion::Remove {
             steps.push(Step::DeleteInstance {
                 namespace: namespace.clone(),

@@ -3,20 +3,20 @@
 use serde_json::json;
 
 use super::super::plan::{Step, UserData, plan};
-use super::{Change, deleting, placed, problems, read, seen, server, words};
+use super::{Change, deleting, observed, placed, problems, read, server, words};
 use pileus_api::{Port, Reason};
 
 /// What a Server that was placed is told after `change`; nothing may be made of it.
 fn refused(change: Change<'_>) -> (Vec<Reason>, String) {
-    let (mut server, mut seen) = (placed(server()), seen());
-    change(&mut server, &mut seen);
-    let plan = plan(&server, &seen);
+    let (mut server, mut observed) = (placed(server()), observed());
+    change(&mut server, &mut observed);
+    let plan = plan(&server, &observed);
     assert!(
         plan.steps.iter().all(|s| matches!(s, Step::AddFinalizer)),
         "nothing is made of it: {:?}",
         words(&plan)
     );
-    problems(&server, &seen)
+    problems(&server, &observed)
 }
 
 fn each_is_told(cases: &[(Change<'_>, Reason, &str)]) {
@@ -125,11 +125,11 @@ fn each_missing_thing_has_its_reason_and_its_culprit() {
 
 #[test]
 fn a_port_of_that_name_that_is_not_ours_is_not_taken() {
-    let (server, mut seen) = (server(), seen());
+    let (server, mut observed) = (server(), observed());
     let theirs: Port = read(
         json!({"metadata": {"name": "web-a", "namespace": "demo", "uid": "theirs"},
         "spec": {"network": {"name": "n"}}}),
     );
-    seen.nics[0].port = Some(theirs);
-    assert_eq!(problems(&server, &seen).0, [Reason::PortInUse]);
+    observed.nics[0].port = Some(theirs);
+    assert_eq!(problems(&server, &observed).0, [Reason::PortInUse]);
 }

@@ -2,9 +2,9 @@
 
 use serde_json::json;
 
-use super::super::plan::refused::taken_back;
-use super::super::plan::{Seen, Step, plan};
-use super::{placed, seen, server};
+use super::super::plan::refused::withdrawn;
+use super::super::plan::{Observed, Step, plan};
+use super::{observed, placed, server};
 use pileus_api::Instance;
 
 #[test]
@@ -17,7 +17,7 @@ fn what_a_host_refused_is_ordered_away_and_only_as_it_was_seen() {
     let status = json!({"placement": placement, "refusals": refusals});
     server.status = serde_json::from_value(status).unwrap();
     let host = ("pileus-host-h1".to_owned(), format!("{made}-1"));
-    assert_eq!(taken_back(&server), [host]);
+    assert_eq!(withdrawn(&server), [host]);
 
     let ready = |reason: &str| {
         json!([{"type": "Ready", "status": "False", "reason": reason, "message": "m",
@@ -38,15 +38,15 @@ fn what_a_host_refused_is_ordered_away_and_only_as_it_was_seen() {
         .unwrap()
     };
     let steps = |instance: &Instance| {
-        let seen = Seen {
-            taken_back: vec![instance.clone()],
-            ..seen()
+        let observed = Observed {
+            withdrawn: vec![instance.clone()],
+            ..observed()
         };
         let gone = |step: &Step| {
             matches!(step, Step::UpdateInstance(_) | Step::DeleteInstance { .. })
                 || matches!(step, Step::DeleteGuestData { namespace, .. } if namespace == "pileus-host-h1")
         };
-        let steps = plan(&server, &seen).steps;
+        let steps = plan(&server, &observed).steps;
         steps.into_iter().filter(gone).collect::<Vec<_>>()
     };
     let mut refused = instance(json!({"conditions": ready("HostRefused")}));

@@ -3,8 +3,8 @@
 use serde_json::json;
 
 use super::super::plan::{Step, plan};
-use super::{address, placed, read, seen, server};
-use crate::compute::server::plan::Seen;
+use super::{address, observed, placed, read, server};
+use crate::compute::server::plan::Observed;
 use pileus_api::Instance;
 use pileus_api::topology::CpuPolicy;
 
@@ -15,18 +15,18 @@ fn instance(extra_specs: &serde_json::Value, nodes: &[i32]) -> Box<Instance> {
     placement.numa_nodes = nodes.to_vec();
     placement.claim.vcpus = 3;
     placement.claim.memory_mib = 96;
-    let mut seen = Seen {
+    let mut observed = Observed {
         flavor: Some(read(json!({"metadata": {"name": "small"}, "spec": {
             "vcpus": 3, "memory": "96Mi", "disk": "1Gi", "extraSpecs": extra_specs}}))),
-        ..seen()
+        ..observed()
     };
-    for step in plan(&server, &seen).steps {
+    for step in plan(&server, &observed).steps {
         if let Step::CreatePort(mut port) = step {
             address(&mut port);
-            seen.nics[0].port = Some(*port);
+            observed.nics[0].port = Some(*port);
         }
     }
-    let made = plan(&server, &seen)
+    let made = plan(&server, &observed)
         .steps
         .into_iter()
         .find_map(|s| match s {

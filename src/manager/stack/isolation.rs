@@ -1,5 +1,5 @@
-//! Keeps what one Stack costs from everybody else: its passes run in tasks of their own, what
-//! is evaluated for it does not hold up the runtime, and a fault in it ends one pass.
+//! Isolates Stacks from each other: their passes run in tasks of their own, evaluation does not
+//! block the runtime, and a panic ends one pass.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -14,21 +14,21 @@ use crate::stack::plan::Problem;
 use crate::{Manager, Outcome};
 use pileus_api::{Reason, Stack};
 
-/// When one whose pass ended in a fault is looked at again.
-pub(super) const AFTER_FAULT: Duration = Duration::from_secs(300);
+/// When a Stack is reconciled again whose pass has panicked.
+pub(super) const PANIC_RETRY_INTERVAL: Duration = Duration::from_secs(300);
 
 /// One pass, in a task of its own.
 ///
 /// # Errors
 /// As [`reconcile`].
-pub async fn pass(stack: Arc<Stack>, manager: Arc<Manager>) -> Outcome {
+pub async fn reconcile_isolated(stack: Arc<Stack>, manager: Arc<Manager>) -> Outcome {
     let name = stack.name_any();
     let task = tokio::spawn(reconcile(stack, manager));
     match AbortOnDropHandle::new(task).await {
         Ok(outcome) => outcome,
         Err(error) => {
-            tracing::error!(stack = %name, %error, "a pass ended in a fault");
-            Ok(Some(AFTER_FAULT))
+            tracing::error!(stack = %name, %error, "a pass panicked");
+            Ok(Some(PANIC_RETRY_INTERVAL))
         }
     }
 }
@@ -36,7 +36,7 @@ pub async fn pass(stack: Arc<Stack>, manager: Arc<Manager>) -> Outcome {
 /// Computes something that may take a while.
 ///
 /// # Errors
-/// When it panicked: as something that its Stack can be told.
+/// When it panicked: as a problem to report on its Stack.
 pub fn compute<T>(work: impl FnOnce() -> T) -> Result<T, Problem> {
     // What was touched when it panicked is dropped with it.
     let work = || catch_unwind(AssertUnwindSafe(work));
@@ -57,14 +57,14 @@ mod tests {
     use super::*;
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-    async fn what_computes_long_or_panics_holds_nobody_up() {
-        let (told, mut heard) = tokio::sync::mpsc::unbounded_channel();
+    async fn what_computes_long_or_panics_blocks_nobody() {
+        let (started, mut begun) = tokio::sync::mpsc::unbounded_channel();
         let (end, ended) = std::sync::mpsc::channel::<()>();
         let long = tokio::spawn(async move {
-            let _ = told.send(());
+            let _ = started.send(());
             compute(|| ended.recv().is_ok())
         });
-        assert!(heard.recv().await.is_some());
+        assert!(begun.recv().await.is_some());
         // The runtime's only worker goes on with others meanwhile.
         let other = tokio::spawn(async { 1 });
         assert!(matches!(other.await, Ok(1)));

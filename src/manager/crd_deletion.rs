@@ -1,10 +1,10 @@
-//! Tells the deletion of an object from the loss of its kind.
+//! Tells the deletion of an object from the deletion of its CustomResourceDefinition.
 //!
 //! When a CustomResourceDefinition is deleted, Kubernetes deletes every object of the kind
-//! first, each with a mark of deletion and with its finalizers honoured: to a controller it
+//! first, each with a deletion timestamp and with its finalizers honoured: to a controller it
 //! looks as if somebody had deleted them one by one. Nobody has. Removing a definition (with
-//! a chart, a pruned application, a slip of the hand) must cost no VM and no network, so
-//! what goes with its kind is let go, and what was made for it stays.
+//! a chart, with a pruned application, by mistake) must cost no VM and no network, so objects
+//! that are deleted with their definition are released, and what was made for them stays.
 
 use std::time::Duration;
 
@@ -14,19 +14,22 @@ use kube::{Api, Client, Resource, ResourceExt};
 
 use pileus_api::names::MANAGER_FINALIZER;
 use pileus_api::{Flavor, Image, KeyPair, Network, Port, SecurityGroup, Server, Subnet};
+use pileus_kube_ext::objects::Objects;
 use pileus_kube_ext::{ApiError, finalize, is_gone, is_unserved};
 
-/// How often objects that go with their kind are looked for while controllers wait.
-const LOOK: Duration = Duration::from_secs(5);
+/// How often objects that are deleted with their definition are released while controllers wait.
+const RELEASE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Whether the definition of `K` is being deleted, or gone: by a direct read of its metadata.
 ///
-/// The definition gets its mark of deletion before any of its objects does, so a read that
-/// begins after an object's mark was seen is certain.
+/// The definition gets its deletion timestamp before any of its objects does, so a read that
+/// begins after an object's was observed is certain.
 ///
 /// # Errors
 /// When the API server refuses or does not answer; nothing may be removed then.
-pub async fn of_kind<K: Resource<DynamicType = ()>>(client: &Client) -> Result<bool, ApiError> {
+pub async fn is_crd_deleting<K: Resource<DynamicType = ()>>(
+    client: &Client,
+) -> Result<bool, ApiError> {
     let api: Api<CustomResourceDefinition> = Api::all(client.clone());
     let name = format!("{}.{}", K::plural(&()), K::group(&()));
     match api.get_metadata(&name).await {
@@ -38,32 +41,32 @@ pub async fn of_kind<K: Resource<DynamicType = ()>>(client: &Client) -> Result<b
     }
 }
 
-/// Lets objects go that are deleted with their kind, for as long as it is run.
+/// Releases objects that are deleted with their definition, for as long as it is run.
 ///
-/// For a manager that finds some of its kinds gone when it starts: its controllers wait until
-/// every kind is there again, and without this the definitions of the others could neither go
-/// nor come back, held by finalizers that nobody takes.
-pub async fn let_go_meanwhile(client: &Client) {
+/// For a manager that finds some definitions missing when it starts: its controllers wait until
+/// every kind is served again, and without this the other definitions that are being deleted
+/// could never go, because nobody would remove the finalizers of their objects.
+pub async fn release_while_crd_deleting(client: &Client) {
     loop {
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(RELEASE_INTERVAL).await;
         let passes = [
-            let_go::<Server>(client).await,
-            let_go::<Port>(client).await,
-            let_go::<Subnet>(client).await,
-            let_go::<Network>(client).await,
-            let_go::<SecurityGroup>(client).await,
-            let_go::<Image>(client).await,
-            let_go::<KeyPair>(client).await,
-            let_go::<Flavor>(client).await,
+            release::<Server>(client).await,
+            release::<Port>(client).await,
+            release::<Subnet>(client).await,
+            release::<Network>(client).await,
+            release::<SecurityGroup>(client).await,
+            release::<Image>(client).await,
+            release::<KeyPair>(client).await,
+            release::<Flavor>(client).await,
         ];
         for error in passes.into_iter().filter_map(Result::err) {
-            super::log_retry("objects that go with their kind", &error);
+            super::log_retry("objects that are deleted with their definition", &error);
         }
     }
 }
 
-async fn let_go<K: Resource<DynamicType = ()>>(client: &Client) -> Result<(), ApiError> {
-    if !of_kind::<K>(client).await? {
+async fn release<K: Resource<DynamicType = ()>>(client: &Client) -> Result<(), ApiError> {
+    if !is_crd_deleting::<K>(client).await? {
         return Ok(());
     }
     let kind = ApiResource::erase::<K>(&());
@@ -82,9 +85,10 @@ async fn let_go<K: Resource<DynamicType = ()>>(client: &Client) -> Result<(), Ap
             Some(namespace) => Api::namespaced_with(client.clone(), &namespace, &kind),
             None => all.clone(),
         };
+        let objects = Objects::dynamic(api, &*kind.kind);
         let name = object.name_any();
-        tracing::warn!(kind = %kind.kind, %name, "let go: the kind's definition is being deleted");
-        match finalize::remove_of(&api, &object, &kind.kind, MANAGER_FINALIZER).await {
+        tracing::warn!(kind = %kind.kind, %name, "released: the kind's definition is being deleted");
+        match objects.remove_finalizer(&object, MANAGER_FINALIZER).await {
             Err(error) if is_unserved(&error.source) => {}
             done => drop(done?),
         }

@@ -15,61 +15,47 @@ use kube::api::GetParams;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Client, ResourceExt};
 use serde::de::DeserializeOwned;
-use tokio::sync::mpsc;
 
-use crate::worker::Source;
 use crate::{Manager, log_retry};
 use pileus_api::Stack;
 use pileus_api::stack::SourceKind;
 use pileus_kube_ext::is_gone;
+use pileus_kube_ext::triggers::Triggers;
 
-/// How soon a change is noticed, as long as few objects are named.
-const PACE: Duration = Duration::from_secs(3);
-/// How long each named object makes that: at most this many are asked for in a second.
-const PER_SECOND: u32 = 50;
-/// How many are asked for at once.
-const AT_ONCE: usize = 8;
+/// How often what Stacks name is read, as long as few objects are named.
+const MIN_INTERVAL: Duration = Duration::from_secs(3);
+/// At most this many objects are read in a second.
+const MAX_READS_PER_SECOND: u32 = 50;
+/// How many are read at once.
+const CONCURRENCY: usize = 8;
 
 /// An object that Stacks name: whether it is a Secret, namespace, name.
 type Named = (bool, String, String);
 /// Its uid and version; nothing when there is none.
 type Version = Option<(String, String)>;
 
-/// `source`, whose Stacks are looked at when what they name changes, too.
-#[must_use]
-pub fn followed(manager: &Arc<Manager>, mut source: Source<Stack>) -> Source<Stack> {
-    let (wake, requests) = mpsc::unbounded_channel();
-    let store = source.store.clone();
+/// Has Stacks looked at when what they name changes, for as long as their controller runs.
+pub fn start(manager: &Arc<Manager>, triggers: &Triggers<Stack>) {
+    let queue = triggers.queue().clone();
     let manager = manager.clone();
     tokio::spawn(async move {
         let mut known = BTreeMap::new();
-        let mut wait = PACE;
+        let mut wait = MIN_INTERVAL;
         loop {
-            let asked = tokio::time::sleep(wait);
-            tokio::pin!(asked);
-            loop {
-                tokio::select! {
-                    request = source.requests.recv() => {
-                        let Some(request) = request else { return };
-                        if wake.send(request).is_err() {
-                            return;
-                        }
-                    }
-                    () = &mut asked => break,
-                }
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = queue.closed() => return,
             }
-            let named = named(&source.store.state());
-            let seen = versions(&manager.context.client, named.keys()).await;
-            for key in changed(&mut known, &named, seen) {
-                if wake.send(key).is_err() {
-                    return;
-                }
+            let named = named(&manager.caches.stacks.state());
+            let read = versions(&manager.context.client, named.keys()).await;
+            for stack in changed(&mut known, &named, read) {
+                queue.wake(stack);
             }
             let count = u32::try_from(named.len()).unwrap_or(u32::MAX);
-            wait = PACE.max(Duration::from_secs(1).saturating_mul(count / PER_SECOND));
+            wait = MIN_INTERVAL
+                .max(Duration::from_secs(1).saturating_mul(count / MAX_READS_PER_SECOND));
         }
     });
-    Source { store, requests }
 }
 
 /// What Stacks name, and which do.
@@ -115,7 +101,7 @@ async fn versions<'n>(
             }
         }
     });
-    let found = futures::stream::iter(asked).buffer_unordered(AT_ONCE);
+    let found = futures::stream::iter(asked).buffer_unordered(CONCURRENCY);
     found.filter_map(futures::future::ready).collect().await
 }
 
@@ -142,11 +128,11 @@ where
 fn changed(
     known: &mut BTreeMap<Named, Version>,
     named: &BTreeMap<Named, Vec<ObjectRef<Stack>>>,
-    seen: Vec<(Named, Version)>,
+    read: Vec<(Named, Version)>,
 ) -> Vec<ObjectRef<Stack>> {
     known.retain(|object, _| named.contains_key(object));
     let mut stacks = Vec::new();
-    for (object, version) in seen {
+    for (object, version) in read {
         if known.get(&object) == Some(&version) {
             continue;
         }
