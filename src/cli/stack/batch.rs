@@ -17,7 +17,7 @@ pub(super) type LineHandler = fn(&[u8], &mut Vec<u8>) -> serde_json::Result<()>;
 /// How much is read at a time, in bytes: a few lines of usual size.
 const BLOCK: usize = 32 << 10;
 /// How many finished blocks may wait until earlier ones are written.
-const MAX_MAX_WAITING_BLOCKS_BLOCKS: usize = 64;
+const MAX_WAITING_BLOCKS: usize = 64;
 
 /// One result for each line; for a line that is not JSON, the error.
 ///

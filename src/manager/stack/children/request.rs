@@ -6,7 +6,7 @@ use kube::Resource;
 use kube::core::{ApiResource, DynamicObject, Request};
 
 use super::Children;
-use crate::stack::kinds;
+use crate::stack::kinds::{self, ChildKind};
 use crate::stack::record::Reference;
 use crate::stack::served_kinds::is_malformed_version;
 use pileus_kube_ext::{ApiError, is_gone, is_unserved};
@@ -34,7 +34,7 @@ impl Children<'_> {
             .namespace
             .as_ref()
             .is_none_or(|namespace| *namespace == self.namespace);
-        let is_child = kinds::of(object).is_some_and(|kind| kind.is_namespaced());
+        let is_child = kinds::of(object).is_some_and(ChildKind::is_namespaced);
         is_own_namespace && (is_child || is_secret(object))
     }
 

@@ -210,26 +210,11 @@ fn preview(pass: &Pass<'_>, flat: &Flat) -> StackPreview {
             .map(|(path, leaf)| (path.clone(), requires(leaf)))
             .collect(),
     };
-    let all_requirements = |entry: &Entry| -> BTreeMap<String, u32> {
-        let inside = |holder: &str| {
-            let keys = record.entries.keys();
-            let inside = keys.filter(|(path, _)| path.starts_with(holder));
-            inside.cloned().collect()
-        };
-        let each = entry.requires.iter().flat_map(|(name, number)| {
-            if name.ends_with(tree::SEPARATOR) {
-                inside(name)
-            } else {
-                vec![(name.clone(), *number)]
-            }
-        });
-        each.collect()
-    };
     let existing = record.entries.iter().map(|(key, entry)| {
         let existing = Existing {
             resource_type: entry.resource_type.clone(),
             properties: texts(&entry.properties),
-            requires: all_requirements(entry),
+            requires: all_requirements(record, entry),
             complete: super::decide::is_usable(entry, &entry.resource_type),
             retain: entry.retain,
         };
@@ -275,4 +260,21 @@ fn preview(pass: &Pass<'_>, flat: &Flat) -> StackPreview {
         .added
         .extend(unexpanded.map(|path| format!("{path}/…")));
     preview
+}
+
+/// The requirements of an entry, with those of a whole group written out.
+fn all_requirements(record: &StackRecord, entry: &Entry) -> BTreeMap<String, u32> {
+    let inside = |holder: &str| {
+        let keys = record.entries.keys();
+        let inside = keys.filter(|(path, _)| path.starts_with(holder));
+        inside.cloned().collect()
+    };
+    let each = entry.requires.iter().flat_map(|(name, number)| {
+        if name.ends_with(tree::SEPARATOR) {
+            inside(name)
+        } else {
+            vec![(name.clone(), *number)]
+        }
+    });
+    each.collect()
 }
