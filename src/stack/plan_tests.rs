@@ -4,11 +4,11 @@ use proptest::prelude::*;
 use super::*;
 use crate::value::{Value, json};
 
-type Stack = BTreeMap<String, TestResource>;
+type Stack = BTreeMap<String, Declared>;
 
 /// A resource of a stack, as a template would have it.
 #[derive(Debug, Clone)]
-struct TestResource {
+struct Declared {
     resource_type: &'static str,
     properties: Map,
     references: BTreeMap<String, BTreeSet<String>>,
@@ -53,7 +53,7 @@ fn stacks() -> impl Strategy<Value = Stack> {
             let property = if by_replacement { "link" } else { "in_place" };
             let properties = json!({"in_place": [in_place, names], "other": other});
             let references = BTreeMap::from([(property.to_owned(), names)]);
-            let resource = TestResource {
+            let resource = Declared {
                 resource_type: "T",
                 properties: properties.as_object().unwrap().clone(),
                 references,
@@ -65,7 +65,7 @@ fn stacks() -> impl Strategy<Value = Stack> {
     })
 }
 
-impl TestResource {
+impl Declared {
     fn wanted(&self) -> Wanted<'_> {
         Wanted {
             resource_type: self.resource_type,
@@ -76,7 +76,7 @@ impl TestResource {
 }
 
 fn graph(stack: &Stack) -> Graph {
-    let requires = |resource: &TestResource| {
+    let requires = |resource: &Declared| {
         let referred = resource.references.values().flatten();
         referred.chain(&resource.depends_on).cloned().collect()
     };
@@ -253,7 +253,7 @@ fn a_replacement_is_created_before_the_old_one_is_deleted() {
         let properties = json!({"other": value}).as_object().unwrap().clone();
         Stack::from([(
             "a".into(),
-            TestResource {
+            Declared {
                 resource_type: "T",
                 properties,
                 references: BTreeMap::new(),
@@ -276,7 +276,7 @@ fn every_type_handles_changes_as_its_table_says() {
         for (property, schema) in &found.properties {
             let stack = |value: &str| {
                 let properties = json!({property: value}).as_object().unwrap().clone();
-                let resource = TestResource {
+                let resource = Declared {
                     resource_type,
                     properties,
                     references: BTreeMap::new(),
@@ -312,7 +312,7 @@ fn every_type_handles_changes_as_its_table_says() {
 
 #[test]
 fn a_rollback_uses_a_replaced_resource_again_and_an_update_does_not() {
-    let resource = |other: u8| TestResource {
+    let resource = |other: u8| Declared {
         resource_type: "T",
         properties: json!({"other": other}).as_object().unwrap().clone(),
         references: BTreeMap::new(),

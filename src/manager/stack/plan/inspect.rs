@@ -278,3 +278,20 @@ fn preview(pass: &Pass<'_>, flat: &Flat) -> StackPreview {
         .extend(unexpanded.map(|path| format!("{path}/…")));
     preview
 }
+
+/// The requirements of an entry, with those of a whole group written out.
+fn all_requirements(record: &StackRecord, entry: &Entry) -> BTreeMap<String, u32> {
+    let inside = |holder: &str| {
+        let keys = record.entries.keys();
+        let inside = keys.filter(|(path, _)| path.starts_with(holder));
+        inside.cloned().collect()
+    };
+    let each = entry.requires.iter().flat_map(|(name, number)| {
+        if name.ends_with(tree::SEPARATOR) {
+            inside(name)
+        } else {
+            vec![(name.clone(), *number)]
+        }
+    });
+    each.collect()
+}
