@@ -171,23 +171,6 @@ fn has_started(record: &StackRecord, holder: &str) -> bool {
     entries.any(|(path, _)| path.starts_with(&prefix))
 }
 
-/// The resources that an entry requires; for a nested stack or group all that are inside of it.
-fn all_requirements(record: &StackRecord, entry: &Entry) -> BTreeMap<String, u32> {
-    let inside = |holder: &str| {
-        let keys = record.entries.keys();
-        let inside = keys.filter(|(path, _)| path.starts_with(holder));
-        inside.cloned().collect()
-    };
-    let each = entry.requires.iter().flat_map(|(name, number)| {
-        if name.ends_with(tree::SEPARATOR) {
-            inside(name)
-        } else {
-            vec![(name.clone(), *number)]
-        }
-    });
-    each.collect()
-}
-
 fn preview(pass: &Pass<'_>, flat: &Flat) -> StackPreview {
     let record = &pass.plan.record;
     let texts = |digests: &BTreeMap<String, String>| -> Map {
