@@ -108,7 +108,8 @@ fn ready(image: &Image, fixed: Option<&Source>, users: &[String]) -> Observation
             ),
         );
     }
-    // Old API servers do not hold to the rules of the definition.
+    // The definition refuses a change, but not an Image that was deleted and restored together
+    // with the status of another one.
     if let Some(fixed) = fixed.filter(|fixed| **fixed != image.spec.source) {
         return no(
             Reason::InvalidSpec,

@@ -59,8 +59,8 @@ fn withdraws_placement(write: &StatusWrite) -> bool {
     write.status.placement.is_none() && status.is_some_and(|s| s.placement.is_some())
 }
 
-/// Withdraws a placement with a merge patch. With server-side apply an API server 1.20 leaves
-/// empty objects behind when it removes nested objects, and then rejects them itself.
+/// Withdraws a placement with a merge patch. Server-side apply removes only the fields that the
+/// scheduler owns, and those of a status that a backup tool has restored belong to that tool.
 async fn withdraw_placement(api: &Api<Server>, write: &StatusWrite) -> Result<Server, ApiError> {
     let server = &write.server;
     let mut conditions = write.status.conditions.clone();

@@ -67,8 +67,8 @@ pub async fn reconcile(host: Arc<Host>, manager: Arc<Manager>) -> Outcome {
         .map(|s| s.conditions.as_slice())
         .unwrap_or_default();
     let mut ready = ready(&name, beat.is_some(), left.is_some(), reported);
-    // Old API servers do not hold to the rules of the definition. A host that is silent is
-    // worse than one that is set up wrongly, and nothing may hide that.
+    // A host that does not report is worse than one with an invalid spec, and nothing may hide
+    // that.
     if ready.status == Some(true)
         && let Err(message) = validation::host(&host.spec)
     {

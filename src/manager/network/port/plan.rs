@@ -195,8 +195,7 @@ impl Planner<'_, '_> {
             return self.delete(port, &own, &network_key, status);
         }
         let has_addresses = status.mac_address.is_some();
-        // Old API servers do not enforce the definition's rules. A Port that has its addresses
-        // keeps them; its condition is decided below.
+        // A Port that has its addresses keeps them; its condition is decided below.
         if !has_addresses && let Err(message) = validation::port(&port.spec) {
             return refuse(status, (Reason::InvalidSpec, message));
         }

@@ -95,8 +95,7 @@ pub(super) fn problems(
     };
     let namespace = server.namespace().unwrap_or_default();
     let spec = &server.spec;
-    // Old API servers do not hold to the rules of the definition. What is missing besides
-    // means little as long as the spec contradicts itself.
+    // What is missing besides means little as long as the spec itself cannot be used.
     if let Err(message) = validation::server(spec) {
         add(Reason::InvalidSpec, true, message);
         return found;
