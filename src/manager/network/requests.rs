@@ -4,16 +4,15 @@
 use futures::StreamExt;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, Resource, ResourceExt};
-use serde_json::json;
 
 use super::decision::Decision;
 use super::kinds::NetworkKind;
 use pileus_api::conditions::merge;
 use pileus_api::names::{MANAGER, MANAGER_FINALIZER};
+use pileus_kube_ext::ApiError;
+use pileus_kube_ext::objects::Objects;
 use pileus_kube_ext::report::apply_status_to_version;
-use pileus_kube_ext::{ApiError, is_gone};
 
 /// Requests that are sent at the same time: enough to hide their latency, few enough for the API
 /// server's fairness.
@@ -55,27 +54,15 @@ pub async fn set_finalizer<K: NetworkKind>(
     object: &K,
     wanted: bool,
 ) -> Result<Option<K>, ApiError> {
-    let mut finalizers: Vec<_> = object.finalizers().to_vec();
-    finalizers.retain(|f| f != MANAGER_FINALIZER);
-    if wanted {
-        finalizers.push(MANAGER_FINALIZER.to_owned());
-    }
-    let patch = json!({"metadata": {
-        "uid": object.uid(),
-        "resourceVersion": object.resource_version(),
-        "finalizers": finalizers,
-    }});
-    let name = object.name_any();
-    let done = api(client, object)
-        .patch(&name, &PatchParams::default(), &Patch::Merge(&patch))
-        .await;
+    let objects = Objects::of(api(client, object));
+    let done = if wanted {
+        objects.add_finalizer(object, MANAGER_FINALIZER).await
+    } else {
+        objects.remove_finalizer(object, MANAGER_FINALIZER).await
+    };
     match done {
-        Ok(object) => Ok(Some(object)),
-        Err(error) if is_gone(&error) => Ok(None),
-        Err(error) => Err(ApiError::doing(format!(
-            "set the finalizers of {} {name}",
-            K::kind(&())
-        ))(error)),
+        Err(error) if error.is_gone() => Ok(None),
+        done => done,
     }
 }
 

@@ -5,13 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
-use kube::api::{DeleteParams, ListParams, ObjectMeta, PostParams};
-use kube::{Api, Client, Resource, ResourceExt};
+use kube::api::{DeleteParams, ListParams, ObjectMeta, PostParams, Preconditions};
+use kube::{Client, Resource, ResourceExt};
 
 use super::record::{Sources, StackRecord};
 use pileus_api::Stack;
 use pileus_api::names::STACK_UID_LABEL;
-use pileus_kube_ext::{ApiError, find, is_gone};
+use pileus_kube_ext::ApiError;
+use pileus_kube_ext::objects::Objects;
 
 /// Key of the content in each of these Secrets.
 const DATA_KEY: &str = "record";
@@ -20,7 +21,7 @@ pub const MAX_SOURCES_BYTES: usize = 1_000_000;
 
 /// The Secrets with the record and the sources of one Stack.
 pub struct RecordStore {
-    api: Api<Secret>,
+    secrets: Objects<Secret>,
     uid: String,
     owner: Option<k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference>,
 }
@@ -30,7 +31,7 @@ impl RecordStore {
     #[must_use]
     pub fn of(client: &Client, stack: &Stack) -> Self {
         Self {
-            api: Api::namespaced(client.clone(), &stack.namespace().unwrap_or_default()),
+            secrets: Objects::namespaced(client, &stack.namespace().unwrap_or_default()),
             uid: stack.uid().unwrap_or_default(),
             owner: stack.controller_owner_ref(&()),
         }
@@ -54,17 +55,11 @@ impl RecordStore {
     /// When the API server refuses or does not answer, or the record cannot be read.
     pub async fn read(&self) -> Result<Option<(StackRecord, String)>, ApiError> {
         let name = self.name();
-        let Some(secret) = self.get(&name).await? else {
+        let Some(secret) = self.secrets.get(&name).await? else {
             return Ok(None);
         };
         let version = secret.resource_version().unwrap_or_default();
         parse(&secret, &name).map(|record| Some((record, version)))
-    }
-
-    async fn get(&self, name: &str) -> Result<Option<Secret>, ApiError> {
-        find(&self.api, name)
-            .await
-            .map_err(ApiError::doing(format!("read the Secret {name}")))
     }
 
     /// Writes the record over the version that was read, and returns the new version.
@@ -80,15 +75,17 @@ impl RecordStore {
         let name = self.name();
         let mut secret = self.secret(&name, record)?;
         let written = match version {
-            None => self.api.create(&PostParams::default(), &secret).await,
+            // One that exists already is somebody else's write, which is an error here.
+            None => {
+                let api = self.secrets.api();
+                let created = api.create(&PostParams::default(), &secret).await;
+                created.map_err(ApiError::doing(format!("write the record {name}")))?
+            }
             Some(version) => {
                 secret.metadata.resource_version = Some(version.to_owned());
-                self.api
-                    .replace(&name, &PostParams::default(), &secret)
-                    .await
+                self.secrets.replace(&secret).await?
             }
         };
-        let written = written.map_err(ApiError::doing(format!("write the record {name}")))?;
         Ok(written.resource_version().unwrap_or_default())
     }
 
@@ -99,12 +96,8 @@ impl RecordStore {
     pub async fn write_sources(&self, sources: &Sources) -> Result<(), ApiError> {
         let name = self.sources_name(&sources.digest());
         let secret = self.secret(&name, sources)?;
-        match self.api.create(&PostParams::default(), &secret).await {
-            Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
-            done => done
-                .map(drop)
-                .map_err(ApiError::doing(format!("write the Secret {name}"))),
-        }
+        // The name is made of the content's digest: one that exists holds the same.
+        self.secrets.create(&secret).await.map(drop)
     }
 
     /// The stored sources with these digests, as far as they exist.
@@ -118,7 +111,7 @@ impl RecordStore {
         let mut found = BTreeMap::new();
         for digest in digests {
             let name = self.sources_name(&digest);
-            if let Some(secret) = self.get(&name).await? {
+            if let Some(secret) = self.secrets.get(&name).await? {
                 found.insert(digest, parse(&secret, &name)?);
             }
         }
@@ -156,18 +149,14 @@ impl RecordStore {
     pub async fn delete_all(&self) -> Result<(), ApiError> {
         let own = ListParams::default().labels(&format!("{STACK_UID_LABEL}={}", self.uid));
         let params = DeleteParams::default();
-        let done = self.api.delete_collection(&params, &own).await;
+        let done = self.secrets.api().delete_collection(&params, &own).await;
         let doing = ApiError::doing("delete the Secrets with a stack's record");
         done.map(drop).map_err(doing)
     }
 
     async fn delete(&self, name: &str) -> Result<(), ApiError> {
-        match self.api.delete(name, &DeleteParams::default()).await {
-            Err(error) if is_gone(&error) => Ok(()),
-            done => done
-                .map(drop)
-                .map_err(ApiError::doing(format!("delete the Secret {name}"))),
-        }
+        let any = Preconditions::default();
+        self.secrets.delete(name, any).await.map(drop)
     }
 
     fn secret(&self, name: &str, content: &impl serde::Serialize) -> Result<Secret, ApiError> {

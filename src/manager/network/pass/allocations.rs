@@ -3,15 +3,16 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use kube::api::{DeleteParams, PostParams, Preconditions};
-use kube::{Api, Client, ResourceExt};
+use kube::api::Preconditions;
+use kube::{Client, ResourceExt};
 
 use super::overlay::Overlay;
 use crate::network::address_pool::{Holder, subnet_uid};
 use crate::network::kinds::AllocationChanges;
 use crate::network::requests::{all, api};
 use pileus_api::{IPAllocation, Port};
-use pileus_kube_ext::{ApiError, chain, find, is_gone};
+use pileus_kube_ext::objects::{Created, Objects};
+use pileus_kube_ext::{ApiError, chain};
 
 /// The outcome of the allocation of a plan's addresses.
 pub(super) struct Allocated {
@@ -103,39 +104,31 @@ enum Allocation {
 
 /// Allocates an address: the object's creation is the lock.
 async fn allocate(client: &Client, wanted: IPAllocation) -> Result<Allocation, ApiError> {
-    let api = api(client, &wanted);
-    let action = || format!("allocate the address {}", wanted.spec.address);
-    match api.create(&PostParams::default(), &wanted).await {
-        Ok(created) => Ok(Allocation::Created(created)),
-        Err(kube::Error::Api(status)) if status.is_already_exists() => api
-            .get(&wanted.name_any())
-            .await
-            .map(Allocation::Found)
-            .map_err(ApiError::doing(action())),
-        Err(error) => Err(ApiError::doing(action())(error)),
+    let objects = Objects::of(api(client, &wanted));
+    match objects.create(&wanted).await? {
+        Created::New(created) => Ok(Allocation::Created(created)),
+        Created::AlreadyExists => {
+            let name = wanted.name_any();
+            let found = objects.api().get(&name).await;
+            found
+                .map(Allocation::Found)
+                .map_err(ApiError::doing(format!("read IPAllocation {name}")))
+        }
     }
 }
 
 /// Releases an address, if it is still the same object. Returns its uid.
 async fn release(client: &Client, allocation: Arc<IPAllocation>) -> Result<String, ApiError> {
     let uid = allocation.uid().unwrap_or_default();
-    let params = DeleteParams {
-        preconditions: Some(Preconditions {
-            uid: Some(uid.clone()),
-            resource_version: None,
-        }),
-        ..DeleteParams::default()
+    let same = Preconditions {
+        uid: Some(uid.clone()),
+        resource_version: None,
     };
-    let name = allocation.name_any();
-    match api(client, &*allocation).delete(&name, &params).await {
-        Ok(_) => Ok(uid),
+    let objects = Objects::of(api(client, &*allocation));
+    match objects.delete(&allocation.name_any(), same).await {
         // A conflict says that another object has the name now, so this one is gone.
-        Err(kube::Error::Api(status)) if status.is_conflict() => Ok(uid),
-        Err(error) if is_gone(&error) => Ok(uid),
-        Err(error) => Err(ApiError::doing(format!(
-            "release the address {}",
-            allocation.spec.address
-        ))(error)),
+        Err(error) if !error.is_conflict() => Err(error),
+        _ => Ok(uid),
     }
 }
 
@@ -152,10 +145,8 @@ async fn release_replaced(
         .or_else(|| allocation.namespace())
         .unwrap_or_default();
     let name = spec.port.clone().unwrap_or_default();
-    let ports: Api<Port> = Api::namespaced(client.clone(), &namespace);
-    let holder = find(&ports, &name)
-        .await
-        .map_err(ApiError::doing(format!("look for Port {namespace}/{name}")))?;
+    let ports = Objects::<Port>::namespaced(client, &namespace);
+    let holder = ports.get(&name).await?;
     if holder.is_some_and(|port| port.uid() == spec.port_uid) {
         return Ok(None);
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::Namespace;
-use kube::api::{Patch, PatchParams, PostParams};
+use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, ResourceExt};
 use serde_json::json;
 
@@ -12,6 +12,7 @@ use crate::network::requests::all;
 use pileus_api::names::{DEFAULT_GROUP, DEFAULT_GROUP_ANNOTATION};
 use pileus_api::security_group::{Direction, EtherType, NamedRule, SecurityRule};
 use pileus_api::{SecurityGroup, SecurityGroupSpec};
+use pileus_kube_ext::objects::{Created, Objects};
 use pileus_kube_ext::{ApiError, find};
 
 /// All traffic out; in only from members of the group; as in Neutron.
@@ -95,12 +96,11 @@ async fn create_once(client: &Client, namespace: &str) -> Result<Option<Security
     }
     let mut group = SecurityGroup::new(DEFAULT_GROUP, spec());
     group.metadata.finalizers = Some(vec![pileus_api::names::MANAGER_FINALIZER.to_owned()]);
-    let groups: Api<SecurityGroup> = Api::namespaced(client.clone(), namespace);
-    let created = match groups.create(&PostParams::default(), &group).await {
-        Ok(created) => Some(created),
+    let groups = Objects::<SecurityGroup>::namespaced(client, namespace);
+    let created = match groups.create(&group).await? {
+        Created::New(created) => Some(created),
         // Created by the user, or by a pass that was interrupted before the annotation was set.
-        Err(kube::Error::Api(status)) if status.is_already_exists() => None,
-        Err(error) => return Err(ApiError::doing(action())(error)),
+        Created::AlreadyExists => None,
     };
     let annotation = json!({"metadata": {
         "uid": object.uid(),
