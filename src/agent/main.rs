@@ -24,7 +24,7 @@ enum Virt {
 /// Makes the Instances of one host real.
 #[derive(Parser)]
 #[command(name = "pileus-agent", version)]
-struct Arguments {
+struct AgentArguments {
     #[command(flatten)]
     role: role::Arguments,
     /// Name of the Host.
@@ -86,7 +86,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = AgentArguments::parse();
     let role_arguments = arguments.role.clone();
     let config = config(arguments);
     let result = role::block_on(role::run(&role_arguments, names::AGENT, |role| {
@@ -95,7 +95,7 @@ fn main() -> ExitCode {
     role::exit_code("pileus-agent", result)
 }
 
-fn config(arguments: Arguments) -> Config {
+fn config(arguments: AgentArguments) -> Config {
     Config {
         host: arguments.host_name,
         state_dir: arguments.state_dir,
@@ -117,5 +117,17 @@ fn config(arguments: Arguments) -> Config {
         },
         image_grace: Duration::from_secs(arguments.image_grace_seconds),
         port_timeout: Duration::from_secs(arguments.port_timeout_seconds),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        AgentArguments::command().debug_assert();
     }
 }

@@ -15,7 +15,7 @@ use pileus_scheduler::questions::{advice, cluster, simulate};
 /// An infrastructure cloud as Kubernetes custom resources.
 #[derive(Parser)]
 #[command(name = "pileus", version)]
-struct Arguments {
+struct ProgramArguments {
     #[command(subcommand)]
     command: Command,
 }
@@ -96,7 +96,7 @@ struct ManagerArguments {
 }
 
 fn main() -> ExitCode {
-    let command = Arguments::parse().command;
+    let command = ProgramArguments::parse().command;
     if let Command::Crds = command {
         return ended(print_crds());
     }
@@ -200,4 +200,16 @@ fn print_crds() -> Result<()> {
         write!(out, "---\n{}", serde_saphyr::to_string(&value)?)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        ProgramArguments::command().debug_assert();
+    }
 }
