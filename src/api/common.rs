@@ -73,15 +73,12 @@ fn zero() -> String {
 #[serde(rename_all = "camelCase")]
 pub struct Claim {
     /// Virtual processors.
-    #[schemars(range(min = 0))]
     pub vcpus: i64,
     /// Memory of the guest in MiB, without QEMU's own overhead.
     #[serde(rename = "memoryMiB")]
-    #[schemars(range(min = 0))]
     pub memory_mib: i64,
     /// Size of the root disk in GiB.
     #[serde(rename = "diskGiB")]
-    #[schemars(range(min = 0))]
     pub disk_gib: i64,
 }
 

@@ -76,6 +76,7 @@ pub struct HostSpec {
     /// What is kept back for the host itself; what the agent reserves (`status.reserved`) when
     /// absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self.vcpus >= 0 && self.memoryMiB >= 0 && self.diskGiB >= 0").message(Message::Message("a reservation is not below 0".into())))]
     pub reserved: Option<Claim>,
     /// How often each processor may be given out, such as `4` or `1.5`; Nova's
     /// `cpu_allocation_ratio`, 4 when absent.

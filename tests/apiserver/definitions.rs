@@ -236,7 +236,7 @@ async fn what_fields_rule_out_is_refused_with_the_way_out() {
         (
             "Host",
             json!({"reserved": {"vcpus": -1, "memoryMiB": 0, "diskGiB": 0}}),
-            "greater than or equal to 0",
+            "a reservation is not below 0",
         ),
     ];
     for (kind, spec, part) in cases {
