@@ -492,6 +492,56 @@ fn the_record_is_read_as_it_was_written() {
     assert_eq!(serde_json::from_str::<StackRecord>(&text).unwrap(), record);
 }
 
+/// Records that are stored already must stay readable.
+#[test]
+fn stored_field_names_do_not_change() {
+    let mut world = World::new(PAIR);
+    world.run_until_idle();
+    let stored = serde_json::to_value(world.record.unwrap()).unwrap();
+    let names = |value: &serde_json::Value| -> Vec<String> {
+        let fields = value.as_object().unwrap().keys();
+        fields.cloned().collect()
+    };
+    let fields = [
+        "action",
+        "checked",
+        "entries",
+        "failing_since",
+        "goal",
+        "good",
+        "healed",
+        "reason",
+        "seed",
+        "started",
+        "state",
+        "suspended",
+        "wanted",
+    ];
+    assert_eq!(
+        names(&stored).into_iter().collect::<BTreeSet<_>>(),
+        fields.map(str::to_owned).into()
+    );
+    let fields = [
+        "action",
+        "by_account",
+        "claims",
+        "digest",
+        "external",
+        "kind",
+        "objects",
+        "properties",
+        "reason",
+        "replace",
+        "requires",
+        "retain",
+        "since",
+        "state",
+    ];
+    let port = names(&stored["entries"]["port#1"]);
+    let known: BTreeSet<String> = fields.map(str::to_owned).into();
+    assert!(port.iter().all(|name| known.contains(name)), "{port:?}");
+}
+
 proptest::proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
 
