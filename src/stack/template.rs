@@ -67,13 +67,13 @@ pub struct Output {
 }
 
 /// The names of sections and keys in one language.
-struct Words {
+struct Keywords {
     sections: [&'static str; 5],
     keys: [&'static str; 8],
     output: [&'static str; 3],
 }
 
-const HOT: Words = Words {
+const HOT: Keywords = Keywords {
     sections: [
         "description",
         "parameters",
@@ -94,7 +94,7 @@ const HOT: Words = Words {
     output: ["description", "value", "condition"],
 };
 
-const CFN: Words = Words {
+const CFN: Keywords = Keywords {
     sections: [
         "Description",
         "Parameters",
@@ -137,12 +137,12 @@ impl Template {
             )));
         };
         let version = version_of(&map)?;
-        let words = if version.is_hot() { &HOT } else { &CFN };
-        let [description, parameters, conditions, resources, outputs] = words.sections;
+        let keywords = if version.is_hot() { &HOT } else { &CFN };
+        let [description, parameters, conditions, resources, outputs] = keywords.sections;
         let mut template = Self {
             version,
             description: text_of(map.get(description)),
-            unknown: unknown_sections(&map, version, words),
+            unknown: unknown_sections(&map, version, keywords),
             parameters: section(&mut map, parameters)?,
             conditions: Map::new(),
             mappings: Map::new(),
@@ -162,7 +162,7 @@ impl Template {
             template.mappings = section(&mut map, "Mappings")?;
         }
         for (name, definition) in section(&mut map, resources)? {
-            let resource = read_resource(&name, definition, version, words)
+            let resource = read_resource(&name, definition, version, keywords)
                 .map_err(|error| error.below(&format!("{resources}.{name}")))?;
             template.resources.insert(name.into(), resource);
         }
@@ -176,7 +176,7 @@ impl Template {
             ));
         }
         for (name, definition) in section(&mut map, outputs)? {
-            let output = read_output(definition, version, words)
+            let output = read_output(definition, version, keywords)
                 .map_err(|error| error.below(&format!("{outputs}.{name}")))?;
             template.outputs.insert(name.into(), output);
         }
@@ -192,8 +192,8 @@ impl Template {
             return Err(Error::new("a template is a map of sections"));
         };
         let version = version_of(&map)?;
-        let words = if version.is_hot() { &HOT } else { &CFN };
-        Ok((version, section(&mut map, words.sections[1])?))
+        let keywords = if version.is_hot() { &HOT } else { &CFN };
+        Ok((version, section(&mut map, keywords.sections[1])?))
     }
 }
 
@@ -251,7 +251,7 @@ fn version_of(map: &Map) -> Result<Version> {
     }
 }
 
-fn unknown_sections(map: &Map, version: Version, words: &Words) -> Vec<String> {
+fn unknown_sections(map: &Map, version: Version, keywords: &Keywords) -> Vec<String> {
     let extra: &[&str] = if version.is_hot() {
         &["heat_template_version", "parameter_groups"]
     } else {
@@ -263,8 +263,8 @@ fn unknown_sections(map: &Map, version: Version, words: &Words) -> Vec<String> {
         ]
     };
     let known = |name: &str| {
-        let early = name == words.sections[2] && !version.has_conditions();
-        !early && (words.sections.contains(&name) || extra.contains(&name))
+        let early = name == keywords.sections[2] && !version.has_conditions();
+        !early && (keywords.sections.contains(&name) || extra.contains(&name))
     };
     map.keys()
         .filter(|name| !known(name))
@@ -297,7 +297,7 @@ fn read_resource(
     name: &str,
     definition: Value,
     version: Version,
-    words: &Words,
+    keywords: &Keywords,
 ) -> Result<Resource> {
     if name.is_empty() || name.contains('/') {
         return Err(Error::new(
@@ -313,38 +313,39 @@ fn read_resource(
     for key in map.keys() {
         // CloudFormation's templates are not looked at that closely.
         let free = key == "description" || !version.is_hot();
-        let early = (key == words.keys[6] || key == words.keys[7]) && !version.has_conditions();
-        if !free && (early || !words.keys.contains(&key.as_str())) {
+        let early =
+            (key == keywords.keys[6] || key == keywords.keys[7]) && !version.has_conditions();
+        if !free && (early || !keywords.keys.contains(&key.as_str())) {
             return Err(Error::at(
                 key,
                 format!(
                     "invalid keyword in a resource; there are {}",
-                    words.keys.join(", ")
+                    keywords.keys.join(", ")
                 ),
             ));
         }
     }
-    let kind = match map.shift_remove(words.keys[0]).unwrap_or_default() {
+    let kind = match map.shift_remove(keywords.keys[0]).unwrap_or_default() {
         Value::String(kind) => kind,
-        Value::Null => return Err(Error::new(format!("`{}` is missing", words.keys[0]))),
+        Value::Null => return Err(Error::new(format!("`{}` is missing", keywords.keys[0]))),
         other => {
             return Err(Error::at(
-                words.keys[0],
+                keywords.keys[0],
                 format!("must be a string, is {}", python_type(&other)),
             ));
         }
     };
     for index in [3, 4, 6, 7] {
-        if map.get(words.keys[index]).is_some_and(Value::is_null) {
-            return Err(Error::at(words.keys[index], "must not be empty"));
+        if map.get(keywords.keys[index]).is_some_and(Value::is_null) {
+            return Err(Error::at(keywords.keys[index], "must not be empty"));
         }
     }
     for index in [1, 2, 5] {
-        if let Some(value) = map.get(words.keys[index])
+        if let Some(value) = map.get(keywords.keys[index])
             && !value.is_object()
         {
             return Err(Error::at(
-                words.keys[index],
+                keywords.keys[index],
                 format!("must be a map, is {}", python_type(value)),
             ));
         }
@@ -362,12 +363,12 @@ fn read_resource(
             format!("must be a string, is {}", python_type(value)),
         ));
     }
-    let mut field = |index: usize| map.shift_remove(words.keys[index]).unwrap_or_default();
+    let mut field = |index: usize| map.shift_remove(keywords.keys[index]).unwrap_or_default();
     let external_id = match field(7) {
         id @ (Value::Null | Value::String(_) | Value::Object(_)) => id,
         other => {
             return Err(Error::at(
-                words.keys[7],
+                keywords.keys[7],
                 format!("must be a string, is {}", python_type(&other)),
             ));
         }
@@ -378,7 +379,7 @@ fn read_resource(
         function @ Value::Object(_) => function,
         other => {
             return Err(Error::at(
-                words.keys[4],
+                keywords.keys[4],
                 format!("must be a string, is {}", python_type(&other)),
             ));
         }
@@ -387,7 +388,7 @@ fn read_resource(
         declared_type: kind,
         properties: field(1),
         metadata: field(2),
-        depends_on: names(&field(3)).map_err(|error| error.below(words.keys[3]))?,
+        depends_on: names(&field(3)).map_err(|error| error.below(keywords.keys[3]))?,
         deletion_policy,
         update_policy: field(5),
         condition: field(6),
@@ -435,24 +436,24 @@ fn names(value: &Value) -> Result<Vec<String>> {
     }
 }
 
-fn read_output(definition: Value, version: Version, words: &Words) -> Result<Output> {
+fn read_output(definition: Value, version: Version, keywords: &Keywords) -> Result<Output> {
     let Value::Object(mut map) = definition else {
         return Err(Error::new(format!(
             "an output is a map with the key `{}`, this is {}",
-            words.output[1],
+            keywords.output[1],
             python_type(&definition)
         )));
     };
-    let Some(value) = map.shift_remove(words.output[1]) else {
+    let Some(value) = map.shift_remove(keywords.output[1]) else {
         return Err(Error::new(format!(
             "an output must have the key `{}`",
-            words.output[1]
+            keywords.output[1]
         )));
     };
     Ok(Output {
-        description: text_of(map.get(words.output[0])),
+        description: text_of(map.get(keywords.output[0])),
         value,
-        condition: match map.shift_remove(words.output[2]) {
+        condition: match map.shift_remove(keywords.output[2]) {
             Some(condition) if version.has_conditions() => condition,
             _ => Value::Null,
         },

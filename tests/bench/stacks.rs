@@ -30,7 +30,7 @@ const NAMESPACE: &str = "demo";
 /// Stacks made or changed at once, as by one who applies a folder.
 const AT_ONCE: usize = 8;
 /// A bench that takes longer has found something.
-const PATIENCE: Duration = Duration::from_mins(60);
+const TIMEOUT: Duration = Duration::from_mins(60);
 
 /// A template of `resources` resources: four values, three key pairs and three objects of
 /// Kubernetes' own in ten, some made of others' attributes.
@@ -170,7 +170,7 @@ impl Lab {
                     some.and_then(|status| status.stack_status_reason.as_deref()),
                 );
             }
-            assert!(start.elapsed() < PATIENCE, "only {said} are {word}");
+            assert!(start.elapsed() < TIMEOUT, "only {said} are {word}");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
@@ -178,7 +178,7 @@ impl Lab {
     async fn all_are_gone(&self) -> Duration {
         let start = Instant::now();
         while !self.manager.caches.stacks.state().is_empty() {
-            assert!(start.elapsed() < PATIENCE, "some stacks stay");
+            assert!(start.elapsed() < TIMEOUT, "some stacks stay");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         start.elapsed()

@@ -12,7 +12,7 @@ use futures::future::try_join_all;
 use virt::connect::Connect;
 
 use support::domains::{Lifecycle, Raw, Template};
-use support::lab::{HOST, Lab, NAMESPACE, PATIENCE, ready, resource};
+use support::lab::{HOST, Lab, NAMESPACE, TIMEOUT, ready, resource};
 use support::record::{Entry, Recording};
 use support::writes::{self, Writes};
 use support::{Result, percentile, verdict};
@@ -75,10 +75,10 @@ impl Bench {
     async fn server(&self, name: &str) -> Result<Instant> {
         self.lab.create_server(name).await?;
         let accepted = Instant::now();
-        let end = accepted + PATIENCE;
+        let end = accepted + TIMEOUT;
         while self.active(name).is_none() {
             if Instant::now() > end {
-                return Err(format!("Server {name} is not Active after {PATIENCE:?}").into());
+                return Err(format!("Server {name} is not Active after {TIMEOUT:?}").into());
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }

@@ -16,7 +16,7 @@ use serde_json::json;
 const ROUNDS: u32 = 15;
 const SERVERS: u32 = 4;
 /// How long anything may take; no more than a few seconds are needed on a quiet machine.
-const PATIENCE: Duration = Duration::from_secs(240);
+const TIMEOUT: Duration = Duration::from_secs(240);
 
 /// A small generator that the seed decides (xorshift64*).
 struct Random(u64);
@@ -143,7 +143,7 @@ async fn whatever_dies_at_whatever_moment_the_end_is_as_specified() {
 async fn change(project: &Project, name: &str, now: Option<bool>, next: Option<bool>) {
     let servers = project.servers();
     let what = format!("the wish for {name} is taken");
-    lab::eventually(&what, PATIENCE, async || {
+    lab::eventually(&what, TIMEOUT, async || {
         match (now, next) {
             (None, None) => Ok(()),
             (None, Some(_)) => {
@@ -194,11 +194,11 @@ async fn settled(project: &Project, wanted: &BTreeMap<String, Option<bool>>) {
                     Ok(Some(server)) => Err(format!("{:?}", server.status)),
                     Err(error) => Err(error.to_string()),
                 };
-                lab::eventually(&format!("{name} is gone"), PATIENCE, gone).await;
+                lab::eventually(&format!("{name} is gone"), TIMEOUT, gone).await;
             }
             Some(running) => {
                 let phase = if *running { "Active" } else { "Stopped" };
-                let server = project.phase(name, phase, PATIENCE).await;
+                let server = project.phase(name, phase, TIMEOUT).await;
                 let id = server.status.unwrap().instance_id.unwrap();
                 domains.push((format!("pileus-{id}"), *running));
             }

@@ -11,7 +11,7 @@ use pileus_tests::lab::{Lab, Project, devstack, eventually};
 use serde_json::{Value, json};
 
 /// Several guests boot at once, emulated.
-const PATIENCE: Duration = Duration::from_secs(240);
+const TIMEOUT: Duration = Duration::from_secs(240);
 
 const PAIR: &str = r#"heat_template_version: 2021-04-16
 parameters:
@@ -95,7 +95,7 @@ fn apply(project: &Project, name: &str, spec: &Value) {
 }
 
 async fn becomes(stacks: &Api<Stack>, name: &str, word: &str) -> Stack {
-    eventually(&format!("Stack {name} is {word}"), PATIENCE, async || {
+    eventually(&format!("Stack {name} is {word}"), TIMEOUT, async || {
         let stack = stacks.get(name).await.map_err(|e| e.to_string())?;
         let status = stack.status.clone().unwrap_or_default();
         let fresh = status.observed_generation == stack.metadata.generation;
@@ -139,13 +139,13 @@ async fn a_template_becomes_guests_that_reach_each_other() {
     assert_ne!(host("first").await, host("second").await);
 
     let console = project.console(&server_of(&made, "first")).await;
-    console.says("PILEUS-GUEST: ready", PATIENCE).await;
+    console.says("PILEUS-GUEST: ready", TIMEOUT).await;
     let log = console.log();
     assert!(log.contains("user data says the-secret-word"), "{log}");
     assert!(log.contains("hostname=first-server"), "{log}");
     let mut other = project.console(&server_of(&made, "second")).await;
-    other.says("PILEUS-GUEST: ready", PATIENCE).await;
-    other.try_shell("ping -c 1 -W 5 10.20.0.11", PATIENCE).await;
+    other.says("PILEUS-GUEST: ready", TIMEOUT).await;
+    other.try_shell("ping -c 1 -W 5 10.20.0.11", TIMEOUT).await;
     other.shell("ping -c 3 -W 5 10.20.0.11").await;
 
     // Another flavor: another Server on the same Port, with the same address.
@@ -163,7 +163,7 @@ async fn a_template_becomes_guests_that_reach_each_other() {
         .delete("pair", &DeleteParams::default())
         .await
         .unwrap();
-    eventually("the Stack is gone", PATIENCE, async || {
+    eventually("the Stack is gone", TIMEOUT, async || {
         let stack = stacks.get_opt("pair").await.map_err(|e| e.to_string())?;
         stack.map_or(Ok(()), |stack| Err(format!("{:#?}", stack.status)))
     })
@@ -183,7 +183,7 @@ async fn a_group_of_templates_grows_shrinks_and_returns() {
     let mut word = "CREATE_COMPLETE";
     for count in [3, 5, 2] {
         apply(&project, "many", &spec(count, "m1.nano"));
-        let stack = eventually("the group has its size", PATIENCE, async || {
+        let stack = eventually("the group has its size", TIMEOUT, async || {
             let stack = becomes(&stacks, "many", word).await;
             let names = output(&stack, "names");
             let size = names.as_array().map(Vec::len);
@@ -255,7 +255,7 @@ async fn a_manager_that_is_killed_at_any_moment_leaves_the_same_end() {
         .unwrap();
     }
     apply(&project, "many", &spec(2, "m1.nano"));
-    eventually("the Stack is ready", PATIENCE, async || {
+    eventually("the Stack is ready", TIMEOUT, async || {
         let stack = stacks.get("many").await.map_err(|e| e.to_string())?;
         let status = stack.status.clone().unwrap_or_default();
         let fresh = status.observed_generation == stack.metadata.generation;
@@ -280,7 +280,7 @@ async fn a_manager_that_is_killed_at_any_moment_leaves_the_same_end() {
         .delete("many", &DeleteParams::default())
         .await
         .unwrap();
-    eventually("the Stack is gone", PATIENCE, async || {
+    eventually("the Stack is gone", TIMEOUT, async || {
         let stack = stacks.get_opt("many").await.map_err(|e| e.to_string())?;
         stack.map_or(Ok(()), |stack| Err(format!("{:#?}", stack.status)))
     })

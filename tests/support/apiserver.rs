@@ -47,7 +47,7 @@ const TOKEN: &str = "administrator";
 /// The oldest Kubernetes, 1.N, that Pileus supports.
 const OLDEST_MINOR: u32 = 33;
 /// How long a process may take to answer.
-const PATIENCE: Duration = Duration::from_mins(1);
+const TIMEOUT: Duration = Duration::from_mins(1);
 
 /// A running API server, killed on drop together with its etcd.
 pub struct TestServer {
@@ -250,7 +250,7 @@ impl TestServer {
             let name = crd.metadata.name.clone().unwrap();
             let start = Instant::now();
             while !self.is_served(crd, &name).await {
-                assert!(start.elapsed() < PATIENCE, "{name} is not served");
+                assert!(start.elapsed() < TIMEOUT, "{name} is not served");
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
@@ -288,7 +288,7 @@ impl TestServer {
                 return Ok(());
             }
             for (child, log) in self.children.iter_mut().zip(["etcd", "kube-apiserver"]) {
-                if child.try_wait().unwrap().is_some() || start.elapsed() > PATIENCE {
+                if child.try_wait().unwrap().is_some() || start.elapsed() > TIMEOUT {
                     return Err(tail(&self.directory.path().join(format!("{log}.log"))));
                 }
             }
@@ -488,7 +488,7 @@ where
         if let Some(object) = seen.as_ref().filter(|object| wish(object)) {
             return object.clone();
         }
-        assert!(start.elapsed() < PATIENCE, "{name} never {what}: {seen:#?}");
+        assert!(start.elapsed() < TIMEOUT, "{name} never {what}: {seen:#?}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

@@ -27,7 +27,7 @@ const MOUNTS: [(&str, &str); 5] = [
     ("run", "/run"),
 ];
 /// How long a daemon may take to answer.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A running libvirt; everything is killed when it is dropped.
 pub struct Libvirtd {
@@ -227,7 +227,7 @@ impl Drop for Libvirtd {
             let _ = starter.wait();
         }
         // The directory goes when nobody writes to it any more.
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + TIMEOUT;
         while alive(self.anchor) && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -274,7 +274,7 @@ fn configure(dir: &Path) {
 }
 
 fn wait(what: &str, mut done: impl FnMut() -> bool) {
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + TIMEOUT;
     while !done() {
         assert!(Instant::now() < until, "{what} does not come");
         std::thread::sleep(Duration::from_millis(10));

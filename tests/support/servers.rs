@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 pub const NAMESPACE: &str = "demo";
 pub const HOST: &str = "h1";
 /// How long the manager may take for a step on a loaded machine.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const TIMEOUT: Duration = Duration::from_secs(20);
 pub const DIGEST: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 pub const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIM2K4Z8r073mQpHOADkNIMKT5IsVq/vAqiGJClBKrnNl alice@example.org";
 
@@ -176,7 +176,7 @@ pub async fn patch_status<K: DeserializeOwned + Clone + Debug>(
 pub async fn until_gone<K: Clone + Debug + DeserializeOwned>(api: &Api<K>, name: &str) {
     let start = Instant::now();
     while let Some(object) = api.get_opt(name).await.unwrap() {
-        assert!(start.elapsed() < PATIENCE, "{name} stays: {object:#?}");
+        assert!(start.elapsed() < TIMEOUT, "{name} stays: {object:#?}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

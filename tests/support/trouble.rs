@@ -17,7 +17,7 @@ use serde_json::Value;
 use crate::lab::{GuestImage, HOST_LABEL, Lab, Project, eventually, in_host};
 
 /// Others may use the machine as well.
-pub const PATIENCE: Duration = Duration::from_secs(180);
+pub const TIMEOUT: Duration = Duration::from_secs(180);
 
 /// A Server that is only built and never started.
 pub fn stopped(name: &str, host: usize, more: &str) -> String {
@@ -91,7 +91,7 @@ impl Conditions<'_> {
         let (kind, name) = object;
         let [type_, status, reason] = condition;
         let what = format!("{kind} {name} says {type_}={status} {reason} with {parts:?}");
-        eventually(&what, PATIENCE, async || {
+        eventually(&what, TIMEOUT, async || {
             let object = self.api(kind).get(name).await.map_err(|e| e.to_string())?;
             let all = &object.data["status"]["conditions"];
             let found = all.as_array().into_iter().flatten();
@@ -119,7 +119,7 @@ impl Conditions<'_> {
 
     /// Waits until an object is Ready.
     pub async fn ready(&self, kind: &str, name: &str) {
-        eventually(&format!("{kind} {name} is Ready"), PATIENCE, async || {
+        eventually(&format!("{kind} {name} is Ready"), TIMEOUT, async || {
             let object = self.api(kind).get(name).await.map_err(|e| e.to_string())?;
             let all = object.data["status"]["conditions"].as_array().cloned();
             let is_ready = |c: &Value| c["type"] == "Ready" && c["status"] == "True";
@@ -142,7 +142,7 @@ impl Conditions<'_> {
     pub async fn gone(&self, kind: &str, name: &str) {
         eventually(
             &format!("{kind} {name} is gone"),
-            PATIENCE,
+            TIMEOUT,
             async || match self.api(kind).get_opt(name).await {
                 Ok(None) => Ok(()),
                 Ok(Some(object)) => Err(object.data["status"].to_string()),
@@ -186,7 +186,7 @@ spec:
 
     /// One that was made by the test.
     pub async fn of(project: &Project, name: &str, host: usize) -> Self {
-        let server = project.phase(name, "Active", PATIENCE).await;
+        let server = project.phase(name, "Active", TIMEOUT).await;
         Self {
             name: name.to_owned(),
             host,
@@ -211,13 +211,13 @@ spec:
     /// It has been Active all the time, with the same process.
     pub async fn noticed_nothing(&self, project: &Project) {
         self.lives(project).await;
-        let server = project.phase(&self.name, "Active", PATIENCE).await;
+        let server = project.phase(&self.name, "Active", TIMEOUT).await;
         assert_eq!(since(&server), self.since, "{} was not Ready", self.name);
     }
 
     /// It is Active (again), with the same process.
     pub async fn is_back(&self, project: &Project) {
-        project.phase(&self.name, "Active", PATIENCE).await;
+        project.phase(&self.name, "Active", TIMEOUT).await;
         self.lives(project).await;
     }
 }

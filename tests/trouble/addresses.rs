@@ -5,7 +5,7 @@
 
 use futures::future::join_all;
 use pileus_tests::lab::{Lab, Project};
-use pileus_tests::trouble::{Conditions, KEY, Neighbour, PATIENCE, TINY, image_of_tiny, stopped};
+use pileus_tests::trouble::{Conditions, KEY, Neighbour, TIMEOUT, TINY, image_of_tiny, stopped};
 use serde_json::json;
 
 const ADDRESSES: &str = r#"
@@ -203,13 +203,13 @@ async fn addresses_that_cannot_be_had_are_refused_with_the_way_out() {
     // The ways out that the messages name.
     seen.delete("Port", "exhausted").await;
     seen.delete("Port", "only").await;
-    project.phase("exhausted", "Stopped", PATIENCE).await;
+    project.phase("exhausted", "Stopped", TIMEOUT).await;
     seen.delete("Port", "first").await;
     seen.ready("Port", "taken").await;
     seen.ready("Port", "same-mac").await;
     seen.delete("Subnet", "overlap").await;
     project.apply(&stopped("outside", 2, &outside("10.42.0.60")));
-    let mended = project.phase("outside", "Stopped", PATIENCE).await;
+    let mended = project.phase("outside", "Stopped", TIMEOUT).await;
     assert_eq!(mended.status.unwrap().addresses[0].ips, ["10.42.0.60"]);
     neighbour.noticed_nothing(&project).await;
     project.leaves_nothing().await;

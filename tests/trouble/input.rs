@@ -11,7 +11,7 @@ use k8s_openapi::api::events::v1::Event;
 use kube::api::{Api, ListParams};
 use pileus_tests::lab::{self, Lab, Project};
 use pileus_tests::trouble::{
-    Conditions, KEY, Neighbour, PATIENCE, TINY, image, image_of_tiny, objects, stopped,
+    Conditions, KEY, Neighbour, TIMEOUT, TINY, image, image_of_tiny, objects, stopped,
 };
 use pileus_tests::web::Web;
 use sha2::{Digest, Sha256};
@@ -204,7 +204,7 @@ async fn an_image_that_cannot_be_used_says_why_and_heals_where_it_can() {
     web.put("late", disk(&["1M"]));
     web.files.mended.store(true, Ordering::Relaxed);
     for name in ["none", "cut"] {
-        project.phase(name, "Stopped", PATIENCE).await;
+        project.phase(name, "Stopped", TIMEOUT).await;
         seen.says(("Image", name), ["Verified", "True", "Verified"], &[])
             .await;
     }
@@ -331,21 +331,21 @@ async fn what_is_missing_is_named_and_its_arrival_is_enough() {
     join_all(
         cases
             .iter()
-            .map(|case| project.phase(case.0, "Stopped", PATIENCE)),
+            .map(|case| project.phase(case.0, "Stopped", TIMEOUT)),
     )
     .await;
-    project.phase("all", "Active", PATIENCE).await;
+    project.phase("all", "Active", TIMEOUT).await;
     project
         .console("all")
         .await
-        .says("told by a secret", PATIENCE)
+        .says("told by a secret", TIMEOUT)
         .await;
     neighbour.noticed_nothing(&project).await;
 
     // The Flavor is cluster-wide: it stays while the Servers use it, and an event says who.
     seen.delete("Flavor", "e2e-late").await;
     let events: Api<Event> = Api::namespaced(lab.client.clone(), "default");
-    lab::eventually("an event names the Flavor's users", PATIENCE, async || {
+    lab::eventually("an event names the Flavor's users", TIMEOUT, async || {
         let all = events
             .list(&ListParams::default())
             .await

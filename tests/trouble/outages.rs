@@ -8,7 +8,7 @@ use std::process::Command;
 use kube::ResourceExt;
 use kube::api::{Api, DeleteParams};
 use pileus_tests::lab::{HOST_LABEL, Lab, Project, devstack, eventually, in_host};
-use pileus_tests::trouble::{Conditions, Neighbour, PATIENCE};
+use pileus_tests::trouble::{Conditions, Neighbour, TIMEOUT};
 use pileus_values::{ClusterId, stable_id};
 use serde_json::json;
 
@@ -88,7 +88,7 @@ async fn libvirt_and_ovn_controller_come_back_and_so_does_what_waited_for_them()
     let next_door = Neighbour::of(&project, "beside", 2).await;
     project.apply(&server("flowless", 2, STOPPED));
     for name in ["asleep", "flowless"] {
-        project.phase(name, "Stopped", PATIENCE).await;
+        project.phase(name, "Stopped", TIMEOUT).await;
     }
 
     let _undo = undo(&[
@@ -131,9 +131,9 @@ async fn libvirt_and_ovn_controller_come_back_and_so_does_what_waited_for_them()
     beside(&["daemon", "libvirtd", "1", "start"]).await;
     beside(&["daemon", "ovn-controller", "2", "start"]).await;
     for name in ["asleep", "late", "flowless"] {
-        project.phase(name, "Active", PATIENCE).await;
+        project.phase(name, "Active", TIMEOUT).await;
     }
-    project.phase("later", "Stopped", PATIENCE).await;
+    project.phase("later", "Stopped", TIMEOUT).await;
     above.is_back(&project).await;
     next_door.noticed_nothing(&project).await;
     lab.host_ready(1).await;
@@ -153,7 +153,7 @@ async fn while_ovn_is_down_ports_wait_and_say_so() {
     project.apply(&server("neighbour", 1, ""));
     project.apply(&server("leaving", 2, STOPPED));
     let neighbour = Neighbour::of(&project, "neighbour", 1).await;
-    project.phase("leaving", "Stopped", PATIENCE).await;
+    project.phase("leaving", "Stopped", TIMEOUT).await;
 
     let _undo = undo(&[&["daemon", "ovn-nb", "start"]]);
     beside(&["daemon", "ovn-nb", "stop"]).await;
@@ -174,7 +174,7 @@ async fn while_ovn_is_down_ports_wait_and_say_so() {
     neighbour.noticed_nothing(&project).await;
 
     beside(&["daemon", "ovn-nb", "start"]).await;
-    project.phase("late", "Stopped", PATIENCE).await;
+    project.phase("late", "Stopped", TIMEOUT).await;
     seen.gone("Server", "leaving").await;
     neighbour.noticed_nothing(&project).await;
     project.leaves_nothing().await;
@@ -260,7 +260,7 @@ async fn a_full_disk_is_named_with_what_is_needed_and_room_is_all_it_takes() {
         in_host(2, &["umount", at]);
     }
     for name in ["cramped", "fetching", "late"] {
-        project.phase(name, "Stopped", PATIENCE).await;
+        project.phase(name, "Stopped", TIMEOUT).await;
     }
     lab.host_ready(2).await;
     neighbour.noticed_nothing(&project).await;
@@ -304,7 +304,7 @@ async fn a_host_that_is_cut_off_is_unknown_and_nobody_takes_its_servers_away() {
     let anywhere = format!("placement: {{hostSelector: {{{HOST_LABEL}: host2}}}}");
     project.apply(&server("anywhere", 2, STOPPED).replace(&anywhere, "placement: {}"));
     project.apply(&server("pinned", 1, STOPPED));
-    let placed = project.phase("anywhere", "Stopped", PATIENCE).await;
+    let placed = project.phase("anywhere", "Stopped", TIMEOUT).await;
     assert_eq!(placed.status.unwrap().placement.unwrap().host, "host2");
     seen.refused(("Server", "pinned"), "NoHostFits", &["host1"])
         .await;
@@ -312,7 +312,7 @@ async fn a_host_that_is_cut_off_is_unknown_and_nobody_takes_its_servers_away() {
     here.noticed_nothing(&project).await;
 
     beside(&["host", "1", "heal"]).await;
-    project.phase("pinned", "Stopped", PATIENCE).await;
+    project.phase("pinned", "Stopped", TIMEOUT).await;
     there.is_back(&project).await;
     here.noticed_nothing(&project).await;
     lab.host_ready(1).await;
@@ -329,7 +329,7 @@ async fn what_libvirt_left_in_open_vswitch_goes_with_its_server() {
     }
     let mut ids = Vec::new();
     for name in ["ends", "stays"] {
-        let status = project.phase(name, "Stopped", PATIENCE).await.status;
+        let status = project.phase(name, "Stopped", TIMEOUT).await.status;
         ids.push(status.unwrap().instance_id.unwrap());
     }
     // As libvirt makes them, and leaves them when it is killed before it has noted the guest.
@@ -367,7 +367,7 @@ async fn what_libvirt_left_in_open_vswitch_goes_with_its_server() {
         .delete("ends", &DeleteParams::default())
         .await
         .unwrap();
-    eventually("the Server's port is gone", PATIENCE, async || {
+    eventually("the Server's port is gone", TIMEOUT, async || {
         let ports = ports();
         (!ports.contains("tapleft-1")).then_some(()).ok_or(ports)
     })

@@ -226,7 +226,7 @@ fn placement(request: &MappingInput<'_>) -> Result<Option<PlacementConstraints>>
     placement_constraints(request.text("availability_zone"), hints)
 }
 
-/// Wishes about the host, from Nova's hints.
+/// Constraints on the host, from Nova's hints.
 pub(super) fn placement_constraints(
     zone: Option<String>,
     hints: Option<&Map>,

@@ -12,7 +12,7 @@ use virt::connect::Connect;
 use virt::sys;
 
 use super::Result;
-use super::lab::{Lab, PATIENCE};
+use super::lab::{Lab, TIMEOUT};
 
 type Seen = Arc<Mutex<HashMap<(String, String), Instant>>>;
 
@@ -65,14 +65,14 @@ impl Lifecycle {
 
     /// Waits for [`Lifecycle::when`].
     pub fn wait(&self, domain: &str, what: &str) -> Result<Instant> {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         while Instant::now() < end {
             if let Some(at) = self.when(domain, what) {
                 return Ok(at);
             }
             std::thread::sleep(Duration::from_millis(5));
         }
-        Err(format!("domain {domain} is not {what} after {PATIENCE:?}").into())
+        Err(format!("domain {domain} is not {what} after {TIMEOUT:?}").into())
     }
 }
 

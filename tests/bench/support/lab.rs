@@ -18,7 +18,7 @@ pub const HOST: &str = "host1";
 /// Keeps the measured Servers on [`HOST`] in a lab of several hosts.
 const HOST_LABEL: &str = "bench.pileus.dev/host";
 /// How long anything in the lab may take before the bench gives up.
-pub const PATIENCE: Duration = Duration::from_mins(3);
+pub const TIMEOUT: Duration = Duration::from_mins(3);
 
 /// The running lab.
 pub struct Lab {
@@ -145,7 +145,7 @@ impl Lab {
             }
             Ok(())
         };
-        tokio::time::timeout(PATIENCE, gone)
+        tokio::time::timeout(TIMEOUT, gone)
             .await
             .map_err(|_| format!("namespace {NAMESPACE} is still being deleted"))?
     }
@@ -205,9 +205,9 @@ impl Lab {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         };
-        tokio::time::timeout(PATIENCE, gone)
+        tokio::time::timeout(TIMEOUT, gone)
             .await
-            .map_err(|_| format!("Servers are not gone after {PATIENCE:?}"))?
+            .map_err(|_| format!("Servers are not gone after {TIMEOUT:?}"))?
     }
 
     async fn wait(
@@ -222,9 +222,9 @@ impl Lab {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
-        tokio::time::timeout(PATIENCE, wait)
+        tokio::time::timeout(TIMEOUT, wait)
             .await
-            .map_err(|_| format!("{kind} {name} is not ready after {PATIENCE:?}").into())
+            .map_err(|_| format!("{kind} {name} is not ready after {TIMEOUT:?}").into())
     }
 }
 
