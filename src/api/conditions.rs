@@ -66,15 +66,15 @@ string_enum! {
 string_enum! {
     /// Reasons of conditions and events.
     Reason {
-        /// Nothing has looked at it yet.
+        /// No controller has reconciled the object yet.
         Pending,
-        /// All is well.
+        /// The object is ready.
         Ready,
-        /// All is well and the Server runs.
+        /// The Server is ready and runs.
         Active,
-        /// All is well and the Server is stopped as asked.
+        /// The Server is ready and stopped, as its spec asks.
         Stopped,
-        /// Work is under way.
+        /// What the object needs is being made.
         Building,
         /// A running guest is asked to stop.
         Stopping,
@@ -116,11 +116,11 @@ string_enum! {
         UserDataTooLarge,
         /// A security group does not exist.
         SecurityGroupNotFound,
-        /// The image's bytes do not have the checksum asked for.
+        /// The image's bytes do not have the checksum of the spec.
         ChecksumMismatch,
         /// The image's bytes differ from those imported first.
         DigestMismatch,
-        /// The URL answers that there is nothing.
+        /// The server of the URL answers 404 or 410.
         NotFound,
         /// The URL leads to an address that the fetch policy forbids.
         ForbiddenAddress,
@@ -130,7 +130,7 @@ string_enum! {
         Truncated,
         /// The download failed.
         DownloadFailed,
-        /// The bytes are no disk image of the format said.
+        /// The bytes are no disk image of the format in the spec.
         NotAnImage,
         /// The image names a backing file or a data file.
         HasBackingFile,
@@ -166,11 +166,11 @@ string_enum! {
         DiskMissing,
         /// Another disk lies where the Instance's goes.
         WrongDisk,
-        /// The host is not heard from.
+        /// The host's heartbeat has stopped.
         HostUnreachable,
-        /// The host has no room any more.
+        /// The host has less free than the Instance needs.
         HostRefused,
-        /// A stale incarnation was not touched.
+        /// The Instance's epoch is older than one that the host has seen; nothing was changed.
         StaleEpoch,
         /// Scheduled to a host.
         Scheduled,
@@ -184,7 +184,7 @@ string_enum! {
         GroupIncomplete,
         /// A host is in two availability zones.
         ZoneConflict,
-        /// There is another object that counts instead.
+        /// Another object of the kind is used instead of this one.
         NotUsed,
         /// Server: no host fits, and others are being stopped to make room for it.
         Preempting,
@@ -210,17 +210,17 @@ string_enum! {
         MacInUse,
         /// Two subnets of a network overlap.
         SubnetOverlap,
-        /// What it depends on is not there.
+        /// An object that this one depends on is not ready.
         DependencyNotReady,
         /// The host is up and answers.
         Heartbeat,
         /// No heartbeat for too long.
         HeartbeatLost,
-        /// All is as it should be.
+        /// The component works.
         Ok,
         /// `libvirt-guests` is enabled.
         LibvirtGuestsEnabled,
-        /// A running VM that its owner's objects came back for.
+        /// A running VM belongs to the object again, whose owner had been lost.
         Adopted,
         /// Something failed that is expected to pass; it is tried again.
         Retrying,

@@ -49,7 +49,7 @@ pub struct StackSpec {
     #[schemars(length(min = 1, max = 524_288))]
     pub template: Option<String>,
     /// Where the template is; or give `template`. A change of it is taken up within seconds, as
-    /// those of everything that the Stack names; one that is gone is told, and costs nothing.
+    /// those of everything that the Stack names; one that is gone is reported, and costs nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template_from: Option<SourceKey>,
     /// Files for `get_file` and nested templates, by the names that the template uses.

@@ -1,4 +1,4 @@
-//! Tells the deletion of an object from the deletion of its CustomResourceDefinition.
+//! Distinguishes the deletion of an object from that of its CustomResourceDefinition.
 //!
 //! When a CustomResourceDefinition is deleted, Kubernetes deletes every object of the kind
 //! first, each with a deletion timestamp and with its finalizers honoured: to a controller it

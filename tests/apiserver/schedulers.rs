@@ -287,7 +287,7 @@ async fn two_schedulers_that_assumed_the_same_capacity_lose_no_server() {
     }
     let (second, open_second, held_second) = gated(&server).await;
     until("both have decided all", || {
-        // Sixteen writes run at once: ten placements, and what the others are told.
+        // Sixteen writes run at once: ten placements, and the reports on the others.
         held_first.load(Ordering::Relaxed) >= 16 && held_second.load(Ordering::Relaxed) >= 16
     })
     .await;

@@ -31,7 +31,7 @@ async fn a_server_becomes_active_in_five_writes_and_goes_in_order() {
     let writes = watch_writes(&cloud);
     let begun = Instant::now();
     let (server, instance) = cloud.active("web", plain()).await;
-    // What takes half a minute on a busy machine is told of in between.
+    // What takes half a minute on a busy machine is reported in between.
     let told_between = usize::from(begun.elapsed() > Duration::from_secs(25));
     let status = server.status.clone().unwrap();
     assert_eq!(status.phase.as_deref(), Some("Active"));
@@ -220,7 +220,7 @@ async fn a_missing_secret_is_named_and_waited_for() {
     let seen = says("UserDataTooLarge").await;
     let (_, _, message) = ready(&seen).unwrap();
     assert!(message.contains("`cloud-init`"), "{message}");
-    // All of this was told before the scheduler had its turn.
+    // All of this was reported before the scheduler acted.
     cloud.place("web", 1).await;
     let secret_words = "#!/bin/sh\necho hunter2";
     let patch = Patch::Merge(json!({"stringData": {"userData": secret_words}}));
@@ -230,7 +230,7 @@ async fn a_missing_secret_is_named_and_waited_for() {
         .unwrap();
     let instance = instance_name(&made.uid().unwrap(), 1);
     until(&cloud.instances(), &instance, "is made", |_| true).await;
-    // The data itself is told to nobody but the host.
+    // Nobody but the host gets the data itself.
     let events: Api<Event> = Api::all(cloud.client());
     let events = events.list(&ListParams::default()).await.unwrap();
     let told = serde_json::to_string(&events.items).unwrap();

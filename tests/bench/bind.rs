@@ -78,7 +78,7 @@ async fn make_servers(client: &Client, namespace: &str, servers: usize) {
     .await;
 }
 
-/// Counts the Servers of a namespace that are placed, as its watch tells.
+/// Counts the Servers of a namespace that are placed, as its watch reports.
 fn watch_placed(
     client: &Client,
     namespace: &str,

@@ -182,7 +182,7 @@ async fn lost_objects_cost_no_vm_and_what_is_applied_again_is_adopted() {
     devstack(&["daemon", "apiserver", "start"]);
     roles("start");
 
-    // The host tells of the orphan and leaves it alone.
+    // The host reports the orphan and leaves it alone.
     reports_the_orphan(&lab, &id).await;
     assert_eq!(qemu_pid(&id), pid, "the VM was touched");
 

@@ -477,15 +477,15 @@ where
     api.create(&PostParams::default(), &object).await
 }
 
-/// The object, once it is as wished.
-pub async fn until<K>(api: &Api<K>, name: &str, what: &str, wish: impl Fn(&K) -> bool) -> K
+/// The object, once `is_met` holds for it.
+pub async fn until<K>(api: &Api<K>, name: &str, what: &str, is_met: impl Fn(&K) -> bool) -> K
 where
     K: Clone + Debug + DeserializeOwned,
 {
     let start = Instant::now();
     loop {
         let seen = api.get_opt(name).await.unwrap();
-        if let Some(object) = seen.as_ref().filter(|object| wish(object)) {
+        if let Some(object) = seen.as_ref().filter(|object| is_met(object)) {
             return object.clone();
         }
         assert!(start.elapsed() < TIMEOUT, "{name} never {what}: {seen:#?}");

@@ -79,7 +79,7 @@ impl Ovn {
             .expect("ovsdb-server")
     }
 
-    /// Starts an Open vSwitch database and an `ovn-controller` on it, which is told nothing of
+    /// Starts an Open vSwitch database and an `ovn-controller` on it, which knows nothing of
     /// where the Southbound database is.
     pub fn start_controller(&self) -> Controller {
         let database = self.path("vs.db");

@@ -1,4 +1,4 @@
-//! What keeps a Server from being built, and how it is told.
+//! What keeps a Server from being built, and how it is reported.
 
 use serde_json::json;
 
@@ -6,7 +6,7 @@ use super::super::plan::{Step, UserData, plan};
 use super::{Change, deleting, observed, placed, problems, read, server, words};
 use pileus_api::{Port, Reason};
 
-/// What a Server that was placed is told after `change`; nothing may be made of it.
+/// What is reported on a placed Server after `change`; nothing may be made of it.
 fn refused(change: Change<'_>) -> (Vec<Reason>, String) {
     let (mut server, mut observed) = (placed(server()), observed());
     change(&mut server, &mut observed);
