@@ -95,13 +95,14 @@ go_tool_build() {
     rm -rf "$CACHE_DIR"/tools/.new.*
     find "$CACHE_DIR/tools" -mindepth 1 -maxdepth 1 -type d -name "$module-*" -mtime +30 -exec rm -rf {} +
     # Whole or not at all: a program appears under its name in one step. No C: what comes out
-    # needs no library of this machine.
+    # needs no library of this machine. The linker drops debug information (-w), so the compiler
+    # need not make it: a tenth less to compile.
     local new="$CACHE_DIR/tools/.new.$$"
     mkdir -p "$new"
     (
         cd "$GO_TOOLS_DIR/$module"
         CGO_ENABLED=0 GOTOOLCHAIN=auto GOWORK=off "$go" build -mod=readonly -trimpath -buildvcs=false \
-            -ldflags "$(go_tool_ldflags "$module")" -o "$new/" "${packages[@]}"
+            -gcflags=all=-dwarf=false -ldflags "$(go_tool_ldflags "$module")" -o "$new/" "${packages[@]}"
     )
     mkdir -p "$dir"
     mv "$new"/* "$dir/"
