@@ -38,7 +38,7 @@ enum Command {
     Advise {
         /// What the moves are for.
         #[arg(value_enum, default_value = "spread")]
-        aim: Aim,
+        goal: Goal,
     },
     /// Says where Servers would go, offline: by the scheduler's own code and files alone.
     Simulate {
@@ -50,7 +50,7 @@ enum Command {
         drain: Vec<String>,
         /// Advice of which Servers to move.
         #[arg(long, value_enum)]
-        advise: Option<Aim>,
+        advise: Option<Goal>,
     },
     /// Checks and renders Heat templates offline, without a cluster.
     #[command(subcommand)]
@@ -60,14 +60,14 @@ enum Command {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Aim {
+enum Goal {
     /// Hosts that are evenly full.
     Spread,
     /// Hosts that are empty.
     Empty,
 }
 
-impl Aim {
+impl Goal {
     fn of(self) -> advice::Goal {
         match self {
             Self::Spread => advice::Goal::Spread,
@@ -106,7 +106,7 @@ fn main() -> ExitCode {
         advise,
     } = command
     {
-        let advise = advise.map(Aim::of);
+        let advise = advise.map(Goal::of);
         return answered(simulate(&files, &simulate::Question { drain, advise }));
     }
     if let Command::Stack(command) = &command {
@@ -115,7 +115,7 @@ fn main() -> ExitCode {
     ended(role::block_on(async {
         match command {
             Command::Why { server, namespace } => why(namespace, server).await,
-            Command::Advise { aim } => advise(aim).await,
+            Command::Advise { goal } => advise(goal).await,
             Command::Manager(arguments) => manager(arguments).await,
             Command::Scheduler(arguments) => scheduler(&arguments).await,
             // Answered above, without a runtime.
@@ -160,10 +160,10 @@ async fn why(namespace: String, server: String) -> Result<()> {
     Ok(())
 }
 
-async fn advise(aim: Aim) -> Result<()> {
+async fn advise(goal: Goal) -> Result<()> {
     let client = pileus_kube_ext::client().await?;
     let state = cluster::read(&client).await?;
-    let advice = advice::advise(&state, aim.of(), Timestamp::now());
+    let advice = advice::advise(&state, goal.of(), Timestamp::now());
     print!("{advice}");
     Ok(())
 }
