@@ -212,6 +212,8 @@ string_enum! {
         SubnetOverlap,
         /// What it depends on is not there.
         DependencyNotReady,
+        /// Event: the object has a value that this version cannot read.
+        CannotBeRead,
         /// The host is up and answers.
         Heartbeat,
         /// No heartbeat for too long.
