@@ -97,6 +97,7 @@ pub async fn run(
 }
 
 async fn lead(config: Config, context: Context, stop: CancellationToken) -> Result<(), Error> {
+    host::forget_heartbeats();
     let caches = Caches::watch(&context);
     let manager = Arc::new(Manager {
         context,
