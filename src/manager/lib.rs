@@ -7,6 +7,7 @@
 pub mod caches;
 pub mod compute;
 pub mod crd_deletion;
+mod fair_queue;
 pub mod image;
 pub mod network;
 pub mod stack;
