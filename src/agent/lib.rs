@@ -11,18 +11,18 @@ pub mod ports;
 pub mod topology;
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::io;
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use ipnet::IpNet;
-use kube::runtime::controller::{
-    Action, Config as RunnerConfig, ReconcileRequest, applier, trigger_self,
-};
-use kube::runtime::reflector::{self, ObjectRef, Store};
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::controller::{Action, Config as RunnerConfig, ReconcileRequest, applier};
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::watcher;
 use kube::{Api, ResourceExt};
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::{Notify, mpsc};
@@ -33,7 +33,8 @@ use pileus_api::names::host_namespace;
 use pileus_api::{Host, Instance};
 use pileus_hypervisor::{Event, Hypervisor, VirtType};
 use pileus_kube_ext::backoff::Backoff;
-use pileus_kube_ext::telemetry::Readiness;
+use pileus_kube_ext::cache::Cache;
+use pileus_kube_ext::readiness::{Check, Readiness};
 use pileus_kube_ext::{Context, chain};
 use pileus_libvirt::Libvirt;
 use pileus_network::ovsdb::EndpointError;
@@ -172,7 +173,9 @@ pub async fn run(
     let epochs = Epochs::open(&epochs_path).map_err(file(&epochs_path))?;
     let namespace = host_namespace(&config.host);
     let instances: Api<Instance> = Api::namespaced(context.client.clone(), &namespace);
-    let (known, writer) = reflector::store();
+    let watched = Api::namespaced(context.client.clone(), &namespace);
+    let cache = Cache::watch(&context, watched, watcher::Config::default(), &[]);
+    let known = cache.store().clone();
     let (trigger, triggers) = mpsc::unbounded_channel();
     let hypervisor = Libvirt::connect(&config.libvirt_uri).map_err(Error::Hypervisor)?;
     let events = hypervisor.events();
@@ -204,24 +207,48 @@ pub async fn run(
         context,
     });
 
-    tokio::spawn(forward_events(agent.clone(), events));
+    // A loop that ends before the role, by a panic, ends the role: its check is dropped with it.
+    let check = |name: &str| agent.context.ready.check(format!("loop/{name}"));
+    tokio::spawn(forward_events(
+        agent.clone(),
+        events,
+        check("libvirt-events"),
+    ));
     host::read_cached_capacity(&agent).await;
-    tokio::spawn(host::run_heartbeat(agent.clone(), stop.clone()));
-    tokio::spawn(host::run_status_reports(agent.clone(), stop.clone()));
-    tokio::spawn(host::run_image_collection(agent.clone(), stop.clone()));
+    let heartbeat = check("heartbeat");
+    tokio::spawn(host::run_heartbeat(agent.clone(), stop.clone(), heartbeat));
+    let reports = check("host-status");
+    tokio::spawn(host::run_status_reports(
+        agent.clone(),
+        stop.clone(),
+        reports,
+    ));
+    let collection = check("image-collection");
+    tokio::spawn(host::run_image_collection(
+        agent.clone(),
+        stop.clone(),
+        collection,
+    ));
     ready.set(true);
 
-    let watched = reflector::reflector(writer, watcher(instances, watcher::Config::default()))
-        .default_backoff()
-        .applied_objects();
-    let foreign = futures::stream::unfold(triggers, |mut triggers| async {
-        triggers
-            .recv()
-            .await
-            .map(|object| (Ok(ReconcileRequest::from(object)), triggers))
+    let waker = agent.clone();
+    cache.subscribe(move |change| {
+        if change.is_gone {
+            // Nothing is remembered of what is deleted.
+            waker.backoff.reset(&change.object.name_any());
+        } else {
+            let _ = waker.trigger.send(ObjectRef::from_obj(&*change.object));
+        }
     });
-    let queue = futures::stream::select(trigger_self(watched, ()), foreign)
-        .take_until(stop.clone().cancelled_owned());
+    let queue = futures::stream::unfold(triggers, |mut triggers| async {
+        triggers.recv().await.map(|object| {
+            (
+                Ok::<_, Infallible>(ReconcileRequest::from(object)),
+                triggers,
+            )
+        })
+    })
+    .take_until(stop.clone().cancelled_owned());
     let runner = RunnerConfig::default().concurrency(CONCURRENCY);
     applier(
         |object, agent| Box::pin(reconcile(object, agent)),
@@ -242,7 +269,14 @@ pub async fn run(
 
 async fn reconcile(object: Arc<Instance>, agent: Arc<Agent>) -> Result<Action, instance::Error> {
     let started = std::time::Instant::now();
-    let result = instance::reconcile(&object, &agent).await;
+    // A pass that panics is that of one Instance, and of nobody else.
+    let pass = AssertUnwindSafe(instance::reconcile(&object, &agent)).catch_unwind();
+    let Ok(result) = pass.await else {
+        let metrics = &agent.context.metrics;
+        metrics.reconciled("instance", started.elapsed(), true);
+        tracing::error!(instance = %object.name_any(), "a pass panicked");
+        return Ok(Action::requeue(RESYNC_INTERVAL));
+    };
     agent
         .context
         .metrics
@@ -265,7 +299,11 @@ fn on_error(object: Arc<Instance>, error: &instance::Error, agent: Arc<Agent>) -
 
 /// Turns libvirt's events into work: a domain's into its Instance's, a new connection's
 /// into that of all Instances.
-async fn forward_events(agent: Arc<Agent>, mut events: tokio::sync::broadcast::Receiver<Event>) {
+async fn forward_events(
+    agent: Arc<Agent>,
+    mut events: tokio::sync::broadcast::Receiver<Event>,
+    check: Check,
+) {
     use tokio::sync::broadcast::error::RecvError;
     loop {
         let id = match events.recv().await {
@@ -275,7 +313,7 @@ async fn forward_events(agent: Arc<Agent>, mut events: tokio::sync::broadcast::R
                 agent.host_changed.notify_one();
                 continue;
             }
-            Err(RecvError::Closed) => return,
+            Err(RecvError::Closed) => return check.done(),
         };
         if id.is_none() {
             agent.host_changed.notify_one();

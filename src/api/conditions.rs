@@ -212,6 +212,8 @@ string_enum! {
         SubnetOverlap,
         /// An object that this one depends on is not ready.
         DependencyNotReady,
+        /// Event: the object has a value that this version cannot read.
+        CannotBeRead,
         /// The host is up and answers.
         Heartbeat,
         /// No heartbeat for too long.

@@ -9,14 +9,14 @@ use std::fmt::Debug;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use futures::StreamExt;
-use kube::runtime::WatchStreamExt;
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::reflector::{self, ObjectRef, Store};
-use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::watcher::{self, Event};
 use kube::{Api, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 
-use super::chain;
+use super::Context;
+use super::decode::Decoded;
 
 /// How objects of a kind are looked up beside their name: by keys that are computed from them.
 ///
@@ -112,6 +112,8 @@ struct Shared<K: Resource<DynamicType = ()> + Clone + 'static> {
     store: Store<K>,
     /// Locked while the store changes, too: who reads both under the lock sees them agree.
     indexes: RwLock<Indexes<K>>,
+    /// The objects that exist and cannot be decoded.
+    unreadable: RwLock<HashSet<ObjectRef<K>>>,
     /// Locked for the whole of an event, so that a new subscriber misses no change and
     /// gets none twice. Always locked before `indexes`.
     subscribers: Mutex<Vec<Subscriber<K>>>,
@@ -136,10 +138,17 @@ where
         let shared = Arc::new(Shared {
             store,
             indexes: RwLock::new(Indexes::new(indexes)),
+            unreadable: RwLock::default(),
             subscribers: Mutex::default(),
         });
         let cache = Self { shared };
-        (cache.clone(), CacheWriter { writer, cache })
+        let listed = HashSet::new();
+        let end = CacheWriter {
+            writer,
+            cache: cache.clone(),
+            listed,
+        };
+        (cache, end)
     }
 
     /// Waits until the cache holds what the API server has. Nothing may be concluded from what
@@ -184,6 +193,23 @@ where
         } else {
             key.within(namespace)
         })
+    }
+
+    /// Whether there is an object of that name that cannot be decoded. The cache has the last
+    /// version of it that could be, or nothing, and that says nothing then: it is not absent.
+    #[must_use]
+    pub fn is_unreadable(&self, namespace: &str, name: &str) -> bool {
+        let name = ObjectRef::new(name);
+        self.unreadable().contains(&if namespace.is_empty() {
+            name
+        } else {
+            name.within(namespace)
+        })
+    }
+
+    fn unreadable(&self) -> RwLockReadGuard<'_, HashSet<ObjectRef<K>>> {
+        let unreadable = self.shared.unreadable.read();
+        unreadable.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The objects that have `key` in an index, in no order.
@@ -249,19 +275,19 @@ impl<K> Cache<K>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
-    /// A cache that follows the API server for as long as the runtime runs.
+    /// A cache that follows the API server for as long as the runtime runs. Should its task end,
+    /// so does the role.
     #[must_use]
-    pub fn watch(api: Api<K>, config: watcher::Config, indexes: &[Index<K>]) -> Self {
+    pub fn watch(
+        context: &Context,
+        api: Api<Decoded<K>>,
+        config: watcher::Config,
+        indexes: &[Index<K>],
+    ) -> Self {
         let (cache, mut writer) = Self::new(indexes);
-        let events = watcher(api, config).default_backoff();
+        let events = super::watch::objects(context, api, config);
         tokio::spawn(events.for_each(move |event| {
-            match event {
-                Ok(event) => writer.write(&event),
-                Err(error) => {
-                    let error = chain(&error);
-                    tracing::warn!(kind = %K::kind(&()), error, "the watch failed and will be tried again");
-                }
-            }
+            writer.observe(event);
             std::future::ready(())
         }));
         cache
@@ -275,12 +301,71 @@ where
 {
     writer: Writer<K>,
     cache: Cache<K>,
+    /// What cannot be decoded of a list that is being received.
+    listed: HashSet<ObjectRef<K>>,
 }
 
 impl<K> CacheWriter<K>
 where
     K: Resource<DynamicType = ()> + Clone + 'static,
 {
+    /// As [`CacheWriter::write`], of objects that may be impossible to decode: the last version
+    /// that could be decoded is kept of those, unless it is of another object of the same name.
+    pub fn observe(&mut self, event: Event<Decoded<K>>) {
+        match event {
+            Event::Init => {
+                self.listed.clear();
+                self.write(&Event::Init);
+            }
+            Event::InitApply(Decoded(Ok(object))) => self.write(&Event::InitApply(object)),
+            Event::InitApply(object) => {
+                self.listed.insert(name_of_any(&object));
+                if let Some(last) = self.last_version(&object) {
+                    self.write(&Event::InitApply(K::clone(&last)));
+                }
+            }
+            Event::InitDone => {
+                let listed = std::mem::take(&mut self.listed);
+                self.set_unreadable(|all| std::mem::replace(all, listed));
+                self.write(&Event::InitDone);
+            }
+            Event::Apply(Decoded(Ok(object))) => {
+                self.set_unreadable(|all| all.remove(&name_of(&object)));
+                self.write(&Event::Apply(object));
+            }
+            Event::Apply(object) => {
+                let name = name_of_any(&object);
+                let known = self.cache.shared.store.get(&name);
+                self.set_unreadable(|all| all.insert(name));
+                if self.last_version(&object).is_none()
+                    && let Some(other) = known
+                {
+                    self.write(&Event::Delete(K::clone(&other)));
+                }
+            }
+            Event::Delete(object) => {
+                let name = name_of_any(&object);
+                self.set_unreadable(|all| all.remove(&name));
+                let known = self.cache.shared.store.get(&name);
+                if let Some(object) = object.ok().or(known.map(|last| K::clone(&last))) {
+                    self.write(&Event::Delete(object));
+                }
+            }
+        }
+    }
+
+    /// Changes the set of those that cannot be decoded; what that gives does not matter.
+    fn set_unreadable<T>(&self, change: impl FnOnce(&mut HashSet<ObjectRef<K>>) -> T) {
+        let unreadable = self.cache.shared.unreadable.write();
+        change(&mut unreadable.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// The last version of an object that could be decoded.
+    fn last_version(&self, object: &Decoded<K>) -> Option<Arc<K>> {
+        let known = self.cache.shared.store.get(&name_of_any(object))?;
+        (known.meta().uid == object.meta().uid).then_some(known)
+    }
+
     /// Brings the cache to the state after an event, and calls its subscribers.
     pub fn write(&mut self, event: &Event<K>) {
         let cache = self.cache.clone();
@@ -365,6 +450,14 @@ where
 
 /// The name that an object is kept by: no more than namespace and name.
 pub(crate) fn name_of<K: Resource<DynamicType = ()>>(object: &K) -> ObjectRef<K> {
+    name_in(object)
+}
+
+fn name_of_any<K: Resource<DynamicType = ()>>(object: &Decoded<K>) -> ObjectRef<K> {
+    name_in(object)
+}
+
+fn name_in<O: Resource, K: Resource<DynamicType = ()>>(object: &O) -> ObjectRef<K> {
     let key = ObjectRef::new(object.meta().name.as_deref().unwrap_or_default());
     match &object.meta().namespace {
         Some(namespace) => key.within(namespace),
@@ -416,149 +509,5 @@ impl<K: Resource<DynamicType = ()> + 'static> Indexes<K> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use k8s_openapi::api::core::v1::ConfigMap;
-    use kube::api::ObjectMeta;
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const BY_DATA: Index<ConfigMap> = Index::new("data", |map| {
-        map.data.iter().flatten().map(|(_, v)| v.clone()).collect()
-    });
-
-    fn map(namespace: &str, name: &str, uid: u8, data: &[u8]) -> ConfigMap {
-        let data = data.iter().enumerate();
-        ConfigMap {
-            metadata: ObjectMeta {
-                namespace: Some(namespace.to_owned()),
-                name: Some(name.to_owned()),
-                uid: Some(uid.to_string()),
-                ..ObjectMeta::default()
-            },
-            data: Some(data.map(|(i, v)| (i.to_string(), v.to_string())).collect()),
-            ..ConfigMap::default()
-        }
-    }
-
-    fn object() -> impl Strategy<Value = ConfigMap> {
-        let names = (prop_oneof!["a", "b"], prop_oneof!["x", "y", "z"]);
-        let content = (0..3_u8, proptest::collection::vec(0..4_u8, 0..3));
-        (names, content).prop_map(|((ns, name), (uid, data))| map(&ns, &name, uid, &data))
-    }
-
-    /// What a watch may give: changes, and lists that may be broken off.
-    fn events() -> impl Strategy<Value = Vec<Event<ConfigMap>>> {
-        let list = (proptest::collection::vec(object(), 0..6), any::<bool>());
-        let list = list.prop_map(|(objects, whole)| {
-            let objects = objects.into_iter().map(Event::InitApply);
-            let done = whole.then_some(Event::InitDone);
-            [Event::Init]
-                .into_iter()
-                .chain(objects)
-                .chain(done)
-                .collect()
-        });
-        let batch = prop_oneof![
-            3 => object().prop_map(|object| vec![Event::Apply(object)]),
-            2 => object().prop_map(|object| vec![Event::Delete(object)]),
-            1 => list,
-        ];
-        proptest::collection::vec(batch, 0..24).prop_map(|batches| batches.concat())
-    }
-
-    fn names(objects: &[Arc<ConfigMap>]) -> Vec<String> {
-        let mut names: Vec<_> = objects.iter().map(|object| key_of(&**object)).collect();
-        names.sort();
-        names
-    }
-
-    proptest! {
-        #[test]
-        fn an_index_says_what_a_scan_of_all_objects_says(events in events()) {
-            let indexes = [BY_DATA, Index::by_uid()];
-            let (cache, mut writer) = Cache::new(&indexes);
-            for event in events {
-                writer.write(&event);
-                for index in &indexes {
-                    for key in 0..4_u8 {
-                        let key = key.to_string();
-                        let all = cache.state().into_iter();
-                        let scanned: Vec<_> =
-                            all.filter(|object| index.keys(object).contains(&key)).collect();
-                        let found = cache.by(index, &key);
-                        prop_assert_eq!(names(&found), names(&scanned));
-                        for object in found {
-                            prop_assert!(scanned.contains(&object));
-                        }
-                        prop_assert_eq!(cache.names_by(index, &key).len(), scanned.len());
-                    }
-                }
-                // Nothing is left of what has no key any more.
-                for (_, entries) in &cache.indexes().0 {
-                    prop_assert!(entries.values().all(|objects| !objects.is_empty()));
-                }
-            }
-        }
-
-        #[test]
-        fn changes_add_up_to_what_the_cache_holds(events in events(), late in 0..12_usize) {
-            let (cache, mut writer) = Cache::<ConfigMap>::new(&[]);
-            let mirror = Arc::new(Mutex::new(BTreeMap::new()));
-            for (at, event) in events.into_iter().enumerate() {
-                if at == late {
-                    let mirror = mirror.clone();
-                    cache.subscribe(move |change| {
-                        let key = key_of(&*change.object);
-                        let mut mirror = mirror.lock().unwrap();
-                        let known = mirror.remove(&key);
-                        if !change.is_gone {
-                            assert_eq!(known, change.before);
-                            mirror.insert(key, change.object.clone());
-                        }
-                    });
-                }
-                writer.write(&event);
-                if at >= late {
-                    let mirror: Vec<_> = mirror.lock().unwrap().values().cloned().collect();
-                    prop_assert_eq!(names(&mirror), names(&cache.state()));
-                    prop_assert!(cache.state().iter().all(|object| mirror.contains(object)));
-                }
-            }
-        }
-    }
-
-    #[tokio::test]
-    async fn what_went_while_nobody_watched_is_a_change_and_a_list_that_breaks_off_is_none() {
-        let (cache, mut writer) = Cache::new(&[BY_DATA]);
-        assert!(futures::FutureExt::now_or_never(cache.ready()).is_none());
-        writer.write(&Event::Init);
-        writer.write(&Event::InitApply(map("a", "x", 1, &[1])));
-        assert!(cache.is_empty());
-        writer.write(&Event::InitDone);
-        cache.ready().await;
-        let noted = Arc::new(Mutex::new(Vec::new()));
-        let changes = noted.clone();
-        cache.subscribe(move |change| {
-            let name = change.object.name_any();
-            changes
-                .lock()
-                .unwrap()
-                .push((name, change.before.is_some(), change.is_gone));
-        });
-        let now = || std::mem::take(&mut *noted.lock().unwrap());
-        assert_eq!(now(), [("x".to_owned(), false, false)]);
-        writer.write(&Event::Init);
-        writer.write(&Event::InitApply(map("a", "y", 2, &[2])));
-        assert_eq!((now(), cache.by(&BY_DATA, "1").len()), (vec![], 1));
-        // The watch begins its list again.
-        writer.write(&Event::Init);
-        writer.write(&Event::InitApply(map("a", "z", 3, &[3])));
-        writer.write(&Event::InitDone);
-        let gone = ("x".to_owned(), false, true);
-        assert_eq!(now(), [("z".to_owned(), false, false), gone]);
-        assert!(cache.by(&BY_DATA, "1").is_empty() && cache.by(&BY_DATA, "2").is_empty());
-    }
-}
+#[path = "cache_tests.rs"]
+mod tests;

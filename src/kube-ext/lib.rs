@@ -3,24 +3,31 @@
 
 pub mod backoff;
 pub mod cache;
+pub mod connection;
+pub mod decode;
 pub mod events;
 pub mod finalize;
+pub mod leadership;
 pub mod lease;
 pub mod metrics;
 pub mod objects;
+pub mod readiness;
 pub mod report;
 pub mod role;
 pub mod telemetry;
 pub mod triggers;
+pub mod watch;
 
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, Client};
 
+use connection::Deadlines;
 use pileus_values::ClusterId;
 
 pub use events::Events;
 pub use metrics::Metrics;
 pub use objects::find;
+pub use readiness::Readiness;
 
 /// What every role works with.
 #[derive(Clone)]
@@ -33,6 +40,8 @@ pub struct Context {
     pub events: Events,
     /// Metrics of the role.
     pub metrics: Metrics,
+    /// Where caches and loops say whether they do their work.
+    pub ready: Readiness,
 }
 
 /// Something the API server did not do for us.
@@ -115,7 +124,7 @@ pub async fn client() -> Result<Client, ConnectError> {
     // Installed once per process; a second call finds the first one's and is harmless.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let config = kube::Config::infer().await.map_err(ConnectError::Config)?;
-    Client::try_from(config).map_err(ConnectError::Client)
+    connection::client(config).map_err(ConnectError::Client)
 }
 
 impl Context {
@@ -124,8 +133,13 @@ impl Context {
     ///
     /// # Errors
     /// When there is no usable configuration or the API server does not answer.
-    pub async fn connect(manager: &'static str, metrics: Metrics) -> Result<Self, ConnectError> {
-        Self::with_client(client().await?, manager, metrics).await
+    pub async fn connect(
+        manager: &'static str,
+        metrics: Metrics,
+        ready: Readiness,
+    ) -> Result<Self, ConnectError> {
+        let client = client().await?;
+        Self::with(client, manager, metrics, ready, Deadlines::default()).await
     }
 
     /// Like [`Context::connect`] with a client made elsewhere.
@@ -137,6 +151,22 @@ impl Context {
         manager: &'static str,
         metrics: Metrics,
     ) -> Result<Self, ConnectError> {
+        let (ready, deadlines) = (Readiness::default(), Deadlines::default());
+        Self::with(client, manager, metrics, ready, deadlines).await
+    }
+
+    /// With all that differs between programs and tests.
+    ///
+    /// # Errors
+    /// As [`Context::with_client`].
+    pub async fn with(
+        client: Client,
+        manager: &'static str,
+        metrics: Metrics,
+        ready: Readiness,
+        deadlines: Deadlines,
+    ) -> Result<Self, ConnectError> {
+        let client = connection::with_deadlines(client, deadlines, ready.clone());
         let version = client.apiserver_version().await;
         let version = version.map_err(ConnectError::Cluster)?;
         if is_too_old(&version.major, &version.minor) {
@@ -153,6 +183,7 @@ impl Context {
             cluster: ClusterId(uid),
             events,
             metrics,
+            ready,
         })
     }
 }

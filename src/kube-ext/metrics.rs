@@ -6,6 +6,7 @@ use std::time::Duration;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
@@ -16,6 +17,12 @@ pub struct Controller {
     pub controller: String,
 }
 
+/// Labels of what is counted for each kind of object.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Kind {
+    kind: String,
+}
+
 /// What all roles count, and the registry to add more to.
 #[derive(Clone)]
 pub struct Metrics {
@@ -24,6 +31,7 @@ pub struct Metrics {
     failures: Family<Controller, Counter>,
     durations: Family<Controller, Histogram>,
     status_writes: Family<Controller, Counter>,
+    unreadable: Family<Kind, Gauge>,
 }
 
 impl Default for Metrics {
@@ -34,6 +42,7 @@ impl Default for Metrics {
         let durations: Family<Controller, Histogram> =
             Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.001, 2.0, 14)));
         let status_writes = Family::default();
+        let unreadable: Family<Kind, Gauge> = Family::default();
         registry.register("reconciles", "Reconciles begun", reconciles.clone());
         registry.register(
             "reconcile_failures",
@@ -46,12 +55,18 @@ impl Default for Metrics {
             durations.clone(),
         );
         registry.register("status_writes", "Status writes", status_writes.clone());
+        registry.register(
+            "unreadable_objects",
+            "Objects that exist and cannot be decoded; their events say why",
+            unreadable.clone(),
+        );
         Self {
             registry: Arc::new(Mutex::new(registry)),
             reconciles,
             failures,
             durations,
             status_writes,
+            unreadable,
         }
     }
 }
@@ -83,6 +98,13 @@ impl Metrics {
                 controller: controller.to_owned(),
             })
             .inc();
+    }
+
+    /// How many objects of a kind cannot be decoded.
+    pub fn set_unreadable(&self, kind: &str, count: usize) {
+        let kind = kind.to_owned();
+        let gauge = self.unreadable.get_or_create(&Kind { kind });
+        gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     /// Everything in Prometheus' text format.

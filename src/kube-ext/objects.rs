@@ -4,12 +4,13 @@
 use std::fmt::Debug;
 
 use k8s_openapi::NamespaceResourceScope;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{DeleteParams, GetParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::json;
 
+use super::decode::request;
 use super::{ApiError, finalize, is_gone};
 
 /// Objects of one kind, in one namespace or in all.
@@ -71,7 +72,7 @@ impl<K> Objects<K> {
     }
 }
 
-impl<K: Clone + DeserializeOwned + Debug> Objects<K> {
+impl<K: Resource + Clone + DeserializeOwned + Debug> Objects<K> {
     /// Reads an object; nothing when the API server says that there is none.
     ///
     /// # Errors
@@ -93,7 +94,10 @@ impl<K: Clone + DeserializeOwned + Debug> Objects<K> {
             preconditions: (only != Preconditions::default()).then_some(only),
             ..DeleteParams::background()
         };
-        match self.api.delete(name, &params).await {
+        // Whether the answer is the object or a status, and can be decoded, makes no difference.
+        let deleted: Result<IgnoredAny, _> =
+            request(&self.api, |request| request.delete(name, &params)).await;
+        match deleted {
             Ok(_) => Ok(true),
             Err(error) if is_gone(&error) => Ok(false),
             Err(error) => Err(self.doing("delete", name)(error)),
@@ -107,7 +111,12 @@ impl<K: Resource + Clone + DeserializeOwned + Serialize + Debug> Objects<K> {
     /// # Errors
     /// When the API server refuses or does not answer.
     pub async fn create(&self, object: &K) -> Result<Created<K>, ApiError> {
-        match self.api.create(&PostParams::default(), object).await {
+        let params = PostParams::default();
+        match write(&self.api, object, |request, data| {
+            request.create(&params, data)
+        })
+        .await
+        {
             Ok(created) => Ok(Created::New(created)),
             Err(kube::Error::Api(status)) if status.is_already_exists() => {
                 Ok(Created::AlreadyExists)
@@ -124,8 +133,13 @@ impl<K: Resource + Clone + DeserializeOwned + Serialize + Debug> Objects<K> {
     pub async fn replace(&self, object: &K) -> Result<K, ApiError> {
         let name = object.name_any();
         let params = PostParams::default();
-        let done = self.api.replace(&name, &params, object).await;
-        done.map_err(self.doing("change", &name))
+        // Without: the API server keeps what it has, of which we may know a part only.
+        let mut object = object.clone();
+        object.meta_mut().managed_fields = None;
+        let done = write(&self.api, &object, |request, data| {
+            request.replace(&name, &params, data)
+        });
+        done.await.map_err(self.doing("change", &name))
     }
 
     /// Creates an object or changes what `manager` owns of it, by server-side apply.
@@ -135,7 +149,8 @@ impl<K: Resource + Clone + DeserializeOwned + Serialize + Debug> Objects<K> {
     pub async fn apply(&self, object: &K, manager: &str) -> Result<K, ApiError> {
         let name = object.name_any();
         let params = PatchParams::apply(manager).force();
-        let done = self.api.patch(&name, &params, &Patch::Apply(object)).await;
+        let patch = Patch::Apply(object);
+        let done = request(&self.api, |request| request.patch(&name, &params, &patch)).await;
         done.map_err(self.doing("write", &name))
     }
 }
@@ -186,9 +201,22 @@ impl<K: Resource + Clone + DeserializeOwned + Debug> Objects<K> {
         }});
         let name = object.name_any();
         let (params, patch) = (PatchParams::default(), Patch::Merge(&patch));
-        let done = self.api.patch(&name, &params, &patch).await;
+        let done = request(&self.api, |request| request.patch(&name, &params, &patch)).await;
         done.map_err(self.doing("set the finalizers of", &name))
     }
+}
+
+/// Sends an object as the request that `make` makes of its text.
+async fn write<K: Resource + DeserializeOwned + Serialize + Clone>(
+    api: &Api<K>,
+    object: &K,
+    make: impl FnOnce(
+        &kube::core::Request,
+        Vec<u8>,
+    ) -> Result<http::Request<Vec<u8>>, kube::core::request::Error>,
+) -> Result<K, kube::Error> {
+    let data = serde_json::to_vec(object).map_err(kube::Error::SerdeError)?;
+    request(api, |request| make(request, data)).await
 }
 
 /// Reads an object; `None` when the API server says that there is none.
@@ -197,9 +225,9 @@ impl<K: Resource + Clone + DeserializeOwned + Debug> Objects<K> {
 /// When the API server refuses, does not answer or does not serve the kind.
 pub async fn find<K>(api: &Api<K>, name: &str) -> Result<Option<K>, kube::Error>
 where
-    K: Clone + DeserializeOwned + Debug,
+    K: Resource + Clone + DeserializeOwned + Debug,
 {
-    match api.get(name).await {
+    match request(api, |request| request.get(name, &GetParams::default())).await {
         Ok(object) => Ok(Some(object)),
         Err(error) if is_gone(&error) => Ok(None),
         Err(error) => Err(error),

@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::ApiError;
+use super::decode::request;
 
 /// Applies `status` to `object` as `manager` unless the object says the same already.
 ///
@@ -113,8 +114,11 @@ where
         patch["metadata"]["resourceVersion"] = Value::String(version);
     }
     let params = PatchParams::apply(manager).force();
-    api.patch_status(&object.name_any(), &params, &Patch::Apply(&patch))
-        .await
+    let (name, patch) = (object.name_any(), Patch::Apply(&patch));
+    request(api, |request| {
+        request.patch_subresource("status", &name, &params, &patch)
+    })
+    .await
 }
 
 /// Whether every field of `desired` stands in `current` with the same value, times aside.

@@ -75,14 +75,24 @@ where
         Readiness::default(),
         Metrics::default(),
     );
+    log_panics();
     tokio::spawn(on_signal(stop.clone()));
     let served = tokio::spawn({
         let (ready, metrics, stop) = (ready.clone(), metrics.clone(), stop.clone());
         let listen = arguments.listen;
         async move { telemetry::serve(listen, ready, move || metrics.encode(), stop).await }
     });
+    let (loops, stopping) = (ready.clone(), stop.clone());
+    let ended = async move {
+        let name = loops.ended().await;
+        // Loops end when they are asked to.
+        if stopping.is_cancelled() {
+            std::future::pending::<()>().await;
+        }
+        name
+    };
     let work = async move {
-        let context = connect(manager, metrics, &stop).await?;
+        let context = connect(manager, metrics, ready.clone(), &stop).await?;
         let role = Role {
             context,
             ready,
@@ -91,7 +101,11 @@ where
         work(role).await.map_err(Into::into)
     };
     tokio::select! {
+        biased;
         result = work => result,
+        name = ended => Err(format!(
+            "`{name}` has ended, which it must not; the log says why"
+        ).into()),
         // The endpoints end early only when their address cannot be had.
         Ok(Err(error)) = served => Err(format!("cannot serve the endpoints: {error}").into()),
     }
@@ -101,11 +115,18 @@ where
 async fn connect(
     manager: &'static str,
     metrics: Metrics,
+    ready: Readiness,
     stop: &CancellationToken,
 ) -> Result<Context> {
+    let check = ready.check("connection");
+    check.waiting("the API server has not answered yet");
     loop {
-        let error = match Context::connect(manager, metrics.clone()).await {
-            Ok(context) => return Ok(context),
+        let connected = Context::connect(manager, metrics.clone(), ready.clone()).await;
+        let error = match connected {
+            Ok(context) => {
+                check.done();
+                return Ok(context);
+            }
             // Waiting mends neither.
             Err(error @ (ConnectError::Config(_) | ConnectError::TooOld(_))) => {
                 return Err(error.into());
@@ -149,6 +170,14 @@ pub fn identity() -> String {
         host.as_deref().unwrap_or("unknown"),
         uuid::Uuid::new_v4()
     )
+}
+
+/// Panics go to the log, where everything else is.
+fn log_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let backtrace = std::backtrace::Backtrace::capture();
+        tracing::error!(%panic, %backtrace, "a fault of Pileus itself; please report it");
+    }));
 }
 
 async fn on_signal(stop: CancellationToken) {

@@ -1,14 +1,15 @@
 //! The caches that all controllers share: one of each kind, with the indexes that they use.
 
 use k8s_openapi::api::coordination::v1::Lease;
+use kube::Api;
 use kube::runtime::watcher::Config;
-use kube::{Api, Client};
 
 use crate::{compute::server, image, network::port, stack};
 use pileus_api::{
     Flavor, Host, IPAllocation, Image, Instance, KeyPair, Network, Port, SecurityGroup,
     SecurityGroupRule, Server, ServerGroup, Stack, Subnet,
 };
+use pileus_kube_ext::Context;
 use pileus_kube_ext::cache::{Cache, Index};
 use pileus_kube_ext::lease::HEARTBEAT;
 
@@ -21,11 +22,14 @@ macro_rules! caches {
         }
 
         impl Caches {
-            /// Starts the watches, which end with the runtime.
+            /// Starts the watches, which end with the runtime, and the role with them.
             #[must_use]
-            pub fn watch(client: &Client) -> Self {
+            pub fn watch(context: &Context) -> Self {
+                let client = &context.client;
                 Self {
-                    $($name: Cache::watch(Api::all(client.clone()), $config, &[$($index),*]),)+
+                    $($name: Cache::watch(
+                        context, Api::all(client.clone()), $config, &[$($index),*],
+                    ),)+
                 }
             }
 

@@ -14,6 +14,7 @@ use kube::{Api, Client, Resource, ResourceExt};
 
 use pileus_api::names::MANAGER_FINALIZER;
 use pileus_api::{Flavor, Image, KeyPair, Network, Port, SecurityGroup, Server, Subnet};
+use pileus_kube_ext::decode::Decoded;
 use pileus_kube_ext::objects::Objects;
 use pileus_kube_ext::{ApiError, finalize, is_gone, is_unserved};
 
@@ -70,20 +71,23 @@ async fn release<K: Resource<DynamicType = ()>>(client: &Client) -> Result<(), A
         return Ok(());
     }
     let kind = ApiResource::erase::<K>(&());
-    let all: Api<DynamicObject> = Api::all_with(client.clone(), &kind);
+    let all: Api<Decoded<DynamicObject>> = Api::all_with(client.clone(), &kind);
     let list = match all.list(&ListParams::default()).await {
         Ok(list) => list,
         // All of them have gone, and the definition after them.
         Err(error) if is_unserved(&error) => return Ok(()),
         Err(error) => return Err(ApiError::doing(format!("list all {}", kind.plural))(error)),
     };
-    for object in list {
+    for decoded in list {
+        // Its metadata is all that counts, and that can be read of any.
+        let mut object = DynamicObject::new(&decoded.name_any(), &kind);
+        object.metadata = decoded.meta().clone();
         if !finalize::is_deleting(&object) || !finalize::has(&object, MANAGER_FINALIZER) {
             continue;
         }
         let api: Api<DynamicObject> = match object.namespace() {
             Some(namespace) => Api::namespaced_with(client.clone(), &namespace, &kind),
-            None => all.clone(),
+            None => Api::all_with(client.clone(), &kind),
         };
         let objects = Objects::dynamic(api, &*kind.kind);
         let name = object.name_any();

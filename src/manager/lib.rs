@@ -7,6 +7,7 @@
 pub mod caches;
 pub mod compute;
 pub mod crd_deletion;
+mod fair_queue;
 pub mod image;
 pub mod network;
 pub mod stack;
@@ -23,7 +24,7 @@ use kube::api::ObjectMeta;
 use tokio_util::sync::CancellationToken;
 
 use pileus_api::names::SYSTEM_NAMESPACE;
-use pileus_kube_ext::lease::Leader;
+use pileus_kube_ext::lease::{self, LeadershipLost};
 use pileus_kube_ext::objects::Objects;
 use pileus_kube_ext::telemetry::Readiness;
 use pileus_kube_ext::{ApiError, Context, chain};
@@ -32,6 +33,9 @@ pub use caches::Caches;
 use compute::{flavor, host, key_pair, server};
 use network::caches::NetworkCaches;
 use network::pass;
+
+/// Name of the Lease that the leading manager holds.
+pub const LEASE_NAME: &str = "pileus-manager";
 
 /// How a manager is set up.
 #[derive(Clone, Debug)]
@@ -50,8 +54,8 @@ pub struct Config {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Another manager leads now; this process must end, so that two never act.
-    #[error("leadership lost: {0}")]
-    LeadershipLost(String),
+    #[error(transparent)]
+    LeadershipLost(#[from] LeadershipLost),
     /// The API server refused something that the manager cannot do without.
     #[error(transparent)]
     Api(#[from] ApiError),
@@ -83,41 +87,19 @@ pub async fn run(
     stop: CancellationToken,
 ) -> Result<(), Error> {
     ensure_namespace(&context.client, SYSTEM_NAMESPACE).await?;
-    let leader = Leader::new(
-        context.client.clone(),
-        SYSTEM_NAMESPACE,
-        "pileus-manager",
-        config.identity.clone(),
-    );
     // A replica that waits for leadership is ready as well.
     ready.set(true);
-    tokio::select! {
-        () = leader.acquire() => {}
-        () = stop.cancelled() => return Ok(()),
-    }
-    tracing::info!(identity = %config.identity, "leading");
-    let work = lead(config, context, stop.clone());
-    let lost = tokio::select! {
-        ended = work => {
-            if let Err(error) = ended {
-                leader.release().await;
-                return Err(error);
-            }
-            None
-        }
-        why = leader.hold() => Some(why),
-    };
-    match lost {
-        None => {
-            leader.release().await;
-            Ok(())
-        }
-        Some(why) => Err(Error::LeadershipLost(why)),
-    }
+    let identity = config.identity.clone();
+    let until = stop.clone();
+    lease::lead(&context, LEASE_NAME, identity, &stop, |context, _| {
+        lead(config, context, until)
+    })
+    .await
 }
 
 async fn lead(config: Config, context: Context, stop: CancellationToken) -> Result<(), Error> {
-    let caches = Caches::watch(&context.client);
+    host::forget_heartbeats();
+    let caches = Caches::watch(&context);
     let manager = Arc::new(Manager {
         context,
         caches,

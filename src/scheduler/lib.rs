@@ -35,9 +35,8 @@ use tokio_util::sync::CancellationToken;
 
 use metrics::Metrics;
 use pileus_api::Reason;
-use pileus_api::names::SYSTEM_NAMESPACE;
 use pileus_kube_ext::Context;
-use pileus_kube_ext::lease::Leader;
+use pileus_kube_ext::lease::{self, LeadershipLost};
 use state::{Decision, Outcome, State, StatusWrite};
 
 /// Maximum number of concurrent status writes.
@@ -46,6 +45,8 @@ pub const MAX_CONCURRENT_WRITES: usize = 16;
 pub const LEASE_NAME: &str = "pileus-scheduler";
 /// Maximum number of watch events that are applied before the next decision.
 const MAX_EVENT_BATCH: usize = 1024;
+/// A round of the loop that takes longer shows in the role's readiness.
+const LOOP_LIMIT: Duration = Duration::from_secs(30);
 /// How long writes in flight may take at shutdown.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -61,8 +62,8 @@ pub struct Config {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Another replica may lead now; the process must end and may be restarted.
-    #[error("no longer the leading scheduler: {0}")]
-    LostLeadership(String),
+    #[error(transparent)]
+    LostLeadership(#[from] LeadershipLost),
     /// The watches ended, which must not happen.
     #[error("the watches ended")]
     WatchEnded,
@@ -83,24 +84,17 @@ pub async fn run(
     let Some(identity) = config.identity else {
         return schedule(&context, &metrics, on_ready, &shutdown).await;
     };
-    let leader = Leader::new(
-        context.client.clone(),
-        SYSTEM_NAMESPACE,
+    on_ready();
+    let stop = shutdown.clone();
+    // `schedule` is dropped when leadership is lost, which aborts its writes.
+    lease::lead(
+        &context,
         LEASE_NAME,
         identity,
-    );
-    on_ready();
-    tokio::select! {
-        () = shutdown.cancelled() => return Ok(()),
-        () = leader.acquire() => tracing::info!(identity = leader.identity(), "leading"),
-    }
-    // Dropping `schedule` when leadership is lost aborts its writes.
-    let ended = tokio::select! {
-        why = leader.hold() => return Err(Error::LostLeadership(why)),
-        ended = schedule(&context, &metrics, || {}, &shutdown) => ended,
-    };
-    leader.release().await;
-    ended
+        &shutdown,
+        async |context, _| schedule(&context, &metrics, || {}, &stop).await,
+    )
+    .await
 }
 
 async fn schedule(
@@ -109,7 +103,7 @@ async fn schedule(
     on_ready: impl FnOnce(),
     shutdown: &CancellationToken,
 ) -> Result<(), Error> {
-    let mut events = io::watch::all(&context.client).ready_chunks(MAX_EVENT_BATCH);
+    let mut events = io::watch::all(context).ready_chunks(MAX_EVENT_BATCH);
     let mut on_ready = Some(on_ready);
     let mut dispatcher = io::watch::Dispatcher::default();
     let (mut state, mut report_again) = (State::default(), false);
@@ -117,6 +111,7 @@ async fn schedule(
     let mut writes: JoinSet<(StatusWrite, Outcome)> = JoinSet::new();
     // Reports are written one batch after another; the result is whether all writes succeeded.
     let mut reporting: JoinSet<bool> = JoinSet::new();
+    let check = context.ready.check("loop/scheduling");
     let mut clock = tokio::time::interval(Duration::from_secs(1));
     clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -136,6 +131,7 @@ async fn schedule(
                 }
             }
             _ = clock.tick() => {
+                check.busy(LOOP_LIMIT);
                 if std::mem::take(&mut report_again) {
                     state.report_again();
                 }
@@ -175,6 +171,7 @@ async fn schedule(
             .queue
             .set(i64::try_from(state.queue_length()).unwrap_or(i64::MAX));
     }
+    check.done();
     // Writes in flight are finished, so that the next leader finds them.
     let finish = async { while writes.join_next().await.is_some() {} };
     let _ = tokio::time::timeout(SHUTDOWN_TIMEOUT, finish).await;

@@ -48,7 +48,7 @@ impl Manager {
             identity: identity.to_owned(),
         };
         let stop = CancellationToken::new();
-        let caches = NetworkCaches::of(&Caches::watch(&context.client));
+        let caches = NetworkCaches::of(&Caches::watch(&context));
         let until = stop.clone();
         let task = tokio::spawn(async move {
             run_network(config, context, caches, until).await.unwrap();

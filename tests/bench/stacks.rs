@@ -103,7 +103,8 @@ impl Lab {
 
     /// One of Stacks, whose requests are counted, and one of everything else.
     async fn managers(server: &TestServer, counted: Client) -> (Arc<Manager>, Arc<Manager>) {
-        let caches = Caches::watch(&server.client());
+        let context = Context::with_client(server.client(), MANAGER, Metrics::default()).await;
+        let caches = Caches::watch(&context.unwrap());
         let manager = async |client| {
             let context = Context::with_client(client, MANAGER, Metrics::default()).await;
             Arc::new(Manager {

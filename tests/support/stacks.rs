@@ -119,7 +119,7 @@ impl Cloud {
         let client = client.with_layer(&self.counter).build();
         let context = Context::with_client(client, MANAGER, Metrics::default());
         let context = context.await.unwrap();
-        let caches = Caches::watch(&context.client);
+        let caches = Caches::watch(&context);
         let manager = Arc::new(Manager {
             context,
             caches,

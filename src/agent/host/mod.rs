@@ -8,6 +8,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::jiff::Timestamp;
+use kube::Api;
 use kube::api::{ListParams, ObjectMeta, PostParams};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -23,6 +24,8 @@ use pileus_api::pci::{HostDevice, offered};
 use pileus_api::server::PowerState;
 use pileus_api::{Instance, Reason};
 use pileus_hypervisor::{HostFacts, ListedDomain, State};
+use pileus_kube_ext::decode::Decoded;
+use pileus_kube_ext::readiness::Check;
 use pileus_kube_ext::report::apply_status;
 use pileus_kube_ext::{ApiError, chain, find, is_unserved, lease};
 use pileus_storage::DirectoryMetadata;
@@ -31,6 +34,8 @@ use pileus_values::quantity::GIB;
 
 /// The Host is observed this often without any event.
 const STATUS_INTERVAL: Duration = Duration::from_secs(15);
+/// An observation of the Host that takes longer shows in the agent's readiness.
+const REPORT_LIMIT: Duration = Duration::from_secs(300);
 /// How long an agent that starts waits for the last reported status of its Host.
 const CACHED_STATUS_TIMEOUT: Duration = Duration::from_secs(2);
 /// QEMU's own memory for each VM in MiB, beside the guest's; measured with this machine
@@ -44,20 +49,28 @@ const STAT: &str = "/proc/stat";
 const MACHINE_TYPES: usize = 32;
 
 /// Renews the host's Lease until `stop`.
-pub async fn run_heartbeat(agent: Arc<Agent>, stop: CancellationToken) {
+pub async fn run_heartbeat(agent: Arc<Agent>, stop: CancellationToken, check: Check) {
     let namespace = host_namespace(&agent.config.host);
     let mut wait = tokio::time::interval(lease::HEARTBEAT_INTERVAL);
     wait.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => return check.done(),
             _ = wait.tick() => {}
         }
+        check.sign_of_life(lease::HEARTBEAT_INTERVAL * 3);
         let beat = lease::heartbeat(&agent.context.client, &namespace, &agent.config.host);
         match tokio::time::timeout(lease::HEARTBEAT_INTERVAL, beat).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(error = %chain(&error), "heartbeat"),
-            Err(_) => tracing::warn!("the heartbeat takes too long"),
+            Ok(Ok(())) => check.ok(),
+            Ok(Err(error)) => {
+                let error = chain(&error);
+                tracing::warn!(error, "heartbeat");
+                check.failed(error);
+            }
+            Err(_) => {
+                tracing::warn!("the heartbeat takes too long");
+                check.failed("the API server does not answer");
+            }
         }
     }
 }
@@ -65,7 +78,7 @@ pub async fn run_heartbeat(agent: Arc<Agent>, stop: CancellationToken) {
 /// Takes the capacity from the last reported status, so that an agent that has just started
 /// refuses Instances that do not fit too. Best effort: the first observation follows.
 pub async fn read_cached_capacity(agent: &Agent) {
-    let read = agent.hosts.get_opt(&agent.config.host);
+    let read = find(&agent.hosts, &agent.config.host);
     let Ok(Ok(Some(host))) = tokio::time::timeout(CACHED_STATUS_TIMEOUT, read).await else {
         return;
     };
@@ -79,13 +92,15 @@ pub async fn read_cached_capacity(agent: &Agent) {
 }
 
 /// Keeps the Host's status up to date until `stop`.
-pub async fn run_status_reports(agent: Arc<Agent>, stop: CancellationToken) {
+pub async fn run_status_reports(agent: Arc<Agent>, stop: CancellationToken, check: Check) {
     loop {
+        check.busy(REPORT_LIMIT);
         if let Err(error) = observe_and_report(&agent).await {
             tracing::warn!(error = %chain(&error), "the Host's status cannot be reported");
         }
+        check.ok();
         tokio::select! {
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => return check.done(),
             () = agent.host_changed.notified() => {
                 // A burst of changes is one observation.
                 tokio::time::sleep(Duration::from_millis(500)).await;
@@ -96,12 +111,12 @@ pub async fn run_status_reports(agent: Arc<Agent>, stop: CancellationToken) {
 }
 
 /// Collects images that nothing uses until `stop`.
-pub async fn run_image_collection(agent: Arc<Agent>, stop: CancellationToken) {
+pub async fn run_image_collection(agent: Arc<Agent>, stop: CancellationToken, check: Check) {
     loop {
         let often =
             (agent.config.image_grace / 4).clamp(Duration::from_secs(5), Duration::from_secs(600));
         tokio::select! {
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => return check.done(),
             () = tokio::time::sleep(often) => {}
         }
         match agent.store.collect(agent.config.image_grace).await {
@@ -406,8 +421,16 @@ async fn is_definition_deleted(agent: &Agent) -> bool {
     if agent.context.client.request_text(request).await.is_err() {
         return false;
     }
-    let again = agent.instances.list(&ListParams::default().limit(1)).await;
+    let again = all_instances(agent)
+        .list(&ListParams::default().limit(1))
+        .await;
     again.is_err_and(|error| is_unserved(&error))
+}
+
+/// The Instances of this host, each decoded for itself.
+fn all_instances(agent: &Agent) -> Api<Decoded<Instance>> {
+    let namespace = host_namespace(&agent.config.host);
+    Api::namespaced(agent.context.client.clone(), &namespace)
 }
 
 /// Domains and directories with our metadata that belong to no Instance. `None` when that is
@@ -445,8 +468,12 @@ async fn orphans(agent: &Agent, domains: &[ListedDomain]) -> Option<Vec<Orphan>>
     let mut owned = known(&mut cached.iter().map(AsRef::as_ref));
     if found.keys().any(|id| !owned.contains(id)) {
         // The cache may be behind: only a direct read shows that an owner is missing.
-        owned = match agent.instances.list(&ListParams::default()).await {
-            Ok(list) => known(&mut list.items.iter()),
+        owned = match all_instances(agent).list(&ListParams::default()).await {
+            Ok(list) => {
+                let read: Option<Vec<_>> = list.items.into_iter().map(Decoded::ok).collect();
+                // Whose Instance cannot be read is unknown, and not absent.
+                known(&mut read?.iter())
+            }
             // The definition is deleted, and every owner with it.
             Err(error) if is_unserved(&error) && is_definition_deleted(agent).await => {
                 HashSet::new()

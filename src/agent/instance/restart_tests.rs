@@ -91,6 +91,7 @@ fn agent(dir: &Path, fake: &FakeHypervisor) -> Arc<Agent> {
             client,
             cluster: ClusterId("c".into()),
             metrics: Metrics::default(),
+            ready: Default::default(),
         },
     })
 }

@@ -26,6 +26,8 @@ use pileus_kube_ext::triggers::Triggers;
 const MIN_INTERVAL: Duration = Duration::from_secs(3);
 /// At most this many objects are read in a second.
 const MAX_READS_PER_SECOND: u32 = 50;
+/// A round that takes longer shows in the role's readiness.
+const ROUND_LIMIT: Duration = Duration::from_mins(10);
 /// How many are read at once.
 const CONCURRENCY: usize = 8;
 
@@ -38,19 +40,22 @@ type Version = Option<(String, String)>;
 pub fn start(manager: &Arc<Manager>, triggers: &Triggers<Stack>) {
     let queue = triggers.queue().clone();
     let manager = manager.clone();
+    let check = manager.context.ready.check("loop/stack-sources");
     tokio::spawn(async move {
         let mut known = BTreeMap::new();
         let mut wait = MIN_INTERVAL;
         loop {
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
-                () = queue.closed() => return,
+                () = queue.closed() => return check.done(),
             }
+            check.busy(ROUND_LIMIT);
             let named = named(&manager.caches.stacks.state());
             let read = versions(&manager.context.client, named.keys()).await;
             for stack in changed(&mut known, &named, read) {
                 queue.wake(stack);
             }
+            check.ok();
             let count = u32::try_from(named.len()).unwrap_or(u32::MAX);
             wait = MIN_INTERVAL
                 .max(Duration::from_secs(1).saturating_mul(count / MAX_READS_PER_SECOND));

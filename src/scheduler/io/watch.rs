@@ -6,19 +6,19 @@ use std::pin::Pin;
 
 use futures::stream::{Stream, StreamExt, select_all};
 use k8s_openapi::api::scheduling::v1::PriorityClass;
-use kube::core::DeserializeGuard;
-use kube::core::error_boundary::InvalidObject;
-use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::{self, Event, watcher};
-use kube::{Api, Client, Resource, ResourceExt};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::runtime::watcher::{Config, Event};
+use kube::{Api, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 
 use crate::state::{Key, State};
 use pileus_api::{
     Flavor, Host, HostAggregate, Image, Instance, SchedulerPolicy, Server, ServerGroup,
 };
+use pileus_kube_ext::decode::Decoded;
+use pileus_kube_ext::{Context, watch};
 
-type Guarded<K> = Event<DeserializeGuard<K>>;
+type Guarded<K> = Event<Decoded<K>>;
 
 /// An event of one of the watches.
 #[allow(
@@ -38,40 +38,29 @@ pub(crate) enum Observed {
 }
 
 /// All watches in one stream, which does not end. Errors are logged and retried.
-pub(crate) fn all(client: &Client) -> impl Stream<Item = Observed> + Unpin + Send + use<> {
+pub(crate) fn all(context: &Context) -> impl Stream<Item = Observed> + Unpin + Send + use<> {
     select_all([
-        one(client, Observed::Server),
-        one(client, Observed::Host),
-        one(client, Observed::Flavor),
-        one(client, Observed::Image),
-        one(client, Observed::Instance),
-        one(client, Observed::Aggregate),
-        one(client, Observed::Group),
-        one(client, Observed::Policy),
-        one(client, Observed::Priority),
+        one(context, Observed::Server),
+        one(context, Observed::Host),
+        one(context, Observed::Flavor),
+        one(context, Observed::Image),
+        one(context, Observed::Instance),
+        one(context, Observed::Aggregate),
+        one(context, Observed::Group),
+        one(context, Observed::Policy),
+        one(context, Observed::Priority),
     ])
 }
 
 fn one<K>(
-    client: &Client,
+    context: &Context,
     wrap: fn(Guarded<K>) -> Observed,
 ) -> Pin<Box<dyn Stream<Item = Observed> + Send>>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
 {
-    let api: Api<DeserializeGuard<K>> = Api::all(client.clone());
-    let events = watcher(api, watcher::Config::default())
-        .default_backoff()
-        .filter_map(move |event| async move {
-            event
-                .inspect_err(|error| {
-                    let kind = K::kind(&());
-                    tracing::warn!(%kind, error = %pileus_kube_ext::chain(error), "watch interrupted");
-                })
-                .ok()
-                .map(wrap)
-        });
-    Box::pin(events)
+    let api: Api<Decoded<K>> = Api::all(context.client.clone());
+    Box::pin(watch::objects(context, api, Config::default()).map(wrap))
 }
 
 /// A list that is being received.
@@ -114,8 +103,8 @@ impl<K: Resource<DynamicType = ()>> Listing<K> {
             Event::InitApply(guard) => {
                 match guard.0 {
                     Ok(object) => self.items.push(object),
-                    Err(invalid) => {
-                        self.broken.insert(log_invalid::<K>(&invalid));
+                    Err(unreadable) => {
+                        self.broken.insert(key_of(&unreadable.metadata));
                     }
                 }
                 None
@@ -127,23 +116,27 @@ impl<K: Resource<DynamicType = ()>> Listing<K> {
             }
             Event::Apply(guard) => match guard.0 {
                 Ok(object) => Some(Change::Apply(object)),
-                Err(invalid) => {
-                    // Its last readable version stays in use.
-                    log_invalid::<K>(&invalid);
-                    None
-                }
+                // Its last readable version stays in use.
+                Err(_) => None,
             },
             Event::Delete(guard) => Some(Change::Delete(key(&guard))),
         }
     }
 }
 
-fn log_invalid<K: Resource<DynamicType = ()>>(invalid: &InvalidObject) -> Key {
-    let namespace = invalid.metadata.namespace.clone().unwrap_or_default();
-    let name = invalid.metadata.name.clone().unwrap_or_default();
-    let kind = K::kind(&());
-    tracing::warn!(%kind, %namespace, %name, error = %invalid.error, "object cannot be read");
-    (namespace, name)
+fn key_of(metadata: &ObjectMeta) -> Key {
+    let name = metadata.name.clone().unwrap_or_default();
+    (metadata.namespace.clone().unwrap_or_default(), name)
+}
+
+/// A list with the last versions of what cannot be read now: it is there all the same.
+fn with_last<K: Clone>(
+    mut items: Vec<K>,
+    broken: &BTreeSet<Key>,
+    last: impl Fn(&Key) -> Option<K>,
+) -> Vec<K> {
+    items.extend(broken.iter().filter_map(last));
+    items
 }
 
 /// Passes watch events to the state.
@@ -192,13 +185,21 @@ impl Dispatcher {
             Observed::Flavor(event) => match self.flavors.apply(event) {
                 Some(Change::Apply(flavor)) => state.flavor_applied(flavor),
                 Some(Change::Delete((_, name))) => state.flavor_deleted(&name),
-                Some(Change::List(items, _)) => state.flavors_listed(items),
+                Some(Change::List(items, broken)) => {
+                    let known = &state.catalogue.flavors;
+                    let items = with_last(items, &broken, |(_, name)| known.get(name).cloned());
+                    state.flavors_listed(items);
+                }
                 None => {}
             },
             Observed::Image(event) => match self.images.apply(event) {
                 Some(Change::Apply(image)) => state.image_applied(image),
                 Some(Change::Delete(key)) => state.image_deleted(&key),
-                Some(Change::List(items, _)) => state.images_listed(items),
+                Some(Change::List(items, broken)) => {
+                    let known = &state.catalogue.images;
+                    let items = with_last(items, &broken, |key| known.get(key).cloned());
+                    state.images_listed(items);
+                }
                 None => {}
             },
             Observed::Instance(event) => match self.instances.apply(event) {
@@ -216,7 +217,11 @@ impl Dispatcher {
             Observed::Group(event) => match self.groups.apply(event) {
                 Some(Change::Apply(group)) => state.group_applied(group),
                 Some(Change::Delete(key)) => state.group_deleted(&key),
-                Some(Change::List(items, _)) => state.groups_listed(items),
+                Some(Change::List(items, broken)) => {
+                    let known = &state.catalogue.groups;
+                    let items = with_last(items, &broken, |key| known.get(key).cloned());
+                    state.groups_listed(items);
+                }
                 None => {}
             },
             Observed::Policy(event) => match self.policies.apply(event) {

@@ -20,6 +20,7 @@ use kube::{Api, ResourceExt};
 use crate::{Manager, Outcome, crd_deletion};
 use pileus_api::names::{MANAGER, MANAGER_FINALIZER, SERVER_UID_LABEL, host_namespace};
 use pileus_api::{Instance, Port, Reason, Server};
+use pileus_kube_ext::decode::Decoded;
 use pileus_kube_ext::objects::Objects;
 use pileus_kube_ext::report::apply_status;
 use pileus_kube_ext::{ApiError, finalize, is_unserved};
@@ -135,7 +136,7 @@ async fn observe(server: &Server, manager: &Manager) -> Result<Observed, ApiErro
         deleting && crd_deletion::is_crd_deleting::<Server>(&manager.context.client).await?;
     let instances = if deleting {
         // Before anything is released, a direct read: a cache may have missed an Instance.
-        let api: Api<Instance> = Api::all(manager.context.client.clone());
+        let api: Api<Decoded<Instance>> = Api::all(manager.context.client.clone());
         list_of(server, &api, crd_deleting).await?
     } else {
         let placed = server.status.as_ref().and_then(|s| s.placement.as_ref());
@@ -151,7 +152,7 @@ async fn observe(server: &Server, manager: &Manager) -> Result<Observed, ApiErro
             .unwrap_or_default()
     };
     let owned_ports = if deleting {
-        let api: Api<Port> = Api::namespaced(manager.context.client.clone(), &namespace);
+        let api: Api<Decoded<Port>> = Api::namespaced(manager.context.client.clone(), &namespace);
         list_of(server, &api, crd_deleting).await?
     } else {
         Vec::new()
@@ -169,20 +170,29 @@ async fn observe(server: &Server, manager: &Manager) -> Result<Observed, ApiErro
 
 /// What was created for a Server, by a direct read. When its definition is deleted, the other
 /// kind's may be gone already, and then there is nothing to wait for.
-async fn list_of<K>(server: &Server, api: &Api<K>, crd_deleting: bool) -> Result<Vec<K>, ApiError>
+async fn list_of<K>(
+    server: &Server,
+    api: &Api<Decoded<K>>,
+    crd_deleting: bool,
+) -> Result<Vec<K>, ApiError>
 where
     K: kube::Resource<DynamicType = ()> + Clone + serde::de::DeserializeOwned + std::fmt::Debug,
 {
     let uid = server.uid().unwrap_or_default();
     let params = ListParams::default().labels(&format!("{SERVER_UID_LABEL}={uid}"));
+    let doing = || format!("list the {} of {}", K::plural(&()), server.name_any());
     match api.list(&params).await {
-        Ok(list) => Ok(list.items),
+        // One that cannot be read is there all the same: nothing is released before it is gone.
+        Ok(list) => list
+            .items
+            .into_iter()
+            .map(|object| {
+                let failed = |unreadable| kube::Error::Service(Box::new(unreadable));
+                object.0.map_err(failed).map_err(ApiError::doing(doing()))
+            })
+            .collect(),
         Err(error) if crd_deleting && is_unserved(&error) => Ok(Vec::new()),
-        Err(error) => Err(ApiError::doing(format!(
-            "list the {} of {}",
-            K::plural(&()),
-            server.name_any()
-        ))(error)),
+        Err(error) => Err(ApiError::doing(doing())(error)),
     }
 }
 

@@ -38,6 +38,8 @@ const RESYNC_INTERVAL: Duration = Duration::from_mins(5);
 const BLOCKED_INTERVAL: Duration = Duration::from_secs(10);
 /// The pause before a pass that repeats one whose state was outdated.
 const AGAIN_INTERVAL: Duration = Duration::from_millis(5);
+/// A pass that takes longer shows in the role's readiness.
+const PASS_LIMIT: Duration = Duration::from_mins(10);
 /// Name in metrics.
 const METRICS_NAME: &str = "network";
 
@@ -114,9 +116,12 @@ pub async fn run_network(
         cluster: context.cluster.clone(),
         identity: config.identity.clone(),
     };
+    let ready = context.ready.clone();
     let mut worker = worker::Worker::new(context, northbound, token, config.max_mtu());
     let backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(15));
+    let check = ready.check("controller/network");
     loop {
+        check.busy(PASS_LIMIT);
         caches.changes.mark_unchanged();
         rows.mark_unchanged();
         let started = std::time::Instant::now();
@@ -137,6 +142,7 @@ pub async fn run_network(
         if !outcome.failed {
             backoff.reset(&());
         }
+        check.ok();
         let timer = tokio::time::sleep(wait);
         tokio::select! {
             changed = caches.changes.changed() => {
