@@ -54,6 +54,8 @@ pileus_install() {
         cat "$REPO_DIR/config/rbac/manager.yaml"
         echo "---"
         cat "$REPO_DIR/config/rbac/scheduler.yaml"
+        echo "---"
+        cat "$REPO_DIR/config/rbac/tenants.yaml"
     } | apply_marked
     credential manager "$SYSTEM_NAMESPACE" manager
     credential scheduler "$SYSTEM_NAMESPACE" scheduler

@@ -22,3 +22,4 @@ mod stack_recovery;
 mod stack_scale;
 mod stack_sources;
 mod stack_types;
+mod tenants;
