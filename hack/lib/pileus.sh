@@ -44,23 +44,33 @@ install_program() {
 }
 
 pileus_install() {
-    local n
+    local n file
     "$PILEUS_BIN" crds | apply_marked --server-side --force-conflicts
     # shellcheck disable=SC2046  # one word a kind
     kube wait --for=condition=Established --timeout=60s \
         $("$PILEUS_BIN" crds | sed -n 's/^  name: \(.*\.pileus\.dev\)$/crd\/\1/p')
     {
         printf 'apiVersion: v1\nkind: Namespace\nmetadata: {name: %s}\n---\n' "$SYSTEM_NAMESPACE"
-        cat "$REPO_DIR/config/rbac/manager.yaml"
-        echo "---"
-        cat "$REPO_DIR/config/rbac/scheduler.yaml"
-        echo "---"
-        cat "$REPO_DIR/config/rbac/tenants.yaml"
+        for file in "$REPO_DIR"/config/rbac/{manager,scheduler,stacks,tenants}.yaml; do
+            cat "$file"
+            echo "---"
+        done
     } | apply_marked
     credential manager "$SYSTEM_NAMESPACE" manager
     credential scheduler "$SYSTEM_NAMESPACE" scheduler
+    credential stacks "$SYSTEM_NAMESPACE" stacks
+    opt_in default
     for n in $(host_numbers); do pileus_install_host "$n"; done
     apply_marked <"$REPO_DIR/config/flavors.yaml"
+}
+
+# opt_in NAMESPACE: Stacks are made real in it, and Servers take user data from its Secrets.
+opt_in() {
+    local role
+    for role in stacks:pileus-stacks-tenant manager:pileus-user-data; do
+        kube create rolebinding "${role#*:}" --namespace "$1" --clusterrole "${role#*:}" \
+            --serviceaccount "$SYSTEM_NAMESPACE:${role%:*}" --dry-run=client -o yaml | apply_marked
+    done
 }
 
 pileus_install_host() {
@@ -121,6 +131,13 @@ scheduler_start() {
     proc_supervise scheduler env "${NO_PROXIES[@]}" KUBECONFIG="$STATE_DIR/kubeconfig/scheduler" PILEUS_IDENTITY=devstack-scheduler RUST_LOG="${RUST_LOG:-info,kube=warn}" \
         "$PILEUS_BIN" scheduler --listen 127.0.0.1:28081
     proc_wait scheduler 20 curl -fsS --noproxy '*' http://127.0.0.1:28081/readyz
+}
+
+stacks_start() {
+    end_older_build stacks
+    proc_supervise stacks env "${NO_PROXIES[@]}" KUBECONFIG="$STATE_DIR/kubeconfig/stacks" PILEUS_IDENTITY=devstack-stacks RUST_LOG="${RUST_LOG:-info,kube=warn}" \
+        "$PILEUS_BIN" stacks --listen 127.0.0.1:28083
+    proc_wait stacks 20 curl -fsS --noproxy '*' http://127.0.0.1:28083/readyz
 }
 
 # The lab's machine is shared by its hosts: each agent offers an equal part of the memory that it

@@ -1,4 +1,5 @@
-//! The manager: reconciles every kind, one directory each.
+//! The manager: reconciles every kind, one directory each. Stacks have a role of their own
+//! ([`stack::run`]), because only it acts for tenants.
 //!
 //! One watch for each kind feeds a cache that all controllers read ([`caches`]). Each controller
 //! declares in its own module which changes wake it, and works on its own kind, one object at a
@@ -22,7 +23,7 @@ use kube::Client;
 use kube::api::ObjectMeta;
 use tokio_util::sync::CancellationToken;
 
-use pileus_api::names::SYSTEM_NAMESPACE;
+use pileus_api::names::{self, SYSTEM_NAMESPACE};
 use pileus_kube_ext::lease::Leader;
 use pileus_kube_ext::objects::Objects;
 use pileus_kube_ext::telemetry::Readiness;
@@ -68,8 +69,12 @@ pub struct Manager {
     pub caches: Caches,
     /// How the manager is set up.
     pub config: Config,
-    /// What the passes over Stacks share.
-    pub stacks: stack::Shared,
+}
+
+impl AsRef<Context> for Manager {
+    fn as_ref(&self) -> &Context {
+        &self.context
+    }
 }
 
 /// Runs the manager until `stop` or until leadership is lost.
@@ -82,21 +87,29 @@ pub async fn run(
     ready: Readiness,
     stop: CancellationToken,
 ) -> Result<(), Error> {
-    ensure_namespace(&context.client, SYSTEM_NAMESPACE).await?;
-    let leader = Leader::new(
-        context.client.clone(),
-        SYSTEM_NAMESPACE,
-        "pileus-manager",
-        config.identity.clone(),
-    );
+    let identity = config.identity.clone();
+    let work = lead(config, context.clone(), stop.clone());
+    while_leading(names::MANAGER, identity, &context.client, ready, stop, work).await
+}
+
+/// Does `work` once this process leads the role, and as long as it does.
+async fn while_leading(
+    lease: &str,
+    identity: String,
+    client: &Client,
+    ready: Readiness,
+    stop: CancellationToken,
+    work: impl Future<Output = Result<(), Error>>,
+) -> Result<(), Error> {
+    ensure_namespace(client, SYSTEM_NAMESPACE).await?;
+    let leader = Leader::new(client.clone(), SYSTEM_NAMESPACE, lease, identity.clone());
     // A replica that waits for leadership is ready as well.
     ready.set(true);
     tokio::select! {
         () = leader.acquire() => {}
         () = stop.cancelled() => return Ok(()),
     }
-    tracing::info!(identity = %config.identity, "leading");
-    let work = lead(config, context, stop.clone());
+    tracing::info!(%identity, "leading");
     let lost = tokio::select! {
         ended = work => {
             if let Err(error) = ended {
@@ -122,7 +135,6 @@ async fn lead(config: Config, context: Context, stop: CancellationToken) -> Resu
         context,
         caches,
         config,
-        stacks: stack::Shared::default(),
     });
     tokio::select! {
         () = manager.caches.ready() => {}
@@ -147,8 +159,6 @@ async fn lead(config: Config, context: Context, stop: CancellationToken) -> Resu
 /// The controllers of the kinds that are reconciled one object at a time.
 fn controllers(manager: &Arc<Manager>, stop: &CancellationToken) -> Vec<BoxFuture<'static, ()>> {
     let caches = &manager.caches;
-    let stacks = stack::triggers(caches);
-    stack::source_watch::start(manager, &stacks);
     macro_rules! run {
         ($triggers:expr, $concurrency:literal, $reconcile:path, $name:literal) => {{
             let (manager, stop) = (manager.clone(), stop.clone());
@@ -156,7 +166,6 @@ fn controllers(manager: &Arc<Manager>, stop: &CancellationToken) -> Vec<BoxFutur
         }};
     }
     vec![
-        run!(stacks, 16, stack::isolation::reconcile_isolated, "stack"),
         run!(server::triggers(caches), 32, server::reconcile, "server"),
         run!(image::triggers(caches), 8, image::reconcile, "image"),
         run!(

@@ -12,26 +12,28 @@ use kube::runtime::controller::{Action, Config, ReconcileRequest, applier};
 use kube::{Resource, ResourceExt};
 use tokio_util::sync::CancellationToken;
 
-use super::{Manager, Outcome};
+use super::Outcome;
 use pileus_kube_ext::backoff::Backoff;
 use pileus_kube_ext::triggers::Triggers;
-use pileus_kube_ext::{ApiError, chain};
+use pileus_kube_ext::{ApiError, Context, chain};
 
 /// Every object is reconciled this often without any event.
 const RESYNC: Duration = Duration::from_secs(300);
 
-/// Runs the controller of one kind until `stop`.
-pub async fn run<K, F, Fut>(
-    manager: Arc<Manager>,
+/// Runs the controller of one kind until `stop`; `manager` is what the controllers of its role
+/// share.
+pub async fn run<M, K, F, Fut>(
+    manager: Arc<M>,
     triggers: Triggers<K>,
     concurrency: u16,
     reconcile: F,
     name: &'static str,
     stop: CancellationToken,
 ) where
+    M: AsRef<Context> + Send + Sync + 'static,
     K: Resource<DynamicType = ()> + Clone + Debug + Send + Sync + 'static,
     K::DynamicType: Debug + Eq + Hash + Clone + Unpin,
-    F: Fn(Arc<K>, Arc<Manager>) -> Fut + Copy + Send + 'static,
+    F: Fn(Arc<K>, Arc<M>) -> Fut + Copy + Send + 'static,
     Fut: Future<Output = Outcome> + Send + 'static,
 {
     let backoff = Arc::new(Backoff::new(
@@ -50,12 +52,12 @@ pub async fn run<K, F, Fut>(
     let succeeded = backoff.clone();
     let key = |object: &K| (object.namespace(), object.name_any());
     applier(
-        move |object: Arc<K>, manager: Arc<Manager>| {
+        move |object: Arc<K>, manager: Arc<M>| {
             let backoff = succeeded.clone();
             Box::pin(async move {
                 let started = Instant::now();
                 let result = reconcile(object.clone(), manager.clone()).await;
-                manager.context.metrics.reconciled(name, started.elapsed(), result.is_err());
+                M::as_ref(&manager).metrics.reconciled(name, started.elapsed(), result.is_err());
                 let wait = result?;
                 backoff.reset(&key(&object));
                 Ok::<_, ApiError>(Action::requeue(wait.unwrap_or(RESYNC)))

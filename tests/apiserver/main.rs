@@ -18,6 +18,7 @@ mod stack_failures;
 mod stack_group;
 mod stack_hooks;
 mod stack_lifecycle;
+mod stack_opt_in;
 mod stack_recovery;
 mod stack_scale;
 mod stack_sources;
