@@ -73,11 +73,18 @@ opt_in() {
     done
 }
 
+# The Host is the administrator's; the agent reports its status.
 pileus_install_host() {
     local name
     name="$(host_name "$1")"
     sed "s/HOST/$name/g" "$REPO_DIR/config/rbac/agent.yaml" | apply_marked
     credential "agent-$name" "pileus-host-$name" agent inside
+    apply_marked <<YAML
+apiVersion: pileus.dev/v1alpha1
+kind: Host
+metadata: {name: $name, labels: {lab.pileus.dev/host: $name}}
+spec: {}
+YAML
 }
 
 # credential FILE NAMESPACE SERVICEACCOUNT [inside]: a kubeconfig with the account's own token.
@@ -154,5 +161,6 @@ agent_start() {
         --boot-id-file "$(host_dir "$n")/boot-id" --image-file-dir "$CACHE_DIR/guest" \
         --allow-fetch "$LAB_PREFIX.0/24" --reserved-memory-mib 4096 --memory-shared-by "$(host_numbers | wc -l)" --reserved-disk-gib 10 \
         --image-grace-seconds "${PILEUS_IMAGE_GRACE_SECONDS:-3600}"
-    proc_wait "$name-agent" 20 in_host "$n" curl -fsS --noproxy '*' http://127.0.0.1:28082/readyz
+    # It is ready once its Host is registered.
+    proc_wait "$name-agent" 20 in_host "$n" curl -fsS --noproxy '*' http://127.0.0.1:28082/healthz
 }

@@ -207,9 +207,8 @@ pub async fn run(
     tokio::spawn(forward_events(agent.clone(), events));
     host::read_cached_capacity(&agent).await;
     tokio::spawn(host::run_heartbeat(agent.clone(), stop.clone()));
-    tokio::spawn(host::run_status_reports(agent.clone(), stop.clone()));
+    tokio::spawn(host::run_status_reports(agent.clone(), ready, stop.clone()));
     tokio::spawn(host::run_image_collection(agent.clone(), stop.clone()));
-    ready.set(true);
 
     let watched = reflector::reflector(writer, watcher(instances, watcher::Config::default()))
         .default_backoff()
