@@ -51,7 +51,7 @@ pileus_install() {
         $("$PILEUS_BIN" crds | sed -n 's/^  name: \(.*\.pileus\.dev\)$/crd\/\1/p')
     {
         printf 'apiVersion: v1\nkind: Namespace\nmetadata: {name: %s}\n---\n' "$SYSTEM_NAMESPACE"
-        for file in "$REPO_DIR"/config/rbac/{manager,scheduler,stacks,tenants}.yaml; do
+        for file in "$REPO_DIR"/config/rbac/{manager,scheduler,stacks,tenants}.yaml "$REPO_DIR"/config/admission/*.yaml; do
             cat "$file"
             echo "---"
         done

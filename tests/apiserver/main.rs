@@ -6,6 +6,7 @@
     reason = "tests"
 )]
 
+mod admission;
 mod definitions;
 mod events;
 mod network;
