@@ -121,7 +121,7 @@ cluster_check_owner() {
     found="$("$@" get customresourcedefinitions,namespaces,clusterroles,clusterrolebindings \
         -l "$MARK!=$(lab_id)" --no-headers \
         -o 'custom-columns=KIND:.kind,NAME:.metadata.name,MARK:.metadata.labels.pileus\.dev/devstack' |
-        awk '($1 == "CustomResourceDefinition" && $2 ~ /\.pileus\.dev$/) || $2 ~ /^pileus-(system|manager|scheduler|host-host[0-9]+|agent-host[0-9]+)$/ { print $1 " " $2 }')"
+        awk '($1 == "CustomResourceDefinition" && $2 ~ /\.pileus\.dev$/) || $2 ~ /^pileus-(system|manager|scheduler|stacks|host-host[0-9]+|agent-host[0-9]+)$/ { print $1 " " $2 }')"
     [ -z "$found" ] ||
         die "the cluster of KUBECONFIG has Pileus already, and not from this lab: $(head -n 3 <<<"$found" | paste -sd, | sed 's/,/, /g')$(awk 'END { if (NR > 3) printf " and %d more", NR - 3 }' <<<"$found"). Take that away first, name another cluster, or unset KUBECONFIG"
     "$@" create -f - >/dev/null 2>&1 <<YAML || cluster_owner_is_us "$@"
@@ -240,7 +240,9 @@ cluster_forget() {
             done
     fi
     kube delete customresourcedefinitions -l "$mark" --timeout=60s >/dev/null
+    kube delete validatingadmissionpolicies,validatingadmissionpolicybindings -l "$mark" --timeout=60s >/dev/null
     kube delete namespaces,clusterroles,clusterrolebindings -l "$mark" --timeout=90s >/dev/null
+    kube delete rolebindings --all-namespaces -l "$mark" --timeout=60s >/dev/null
     # The manager's note on the namespaces of others.
     kube get namespaces -o 'jsonpath={range .items[?(@.metadata.annotations.pileus\.dev/default-security-group)]}{.metadata.name}{"\n"}{end}' |
         while read -r namespace; do

@@ -77,12 +77,13 @@ apiserver_start() {
 controller_manager_start() {
     local bin
     bin="$(control_plane_dir)"
-    # Only what Pileus relies on: namespaces, garbage collection, service account tokens.
+    # Only what Pileus relies on: namespaces, garbage collection, service account tokens, roles
+    # that others add to.
     proc_start controller-manager "$bin/kube-controller-manager" \
         --kubeconfig "$STATE_DIR/kubeconfig/controller-manager" --leader-elect=false \
         --service-account-private-key-file "$PKI_DIR/sa.key" --root-ca-file "$PKI_DIR/ca.crt" \
         --use-service-account-credentials=false \
-        --controllers namespace-controller,garbage-collector-controller,serviceaccount-controller,serviceaccount-token-controller \
+        --controllers namespace-controller,garbage-collector-controller,serviceaccount-controller,serviceaccount-token-controller,clusterrole-aggregation-controller \
         --bind-address 127.0.0.1 --v 1
 }
 

@@ -44,28 +44,47 @@ install_program() {
 }
 
 pileus_install() {
-    local n
+    local n file
     "$PILEUS_BIN" crds | apply_marked --server-side --force-conflicts
     # shellcheck disable=SC2046  # one word a kind
     kube wait --for=condition=Established --timeout=60s \
         $("$PILEUS_BIN" crds | sed -n 's/^  name: \(.*\.pileus\.dev\)$/crd\/\1/p')
     {
         printf 'apiVersion: v1\nkind: Namespace\nmetadata: {name: %s}\n---\n' "$SYSTEM_NAMESPACE"
-        cat "$REPO_DIR/config/rbac/manager.yaml"
-        echo "---"
-        cat "$REPO_DIR/config/rbac/scheduler.yaml"
+        for file in "$REPO_DIR"/config/rbac/{manager,scheduler,stacks,tenants}.yaml "$REPO_DIR"/config/admission/*.yaml; do
+            cat "$file"
+            echo "---"
+        done
     } | apply_marked
     credential manager "$SYSTEM_NAMESPACE" manager
     credential scheduler "$SYSTEM_NAMESPACE" scheduler
+    credential stacks "$SYSTEM_NAMESPACE" stacks
+    opt_in default
     for n in $(host_numbers); do pileus_install_host "$n"; done
     apply_marked <"$REPO_DIR/config/flavors.yaml"
 }
 
+# opt_in NAMESPACE: Stacks are made real in it, and Servers take user data from its Secrets.
+opt_in() {
+    local role
+    for role in stacks:pileus-stacks-tenant manager:pileus-user-data; do
+        kube create rolebinding "${role#*:}" --namespace "$1" --clusterrole "${role#*:}" \
+            --serviceaccount "$SYSTEM_NAMESPACE:${role%:*}" --dry-run=client -o yaml | apply_marked
+    done
+}
+
+# The Host is the administrator's; the agent reports its status.
 pileus_install_host() {
     local name
     name="$(host_name "$1")"
     sed "s/HOST/$name/g" "$REPO_DIR/config/rbac/agent.yaml" | apply_marked
     credential "agent-$name" "pileus-host-$name" agent inside
+    apply_marked <<YAML
+apiVersion: pileus.dev/v1alpha1
+kind: Host
+metadata: {name: $name, labels: {lab.pileus.dev/host: $name}}
+spec: {}
+YAML
 }
 
 # credential FILE NAMESPACE SERVICEACCOUNT [inside]: a kubeconfig with the account's own token.
@@ -121,6 +140,13 @@ scheduler_start() {
     proc_wait scheduler 20 curl -fsS --noproxy '*' http://127.0.0.1:28081/readyz
 }
 
+stacks_start() {
+    end_older_build stacks
+    proc_supervise stacks env "${NO_PROXIES[@]}" KUBECONFIG="$STATE_DIR/kubeconfig/stacks" PILEUS_IDENTITY=devstack-stacks RUST_LOG="${RUST_LOG:-info,kube=warn}" \
+        "$PILEUS_BIN" stacks --listen 127.0.0.1:28083
+    proc_wait stacks 20 curl -fsS --noproxy '*' http://127.0.0.1:28083/readyz
+}
+
 # The lab's machine is shared by its hosts: each agent offers an equal part of the memory that it
 # sees, so that together they do not promise more than there is.
 agent_start() {
@@ -135,5 +161,6 @@ agent_start() {
         --boot-id-file "$(host_dir "$n")/boot-id" --image-file-dir "$CACHE_DIR/guest" \
         --allow-fetch "$LAB_PREFIX.0/24" --reserved-memory-mib 4096 --memory-shared-by "$(host_numbers | wc -l)" --reserved-disk-gib 10 \
         --image-grace-seconds "${PILEUS_IMAGE_GRACE_SECONDS:-3600}"
-    proc_wait "$name-agent" 20 in_host "$n" curl -fsS --noproxy '*' http://127.0.0.1:28082/readyz
+    # It is ready once its Host is registered.
+    proc_wait "$name-agent" 20 in_host "$n" curl -fsS --noproxy '*' http://127.0.0.1:28082/healthz
 }

@@ -220,6 +220,7 @@ pub async fn run(
     let reports = check("host-status");
     tokio::spawn(host::run_status_reports(
         agent.clone(),
+        ready,
         stop.clone(),
         reports,
     ));
@@ -229,7 +230,6 @@ pub async fn run(
         stop.clone(),
         collection,
     ));
-    ready.set(true);
 
     let waker = agent.clone();
     cache.subscribe(move |change| {

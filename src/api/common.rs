@@ -39,6 +39,7 @@ fn default_user_data_key() -> String {
 pub struct Sharing {
     /// Namespaces by name; `*` stands for all of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 1024))]
     pub namespaces: Vec<String>,
 }
 

@@ -244,6 +244,8 @@ string_enum! {
         RecordTooLarge,
         /// Stack: its service account may not see what it has made.
         AccountDenied,
+        /// Stack, Server: its namespace does not let Pileus do what this needs in it.
+        NotOptedIn,
         /// Stack: only shows what would be done.
         Previewed,
     }

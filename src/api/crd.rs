@@ -9,6 +9,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 use kube::CustomResourceExt;
 use serde_json::{Value, json};
 
+use super::bounds::{bound_spec, bound_status};
 use super::conditions::{ConditionType, Reason};
 
 /// Every CustomResourceDefinition, in the order of their names.
@@ -37,6 +38,7 @@ pub fn all() -> Vec<CustomResourceDefinition> {
         give_status_a_default(crd);
         give_spec_a_default(crd);
         drop_defaults_in_lists(crd);
+        set_bounds(crd);
     }
     crds
 }
@@ -45,6 +47,17 @@ pub fn all() -> Vec<CustomResourceDefinition> {
 fn schema(crd: &mut CustomResourceDefinition) -> Option<&mut JSONSchemaProps> {
     let version = crd.spec.versions.first_mut()?;
     version.schema.as_mut()?.open_api_v3_schema.as_mut()
+}
+
+fn set_bounds(crd: &mut CustomResourceDefinition) {
+    let properties = schema(crd).and_then(|schema| schema.properties.as_mut());
+    for (name, part) in properties.into_iter().flat_map(BTreeMap::iter_mut) {
+        match name.as_str() {
+            "spec" => bound_spec(part),
+            "status" => bound_status(part),
+            _ => {}
+        }
+    }
 }
 
 /// Gives a `spec` that may be empty the default `{}`: a `kubectl apply --server-side` after one

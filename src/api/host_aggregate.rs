@@ -63,6 +63,7 @@ pub struct HostAggregateSpec {
     pub properties: BTreeMap<String, String>,
     /// Namespaces that its Hosts are kept for; Nova's `filter_tenant_id`. All when empty.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    #[schemars(length(max = 10_000))]
     pub namespaces: BTreeSet<String>,
     /// How often each processor may be given out on Hosts that do not say themselves, such
     /// as `4` or `1.5`; the lowest of a Host's aggregates counts.

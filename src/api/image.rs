@@ -92,7 +92,7 @@ pub struct Source {
     /// hosts' configuration allows).
     #[schemars(
         length(min = 8, max = 4096),
-        regex(pattern = "^(https|http|file)://.+")
+        regex(pattern = r"^(https|http|file)://[^\x00-\x1f\x7f]+$")
     )]
     pub url: String,
     /// `sha256:…` or `sha512:…` in hexadecimal.

@@ -180,6 +180,7 @@ pub struct InstanceImage {
     pub initrd: Option<InstanceSource>,
     /// Command line for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
     pub kernel_command_line: Option<String>,
     /// Glance's properties.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -191,6 +192,7 @@ pub struct InstanceImage {
 #[serde(rename_all = "camelCase")]
 pub struct InstanceSource {
     /// URL of the bytes.
+    #[schemars(length(max = 4096))]
     pub url: String,
     /// Checksum that the user gave.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -8,6 +8,7 @@
     reason = "print columns are attributes, and several have the same type"
 )]
 
+mod bounds;
 pub mod common;
 pub mod conditions;
 pub mod crd;

@@ -7,13 +7,21 @@ pub const AGENT_FINALIZER: &str = "pileus.dev/agent";
 
 /// Field manager of the manager's writes.
 pub const MANAGER: &str = "pileus-manager";
+/// The role that makes Stacks real. Its writes have the field manager [`MANAGER`], as ever: what
+/// it has made is recognised by that.
+pub const STACKS: &str = "pileus-stacks";
 /// Field manager of the scheduler's writes.
 pub const SCHEDULER: &str = "pileus-scheduler";
 /// Field manager of an agent's writes.
 pub const AGENT: &str = "pileus-agent";
 
-/// Namespace of Pileus' own objects: leader leases.
+/// Namespace of Pileus' own objects: leader leases, and the accounts of the roles.
 pub const SYSTEM_NAMESPACE: &str = "pileus-system";
+/// ClusterRole that a namespace binds to the role of Stacks, so that Stacks are made real in it.
+pub const STACKS_TENANT_ROLE: &str = "pileus-stacks-tenant";
+/// ClusterRole that a namespace binds to the manager, so that Servers take user data from its
+/// Secrets.
+pub const USER_DATA_ROLE: &str = "pileus-user-data";
 /// Prefix of the namespace that holds the Instances of one host.
 pub const HOST_NAMESPACE_PREFIX: &str = "pileus-host-";
 
@@ -51,6 +59,16 @@ pub const GUEST_DATA_KEY: &str = "guest-data";
 #[must_use]
 pub fn host_namespace(host: &str) -> String {
     format!("{HOST_NAMESPACE_PREFIX}{host}")
+}
+
+/// The command by which a namespace lets a role of Pileus do what the ClusterRole `role` says.
+/// The binding has the ClusterRole's name.
+#[must_use]
+pub fn opt_in_command(role: &str, account: &str, namespace: &str) -> String {
+    format!(
+        "kubectl create rolebinding {role} --namespace {namespace} --clusterrole {role} \
+         --serviceaccount {SYSTEM_NAMESPACE}:{account}"
+    )
 }
 
 /// Name of the Instance of a Server: its uid and the epoch of the placement.

@@ -98,9 +98,11 @@ pub struct SchedulerPolicySpec {
     pub max_instances_per_host: Option<i64>,
     /// Hosts for isolated images, see IsolatedHostsFilter.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    #[schemars(length(max = 10_000))]
     pub isolated_hosts: BTreeSet<String>,
     /// Images that go to isolated Hosts alone, as `namespace/name`.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    #[schemars(length(max = 10_000))]
     pub isolated_images: BTreeSet<String>,
     /// Who may use isolated Hosts beside the isolated images.
     #[serde(default)]

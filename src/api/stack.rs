@@ -54,6 +54,10 @@ pub struct StackSpec {
     pub template_from: Option<SourceKey>,
     /// Files for `get_file` and nested templates, by the names that the template uses.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend(
+        "maxProperties" = 1024,
+        "additionalProperties" = {"type": "string", "maxLength": 524_288}
+    ))]
     pub files: BTreeMap<String, String>,
     /// ConfigMaps and Secrets whose keys are further files; a later one wins, and `files` over
     /// all of them.
@@ -121,6 +125,7 @@ fn sixty() -> i32 {
 fn any_values(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "object",
+        "maxProperties": 1024,
         "additionalProperties": {"x-kubernetes-preserve-unknown-fields": true},
     })
 }
@@ -177,6 +182,7 @@ pub struct StackEnvironment {
     pub name: String,
     /// The environment, YAML or JSON; or give `from`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 524_288))]
     pub text: Option<String>,
     /// Where it is; or give `text`.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -22,8 +22,10 @@ struct ProgramArguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Reconciles every kind and keeps OVN as the objects say.
+    /// Reconciles every kind but Stacks, and keeps OVN as the objects say.
     Manager(ManagerArguments),
+    /// Makes Stacks real, in the namespaces that let it.
+    Stacks(role::Arguments),
     /// Places Servers on Hosts.
     Scheduler(role::Arguments),
     /// Says why a Server is where it is, or nowhere, and the smallest change that would help.
@@ -117,6 +119,7 @@ fn main() -> ExitCode {
             Command::Why { server, namespace } => why(namespace, server).await,
             Command::Advise { goal } => advise(goal).await,
             Command::Manager(arguments) => manager(arguments).await,
+            Command::Stacks(arguments) => stacks(&arguments).await,
             Command::Scheduler(arguments) => scheduler(&arguments).await,
             // Answered above, without a runtime.
             Command::Crds | Command::Simulate { .. } | Command::Stack(_) => Ok(()),
@@ -177,6 +180,14 @@ async fn manager(arguments: ManagerArguments) -> Result<()> {
     };
     role::run(&arguments.role, names::MANAGER, |role| {
         pileus_manager::run(config, role.context, role.ready, role.stop)
+    })
+    .await
+}
+
+async fn stacks(arguments: &role::Arguments) -> Result<()> {
+    let identity = role::identity();
+    role::run(arguments, names::STACKS, |role| {
+        pileus_manager::stack::run(identity, role.context, role.ready, role.stop)
     })
     .await
 }

@@ -76,6 +76,12 @@ impl ApiError {
         is_gone(&self.source)
     }
 
+    /// Whether the API server does not allow it.
+    #[must_use]
+    pub fn is_forbidden(&self) -> bool {
+        matches!(&*self.source, kube::Error::Api(status) if status.is_forbidden())
+    }
+
     /// Whether an object of that name is there already.
     #[must_use]
     pub fn is_already_exists(&self) -> bool {

@@ -1,27 +1,29 @@
-//! The caches that all controllers share: one of each kind, with the indexes that they use.
+//! The caches that all controllers of a role share: one of each kind, with the indexes that they
+//! use.
 
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::Api;
 use kube::runtime::watcher::Config;
 
-use crate::{compute::server, image, network::port, stack};
+use crate::{compute::server, image, network::port};
 use pileus_api::{
     Flavor, Host, IPAllocation, Image, Instance, KeyPair, Network, Port, SecurityGroup,
-    SecurityGroupRule, Server, ServerGroup, Stack, Subnet,
+    SecurityGroupRule, Server, Subnet,
 };
 use pileus_kube_ext::Context;
-use pileus_kube_ext::cache::{Cache, Index};
+use pileus_kube_ext::cache::Cache;
 use pileus_kube_ext::lease::HEARTBEAT;
 
 macro_rules! caches {
-    ($($(#[$doc:meta])* $name:ident: $kind:ty, $config:expr, [$($index:expr),*];)+) => {
-        /// A cache of each kind.
+    ($(#[$set_doc:meta])* $set:ident;
+     $($(#[$doc:meta])* $name:ident: $kind:ty, $config:expr, [$($index:expr),*];)+) => {
+        $(#[$set_doc])*
         #[derive(Clone)]
-        pub struct Caches {
+        pub struct $set {
             $($(#[$doc])* pub $name: Cache<$kind>,)+
         }
 
-        impl Caches {
+        impl $set {
             /// Starts the watches, which end with the runtime, and the role with them.
             #[must_use]
             pub fn watch(context: &Context) -> Self {
@@ -41,43 +43,43 @@ macro_rules! caches {
     };
 }
 
+pub(crate) use caches;
+
 caches! {
+    /// A cache of each kind.
+    Caches;
     /// Servers of all namespaces.
     servers: Server, all(), [
-        stack::by_stack(), server::BY_FLAVOR, server::BY_HOST, server::BY_IMAGE,
-        server::BY_KEY_PAIR, server::BY_NETWORK, server::BY_PORT
+        server::BY_FLAVOR, server::BY_HOST, server::BY_IMAGE, server::BY_KEY_PAIR,
+        server::BY_NETWORK, server::BY_PORT
     ];
     /// Instances of all hosts.
     instances: Instance, all(), [image::INSTANCES_BY_IMAGE];
     /// Flavors.
-    flavors: Flavor, all(), [stack::by_stack()];
+    flavors: Flavor, all(), [];
     /// Images.
-    images: Image, all(), [stack::by_stack()];
+    images: Image, all(), [];
     /// Key pairs.
-    key_pairs: KeyPair, all(), [stack::by_stack()];
+    key_pairs: KeyPair, all(), [];
     /// Hosts.
     hosts: Host, all(), [];
     /// Heartbeats of the hosts.
     leases: Lease, heartbeats(), [];
     /// Networks.
-    networks: Network, all(), [stack::by_stack()];
+    networks: Network, all(), [];
     /// Subnets.
-    subnets: Subnet, all(), [stack::by_stack()];
+    subnets: Subnet, all(), [];
     /// Ports.
-    ports: Port, all(), [stack::by_stack(), port::BY_NETWORK];
+    ports: Port, all(), [port::BY_NETWORK];
     /// Addresses in use.
     allocations: IPAllocation, all(), [];
     /// Security groups.
-    groups: SecurityGroup, all(), [stack::by_stack()];
+    groups: SecurityGroup, all(), [];
     /// Security group rules.
-    rules: SecurityGroupRule, all(), [stack::by_stack()];
-    /// Groups of Servers.
-    server_groups: ServerGroup, all(), [stack::by_stack()];
-    /// Stacks.
-    stacks: Stack, all(), [Index::by_uid()];
+    rules: SecurityGroupRule, all(), [];
 }
 
-fn all() -> Config {
+pub(crate) fn all() -> Config {
     Config::default()
 }
 

@@ -66,6 +66,16 @@ pub async fn release_while_crd_deleting(client: &Client) {
     }
 }
 
+/// The same for one kind that has a role of its own.
+pub(crate) async fn release_while_deleting<K: Resource<DynamicType = ()>>(client: &Client) {
+    loop {
+        tokio::time::sleep(RELEASE_INTERVAL).await;
+        if let Err(error) = release::<K>(client).await {
+            super::log_retry("objects that are deleted with their definition", &error);
+        }
+    }
+}
+
 async fn release<K: Resource<DynamicType = ()>>(client: &Client) -> Result<(), ApiError> {
     if !is_crd_deleting::<K>(client).await? {
         return Ok(());

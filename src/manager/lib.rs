@@ -1,4 +1,5 @@
-//! The manager: reconciles every kind, one directory each.
+//! The manager: reconciles every kind, one directory each. Stacks have a role of their own
+//! ([`stack::run`]), because only it acts for tenants.
 //!
 //! One watch for each kind feeds a cache that all controllers read ([`caches`]). Each controller
 //! declares in its own module which changes wake it, and works on its own kind, one object at a
@@ -23,7 +24,7 @@ use kube::Client;
 use kube::api::ObjectMeta;
 use tokio_util::sync::CancellationToken;
 
-use pileus_api::names::SYSTEM_NAMESPACE;
+use pileus_api::names::{self, SYSTEM_NAMESPACE};
 use pileus_kube_ext::lease::{self, LeadershipLost};
 use pileus_kube_ext::objects::Objects;
 use pileus_kube_ext::telemetry::Readiness;
@@ -33,9 +34,6 @@ pub use caches::Caches;
 use compute::{flavor, host, key_pair, server};
 use network::caches::NetworkCaches;
 use network::pass;
-
-/// Name of the Lease that the leading manager holds.
-pub const LEASE_NAME: &str = "pileus-manager";
 
 /// How a manager is set up.
 #[derive(Clone, Debug)]
@@ -72,8 +70,12 @@ pub struct Manager {
     pub caches: Caches,
     /// How the manager is set up.
     pub config: Config,
-    /// What the passes over Stacks share.
-    pub stacks: stack::Shared,
+}
+
+impl AsRef<Context> for Manager {
+    fn as_ref(&self) -> &Context {
+        &self.context
+    }
 }
 
 /// Runs the manager until `stop` or until leadership is lost.
@@ -86,15 +88,31 @@ pub async fn run(
     ready: Readiness,
     stop: CancellationToken,
 ) -> Result<(), Error> {
-    ensure_namespace(&context.client, SYSTEM_NAMESPACE).await?;
-    // A replica that waits for leadership is ready as well.
-    ready.set(true);
     let identity = config.identity.clone();
     let until = stop.clone();
-    lease::lead(&context, LEASE_NAME, identity, &stop, |context, _| {
+    while_leading(names::MANAGER, identity, &context, ready, stop, |context| {
         lead(config, context, until)
     })
     .await
+}
+
+/// Does `work` once this process leads the role, and as long as it does, with a context whose
+/// client writes nothing once leadership may have ended.
+async fn while_leading<W>(
+    name: &str,
+    identity: String,
+    context: &Context,
+    ready: Readiness,
+    stop: CancellationToken,
+    work: impl FnOnce(Context) -> W,
+) -> Result<(), Error>
+where
+    W: Future<Output = Result<(), Error>>,
+{
+    ensure_namespace(&context.client, SYSTEM_NAMESPACE).await?;
+    // A replica that waits for leadership is ready as well.
+    ready.set(true);
+    lease::lead(context, name, identity, &stop, |context, _| work(context)).await
 }
 
 async fn lead(config: Config, context: Context, stop: CancellationToken) -> Result<(), Error> {
@@ -104,7 +122,6 @@ async fn lead(config: Config, context: Context, stop: CancellationToken) -> Resu
         context,
         caches,
         config,
-        stacks: stack::Shared::default(),
     });
     tokio::select! {
         () = manager.caches.ready() => {}
@@ -129,8 +146,6 @@ async fn lead(config: Config, context: Context, stop: CancellationToken) -> Resu
 /// The controllers of the kinds that are reconciled one object at a time.
 fn controllers(manager: &Arc<Manager>, stop: &CancellationToken) -> Vec<BoxFuture<'static, ()>> {
     let caches = &manager.caches;
-    let stacks = stack::triggers(caches);
-    stack::source_watch::start(manager, &stacks);
     macro_rules! run {
         ($triggers:expr, $concurrency:literal, $reconcile:path, $name:literal) => {{
             let (manager, stop) = (manager.clone(), stop.clone());
@@ -138,7 +153,6 @@ fn controllers(manager: &Arc<Manager>, stop: &CancellationToken) -> Vec<BoxFutur
         }};
     }
     vec![
-        run!(stacks, 16, stack::isolation::reconcile_isolated, "stack"),
         run!(server::triggers(caches), 32, server::reconcile, "server"),
         run!(image::triggers(caches), 8, image::reconcile, "image"),
         run!(

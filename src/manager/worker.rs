@@ -16,11 +16,11 @@ use kube::runtime::reflector::ObjectRef;
 use kube::{Resource, ResourceExt};
 use tokio_util::sync::CancellationToken;
 
+use super::Outcome;
 use super::fair_queue::{FairQueue, Keyed};
-use super::{Manager, Outcome};
 use pileus_kube_ext::backoff::Backoff;
 use pileus_kube_ext::triggers::Triggers;
-use pileus_kube_ext::{ApiError, chain};
+use pileus_kube_ext::{ApiError, Context, chain};
 
 /// Every object is reconciled this often without any event.
 const RESYNC: Duration = Duration::from_secs(300);
@@ -43,17 +43,19 @@ impl Keyed for Key {
     }
 }
 
-/// Runs the controller of one kind until `stop`.
-pub async fn run<K, F, Fut>(
-    manager: Arc<Manager>,
+/// Runs the controller of one kind until `stop`; `manager` is what the controllers of its role
+/// share.
+pub async fn run<M, K, F, Fut>(
+    manager: Arc<M>,
     triggers: Triggers<K>,
     concurrency: u16,
     reconcile: F,
     name: &'static str,
     stop: CancellationToken,
 ) where
+    M: AsRef<Context> + Send + Sync + 'static,
     K: Resource<DynamicType = ()> + Clone + Debug + Send + Sync + 'static,
-    F: Fn(Arc<K>, Arc<Manager>) -> Fut + Copy + Send + 'static,
+    F: Fn(Arc<K>, Arc<M>) -> Fut + Copy + Send + 'static,
     Fut: Future<Output = Outcome> + Send + 'static,
 {
     let (cache, mut requests) = triggers.into_parts();
@@ -61,7 +63,7 @@ pub async fn run<K, F, Fut>(
     let backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
     let mut queue = FairQueue::<Key>::new(concurrency);
     let mut passes = FuturesUnordered::new();
-    let check = manager.context.ready.check(format!("controller/{name}"));
+    let check = M::as_ref(&manager).ready.check(format!("controller/{name}"));
     let mut signs = tokio::time::interval(SIGNS_OF_LIFE.0);
     loop {
         while queue.running() < concurrency
@@ -127,15 +129,16 @@ enum Ended {
     Panicked,
 }
 
-async fn pass<K, F, Fut>(
+async fn pass<M, K, F, Fut>(
     object: Arc<K>,
-    manager: Arc<Manager>,
+    manager: Arc<M>,
     reconcile: F,
     name: &'static str,
 ) -> Ended
 where
+    M: AsRef<Context>,
     K: Resource<DynamicType = ()>,
-    F: Fn(Arc<K>, Arc<Manager>) -> Fut,
+    F: Fn(Arc<K>, Arc<M>) -> Fut,
     Fut: Future<Output = Outcome>,
 {
     let started = Instant::now();
@@ -155,8 +158,7 @@ where
         }
     };
     let failed = !matches!(outcome, Ended::Well(_));
-    manager
-        .context
+    M::as_ref(&manager)
         .metrics
         .reconciled(name, started.elapsed(), failed);
     outcome

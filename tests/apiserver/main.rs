@@ -6,9 +6,11 @@
     reason = "tests"
 )]
 
+mod admission;
 mod definitions;
 mod events;
 mod network;
+mod rights;
 mod scheduler;
 mod schedulers;
 mod server;
@@ -18,7 +20,9 @@ mod stack_failures;
 mod stack_group;
 mod stack_hooks;
 mod stack_lifecycle;
+mod stack_opt_in;
 mod stack_recovery;
 mod stack_scale;
 mod stack_sources;
 mod stack_types;
+mod tenants;

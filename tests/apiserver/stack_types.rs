@@ -171,11 +171,12 @@ resources:
     assert!(flavors.get_opt("tailored").await.unwrap().is_none());
 }
 
-/// Every kind that the manager makes with its own rights is created, updated and deleted with the
-/// rights in `config/rbac/manager.yaml`.
+/// Every kind that the role makes with its own rights is created, updated and deleted with the
+/// rights in `config/rbac/stacks.yaml`, in a namespace that has opted in.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_managers_own_rights_are_enough_to_create_update_and_delete() {
-    let cloud = Cloud::start_with_the_managers_rights().await;
+async fn the_roles_own_rights_are_enough_to_create_update_and_delete() {
+    let cloud = Cloud::start_with_the_roles_rights().await;
+    cloud.opt_in().await;
     let template = |members: u8, name: &str| {
         format!(
             "heat_template_version: 2021-04-16

@@ -20,7 +20,8 @@ use pileus_api::Stack;
 use pileus_api::names::MANAGER;
 use pileus_kube_ext::{Context, Metrics};
 use pileus_manager::compute::key_pair;
-use pileus_manager::{Caches, Config, Manager, stack, worker};
+use pileus_manager::stack::{self, StackManager};
+use pileus_manager::{Caches, Config, Manager, worker};
 use pileus_tests::apiserver::{TestServer, create};
 use pileus_tests::counting::{Counter, Counts};
 use serde_json::json;
@@ -69,7 +70,7 @@ fn template(stack: usize, resources: usize) -> String {
 /// The controllers, and what those of Stacks ask.
 struct Lab {
     server: TestServer,
-    manager: Arc<Manager>,
+    manager: Arc<StackManager>,
     counter: Counter,
 }
 
@@ -102,26 +103,28 @@ impl Lab {
     }
 
     /// One of Stacks, whose requests are counted, and one of everything else.
-    async fn managers(server: &TestServer, counted: Client) -> (Arc<Manager>, Arc<Manager>) {
-        let context = Context::with_client(server.client(), MANAGER, Metrics::default()).await;
-        let caches = Caches::watch(&context.unwrap());
-        let manager = async |client| {
+    async fn managers(server: &TestServer, counted: Client) -> (Arc<StackManager>, Arc<Manager>) {
+        let context = async |client| {
             let context = Context::with_client(client, MANAGER, Metrics::default()).await;
-            Arc::new(Manager {
-                context: context.unwrap(),
-                caches: caches.clone(),
-                config: Config {
-                    ovn_nb: "unix:/nonexistent/ovnnb_db.sock".into(),
-                    underlay_mtu: 1500,
-                    underlay_ipv6: false,
-                    identity: "bench".into(),
-                },
-                stacks: stack::Shared::default(),
-            })
+            context.unwrap()
         };
-        let stacks = manager(counted).await;
-        let others = manager(server.client()).await;
-        (stacks, others)
+        let uncounted = context(server.client()).await;
+        let stacks = StackManager {
+            context: context(counted).await,
+            caches: stack::Caches::watch(&uncounted),
+            stacks: stack::Shared::default(),
+        };
+        let others = Manager {
+            caches: Caches::watch(&uncounted),
+            context: uncounted,
+            config: Config {
+                ovn_nb: "unix:/nonexistent/ovnnb_db.sock".into(),
+                underlay_mtu: 1500,
+                underlay_ipv6: false,
+                identity: "bench".into(),
+            },
+        };
+        (Arc::new(stacks), Arc::new(others))
     }
 
     fn api<K>(&self) -> Api<K>

@@ -108,6 +108,66 @@ fn lists_of_objects_in_specs_are_merged_by_key() {
     });
 }
 
+/// Fields that take anything, each with the reason why no schema bounds it.
+const FREE_FORM: [(&str, &str); 1] = [(
+    "Stack.spec.parameters{}",
+    "the template says the types of its parameters; their number is bounded here, their size with \
+     that of all sources",
+)];
+
+#[test]
+fn every_field_that_people_write_is_bounded() {
+    each_definition(|path, schema| {
+        let (is_spec, is_ours) = (path.contains(".spec"), path.contains(".status"));
+        if schema["type"] == "integer" && (is_spec || is_ours) {
+            assert!(schema["minimum"].is_number(), "{path} has no minimum");
+            assert!(schema["maximum"].is_number(), "{path} has no maximum");
+        }
+        if !is_spec {
+            return;
+        }
+        match schema["type"].as_str() {
+            Some("string") => {
+                let bounded = ["maxLength", "enum", "format"];
+                let bounded = bounded.iter().any(|word| !schema[*word].is_null());
+                assert!(bounded, "{path} has no maxLength");
+            }
+            Some("array") => assert!(schema["maxItems"].is_u64(), "{path} has no maxItems"),
+            Some("object") if schema["additionalProperties"].is_object() => {
+                assert!(
+                    schema["maxProperties"].is_u64(),
+                    "{path} has no maxProperties"
+                );
+            }
+            None | Some("object") if schema["x-kubernetes-preserve-unknown-fields"] == true => {
+                let known = FREE_FORM.iter().any(|(known, _)| *known == path);
+                assert!(known, "{path} takes anything, and no reason is given");
+            }
+            _ => {}
+        }
+    });
+}
+
+#[test]
+fn texts_that_leave_kubernetes_have_no_control_characters() {
+    let free = ["files{}", "template", "text", "userData"];
+    each_definition(|path, schema| {
+        let free = free.iter().any(|name| path.ends_with(&format!(".{name}")));
+        if path.contains(".spec.")
+            && schema["type"] == "string"
+            && schema["enum"].is_null()
+            && !free
+        {
+            let pattern = schema["pattern"].as_str().unwrap_or_default();
+            // Either says which characters there are, or which there are not.
+            let excludes = pattern.contains(r"[^\x00-");
+            let includes = ["^[a-z0-9]", "^[0-9a-fA-F]", "^(sha256:"];
+            let includes = includes.iter().any(|start| pattern.starts_with(start));
+            assert!(excludes || includes, "{path}: `{pattern}`");
+        }
+    });
+}
+
 /// Reads the object; a field that the type does not know or that is lost is a fault.
 fn read<K: DeserializeOwned + Serialize>(value: &Value) -> K {
     fn lost(given: &Value, kept: &Value, path: &str, found: &mut Vec<String>) {

@@ -76,7 +76,11 @@ fn strike(kind: u64, host: &str, pause: Duration) {
             vec!["daemon", "libvirtd", host, "kill"],
             vec!["daemon", "libvirtd", host, "start"],
         ),
-        4 => (vec!["host", host, "cut"], vec!["host", host, "heal"]),
+        4 => (
+            vec!["role", "stacks", "kill"],
+            vec!["role", "stacks", "start"],
+        ),
+        5 => (vec!["host", host, "cut"], vec!["host", host, "heal"]),
         _ => (
             vec!["daemon", "apiserver", "kill"],
             vec!["daemon", "apiserver", "start"],
@@ -106,7 +110,7 @@ async fn whatever_dies_at_whatever_moment_the_end_is_as_specified() {
         (0..SERVERS).map(|n| (format!("s{n}"), None)).collect();
 
     for round in 0..rounds {
-        let kind = random.below(6);
+        let kind = random.below(7);
         let host = (1 + random.below(2)).to_string();
         let delay = Duration::from_millis(random.below(1500));
         let pause = Duration::from_millis(random.below(800));

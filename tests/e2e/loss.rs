@@ -47,9 +47,10 @@ fn qemu_pid(id: &str) -> String {
 }
 
 fn roles(action: &str) {
-    let roles: [&[&str]; 4] = [
+    let roles: [&[&str]; 5] = [
         &["manager"],
         &["scheduler"],
+        &["stacks"],
         &["agent", "1"],
         &["agent", "2"],
     ];
@@ -182,7 +183,9 @@ async fn lost_objects_cost_no_vm_and_what_is_applied_again_is_adopted() {
     devstack(&["daemon", "apiserver", "start"]);
     roles("start");
 
-    // The host reports the orphan and leaves it alone.
+    // An administrator registers the hosts again; they report the orphan and leave it alone.
+    counts_an_orphan(2).await;
+    devstack(&["up", "--no-quickstart"]);
     reports_the_orphan(&lab, &id).await;
     assert_eq!(qemu_pid(&id), pid, "the VM was touched");
 

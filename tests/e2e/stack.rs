@@ -248,8 +248,8 @@ async fn a_manager_that_is_killed_at_any_moment_leaves_the_same_end() {
         apply(&project, "many", &spec((seed >> 40) & 3, flavor));
         tokio::time::sleep(Duration::from_millis((seed >> 30) % 1500)).await;
         tokio::task::spawn_blocking(|| {
-            devstack(&["role", "manager", "kill"]);
-            devstack(&["role", "manager", "start"]);
+            devstack(&["role", "stacks", "kill"]);
+            devstack(&["role", "stacks", "start"]);
         })
         .await
         .unwrap();

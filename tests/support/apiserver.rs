@@ -35,7 +35,7 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::api::{Api, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams};
 use kube::{Client, Config, Resource};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -170,6 +170,57 @@ impl TestServer {
     #[must_use]
     pub fn client(&self) -> Client {
         Client::try_from(self.config()).unwrap()
+    }
+
+    /// A client with the rights of a user, such as `alice` or
+    /// `system:serviceaccount:demo:maker`.
+    #[must_use]
+    pub fn client_of(&self, user: &str) -> Client {
+        let mut config = self.config();
+        config.auth_info.impersonate = Some(user.to_owned());
+        Client::try_from(config).unwrap()
+    }
+
+    /// Applies the objects of a file of the repository, such as `config/rbac/tenants.yaml`, after
+    /// `change` has changed its text.
+    pub async fn apply_changed(&self, path: &str, change: impl Fn(&str) -> String) {
+        let text = fs::read_to_string(crate::program::root().join(path)).unwrap();
+        let objects: Vec<Value> = serde_saphyr::from_multiple(&change(&text)).unwrap();
+        let params = PatchParams::apply("pileus-tests").force();
+        for value in objects {
+            let object: DynamicObject = serde_json::from_value(value).unwrap();
+            let name = object.metadata.name.clone().unwrap();
+            let kind = GroupVersionKind::try_from(object.types.as_ref().unwrap()).unwrap();
+            let found = kube::discovery::pinned_kind(&self.client(), &kind).await;
+            let (resource, _) = found.unwrap();
+            let api: Api<DynamicObject> = match &object.metadata.namespace {
+                Some(namespace) => Api::namespaced_with(self.client(), namespace, &resource),
+                None => Api::all_with(self.client(), &resource),
+            };
+            let applied = api.patch(&name, &params, &Patch::Apply(&object)).await;
+            if let Err(error) = applied {
+                panic!("cannot apply {name} of {path}: {error}");
+            }
+        }
+    }
+
+    /// Applies the objects of a file of the repository.
+    pub async fn apply(&self, path: &str) {
+        self.apply_changed(path, str::to_owned).await;
+    }
+
+    /// Starts kube-controller-manager with these controllers, such as
+    /// `clusterrole-aggregation-controller`.
+    pub fn start_controllers(&mut self, controllers: &str) {
+        let mut command = owned(&find_if("kube-controller-manager", new_enough));
+        command
+            .arg("--kubeconfig")
+            .arg(self.kubeconfig())
+            .arg("--leader-elect=false")
+            .arg("--secure-port=0")
+            .arg(format!("--controllers={controllers}"));
+        let log = self.directory.path().join("kube-controller-manager.log");
+        self.children.push(spawn(command, &log));
     }
 
     /// What a client with every right is made of.

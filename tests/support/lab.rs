@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
 use kube::{Client, ResourceExt};
 use pileus_api::conditions::{self, ConditionType};
+use pileus_api::names::{STACKS_TENANT_ROLE, USER_DATA_ROLE};
 use pileus_api::{Host, IPAllocation, Instance, Port, Server};
 
 const STATE: &str = "/var/lib/pileus-devstack";
@@ -190,6 +191,19 @@ impl Project {
             &format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}}}\n"),
             "",
         );
+        for (role, account) in [(STACKS_TENANT_ROLE, "stacks"), (USER_DATA_ROLE, "manager")] {
+            kubectl_apply(
+                &format!(
+                    "apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {{name: {role}}}
+roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: {role}}}
+subjects: [{{kind: ServiceAccount, name: {account}, namespace: pileus-system}}]
+"
+                ),
+                name,
+            );
+        }
         project
     }
 

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
-use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, RoleBinding};
 use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
 use kube::client::ClientBuilder;
 use kube::{Client, Resource, ResourceExt};
@@ -24,7 +24,8 @@ use pileus_api::{
     ServerGroup, Stack, Subnet, conditions,
 };
 use pileus_kube_ext::{Context, Metrics};
-use pileus_manager::{Caches, Config, Manager, stack, worker};
+use pileus_manager::stack::{self, Caches, StackManager};
+use pileus_manager::worker;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -62,9 +63,10 @@ impl Cloud {
         Self::start_as(None).await
     }
 
-    /// The controller has the rights that a manager is installed with, and no others.
-    pub async fn start_with_the_managers_rights() -> Self {
-        Self::start_as(Some("system:serviceaccount:pileus-system:manager")).await
+    /// The controller has the rights that the role is installed with, and no others. The namespace
+    /// has not opted in yet.
+    pub async fn start_with_the_roles_rights() -> Self {
+        Self::start_as(Some("system:serviceaccount:pileus-system:stacks")).await
     }
 
     async fn start_as(user: Option<&str>) -> Self {
@@ -86,30 +88,19 @@ impl Cloud {
             controller: None,
         };
         if user.is_some() {
-            cloud.install_rights().await;
+            cloud.server.apply("config/rbac/stacks.yaml").await;
         }
         cloud.start_controller().await;
         cloud
     }
 
-    /// What `config/rbac/manager.yaml` says.
-    async fn install_rights(&self) {
-        let text = include_str!("../../config/rbac/manager.yaml");
-        let client = self.server.client();
-        for part in text.split("\n---\n") {
-            let object = pileus_stack::yaml::parse(part).unwrap();
-            let object = serde_json::to_value(object).unwrap();
-            match object["kind"].as_str() {
-                Some("ClusterRole") => {
-                    create(&Api::<ClusterRole>::all(client.clone()), object).await;
-                }
-                Some("ClusterRoleBinding") => {
-                    create(&Api::<ClusterRoleBinding>::all(client.clone()), object).await;
-                }
-                // The account itself: nobody logs in with it here.
-                _ => {}
-            }
-        }
+    /// Lets Stacks be made real in the namespace, by the ClusterRole that a Stack names.
+    pub async fn opt_in(&self) {
+        let role = pileus_api::names::STACKS_TENANT_ROLE;
+        let binding = json!({"metadata": {"name": role},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
+            "subjects": [{"kind": "ServiceAccount", "name": "stacks", "namespace": "pileus-system"}]});
+        create(&self.api::<RoleBinding>(), binding).await;
     }
 
     pub async fn start_controller(&mut self) {
@@ -120,15 +111,9 @@ impl Cloud {
         let context = Context::with_client(client, MANAGER, Metrics::default());
         let context = context.await.unwrap();
         let caches = Caches::watch(&context);
-        let manager = Arc::new(Manager {
+        let manager = Arc::new(StackManager {
             context,
             caches,
-            config: Config {
-                ovn_nb: "unix:/nonexistent/ovnnb_db.sock".into(),
-                underlay_mtu: 1500,
-                underlay_ipv6: false,
-                identity: "test".into(),
-            },
             // Long enough to be visible in tests.
             stacks: stack::Shared::with_grace(Duration::from_secs(4)),
         });

@@ -1,4 +1,4 @@
-//! The Host itself: registration, inventory, heartbeat, orphans, collection of images.
+//! The Host itself, which administrators register: inventory, heartbeat, orphans, collection of images.
 
 pub mod plan;
 
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::jiff::Timestamp;
 use kube::Api;
-use kube::api::{ListParams, ObjectMeta, PostParams};
+use kube::api::ListParams;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -27,6 +27,7 @@ use pileus_hypervisor::{HostFacts, ListedDomain, State};
 use pileus_kube_ext::decode::Decoded;
 use pileus_kube_ext::readiness::Check;
 use pileus_kube_ext::report::apply_status;
+use pileus_kube_ext::telemetry::Readiness;
 use pileus_kube_ext::{ApiError, chain, find, is_unserved, lease};
 use pileus_storage::DirectoryMetadata;
 use pileus_values::Owner;
@@ -91,11 +92,17 @@ pub async fn read_cached_capacity(agent: &Agent) {
         .unwrap_or_else(PoisonError::into_inner) = capacity;
 }
 
-/// Keeps the Host's status up to date until `stop`.
-pub async fn run_status_reports(agent: Arc<Agent>, stop: CancellationToken, check: Check) {
+/// Keeps the Host's status up to date until `stop`; the agent is ready once its Host is
+/// registered.
+pub async fn run_status_reports(
+    agent: Arc<Agent>,
+    ready: Readiness,
+    stop: CancellationToken,
+    check: Check,
+) {
     loop {
         check.busy(REPORT_LIMIT);
-        if let Err(error) = observe_and_report(&agent).await {
+        if let Err(error) = observe_and_report(&agent, &ready).await {
             tracing::warn!(error = %chain(&error), "the Host's status cannot be reported");
         }
         check.ok();
@@ -130,7 +137,7 @@ pub async fn run_image_collection(agent: Arc<Agent>, stop: CancellationToken, ch
     }
 }
 
-async fn observe_and_report(agent: &Agent) -> Result<(), ApiError> {
+async fn observe_and_report(agent: &Agent, ready: &Readiness) -> Result<(), ApiError> {
     let name = &agent.config.host;
     let facts = agent.hypervisor.host().await;
     // Before the Host, which may be lost itself: the metric counts orphans all the same.
@@ -138,12 +145,12 @@ async fn observe_and_report(agent: &Agent) -> Result<(), ApiError> {
         Ok(domains) => orphans(agent, &domains).await,
         Err(_) => None,
     };
-    let host = match find(&agent.hosts, name)
-        .await
-        .map_err(ApiError::doing("read the Host"))?
-    {
-        Some(host) => host,
-        None => register(agent).await?,
+    let host = find(&agent.hosts, name).await;
+    let host = host.map_err(ApiError::doing("read the Host"))?;
+    ready.set(host.is_some());
+    let Some(host) = host else {
+        tracing::warn!("{}", plan::not_registered(name));
+        return Ok(());
     };
     let old = host.status.clone().unwrap_or_default();
     let is_reported = old.capacity.is_some() || facts.is_err();
@@ -236,24 +243,6 @@ async fn pci_devices(agent: &Agent, host: &Host) -> Option<Vec<HostDevice>> {
         numa_node: device.numa_node,
     });
     Some(offered(selectors, devices))
-}
-
-async fn register(agent: &Agent) -> Result<Host, ApiError> {
-    let host = Host {
-        metadata: ObjectMeta {
-            name: Some(agent.config.host.clone()),
-            ..ObjectMeta::default()
-        },
-        spec: HostSpec {
-            schedulable: true,
-            ..HostSpec::default()
-        },
-        status: None,
-    };
-    let created = agent.hosts.create(&PostParams::default(), &host).await;
-    let created = created.map_err(ApiError::doing("register the Host"))?;
-    tracing::info!(host = %agent.config.host, "registered");
-    Ok(created)
 }
 
 fn status(

@@ -71,6 +71,16 @@ pub fn capacity_available(
     Observation::no(type_, Reason::NothingLeft, message)
 }
 
+/// What an agent says whose Host nobody has registered.
+#[must_use]
+pub fn not_registered(host: &str) -> String {
+    format!(
+        "the Host {host} is not registered, so nothing is placed on it: an administrator registers \
+         it, with the labels and the spec that it is to have, by kubectl apply of {{\"apiVersion\": \
+         \"pileus.dev/v1alpha1\", \"kind\": \"Host\", \"metadata\": {{\"name\": \"{host}\"}}}}"
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -129,6 +139,16 @@ mod tests {
         );
         let explicit = say(Some(claim(0, 0, 0)), Some(claim(0, 14_101, 99)));
         assert_eq!(explicit.status, Some(true), "the spec counts");
+    }
+
+    #[test]
+    fn a_host_that_is_missing_is_told_with_what_to_apply() {
+        let told = not_registered("h1");
+        let (_, manifest) = told.split_once("apply of ").unwrap_or_default();
+        let host: Result<pileus_api::Host, _> = serde_json::from_str(manifest);
+        // Whoever applies it has a Host that takes Servers, by the schema's default.
+        assert!(host.is_err_and(|error| error.to_string().contains("spec")));
+        assert!(manifest.contains(r#""name": "h1""#), "{told}");
     }
 
     #[test]

@@ -9,9 +9,9 @@ use kube::ResourceExt;
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::reconcile;
+use super::{StackManager, reconcile};
+use crate::Outcome;
 use crate::stack::plan::Problem;
-use crate::{Manager, Outcome};
 use pileus_api::{Reason, Stack};
 
 /// When a Stack is reconciled again whose pass has panicked.
@@ -21,7 +21,7 @@ pub(super) const PANIC_RETRY_INTERVAL: Duration = Duration::from_secs(300);
 ///
 /// # Errors
 /// As [`reconcile`].
-pub async fn reconcile_isolated(stack: Arc<Stack>, manager: Arc<Manager>) -> Outcome {
+pub async fn reconcile_isolated(stack: Arc<Stack>, manager: Arc<StackManager>) -> Outcome {
     let name = stack.name_any();
     let task = tokio::spawn(reconcile(stack, manager));
     match AbortOnDropHandle::new(task).await {
@@ -46,9 +46,10 @@ pub fn compute<T>(work: impl FnOnce() -> T) -> Result<T, Problem> {
     };
     done.map_err(|_| Problem {
         reason: Reason::Failed,
-        message: "evaluating it ended in a fault of Pileus itself, which its manager's log \
+        message:
+            "evaluating it ended in a fault of Pileus itself, which the log of `pileus stacks` \
                   tells more of; nothing of it is touched. Please report it with the template"
-            .to_owned(),
+                .to_owned(),
     })
 }
 

@@ -10,9 +10,9 @@ use kube::{Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::caches::Caches;
 use super::record::Reference;
 use super::triggers::{by_stack, makers};
-use crate::caches::Caches;
 use pileus_api::Stack;
 use pileus_kube_ext::cache::Cache;
 use pileus_kube_ext::triggers::Triggers;

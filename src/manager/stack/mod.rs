@@ -6,6 +6,7 @@
 //! hidden parameters never have to be written into a child's spec, and after a crash an outer and
 //! an inner stack cannot disagree.
 
+pub mod caches;
 pub mod children;
 pub mod isolation;
 mod kinds;
@@ -15,6 +16,7 @@ pub mod read_cache;
 pub mod record;
 pub mod record_store;
 mod recovery;
+mod role;
 pub mod served_kinds;
 mod shared;
 pub mod source_watch;
@@ -35,7 +37,8 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use uuid::Uuid;
 
-use crate::{Manager, Outcome, crd_deletion};
+use crate::{Outcome, crd_deletion};
+pub use caches::Caches;
 use children::Children;
 use pileus_api::names::{
     CLEAR_HOOKS_ANNOTATION, MANAGER, MANAGER_FINALIZER, REBUILD_RECORD_ANNOTATION,
@@ -51,11 +54,14 @@ use plan::refusals::Refused;
 use plan::{Observed, Plan, Problem, Step};
 use record::{Action, Key, Reference, Sources, StackRecord, State};
 use record_store::RecordStore;
+pub use role::{StackManager, run};
 pub use shared::Shared;
 pub use triggers::{by_stack, triggers};
 
 /// How often a Stack is reconciled while a problem blocks it whose end is not watched.
 const BLOCKED_RETRY_INTERVAL: Duration = Duration::from_secs(30);
+/// How often a Stack is reconciled whose namespace has not opted in.
+const OPT_IN_INTERVAL: Duration = Duration::from_secs(10);
 /// How many steps of one Stack run at once.
 const MAX_CONCURRENT_STEPS: usize = 16;
 
@@ -63,7 +69,7 @@ const MAX_CONCURRENT_STEPS: usize = 16;
 ///
 /// # Errors
 /// When the API server refused or did not answer; the next pass continues.
-pub async fn reconcile(stack: Arc<Stack>, manager: Arc<Manager>) -> Outcome {
+pub async fn reconcile(stack: Arc<Stack>, manager: Arc<StackManager>) -> Outcome {
     let outcome = try_reconcile(stack.clone(), manager.clone()).await;
     let uid = stack.uid().unwrap_or_default();
     let error = outcome.as_ref().err().filter(|error| !error.is_conflict());
@@ -79,7 +85,7 @@ pub async fn reconcile(stack: Arc<Stack>, manager: Arc<Manager>) -> Outcome {
     outcome
 }
 
-async fn try_reconcile(stack: Arc<Stack>, manager: Arc<Manager>) -> Outcome {
+async fn try_reconcile(stack: Arc<Stack>, manager: Arc<StackManager>) -> Outcome {
     let client = &manager.context.client;
     let api: Api<Stack> = Api::namespaced(client.clone(), &stack.namespace().unwrap_or_default());
     let deleting = finalize::is_deleting(&*stack);
@@ -99,7 +105,14 @@ async fn try_reconcile(stack: Arc<Stack>, manager: Arc<Manager>) -> Outcome {
         return Ok(Some(left));
     }
     let store = RecordStore::of(client, &stack);
-    let read = match store.read().await {
+    let children = Children::of(client, &manager.caches, &manager.stacks, &stack);
+    let read = store.read().await;
+    if let Err(error) = &read
+        && let Some(problem) = role::not_opted_in(error, &stack.namespace().unwrap_or_default())
+    {
+        return refuse_namespace(&api, &stack, &manager, &children, &problem).await;
+    }
+    let read = match read {
         // Without the record, all objects with the Stack's label are deleted.
         Err(error) if deleting && is_unreadable(&error) => {
             store.delete_record(None).await?;
@@ -114,7 +127,6 @@ async fn try_reconcile(stack: Arc<Stack>, manager: Arc<Manager>) -> Outcome {
         read => read?,
     };
     let (record, mut version) = read.map_or((None, None), |(l, v)| (Some(l), Some(v)));
-    let children = Children::of(client, &manager.caches, &manager.stacks, &stack);
     let is_lost = plan::rebuild::is_lost(&stack, record.as_ref());
     let mut observed = observe(&stack, &manager, &store, &children, record).await?;
     manager.stacks.delay_next_pass(
@@ -181,6 +193,27 @@ async fn try_reconcile(stack: Arc<Stack>, manager: Arc<Manager>) -> Outcome {
     error.map_or(Ok(requeue), Err)
 }
 
+/// Reports that the Stack's namespace has not opted in. One that is being deleted goes all the
+/// same if it has made nothing, or if what it has made goes with the namespace.
+async fn refuse_namespace(
+    api: &Api<Stack>,
+    stack: &Stack,
+    manager: &StackManager,
+    children: &Children<'_>,
+    problem: &Problem,
+) -> Outcome {
+    let has_record = stack.status.as_ref().is_some_and(|s| s.record.is_some());
+    if finalize::is_deleting(stack) && (!has_record || children.is_namespace_terminating().await?) {
+        let stacks = Objects::of(api.clone());
+        stacks.remove_finalizer(stack, MANAGER_FINALIZER).await?;
+        manager.stacks.forget(&stack.uid().unwrap_or_default());
+        return Ok(None);
+    }
+    let status = status::blocked(stack, problem, Timestamp::now());
+    write_status(api, stack, manager, &status).await?;
+    Ok(Some(OPT_IN_INTERVAL))
+}
+
 /// Deletes the Secrets of a Stack that has no objects any more, and removes its finalizer.
 ///
 /// With `record` (the definition of Stacks was deleted, so objects stay), only the record and the
@@ -188,7 +221,7 @@ async fn try_reconcile(stack: Arc<Stack>, manager: Arc<Manager>) -> Outcome {
 async fn release_stack(
     api: &Api<Stack>,
     stack: &Stack,
-    manager: &Manager,
+    manager: &StackManager,
     store: &RecordStore,
     record: Option<&StackRecord>,
 ) -> Result<(), ApiError> {
@@ -244,7 +277,7 @@ async fn remove_annotation(
 
 async fn observe<'a>(
     stack: &Stack,
-    manager: &Manager,
+    manager: &StackManager,
     store: &RecordStore,
     children: &'a Children<'a>,
     record: Option<StackRecord>,
@@ -324,7 +357,7 @@ async fn observe<'a>(
 
 /// Whether a Stack is being deleted only because the definition of Stacks is. The API server is
 /// asked until the answer is no, which is remembered.
-async fn is_definition_deleted(stack: &Stack, manager: &Manager) -> Result<bool, ApiError> {
+async fn is_definition_deleted(stack: &Stack, manager: &StackManager) -> Result<bool, ApiError> {
     let uid = stack.uid().unwrap_or_default();
     if manager.stacks.is_deletion_requested(&uid) {
         return Ok(false);
@@ -457,7 +490,7 @@ async fn delete_old_sources(
 async fn report(
     api: &Api<Stack>,
     stack: &Stack,
-    manager: &Manager,
+    manager: &StackManager,
     plan: &Plan,
     store: &RecordStore,
     observed: &Observed<'_>,
@@ -487,7 +520,7 @@ async fn report(
 async fn write_status(
     api: &Api<Stack>,
     stack: &Stack,
-    manager: &Manager,
+    manager: &StackManager,
     status: &StackStatus,
 ) -> Result<(), ApiError> {
     if !apply_status(api, MANAGER, stack, status).await? {

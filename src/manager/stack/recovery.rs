@@ -3,12 +3,12 @@
 
 use std::collections::BTreeSet;
 
+use super::StackManager;
 use super::children::Children;
 use super::isolation;
 use super::plan::rebuild::{is_confirmed, problem, rebuild};
 use super::plan::{Observed, Problem};
 use super::record::StackRecord;
-use crate::Manager;
 use pileus_api::{Reason, Stack};
 use pileus_kube_ext::{ApiError, finalize};
 
@@ -72,7 +72,7 @@ pub(super) fn unreadable(record_name: &str) -> Problem {
 }
 
 /// Reports in an event that the record was rebuilt.
-pub(super) fn report_rebuilt(stack: &Stack, manager: &Manager, record: &StackRecord) {
+pub(super) fn report_rebuilt(stack: &Stack, manager: &StackManager, record: &StackRecord) {
     let many = record.entries.len();
     let note = format!(
         "the record of the stack's objects was lost; it is rebuilt from the existing objects, with \

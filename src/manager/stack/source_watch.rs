@@ -16,7 +16,8 @@ use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Client, ResourceExt};
 use serde::de::DeserializeOwned;
 
-use crate::{Manager, log_retry};
+use super::StackManager;
+use crate::log_retry;
 use pileus_api::Stack;
 use pileus_api::stack::SourceKind;
 use pileus_kube_ext::is_gone;
@@ -37,7 +38,7 @@ type Named = (bool, String, String);
 type Version = Option<(String, String)>;
 
 /// Has Stacks looked at when what they name changes, for as long as their controller runs.
-pub fn start(manager: &Arc<Manager>, triggers: &Triggers<Stack>) {
+pub fn start(manager: &Arc<StackManager>, triggers: &Triggers<Stack>) {
     let queue = triggers.queue().clone();
     let manager = manager.clone();
     let check = manager.context.ready.check("loop/stack-sources");
@@ -124,6 +125,8 @@ where
             found.metadata.resource_version.unwrap_or_default(),
         ))),
         Err(error) if is_gone(&error) => Ok(None),
+        // Its namespace has not opted in, which the Stack says.
+        Err(kube::Error::Api(status)) if status.is_forbidden() => Ok(None),
         Err(error) => Err(error),
     }
 }

@@ -4,8 +4,8 @@
 use kube::runtime::reflector::ObjectRef;
 use kube::{Resource, ResourceExt};
 
+use super::caches::Caches;
 use super::kinds;
-use crate::caches::Caches;
 use pileus_api::Stack;
 use pileus_api::names::STACK_UID_LABEL;
 use pileus_kube_ext::cache::{Cache, Index};

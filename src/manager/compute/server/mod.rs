@@ -205,7 +205,11 @@ async fn user_data(server: &Server, manager: &Manager) -> Result<UserData, ApiEr
     };
     let namespace = server.namespace().unwrap_or_default();
     let secrets = Objects::<Secret>::namespaced(&manager.context.client, &namespace);
-    Ok(match secrets.get(&from.name).await? {
+    let found = match secrets.get(&from.name).await {
+        Err(error) if error.is_forbidden() => return Ok(UserData::NotAllowed),
+        found => found?,
+    };
+    Ok(match found {
         None => UserData::NoSecret(from.name.clone()),
         Some(secret) => match secret.data.unwrap_or_default().remove(&from.key) {
             None => UserData::NoKey(from.name.clone(), from.key.clone()),

@@ -22,11 +22,11 @@ use kube::{Api, Client, ResourceExt};
 use tokio::sync::Semaphore;
 
 use super::Shared;
+use super::caches::Caches;
 use super::kinds;
 use super::read_cache::ReadCache;
 use super::record::{Entry, Reference, StackRecord};
 use super::served_kinds::ServedKinds;
-use crate::caches::Caches;
 use pileus_api::Stack;
 use pileus_kube_ext::{ApiError, chain, finalize, find};
 use pileus_stack::value::Value;
@@ -149,7 +149,7 @@ impl<'a> Children<'a> {
                     found.insert(object, live);
                 }
                 Ok(None) => self.read_cache.forget(&self.uid(), &object),
-                Err(error) if by_account && is_forbidden(&error) => denied = Some(chain(&error)),
+                Err(error) if by_account && error.is_forbidden() => denied = Some(chain(&error)),
                 Err(error) => return Err(error),
             }
         }
@@ -216,8 +216,4 @@ impl super::plan::Lookup for Children<'_> {
     fn find(&self, kind: &str, name: &str) -> Option<Value> {
         self.watched(kind, name)
     }
-}
-
-fn is_forbidden(error: &ApiError) -> bool {
-    matches!(&*error.source, kube::Error::Api(status) if status.is_forbidden())
 }

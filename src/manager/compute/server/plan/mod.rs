@@ -77,6 +77,8 @@ pub enum UserData {
     Is(Vec<u8>),
     /// The Secret does not exist.
     NoSecret(String),
+    /// The namespace does not let the manager read its Secrets.
+    NotAllowed,
     /// The Secret has no such key.
     NoKey(String, String),
 }
@@ -87,6 +89,7 @@ impl fmt::Debug for UserData {
             Self::NotNeeded => f.write_str("NotNeeded"),
             Self::Is(bytes) => write!(f, "Is({} bytes)", bytes.len()),
             Self::NoSecret(name) => write!(f, "NoSecret({name})"),
+            Self::NotAllowed => f.write_str("NotAllowed"),
             Self::NoKey(name, key) => write!(f, "NoKey({name}, {key})"),
         }
     }
@@ -196,7 +199,7 @@ impl Progress {
             return false;
         };
         problems.iter().any(|p| match p.reason {
-            Reason::SecretNotFound | Reason::SecretKeyNotFound => true,
+            Reason::SecretNotFound | Reason::SecretKeyNotFound | Reason::NotOptedIn => true,
             Reason::UserDataTooLarge => !p.terminal,
             _ => false,
         })

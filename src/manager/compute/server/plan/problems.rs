@@ -7,6 +7,7 @@ use super::{Observed, ObservedNic, Problem, UserData};
 use pileus_api::common::Claim;
 use pileus_api::conditions::{self, ConditionType};
 use pileus_api::image::DiskFormat;
+use pileus_api::names::{USER_DATA_ROLE, opt_in_command};
 use pileus_api::server::ServerNetwork;
 use pileus_api::{Image, Reason, Server, validation};
 use pileus_guest::MAX_USER_DATA;
@@ -143,6 +144,15 @@ pub(super) fn problems(
             Reason::SecretNotFound,
             false,
             format!("spec.userDataFrom: there is no Secret `{name}` in namespace `{namespace}`"),
+        ),
+        UserData::NotAllowed => add(
+            Reason::NotOptedIn,
+            false,
+            format!(
+                "spec.userDataFrom: the namespace {namespace} does not let Pileus read its Secrets; \
+                 an administrator of the namespace allows it with: {}",
+                opt_in_command(USER_DATA_ROLE, "manager", &namespace)
+            ),
         ),
         UserData::NoKey(name, key) => add(
             Reason::SecretKeyNotFound,

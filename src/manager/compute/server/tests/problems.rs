@@ -48,7 +48,7 @@ fn what_cannot_be_used_as_it_is_names_the_field_and_its_value() {
 
 #[test]
 fn each_missing_thing_has_its_reason_and_its_culprit() {
-    let cases: [(Change<'_>, Reason, &str); 13] = [
+    let cases: [(Change<'_>, Reason, &str); 14] = [
         (&|_, s| s.flavor = None, Reason::FlavorNotFound, "`small`"),
         (&|_, s| s.image = None, Reason::ImageNotFound, "`tiny`"),
         (
@@ -107,6 +107,12 @@ fn each_missing_thing_has_its_reason_and_its_culprit() {
             &|_, s| s.user_data = UserData::NoSecret("init".into()),
             Reason::SecretNotFound,
             "`init`",
+        ),
+        (
+            &|_, s| s.user_data = UserData::NotAllowed,
+            Reason::NotOptedIn,
+            "kubectl create rolebinding pileus-user-data --namespace demo --clusterrole \
+             pileus-user-data --serviceaccount pileus-system:manager",
         ),
         (
             &|_, s| s.user_data = UserData::NoKey("init".into(), "k".into()),
