@@ -2,10 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::watch;
 
-use super::diff::{Diff, diff};
+use super::apply::Apply;
+use super::diff::Diff;
+use super::refusals::Refusals;
 use super::rows::Desired;
 use super::token::Token;
 use crate::ovsdb::{Client, Datum, Endpoint, Error, Monitor, Options, Replica, View};
@@ -39,7 +42,8 @@ pub trait NorthboundDb: Send + Sync {
     fn claim(&self, token: &Token) -> impl Future<Output = Result<(), ApplyError>> + Send;
 
     /// Brings our rows into the desired state by one transaction, or none if they are.
-    /// `deleted` holds uids of owners whose deletion was observed; see [`diff`].
+    /// `deleted` holds uids of owners whose deletion was observed; see [`diff`](super::diff()).
+    /// Owners whose rows the database refuses are left out and reported, and stop nobody else.
     fn apply(
         &self,
         token: &Token,
@@ -115,6 +119,7 @@ pub fn monitor() -> Monitor {
 #[derive(Clone, Debug)]
 pub struct Northbound {
     client: Client,
+    refusals: Arc<Mutex<Refusals>>,
 }
 
 impl Northbound {
@@ -123,6 +128,7 @@ impl Northbound {
     pub fn start(endpoints: Vec<Endpoint>, options: Options) -> Self {
         Self {
             client: Client::start(endpoints, monitor(), options),
+            refusals: Arc::default(),
         }
     }
 
@@ -159,20 +165,13 @@ impl NorthboundDb for Northbound {
             // The replica is outdated; the client's error says why there is no connection.
             self.client.transact(Vec::new()).await?;
         }
-        let view = self.view();
-        let found = diff(&view.replica, &token.cluster, desired, deleted);
-        if found.operations.is_empty() {
-            return Ok(found);
-        }
-        let mut operations = Vec::with_capacity(found.operations.len() + 1);
-        operations.push(token.guard());
-        operations.extend(found.operations.iter().cloned());
-        match self.client.transact(operations).await {
-            Ok(_) => Ok(found),
-            Err(Error::WaitFailed { index: 0 }) => Err(ApplyError::Fenced {
-                holder: token.holder(&self.view().replica),
-            }),
-            Err(error) => Err(error.into()),
-        }
+        let apply = Apply {
+            client: &self.client,
+            token,
+            desired,
+            deleted,
+            refusals: &self.refusals,
+        };
+        apply.run().await
     }
 }

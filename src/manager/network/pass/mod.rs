@@ -91,6 +91,8 @@ struct Outcome {
     again: bool,
     /// Deletions wait for others.
     blocked: bool,
+    /// OVN refused rows of an object, which are tried again then.
+    retry_after: Option<Duration>,
 }
 
 /// Runs the network until `stop`. Call it once, after leadership was won.
@@ -137,6 +139,7 @@ pub async fn run_network(
         if !outcome.failed {
             backoff.reset(&());
         }
+        let wait = outcome.retry_after.map_or(wait, |retry| retry.min(wait));
         let timer = tokio::time::sleep(wait);
         tokio::select! {
             changed = caches.changes.changed() => {
