@@ -1,5 +1,7 @@
 //! Leases: leadership of a role, and the heartbeat of a host.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
@@ -30,6 +32,7 @@ pub struct Leader {
     api: Api<Lease>,
     name: String,
     identity: String,
+    generation: Arc<AtomicI64>,
 }
 
 impl Leader {
@@ -40,7 +43,25 @@ impl Leader {
             api: Api::namespaced(client, namespace),
             name: name.to_owned(),
             identity,
+            generation: Arc::default(),
         }
+    }
+
+    /// Counts the leaders: a later one has a higher number, also when the lease was deleted and
+    /// made again in between. 0 before this process led.
+    #[must_use]
+    pub fn generation(&self) -> i64 {
+        self.generation.load(Ordering::SeqCst)
+    }
+
+    fn is_ours(&self, lease: &Lease) -> bool {
+        let made = lease.metadata.creation_timestamp.as_ref();
+        let made = made.map_or(0, |time| time.0.as_second());
+        let made = made.clamp(0, i64::from(u32::MAX >> 1));
+        let transitions = lease.spec.as_ref().and_then(|spec| spec.lease_transitions);
+        let generation = (made << 32) | i64::from(transitions.unwrap_or(0).max(0));
+        self.generation.store(generation, Ordering::SeqCst);
+        true
     }
 
     /// Who we are.
@@ -84,7 +105,7 @@ impl Leader {
                 spec: Some(self.spec(0)),
             };
             return match self.api.create(&PostParams::default(), &lease).await {
-                Ok(_) => Ok(true),
+                Ok(lease) => Ok(self.is_ours(&lease)),
                 Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(false),
                 Err(error) => Err(ApiError::doing(doing())(error)),
             };
@@ -113,7 +134,7 @@ impl Leader {
             .replace(&self.name, &PostParams::default(), &taken)
             .await
         {
-            Ok(_) => Ok(true),
+            Ok(lease) => Ok(self.is_ours(&lease)),
             Err(kube::Error::Api(status)) if status.is_conflict() => Ok(false),
             Err(error) => Err(ApiError::doing(doing())(error)),
         }

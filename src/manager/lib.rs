@@ -96,7 +96,7 @@ pub async fn run(
         () = stop.cancelled() => return Ok(()),
     }
     tracing::info!(identity = %config.identity, "leading");
-    let work = lead(config, context, stop.clone());
+    let work = lead(config, context, leader.generation(), stop.clone());
     let lost = tokio::select! {
         ended = work => {
             if let Err(error) = ended {
@@ -116,7 +116,12 @@ pub async fn run(
     }
 }
 
-async fn lead(config: Config, context: Context, stop: CancellationToken) -> Result<(), Error> {
+async fn lead(
+    config: Config,
+    context: Context,
+    generation: i64,
+    stop: CancellationToken,
+) -> Result<(), Error> {
     let caches = Caches::watch(&context.client);
     let manager = Arc::new(Manager {
         context,
@@ -131,7 +136,7 @@ async fn lead(config: Config, context: Context, stop: CancellationToken) -> Resu
     }
     let controllers = futures::future::join_all(controllers(&manager, &stop));
     let network = pass::run_network(
-        network_config(&manager.config),
+        network_config(&manager.config, generation),
         manager.context.clone(),
         NetworkCaches::of(&manager.caches),
         stop.clone(),
@@ -170,12 +175,13 @@ fn controllers(manager: &Arc<Manager>, stop: &CancellationToken) -> Vec<BoxFutur
     ]
 }
 
-fn network_config(config: &Config) -> pass::NetworkConfig {
+fn network_config(config: &Config, generation: i64) -> pass::NetworkConfig {
     pass::NetworkConfig {
         ovn_nb: config.ovn_nb.clone(),
         underlay_mtu: config.underlay_mtu,
         underlay_ipv6: config.underlay_ipv6,
         identity: config.identity.clone(),
+        generation,
     }
 }
 

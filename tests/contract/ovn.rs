@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use pileus_network::northbound::token::Token;
+use pileus_network::northbound::token::{Holder, Token};
 use pileus_network::northbound::{ApplyError, Desired, NorthboundDb, NotApplied, controller};
 use pileus_network::ovsdb::{Error, Options, View};
 use pileus_network::topology::{
@@ -24,6 +24,7 @@ pub(super) fn token(identity: &str) -> Token {
     Token {
         cluster: cluster(),
         identity: identity.into(),
+        generation: 1,
     }
 }
 
@@ -362,21 +363,43 @@ async fn absence_removes_nothing_and_is_reported() {
 async fn of_two_leaders_only_the_one_with_the_token_can_write() {
     let ovn = Ovn::start();
     let (old, new) = (ovn.connect().await, ovn.connect().await);
-    let (first, second) = (token("first"), token("second"));
+    let first = token("first");
+    let second = Token {
+        generation: 2,
+        ..token("second")
+    };
     let want = desired(&topology(1));
     assert!(matches!(
         old.apply(&first, &want, &nothing()).await,
         Err(ApplyError::Fenced { holder: None })
     ));
     old.claim(&first).await.unwrap();
+    let before = old.view().replica;
+    ovn.nbctl(&["set", "NB_Global", ".", "external_ids:theirs=1"]);
     new.claim(&second).await.unwrap();
-    let refused = old.apply(&first, &want, &nothing()).await;
+    // The old one was asleep meanwhile. It may even decide by what it read before that.
+    let by_second = Err(ApplyError::Fenced {
+        holder: Some(Holder {
+            generation: 2,
+            identity: "second".into(),
+        }),
+    });
     assert_eq!(
-        refused,
-        Err(ApplyError::Fenced {
-            holder: Some("second".into())
-        })
+        old.apply(&first, &want, &nothing()).await.map(drop),
+        by_second
     );
+    assert_eq!(old.claim(&first).await, by_second);
+    let stale = first.claim(&before).unwrap();
+    assert_eq!(
+        old.client().transact(stale).await,
+        Err(Error::WaitFailed { index: 0 })
+    );
+    let twin = Token {
+        generation: 2,
+        ..token("twin")
+    };
+    assert_eq!(old.claim(&twin).await, by_second);
+    new.claim(&second).await.unwrap();
     assert_eq!(ovn.nbctl(&["ls-list"]), "");
     new.apply(&second, &want, &nothing()).await.unwrap();
     assert_eq!(ovn.nbctl(&["ls-list"]).lines().count(), 1);

@@ -10,18 +10,21 @@ use super::apply::Apply;
 use super::diff::Diff;
 use super::refusals::Refusals;
 use super::rows::Desired;
-use super::token::Token;
+use super::token::{Holder, Token};
 use crate::ovsdb::{Client, Datum, Endpoint, Error, Monitor, Options, Replica, View};
+
+/// How often a claim is decided anew because the table has changed.
+const CLAIM_ATTEMPTS: usize = 20;
 
 /// Why the desired rows were not applied.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ApplyError {
     /// Another manager leads, so nothing was changed; claim the token again only after
     /// leadership was won again.
-    #[error("another manager leads{}; nothing was written", holder.as_deref().map(|h| format!(": {h}")).unwrap_or_default())]
+    #[error("another manager leads{}; nothing was written", holder.as_ref().map(|h| format!(": {h}")).unwrap_or_default())]
     Fenced {
         /// Who holds the token, as far as known.
-        holder: Option<String>,
+        holder: Option<Holder>,
     },
     /// The database failed or refused.
     #[error("cannot write OVN's Northbound database")]
@@ -37,8 +40,8 @@ pub trait NorthboundDb: Send + Sync {
     /// keep it, and read the view after each notification.
     fn watch(&self) -> watch::Receiver<View>;
 
-    /// Claims the leader's token. Call it once after leadership was won, never to get a lost
-    /// token back.
+    /// Claims the leader's token, which succeeds only if its holder is an earlier leader. Call it
+    /// once after leadership was won.
     fn claim(&self, token: &Token) -> impl Future<Output = Result<(), ApplyError>> + Send;
 
     /// Brings our rows into the desired state by one transaction, or none if they are.
@@ -149,10 +152,20 @@ impl NorthboundDb for Northbound {
     }
 
     async fn claim(&self, token: &Token) -> Result<(), ApplyError> {
-        self.client
-            .transact(token.claim(&self.view().replica))
-            .await?;
-        Ok(())
+        let mut last = Error::Disconnected;
+        for _ in 0..CLAIM_ATTEMPTS {
+            let replica = self.view().replica;
+            let operations = token.claim(&replica).map_err(|holder| ApplyError::Fenced {
+                holder: Some(holder),
+            })?;
+            match self.client.transact(operations).await {
+                Ok(_) => return Ok(()),
+                // Somebody has written the table meanwhile, maybe only another key.
+                Err(error @ Error::WaitFailed { index: 0 }) => last = error,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(last.into())
     }
 
     async fn apply(

@@ -12,7 +12,7 @@ use crate::network::plan::{Plan, plan};
 use crate::network::security_group::default_group::DefaultGroups;
 use pileus_api::{IPAllocation, Reason};
 use pileus_kube_ext::{Context, chain};
-use pileus_network::northbound::token::Token;
+use pileus_network::northbound::token::{Holder, Token};
 use pileus_network::northbound::{ApplyError, Diff, Northbound, NorthboundDb, NotApplied};
 use pileus_network::ovsdb::ConnectionState;
 
@@ -144,6 +144,9 @@ impl Worker {
         if !self.token_claimed {
             match self.northbound.claim(&self.token).await {
                 Ok(()) => self.token_claimed = true,
+                Err(ApplyError::Fenced {
+                    holder: Some(holder),
+                }) => return Err(self.fenced(holder)),
                 Err(error) => return Ok(Rows::Unavailable(chain(&error))),
             }
         }
@@ -175,6 +178,13 @@ impl Worker {
         self.apply(plan).await
     }
 
+    fn fenced(&self, holder: Holder) -> NetworkError {
+        NetworkError::Fenced {
+            holder,
+            key: self.token.key(),
+        }
+    }
+
     async fn apply(&mut self, plan: &Plan) -> Result<Rows, NetworkError> {
         let done = self
             .northbound
@@ -182,12 +192,15 @@ impl Worker {
             .await;
         match done {
             Ok(diff) => Ok(Rows::Committed(diff)),
-            Err(ApplyError::Fenced { holder: None }) => {
-                // Nobody holds the token: the database was replaced by a new one.
+            Err(ApplyError::Fenced {
+                holder: Some(holder),
+            }) if holder.generation >= self.token.generation => Err(self.fenced(holder)),
+            Err(ApplyError::Fenced { .. }) => {
+                // Nobody holds the token, or an earlier leader: the database was replaced by a new
+                // one or by a copy.
                 self.token_claimed = false;
                 Ok(Rows::Unavailable("the database was replaced".to_owned()))
             }
-            Err(ApplyError::Fenced { holder }) => Err(NetworkError::Fenced { holder }),
             Err(error) => Ok(Rows::Unavailable(chain(&error))),
         }
     }
