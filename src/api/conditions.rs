@@ -154,6 +154,8 @@ string_enum! {
         HypervisorUnavailable,
         /// OVN does not answer.
         NetworkUnavailable,
+        /// OVN's database refuses what the object becomes there.
+        RefusedByOVN,
         /// The ports' flows have not been reported in time.
         NetworkNotReady,
         /// libvirt refused.

@@ -90,21 +90,19 @@ pub async fn run(
 ) -> Result<(), Error> {
     let identity = config.identity.clone();
     let until = stop.clone();
-    while_leading(names::MANAGER, identity, &context, ready, stop, |context| {
-        lead(config, context, until)
-    })
-    .await
+    let work = |context, generation| lead(config, context, generation, until);
+    while_leading(names::MANAGER, identity, &context, ready, stop, work).await
 }
 
 /// Does `work` once this process leads the role, and as long as it does, with a context whose
-/// client writes nothing once leadership may have ended.
+/// client writes nothing once leadership may have ended; `work` also gets the leader's generation.
 async fn while_leading<W>(
     name: &str,
     identity: String,
     context: &Context,
     ready: Readiness,
     stop: CancellationToken,
-    work: impl FnOnce(Context) -> W,
+    work: impl FnOnce(Context, i64) -> W,
 ) -> Result<(), Error>
 where
     W: Future<Output = Result<(), Error>>,
@@ -112,10 +110,18 @@ where
     ensure_namespace(&context.client, SYSTEM_NAMESPACE).await?;
     // A replica that waits for leadership is ready as well.
     ready.set(true);
-    lease::lead(context, name, identity, &stop, |context, _| work(context)).await
+    lease::lead(context, name, identity, &stop, |context, leadership| {
+        work(context, leadership.generation())
+    })
+    .await
 }
 
-async fn lead(config: Config, context: Context, stop: CancellationToken) -> Result<(), Error> {
+async fn lead(
+    config: Config,
+    context: Context,
+    generation: i64,
+    stop: CancellationToken,
+) -> Result<(), Error> {
     host::forget_heartbeats();
     let caches = Caches::watch(&context);
     let manager = Arc::new(Manager {
@@ -130,7 +136,7 @@ async fn lead(config: Config, context: Context, stop: CancellationToken) -> Resu
     }
     let controllers = futures::future::join_all(controllers(&manager, &stop));
     let network = pass::run_network(
-        network_config(&manager.config),
+        network_config(&manager.config, generation),
         manager.context.clone(),
         NetworkCaches::of(&manager.caches),
         stop.clone(),
@@ -166,12 +172,13 @@ fn controllers(manager: &Arc<Manager>, stop: &CancellationToken) -> Vec<BoxFutur
     ]
 }
 
-fn network_config(config: &Config) -> pass::NetworkConfig {
+fn network_config(config: &Config, generation: i64) -> pass::NetworkConfig {
     pass::NetworkConfig {
         ovn_nb: config.ovn_nb.clone(),
         underlay_mtu: config.underlay_mtu,
         underlay_ipv6: config.underlay_ipv6,
         identity: config.identity.clone(),
+        generation,
     }
 }
 

@@ -46,6 +46,8 @@ impl Manager {
             underlay_mtu: 1500,
             underlay_ipv6: false,
             identity: identity.to_owned(),
+            // Leaders of a test are named in the order of the alphabet.
+            generation: identity.bytes().map(i64::from).sum(),
         };
         let stop = CancellationToken::new();
         let caches = NetworkCaches::of(&Caches::watch(&context));

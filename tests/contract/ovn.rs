@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use pileus_network::northbound::token::Token;
+use pileus_network::northbound::token::{Holder, Token};
 use pileus_network::northbound::{ApplyError, Desired, NorthboundDb, NotApplied, controller};
 use pileus_network::ovsdb::{Error, Options, View};
 use pileus_network::topology::{
@@ -16,18 +16,19 @@ use pileus_network::topology::{
 use pileus_tests::ovn::Ovn;
 use pileus_values::{ClusterId, Mac, Owner};
 
-fn cluster() -> ClusterId {
+pub(super) fn cluster() -> ClusterId {
     ClusterId("5f1c4f4e-0000-4000-8000-000000000001".into())
 }
 
-fn token(identity: &str) -> Token {
+pub(super) fn token(identity: &str) -> Token {
     Token {
         cluster: cluster(),
         identity: identity.into(),
+        generation: 1,
     }
 }
 
-fn owner(kind: &str, name: &str) -> Owner {
+pub(super) fn owner(kind: &str, name: &str) -> Owner {
     Owner {
         cluster: cluster(),
         kind: kind.into(),
@@ -37,7 +38,7 @@ fn owner(kind: &str, name: &str) -> Owner {
     }
 }
 
-fn ingress(name: &str, port: u16, remote: Remote) -> RuleIn {
+pub(super) fn ingress(name: &str, port: u16, remote: Remote) -> RuleIn {
     RuleIn {
         owner: owner("SecurityGroup", "web"),
         group: Key::new("team", "web"),
@@ -54,7 +55,7 @@ fn ingress(name: &str, port: u16, remote: Remote) -> RuleIn {
     }
 }
 
-fn topology(ports: usize) -> Topology {
+pub(super) fn topology(ports: usize) -> Topology {
     let port = |n: usize| {
         let owner = owner("Port", &format!("p{n}"));
         let id = logical_port(&cluster(), &Key::of(&owner));
@@ -131,17 +132,17 @@ fn topology(ports: usize) -> Topology {
     }
 }
 
-fn desired(topology: &Topology) -> Desired {
+pub(super) fn desired(topology: &Topology) -> Desired {
     let compiled = compile(topology);
     assert_eq!(compiled.problems, []);
     compiled.desired
 }
 
-fn port_name(n: usize) -> String {
+pub(super) fn port_name(n: usize) -> String {
     logical_port(&cluster(), &Key::new("team", &format!("p{n}")))
 }
 
-fn nothing() -> BTreeSet<String> {
+pub(super) fn nothing() -> BTreeSet<String> {
     BTreeSet::new()
 }
 
@@ -362,21 +363,43 @@ async fn absence_removes_nothing_and_is_reported() {
 async fn of_two_leaders_only_the_one_with_the_token_can_write() {
     let ovn = Ovn::start();
     let (old, new) = (ovn.connect().await, ovn.connect().await);
-    let (first, second) = (token("first"), token("second"));
+    let first = token("first");
+    let second = Token {
+        generation: 2,
+        ..token("second")
+    };
     let want = desired(&topology(1));
     assert!(matches!(
         old.apply(&first, &want, &nothing()).await,
         Err(ApplyError::Fenced { holder: None })
     ));
     old.claim(&first).await.unwrap();
+    let before = old.view().replica;
+    ovn.nbctl(&["set", "NB_Global", ".", "external_ids:theirs=1"]);
     new.claim(&second).await.unwrap();
-    let refused = old.apply(&first, &want, &nothing()).await;
+    // The old one was asleep meanwhile. It may even decide by what it read before that.
+    let by_second = Err(ApplyError::Fenced {
+        holder: Some(Holder {
+            generation: 2,
+            identity: "second".into(),
+        }),
+    });
     assert_eq!(
-        refused,
-        Err(ApplyError::Fenced {
-            holder: Some("second".into())
-        })
+        old.apply(&first, &want, &nothing()).await.map(drop),
+        by_second
     );
+    assert_eq!(old.claim(&first).await, by_second);
+    let stale = first.claim(&before).unwrap();
+    assert_eq!(
+        old.client().transact(stale).await,
+        Err(Error::WaitFailed { index: 0 })
+    );
+    let twin = Token {
+        generation: 2,
+        ..token("twin")
+    };
+    assert_eq!(old.claim(&twin).await, by_second);
+    new.claim(&second).await.unwrap();
     assert_eq!(ovn.nbctl(&["ls-list"]), "");
     new.apply(&second, &want, &nothing()).await.unwrap();
     assert_eq!(ovn.nbctl(&["ls-list"]).lines().count(), 1);
@@ -510,7 +533,8 @@ async fn a_transaction_under_way_when_the_server_stops_answering_has_an_unknown_
     let began = std::time::Instant::now();
     let result = nb.apply(&token, &desired(&topology(1)), &nothing()).await;
     assert_eq!(result, Err(ApplyError::Database(Error::Disconnected)));
-    assert!(began.elapsed() < Duration::from_secs(3));
+    // Two probes, and a while for a connection that may come back.
+    assert!(began.elapsed() < Duration::from_secs(8));
     ovn.halt_nb(false);
     let mut watch = nb.watch();
     let back = watch.wait_for(View::is_connected);

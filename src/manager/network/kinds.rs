@@ -129,7 +129,7 @@ pub trait AnyDecided {
         desired: &mut Desired,
     );
     /// Reports why rows could not be applied, by the owner's uid; the owner's deletion waits.
-    fn report_not_applied(&mut self, reasons: &HashMap<String, String>);
+    fn report_not_applied(&mut self, reasons: &HashMap<String, (Reason, String)>);
     /// While OVN is not available, objects that are not in force yet report it; those that are in
     /// force still work and keep their condition. No deletion is completed.
     fn report_ovn_unavailable(&mut self, reason: &str);
@@ -166,19 +166,15 @@ impl<K: NetworkKind> AnyDecided for Vec<(Arc<K>, Decision<K::Status>)> {
         }
     }
 
-    fn report_not_applied(&mut self, reasons: &HashMap<String, String>) {
+    fn report_not_applied(&mut self, reasons: &HashMap<String, (Reason, String)>) {
         for (object, decision) in self {
-            let Some(reason) = object.uid().and_then(|uid| reasons.get(&uid)) else {
+            let Some((reason, message)) = object.uid().and_then(|uid| reasons.get(&uid)) else {
                 continue;
             };
             if decision.deletion == Deletion::Allowed {
                 decision.deletion = Deletion::Blocked;
             }
-            decision.ready = Observation::no(
-                ConditionType::Ready,
-                Reason::NetworkUnavailable,
-                reason.clone(),
-            );
+            decision.ready = Observation::no(ConditionType::Ready, *reason, message.clone());
         }
     }
 

@@ -42,10 +42,8 @@ pub async fn run(
     stop: CancellationToken,
 ) -> Result<(), Error> {
     let until = stop.clone();
-    while_leading(STACKS, identity, &context, ready, stop, |context| {
-        lead(context, until)
-    })
-    .await
+    let work = |context, _| lead(context, until);
+    while_leading(STACKS, identity, &context, ready, stop, work).await
 }
 
 async fn lead(context: Context, stop: CancellationToken) -> Result<(), Error> {

@@ -2,23 +2,29 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::watch;
 
-use super::diff::{Diff, diff};
+use super::apply::Apply;
+use super::diff::Diff;
+use super::refusals::Refusals;
 use super::rows::Desired;
-use super::token::Token;
+use super::token::{Holder, Token};
 use crate::ovsdb::{Client, Datum, Endpoint, Error, Monitor, Options, Replica, View};
+
+/// How often a claim is decided anew because the table has changed.
+const CLAIM_ATTEMPTS: usize = 20;
 
 /// Why the desired rows were not applied.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ApplyError {
     /// Another manager leads, so nothing was changed; claim the token again only after
     /// leadership was won again.
-    #[error("another manager leads{}; nothing was written", holder.as_deref().map(|h| format!(": {h}")).unwrap_or_default())]
+    #[error("another manager leads{}; nothing was written", holder.as_ref().map(|h| format!(": {h}")).unwrap_or_default())]
     Fenced {
         /// Who holds the token, as far as known.
-        holder: Option<String>,
+        holder: Option<Holder>,
     },
     /// The database failed or refused.
     #[error("cannot write OVN's Northbound database")]
@@ -34,12 +40,13 @@ pub trait NorthboundDb: Send + Sync {
     /// keep it, and read the view after each notification.
     fn watch(&self) -> watch::Receiver<View>;
 
-    /// Claims the leader's token. Call it once after leadership was won, never to get a lost
-    /// token back.
+    /// Claims the leader's token, which succeeds only if its holder is an earlier leader. Call it
+    /// once after leadership was won.
     fn claim(&self, token: &Token) -> impl Future<Output = Result<(), ApplyError>> + Send;
 
     /// Brings our rows into the desired state by one transaction, or none if they are.
-    /// `deleted` holds uids of owners whose deletion was observed; see [`diff`].
+    /// `deleted` holds uids of owners whose deletion was observed; see [`diff`](super::diff()).
+    /// Owners whose rows the database refuses are left out and reported, and stop nobody else.
     fn apply(
         &self,
         token: &Token,
@@ -115,6 +122,7 @@ pub fn monitor() -> Monitor {
 #[derive(Clone, Debug)]
 pub struct Northbound {
     client: Client,
+    refusals: Arc<Mutex<Refusals>>,
 }
 
 impl Northbound {
@@ -123,6 +131,7 @@ impl Northbound {
     pub fn start(endpoints: Vec<Endpoint>, options: Options) -> Self {
         Self {
             client: Client::start(endpoints, monitor(), options),
+            refusals: Arc::default(),
         }
     }
 
@@ -143,10 +152,20 @@ impl NorthboundDb for Northbound {
     }
 
     async fn claim(&self, token: &Token) -> Result<(), ApplyError> {
-        self.client
-            .transact(token.claim(&self.view().replica))
-            .await?;
-        Ok(())
+        let mut last = Error::Disconnected;
+        for _ in 0..CLAIM_ATTEMPTS {
+            let replica = self.view().replica;
+            let operations = token.claim(&replica).map_err(|holder| ApplyError::Fenced {
+                holder: Some(holder),
+            })?;
+            match self.client.transact(operations).await {
+                Ok(_) => return Ok(()),
+                // Somebody has written the table meanwhile, maybe only another key.
+                Err(error @ Error::WaitFailed { index: 0 }) => last = error,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(last.into())
     }
 
     async fn apply(
@@ -159,20 +178,13 @@ impl NorthboundDb for Northbound {
             // The replica is outdated; the client's error says why there is no connection.
             self.client.transact(Vec::new()).await?;
         }
-        let view = self.view();
-        let found = diff(&view.replica, &token.cluster, desired, deleted);
-        if found.operations.is_empty() {
-            return Ok(found);
-        }
-        let mut operations = Vec::with_capacity(found.operations.len() + 1);
-        operations.push(token.guard());
-        operations.extend(found.operations.iter().cloned());
-        match self.client.transact(operations).await {
-            Ok(_) => Ok(found),
-            Err(Error::WaitFailed { index: 0 }) => Err(ApplyError::Fenced {
-                holder: token.holder(&self.view().replica),
-            }),
-            Err(error) => Err(error.into()),
-        }
+        let apply = Apply {
+            client: &self.client,
+            token,
+            desired,
+            deleted,
+            refusals: &self.refusals,
+        };
+        apply.run().await
     }
 }

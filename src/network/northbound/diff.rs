@@ -10,12 +10,21 @@
 //!
 //! Rows of others are never changed: their ports in our switches, their members and ACLs in
 //! our groups stay, and a row of ours that holds rows of others is not removed.
+//!
+//! An owner can be left out ([`Scope`]), because the database refuses its rows or cannot even carry
+//! their texts: then its rows stay as they are, and everything else is done.
 
 mod groups;
+mod scope;
+mod texts;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::time::Duration;
 
 use uuid::Uuid;
+
+pub use scope::Scope;
+pub use texts::not_carried;
 
 use super::rows::{Columns, Desired, owner_metadata, owner_of};
 use crate::ovsdb::{Atom, Datum, Mutation, Mutator, Operation, Replica, Row, RowId};
@@ -62,13 +71,42 @@ pub enum NotApplied {
         /// How many rows it holds that must stay.
         rows: usize,
     },
-    /// A port whose switch is not among the desired ones.
+    /// A port whose switch is not among the desired ones, or is left out itself.
     MissingSwitch {
         /// Name of the port.
         port: String,
         /// Whose port it is.
         owner: Owner,
     },
+    /// A rule of a port group, or a port in it, and the group is left out.
+    MissingGroup {
+        /// The security group.
+        group: Owner,
+        /// Whose rule or port it is.
+        owner: Owner,
+    },
+    /// The database refuses the rows of this owner, or cannot carry them. What it had stays as it
+    /// is.
+    Refused {
+        /// Whose rows they are.
+        owner: Owner,
+        /// Why, in the words of the database where it has any.
+        message: String,
+    },
+}
+
+impl NotApplied {
+    /// Whose rows are left out.
+    #[must_use]
+    pub fn owner(&self) -> &Owner {
+        match self {
+            Self::NameInUse { owner, .. }
+            | Self::HoldsOtherRows { owner, .. }
+            | Self::MissingSwitch { owner, .. }
+            | Self::MissingGroup { owner, .. }
+            | Self::Refused { owner, .. } => owner,
+        }
+    }
 }
 
 /// How to get to the desired rows.
@@ -80,6 +118,10 @@ pub struct Diff {
     pub orphans: Vec<Orphan>,
     /// What is left out, to be reported.
     pub not_applied: Vec<NotApplied>,
+    /// Whose rows the operations change, by uid.
+    pub changed: BTreeMap<String, Owner>,
+    /// When to apply again without any other cause: an owner that was refused is tried again.
+    pub retry_after: Option<Duration>,
 }
 
 /// What is to be done to reach `desired` from `current`. See the module's comment for what
@@ -91,21 +133,52 @@ pub fn diff(
     desired: &Desired,
     deleted: &BTreeSet<String>,
 ) -> Diff {
-    let mut differ = Differ {
-        current,
-        cluster,
-        deleted,
-        out: Diff::default(),
-        names: 0,
-    };
-    differ.run(desired);
-    differ.out
+    diff_within(current, cluster, desired, deleted, &Scope::default())
+}
+
+/// As [`diff`], without the changes of the owners that are left out. An owner with a text that the
+/// database cannot carry is left out as well, and reported.
+#[must_use]
+pub fn diff_within(
+    current: &Replica,
+    cluster: &ClusterId,
+    desired: &Desired,
+    deleted: &BTreeSet<String>,
+    scope: &Scope,
+) -> Diff {
+    let mut scope = scope.clone();
+    let mut refused = Vec::new();
+    loop {
+        let mut differ = Differ {
+            current,
+            cluster,
+            deleted,
+            scope: &scope,
+            unfit: BTreeMap::new(),
+            out: Diff::default(),
+            names: 0,
+        };
+        differ.run(desired);
+        let Differ { mut out, unfit, .. } = differ;
+        if unfit.is_empty() {
+            out.not_applied.extend(refused);
+            return out;
+        }
+        // They leave the scope, so that this ends.
+        for (uid, (owner, message)) in unfit {
+            scope.leave_out(uid);
+            refused.push(NotApplied::Refused { owner, message });
+        }
+    }
 }
 
 struct Differ<'a> {
     current: &'a Replica,
     cluster: &'a ClusterId,
     deleted: &'a BTreeSet<String>,
+    scope: &'a Scope,
+    /// Owners with a text that the database cannot carry, by uid, each with what is wrong.
+    unfit: BTreeMap<String, (Owner, String)>,
     out: Diff,
     names: usize,
 }
@@ -134,8 +207,9 @@ impl Differ<'_> {
         let address_sets = self.own_rows_by_name(ADDRESSES);
         self.address_sets(desired, &address_sets);
         let ports = self.own_rows_by_name(PORT);
-        let port_ids = self.ports(desired, &ports, &dhcp);
-        self.switches(desired, &ports, &port_ids);
+        let switches = self.own_rows_by_name(SWITCH);
+        let port_ids = self.ports(desired, &ports, &switches, &dhcp);
+        self.switches(desired, &switches, &ports, &port_ids);
         self.groups(desired, &ports, &port_ids);
     }
 
@@ -189,6 +263,23 @@ impl Differ<'_> {
         format!("new{}", self.names)
     }
 
+    /// Adds an operation that changes rows of an owner.
+    fn operation(&mut self, owner: &Owner, operation: Operation) {
+        if let Some(message) = texts::problem(&operation) {
+            let unfit = (owner.clone(), message);
+            self.unfit.insert(owner.uid.clone(), unfit);
+        }
+        self.changes(owner);
+        self.out.operations.push(operation);
+    }
+
+    fn changes(&mut self, owner: &Owner) {
+        if !self.out.changed.contains_key(&owner.uid) {
+            let uid = owner.uid.clone();
+            self.out.changed.insert(uid, owner.clone());
+        }
+    }
+
     fn insert(
         &mut self,
         table: &'static str,
@@ -201,11 +292,12 @@ impl Differ<'_> {
             Datum::string_map(owner_metadata(owner, part)),
         );
         let name = self.fresh_name();
-        self.out.operations.push(Operation::Insert {
+        let operation = Operation::Insert {
             table,
             row,
             name: name.clone(),
-        });
+        };
+        self.operation(owner, operation);
         RowId::Named(name)
     }
 
@@ -226,11 +318,10 @@ impl Differ<'_> {
             .filter(|(name, value)| row.get(*name) != Some(value))
             .collect();
         if !changed.is_empty() {
-            self.out
-                .operations
-                .push(Operation::update(table, id, changed));
+            self.operation(owner, Operation::update(table, id, changed));
         }
-        self.correct_keys(table, id, "external_ids", owner_metadata(owner, part));
+        let metadata = owner_metadata(owner, part);
+        self.correct_keys(table, id, "external_ids", owner, metadata);
     }
 
     /// Sets keys of a map that others may write to as well.
@@ -239,6 +330,7 @@ impl Differ<'_> {
         table: &'static str,
         id: Uuid,
         column: &'static str,
+        owner: &Owner,
         pairs: impl IntoIterator<Item = (&'k str, &'k str)>,
     ) {
         let Some(map) = self.current.row(table, id).and_then(|row| row.get(column)) else {
@@ -256,17 +348,16 @@ impl Differ<'_> {
             mutator,
             value,
         };
-        self.out.operations.push(Operation::mutate(
-            table,
-            id,
-            vec![
-                // `insert` leaves the value of a key that is there.
-                mutation(Mutator::Delete, Datum::set(wrong.iter().map(|(k, _)| *k))),
-                mutation(Mutator::Insert, Datum::string_map(wrong)),
-            ],
-        ));
+        let mutations = vec![
+            // `insert` leaves the value of a key that is there.
+            mutation(Mutator::Delete, Datum::set(wrong.iter().map(|(k, _)| *k))),
+            mutation(Mutator::Insert, Datum::string_map(wrong)),
+        ];
+        self.operation(owner, Operation::mutate(table, id, mutations));
     }
 
+    /// Changes which rows a row refers to. The owners of those make the change, not the owner of
+    /// the row.
     fn members(
         &mut self,
         table: &'static str,
@@ -275,6 +366,16 @@ impl Differ<'_> {
         add: BTreeSet<Atom>,
         remove: BTreeSet<Atom>,
     ) {
+        let of = if column == "acls" { ACL } else { PORT };
+        let rows = remove.iter().chain(&add).filter_map(|member| match member {
+            // A new row is counted where it is inserted.
+            Atom::Uuid(RowId::Uuid(id)) => self.current.row(of, *id),
+            _ => None,
+        });
+        let owners: Vec<Owner> = rows.filter_map(owner_of).collect();
+        for owner in owners {
+            self.changes(&owner);
+        }
         let mutations: Vec<_> = [(Mutator::Delete, remove), (Mutator::Insert, add)]
             .into_iter()
             .filter(|(_, members)| !members.is_empty())
@@ -310,6 +411,9 @@ impl Differ<'_> {
             let Some(owner) = owner_of(row).filter(|owner| owner.cluster == *self.cluster) else {
                 continue;
             };
+            if self.scope.leaves_out(&owner.uid) {
+                continue;
+            }
             if self.deleted.contains(&owner.uid) {
                 to_delete.push((id, owner));
             } else {
@@ -325,12 +429,10 @@ impl Differ<'_> {
 
     fn delete_duplicates(&mut self, table: &'static str, duplicates: &[Uuid]) {
         for id in duplicates {
-            if self
-                .current
-                .row(table, *id)
-                .is_some_and(|row| owner_of(row).is_some())
+            if let Some(owner) = self.current.row(table, *id).and_then(owner_of)
+                && !self.scope.leaves_out(&owner.uid)
             {
-                self.out.operations.push(Operation::delete(table, *id));
+                self.operation(&owner, Operation::delete(table, *id));
             }
         }
     }
@@ -340,18 +442,23 @@ impl Differ<'_> {
         let mut ids = HashMap::new();
         let mut kept: HashSet<Uuid> = own.duplicates.iter().copied().collect();
         for (key, want) in &desired.dhcp_options {
+            let left_out = self.scope.leaves_out(&want.owner.uid);
             let id = if let Some(id) = own.by_key.get(key).copied() {
                 kept.insert(id);
-                self.correct(DHCP, id, want.columns(), &want.owner, "dhcp");
+                if !left_out {
+                    self.correct(DHCP, id, want.columns(), &want.owner, "dhcp");
+                }
                 RowId::Uuid(id)
+            } else if left_out {
+                continue;
             } else {
                 self.insert(DHCP, want.columns(), &want.owner, "dhcp")
             };
             ids.insert(key.clone(), id);
         }
         self.delete_duplicates(DHCP, &own.duplicates);
-        for (id, _) in self.rows_to_delete(DHCP, &kept) {
-            self.out.operations.push(Operation::delete(DHCP, id));
+        for (id, owner) in self.rows_to_delete(DHCP, &kept) {
+            self.operation(&owner, Operation::delete(DHCP, id));
         }
         ids
     }
@@ -359,30 +466,39 @@ impl Differ<'_> {
     fn address_sets(&mut self, desired: &Desired, own: &OwnRows) {
         let mut kept = HashSet::new();
         for (name, want) in &desired.address_sets {
+            let left_out = self.scope.leaves_out(&want.owner.uid);
             if let Some(id) = own.by_key.get(name).copied() {
                 kept.insert(id);
+                if left_out {
+                    continue;
+                }
                 self.correct(ADDRESSES, id, want.columns(name), &want.owner, "");
             } else if own.of_others.contains(name) {
                 self.name_in_use(ADDRESSES, name, &want.owner);
-            } else {
+            } else if !left_out {
                 self.insert(ADDRESSES, want.columns(name), &want.owner, "");
             }
         }
-        for (id, _) in self.rows_to_delete(ADDRESSES, &kept) {
-            self.out.operations.push(Operation::delete(ADDRESSES, id));
+        for (id, owner) in self.rows_to_delete(ADDRESSES, &kept) {
+            self.operation(&owner, Operation::delete(ADDRESSES, id));
         }
     }
 
-    /// Creates and corrects ports; their membership in switches is set later.
+    /// Creates and corrects ports; their membership in switches is set later. Those of owners that
+    /// are left out are not among the result, so that nothing is done with them.
     fn ports(
         &mut self,
         desired: &Desired,
         own: &OwnRows,
+        switches: &OwnRows,
         dhcp: &HashMap<String, RowId>,
     ) -> BTreeMap<String, RowId> {
         let mut ids = BTreeMap::new();
         for (name, want) in &desired.ports {
-            if !desired.switches.contains_key(&want.switch) {
+            if self.scope.leaves_out(&want.owner.uid) {
+                continue;
+            }
+            if !self.has_switch(desired, switches, &want.switch) {
                 self.out.not_applied.push(NotApplied::MissingSwitch {
                     port: name.clone(),
                     owner: want.owner.clone(),
@@ -411,13 +527,30 @@ impl Differ<'_> {
         ids
     }
 
+    /// Whether a switch is there once the operations are done.
+    fn has_switch(&self, desired: &Desired, own: &OwnRows, name: &str) -> bool {
+        desired.switches.get(name).is_some_and(|switch| {
+            own.by_key.contains_key(name) || !self.scope.leaves_out(&switch.owner.uid)
+        })
+    }
+
+    /// The rows of desired ports, but for those of owners that are left out.
+    fn rows_in_scope(&self, desired: &Desired, own_ports: &OwnRows) -> HashSet<Uuid> {
+        desired
+            .ports
+            .iter()
+            .filter(|(_, port)| !self.scope.leaves_out(&port.owner.uid))
+            .filter_map(|(name, _)| own_ports.by_key.get(name).copied())
+            .collect()
+    }
+
     fn switches(
         &mut self,
         desired: &Desired,
+        own: &OwnRows,
         own_ports: &OwnRows,
         port_ids: &BTreeMap<String, RowId>,
     ) {
-        let own = self.own_rows_by_name(SWITCH);
         // The ports of each switch.
         let mut wanted: HashMap<&str, BTreeSet<Atom>> = HashMap::new();
         for (name, id) in port_ids {
@@ -441,15 +574,18 @@ impl Differ<'_> {
         let mut kept: HashSet<Uuid> = HashSet::new();
         for (name, want) in &desired.switches {
             let members = wanted.remove(name.as_str()).unwrap_or_default();
+            let left_out = self.scope.leaves_out(&want.owner.uid);
             if let Some(id) = own.by_key.get(name).copied() {
                 kept.insert(id);
-                let columns = BTreeMap::from([("name", Datum::atom(name.as_str()))]);
-                self.correct(SWITCH, id, columns, &want.owner, "");
-                let config = want.other_config.iter();
-                let config = config.map(|(k, v)| (k.as_str(), v.as_str()));
-                self.correct_keys(SWITCH, id, "other_config", config);
+                if !left_out {
+                    let columns = BTreeMap::from([("name", Datum::atom(name.as_str()))]);
+                    self.correct(SWITCH, id, columns, &want.owner, "");
+                    let config = want.other_config.iter();
+                    let config = config.map(|(k, v)| (k.as_str(), v.as_str()));
+                    self.correct_keys(SWITCH, id, "other_config", &want.owner, config);
+                }
                 self.switch_members(id, &members, &placed, &to_delete);
-            } else {
+            } else if !left_out {
                 let columns = BTreeMap::from([
                     ("name", Datum::atom(name.as_str())),
                     ("other_config", Datum::string_map(&want.other_config)),
@@ -476,7 +612,7 @@ impl Differ<'_> {
                     .count()
             });
             if others == 0 {
-                self.out.operations.push(Operation::delete(SWITCH, id));
+                self.operation(&owner, Operation::delete(SWITCH, id));
             } else {
                 self.out.not_applied.push(NotApplied::HoldsOtherRows {
                     table: SWITCH,

@@ -33,6 +33,51 @@ pub struct Desired {
     pub address_sets: BTreeMap<String, AddressSet>,
 }
 
+impl Desired {
+    /// Whose rows these are; some more than once.
+    pub fn owners(&self) -> impl Iterator<Item = &Owner> {
+        let groups = self.port_groups.values().flat_map(|group| {
+            std::iter::once(&group.owner).chain(group.acls.values().map(|acl| &acl.owner))
+        });
+        let switches = self.switches.values().map(|row| &row.owner);
+        switches
+            .chain(self.ports.values().map(|row| &row.owner))
+            .chain(self.dhcp_options.values().map(|row| &row.owner))
+            .chain(self.address_sets.values().map(|row| &row.owner))
+            .chain(groups)
+    }
+
+    /// The rows of one owner; a group of another owner only if it holds ACLs of this one, and
+    /// without its ports.
+    #[must_use]
+    pub fn of(&self, uid: &str) -> Self {
+        fn own<T: Clone>(
+            rows: &BTreeMap<String, T>,
+            is_own: impl Fn(&T) -> bool,
+        ) -> BTreeMap<String, T> {
+            rows.iter()
+                .filter(|(_, row)| is_own(row))
+                .map(|(key, row)| (key.clone(), row.clone()))
+                .collect()
+        }
+        let groups = self.port_groups.iter().filter_map(|(name, group)| {
+            let acls = own(&group.acls, |acl| acl.owner.uid == uid);
+            (group.owner.uid == uid || !acls.is_empty()).then(|| {
+                let owner = group.owner.clone();
+                let ports = BTreeSet::new();
+                (name.clone(), PortGroup { owner, ports, acls })
+            })
+        });
+        Self {
+            switches: own(&self.switches, |row| row.owner.uid == uid),
+            ports: own(&self.ports, |row| row.owner.uid == uid),
+            dhcp_options: own(&self.dhcp_options, |row| row.owner.uid == uid),
+            address_sets: own(&self.address_sets, |row| row.owner.uid == uid),
+            port_groups: groups.collect(),
+        }
+    }
+}
+
 /// A row of `Logical_Switch`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LogicalSwitch {

@@ -198,13 +198,14 @@ impl Connection {
     async fn run(mut self) {
         let (first, longest) = self.options.backoff;
         let mut pause = first;
+        let mut pending = HashMap::new();
         loop {
             for endpoint in self.endpoints.clone() {
                 let error = match self.open(&endpoint).await {
                     Ok((session, schema)) => {
                         tracing::info!(%endpoint, "connected to the database");
                         pause = first;
-                        match self.serve(session, schema).await {
+                        match self.serve(session, schema, &mut pending).await {
                             Ok(()) => return,
                             Err(error) => error,
                         }
@@ -216,6 +217,8 @@ impl Connection {
                     tracing::warn!(%endpoint, %error, "lost the connection to the database");
                 }
                 self.publish_disconnected(&format!("{endpoint}: {error}"));
+                // Their callers see the state that goes with their error.
+                pending.clear();
                 self.refuse_waiting_requests();
             }
             tokio::select! {
@@ -289,7 +292,13 @@ impl Connection {
     }
 
     /// Serves until the connection is lost (an error) or nobody is left to serve.
-    async fn serve(&mut self, session: Session, schema: Schema) -> Result<(), Error> {
+    /// Requests that were not answered stay in `pending`.
+    async fn serve(
+        &mut self,
+        session: Session,
+        schema: Schema,
+        pending: &mut HashMap<u64, Request>,
+    ) -> Result<(), Error> {
         let Session {
             stream,
             mut framer,
@@ -313,7 +322,6 @@ impl Connection {
                 .map_err(|_| Error::Disconnected)
         };
 
-        let mut pending: HashMap<u64, Request> = HashMap::new();
         let mut buffer = vec![0; 64 << 10];
         let probe = self.options.probe_interval;
         let mut last_data = Instant::now();
@@ -322,7 +330,7 @@ impl Connection {
             while let Some(message) = framer.next()? {
                 let message: Value =
                     serde_json::from_slice(&message).map_err(|e| Error::Protocol(e.to_string()))?;
-                self.handle(&message, &schema, &mut pending, &send)?;
+                self.handle(&message, &schema, pending, &send)?;
             }
             tokio::select! {
                 read = reader.read(&mut buffer) => {

@@ -68,3 +68,31 @@ pub enum Error {
         column: String,
     },
 }
+
+/// Errors of a transaction that say nothing about what was to be written (RFC 7047, section 5.1).
+const NOT_ABOUT_CONTENT: [&str; 6] = [
+    "resources exhausted",
+    "I/O error",
+    "aborted",
+    "canceled",
+    "not owner",
+    "permission error",
+];
+
+impl Error {
+    /// Whether what was sent may be the cause, so that less of it might succeed. A connection
+    /// that breaks may be one: the server drops it when it cannot read a message.
+    #[must_use]
+    pub fn may_be_about_content(&self) -> bool {
+        match self {
+            Self::Refused { error, .. } => !NOT_ABOUT_CONTENT.contains(&error.as_str()),
+            Self::Disconnected | Self::Request { .. } | Self::TooLarge { .. } => true,
+            Self::NotConnected { .. }
+            | Self::Io(_)
+            | Self::TimedOut(_)
+            | Self::WaitFailed { .. }
+            | Self::Protocol(_)
+            | Self::Schema { .. } => false,
+        }
+    }
+}

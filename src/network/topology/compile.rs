@@ -11,7 +11,7 @@ use super::input::{
 };
 use super::rules;
 use crate::northbound::{
-    Acl, AclAction, Desired, DhcpOptions, LogicalSwitch, LogicalSwitchPort, PortGroup,
+    Acl, AclAction, Desired, DhcpOptions, LogicalSwitch, LogicalSwitchPort, PortGroup, not_carried,
 };
 use pileus_values::{ClusterId, Mac, Owner, stable_id};
 
@@ -185,6 +185,9 @@ impl Compiler<'_> {
         } else {
             (format!("rule/{}", rule.name), &rule.name)
         };
+        if let Some(problem) = not_carried(label) {
+            return Err(format!("rule {}: name {problem}", label.escape_debug()));
+        }
         let remote = |name: &str| {
             let key = Key::new(&group.namespace, name);
             self.groups

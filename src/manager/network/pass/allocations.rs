@@ -70,28 +70,43 @@ pub(super) async fn allocate_all(
     let mut failures = HashMap::new();
     for allocation in &changes.allocate {
         if let Some(error) = failed.get(&allocation.name_any()) {
-            let needed_by = match &allocation.spec.port_uid {
-                Some(port) => port.clone(),
-                None => subnet_uid(allocation).to_owned(),
-            };
-            failures.insert(needed_by, error.clone());
+            failures.insert(needed_by(allocation).to_owned(), error.clone());
         }
     }
     Allocated { conflict, failures }
 }
 
-/// Releases the addresses of a plan whose rows are removed; returns the errors.
+/// uid of the Port or Subnet that needs an address.
+pub(super) fn needed_by(allocation: &IPAllocation) -> &str {
+    let port = allocation.spec.port_uid.as_deref();
+    port.unwrap_or_else(|| subnet_uid(allocation))
+}
+
+/// Releases the addresses of a plan whose rows are removed. Returns why that failed, by the uid of
+/// the Port or Subnet that had the address.
 pub(super) async fn release_all(
     client: &Client,
     overlay: &mut Overlay<IPAllocation>,
     changes: &AllocationChanges,
-) -> Vec<ApiError> {
-    let releases = changes.release.iter().cloned();
-    let (deleted, errors) = all(releases.map(|a| release(client, a)).collect()).await;
-    for uid in deleted {
-        overlay.deleted(&uid);
+) -> HashMap<String, String> {
+    let releases = changes
+        .release
+        .iter()
+        .cloned()
+        .map(|allocation| async move {
+            let holder = needed_by(&allocation).to_owned();
+            Ok((holder, release(client, allocation).await))
+        });
+    let mut failures = HashMap::new();
+    for (holder, done) in all(releases.collect()).await.0 {
+        match done {
+            Ok(uid) => overlay.deleted(&uid),
+            Err(error) => {
+                failures.insert(holder, chain(&error));
+            }
+        }
     }
-    errors
+    failures
 }
 
 /// An address that is allocated now.

@@ -28,7 +28,7 @@ use super::caches::NetworkCaches;
 use super::network::plan::{OVERHEAD_IPV4, OVERHEAD_IPV6};
 use pileus_kube_ext::Context;
 use pileus_kube_ext::backoff::Backoff;
-use pileus_network::northbound::token::Token;
+use pileus_network::northbound::token::{Holder, Token};
 use pileus_network::northbound::{Northbound, NorthboundDb};
 use pileus_network::ovsdb::{EndpointError, Options, parse_endpoints};
 
@@ -55,6 +55,8 @@ pub struct NetworkConfig {
     pub underlay_ipv6: bool,
     /// Who this process is among the managers.
     pub identity: String,
+    /// Higher for every later leader.
+    pub generation: i64,
 }
 
 impl NetworkConfig {
@@ -77,10 +79,16 @@ pub enum NetworkError {
     #[error("the address of OVN's Northbound database cannot be used")]
     Endpoint(#[from] EndpointError),
     /// Another manager leads now; this process must end.
-    #[error("another manager has taken OVN's Northbound database over{}", holder.as_deref().map(|h| format!(": {h}")).unwrap_or_default())]
+    #[error(
+        "another manager has OVN's Northbound database: {holder}. If none runs any more, as after \
+         the API server's data was restored from a copy, remove its claim: ovn-nbctl remove \
+         NB_Global . external_ids {key}"
+    )]
     Fenced {
-        /// Who it is, as far as known.
-        holder: Option<String>,
+        /// Who it is.
+        holder: Holder,
+        /// The key of its claim.
+        key: String,
     },
 }
 
@@ -93,6 +101,8 @@ struct Outcome {
     again: bool,
     /// Deletions wait for others.
     blocked: bool,
+    /// OVN refused rows of an object, which are tried again then.
+    retry_after: Option<Duration>,
 }
 
 /// Runs the network until `stop`. Call it once, after leadership was won.
@@ -115,6 +125,7 @@ pub async fn run_network(
     let token = Token {
         cluster: context.cluster.clone(),
         identity: config.identity.clone(),
+        generation: config.generation,
     };
     let ready = context.ready.clone();
     let mut worker = worker::Worker::new(context, northbound, token, config.max_mtu());
@@ -143,6 +154,7 @@ pub async fn run_network(
             backoff.reset(&());
         }
         check.ok();
+        let wait = outcome.retry_after.map_or(wait, |retry| retry.min(wait));
         let timer = tokio::time::sleep(wait);
         tokio::select! {
             changed = caches.changes.changed() => {

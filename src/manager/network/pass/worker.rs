@@ -10,8 +10,9 @@ use crate::network::kinds::{Decisions, Observed};
 use crate::network::ovn_addresses;
 use crate::network::plan::{Plan, plan};
 use crate::network::security_group::default_group::DefaultGroups;
+use pileus_api::{IPAllocation, Reason};
 use pileus_kube_ext::{Context, chain};
-use pileus_network::northbound::token::Token;
+use pileus_network::northbound::token::{Holder, Token};
 use pileus_network::northbound::{ApplyError, Diff, Northbound, NorthboundDb, NotApplied};
 use pileus_network::ovsdb::ConnectionState;
 
@@ -74,6 +75,7 @@ impl Worker {
         }
         match self.write_rows(&mut plan).await? {
             Rows::Committed(diff) => {
+                outcome.retry_after = diff.retry_after;
                 self.complete_deletions(&mut plan, &observed, &diff, &mut outcome)
                     .await;
             }
@@ -142,6 +144,9 @@ impl Worker {
         if !self.token_claimed {
             match self.northbound.claim(&self.token).await {
                 Ok(()) => self.token_claimed = true,
+                Err(ApplyError::Fenced {
+                    holder: Some(holder),
+                }) => return Err(self.fenced(holder)),
                 Err(error) => return Ok(Rows::Unavailable(chain(&error))),
             }
         }
@@ -173,6 +178,13 @@ impl Worker {
         self.apply(plan).await
     }
 
+    fn fenced(&self, holder: Holder) -> NetworkError {
+        NetworkError::Fenced {
+            holder,
+            key: self.token.key(),
+        }
+    }
+
     async fn apply(&mut self, plan: &Plan) -> Result<Rows, NetworkError> {
         let done = self
             .northbound
@@ -180,18 +192,21 @@ impl Worker {
             .await;
         match done {
             Ok(diff) => Ok(Rows::Committed(diff)),
-            Err(ApplyError::Fenced { holder: None }) => {
-                // Nobody holds the token: the database was replaced by a new one.
+            Err(ApplyError::Fenced {
+                holder: Some(holder),
+            }) if holder.generation >= self.token.generation => Err(self.fenced(holder)),
+            Err(ApplyError::Fenced { .. }) => {
+                // Nobody holds the token, or an earlier leader: the database was replaced by a new
+                // one or by a copy.
                 self.token_claimed = false;
                 Ok(Rows::Unavailable("the database was replaced".to_owned()))
             }
-            Err(ApplyError::Fenced { holder }) => Err(NetworkError::Fenced { holder }),
             Err(error) => Ok(Rows::Unavailable(chain(&error))),
         }
     }
 
     /// Releases the addresses of deleted objects, now that their rows are removed from OVN, then
-    /// removes their finalizers.
+    /// removes their finalizers. What fails for one object holds nobody else up.
     async fn complete_deletions(
         &mut self,
         plan: &mut Plan,
@@ -204,12 +219,24 @@ impl Worker {
         for decided in plan.decisions.each() {
             decided.report_not_applied(&reasons);
         }
+        // Rows that stay may still have the addresses.
+        let holders = |allocation: &IPAllocation| allocations::needed_by(allocation).to_owned();
+        let releases = &mut plan.allocations.release;
+        releases.retain(|allocation| !reasons.contains_key(&holders(allocation)));
         let overlay = &mut self.overlays.allocations;
-        let errors = allocations::release_all(client, overlay, &plan.allocations).await;
-        if !errors.is_empty() {
+        let failed = allocations::release_all(client, overlay, &plan.allocations).await;
+        if !failed.is_empty() {
             // A finalizer must not be removed before the addresses of its object are released.
-            retry_later(errors, outcome);
-            return;
+            outcome.failed = true;
+            let reasons = failed.into_iter().map(|(uid, error)| {
+                let message =
+                    format!("an address could not be released, which is tried again: {error}");
+                (uid, (Reason::Retrying, message))
+            });
+            let reasons = reasons.collect();
+            for decided in plan.decisions.each() {
+                decided.report_not_applied(&reasons);
+            }
         }
         // Users before what they use.
         let kinds = self.overlays.each(observed, &plan.decisions);
@@ -219,29 +246,42 @@ impl Worker {
     }
 }
 
-/// Why rows could not be applied, by the owner's uid.
-fn not_applied(diff: &Diff) -> HashMap<String, String> {
-    diff.not_applied
-        .iter()
-        .map(|entry| match entry {
-            NotApplied::NameInUse { table, name, owner } => (
-                owner.uid.clone(),
-                format!(
-                    "a row of somebody else in OVN's table {table} has the name {name}; remove or \
-                     rename it"
-                ),
-            ),
-            NotApplied::HoldsOtherRows { table, owner, rows } => (
-                owner.uid.clone(),
-                format!(
-                    "its row in OVN's table {table} holds {rows} rows that are not ours to remove; \
-                     remove them by hand"
-                ),
-            ),
-            NotApplied::MissingSwitch { port, owner } => (
-                owner.uid.clone(),
-                format!("the logical port {port} has no logical switch"),
-            ),
-        })
-        .collect()
+/// Why rows could not be applied, by the owner's uid: what its own rows met comes before what
+/// others lack.
+fn not_applied(diff: &Diff) -> HashMap<String, (Reason, String)> {
+    let mut reasons = HashMap::new();
+    let (dependent, own): (Vec<_>, Vec<_>) = diff.not_applied.iter().partition(|entry| {
+        matches!(
+            entry,
+            NotApplied::MissingSwitch { .. } | NotApplied::MissingGroup { .. }
+        )
+    });
+    for entry in dependent.into_iter().chain(own) {
+        reasons.insert(entry.owner().uid.clone(), reason(entry));
+    }
+    reasons
+}
+
+fn reason(entry: &NotApplied) -> (Reason, String) {
+    let message = match entry {
+        NotApplied::NameInUse { table, name, .. } => format!(
+            "a row of somebody else in OVN's table {table} has the name {name}; remove or rename it"
+        ),
+        NotApplied::HoldsOtherRows { table, rows, .. } => format!(
+            "its row in OVN's table {table} holds {rows} rows that are not ours to remove; remove \
+             them by hand"
+        ),
+        NotApplied::MissingSwitch { port, .. } => format!(
+            "the logical port {port} has no logical switch in OVN; see the conditions of its Network"
+        ),
+        NotApplied::MissingGroup { group, .. } => format!(
+            "SecurityGroup {} is not in OVN; see its conditions",
+            group.name
+        ),
+        NotApplied::Refused { message, .. } => {
+            let message = format!("OVN does not take it, and what it had there stays: {message}");
+            return (Reason::RefusedByOVN, message);
+        }
+    };
+    (Reason::NetworkUnavailable, message)
 }

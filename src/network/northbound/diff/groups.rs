@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::{ACL, Differ, GROUP, NotApplied, OwnRows, reference_ids};
 use crate::northbound::PortGroup;
-use crate::northbound::rows::{Desired, PART};
+use crate::northbound::rows::{Desired, PART, owner_of};
 use crate::ovsdb::{Atom, Datum, Operation, Row, RowId};
 
 impl Differ<'_> {
@@ -17,11 +17,7 @@ impl Differ<'_> {
         port_ids: &BTreeMap<String, RowId>,
     ) {
         let own = self.own_rows_by_name(GROUP);
-        let known: HashSet<Uuid> = desired
-            .ports
-            .keys()
-            .filter_map(|name| own_ports.by_key.get(name).copied())
-            .collect();
+        let known = self.rows_in_scope(desired, own_ports);
         let mut kept = HashSet::new();
         for (name, want) in &desired.port_groups {
             let members: BTreeSet<Atom> = want
@@ -34,9 +30,17 @@ impl Differ<'_> {
                 self.name_in_use(GROUP, name, &want.owner);
                 continue;
             }
+            let left_out = self.scope.leaves_out(&want.owner.uid);
             let Some(id) = own.by_key.get(name).copied() else {
+                if left_out {
+                    self.group_missing(desired, want);
+                    continue;
+                }
                 let acls = want.acls.iter();
                 let acls: Vec<RowId> = acls
+                    .filter(|(_, acl)| !self.scope.leaves_out(&acl.owner.uid))
+                    .collect::<Vec<_>>()
+                    .into_iter()
                     .map(|(key, acl)| self.insert(ACL, acl.columns(), &acl.owner, key))
                     .collect();
                 let columns = BTreeMap::from([
@@ -48,8 +52,10 @@ impl Differ<'_> {
                 continue;
             };
             kept.insert(id);
-            let columns = BTreeMap::from([("name", Datum::atom(name.as_str()))]);
-            self.correct(GROUP, id, columns, &want.owner, "");
+            if !left_out {
+                let columns = BTreeMap::from([("name", Datum::atom(name.as_str()))]);
+                self.correct(GROUP, id, columns, &want.owner, "");
+            }
             let Some(row) = self.current.row(GROUP, id) else {
                 continue;
             };
@@ -70,7 +76,7 @@ impl Differ<'_> {
                     .count()
             });
             if foreign == 0 {
-                self.out.operations.push(Operation::delete(GROUP, id));
+                self.operation(&owner, Operation::delete(GROUP, id));
             } else {
                 self.out.not_applied.push(NotApplied::HoldsOtherRows {
                     table: GROUP,
@@ -78,6 +84,22 @@ impl Differ<'_> {
                     rows: foreign,
                 });
             }
+        }
+    }
+
+    /// Reports all that needs a group which is not made.
+    fn group_missing(&mut self, desired: &Desired, group: &PortGroup) {
+        let ports = group
+            .ports
+            .iter()
+            .filter_map(|name| desired.ports.get(name));
+        let owners = ports.map(|port| &port.owner);
+        let owners = owners.chain(group.acls.values().map(|acl| &acl.owner));
+        for owner in owners.filter(|owner| **owner != group.owner) {
+            self.out.not_applied.push(NotApplied::MissingGroup {
+                group: group.owner.clone(),
+                owner: owner.clone(),
+            });
         }
     }
 
@@ -96,12 +118,14 @@ impl Differ<'_> {
             if self.is_ours(acl) != Some(true) {
                 continue;
             }
+            let left_out = owner_of(acl).is_some_and(|o| self.scope.leaves_out(&o.uid));
             let key = acl.get("external_ids").and_then(|ids| ids.get(PART));
             let wanted = key.filter(|key| want.acls.contains_key(*key));
             match wanted {
                 Some(key) if !present.contains_key(key) => {
                     present.insert(key, id);
                 }
+                _ if left_out => {}
                 _ => {
                     remove.insert(Atom::from(id));
                 }
@@ -109,6 +133,9 @@ impl Differ<'_> {
         }
         let mut add = BTreeSet::new();
         for (key, acl) in &want.acls {
+            if self.scope.leaves_out(&acl.owner.uid) {
+                continue;
+            }
             if let Some(id) = present.get(key.as_str()).copied() {
                 self.correct(ACL, id, acl.columns(), &acl.owner, key);
             } else {
