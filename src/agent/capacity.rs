@@ -32,10 +32,16 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    /// An Instance; `realized` is whether this agent has seen a disk of it here.
+    /// An Instance; `realized` is whether this agent has seen a disk of it here, `virtual_size` the
+    /// size of its image's disk in bytes, once that is here.
     #[must_use]
-    pub fn of(object: &Instance, realized: bool) -> Self {
+    pub fn of(object: &Instance, realized: bool, virtual_size: Option<i64>) -> Self {
         let status = object.status.as_ref();
+        let reported = status.and_then(|s| s.image.as_ref());
+        let claim = object
+            .spec
+            .claim
+            .with_image(virtual_size.or_else(|| reported.map(|image| image.virtual_size)));
         let gives_way = object.spec.preempted && not_ready_for(object, Reason::Preempted);
         Self {
             rank: (
@@ -44,11 +50,11 @@ impl Candidate {
             ),
             claim: if gives_way {
                 Claim {
-                    disk_gib: object.spec.claim.disk_gib,
+                    disk_gib: claim.disk_gib,
                     ..Claim::default()
                 }
             } else {
-                object.spec.claim
+                claim
             },
             placed: realized || status.is_some_and(|s| s.realized == Some(true)),
             refused: not_ready_for(object, Reason::HostRefused),

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -55,7 +55,10 @@ impl From<Stored> for Record {
 #[derive(Debug)]
 pub struct Epochs {
     path: PathBuf,
+    /// Held for a moment only: it is asked on threads that must never wait for a disk.
     records: Mutex<BTreeMap<String, Record>>,
+    /// Held while the file is written.
+    writing: Mutex<()>,
 }
 
 impl Epochs {
@@ -74,17 +77,14 @@ impl Epochs {
         Ok(Self {
             path: path.to_owned(),
             records: Mutex::new(records),
+            writing: Mutex::default(),
         })
     }
 
     /// What is recorded for a Server's uid.
     #[must_use]
     pub fn get(&self, uid: &str) -> Option<Record> {
-        self.records
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(uid)
-            .copied()
+        self.lock().get(uid).copied()
     }
 
     /// Records an epoch, on disk before it is believed, and opens its record again if it was
@@ -135,13 +135,17 @@ impl Epochs {
     }
 
     fn change(&self, f: impl FnOnce(&mut BTreeMap<String, Record>) -> bool) -> io::Result<()> {
-        let mut records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut next = records.clone();
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = self.lock().clone();
         if f(&mut next) {
             self.write(&next)?;
-            *records = next;
+            *self.lock() = next;
         }
         Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Record>> {
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn write(&self, records: &BTreeMap<String, Record>) -> io::Result<()> {

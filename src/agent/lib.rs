@@ -38,7 +38,7 @@ use pileus_kube_ext::readiness::{Check, Readiness};
 use pileus_kube_ext::{Context, chain};
 use pileus_libvirt::Libvirt;
 use pileus_network::ovsdb::EndpointError;
-use pileus_storage::{Disks, FetchPolicy, ImageStore};
+use pileus_storage::{Disks, FetchPolicy, ImageStore, Limits};
 
 use capacity::Capacity;
 use epochs::Epochs;
@@ -67,6 +67,8 @@ pub struct Config {
     pub image_file_dir: Option<PathBuf>,
     /// Addresses that images may come from although they are not public.
     pub allow_fetch: Vec<IpNet>,
+    /// How much and how slowly images may come.
+    pub limits: Limits,
     /// File with the host's boot id.
     pub boot_id_file: PathBuf,
     /// Where the host's Open vSwitch is.
@@ -167,6 +169,7 @@ pub async fn run(
     let policy = FetchPolicy {
         allow: config.allow_fetch.clone(),
         file_root: config.image_file_dir.clone(),
+        limits: config.limits,
     };
     let store = ImageStore::open(&config.state_dir, policy).map_err(Error::Storage)?;
     let epochs_path = config.state_dir.join("epochs.json");

@@ -12,6 +12,7 @@ use pileus_agent::host::plan::Reservation;
 use pileus_api::names;
 use pileus_hypervisor::VirtType;
 use pileus_kube_ext::role;
+use pileus_storage::Limits;
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Virt {
@@ -48,6 +49,14 @@ struct AgentArguments {
     /// Networks that images may come from although they are not public, such as 10.1.0.0/16.
     #[arg(long, env = "PILEUS_ALLOW_FETCH", value_delimiter = ',')]
     allow_fetch: Vec<IpNet>,
+    /// Biggest image file that is fetched, in GiB.
+    #[arg(long, env = "PILEUS_MAX_IMAGE_DOWNLOAD_GIB", default_value_t = 200,
+          value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    max_image_download_gib: u64,
+    /// Biggest disk in an image, in GiB.
+    #[arg(long, env = "PILEUS_MAX_IMAGE_DISK_GIB", default_value_t = 1024,
+          value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    max_image_disk_gib: u64,
     /// File with the host's boot id.
     #[arg(
         long,
@@ -107,6 +116,11 @@ fn config(arguments: AgentArguments) -> Config {
         cpu_model: arguments.cpu_model,
         image_file_dir: arguments.image_file_dir,
         allow_fetch: arguments.allow_fetch,
+        limits: Limits {
+            download: arguments.max_image_download_gib << 30,
+            disk: arguments.max_image_disk_gib << 30,
+            ..Limits::default()
+        },
         boot_id_file: arguments.boot_id_file,
         ovs_db: arguments.ovs_db,
         ovn_run_dir: arguments.ovn_run_dir,

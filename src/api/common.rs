@@ -4,6 +4,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
+use pileus_values::quantity::GIB;
+
 /// Reference to an object that may live in another namespace; the provider's
 /// `sharedWith` gives the right to use it from there.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -60,7 +62,8 @@ pub struct Resources {
     pub vcpus: i32,
     /// Memory of the guest, a quantity such as `512Mi`.
     pub memory: String,
-    /// Size of the root disk, a quantity such as `20Gi`; the image's own size when `0`.
+    /// Size of the root disk, a quantity such as `20Gi`; when `0` that of the
+    /// image's own disk, rounded up to whole GiB and counted as such.
     #[serde(default = "zero")]
     pub disk: String,
 }
@@ -84,6 +87,22 @@ pub struct Claim {
 }
 
 impl Claim {
+    /// What is taken once the size of the image's disk is known, in bytes: a root disk of 0 is as
+    /// big as that, in whole GiB.
+    #[must_use]
+    pub fn with_image(self, virtual_size: Option<i64>) -> Self {
+        let of_image = virtual_size.unwrap_or(0).max(0);
+        let gib = of_image / GIB + i64::from(of_image % GIB > 0);
+        Self {
+            disk_gib: if self.disk_gib > 0 {
+                self.disk_gib
+            } else {
+                gib
+            },
+            ..self
+        }
+    }
+
     /// What a host that has this in all gives out.
     #[must_use]
     pub fn given(self, reserved: Self, ratios: Ratios) -> Self {
@@ -196,4 +215,29 @@ pub struct Resolved {
     pub name: String,
     /// uid of the target when it was resolved.
     pub uid: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_of_zero_takes_what_the_image_has() {
+        let claim = |disk_gib| Claim {
+            disk_gib,
+            ..Claim::default()
+        };
+        for (disk, image, taken) in [
+            (0, None, 0),
+            (0, Some(1), 1),
+            (0, Some(GIB), 1),
+            (0, Some(GIB + 1), 2),
+            (0, Some(10 << 40), 10_240),
+            (0, Some(i64::MAX), 8_589_934_592),
+            (0, Some(-1), 0),
+            (20, Some(10 << 40), 20),
+        ] {
+            assert_eq!(claim(disk).with_image(image), claim(taken), "{image:?}");
+        }
+    }
 }

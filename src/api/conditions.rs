@@ -138,6 +138,8 @@ string_enum! {
         UnsupportedFormat,
         /// The image is bigger than the root disk.
         ImageTooLarge,
+        /// The image, or the disk in it, is bigger than its host takes.
+        ImageOverLimit,
         /// The flavor is below what the image asks for.
         FlavorTooSmall,
         /// An image is being downloaded.

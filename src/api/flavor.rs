@@ -34,7 +34,8 @@ pub struct FlavorSpec {
     pub vcpus: i32,
     /// Memory of the guest, a quantity such as `512Mi`.
     pub memory: String,
-    /// Size of the root disk, a quantity such as `20Gi`; the image's own size when `0`.
+    /// Size of the root disk, a quantity such as `20Gi`; when `0` that of the
+    /// image's own disk, rounded up to whole GiB and counted as such.
     #[serde(default = "zero")]
     pub disk: String,
     /// Nova's extra specs, such as `hw:cpu_policy`.

@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
 use std::io::ErrorKind;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 use uuid::Uuid;
 
+use super::blocking::blocking;
 use super::error::Shortage;
 use super::store::{entries, file_name, sync_directory, write_atomically};
 use super::{Error, ImageStore, StoredImage, qcow2};
@@ -32,6 +33,12 @@ const METADATA_FILE: &str = "marks.json";
 /// What an overlay takes before a guest has written anything, in bytes: header, reference
 /// counts and their table, first level, of one cluster of 64 KiB each.
 const EMPTY_OVERLAY: u64 = 4 * 64 * 1024;
+/// Name of the root disk.
+pub(super) const ROOT_DISK: &str = "disk.qcow2";
+/// Mode of a root disk: it is QEMU's alone.
+pub(super) const DISK_MODE: u32 = 0o600;
+/// Name of a disk that is being made.
+const NEW_DISK: &str = "disk.new";
 /// An empty file, made when the guest is asked to shut down.
 const SHUTDOWN_FILE: &str = "shutdown-asked";
 
@@ -46,6 +53,18 @@ pub struct DirectoryMetadata {
     /// Digests of kernel and initial RAM disk, which no backing chain shows.
     #[serde(default)]
     pub uses: Vec<String>,
+}
+
+/// A disk that is to be made.
+struct NewDisk {
+    id: Uuid,
+    metadata: DirectoryMetadata,
+    /// Path of its image.
+    backing: PathBuf,
+    /// Paths of its kernel and initial RAM disk.
+    uses: Vec<PathBuf>,
+    /// Sizes that it may have; a new one has the first.
+    sizes: [u64; 2],
 }
 
 /// What is in a directory.
@@ -106,7 +125,7 @@ impl Disks {
     /// Path of a root disk.
     #[must_use]
     pub fn root_disk(&self, id: Uuid) -> PathBuf {
-        self.directory(id).join("disk.qcow2")
+        self.directory(id).join(ROOT_DISK)
     }
 
     /// Path of a config drive.
@@ -143,7 +162,7 @@ impl Disks {
     }
 
     /// Makes the directory and the root disk: an overlay over `image`, `size` bytes big, or
-    /// as big as the image's disk when that is 0. Made under another name first, so that a
+    /// as big as the image's disk, in whole GiB, when that is 0. Made under another name first, so that a
     /// disk that exists is complete. An existing one is kept when it is such an overlay, and
     /// refused otherwise: what an interrupted pass leaves never has that name.
     ///
@@ -158,7 +177,12 @@ impl Disks {
         image: &StoredImage,
         size: u64,
     ) -> Result<(), Error> {
-        let size = if size == 0 { image.virtual_size } else { size };
+        // One that was made before sizes were rounded up is as big as the image's to the byte.
+        let sizes = match size {
+            0 => [rounded_up(image.virtual_size), image.virtual_size],
+            size => [size; 2],
+        };
+        let size = sizes[0];
         if size < image.virtual_size {
             return Err(Error::ImageTooLarge {
                 image: image.virtual_size,
@@ -166,41 +190,32 @@ impl Disks {
             });
         }
         let directory = self.directory(id);
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o711)
-            .create(&directory)
-            .map_err(Error::io("make", &directory))?;
+        let made = directory.clone();
+        blocking(move || {
+            let mut builder = fs::DirBuilder::new();
+            builder.recursive(true).mode(0o711);
+            builder.create(&made).map_err(Error::io("make", &made))
+        })
+        .await?;
         // Locked until metadata and disk name the images that they need: until then these look
         // unused.
         let guard = store.in_use().await?;
-        let disk = self.root_disk(id);
-        // Not only a file: anything of that name is refused, also a dangling link.
-        let there = disk.symlink_metadata().is_ok();
-        if there {
-            check_overlay(&disk, &store.path(&image.digest), size)?;
-        }
-        self.set_metadata(id, metadata)?;
-        if there {
+        let new = NewDisk {
+            id,
+            metadata: metadata.clone(),
+            backing: store.path(&image.digest),
+            uses: metadata.uses.iter().map(|d| store.path(d)).collect(),
+            sizes,
+        };
+        let this = self.clone();
+        if blocking(move || this.prepare(&new)).await? {
             return Ok(());
         }
-        for digest in std::iter::once(&image.digest).chain(&metadata.uses) {
-            let path = store.path(digest);
-            if !path.is_file() {
-                return Err(Error::DownloadFailed {
-                    url: path.display().to_string(),
-                    why: "the image is no longer stored; it is fetched again".to_owned(),
-                });
-            }
-            // Collection goes by the time of the last use. Best effort: an image is only kept longer.
-            let _ = fs::File::open(&path).and_then(|f| f.set_modified(SystemTime::now()));
-        }
-        let backing = store.path(&image.digest);
-        let temporary = directory.join("disk.new");
-        let _ = fs::remove_file(&temporary);
+        let disk = self.root_disk(id);
+        let temporary = directory.join(NEW_DISK);
         let output = Command::new("qemu-img")
             .args(["create", "-q", "-f", "qcow2", "-F", &image.format, "-b"])
-            .arg(&backing)
+            .arg(store.path(&image.digest))
             .arg(&temporary)
             .arg(size.to_string())
             .env("LC_ALL", "C")
@@ -209,10 +224,13 @@ impl Disks {
             .output()
             .await
             .map_err(Error::io("run qemu-img for", &disk))?;
-        if !output.status.success() {
+        let done = blocking(move || {
+            if output.status.success() {
+                return put_in_place(&temporary, &disk);
+            }
             let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
             let _ = fs::remove_file(&temporary);
-            return Err(if message.contains("No space left") {
+            Err(if message.contains("No space left") {
                 let left = space_of(&directory).ok();
                 Error::NoSpace(Shortage {
                     path: directory,
@@ -223,16 +241,46 @@ impl Disks {
                     program: "qemu-img",
                     message,
                 }
-            });
-        }
-        // A disk that exists must be complete, also after a loss of power.
-        fs::File::open(&temporary)
-            .and_then(|file| file.sync_all())
-            .map_err(Error::io("write", &temporary))?;
-        fs::rename(&temporary, &disk).map_err(Error::io("make", &disk))?;
-        sync_directory(&disk)?;
+            })
+        })
+        .await;
         drop(guard);
-        Ok(())
+        done
+    }
+
+    /// Writes the metadata, and checks that the disk can be made. Whether it is there already.
+    fn prepare(&self, new: &NewDisk) -> Result<bool, Error> {
+        let disk = self.root_disk(new.id);
+        // Not only a file: anything of that name is refused, also a dangling link.
+        let there = disk.symlink_metadata().is_ok();
+        if there {
+            check_overlay(&disk, &new.backing, new.sizes)?;
+        }
+        self.set_metadata(new.id, &new.metadata)?;
+        if there {
+            return Ok(true);
+        }
+        for path in std::iter::once(&new.backing).chain(&new.uses) {
+            if !path.is_file() {
+                return Err(Error::DownloadFailed {
+                    url: path.display().to_string(),
+                    why: "the image is no longer stored; it is fetched again".to_owned(),
+                });
+            }
+            // Collection goes by the time of the last use. Best effort: an image is only kept longer.
+            let _ = fs::File::open(path).and_then(|f| f.set_modified(SystemTime::now()));
+        }
+        let directory = self.directory(new.id);
+        let space = space_of(&directory)?;
+        if space.usable() < EMPTY_OVERLAY {
+            // What is left is for the disks that are there, which grow.
+            return Err(Error::NoSpace(Shortage {
+                path: directory,
+                bytes: Some((EMPTY_OVERLAY, space.usable())),
+            }));
+        }
+        let _ = fs::remove_file(directory.join(NEW_DISK));
+        Ok(false)
     }
 
     /// Writes the metadata of a directory that exists.
@@ -320,9 +368,24 @@ impl Disks {
     }
 }
 
+/// The size of a disk that is as big as its image's: in whole GiB, as capacity is counted.
+fn rounded_up(size: u64) -> u64 {
+    size.checked_next_multiple_of(1 << 30).unwrap_or(size)
+}
+
+/// A disk that exists must be complete, also after a loss of power, and is nobody's but QEMU's, to
+/// whose user libvirt gives it when the guest starts.
+fn put_in_place(temporary: &Path, disk: &Path) -> Result<(), Error> {
+    let written = fs::set_permissions(temporary, fs::Permissions::from_mode(DISK_MODE))
+        .and_then(|()| fs::File::open(temporary)?.sync_all());
+    written.map_err(Error::io("write", temporary))?;
+    fs::rename(temporary, disk).map_err(Error::io("make", disk))?;
+    sync_directory(disk)
+}
+
 /// Whether the file at `disk` is what [`Disks::create`] makes. Backing files are compared by
 /// name, which is their digest: the state directory may have been known by another path.
-fn check_overlay(disk: &Path, backing: &Path, size: u64) -> Result<(), Error> {
+fn check_overlay(disk: &Path, backing: &Path, sizes: [u64; 2]) -> Result<(), Error> {
     let other = |why: String| Error::WrongDisk {
         path: disk.to_owned(),
         why,
@@ -352,11 +415,9 @@ fn check_overlay(disk: &Path, backing: &Path, size: u64) -> Result<(), Error> {
             backing.display()
         )));
     }
-    if header.virtual_size != size {
-        return Err(other(format!(
-            "it has {} bytes, not {size}",
-            header.virtual_size
-        )));
+    if !sizes.contains(&header.virtual_size) {
+        let (found, wanted) = (header.virtual_size, sizes[0]);
+        return Err(other(format!("it has {found} bytes, not {wanted}")));
     }
     Ok(())
 }

@@ -58,6 +58,36 @@ pub enum Error {
         /// Bytes announced.
         expected: u64,
     },
+    /// The server sends so slowly, or for so long, that the download was ended.
+    #[error("the download of {url} was ended: {why}")]
+    TooSlow {
+        /// The URL without credentials and query.
+        url: String,
+        /// What was too slow, by figures.
+        why: String,
+    },
+    /// The file is bigger than this host fetches.
+    #[error(
+        "{url} has {size} bytes or more, and this host fetches at most {limit}; make a new Image of a smaller file, or have an administrator allow more (--max-image-download-gib of the hosts' agents)"
+    )]
+    FileTooBig {
+        /// The URL without credentials and query.
+        url: String,
+        /// Bytes announced, or received so far.
+        size: u64,
+        /// Most bytes.
+        limit: u64,
+    },
+    /// The disk in the image is bigger than this host makes from images.
+    #[error(
+        "the image's disk has {size} bytes, and this host takes images of at most {limit}; make a new Image with a smaller disk, or have an administrator allow more (--max-image-disk-gib of the hosts' agents)"
+    )]
+    DiskTooBig {
+        /// Size of the image's disk.
+        size: u64,
+        /// Most bytes.
+        limit: u64,
+    },
     /// The bytes are not the ones asked for.
     #[error(
         "the checksum of {url} is {found}, but {expected} was asked for; make a new Image with the right checksum, or the right URL"
@@ -180,11 +210,19 @@ impl Error {
         }
     }
 
+    /// Whether an attempt that ends so has cost much: it is tried again ever more rarely.
+    #[must_use]
+    pub fn is_costly(&self) -> bool {
+        matches!(self, Self::NoSpace(_) | Self::TooSlow { .. })
+    }
+
     /// Whether trying again is of no use until somebody changes the input.
     #[must_use]
     pub fn is_terminal(&self) -> bool {
         match self {
             Self::ForbiddenUrl { .. }
+            | Self::FileTooBig { .. }
+            | Self::DiskTooBig { .. }
             | Self::ForbiddenAddress { .. }
             | Self::ChecksumMismatch { .. }
             | Self::DigestMismatch { .. }
@@ -195,6 +233,7 @@ impl Error {
             | Self::WrongDisk { .. } => true,
             Self::NotFound { .. }
             | Self::DownloadFailed { .. }
+            | Self::TooSlow { .. }
             | Self::Truncated { .. }
             | Self::NoSpace(_)
             | Self::Io { .. }

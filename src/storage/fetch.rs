@@ -1,36 +1,36 @@
 //! Downloads a URL into a file, under the fetch policy, and resumes interrupted downloads.
 
-use std::io::{Read, SeekFrom};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{CONTENT_RANGE, ETAG, HeaderMap, IF_RANGE, LAST_MODIFIED, LOCATION, RANGE};
 use reqwest::{Client, Response, StatusCode, Url};
-use sha2::{Digest, Sha256, Sha512};
-use tokio::fs::{File, OpenOptions};
-use tokio::io::{AsyncSeekExt, AsyncWriteExt};
+use tokio::fs::File;
 
-use super::error::Shortage;
+use super::blocking::blocking;
 use super::policy::{FetchPolicy, Location, redact};
-use super::{Error, disk};
+use super::sink::{Sink, Terms};
+use super::{Error, Limits};
 
 /// How many redirects are followed.
 const MAX_REDIRECTS: usize = 5;
 /// How long a server may send nothing.
 const IDLE_TIMEOUT: Duration = Duration::from_mins(1);
-/// Bytes between two checks of the space that is left.
-const SPACE_CHECK_INTERVAL: usize = 64 << 20;
+/// How long a server may take until its answer begins, redirects included.
+const ANSWER_TIMEOUT: Duration = Duration::from_mins(2);
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// How much of a download is done; read by others while it runs.
 #[derive(Debug, Default)]
 pub struct DownloadProgress {
-    received: AtomicU64,
-    total: AtomicU64,
+    pub(super) received: AtomicU64,
+    pub(super) total: AtomicU64,
+    pub(super) waiting: AtomicBool,
 }
 
 impl DownloadProgress {
@@ -42,6 +42,12 @@ impl DownloadProgress {
             self.received.load(Ordering::Relaxed),
             (total > 0).then_some(total),
         )
+    }
+
+    /// Whether it waits until other downloads have ended.
+    #[must_use]
+    pub fn is_waiting(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed)
     }
 }
 
@@ -56,30 +62,6 @@ pub struct Digests {
     pub size: u64,
     /// Whether some of the bytes were left by an earlier, interrupted download.
     pub resumed: bool,
-}
-
-#[derive(Default)]
-struct Hasher {
-    sha256: Sha256,
-    sha512: Sha512,
-    size: u64,
-}
-
-impl Hasher {
-    fn update(&mut self, bytes: &[u8]) {
-        self.sha256.update(bytes);
-        self.sha512.update(bytes);
-        self.size += bytes.len() as u64;
-    }
-
-    fn finish(self) -> Digests {
-        Digests {
-            sha256: format!("sha256:{}", hex::encode(self.sha256.finalize())),
-            sha512: format!("sha512:{}", hex::encode(self.sha512.finalize())),
-            size: self.size,
-            resumed: false,
-        }
-    }
 }
 
 /// Looks names up and drops the addresses that the policy forbids, so that a name
@@ -113,58 +95,36 @@ pub async fn fetch(
     partial: &Path,
     progress: &DownloadProgress,
 ) -> Result<Digests, Error> {
-    match policy.check(url, has_checksum)? {
-        Location::File(path) => copy(&path, partial, progress).await,
-        Location::Web(parsed) => download(policy, parsed, has_checksum, partial, progress).await,
+    let shown = redact(url);
+    let terms = Terms {
+        url: &shown,
+        limit: policy.limits.download,
+        progress,
+    };
+    let (rules, asked) = (policy.clone(), url.to_owned());
+    match blocking(move || rules.check(&asked, has_checksum)).await? {
+        Location::File(path) => copy(&path, partial, terms).await,
+        Location::Web(parsed) => download(policy, parsed, has_checksum, partial, terms).await,
     }
 }
 
-async fn copy(from: &Path, partial: &Path, progress: &DownloadProgress) -> Result<Digests, Error> {
+async fn copy(from: &Path, partial: &Path, terms: Terms<'_>) -> Result<Digests, Error> {
     use tokio::io::AsyncReadExt;
     let mut source = File::open(from).await.map_err(Error::io("open", from))?;
-    let length = source
-        .metadata()
-        .await
-        .map_err(Error::io("look at", from))?
-        .len();
-    progress.total.store(length, Ordering::Relaxed);
-    progress.received.store(0, Ordering::Relaxed);
-    check_space(partial, length)?;
-    let mut out = File::create(partial)
-        .await
-        .map_err(Error::io("write", partial))?;
-    let mut hasher = Hasher::default();
+    let metadata = source.metadata().await;
+    let length = metadata.map_err(Error::io("look at", from))?.len();
+    let mut sink = Sink::create(partial, Some(length), terms).await?;
     let mut buffer = vec![0; 1 << 20];
     loop {
-        let n = source
-            .read(&mut buffer)
-            .await
-            .map_err(Error::io("read", from))?;
+        let read = source.read(&mut buffer).await;
+        let n = read.map_err(Error::io("read", from))?;
         if n == 0 {
             break;
         }
-        hasher.update(&buffer[..n]);
-        out.write_all(&buffer[..n])
-            .await
-            .map_err(Error::io("write", partial))?;
-        progress.received.fetch_add(n as u64, Ordering::Relaxed);
+        sink.write(&buffer[..n]).await?;
     }
-    out.flush().await.map_err(Error::io("write", partial))?;
-    out.sync_all().await.map_err(Error::io("write", partial))?;
-    Ok(hasher.finish())
-}
-
-/// Fails when `need` more bytes would fill the file system.
-fn check_space(partial: &Path, need: u64) -> Result<(), Error> {
-    let dir = partial.parent().unwrap_or(partial);
-    let usable = disk::space_of(dir)?.usable();
-    if need > usable {
-        return Err(Error::NoSpace(Shortage {
-            path: dir.to_owned(),
-            bytes: Some((need, usable)),
-        }));
-    }
-    Ok(())
+    sink.sync().await?;
+    Ok(sink.finish())
 }
 
 /// The validator of an interrupted download. Stored with the boot id, since after a loss of
@@ -172,12 +132,66 @@ fn check_space(partial: &Path, need: u64) -> Result<(), Error> {
 fn saved_validator(path: &Path) -> Option<String> {
     let text = std::fs::read_to_string(path).ok()?;
     let (boot, tag) = text.split_once('\n')?;
-    (boot == boot_id()).then(|| tag.to_owned())
+    let now = std::fs::read_to_string(BOOT_ID).unwrap_or_default();
+    (boot == now.trim()).then(|| tag.to_owned())
 }
 
-fn boot_id() -> String {
-    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+async fn boot_id() -> String {
+    let text = tokio::fs::read_to_string(BOOT_ID).await.unwrap_or_default();
     text.trim().to_owned()
+}
+
+/// How fast a server sends.
+struct Pace<'a> {
+    limits: &'a Limits,
+    deadline: Instant,
+    window_ends: Instant,
+    bytes: u64,
+}
+
+impl<'a> Pace<'a> {
+    fn new(limits: &'a Limits) -> Self {
+        let now = Instant::now();
+        Self {
+            limits,
+            deadline: now + limits.deadline,
+            window_ends: now + limits.window,
+            bytes: 0,
+        }
+    }
+
+    fn next_look(&self) -> tokio::time::Instant {
+        self.window_ends.min(self.deadline).into()
+    }
+
+    /// Why the download ends now although it is not done.
+    fn check(&mut self, received: usize, now: Instant) -> Option<String> {
+        self.bytes = self.bytes.saturating_add(received as u64);
+        if now >= self.deadline {
+            let minutes = self.limits.deadline.as_secs().div_ceil(60);
+            return Some(format!(
+                "it was not done after {minutes} min, which is all the time that one download has; \
+                 it is tried again, from there on where the server can"
+            ));
+        }
+        if now < self.window_ends {
+            return None;
+        }
+        let Limits {
+            window, min_rate, ..
+        } = self.limits;
+        let sent = std::mem::take(&mut self.bytes);
+        self.window_ends = now + *window;
+        let least = u128::from(*min_rate) * window.as_millis() / 1000;
+        (u128::from(sent) < least).then(|| {
+            let seconds = window.as_secs_f64();
+            format!(
+                "only {sent} bytes came in {seconds:.0} s, less than {min_rate} in a second; offer the \
+                 file at a faster server. It is tried again ever more rarely, from there on where \
+                 the server can"
+            )
+        })
+    }
 }
 
 async fn download(
@@ -185,19 +199,22 @@ async fn download(
     url: Url,
     has_checksum: bool,
     partial: &Path,
-    progress: &DownloadProgress,
+    terms: Terms<'_>,
 ) -> Result<Digests, Error> {
-    let shown = redact(url.as_str());
     let failed = |why: String| Error::DownloadFailed {
-        url: shown.clone(),
+        url: terms.url.to_owned(),
         why,
     };
-    let tag_path = partial.with_extension("etag");
-    let have = std::fs::metadata(partial).map_or(0, |m| m.len());
-    let mut resume = saved_validator(&tag_path)
-        .filter(|_| have > 0)
-        .map(|tag| (have, tag));
+    let (at, tag_path) = (partial.to_owned(), partial.with_extension("etag"));
+    let left = tag_path.clone();
+    let mut resume = blocking(move || {
+        let have = std::fs::metadata(at).map_or(0, |m| m.len());
+        let tag = saved_validator(&left).filter(|_| have > 0);
+        tag.map(|tag| (have, tag))
+    })
+    .await;
 
+    let mut pace = Pace::new(&policy.limits);
     let client = client(policy).map_err(|e| failed(chain(&e)))?;
     let mut response = follow(policy, &client, url.clone(), has_checksum, resume.as_ref()).await?;
     if resume.is_some() && response.status() == StatusCode::RANGE_NOT_SATISFIABLE {
@@ -207,92 +224,89 @@ async fn download(
     }
 
     let status = response.status();
-    let (mut hasher, mut out, offset) =
-        if let (StatusCode::PARTIAL_CONTENT, Some((have, _)), true) =
-            (status, &resume, starts_at(response.headers(), have))
-        {
-            let (hasher, out) = resume_file(partial, *have).await?;
-            (hasher, out, *have)
-        } else if status.is_success() && status != StatusCode::PARTIAL_CONTENT {
-            // First, so that the old validator is never stored beside new bytes.
-            let _ = std::fs::remove_file(&tag_path);
-            let out = File::create(partial)
-                .await
-                .map_err(Error::io("write", partial))?;
-            (Hasher::default(), out, 0)
-        } else if matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE) {
-            return Err(Error::NotFound {
-                url: shown,
-                status: status.to_string(),
-            });
-        } else {
-            if resume.is_some() {
-                // The server refuses the range: start from the beginning next time.
-                let _ = std::fs::remove_file(&tag_path);
-            }
-            return Err(failed(format!("the server answers {status}")));
-        };
+    let length = response.content_length();
+    let rest_of = resume.as_ref().map(|(have, _)| *have);
+    let rest_of = rest_of.filter(|have| starts_at(response.headers(), *have));
+    let (mut sink, offset) = if let (StatusCode::PARTIAL_CONTENT, Some(have)) = (status, rest_of) {
+        (Sink::resume(partial, have, length, terms).await?, have)
+    } else if status.is_success() && status != StatusCode::PARTIAL_CONTENT {
+        // First, so that the old validator is never stored beside new bytes.
+        remove(&tag_path).await;
+        (Sink::create(partial, length, terms).await?, 0)
+    } else if matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE) {
+        return Err(Error::NotFound {
+            url: terms.url.to_owned(),
+            status: status.to_string(),
+        });
+    } else {
+        if resume.is_some() {
+            // The server refuses the range: start from the beginning next time.
+            remove(&tag_path).await;
+        }
+        return Err(failed(format!("the server answers {status}")));
+    };
 
     match validator(response.headers()) {
-        Some(tag) => std::fs::write(&tag_path, format!("{}\n{tag}", boot_id()))
-            .map_err(Error::io("write", &tag_path))?,
-        None => drop(std::fs::remove_file(&tag_path)),
+        Some(tag) => {
+            let text = format!("{}\n{tag}", boot_id().await);
+            let written = tokio::fs::write(&tag_path, text).await;
+            written.map_err(Error::io("write", &tag_path))?;
+        }
+        None => remove(&tag_path).await,
     }
-    let expected = response.content_length().map(|n| n + offset);
-    progress
-        .total
-        .store(expected.unwrap_or(0), Ordering::Relaxed);
-    progress.received.store(offset, Ordering::Relaxed);
-    check_space(partial, response.content_length().unwrap_or(0))?;
-    let mut unchecked = 0;
+    let expected = length.map(|n| n + offset);
     let mut stream = response.bytes_stream();
     let mut broken = None;
-    while let Some(chunk) = stream.next().await {
-        match chunk {
-            Ok(bytes) => {
-                unchecked += bytes.len();
-                if unchecked >= SPACE_CHECK_INTERVAL {
-                    // The length may be unknown, and others write to this file system too.
-                    check_space(partial, 0)?;
-                    unchecked = 0;
-                }
-                hasher.update(&bytes);
-                out.write_all(&bytes)
-                    .await
-                    .map_err(Error::io("write", partial))?;
-                progress
-                    .received
-                    .fetch_add(bytes.len() as u64, Ordering::Relaxed);
+    let mut too_slow = None;
+    while too_slow.is_none() {
+        // Also when nothing comes, its pace is looked at.
+        let next = tokio::time::timeout_at(pace.next_look(), stream.next()).await;
+        let received = match next {
+            Err(_) => 0,
+            Ok(None) => break,
+            Ok(Some(Ok(bytes))) => {
+                sink.write(&bytes).await?;
+                bytes.len()
             }
-            Err(error) => {
+            Ok(Some(Err(error))) => {
                 broken = Some(chain(&error));
                 break;
             }
-        }
+        };
+        too_slow = pace.check(received, Instant::now());
     }
-    out.flush().await.map_err(Error::io("write", partial))?;
-    out.sync_all().await.map_err(Error::io("write", partial))?;
-    let got = hasher.size;
-    let on_disk = std::fs::metadata(partial)
-        .map_err(Error::io("look at", partial))?
-        .len();
+    sink.sync().await?;
+    let got = sink.size();
+    let on_disk = tokio::fs::metadata(partial).await;
+    let on_disk = on_disk.map_err(Error::io("look at", partial))?.len();
     if on_disk != got {
         // The last write of a download that was cancelled came late.
-        let _ = std::fs::remove_file(&tag_path);
+        remove(&tag_path).await;
         return Err(failed(format!("{on_disk} bytes were written, {got} came")));
+    }
+    if let Some(why) = too_slow {
+        return Err(Error::TooSlow {
+            url: terms.url.to_owned(),
+            why,
+        });
     }
     match (expected, broken) {
         (Some(expected), _) if got < expected => Err(Error::Truncated {
-            url: shown,
+            url: terms.url.to_owned(),
             got,
             expected,
         }),
         (_, Some(why)) => Err(failed(why)),
         _ => Ok(Digests {
             resumed: offset > 0,
-            ..hasher.finish()
+            ..sink.finish()
         }),
     }
+}
+
+/// Removes a file, if it is there.
+async fn remove(path: &Path) {
+    let _ = tokio::fs::remove_file(path).await;
 }
 
 fn client(policy: &FetchPolicy) -> Result<Client, reqwest::Error> {
@@ -309,24 +323,25 @@ fn client(policy: &FetchPolicy) -> Result<Client, reqwest::Error> {
         .build()
 }
 
-/// Opens the partial file to write after its first `have` bytes. By position and not by
-/// appending: the last write of a download that was cancelled may still be on its way.
-async fn resume_file(partial: &Path, have: u64) -> Result<(Hasher, File), Error> {
-    let path = partial.to_owned();
-    let hasher = tokio::task::spawn_blocking(move || hash_file(&path, have))
-        .await
-        .map_err(|e| Error::io("read", partial)(std::io::Error::other(e)))??;
-    let opened = async {
-        let mut out = OpenOptions::new().write(true).open(partial).await?;
-        out.set_len(have).await?;
-        out.seek(SeekFrom::Start(have)).await?;
-        Ok(out)
-    };
-    let out = opened.await.map_err(Error::io("write", partial))?;
-    Ok((hasher, out))
+async fn follow(
+    policy: &FetchPolicy,
+    client: &Client,
+    url: Url,
+    has_checksum: bool,
+    resume: Option<&(u64, String)>,
+) -> Result<Response, Error> {
+    let shown = redact(url.as_str());
+    let answer = follow_redirects(policy, client, url, has_checksum, resume);
+    let answer = tokio::time::timeout(ANSWER_TIMEOUT, answer).await;
+    answer.unwrap_or_else(|_| {
+        Err(Error::DownloadFailed {
+            url: shown,
+            why: format!("no answer within {} s", ANSWER_TIMEOUT.as_secs()),
+        })
+    })
 }
 
-async fn follow(
+async fn follow_redirects(
     policy: &FetchPolicy,
     client: &Client,
     mut url: Url,
@@ -366,15 +381,17 @@ async fn follow(
                 why: format!("{start} redirects to it, away from https://"),
             });
         }
+        let to_file = || Error::ForbiddenUrl {
+            url: redact(target.as_str()),
+            why: format!("{start} redirects to a file of the host"),
+        };
+        if target.scheme() == "file" {
+            return Err(to_file());
+        }
         let checked = policy.check(target.as_str(), has_checksum);
         match checked.map_err(|error| redirected(&start, error))? {
             Location::Web(next) => url = next,
-            Location::File(_) => {
-                return Err(Error::ForbiddenUrl {
-                    url: redact(target.as_str()),
-                    why: format!("{start} redirects to a file of the host"),
-                });
-            }
+            Location::File(_) => return Err(to_file()),
         }
     }
     Err(failed(format!("more than {MAX_REDIRECTS} redirects")))
@@ -440,21 +457,6 @@ fn validator(headers: &HeaderMap) -> Option<String> {
     text(ETAG)
         .filter(|tag| !tag.starts_with("W/"))
         .or_else(|| text(LAST_MODIFIED))
-}
-
-fn hash_file(path: &Path, length: u64) -> Result<Hasher, Error> {
-    let mut file = std::fs::File::open(path)
-        .map_err(Error::io("open", path))?
-        .take(length);
-    let mut hasher = Hasher::default();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        let n = file.read(&mut buffer).map_err(Error::io("read", path))?;
-        if n == 0 {
-            return Ok(hasher);
-        }
-        hasher.update(&buffer[..n]);
-    }
 }
 
 fn chain(error: &reqwest::Error) -> String {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 use reqwest::Url;
 
-use super::Error;
+use super::{Error, Limits};
 
 /// The rules of one host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -17,6 +17,8 @@ pub struct FetchPolicy {
     pub allow: Vec<IpNet>,
     /// Directory that `file://` URLs must lie below; none are allowed when absent.
     pub file_root: Option<PathBuf>,
+    /// How much and how slowly.
+    pub limits: Limits,
 }
 
 /// Where bytes come from, once the URL has been checked.
@@ -214,7 +216,7 @@ mod tests {
     fn the_configuration_can_allow_more() {
         let policy = FetchPolicy {
             allow: vec!["127.0.0.0/8".parse().unwrap()],
-            file_root: None,
+            ..FetchPolicy::default()
         };
         assert!(policy.allows("127.0.0.1".parse().unwrap()));
         assert!(policy.allows("::ffff:127.0.0.1".parse().unwrap()));
@@ -259,8 +261,8 @@ mod tests {
         std::fs::write(dir.path().join("secret"), "x").unwrap();
         std::os::unix::fs::symlink(dir.path().join("secret"), root.join("link")).unwrap();
         let policy = FetchPolicy {
-            allow: vec![],
             file_root: Some(root.clone()),
+            ..FetchPolicy::default()
         };
         let url = |name: &str| format!("file://{}/{name}", root.display());
         assert!(policy.check(&url("a"), false).is_ok());

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use tokio::process::Command;
 
+use super::blocking::blocking;
 use super::{Error, qcow2};
 
 /// Memory that the child may map.
@@ -43,12 +44,17 @@ pub async fn probe(path: &Path, format: &str) -> Result<u64, Error> {
     if !matches!(format, "raw" | "qcow2") {
         return Err(Error::UnsupportedFormat(format.to_owned()));
     }
-    let owned = path.to_owned();
-    let header = tokio::task::spawn_blocking(move || qcow2::read(&owned))
-        .await
-        .map_err(|e| Error::NotAnImage(format!("its header could not be read ({e})")))??;
+    let (owned, wanted) = (path.to_owned(), format.to_owned());
+    let header = blocking(move || {
+        let header = qcow2::read(&owned)?;
+        if header.is_none() {
+            check_headless(&owned, &wanted)?;
+        }
+        Ok::<_, Error>(header)
+    })
+    .await?;
     match (&header, format) {
-        (None, _) => check_headless(path, format)?,
+        (None, _) => {}
         // A raw disk that QEMU could take for qcow2 is a known way to read the host's files.
         (Some(_), "raw") => {
             return Err(Error::NotAnImage(

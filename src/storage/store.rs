@@ -3,20 +3,24 @@
 //! ```text
 //! DIR/store.lock              shared while a disk is made from an image, exclusive while
 //!                             images are collected
-//! DIR/partial/KEY[.etag]      a download; KEY is a hash of its URL and checksum
+//! DIR/partial/KEY[.etag]      a download; KEY is a hash of its namespace, URL and checksum
 //! DIR/images/sha256-HEX       the bytes, complete and checked: they appear by rename
 //! DIR/images/sha256-HEX.json  what they are
-//! DIR/sources/KEY.json        which digest a source gave, so that it is fetched once
+//! DIR/sources/KEY.json        which bytes a source gave to a namespace, so that it is fetched once
 //! DIR/instances/ID/           see `disk`
 //! ```
+//!
+//! Bytes are stored once, but to know a digest is no key to them: a namespace uses stored bytes only
+//! under a URL that has given them to this very namespace before.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
@@ -24,20 +28,30 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::blocking::blocking;
 use super::fetch::{self, Digests};
 use super::policy::redact;
+use super::slots::Slots;
 use super::{Error, FetchPolicy, disk, probe};
 
 pub use super::fetch::DownloadProgress;
 
 /// How long the digest of a URL without a checksum stays cached.
 const SOURCE_TTL: Duration = Duration::from_hours(1);
+/// QEMU's user passes through to the files that are its own, and lists none.
+const DIRECTORY_MODE: u32 = 0o711;
+/// How many of the bytes that one URL gave over time are remembered.
+const MAX_GIVEN: usize = 16;
+/// Images are read by QEMU alone, to whose user libvirt gives them when a guest starts.
+const IMAGE_MODE: u32 = 0o440;
 /// After this time a download that was not resumed is removed.
 const ABANDONED_AFTER: Duration = Duration::from_hours(24);
 
 /// What is to be fetched.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
+    /// The namespace of the Image, which must have been given the bytes, or fetches them.
+    pub namespace: String,
     /// Where they come from.
     pub url: String,
     /// `sha256:…` or `sha512:…` that the user gave.
@@ -78,6 +92,7 @@ pub struct StoredImage {
 pub struct ImageStore {
     dir: Arc<PathBuf>,
     policy: Arc<FetchPolicy>,
+    slots: Arc<Slots>,
 }
 
 /// Keeps images from being collected while it lives.
@@ -92,10 +107,23 @@ impl ImageStore {
     pub fn open(dir: &Path, policy: FetchPolicy) -> Result<Self, Error> {
         for name in ["images", "partial", "sources", "instances"] {
             let path = dir.join(name);
-            fs::create_dir_all(&path).map_err(Error::io("make", &path))?;
+            let mut builder = fs::DirBuilder::new();
+            builder.recursive(true).mode(DIRECTORY_MODE);
+            builder.create(&path).map_err(Error::io("make", &path))?;
+            set_mode(&path, DIRECTORY_MODE);
+        }
+        // Those that an earlier version has made were everybody's to read.
+        let images = dir.join("images");
+        for name in entries(&images).filter(|name| !name.contains('.')) {
+            set_mode(&images.join(name), IMAGE_MODE);
+        }
+        let instances = dir.join("instances");
+        for name in entries(&instances) {
+            set_mode(&instances.join(name).join(disk::ROOT_DISK), disk::DISK_MODE);
         }
         Ok(Self {
             dir: Arc::new(dir.to_owned()),
+            slots: Slots::new(&policy.limits),
             policy: Arc::new(policy),
         })
     }
@@ -106,32 +134,42 @@ impl ImageStore {
         self.dir.join("images").join(file_name(digest))
     }
 
-    /// The requested bytes, when they are stored already; reads the disk, never the network.
+    /// The requested bytes, when they are stored already and the same namespace has fetched them
+    /// from the same source; reads the disk, never the network.
     #[must_use]
     pub fn find(&self, request: &Request) -> Option<StoredImage> {
-        let known = request
-            .digest
-            .clone()
-            .or_else(|| sha256_of(request.checksum.as_deref()));
-        let digest = known.or_else(|| self.cached_digest(request))?;
-        let stored = self.get(&digest)?;
-        let fits = match &request.content {
+        let path = self.source(&key(request));
+        let source: Source = serde_json::from_slice(&fs::read(&path).ok()?).ok()?;
+        let digest = match known_digest(request) {
+            Some(known) => source.gave.into_iter().find(|gave| *gave == known),
+            // Without a checksum the bytes behind a URL may change at any time: good only until
+            // the manager has fixed the digest.
+            None if request.checksum.is_none() && !younger_than(&path, SOURCE_TTL) => None,
+            None => source.gave.into_iter().next(),
+        };
+        self.get_as(&digest?, &request.content)
+    }
+
+    /// The requested bytes for a guest whose disk lies over them already: it has them, wherever
+    /// they came from.
+    #[must_use]
+    pub fn find_for_disk(&self, request: &Request) -> Option<StoredImage> {
+        let known = known_digest(request);
+        let stored = known.and_then(|digest| self.get_as(&digest, &request.content));
+        stored.or_else(|| self.find(request))
+    }
+
+    fn get_as(&self, digest: &str, content: &Content) -> Option<StoredImage> {
+        let stored = self.get(digest)?;
+        let fits = match content {
             Content::Disk(format) => stored.format == *format,
             Content::Blob => true,
         };
         fits.then_some(stored)
     }
 
-    /// The digest that a source gave before, for requests that name none.
-    fn cached_digest(&self, request: &Request) -> Option<String> {
-        let name = format!("{}.json", key(request));
-        let path = self.dir.join("sources").join(name);
-        // Without a checksum the bytes behind a URL may change at any time: good only until
-        // the manager has fixed the digest.
-        if request.checksum.is_none() && !younger_than(&path, SOURCE_TTL) {
-            return None;
-        }
-        serde_json::from_slice(&fs::read(path).ok()?).ok()
+    fn source(&self, key: &str) -> PathBuf {
+        self.dir.join("sources").join(format!("{key}.json"))
     }
 
     /// What is stored under a digest.
@@ -182,9 +220,13 @@ impl ImageStore {
         let key = key(request);
         let partial = self.dir.join("partial").join(&key);
         let _lock = lock_when_free(&partial.with_extension("lock")).await?;
-        if let Some(stored) = self.find(request) {
+        let (this, asked) = (self.clone(), request.clone());
+        if let Some(stored) = blocking(move || this.find(&asked)).await {
             return Ok(stored);
         }
+        progress.waiting.store(true, Ordering::Relaxed);
+        let _slot = self.slots.acquire(&request.namespace).await;
+        progress.waiting.store(false, Ordering::Relaxed);
         let mut resumed = false;
         let fetched = loop {
             let fetched = self.fetch(request, &partial, progress, &mut resumed).await;
@@ -194,16 +236,16 @@ impl ImageStore {
                     Error::ChecksumMismatch { .. }
                     | Error::DigestMismatch { .. }
                     | Error::NotAnImage(_),
-                ) if resumed => discard(&partial),
+                ) if resumed => discard_later(&partial).await,
                 other => break other,
             }
         };
         match fetched {
-            Ok(stored) => self.store(&key, &partial, stored).await,
+            Ok(stored) => self.store(key, partial, stored).await,
             Err(error) => {
                 // A full disk may be full of this very file; refused bytes are of no use.
                 if error.is_terminal() || matches!(error, Error::NoSpace(_)) {
-                    discard(&partial);
+                    discard_later(&partial).await;
                 }
                 Err(error)
             }
@@ -260,6 +302,11 @@ impl ImageStore {
             Content::Disk(format) => (probe::probe(partial, format).await?, format.clone()),
             Content::Blob => (0, String::new()),
         };
+        let limit = self.policy.limits.disk;
+        if virtual_size > limit {
+            let size = virtual_size;
+            return Err(Error::DiskTooBig { size, limit });
+        }
         Ok(StoredImage {
             digest: digests.sha256.clone(),
             size: digests.size,
@@ -271,28 +318,47 @@ impl ImageStore {
 
     async fn store(
         &self,
+        key: String,
+        partial: PathBuf,
+        stored: StoredImage,
+    ) -> Result<StoredImage, Error> {
+        // So that it is neither collected meanwhile, nor written by another import.
+        let _in_use = self.in_use().await?;
+        let _lock = lock(&self.dir.join("keep.lock"), FlockArg::LockExclusiveNonblock).await?;
+        let this = self.clone();
+        blocking(move || this.store_locked(&key, &partial, stored)).await
+    }
+
+    fn store_locked(
+        &self,
         key: &str,
         partial: &Path,
         mut stored: StoredImage,
     ) -> Result<StoredImage, Error> {
         let path = self.path(&stored.digest);
-        // So that it is neither collected meanwhile, nor written by another import.
-        let _in_use = self.in_use().await?;
-        let _lock = lock(&self.dir.join("keep.lock"), FlockArg::LockExclusiveNonblock).await?;
         if let Some(known) = self.get(&stored.digest)
             && stored.format.is_empty()
         {
             // The same bytes may be a kernel for one and a disk for another; the probed facts stay.
             stored = known;
         }
-        write_atomically(&path.with_extension("json"), &to_json(&stored), 0o644)?;
-        fs::set_permissions(partial, fs::Permissions::from_mode(0o444))
-            .map_err(Error::io("set the mode of", partial))?;
-        fs::rename(partial, &path).map_err(Error::io("store", &path))?;
-        sync_directory(&path)?;
+        write_atomically(&path.with_extension("json"), &to_json(&stored), 0o640)?;
+        if path.is_file() {
+            // Another namespace's: guests that run have it open. Only its last use is noted.
+            let _ = fs::File::open(&path).and_then(|f| f.set_modified(SystemTime::now()));
+        } else {
+            fs::set_permissions(partial, fs::Permissions::from_mode(IMAGE_MODE))
+                .map_err(Error::io("set the mode of", partial))?;
+            fs::rename(partial, &path).map_err(Error::io("store", &path))?;
+            sync_directory(&path)?;
+        }
         discard(partial);
-        let source = self.dir.join("sources").join(format!("{key}.json"));
-        write_atomically(&source, &to_json(&stored.digest), 0o644)?;
+        let path = self.source(key);
+        let known: Option<Source> = fs::read(&path)
+            .ok()
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let source = known.unwrap_or_default().with(&stored.digest);
+        write_atomically(&path, &to_json(&source), 0o640)?;
         Ok(stored)
     }
 
@@ -318,9 +384,7 @@ impl ImageStore {
         )
         .await?;
         let this = self.clone();
-        let removed = tokio::task::spawn_blocking(move || this.collect_locked(grace))
-            .await
-            .unwrap_or_else(|_| Ok(Vec::new()));
+        let removed = blocking(move || this.collect_locked(grace)).await;
         drop(guard);
         removed
     }
@@ -341,7 +405,13 @@ impl ImageStore {
         self.collect_partials();
         for name in entries(&self.dir.join("sources")) {
             let path = self.dir.join("sources").join(name);
-            if !younger_than(&path, ABANDONED_AFTER) {
+            let source: Option<Source> = fs::read(&path)
+                .ok()
+                .and_then(|bytes| serde_json::from_slice(&bytes).ok());
+            let gave = source.unwrap_or_default().gave;
+            // As long as the bytes are here, so is the proof of who was given them.
+            let is_kept = gave.iter().any(|digest| self.path(digest).is_file());
+            if !is_kept && !younger_than(&path, ABANDONED_AFTER) {
                 let _ = fs::remove_file(path);
             }
         }
@@ -377,6 +447,22 @@ impl ImageStore {
     }
 }
 
+/// What a source has given to a namespace.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Source {
+    /// Digests, the last one first: the bytes behind a URL may change.
+    gave: Vec<String>,
+}
+
+impl Source {
+    fn with(mut self, digest: &str) -> Self {
+        self.gave.retain(|gave| gave != digest);
+        self.gave.insert(0, digest.to_owned());
+        self.gave.truncate(MAX_GIVEN);
+        self
+    }
+}
+
 /// Name of the file that holds the bytes of a digest.
 pub(super) fn file_name(digest: &str) -> String {
     digest.replace([':', '/'], "-")
@@ -388,8 +474,15 @@ fn key(request: &Request) -> String {
         Content::Blob => "",
     };
     let checksum = request.checksum.as_deref().unwrap_or_default();
-    let text = format!("{}\n{checksum}\n{content}", request.url);
+    let Request { namespace, url, .. } = request;
+    let text = format!("{namespace}\n{url}\n{checksum}\n{content}");
     hex::encode(&Sha256::digest(text.as_bytes())[..16])
+}
+
+/// The digest that the bytes must have, if it is known beforehand.
+fn known_digest(request: &Request) -> Option<String> {
+    let fixed = request.digest.clone();
+    fixed.or_else(|| sha256_of(request.checksum.as_deref()))
 }
 
 fn sha256_of(checksum: Option<&str>) -> Option<String> {
@@ -413,12 +506,22 @@ pub(super) fn entries(dir: &Path) -> impl Iterator<Item = String> + use<> {
         .filter_map(|entry| entry.file_name().into_string().ok())
 }
 
+/// Best effort: what cannot be changed fails where it is used.
+fn set_mode(path: &Path, mode: u32) {
+    let _ = fs::set_permissions(path, fs::Permissions::from_mode(mode));
+}
+
 fn younger_than(path: &Path, age: Duration) -> bool {
     fs::metadata(path)
         .and_then(|m| m.modified())
         .ok()
         .and_then(|time| SystemTime::now().duration_since(time).ok())
         .is_none_or(|old| old < age)
+}
+
+async fn discard_later(partial: &Path) {
+    let partial = partial.to_owned();
+    blocking(move || discard(&partial)).await;
 }
 
 fn discard(partial: &Path) {
@@ -471,18 +574,25 @@ async fn lock_when_free(path: &Path) -> Result<Flock<fs::File>, Error> {
 /// Locks a file, without blocking a thread while others have the lock.
 async fn lock(path: &Path, how: FlockArg) -> Result<Flock<fs::File>, Error> {
     loop {
-        let file = fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
-            .map_err(Error::io("open", path))?;
-        match Flock::lock(file, how) {
-            // A file that was removed before it was locked excludes nobody.
-            Ok(locked) if same_file(&locked, path) => return Ok(locked),
-            Ok(_) | Err((_, Errno::EWOULDBLOCK | Errno::EINTR)) => {}
-            Err((_, errno)) => return Err(Error::io("lock", path)(errno.into())),
+        let path = path.to_owned();
+        if let Some(locked) = blocking(move || try_lock(&path, how)).await? {
+            return Ok(locked);
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn try_lock(path: &Path, how: FlockArg) -> Result<Option<Flock<fs::File>>, Error> {
+    let file = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+        .map_err(Error::io("open", path))?;
+    match Flock::lock(file, how) {
+        // A file that was removed before it was locked excludes nobody.
+        Ok(locked) => Ok(same_file(&locked, path).then_some(locked)),
+        Err((_, Errno::EWOULDBLOCK | Errno::EINTR)) => Ok(None),
+        Err((_, errno)) => Err(Error::io("lock", path)(errno.into())),
     }
 }

@@ -14,8 +14,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use pileus_storage::{
-    Content, DirectoryMetadata, Disks, DownloadProgress, Error, FetchPolicy, ImageStore, Request,
-    StoredImage,
+    Content, DirectoryMetadata, Disks, DownloadProgress, Error, FetchPolicy, ImageStore, Limits,
+    Request, StoredImage,
 };
 use pileus_tests::web::Web;
 use pileus_values::{ClusterId, Owner};
@@ -36,13 +36,18 @@ struct Host {
 fn policy() -> FetchPolicy {
     FetchPolicy {
         allow: vec!["127.0.0.0/8".parse().unwrap()],
-        file_root: None,
+        ..FetchPolicy::default()
     }
 }
 
 fn host() -> Host {
+    limited(Limits::default())
+}
+
+fn limited(limits: Limits) -> Host {
     let dir = tempfile::tempdir().unwrap();
-    let store = ImageStore::open(dir.path(), policy()).unwrap();
+    let policy = FetchPolicy { limits, ..policy() };
+    let store = ImageStore::open(dir.path(), policy).unwrap();
     let disks = Disks::new(dir.path());
     Host { dir, store, disks }
 }
@@ -84,6 +89,7 @@ fn noise(seed: u8, size: usize) -> Vec<u8> {
 
 fn raw(url: String, checksum: String) -> Request {
     Request {
+        namespace: "team".into(),
         url,
         checksum: Some(checksum),
         digest: None,
@@ -283,11 +289,12 @@ async fn a_url_without_a_checksum_is_asked_again_after_a_while() {
     let root = tempfile::tempdir().unwrap();
     let file = root.path().join("latest");
     let policy = FetchPolicy {
-        allow: vec![],
         file_root: Some(root.path().to_owned()),
+        ..FetchPolicy::default()
     };
     let store = ImageStore::open(dir.path(), policy).unwrap();
     let request = Request {
+        namespace: "team".into(),
         url: format!("file://{}", file.display()),
         checksum: None,
         digest: None,
@@ -312,6 +319,204 @@ async fn a_url_without_a_checksum_is_asked_again_after_a_while() {
         store.import(&request, &progress).await.unwrap().digest,
         sha256(b"new")
     );
+}
+
+// ---------------------------------------------------------------- limits
+
+#[tokio::test]
+async fn a_file_or_disk_beyond_the_limit_is_refused_with_both_figures() {
+    let web = Web::start().await;
+    let host = limited(Limits {
+        download: 2 * MIB as u64,
+        ..Limits::default()
+    });
+    // Announced: not a byte of it is fetched.
+    let big = noise(50, 3 * MIB);
+    web.put("big", big.clone());
+    let ask = raw(web.url("slow/big"), sha256(&big));
+    let error = host.import(&ask).await.unwrap_err();
+    assert!(matches!(error, Error::FileTooBig { .. }) && error.is_terminal());
+    assert!(error.to_string().contains("3145728") && error.to_string().contains("2097152"));
+    // Not announced: ended as soon as it is too much, and nothing is left of it.
+    let progress = DownloadProgress::default();
+    let endless = raw(web.url("endless/x"), sha256(b""));
+    let error = host.store.import(&endless, &progress).await.unwrap_err();
+    assert!(matches!(error, Error::FileTooBig { .. }), "{error}");
+    assert!(progress.get().0 <= 2 * MIB as u64);
+    assert!(host.names("partial").is_empty());
+    // A small file with a disk of 10 TiB in it.
+    let vast = made("qcow2", &[], "10T");
+    web.put("vast", vast.clone());
+    let vast = Request {
+        content: Content::Disk("qcow2".into()),
+        ..raw(web.url("ok/vast"), sha256(&vast))
+    };
+    let error = host.import(&vast).await.unwrap_err();
+    assert!(matches!(error, Error::DiskTooBig { .. }) && error.is_terminal());
+    for part in ["10995116277760", "1099511627776", "--max-image-disk-gib"] {
+        assert!(error.to_string().contains(part), "{error}");
+    }
+    assert!(host.names("images").is_empty());
+}
+
+#[tokio::test]
+async fn a_server_that_hardly_sends_or_never_ends_is_given_up() {
+    let web = Web::start().await;
+    let slow = Limits {
+        min_rate: 1 << 10,
+        window: Duration::from_secs(1),
+        ..Limits::default()
+    };
+    let long = Limits {
+        min_rate: 0,
+        deadline: Duration::from_secs(1),
+        ..Limits::default()
+    };
+    for (limits, says) in [
+        (slow, "less than 1024 in a second"),
+        (long, "not done after"),
+    ] {
+        let host = limited(limits);
+        let started = Instant::now();
+        let error = host
+            .import(&raw(web.url("drip/x"), sha256(b"")))
+            .await
+            .unwrap_err();
+        assert!(matches!(error, Error::TooSlow { .. }), "{error}");
+        assert!(!error.is_terminal() && error.is_costly());
+        assert!(error.to_string().contains(says), "{error}");
+        assert!(started.elapsed() < Duration::from_secs(10));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_downloads_of_one_namespace_hold_up_nobody_else() {
+    let web = Web::start().await;
+    let host = limited(Limits {
+        downloads: 3,
+        downloads_per_namespace: 2,
+        ..Limits::default()
+    });
+    let mut slow = Vec::new();
+    for n in 0..4_u8 {
+        let (store, ask) = (host.store.clone(), raw(web.url("drip/x"), sha256(&[n])));
+        let progress = std::sync::Arc::new(DownloadProgress::default());
+        let told = progress.clone();
+        let task = tokio::spawn(async move { store.import(&ask, &told).await });
+        slow.push((progress, task));
+    }
+    let waiting = || slow.iter().filter(|(p, _)| p.is_waiting()).count();
+    let started = Instant::now();
+    while waiting() != 2 || web.requests().len() != 2 {
+        assert!(started.elapsed() < Duration::from_secs(10));
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let bytes = noise(51, MIB);
+    web.put("a", bytes.clone());
+    let other = Request {
+        namespace: "others".into(),
+        ..raw(web.url("ok/a"), sha256(&bytes))
+    };
+    let quick = tokio::time::timeout(Duration::from_secs(10), host.import(&other)).await;
+    quick.unwrap().unwrap();
+    assert_eq!(waiting(), 2, "theirs alone");
+    for (_, task) in &slow {
+        task.abort();
+    }
+}
+
+// ---------------------------------------------------------------- whose bytes they are
+
+#[tokio::test]
+async fn who_knows_a_digest_does_not_have_the_bytes() {
+    let (web, host) = (Web::start().await, host());
+    let bytes = noise(52, MIB);
+    web.put("a", bytes.clone());
+    let owned = raw(web.url("ok/a"), sha256(&bytes));
+    let stored = host.import(&owned).await.unwrap();
+    // Another namespace names the digest, with URLs that do not give the bytes.
+    for url in [web.url("ok/none"), "http://127.0.0.1:1/x".into()] {
+        for digest in [None, Some(stored.digest.clone())] {
+            let thief = Request {
+                namespace: "thief".into(),
+                digest,
+                ..raw(url.clone(), sha256(&bytes))
+            };
+            assert_eq!(host.store.find(&thief), None);
+            host.import(&thief).await.unwrap_err();
+        }
+    }
+    // So does the same namespace: the bytes are had under the URL that gave them.
+    let moved = raw(web.url("ok/none"), sha256(&bytes));
+    assert_eq!(host.store.find(&moved), None);
+    // Who is given them by the URL has them, and they are stored once.
+    let file = host.store.path(&stored.digest);
+    let number = || std::os::unix::fs::MetadataExt::ino(&file.metadata().unwrap());
+    let before = (number(), web.requests().len());
+    let friend = Request {
+        namespace: "friend".into(),
+        ..owned.clone()
+    };
+    assert_eq!(host.store.find(&friend), None, "not asked for yet");
+    host.import(&friend).await.unwrap();
+    assert_eq!((number(), web.requests().len()), (before.0, before.1 + 1));
+    assert!(host.names("partial").is_empty());
+    // What was given stays given as long as the bytes are here.
+    for entry in std::fs::read_dir(host.dir.path().join("sources")).unwrap() {
+        age(&entry.unwrap().path(), Duration::from_hours(48));
+    }
+    host.store.collect(Duration::from_hours(1)).await.unwrap();
+    assert_eq!(host.store.find(&friend), Some(stored.clone()));
+    assert_eq!(host.store.find(&owned), Some(stored.clone()));
+    // A guest whose disk lies over the bytes has them, also when that is not known any more.
+    std::fs::remove_dir_all(host.dir.path().join("sources")).unwrap();
+    assert_eq!(host.store.find(&owned), None);
+    assert_eq!(host.store.find_for_disk(&owned), Some(stored));
+}
+
+#[tokio::test]
+async fn a_url_that_has_given_other_bytes_since_still_stands_for_those_that_were_fixed() {
+    let (web, host) = (Web::start().await, host());
+    let (old, new) = (noise(53, MIB), noise(54, MIB));
+    let sum = |bytes: &[u8]| format!("sha512:{}", hex::encode(Sha512::digest(bytes)));
+    let of = |bytes: &[u8]| Request {
+        checksum: None,
+        ..raw("https://example.org/x".into(), sum(bytes))
+    };
+    // By a file, which needs no checksum.
+    let root = tempfile::tempdir().unwrap();
+    let policy = FetchPolicy {
+        file_root: Some(root.path().to_owned()),
+        ..policy()
+    };
+    let store = ImageStore::open(host.dir.path(), policy).unwrap();
+    let path = root.path().join("x");
+    let ask = Request {
+        url: format!("file://{}", path.display()),
+        ..of(&old)
+    };
+    let progress = DownloadProgress::default();
+    for bytes in [&old, &new] {
+        std::fs::write(&path, bytes).unwrap();
+        store.import(&ask, &progress).await.unwrap();
+        for entry in std::fs::read_dir(host.dir.path().join("sources")).unwrap() {
+            age(&entry.unwrap().path(), Duration::from_hours(2));
+        }
+    }
+    for bytes in [&old, &new] {
+        let fixed = Request {
+            digest: Some(sha256(bytes)),
+            ..ask.clone()
+        };
+        assert_eq!(store.find(&fixed).unwrap().digest, sha256(bytes));
+    }
+    let never = Request {
+        digest: Some(sha256(b"never given")),
+        ..ask
+    };
+    let error = store.import(&never, &progress).await.unwrap_err();
+    assert!(matches!(error, Error::DigestMismatch { .. }), "{error}");
+    drop(web);
 }
 
 // ---------------------------------------------------------------- what is in it
@@ -382,7 +587,7 @@ async fn the_same_bytes_may_be_a_kernel_and_a_disk() {
     std::fs::remove_dir_all(host.dir.path().join("sources")).unwrap();
     std::fs::create_dir(host.dir.path().join("sources")).unwrap();
     host.import(&blob).await.unwrap();
-    assert!(host.store.find(&disk).is_some(), "still a probed disk");
+    assert!(host.store.find_for_disk(&disk).is_some(), "a probed disk");
 }
 
 // ---------------------------------------------------------------- crashes, two at once
@@ -521,12 +726,18 @@ async fn a_disk_is_an_overlay_of_the_size_asked_for_and_made_once() {
         info["backing-filename"].as_str().map(PathBuf::from),
         Some(host.store.path(&image.digest))
     );
+    let mode = |path: &Path| {
+        use std::os::unix::fs::PermissionsExt;
+        path.metadata().unwrap().permissions().mode() & 0o7777
+    };
+    assert_eq!(mode(&disk), 0o600);
+    assert_eq!(mode(&host.store.path(&image.digest)), 0o440);
+    assert_eq!(mode(&host.dir.path().join("images")), 0o711);
     host.disks.write_config_drive(id, b"one").unwrap();
     host.disks.write_config_drive(id, b"two").unwrap();
     let drive = host.disks.config_drive(id);
     assert_eq!(std::fs::read(&drive).unwrap(), b"one", "written once");
-    let mode = std::os::unix::fs::PermissionsExt::mode(&drive.metadata().unwrap().permissions());
-    assert_eq!(mode & 0o777, 0o600);
+    assert_eq!(mode(&drive), 0o600);
     assert_eq!(host.disks.list(), vec![(id, Some(metadata("web")))]);
     host.disks.remove(id).unwrap();
     host.disks.remove(id).unwrap();
@@ -659,7 +870,8 @@ async fn collection_never_takes_the_image_of_a_disk_being_made() {
                 made += 1;
                 assert!(host.store.path(&image.digest).is_file());
             }
-            Err(Error::NotFound { .. }) => late += 1,
+            // Collected before: told, and fetched again.
+            Err(Error::DownloadFailed { .. }) => late += 1,
             Err(other) => panic!("{other}"),
         }
         host.disks.remove(id).unwrap();
@@ -693,14 +905,14 @@ async fn downloads_that_nobody_goes_on_with_are_removed_unless_one_is_running() 
 
 // ---------------------------------------------------------------- a full file system
 
-/// A file system of 8 MiB; unmounted when dropped.
+/// A small file system; unmounted when dropped.
 struct Small(TempDir);
 
 impl Small {
-    fn mount() -> Self {
+    fn mount(size: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let done = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=8m", "tmpfs"])
+            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
             .arg(dir.path())
             .status();
         assert!(done.unwrap().success(), "this test must run as root");
@@ -716,7 +928,7 @@ impl Drop for Small {
 
 #[tokio::test]
 async fn a_full_file_system_is_told_as_such_and_left_with_room() {
-    let (web, small) = (Web::start().await, Small::mount());
+    let (web, small) = (Web::start().await, Small::mount("8m"));
     let dir = small.0.path();
     let store = ImageStore::open(dir, policy()).unwrap();
     let progress = DownloadProgress::default();
@@ -751,4 +963,33 @@ async fn a_full_file_system_is_told_as_such_and_left_with_room() {
         .create(&store, id, &metadata("web"), &image, 0)
         .await
         .unwrap();
+}
+
+#[tokio::test]
+async fn a_download_without_a_length_never_takes_what_is_left_for_running_guests() {
+    let (web, small) = (Web::start().await, Small::mount("48m"));
+    let dir = small.0.path();
+    let store = ImageStore::open(dir, policy()).unwrap();
+    let progress = DownloadProgress::default();
+    let endless = raw(web.url("endless/x"), sha256(b""));
+    let usable = Disks::new(dir).space().unwrap().usable();
+    let error = store.import(&endless, &progress).await.unwrap_err();
+    assert!(matches!(error, Error::NoSpace(_)) && error.is_costly());
+    let received = progress.get().0;
+    assert!(received < usable, "{received} of {usable} bytes were taken");
+    assert!(
+        received > usable / 2,
+        "it is used as long as there is space"
+    );
+    // No disk is begun in what is left either.
+    let bytes = noise(55, MIB);
+    web.put("a", bytes.clone());
+    let request = raw(web.url("ok/a"), sha256(&bytes));
+    let image = store.import(&request, &progress).await.unwrap();
+    let left = Disks::new(dir).space().unwrap().usable();
+    std::fs::write(dir.join("filler"), vec![1; usize::try_from(left).unwrap()]).unwrap();
+    let (disks, id) = (Disks::new(dir), Uuid::from_u128(9));
+    let error = disks.create(&store, id, &metadata("web"), &image, 0).await;
+    assert!(matches!(error, Err(Error::NoSpace(_))), "{error:?}");
+    assert!(Disks::new(dir).space().unwrap().available > MIB as u64);
 }

@@ -102,6 +102,14 @@ async fn serve(
             let body = Body::from_stream(chunks.take(64));
             return answer(StatusCode::OK).body(body).unwrap();
         }
+        "drip" => {
+            let drops = stream::repeat(()).take(600).then(|()| async {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                Ok::<_, std::io::Error>(Bytes::from_static(b"x"))
+            });
+            let body = Body::from_stream(drops);
+            return answer(StatusCode::OK).body(body).unwrap();
+        }
         _ => {}
     }
     let Some(all) = files.contents.lock().unwrap().get(&name).cloned() else {

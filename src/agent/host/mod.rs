@@ -29,7 +29,8 @@ use pileus_kube_ext::readiness::Check;
 use pileus_kube_ext::report::apply_status;
 use pileus_kube_ext::telemetry::Readiness;
 use pileus_kube_ext::{ApiError, chain, find, is_unserved, lease};
-use pileus_storage::DirectoryMetadata;
+use pileus_storage::disk::Space;
+use pileus_storage::{DirectoryMetadata, blocking};
 use pileus_values::Owner;
 use pileus_values::quantity::GIB;
 
@@ -163,9 +164,10 @@ async fn observe_and_report(agent: &Agent, ready: &Readiness) -> Result<(), ApiE
     let network = agent.ports.problem().await;
     let devices = pci_devices(agent, &host).await;
     let devices = devices.unwrap_or_else(|| old.pci_devices.clone());
-    let mut status = status(agent, &host, &old, facts, network, orphans);
+    let files = files(agent).await;
+    let mut status = status(agent, &host, &old, facts, network, orphans, files);
     status.pci_devices = devices;
-    status.metrics = metrics(agent, &old);
+    status.metrics = metrics(agent, &old).await;
     let spec = HostSpec {
         reserved: host.spec.reserved.or(status.reserved),
         ..host.spec_in_force()
@@ -202,26 +204,47 @@ fn publish_capacity(agent: &Agent, host: &Host, old: &HostStatus, new: &HostStat
     }
 }
 
+/// What the host's file systems show.
+struct Files {
+    /// Digests of the images that are here.
+    images: Vec<String>,
+    /// Space for disks.
+    space: Result<Space, pileus_storage::Error>,
+    /// Whether something else starts and stops VMs.
+    has_rival: bool,
+}
+
+async fn files(agent: &Agent) -> Files {
+    let (store, disks) = (agent.store.clone(), agent.disks.clone());
+    blocking(move || Files {
+        images: store.list(),
+        space: disks.space(),
+        has_rival: is_libvirt_guests_enabled(),
+    })
+    .await
+}
+
 /// How busy the processors are, for the metrics that are wanted; nothing is read without any.
-fn metrics(agent: &Agent, old: &HostStatus) -> BTreeMap<String, i64> {
+async fn metrics(agent: &Agent, old: &HostStatus) -> BTreeMap<String, i64> {
     let wanted = &old.wanted_metrics;
-    let mut last = agent.load.lock().unwrap_or_else(PoisonError::into_inner);
+    let lock = || agent.load.lock().unwrap_or_else(PoisonError::into_inner);
     if wanted.is_empty() {
-        *last = None;
+        *lock() = None;
         return BTreeMap::new();
     }
     let kept = load::still_wanted(wanted, &old.metrics);
     let now = Instant::now();
-    if last.is_some_and(|(at, _)| now - at < load::WINDOW) {
+    if lock().is_some_and(|(at, _)| now - at < load::WINDOW) {
         return kept;
     }
-    let Some(times) = std::fs::read_to_string(STAT)
+    let Some(times) = tokio::fs::read_to_string(STAT)
+        .await
         .ok()
         .and_then(|text| Times::parse(&text))
     else {
         return kept;
     };
-    let measured = last.replace((now, times));
+    let measured = lock().replace((now, times));
     let measured = measured.and_then(|(_, before)| times.since(before));
     measured.map_or(kept, |measured| {
         load::reported(wanted, &old.metrics, &measured)
@@ -252,12 +275,18 @@ fn status(
     facts: Result<HostFacts, pileus_hypervisor::Error>,
     network_problem: Option<String>,
     orphans: Vec<Orphan>,
+    files: Files,
 ) -> HostStatus {
+    let Files {
+        images,
+        space,
+        has_rival,
+    } = files;
     let mut observations = Vec::new();
     let mut status = HostStatus {
         boot_id: Some(agent.boot_id.clone()),
         overhead_mib: Some(OVERHEAD_MIB),
-        images: agent.store.list(),
+        images,
         orphans,
         // What libvirt does not report now stays as it was reported last.
         capacity: old.capacity,
@@ -272,7 +301,6 @@ fn status(
         capabilities: old.capabilities.clone(),
         conditions: Vec::new(),
     };
-    let space = agent.disks.space();
     match facts {
         Ok(facts) => {
             let total = space.as_ref().map_or(0, |s| s.total);
@@ -335,7 +363,7 @@ fn status(
         host.spec.reserved,
         status.reserved,
     ));
-    observations.push(exclusive_control());
+    observations.push(exclusive_control(has_rival));
     status.conditions = conditions::merge(
         &old.conditions,
         observations,
@@ -376,17 +404,19 @@ fn inventory(status: &mut HostStatus, facts: HostFacts, disk: u64, virt_type: &s
 }
 
 /// `libvirt-guests` would stop and start VMs by itself at a reboot of the host.
-fn exclusive_control() -> Observation {
-    let enabled = ["multi-user.target.wants", "default.target.wants"]
-        .iter()
-        .any(|target| {
-            Path::new("/etc/systemd/system")
-                .join(target)
-                .join("libvirt-guests.service")
-                .is_symlink()
-        })
-        && Path::new("/run/systemd/system").is_dir();
-    if enabled {
+fn is_libvirt_guests_enabled() -> bool {
+    let is_wanted = |target: &str| {
+        Path::new("/etc/systemd/system")
+            .join(target)
+            .join("libvirt-guests.service")
+            .is_symlink()
+    };
+    let targets = ["multi-user.target.wants", "default.target.wants"];
+    targets.into_iter().any(is_wanted) && Path::new("/run/systemd/system").is_dir()
+}
+
+fn exclusive_control(has_rival: bool) -> Observation {
+    if has_rival {
         Observation::no(
             ConditionType::ExclusiveControl,
             Reason::LibvirtGuestsEnabled,
@@ -427,7 +457,8 @@ fn all_instances(agent: &Agent) -> Api<Decoded<Instance>> {
 async fn orphans(agent: &Agent, domains: &[ListedDomain]) -> Option<Vec<Orphan>> {
     let ours = |owner: &Owner| owner.cluster == agent.context.cluster;
     let mut found: BTreeMap<Uuid, (Owner, i64, PowerState)> = BTreeMap::new();
-    for (id, metadata) in agent.disks.list() {
+    let disks = agent.disks.clone();
+    for (id, metadata) in blocking(move || disks.list()).await {
         let Some(DirectoryMetadata { owner, epoch, .. }) = metadata.filter(|m| ours(&m.owner))
         else {
             continue;

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::observe::{Snapshot, requests};
 use super::plan::domain::{HostSide, domain_spec};
-use super::plan::timing::fetch_delay;
+use super::plan::timing::{FetchFailure, fetch_delay};
 use super::plan::{PlacementOwner, Step};
 use super::{Download, Error, INLINE_TIMEOUT, owner_of};
 use crate::Agent;
@@ -20,7 +20,7 @@ use pileus_guest::GuestData;
 use pileus_hypervisor::HostFacts;
 use pileus_kube_ext::objects::Objects;
 use pileus_kube_ext::{ApiError, chain};
-use pileus_storage::{DirectoryMetadata, DownloadProgress};
+use pileus_storage::{DirectoryMetadata, DownloadProgress, blocking};
 use pileus_values::quantity::GIB;
 
 /// Carries out one step.
@@ -37,10 +37,11 @@ pub async fn act(
 ) -> Result<(), Error> {
     let hypervisor = &agent.hypervisor;
     match step {
-        Step::RecordEpoch => agent
-            .epochs
-            .record(&own.uid, own.epoch)
-            .map_err(Error::Epoch)?,
+        Step::RecordEpoch => {
+            let (agent, uid, epoch) = (agent.clone(), own.uid.clone(), own.epoch);
+            let recorded = blocking(move || agent.epochs.record(&uid, epoch)).await;
+            recorded.map_err(Error::Epoch)?;
+        }
         Step::Adopt => adopt(id, own, snapshot, agent).await?,
         Step::FetchImage => fetch(object, id, agent),
         Step::MakeDisk => {
@@ -63,7 +64,8 @@ pub async fn act(
         Step::WriteConfigDrive => {
             let data = guest_data(object, agent).await?;
             let bytes = pileus_guest::config_drive(&data).map_err(Error::Guest)?;
-            agent.disks.write_config_drive(id, &bytes)?;
+            let disks = agent.disks.clone();
+            blocking(move || disks.write_config_drive(id, &bytes)).await?;
         }
         Step::Define => {
             let facts = hypervisor.host().await?;
@@ -76,7 +78,8 @@ pub async fn act(
         Step::ShutDown => {
             // On disk first: an agent that starts after this one must know that the guest did
             // not shut down by itself. A full disk is no reason not to ask.
-            if let Err(error) = agent.disks.record_shutdown_request(id) {
+            let disks = agent.disks.clone();
+            if let Err(error) = blocking(move || disks.record_shutdown_request(id)).await {
                 tracing::warn!(%id, error = %chain(&error), "the request to shut down was not recorded");
             }
             agent.runtime(id, |runtime| runtime.starts.shutdown = Some(Instant::now()));
@@ -91,14 +94,15 @@ pub async fn act(
                     task.abort();
                 }
             });
-            agent.disks.remove(id)?;
+            let disks = agent.disks.clone();
+            blocking(move || disks.remove(id)).await?;
         }
         Step::CloseEpoch => {
             let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-            agent
-                .epochs
-                .close(&own.uid, own.epoch, now.map_or(0, |now| now.as_secs()))
-                .map_err(Error::Epoch)?;
+            let now = now.map_or(0, |now| now.as_secs());
+            let (agent, uid, epoch) = (agent.clone(), own.uid.clone(), own.epoch);
+            let closed = blocking(move || agent.epochs.close(&uid, epoch, now)).await;
+            closed.map_err(Error::Epoch)?;
         }
         Step::DropFinalizer => {
             Objects::of(agent.instances.clone())
@@ -116,7 +120,8 @@ async fn start(
     snapshot: &Snapshot,
     agent: &Agent,
 ) -> Result<(), Error> {
-    agent.disks.clear_shutdown_request(id)?;
+    let disks = agent.disks.clone();
+    blocking(move || disks.clear_shutdown_request(id)).await?;
     let begun = Instant::now();
     let result = agent.hypervisor.start_paused(id).await;
     let is_restart = object.status.is_some() && snapshot.observed.was_running;
@@ -158,14 +163,19 @@ async fn adopt(
         };
         agent.hypervisor.set_owner_metadata(id, &metadata).await?;
     }
-    if let Some(metadata) = agent.disks.contents(id).metadata {
+    let (disks, owner, epoch) = (agent.disks.clone(), owner_of(own), own.epoch);
+    blocking(move || {
+        let Some(metadata) = disks.contents(id).metadata else {
+            return Ok(());
+        };
         let metadata = DirectoryMetadata {
-            owner: owner_of(own),
-            epoch: own.epoch,
+            owner,
+            epoch,
             ..metadata
         };
-        agent.disks.set_metadata(id, &metadata)?;
-    }
+        disks.set_metadata(id, &metadata)
+    })
+    .await?;
     tracing::info!(%id, server = %own.name, namespace = %own.namespace, "adopted");
     Ok(())
 }
@@ -191,7 +201,14 @@ fn fetch(object: &Arc<Instance>, id: Uuid, agent: &Arc<Agent>) {
                 Err(error) => {
                     tracing::warn!(image = %object.spec.image.name, %error, "image not fetched");
                     runtime.fetch_failures += 1;
-                    let pause = fetch_delay(runtime.fetch_failures, error.is_terminal());
+                    let cost = if error.is_terminal() {
+                        FetchFailure::Final
+                    } else if error.is_costly() {
+                        FetchFailure::Costly
+                    } else {
+                        FetchFailure::Passing
+                    };
+                    let pause = fetch_delay(runtime.fetch_failures, cost);
                     let again = Instant::now() + pause;
                     runtime.download = Some(Download::Failed { error, again });
                 }

@@ -88,6 +88,8 @@ pub struct Runtime {
     pub guest_shutdown: Option<bool>,
     /// A domain or disk of it was observed here.
     pub realized: bool,
+    /// Size of its image's disk in bytes, since that was seen here.
+    pub virtual_size: Option<i64>,
     /// Processors of the host that were chosen for it to have to itself.
     pub pinned: BTreeSet<i32>,
     /// The reason that was last logged and published as an event.

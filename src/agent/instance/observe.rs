@@ -16,7 +16,7 @@ use pileus_api::server::PowerState;
 use pileus_api::{Instance, Reason};
 use pileus_hypervisor::{Domain, State};
 use pileus_kube_ext::finalize;
-use pileus_storage::{Content, Request, StoredImage};
+use pileus_storage::{Content, ImageStore, Request, StoredImage, blocking};
 
 /// What was observed in one pass, for the planner and for the steps.
 pub struct Snapshot {
@@ -51,16 +51,24 @@ pub fn placement_owner(object: &Instance, agent: &Agent) -> PlacementOwner {
 /// When the hypervisor does not answer.
 pub async fn observe(object: &Instance, id: Uuid, agent: &Agent) -> Result<Snapshot, Error> {
     let domain = agent.hypervisor.domain(id).await?;
-    let contents = agent.disks.contents(id);
+    let disks = agent.disks.clone();
+    let contents = blocking(move || disks.contents(id)).await;
     let status = object.status.as_ref();
     let boot = status.and_then(|s| s.host_boot_id.as_ref());
     let rebooted = boot.is_some_and(|boot_id| *boot_id != agent.boot_id);
-    let (image, imported) = find_image(object, agent);
+    let (store, wanted, has_disk) = (agent.store.clone(), requests(object), contents.disk);
+    let has_kernel = object.spec.image.kernel.is_some();
+    let found = blocking(move || find_image(&store, &wanted, has_disk, has_kernel)).await;
+    let (image, imported) = found.unzip();
     let nics = object.spec.nics.iter();
     let ports: Vec<_> = nics.map(|nic| nic.port_id.clone()).collect();
     let now = Instant::now();
     let timeout = shutdown_timeout(object);
     let epoch = agent.epochs.get(&object.spec.server.uid);
+    if let Some(imported) = &imported {
+        let virtual_size = Some(imported.virtual_size);
+        agent.runtime(id, |runtime| runtime.virtual_size = virtual_size);
+    }
     let preempted = not_ready_for(object, Reason::Preempted);
     let presence = Presence {
         domain: domain.is_some(),
@@ -147,7 +155,17 @@ fn no_capacity(object: &Instance, agent: &Agent) -> Option<String> {
         .lock()
         .unwrap_or_else(PoisonError::into_inner))?;
     let others = others(object, agent).map(|(_, other)| other);
-    capacity.refusal(&candidate(object, agent), others)
+    let own = candidate(object, agent);
+    let lacking = capacity.refusal(&own, others)?;
+    let by_image = object.spec.claim.disk_gib == 0 && own.claim.disk_gib > 0;
+    Some(if by_image {
+        format!(
+            "{lacking} (its disk is 0, so it is as big as the image's: {} GiB)",
+            own.claim.disk_gib
+        )
+    } else {
+        lacking
+    })
 }
 
 fn others(object: &Instance, agent: &Agent) -> impl Iterator<Item = (Arc<Instance>, Candidate)> {
@@ -172,8 +190,10 @@ pub(super) fn others_before(
 
 fn candidate(object: &Instance, agent: &Agent) -> Candidate {
     let id = object.spec.instance_id.parse();
-    let realized = id.is_ok_and(|id| agent.runtime(id, |runtime| runtime.realized));
-    Candidate::of(object, realized)
+    let (realized, virtual_size) = id.map_or((false, None), |id| {
+        agent.runtime(id, |runtime| (runtime.realized, runtime.virtual_size))
+    });
+    Candidate::of(object, realized, virtual_size)
 }
 
 fn observed_domain(domain: &Domain) -> ObservedDomain {
@@ -206,23 +226,31 @@ fn image_state(
     }
 }
 
-/// The image's parts, when all are in the store.
-fn find_image(object: &Instance, agent: &Agent) -> (Option<StoredImage>, Option<ImportedImage>) {
-    let requests = requests(object);
-    let found: Option<Vec<_>> = requests.iter().map(|r| agent.store.find(r)).collect();
-    let Some(found) = found else {
-        return (None, None);
+/// The image's parts, when all are in the store and the guest may have them.
+fn find_image(
+    store: &ImageStore,
+    requests: &[Request],
+    has_disk: bool,
+    has_kernel: bool,
+) -> Option<(StoredImage, ImportedImage)> {
+    let find = |request: &Request| {
+        if has_disk {
+            store.find_for_disk(request)
+        } else {
+            store.find(request)
+        }
     };
+    let found: Vec<_> = requests.iter().map(find).collect::<Option<_>>()?;
     let mut rest = found.iter().skip(1).map(|s| s.digest.clone());
-    let has_kernel = object.spec.image.kernel.is_some();
+    let disk = found.first()?.clone();
     let imported = ImportedImage {
-        digest: found[0].digest.clone(),
-        size: i64::try_from(found[0].size).unwrap_or(i64::MAX),
-        virtual_size: i64::try_from(found[0].virtual_size).unwrap_or(i64::MAX),
+        digest: disk.digest.clone(),
+        size: i64::try_from(disk.size).unwrap_or(i64::MAX),
+        virtual_size: i64::try_from(disk.virtual_size).unwrap_or(i64::MAX),
         kernel_digest: if has_kernel { rest.next() } else { None },
         initrd_digest: rest.next(),
     };
-    (found.into_iter().next(), Some(imported))
+    Some((disk, imported))
 }
 
 /// What must be fetched: the disk, then the kernel and the initial RAM disk, if any.
@@ -232,7 +260,9 @@ fn find_image(object: &Instance, agent: &Agent) -> (Option<StoredImage>, Option<
 #[must_use]
 pub fn requests(object: &Instance) -> Vec<Request> {
     let image = &object.spec.image;
+    let namespace = image.name.split_once('/').map_or("", |(at, _)| at);
     let request = |source: &InstanceSource, content| Request {
+        namespace: namespace.to_owned(),
         url: source.url.clone(),
         checksum: source.checksum.clone(),
         digest: source.digest.clone(),

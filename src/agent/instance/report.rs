@@ -214,19 +214,28 @@ fn reason_of(error: &pileus_storage::Error) -> Reason {
         E::Truncated { .. } => Reason::Truncated,
         E::ChecksumMismatch { .. } => Reason::ChecksumMismatch,
         E::DigestMismatch { .. } => Reason::DigestMismatch,
+        E::FileTooBig { .. } | E::DiskTooBig { .. } => Reason::ImageOverLimit,
         E::NotAnImage(_) => Reason::NotAnImage,
         E::HasBackingFile(..) => Reason::HasBackingFile,
         E::UnsupportedFormat(_) => Reason::UnsupportedFormat,
         E::ImageTooLarge { .. } => Reason::ImageTooLarge,
         E::WrongDisk { .. } => Reason::WrongDisk,
         E::NoSpace(_) => Reason::NoSpace,
-        E::DownloadFailed { .. } | E::Io { .. } | E::Program { .. } => Reason::DownloadFailed,
+        E::DownloadFailed { .. } | E::TooSlow { .. } | E::Io { .. } | E::Program { .. } => {
+            Reason::DownloadFailed
+        }
     }
 }
 
 fn download_report(object: &Instance, download: Option<&Download>) -> Option<DownloadReport> {
     match download? {
         Download::Running(download, _) => {
+            let image = &object.spec.image.name;
+            if download.is_waiting() {
+                return Some(DownloadReport::Running(format!(
+                    "image {image} is fetched as soon as other downloads of this host have ended"
+                )));
+            }
             let (received, total) = download.get();
             let of = total.map_or_else(String::new, |total| {
                 format!(
@@ -235,8 +244,7 @@ fn download_report(object: &Instance, download: Option<&Download>) -> Option<Dow
                 )
             });
             Some(DownloadReport::Running(format!(
-                "fetching image {}: {received}{of} bytes",
-                object.spec.image.name
+                "fetching image {image}: {received}{of} bytes"
             )))
         }
         Download::Failed { error, .. } => Some(DownloadReport::Failed {

@@ -43,8 +43,8 @@ fn agent(dir: &Path, fake: &FakeHypervisor) -> Arc<Agent> {
     let config = KubeConfig::new("http://127.0.0.1:9".parse().unwrap());
     let client = Client::try_from(config).unwrap();
     let policy = FetchPolicy {
-        allow: Vec::new(),
         file_root: Some(dir.to_owned()),
+        ..FetchPolicy::default()
     };
     let (known, _) = kube::runtime::reflector::store();
     let ovs_db = format!("unix:{}", dir.join("no-ovs").display());
@@ -75,6 +75,7 @@ fn agent(dir: &Path, fake: &FakeHypervisor) -> Arc<Agent> {
             cpu_model: "Nehalem".into(),
             image_file_dir: Some(dir.to_owned()),
             allow_fetch: Vec::new(),
+            limits: pileus_storage::Limits::default(),
             boot_id_file: dir.join("boot_id"),
             ovs_db,
             ovn_run_dir: dir.to_owned(),

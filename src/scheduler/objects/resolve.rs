@@ -208,11 +208,12 @@ pub fn request(
 ) -> Result<Request, Unresolved> {
     let namespace = server.namespace().unwrap_or_default();
     let spec = &server.spec;
-    let (claim, extra_specs) = size(server, catalogue).ok_or(Unresolved::ReportedByManager)?;
+    let (claim, extra_specs) = spec_size(server, catalogue).ok_or(Unresolved::ReportedByManager)?;
     let (provider, name) = image_key(server);
     let image = catalogue.images.get(&(provider.clone(), name));
     let image = image.filter(|i| usable(i, claim, &provider, &namespace));
     let image = image.ok_or(Unresolved::ReportedByManager)?;
+    let claim = claim.with_image(virtual_size(image));
     let properties = &image.spec.properties;
     let resources =
         extra_specs::resource_request(claim, &extra_specs, properties).map_err(|wrong| {
@@ -330,11 +331,13 @@ pub fn allocation(server: &Server, placement: &Placement, catalogue: &Catalogue)
     let extra_specs = size(server, catalogue).map(|(_, e)| e).unwrap_or_default();
     let image = catalogue.images.get(&image_key(server));
     let properties = image.map(|i| i.spec.properties.clone()).unwrap_or_default();
+    // A disk of 0 that was placed before anybody had fetched the image counts from then on.
+    let claim = placement.claim.with_image(image.and_then(virtual_size));
     let plain = || ResourceRequest {
-        claim: placement.claim,
+        claim,
         ..ResourceRequest::default()
     };
-    let resources = extra_specs::resource_request(placement.claim, &extra_specs, &properties);
+    let resources = extra_specs::resource_request(claim, &extra_specs, &properties);
     let mut resources = resources.unwrap_or_else(|_| plain());
     let mut numa_nodes = [0; 4];
     for (cell, node) in numa_nodes.iter_mut().zip(&placement.numa_nodes) {
@@ -360,11 +363,25 @@ pub fn allocation(server: &Server, placement: &Placement, catalogue: &Catalogue)
     }
 }
 
-/// Size and extra specs of a Server, if its flavor exists and is open to its namespace.
+/// Size and extra specs of a Server, if its flavor exists and is open to its namespace; a root
+/// disk of 0 has the image's size, once that is known.
 pub(crate) fn size(
     server: &Server,
     catalogue: &Catalogue,
 ) -> Option<(Claim, BTreeMap<String, String>)> {
+    let (claim, extra_specs) = spec_size(server, catalogue)?;
+    let image = catalogue.images.get(&image_key(server));
+    Some((claim.with_image(image.and_then(virtual_size)), extra_specs))
+}
+
+/// Size of an image's disk in bytes, once a host has fetched it.
+#[must_use]
+pub fn virtual_size(image: &Image) -> Option<i64> {
+    image.status.as_ref()?.virtual_size
+}
+
+/// The size as the flavor, or the spec itself, gives it.
+fn spec_size(server: &Server, catalogue: &Catalogue) -> Option<(Claim, BTreeMap<String, String>)> {
     let Some(name) = &server.spec.flavor else {
         let resources = server.spec.resources.as_ref()?;
         let claim = claim(resources.vcpus, &resources.memory, &resources.disk)?;

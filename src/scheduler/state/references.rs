@@ -7,7 +7,7 @@ use k8s_openapi::api::scheduling::v1::PriorityClass;
 use kube::ResourceExt;
 
 use crate::objects::catalogue::{Key, Priority};
-use crate::objects::resolve::{group_key, image_key};
+use crate::objects::resolve::{group_key, image_key, virtual_size};
 use crate::placement::placer::Placer;
 use crate::placement::policy::Policy;
 use crate::state::State;
@@ -56,13 +56,16 @@ impl State {
     /// An Image was created or has changed.
     pub fn image_applied(&mut self, image: Image) {
         let key = key(&image);
-        let known = self.catalogue.images.get(&key).map(|i| &i.spec);
-        let changed = known != Some(&image.spec);
+        let known = self.catalogue.images.get(&key);
+        // Its size is what a disk of 0 counts.
+        let has_grown =
+            virtual_size(&image).is_some() && known.and_then(virtual_size) != virtual_size(&image);
+        let changed = has_grown || known.map(|i| &i.spec) != Some(&image.spec);
         let has_resources = image.spec.properties.keys().any(|k| k.starts_with("hw_"));
         self.catalogue.images.insert(key.clone(), image);
         if changed {
             self.requeue_servers(|s| image_key(s) == key);
-            if has_resources {
+            if has_resources || has_grown {
                 self.account_servers(|s| image_key(s) == key);
             }
         }

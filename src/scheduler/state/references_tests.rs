@@ -395,3 +395,36 @@ fn taints_spread_queries_and_extra_specs_reach_the_filters() {
         assert_eq!(on(&settle(&mut state, 5), name).as_deref(), host, "{name}");
     }
 }
+
+#[test]
+fn a_disk_of_zero_counts_as_the_images_as_soon_as_its_size_is_known() {
+    let mut state = state(&[host("h1", 1000)]);
+    let unsized_disk = |name: &str, version| {
+        let mut server = server(name, version, "100Mi");
+        server.spec.resources.as_mut().unwrap().disk = "0".into();
+        server
+    };
+    state.server_applied(unsized_disk("a", 1));
+    let write = state.decide(now(1)).remove(0);
+    let claimed =
+        |write: &crate::state::StatusWrite| write.status.placement.as_ref().unwrap().claim.disk_gib;
+    assert_eq!(claimed(&write), 0, "nobody has fetched the image");
+    let placed = std::sync::Arc::new(crate::fixtures::after(&write, 2));
+    state.write_finished(&write, crate::state::Outcome::Written(placed), now(1));
+    let free = |state: &State| state.snapshot.host("h1").unwrap().free(2);
+    assert_eq!(free(&state), 100);
+    // 59.5 GiB, of a host that has 100.
+    let mut image = crate::fixtures::image();
+    image.status = Some(pileus_api::ImageStatus {
+        virtual_size: Some((59 << 30) + (1 << 29)),
+        ..pileus_api::ImageStatus::default()
+    });
+    state.image_applied(image);
+    assert_eq!(free(&state), 40);
+    state.server_applied(unsized_disk("b", 3));
+    let decided = settle(&mut state, 2);
+    assert_eq!(on(&decided, "b"), None, "{decided:?}");
+    state.host_applied(&host("h2", 1000));
+    let write = state.decide(now(3)).remove(0);
+    assert_eq!((write.key.1.as_str(), claimed(&write)), ("b", 60));
+}

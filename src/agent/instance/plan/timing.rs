@@ -15,9 +15,12 @@ const LATE_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(60);
 const MAX_START_DELAY: Duration = Duration::from_secs(120);
 /// Longest pause between downloads of an image that could not be fetched.
 const MAX_FETCH_DELAY: Duration = Duration::from_secs(60);
-/// Pause after a download failed in a way that looks final: the bytes at the server may have
-/// been replaced.
-const FINAL_FETCH_DELAY: Duration = Duration::from_secs(300);
+/// Longest pause after downloads that came far and failed.
+const MAX_COSTLY_DELAY: Duration = Duration::from_mins(15);
+/// First and longest pause after a download failed in a way that looks final: the bytes at the
+/// server may have been replaced, but to find that out takes a whole download.
+const FINAL_FETCH_DELAY: Duration = Duration::from_mins(5);
+const MAX_FINAL_DELAY: Duration = Duration::from_hours(6);
 /// Shortest time until an Instance that waits for a pause to end is looked at again.
 const MIN_PASS_DELAY: Duration = Duration::from_millis(200);
 /// Work that takes longer than this is reported; shorter work only by its end.
@@ -122,13 +125,27 @@ fn start_delay(times: u32) -> Duration {
     Duration::from_secs(1 << times.min(10)).min(MAX_START_DELAY)
 }
 
+/// What a failed download was like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FetchFailure {
+    /// It is expected to pass, and an attempt is cheap.
+    Passing,
+    /// It is expected to pass, but each attempt may take long and much space.
+    Costly,
+    /// Only other bytes at the server can help.
+    Final,
+}
+
 /// Pause after the `failures`th download in a row that failed.
 #[must_use]
-pub fn fetch_delay(failures: u32, is_final: bool) -> Duration {
-    if is_final {
-        return FINAL_FETCH_DELAY;
-    }
-    Duration::from_secs(2 << failures.min(5)).min(MAX_FETCH_DELAY)
+pub fn fetch_delay(failures: u32, last: FetchFailure) -> Duration {
+    let (first, longest) = match last {
+        FetchFailure::Passing => (Duration::from_secs(4), MAX_FETCH_DELAY),
+        FetchFailure::Costly => (Duration::from_secs(4), MAX_COSTLY_DELAY),
+        FetchFailure::Final => (FINAL_FETCH_DELAY, MAX_FINAL_DELAY),
+    };
+    let doublings = failures.saturating_sub(1).min(16);
+    first.saturating_mul(1 << doublings).min(longest)
 }
 
 /// How long work must last before its progress is reported; `None` for a result, which is
@@ -254,9 +271,19 @@ mod tests {
 
     #[test]
     fn a_failed_download_is_tried_again_ever_more_rarely() {
-        let pauses: Vec<_> = (1..7).map(|n| fetch_delay(n, false).as_secs()).collect();
-        assert_eq!(pauses, [4, 8, 16, 32, 60, 60]);
-        assert_eq!(fetch_delay(1, true), FINAL_FETCH_DELAY);
+        let pauses = |last| {
+            let pauses = (1..12).map(|n| fetch_delay(n, last).as_secs());
+            pauses.collect::<Vec<_>>()
+        };
+        let passing = [4, 8, 16, 32, 60, 60, 60, 60, 60, 60, 60];
+        assert_eq!(pauses(FetchFailure::Passing), passing);
+        let costly = [4, 8, 16, 32, 64, 128, 256, 512, 900, 900, 900];
+        assert_eq!(pauses(FetchFailure::Costly), costly);
+        let hours = 6 * 3600;
+        let last = [
+            300, 600, 1200, 2400, 4800, 9600, 19_200, hours, hours, hours, hours,
+        ];
+        assert_eq!(pauses(FetchFailure::Final), last);
     }
 
     #[test]

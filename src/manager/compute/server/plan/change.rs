@@ -65,8 +65,10 @@ pub(super) fn outdated(
     if let Err(message) = validation::server(&server.spec) {
         found.push(format!("the spec is not valid ({message})"));
     }
+    let of_image = instance.status.as_ref().and_then(|s| s.image.as_ref());
+    let of_image = of_image.map(|image| image.virtual_size);
     if let Some(claim) = claim
-        && *claim != built.claim
+        && claim.with_image(of_image) != built.claim.with_image(of_image)
     {
         found.push(format!(
             "size ({} vCPUs, {} MiB, {} GiB asked for; {} vCPUs, {} MiB, {} GiB built)",

@@ -223,10 +223,12 @@ pub struct Plan {
 #[must_use]
 pub fn plan(server: &Server, observed: &Observed) -> Plan {
     let claim = problems::claim(server, observed);
+    let image = observed.image.as_ref().and_then(|i| i.status.as_ref());
+    let virtual_size = image.and_then(|status| status.virtual_size);
     let made = |steps, progress| Plan {
         steps,
         progress,
-        claim: claim.as_ref().ok().copied(),
+        claim: claim.as_ref().ok().map(|c| c.with_image(virtual_size)),
         outdated: vec![],
     };
     if finalize::is_deleting(server) {
