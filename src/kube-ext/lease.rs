@@ -120,23 +120,6 @@ impl Leader {
         }
     }
 
-    /// Counts the leaders: a later one has a higher number, also when the lease was deleted and
-    /// made again in between. 0 before this process led.
-    #[must_use]
-    pub fn generation(&self) -> i64 {
-        self.generation.load(Ordering::SeqCst)
-    }
-
-    fn is_ours(&self, lease: &Lease) -> bool {
-        let made = lease.metadata.creation_timestamp.as_ref();
-        let made = made.map_or(0, |time| time.0.as_second());
-        let made = made.clamp(0, i64::from(u32::MAX >> 1));
-        let transitions = lease.spec.as_ref().and_then(|spec| spec.lease_transitions);
-        let generation = (made << 32) | i64::from(transitions.unwrap_or(0).max(0));
-        self.generation.store(generation, Ordering::SeqCst);
-        true
-    }
-
     /// Who we are.
     #[must_use]
     pub fn identity(&self) -> &str {
