@@ -1,6 +1,6 @@
 //! The caches of the role of Stacks: Stacks, and the kinds that they make.
 
-use kube::{Api, Client};
+use kube::Api;
 
 use super::by_stack;
 use crate::caches::{all, caches};
@@ -8,6 +8,7 @@ use pileus_api::{
     Flavor, Image, KeyPair, Network, Port, SecurityGroup, SecurityGroupRule, Server, ServerGroup,
     Stack, Subnet,
 };
+use pileus_kube_ext::Context;
 use pileus_kube_ext::cache::{Cache, Index};
 
 caches! {
