@@ -9,6 +9,7 @@
 mod definitions;
 mod events;
 mod network;
+mod one_port;
 mod scheduler;
 mod schedulers;
 mod server;

@@ -16,3 +16,10 @@ pub const BY_NETWORK: Index<Port> = Index::new("network", |port| {
     let namespace = network.namespace.clone().or_else(|| port.namespace());
     vec![namespaced(&namespace.unwrap_or_default(), &network.name)]
 });
+
+/// By uid of the Server that has the Port.
+pub const BY_HOLDER: Index<Port> = Index::new("holder", |port| {
+    let status = port.status.as_ref();
+    let holder = status.and_then(|status| status.server.as_ref());
+    holder.map(|holder| holder.uid.clone()).into_iter().collect()
+});

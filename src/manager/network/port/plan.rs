@@ -18,8 +18,10 @@ use crate::network::kinds::{
 };
 use crate::network::network::plan::{ParentNetwork, parent_networks};
 use crate::network::security_group::plan::existing_groups;
+use pileus_api::common::Resolved;
 use pileus_api::network::PortSecurity;
 use pileus_api::port::AllocatedIp;
+use pileus_api::server::ServerNetwork;
 use pileus_api::validation;
 use pileus_api::{IPAllocation, Network, Port, PortStatus, Reason, SecurityGroup, Server, names};
 use pileus_network::northbound::Desired;
@@ -76,6 +78,12 @@ impl NetworkKind for Port {
         let mut planner = Planner {
             networks: parent_networks(&planning.decisions.networks),
             groups: existing_groups(observed),
+            servers: observed
+                .servers
+                .iter()
+                .filter(|server| !is_deleting(&***server))
+                .map(|server| (server.uid().unwrap_or_default(), server))
+                .collect(),
             macs: HashMap::new(),
             held,
             planning,
@@ -166,6 +174,8 @@ pub(super) struct Planner<'p, 'a> {
     networks: HashMap<Key, ParentNetwork>,
     /// The security groups that exist.
     groups: HashSet<Key>,
+    /// Servers by uid.
+    servers: HashMap<String, &'a Arc<Server>>,
     /// Ethernet addresses in use, by Network, with their Ports.
     macs: HashMap<Key, HashMap<Mac, String>>,
     /// Allocations by the Port that holds them.
@@ -222,12 +232,31 @@ impl Planner<'_, '_> {
         status.mac_address = Some(mac.to_string());
         status.addresses = Some(joined(&found));
         status.fixed_ips = found;
+        if !has_addresses && status.server.is_none() {
+            status.server = self.made_for(port);
+        }
         if let Err(refusal) = self.check(port, &own.namespace, &network, &status) {
             return refuse(status, refusal);
         }
         let addresses = joined(&status.fixed_ips);
         let message = format!("{addresses} in Network {}", network.name_any());
         Decision::ready(status, message)
+    }
+
+    /// The Server that a Port is made for has it from the start, which costs no write of its own.
+    fn made_for(&self, port: &Port) -> Option<Resolved> {
+        let mut owners = port.owner_references().iter();
+        let owner = owners.find(|owner| owner.controller == Some(true))?;
+        let server = self.servers.get(&owner.uid)?;
+        let name = server.name_any();
+        let is_made = |nic: &ServerNetwork| {
+            nic.port.is_none() && names::server_port_name(&name, &nic.name) == port.name_any()
+        };
+        let wanted = server.spec.networks.iter().any(is_made);
+        (wanted && server.namespace() == port.namespace()).then(|| Resolved {
+            name: name.clone(),
+            uid: owner.uid.clone(),
+        })
     }
 
     fn delete(

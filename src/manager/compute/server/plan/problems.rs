@@ -2,6 +2,7 @@
 
 use kube::ResourceExt;
 
+use super::claim::{Holding, holding};
 use super::ports::is_owned_by;
 use super::{Observed, ObservedNic, Problem, UserData};
 use pileus_api::common::Claim;
@@ -316,16 +317,6 @@ fn nic_problems(
             return;
         }
     }
-    if let Some(user) = &nic.used_by {
-        add(
-            Reason::PortInUse,
-            false,
-            format!(
-                "{at}: Port `{}` is in use by Server `{user}`",
-                nic.port_name
-            ),
-        );
-    }
     let Some(port) = &nic.port else { return };
     if nic.made && !is_owned_by(port, server) {
         add(
@@ -337,6 +328,16 @@ fn nic_problems(
             ),
         );
         return;
+    }
+    if let Some(Holding::InUse(user)) = holding(server, nic) {
+        add(
+            Reason::PortInUse,
+            false,
+            format!(
+                "{at}: Port `{}` is in use by Server `{user}`",
+                nic.port_name
+            ),
+        );
     }
     if finalize::is_deleting(port) {
         add(

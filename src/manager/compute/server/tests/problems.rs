@@ -92,7 +92,12 @@ fn each_missing_thing_has_its_reason_and_its_culprit() {
             "`kept`",
         ),
         (
-            &|_, s| s.nics[0].used_by = Some("other".into()),
+            &|s, o| {
+                s.spec.networks[0].network = None;
+                s.spec.networks[0].port = Some("kept".into());
+                super::claims::name_port(o, "kept");
+                o.nics[0].used_by = Some("other".into());
+            },
             Reason::PortInUse,
             "`other`",
         ),
