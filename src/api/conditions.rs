@@ -98,6 +98,8 @@ string_enum! {
         NetworkNotFound,
         /// A network exists but cannot be used from here.
         NetworkNotShared,
+        /// Something is asked for that only the owner of what it refers to may choose.
+        Forbidden,
         /// A network has no subnet to take addresses from.
         NoSubnet,
         /// A port does not exist.

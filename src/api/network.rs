@@ -51,7 +51,8 @@ pub struct NetworkSpec {
     /// Port says otherwise.
     #[serde(default)]
     pub port_security: PortSecurity,
-    /// Other namespaces that may attach Ports.
+    /// Other namespaces that may attach Ports. Theirs have port security, and neither MAC nor
+    /// addresses of their choice; they are unplugged once their namespace is not listed any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shared_with: Option<Sharing>,
 }
@@ -76,6 +77,13 @@ pub struct NetworkStatus {
     /// Largest packet of a guest in bytes, fixed when the network was made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<i32>,
+    /// Other namespaces that have Ports here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attached_namespaces: Vec<String>,
+    /// Other namespaces whose Ports are unplugged: the Network is not shared with them any more,
+    /// or the Ports ask for what is its owner's to choose.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unplugged_namespaces: Vec<String>,
     /// Conditions: Ready.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]

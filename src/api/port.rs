@@ -5,7 +5,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::common::ObjectName;
+use super::common::{ObjectName, Resolved};
 use super::network::PortSecurity;
 
 /// An attachment to a Network. A Server makes Ports for its inline networks; a Port made
@@ -26,6 +26,7 @@ use super::network::PortSecurity;
     printcolumn(name = "Network", type_ = "string", json_path = ".spec.network.name"),
     printcolumn(name = "Addresses", type_ = "string", json_path = ".status.addresses"),
     printcolumn(name = "MAC", type_ = "string", json_path = ".status.macAddress"),
+    printcolumn(name = "Server", type_ = "string", json_path = ".status.server.name"),
     printcolumn(
         name = "Ready",
         type_ = "string",
@@ -127,6 +128,10 @@ pub struct PortStatus {
     /// The addresses with commas between them, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub addresses: Option<String>,
+    /// The Server that has the Port. No other can be built with it before that one has given
+    /// it back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<Resolved>,
     /// Conditions: Ready.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]

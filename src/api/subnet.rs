@@ -52,7 +52,9 @@ pub struct SubnetSpec {
     /// Address of the gateway; the first of the range when absent, none when empty.
     #[serde(default, rename = "gatewayIP", skip_serializing_if = "Option::is_none")]
     pub gateway_ip: Option<String>,
-    /// Where addresses are taken from; the whole range less the gateway when empty.
+    /// Where addresses are taken from, the one of DHCP and metadata among them; the whole range
+    /// less the gateway when empty. What is outside of the pools is given only to Ports that ask
+    /// for it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub allocation_pools: Vec<AllocationPool>,
@@ -122,7 +124,8 @@ pub struct SubnetStatus {
     /// Address of the gateway, if there is one.
     #[serde(default, rename = "gatewayIP", skip_serializing_if = "Option::is_none")]
     pub gateway_ip: Option<String>,
-    /// Address that DHCP and metadata are served from; reserved when the subnet is made.
+    /// Address that DHCP and metadata are served from: the last of the pools that is free when
+    /// the subnet is made.
     #[serde(default, rename = "serviceIP", skip_serializing_if = "Option::is_none")]
     pub service_ip: Option<String>,
     /// Conditions: Ready.

@@ -54,7 +54,7 @@ caches! {
         server::BY_NETWORK, server::BY_PORT
     ];
     /// Instances of all hosts.
-    instances: Instance, all(), [image::INSTANCES_BY_IMAGE];
+    instances: Instance, all(), [image::INSTANCES_BY_IMAGE, server::INSTANCES_BY_PORT];
     /// Flavors.
     flavors: Flavor, all(), [];
     /// Images.
@@ -70,7 +70,7 @@ caches! {
     /// Subnets.
     subnets: Subnet, all(), [];
     /// Ports.
-    ports: Port, all(), [port::BY_NETWORK];
+    ports: Port, all(), [port::BY_NETWORK, port::BY_HOLDER];
     /// Addresses in use.
     allocations: IPAllocation, all(), [];
     /// Security groups.

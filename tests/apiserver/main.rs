@@ -10,6 +10,7 @@ mod admission;
 mod definitions;
 mod events;
 mod network;
+mod one_port;
 mod rights;
 mod scheduler;
 mod schedulers;

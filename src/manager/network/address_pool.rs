@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 
 use pileus_api::ip_allocation::{IPAllocation, allocation_name};
 use pileus_api::{IPAllocationSpec, Port, Subnet, names};
+use pileus_network::topology::Key;
 use pileus_values::{AddressRange, Mac};
 
 /// Who holds an address.
@@ -17,6 +18,8 @@ use pileus_values::{AddressRange, Mac};
 pub enum Holder {
     /// The Subnet itself: gateway or service address.
     Subnet,
+    /// An `IPAllocation` of somebody else's making is in the way.
+    Unknown,
     /// A Port.
     Port {
         /// Its namespace.
@@ -48,14 +51,31 @@ impl Holder {
     }
 }
 
-impl std::fmt::Display for Holder {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl Holder {
+    /// Who that is, for people of the namespace `reader`, in a Subnet of the namespace `owner`.
+    /// The owner is told which namespace it is and no more, anybody else not even that.
+    #[must_use]
+    pub fn describe(&self, reader: &str, owner: &str) -> String {
         match self {
-            Self::Subnet => f.write_str("the Subnet itself (gateway or service address)"),
+            Self::Subnet => "the Subnet itself (gateway or service address)".to_owned(),
+            Self::Unknown => "an IPAllocation that Pileus did not make; delete it".to_owned(),
             Self::Port {
                 namespace, name, ..
-            } => write!(f, "Port {namespace}/{name}"),
+            } => describe_port(&Key::new(namespace, name), reader, owner),
         }
+    }
+}
+
+/// A Port in a Network of the namespace `owner`, for people of the namespace `reader`.
+#[must_use]
+pub fn describe_port(port: &Key, reader: &str, owner: &str) -> String {
+    let Key { namespace, name } = port;
+    if namespace == reader {
+        format!("Port {namespace}/{name}")
+    } else if reader == owner {
+        format!("a Port of namespace {namespace}")
+    } else {
+        "another Port".to_owned()
     }
 }
 
@@ -181,13 +201,61 @@ pub fn allocation(subnet: &Subnet, address: IpAddr, port: Option<(&Port, Mac)>) 
     object
 }
 
+/// What the name of an `IPAllocation` says: uid of the Subnet, and the address. Names are what
+/// makes an address unique.
+#[must_use]
+pub fn named(allocation: &IPAllocation) -> Option<(&str, IpAddr)> {
+    let name = allocation.metadata.name.as_deref()?;
+    let (uid, digits) = name.rsplit_once('-')?;
+    let bytes = hex::decode(digits).ok()?;
+    let address = match <[u8; 4]>::try_from(bytes.as_slice()) {
+        Ok(v4) => IpAddr::from(v4),
+        Err(_) => IpAddr::from(<[u8; 16]>::try_from(bytes.as_slice()).ok()?),
+    };
+    Some((uid, address))
+}
+
 /// uid of the Subnet that an `IPAllocation` belongs to, by its name.
 #[must_use]
 pub fn subnet_uid(allocation: &IPAllocation) -> &str {
-    allocation
-        .metadata
-        .name
-        .as_deref()
-        .and_then(|name| name.rsplit_once('-'))
-        .map_or("", |(uid, _)| uid)
+    named(allocation).map_or("", |(uid, _)| uid)
+}
+
+/// Whether an `IPAllocation` says what Pileus says in one for this Subnet: it is beside the Subnet
+/// and owned by it, and its name is that of its address. What others make counts for nothing
+/// elsewhere, and beside the Subnet as an address that is not free.
+#[must_use]
+pub fn is_ours(allocation: &IPAllocation, subnet: &Subnet) -> bool {
+    let address = allocation.spec.address.parse::<IpAddr>().ok();
+    let owned = |uid: &str| {
+        let owners = allocation.owner_references();
+        owners.iter().any(|owner| owner.uid == uid)
+    };
+    named(allocation).is_some_and(|(uid, named)| {
+        Some(uid) == subnet.metadata.uid.as_deref() && Some(named) == address && owned(uid)
+    }) && is_beside(allocation, subnet)
+        && allocation.spec.subnet == subnet.name_any()
+}
+
+/// Whether an `IPAllocation` is where those of the Subnet are.
+#[must_use]
+pub fn is_beside(allocation: &IPAllocation, subnet: &Subnet) -> bool {
+    allocation.metadata.namespace == subnet.metadata.namespace
+}
+
+/// The `IPAllocation`s that Pileus has made.
+#[must_use]
+pub fn believed<'o>(
+    allocations: &'o [Arc<IPAllocation>],
+    subnets: &[Arc<Subnet>],
+) -> Vec<&'o Arc<IPAllocation>> {
+    let subnets: HashMap<&str, &Arc<Subnet>> = subnets
+        .iter()
+        .filter_map(|subnet| Some((subnet.metadata.uid.as_deref()?, subnet)))
+        .collect();
+    let is_believed = |allocation: &&Arc<IPAllocation>| {
+        let subnet = subnets.get(subnet_uid(allocation));
+        subnet.is_some_and(|subnet| is_ours(allocation, subnet))
+    };
+    allocations.iter().filter(is_believed).collect()
 }

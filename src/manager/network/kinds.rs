@@ -278,6 +278,8 @@ pub struct Planning<'a> {
     pub allocations: AllocationChanges,
     /// The compiler's input.
     pub topology: Topology,
+    /// Objects that stay without the rows that they may have had.
+    pub unplugged: Vec<Owner>,
     /// What could not be parsed.
     pub problems: Vec<Problem>,
 }
@@ -304,6 +306,7 @@ impl<'a> Planning<'a> {
                 cluster: cluster.clone(),
                 ..Topology::default()
             },
+            unplugged: Vec::new(),
             problems: Vec::new(),
         }
     }

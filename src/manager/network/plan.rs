@@ -6,7 +6,7 @@ use super::kinds::{AllocationChanges, Decisions, Observed, Planning, Problems, p
 use super::ovn_addresses::OvnAddresses;
 use pileus_network::northbound::Desired;
 use pileus_network::topology::compile;
-use pileus_values::ClusterId;
+use pileus_values::{ClusterId, Owner};
 
 /// What is to be done.
 #[derive(Debug, Default)]
@@ -17,8 +17,11 @@ pub struct Plan {
     pub allocations: AllocationChanges,
     /// OVN's rows.
     pub desired: Desired,
-    /// uids of objects whose deletion was observed and whose rows are to be removed.
+    /// uids of objects whose deletion was observed and whose rows are to be removed, and of those
+    /// that are unplugged.
     pub deleted: BTreeSet<String>,
+    /// Objects that stay without the rows that they may have had.
+    pub unplugged: Vec<Owner>,
 }
 
 /// Decides about everything. `max_mtu` is what a guest's packet may have in bytes.
@@ -30,12 +33,13 @@ pub fn plan(cluster: &ClusterId, max_mtu: i32, observed: &Observed, ovn: &OvnAdd
         mut decisions,
         allocations,
         topology,
+        unplugged,
         problems,
         ..
     } = planning;
     let compiled = compile(&topology);
     let problems: Problems = problems.into_iter().chain(compiled.problems).collect();
-    let mut deleted = BTreeSet::new();
+    let mut deleted: BTreeSet<_> = unplugged.iter().map(|owner| owner.uid.clone()).collect();
     for decided in decisions.each() {
         decided.apply_problems(observed, &problems);
         deleted.extend(decided.deleted(cluster).into_iter().map(|owner| owner.uid));
@@ -45,5 +49,6 @@ pub fn plan(cluster: &ClusterId, max_mtu: i32, observed: &Observed, ovn: &OvnAdd
         allocations,
         desired: compiled.desired,
         deleted,
+        unplugged,
     }
 }

@@ -3,6 +3,7 @@
 
 pub mod guest;
 pub mod plan;
+mod port_claim;
 pub mod resolve;
 pub mod status;
 #[cfg(test)]
@@ -25,7 +26,9 @@ use pileus_kube_ext::objects::Objects;
 use pileus_kube_ext::report::apply_status;
 use pileus_kube_ext::{ApiError, finalize, is_unserved};
 use plan::{Observed, Progress, Step, UserData};
-pub use triggers::{BY_FLAVOR, BY_HOST, BY_IMAGE, BY_KEY_PAIR, BY_NETWORK, BY_PORT, triggers};
+pub use triggers::{
+    BY_FLAVOR, BY_HOST, BY_IMAGE, BY_KEY_PAIR, BY_NETWORK, BY_PORT, INSTANCES_BY_PORT, triggers,
+};
 
 /// A Secret is not watched; one that is missing is read again this often.
 const SECRET_RETRY_INTERVAL: Duration = Duration::from_secs(3);
@@ -165,6 +168,11 @@ async fn observe(server: &Server, manager: &Manager) -> Result<Observed, ApiErro
     };
     let mut observed = resolve::resolve(server, manager, instances, owned_ports, user_data);
     observed.crd_deleting = crd_deleting;
+    if !deleting && !plan::claim::not_needed(server, &observed).is_empty() {
+        // Before a Port is given back: the cache may not have an Instance yet.
+        let api: Api<Instance> = Api::all(manager.context.client.clone());
+        observed.all_instances = Some(list_of(server, &api, false).await?);
+    }
     Ok(observed)
 }
 
@@ -237,6 +245,12 @@ async fn act(step: &Step, server: &Server, manager: &Manager) -> Result<(), ApiE
             removed.map(drop)
         }
         Step::CreatePort(port) => ports.create(port).await.map(drop),
+        Step::UpdatePort(port) => ports.replace(port).await.map(drop),
+        Step::ClaimPort { port, from } => {
+            port_claim::claim(client, server, port, from.as_ref()).await
+        }
+        Step::ReleasePort(port) => port_claim::release(client, port).await,
+        Step::ConfirmPorts(names) => port_claim::confirm(client, server, names).await,
         Step::CreateGuestData(secret) => {
             let secrets = secrets(&host_of(secret.namespace()));
             secrets.apply(secret, MANAGER).await.map(drop)

@@ -1,12 +1,15 @@
 //! Reads from the caches what a Server refers to. No decisions.
 
-use kube::ResourceExt;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::{Resource, ResourceExt};
 
-use super::BY_PORT;
+use super::INSTANCES_BY_PORT;
+use super::plan::claim::holder;
 use super::plan::refused::withdrawn;
 use super::plan::{Observed, ObservedNic, UserData};
 use crate::Manager;
 use crate::caches::Caches;
+use crate::network::port::BY_HOLDER;
 use pileus_api::conditions::{self, ConditionType};
 use pileus_api::names::server_port_name;
 use pileus_api::{Instance, Port, Server};
@@ -54,11 +57,9 @@ pub fn resolve(
                 })
                 .map(|s| (*s).clone())
                 .collect();
-            let used_by = if made {
-                None
-            } else {
-                other_user(server, caches, &port_name)
-            };
+            let used_by = port
+                .as_ref()
+                .and_then(|port| other_user(server, caches, port));
             ObservedNic {
                 name: nic.name.clone(),
                 port_name,
@@ -95,6 +96,14 @@ pub fn resolve(
         nics,
         user_data,
         instances,
+        all_instances: None,
+        held_ports: caches
+            .ports
+            .by(&BY_HOLDER, &server.uid().unwrap_or_default())
+            .iter()
+            .filter(|port| port.namespace() == server.namespace())
+            .map(|port| (**port).clone())
+            .collect(),
         owned_ports,
         withdrawn: withdrawn(server)
             .into_iter()
@@ -109,18 +118,35 @@ pub fn resolve(
     }
 }
 
-/// Another Server that uses a named Port and came first.
-fn other_user(server: &Server, caches: &Caches, port: &str) -> Option<String> {
-    let rank = |s: &Server| {
-        let built = s.status.as_ref().is_some_and(|s| s.instance.is_some());
-        (!built, s.creation_timestamp().map(|t| t.0), s.uid())
-    };
+/// Another Server that exists and has the Port.
+fn other_user(server: &Server, caches: &Caches, port: &Port) -> Option<String> {
     let namespace = server.namespace().unwrap_or_default();
-    caches
-        .servers
-        .by(&BY_PORT, &namespaced(&namespace, port))
-        .iter()
-        .filter(|other| other.uid() != server.uid() && rank(other) < rank(server))
-        .map(|other| other.name_any())
-        .next()
+    let own = server.uid().unwrap_or_default();
+    let exists = |name: &str, uid: &str| {
+        let found = caches.servers.get(&namespace, name);
+        found.is_some_and(|found| found.uid().as_deref() == Some(uid))
+    };
+    let named = holder(port).map(|holder| (holder.name.clone(), holder.uid.clone()));
+    let made_for = made_for(port).map(|owner| (owner.name.clone(), owner.uid.clone()));
+    let by_word = [named, made_for].into_iter().flatten();
+    let by_word = by_word.filter(|(name, uid)| exists(name, uid));
+    // Whatever the Port says: a guest is plugged in.
+    let plugged = caches.instances.by(
+        &INSTANCES_BY_PORT,
+        &namespaced(&namespace, &port.name_any()),
+    );
+    let plugged = plugged.iter().map(|instance| {
+        let server = &instance.spec.server;
+        (server.name.clone(), server.uid.clone())
+    });
+    by_word
+        .chain(plugged)
+        .find(|(_, uid)| *uid != own)
+        .map(|(name, _)| name)
+}
+
+/// The Server that a Port was made for.
+fn made_for(port: &Port) -> Option<&OwnerReference> {
+    let mut owners = port.owner_references().iter();
+    owners.find(|owner| owner.controller == Some(true) && owner.kind == Server::kind(&()))
 }

@@ -3,7 +3,8 @@
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
-use super::plan::{Observed, Plan, Problem, Progress};
+use super::plan::{Observed, ObservedNic, Plan, Problem, Progress};
+use crate::network::network::sharing::is_foreign;
 use pileus_api::conditions::{self, ConditionType, Observation};
 use pileus_api::server::{
     PowerState, ResolvedFlavor, ResolvedImage, RunState, ServerAddress, ServerStatus,
@@ -164,10 +165,33 @@ fn progress(
                 let ready = Observation::unknown(Ready, Reason::HostUnreachable, message);
                 (ready, not_stalled(Reason::HostUnreachable), "Unknown")
             }
-            (None, Some(instance)) => mirrored(server, instance),
+            (None, Some(instance)) => {
+                let (ready, stalled, phase) = mirrored(server, instance);
+                let unplugged: Vec<_> = observed.nics.iter().filter_map(unplugged).collect();
+                if ready.status == Some(true) && !unplugged.is_empty() {
+                    let ready = Observation::no(Ready, Reason::PortNotReady, unplugged.join("; "));
+                    return (ready, stalled, phase);
+                }
+                (ready, stalled, phase)
+            }
             (None, None) => waiting(Reason::Building, "being built".into(), "Building"),
         },
     }
+}
+
+/// Why the Port of an interface is unplugged, if it is: the guest runs on without that network.
+fn unplugged(nic: &ObservedNic) -> Option<String> {
+    let port = nic.port.as_ref().filter(|port| is_foreign(port))?;
+    let conditions = &port.status.as_ref()?.conditions;
+    let ready = conditions::find(conditions, ConditionType::Ready)?;
+    let reasons = [Reason::NetworkNotFound, Reason::NoSubnet, Reason::Forbidden];
+    let is_unplugged = ready.status == "False" && reasons.contains(&reason_of(&ready.reason));
+    is_unplugged.then(|| {
+        format!(
+            "spec.networks[{}]: Port `{}`: {}",
+            nic.name, nic.port_name, ready.message
+        )
+    })
 }
 
 fn mirrored(server: &Server, instance: &Instance) -> (Observation, Observation, &'static str) {

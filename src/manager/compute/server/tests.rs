@@ -5,16 +5,19 @@
     reason = "a helper that fails ends its test"
 )]
 
+mod claims;
 mod problems;
 mod refused;
 mod topology;
 
 use k8s_openapi::ByteString;
+use kube::ResourceExt;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::plan::{Observed, ObservedNic, Plan, Progress, Step, UserData, plan};
 use super::status::status;
+use pileus_api::common::Resolved;
 use pileus_api::instance::OnDeletion;
 use pileus_api::names::{AGENT_FINALIZER, MANAGER_FINALIZER, SERVER_UID_LABEL};
 use pileus_api::{ConditionType, Image, Instance, Network, Port, Reason, Server, conditions};
@@ -59,7 +62,7 @@ fn network() -> Network {
 
 fn address(port: &mut Port) {
     port.status = serde_json::from_value(json!({"portID": "22222222-2222-4222-8222-222222222222",
-        "macAddress": "52:54:00:00:00:01",
+        "macAddress": "52:54:00:00:00:01", "server": {"name": "web", "uid": UID},
         "conditions": [{"type": "Ready", "status": "True", "reason": "Ready", "message": "x",
             "lastTransitionTime": "2026-01-01T00:00:00Z"}]}))
     .unwrap();
@@ -96,7 +99,41 @@ fn act(step: &Step, server: &mut Server, observed: &mut Observed) {
             port.metadata.uid = Some("port".into());
             nic.unwrap().port = Some(port);
         }
-        Step::CreateGuestData(_) | Step::DeleteGuestData { .. } => {}
+        Step::CreateGuestData(_) | Step::DeleteGuestData { .. } | Step::ConfirmPorts(_) => {}
+        Step::UpdatePort(changed) => {
+            for nic in &mut observed.nics {
+                if nic.port_name == changed.name_any() {
+                    nic.port = Some((**changed).clone());
+                }
+            }
+        }
+        Step::ClaimPort { port, .. } => {
+            for port in observed
+                .nics
+                .iter_mut()
+                .filter(|nic| nic.port_name == port.name_any())
+                .filter_map(|nic| nic.port.as_mut())
+            {
+                let uid = server.metadata.uid.clone().unwrap_or_default();
+                let name = server.name_any();
+                let status = port.status.get_or_insert_default();
+                status.server = Some(Resolved { name, uid });
+                observed.held_ports.push(port.clone());
+            }
+        }
+        Step::ReleasePort(port) => {
+            observed
+                .held_ports
+                .retain(|held| held.name_any() != port.name_any());
+            for port in observed
+                .nics
+                .iter_mut()
+                .filter(|nic| nic.port_name == port.name_any())
+                .filter_map(|nic| nic.port.as_mut())
+            {
+                port.status.get_or_insert_default().server = None;
+            }
+        }
         Step::CreateInstance(instance) => {
             let mut instance = (**instance).clone();
             instance.metadata.uid = Some("instance".into());

@@ -5,6 +5,7 @@ use kube::runtime::reflector::ObjectRef;
 
 use crate::caches::Caches;
 use crate::network::port;
+use pileus_api::names::host_namespace;
 use pileus_api::{Instance, KeyPair, Network, Server};
 use pileus_kube_ext::cache::{Cache, Index, key_of, namespaced};
 use pileus_kube_ext::triggers::Triggers;
@@ -68,6 +69,21 @@ pub const BY_PORT: Index<Server> = Index::new("port", |server| {
     names.map(|name| namespaced(&namespace, name)).collect()
 });
 
+/// Instances by namespace and names of the Ports that they are plugged into.
+pub const INSTANCES_BY_PORT: Index<Instance> = Index::new("port", |instance| {
+    // Anybody may make one elsewhere.
+    if instance.namespace() != Some(host_namespace(&instance.spec.host)) {
+        return Vec::new();
+    }
+    ports_of(instance)
+});
+
+fn ports_of(instance: &Instance) -> Vec<String> {
+    let namespace = &instance.spec.server.namespace;
+    let nics = instance.spec.nics.iter();
+    nics.map(|nic| namespaced(namespace, &nic.port)).collect()
+}
+
 /// The namespace of what a Server refers to: its own, if the reference names none.
 fn namespace_of(server: &Server, named: Option<&String>) -> String {
     let named = named.cloned().or_else(|| server.namespace());
@@ -92,6 +108,7 @@ pub fn triggers(caches: &Caches) -> Triggers<Server> {
         .woken_by_reference(&caches.ports, BY_PORT, key_of)
         // Of several Servers that name one Port the next gets it when one goes.
         .woken_by_release(servers, sharing_ports(servers.clone()))
+        .woken_by_release(&caches.instances, naming_ports(servers.clone()))
 }
 
 /// A Server whose guest was built has the keys that it was built with.
@@ -125,6 +142,16 @@ fn sharing_ports(servers: Cache<Server>) -> impl Fn(&Server) -> Vec<ObjectRef<Se
             .iter()
             .flat_map(|port| servers.names_by(&BY_PORT, port));
         sharing.collect()
+    }
+}
+
+fn naming_ports(servers: Cache<Server>) -> impl Fn(&Instance) -> Vec<ObjectRef<Server>> {
+    move |instance| {
+        let ports = ports_of(instance);
+        let naming = ports
+            .iter()
+            .flat_map(|port| servers.names_by(&BY_PORT, port));
+        naming.collect()
     }
 }
 

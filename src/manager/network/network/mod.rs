@@ -2,3 +2,4 @@
 //! its users.
 
 pub mod plan;
+pub mod sharing;

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::sharing::Guests;
 use crate::network::decision::Decision;
 use crate::network::kinds::{
     Decided, NetworkKind, Planning, has_finalizer, is_deleting, key, owner,
@@ -19,12 +20,16 @@ pub const OVERHEAD_IPV6: i32 = 78;
 impl NetworkKind for Network {
     fn plan(planning: &mut Planning<'_>) -> Decided<Self> {
         let mut decided = Decided::<Self>::new();
+        let guests = Guests::of_all(&planning.observed.networks, &planning.observed.ports);
         for network in &planning.observed.networks {
             if !has_finalizer(&**network) {
                 continue;
             }
             let users = planning.users.of(&**network);
-            let decision = decide(network, planning.max_mtu, users);
+            let mut decision = decide(network, planning.max_mtu, users);
+            if let Some(guests) = guests.get(&key(&**network)) {
+                guests.report(&mut decision.status);
+            }
             if decision.stays()
                 && let Some(mtu) = decision.status.mtu
             {
@@ -46,6 +51,8 @@ pub struct ParentNetwork {
     pub network: Arc<Network>,
     /// Whether it has its MTU and is not being deleted.
     pub usable: bool,
+    /// Whether it is deleted now, with everything that is attached to it.
+    pub leaving: bool,
 }
 
 /// The Networks by namespace and name.
@@ -54,6 +61,7 @@ pub fn parent_networks(networks: &Decided<Network>) -> HashMap<Key, ParentNetwor
     let parent = |(network, decision): &(Arc<Network>, Decision<NetworkStatus>)| ParentNetwork {
         network: network.clone(),
         usable: decision.status.mtu.is_some() && !is_deleting(&**network),
+        leaving: !decision.stays(),
     };
     networks
         .iter()

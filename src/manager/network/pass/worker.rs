@@ -160,6 +160,7 @@ impl Worker {
             .each()
             .iter()
             .flat_map(|decided| decided.deleted(&self.context.cluster))
+            .chain(plan.unplugged.iter().cloned())
             .map(|owner| (owner.kind, owner.namespace, owner.name))
             .collect();
         let count = plan.deleted.len();

@@ -50,7 +50,7 @@ pub(super) fn assign(
     } else {
         keep(pools, status)
     };
-    check_holders(port, pools, &chosen)?;
+    check_holders(port, network, pools, &chosen)?;
     let mut found = Vec::new();
     for choice in &chosen {
         let pool = &mut pools[choice.pool];
@@ -61,7 +61,8 @@ pub(super) fn assign(
             allocation: allocation.name_any(),
         });
         let own = matches!(pool.allocated.get(&choice.address), Some(Holder::Port { uid: held, .. }) if *held == uid);
-        if !own {
+        // Nobody else gets an address of a Subnet that is being deleted.
+        if !own && pool.open {
             changes.allocate.push(allocation);
             let Key { namespace, name } = key(&**port);
             let holder = Holder::Port {
@@ -111,7 +112,12 @@ fn keep(pools: &[AddressPool], status: &PortStatus) -> Vec<Choice> {
         .collect()
 }
 
-fn check_holders(port: &Port, pools: &[AddressPool], chosen: &[Choice]) -> Result<(), Refusal> {
+fn check_holders(
+    port: &Port,
+    network: &Key,
+    pools: &[AddressPool],
+    chosen: &[Choice],
+) -> Result<(), Refusal> {
     let Key { namespace, name } = key(port);
     for choice in chosen {
         let pool = &pools[choice.pool];
@@ -126,10 +132,11 @@ fn check_holders(port: &Port, pools: &[AddressPool], chosen: &[Choice]) -> Resul
                 return Err((
                     Reason::AddressInUse,
                     format!(
-                        "address `{}` of Subnet {} is held by {holder}; choose another address, or \
+                        "address `{}` of Subnet {} is held by {}; choose another address, or \
                          delete its holder",
                         choice.address,
-                        pool.name()
+                        pool.name(),
+                        holder.describe(&namespace, &network.namespace)
                     ),
                 ));
             }

@@ -1,7 +1,9 @@
 //! Decides about all Ports at once, so that no two ever get one address. Pure.
 //!
 //! Ports that have their addresses come first, then the older ones. A Port keeps what it has:
-//! a later fault of its spec, or of what it refers to, is reported in its condition only.
+//! a later fault of its spec, or of what it refers to, is reported in its condition only. Ports in
+//! Networks of other namespaces keep their addresses as well, but are unplugged when the Network
+//! is not theirs to use any more.
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -10,18 +12,24 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use kube::ResourceExt;
 
-use super::addresses;
-use crate::network::address_pool::Holder;
+use super::access::{Access, Rows};
+use super::{addresses, network_key};
+use crate::network::address_pool::{Holder, believed, describe_port};
 use crate::network::decision::Decision;
 use crate::network::kinds::{
     Decided, NetworkKind, Observed, Planning, Users, has_finalizer, is_deleting, key, owner,
 };
 use crate::network::network::plan::{ParentNetwork, parent_networks};
+use crate::network::network::sharing::{has_addresses, is_foreign};
 use crate::network::security_group::plan::existing_groups;
+use pileus_api::common::Resolved;
 use pileus_api::network::PortSecurity;
 use pileus_api::port::AllocatedIp;
+use pileus_api::server::ServerNetwork;
 use pileus_api::validation;
-use pileus_api::{IPAllocation, Network, Port, PortStatus, Reason, SecurityGroup, Server, names};
+use pileus_api::{
+    IPAllocation, Instance, Network, Port, PortStatus, Reason, SecurityGroup, Server, names,
+};
 use pileus_network::northbound::Desired;
 use pileus_network::topology::{
     AddressIn, AddressPairIn, Key, PortIn, Problem, Security, logical_port,
@@ -39,9 +47,18 @@ impl NetworkKind for Port {
     const REPORTED_FIRST: bool = true;
 
     fn add_users(cluster: &ClusterId, observed: &Observed, users: &mut Users) {
+        let allocations = believed(&observed.allocations, &observed.subnets);
+        let holders: HashSet<_> = allocations
+            .into_iter()
+            .filter_map(|allocation| allocation.spec.port_uid.as_ref())
+            .collect();
         for port in observed.ports.iter().filter(|port| has_finalizer(&***port)) {
-            let Key { namespace, name } = key(&**port);
-            users.add::<Network>(network_key(port), format!("Port {namespace}/{name}"));
+            // Ports that hold nothing, and those of other namespaces, keep no Network.
+            let holds = has_addresses(port) || port.uid().is_some_and(|uid| holders.contains(&uid));
+            if holds && !is_foreign(port) {
+                let Key { namespace, name } = key(&**port);
+                users.add::<Network>(network_key(port), format!("Port {namespace}/{name}"));
+            }
         }
         for (port, user) in servers_of_ports(cluster, observed) {
             users.add::<Self>(port, user);
@@ -51,7 +68,7 @@ impl NetworkKind for Port {
     fn plan(planning: &mut Planning<'_>) -> Decided<Self> {
         let observed = planning.observed;
         let mut held: HashMap<Key, Vec<Arc<IPAllocation>>> = HashMap::new();
-        for allocation in &observed.allocations {
+        for allocation in believed(&observed.allocations, &observed.subnets) {
             if let Holder::Port {
                 namespace, name, ..
             } = Holder::of(allocation)
@@ -73,18 +90,35 @@ impl NetworkKind for Port {
                 p.name_any(),
             )
         });
+        let leaving = planning.decisions.subnets.iter();
+        let leaving = leaving.filter(|(_, decision)| !decision.stays());
         let mut planner = Planner {
             networks: parent_networks(&planning.decisions.networks),
+            leaving_subnets: leaving.map(|(subnet, _)| key(&**subnet)).collect(),
             groups: existing_groups(observed),
+            servers: observed
+                .servers
+                .iter()
+                .filter(|server| !is_deleting(&***server))
+                .map(|server| (server.uid().unwrap_or_default(), server))
+                .collect(),
             macs: HashMap::new(),
             held,
             planning,
         };
         let decide = |port: &Arc<Port>| {
-            let decision = planner.decide(port);
+            let access = planner.access(port);
+            let decision = planner.decide(port, &access);
             if decision.stays() {
                 planner.add_group_users(port);
-                planner.add_input(port, &decision.status);
+                match access.rows {
+                    Rows::Wanted => planner.add_input(port, &decision.status),
+                    Rows::Removed => {
+                        let owner = owner(planner.planning.cluster, &**port);
+                        planner.planning.unplugged.push(owner);
+                    }
+                    Rows::Untouched => {}
+                }
             }
             (port.clone(), decision)
         };
@@ -113,15 +147,6 @@ impl NetworkKind for Port {
     }
 }
 
-fn network_key(port: &Port) -> Key {
-    let network = &port.spec.network;
-    let namespace = network.namespace.clone().or_else(|| port.namespace());
-    Key {
-        namespace: namespace.unwrap_or_default(),
-        name: network.name.clone(),
-    }
-}
-
 /// Who uses which Port: Servers that name it or, once built, that it was made for, while they
 /// are not being deleted, and Instances that have it as an interface, as long as they are there.
 fn servers_of_ports(cluster: &ClusterId, observed: &Observed) -> Vec<(Key, String)> {
@@ -138,7 +163,7 @@ fn servers_of_ports(cluster: &ClusterId, observed: &Observed) -> Vec<(Key, Strin
         }
     }
     let mut interfaces: HashMap<&str, &str> = HashMap::new();
-    for instance in &observed.instances {
+    for instance in observed.instances.iter().filter(|i| is_of_its_host(i)) {
         for nic in &instance.spec.nics {
             interfaces.insert(&nic.port_id, &instance.spec.server.name);
         }
@@ -161,13 +186,22 @@ fn servers_of_ports(cluster: &ClusterId, observed: &Observed) -> Vec<(Key, Strin
     users
 }
 
+/// Whether an Instance is where Instances are made: anybody may make one elsewhere.
+fn is_of_its_host(instance: &Instance) -> bool {
+    instance.namespace() == Some(names::host_namespace(&instance.spec.host))
+}
+
 pub(super) struct Planner<'p, 'a> {
     pub planning: &'p mut Planning<'a>,
-    networks: HashMap<Key, ParentNetwork>,
+    pub networks: HashMap<Key, ParentNetwork>,
+    /// Subnets that are deleted now.
+    pub leaving_subnets: HashSet<Key>,
     /// The security groups that exist.
     groups: HashSet<Key>,
+    /// Servers by uid.
+    servers: HashMap<String, &'a Arc<Server>>,
     /// Ethernet addresses in use, by Network, with their Ports.
-    macs: HashMap<Key, HashMap<Mac, String>>,
+    macs: HashMap<Key, HashMap<Mac, Key>>,
     /// Allocations by the Port that holds them.
     pub held: HashMap<Key, Vec<Arc<IPAllocation>>>,
 }
@@ -183,7 +217,7 @@ fn security_groups(port: &Port) -> Vec<String> {
 }
 
 impl Planner<'_, '_> {
-    fn decide(&mut self, port: &Arc<Port>) -> Decision<PortStatus> {
+    fn decide(&mut self, port: &Arc<Port>, access: &Access) -> Decision<PortStatus> {
         let own = key(&**port);
         let mut status = PortStatus {
             observed_generation: None,
@@ -191,16 +225,19 @@ impl Planner<'_, '_> {
             ..port.status.clone().unwrap_or_default()
         };
         let network_key = network_key(port);
+        self.keep_mac(&own, &network_key, &status);
         if is_deleting(&**port) {
-            return self.delete(port, &own, &network_key, status);
+            return self.delete(port, &own, status);
         }
         let has_addresses = status.mac_address.is_some();
+        if let Some(refusal) = &access.refusal {
+            return refuse(status, refusal.clone());
+        }
         // A Port that has its addresses keeps them; its condition is decided below.
         if !has_addresses && let Err(message) = validation::port(&port.spec) {
             return refuse(status, (Reason::InvalidSpec, message));
         }
-        let found = find_network(&self.networks, &network_key, &own.namespace, has_addresses);
-        let network = match found {
+        let network = match find_network(&self.networks, &network_key, has_addresses) {
             Ok(network) => network.clone(),
             Err(refusal) => return refuse(status, refusal),
         };
@@ -213,37 +250,57 @@ impl Planner<'_, '_> {
             Ok(found) => found,
             Err(refusal) => return refuse(status, refusal),
         };
-        self.macs
-            .entry(network_key)
-            .or_default()
-            .insert(mac, format!("{}/{}", own.namespace, own.name));
+        let macs = self.macs.entry(network_key.clone()).or_default();
+        macs.insert(mac, own.clone());
         status.port_id = Some(id);
         status.network_uid = network.uid();
         status.mac_address = Some(mac.to_string());
         status.addresses = Some(joined(&found));
         status.fixed_ips = found;
+        if !has_addresses && status.server.is_none() {
+            status.server = self.made_for(port);
+        }
         if let Err(refusal) = self.check(port, &own.namespace, &network, &status) {
             return refuse(status, refusal);
+        }
+        if has_addresses && let Some(subnet) = self.missing_subnet(port, &network_key) {
+            let message = format!(
+                "Subnet {}, which an address of the Port is of, is not in force in Network {}; see \
+                 its conditions, or make it again",
+                subnet.name, network_key.name
+            );
+            return refuse(status, (Reason::NoSubnet, message));
         }
         let addresses = joined(&status.fixed_ips);
         let message = format!("{addresses} in Network {}", network.name_any());
         Decision::ready(status, message)
     }
 
-    fn delete(
-        &mut self,
-        port: &Arc<Port>,
-        own: &Key,
-        network: &Key,
-        status: PortStatus,
-    ) -> Decision<PortStatus> {
-        // Until it is deleted, others cannot have its address.
+    /// As long as a Port has an Ethernet address, others cannot have it.
+    fn keep_mac(&mut self, own: &Key, network: &Key, status: &PortStatus) {
         if let Some(mac) = status.mac_address.as_ref().and_then(|m| m.parse().ok()) {
-            self.macs
-                .entry(network.clone())
-                .or_default()
-                .insert(mac, format!("{}/{}", own.namespace, own.name));
+            let macs = self.macs.entry(network.clone()).or_default();
+            macs.entry(mac).or_insert_with(|| own.clone());
         }
+    }
+
+    /// The Server that a Port is made for has it from the start, which costs no write of its own.
+    fn made_for(&self, port: &Port) -> Option<Resolved> {
+        let mut owners = port.owner_references().iter();
+        let owner = owners.find(|owner| owner.controller == Some(true))?;
+        let server = self.servers.get(&owner.uid)?;
+        let name = server.name_any();
+        let is_made = |nic: &ServerNetwork| {
+            nic.port.is_none() && names::server_port_name(&name, &nic.name) == port.name_any()
+        };
+        let wanted = server.spec.networks.iter().any(is_made);
+        (wanted && server.namespace() == port.namespace()).then(|| Resolved {
+            name: name.clone(),
+            uid: owner.uid.clone(),
+        })
+    }
+
+    fn delete(&mut self, port: &Arc<Port>, own: &Key, status: PortStatus) -> Decision<PortStatus> {
         let users = self.planning.users.of(&**port);
         if users.is_empty() {
             let uid = port.uid();
@@ -332,9 +389,8 @@ impl Planner<'_, '_> {
         status: &PortStatus,
     ) -> Result<Mac, Refusal> {
         let id = logical_port(self.planning.cluster, own);
-        let own = format!("{}/{}", own.namespace, own.name);
         let used = self.macs.get(network);
-        let holder = |mac: &Mac| used.and_then(|used| used.get(mac)).filter(|h| **h != own);
+        let holder = |mac: &Mac| used.and_then(|used| used.get(mac)).filter(|h| *h != own);
         let fixed = match (&status.mac_address, &port.spec.mac_address) {
             (Some(text), _) | (None, Some(text)) => Some(
                 text.parse::<Mac>()
@@ -348,8 +404,9 @@ impl Planner<'_, '_> {
                 Some(other) => Err((
                     Reason::MacInUse,
                     format!(
-                        "macAddress `{mac}` is held by Port {other} of the same Network {}; choose \
-                         another, leave it out, or delete that Port",
+                        "macAddress `{mac}` is held by {} in the same Network {}; choose another, \
+                         leave it out, or delete that Port",
+                        describe_port(other, &own.namespace, &network.namespace),
                         network.name
                     ),
                 )),
@@ -419,10 +476,12 @@ impl Planner<'_, '_> {
 fn find_network<'n>(
     networks: &'n HashMap<Key, ParentNetwork>,
     key: &Key,
-    namespace: &str,
     has_addresses: bool,
 ) -> Result<&'n Arc<Network>, Refusal> {
-    let Some(ParentNetwork { network, usable }) = networks.get(key) else {
+    let Some(ParentNetwork {
+        network, usable, ..
+    }) = networks.get(key)
+    else {
         return Err((
             Reason::NetworkNotFound,
             format!(
@@ -431,21 +490,7 @@ fn find_network<'n>(
             ),
         ));
     };
-    if has_addresses {
-        return Ok(network);
-    }
-    let shared = network.spec.shared_with.as_ref();
-    if key.namespace != namespace && !shared.is_some_and(|s| s.allows(namespace)) {
-        return Err((
-            Reason::NetworkNotShared,
-            format!(
-                "Network {}/{} is not shared with namespace {namespace}; its owner can add that to \
-                 sharedWith.namespaces",
-                key.namespace, key.name
-            ),
-        ));
-    }
-    if !usable {
+    if !usable && !has_addresses {
         return Err((
             Reason::DependencyNotReady,
             format!("Network {} is not ready; see its conditions", key.name),

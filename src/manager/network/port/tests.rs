@@ -1,3 +1,5 @@
+mod sharing;
+
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -18,9 +20,9 @@ use pileus_api::{
 };
 use pileus_values::ClusterId;
 
-/// A namespace `d` with the Network `n` and its `default` group.
-#[derive(Default)]
+/// A namespace `d` with the Network `n`, and `default` groups there and in `q`.
 struct World {
+    network: Option<Network>,
     subnets: Vec<Arc<Subnet>>,
     ports: Vec<Arc<Port>>,
     allocations: BTreeMap<String, Arc<IPAllocation>>,
@@ -60,7 +62,13 @@ fn fixed(address: &str) -> FixedIp {
 
 impl World {
     fn with(cidrs: &[&str]) -> Self {
-        let mut world = Self::default();
+        let mut world = Self {
+            network: Some(placed(Network::new("n", NetworkSpec::default()), "network")),
+            subnets: Vec::new(),
+            ports: Vec::new(),
+            allocations: BTreeMap::new(),
+            servers: Vec::new(),
+        };
         for (at, cidr) in cidrs.iter().enumerate() {
             let subnet = Subnet::new(
                 &format!("s{at}"),
@@ -82,11 +90,13 @@ impl World {
 
     /// One pass with its effects; true if there were any.
     fn pass(&mut self) -> (Plan, bool) {
-        let network = Network::new("n", NetworkSpec::default());
         let group = SecurityGroup::new("default", SecurityGroupSpec::default());
+        let group = placed(group, "group");
+        let mut theirs = group.clone();
+        theirs.metadata.namespace = Some("q".into());
         let observed = Observed {
-            networks: vec![Arc::new(placed(network, "network"))],
-            groups: vec![Arc::new(placed(group, "group"))],
+            networks: self.network.iter().cloned().map(Arc::new).collect(),
+            groups: vec![Arc::new(group), Arc::new(theirs)],
             subnets: self.subnets.clone(),
             ports: self.ports.clone(),
             allocations: self.allocations.values().cloned().collect(),
@@ -111,6 +121,15 @@ impl World {
             assert!(old.is_none(), "{} was allocated twice", new.name_any());
         }
         let decisions = &plan.decisions;
+        let networks = decisions.networks.iter();
+        self.network = networks
+            .filter(|(_, decision)| decision.stays())
+            .map(|(network, decision)| {
+                let mut network = Network::clone(network);
+                network.status = Some(decision.status.clone());
+                network
+            })
+            .next();
         self.subnets = decisions
             .subnets
             .iter()

@@ -1,10 +1,11 @@
 //! Decides about the Subnets of all Networks. Pure.
 //!
 //! Of two Subnets that overlap, the one in force stays, else the older one. The service
-//! address (DHCP, metadata) is the last address that hosts can have and that is neither the
-//! gateway nor held by a Port when the Subnet is accepted; it stays for the Subnet's life.
+//! address (DHCP, metadata) comes out of the pools, as Neutron's does: their last address that is
+//! free when the Subnet is accepted; it stays for the Subnet's life. What lies outside of the
+//! pools is the user's.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -12,21 +13,25 @@ use ipnet::IpNet;
 use kube::ResourceExt;
 
 use super::spec::{self, ParsedSpec};
-use crate::network::address_pool::{AddressPool, Holder, allocation, subnet_uid};
+use crate::network::address_pool::{
+    AddressPool, Holder, allocation, believed, is_beside, is_ours, named, subnet_uid,
+};
 use crate::network::decision::Decision;
 use crate::network::kinds::{
-    Decided, NetworkKind, Observed, Planning, Users, has_finalizer, is_deleting, owner,
+    Decided, NetworkKind, Observed, Planning, Users, has_finalizer, is_deleting, key, owner,
 };
 use crate::network::network::plan::{ParentNetwork, parent_networks};
+use crate::network::port;
 use pileus_api::subnet::Dhcp;
 use pileus_api::{IPAllocation, Network, Reason, Subnet, SubnetStatus};
 use pileus_network::topology::{Key, SubnetIn, switch_name};
 use pileus_values::ClusterId;
-use pileus_values::range::to_number;
+use pileus_values::range::{AddressRange, to_number};
 
 impl NetworkKind for Subnet {
     fn add_users(_cluster: &ClusterId, observed: &Observed, users: &mut Users) {
-        for subnet in &observed.subnets {
+        // One that is being deleted as well goes together with the Network.
+        for subnet in observed.subnets.iter().filter(|s| !is_deleting(&***s)) {
             let user = format!("Subnet {}", subnet.name_any());
             users.add::<Network>(network_key(subnet), user);
         }
@@ -35,6 +40,7 @@ impl NetworkKind for Subnet {
     fn plan(planning: &mut Planning<'_>) -> Decided<Self> {
         let observed = planning.observed;
         let mut allocations: HashMap<&str, Vec<&Arc<IPAllocation>>> = HashMap::new();
+        let holders = holders_by_subnet(observed);
         for allocation in &observed.allocations {
             let of_subnet = allocations.entry(subnet_uid(allocation)).or_default();
             of_subnet.push(allocation);
@@ -53,11 +59,16 @@ impl NetworkKind for Subnet {
             )
         });
         let networks = parent_networks(&planning.decisions.networks);
-        let mut planner = Planner { planning, networks };
+        let mut planner = Planner {
+            planning,
+            networks,
+            holders,
+        };
         let decide = |subnet: &Arc<Subnet>| {
             let uid = subnet.uid().unwrap_or_default();
-            let allocations = allocations.get(uid.as_str()).map_or(&[][..], Vec::as_slice);
-            (subnet.clone(), planner.decide(subnet, allocations))
+            let named = allocations.get(uid.as_str()).into_iter().flatten();
+            let beside: Vec<_> = named.copied().filter(|a| is_beside(a, subnet)).collect();
+            (subnet.clone(), planner.decide(subnet, &beside))
         };
         sorted.into_iter().map(decide).collect()
     }
@@ -96,6 +107,33 @@ type Allocated = HashMap<IpAddr, Holder>;
 struct Planner<'p, 'a> {
     planning: &'p mut Planning<'a>,
     networks: HashMap<Key, ParentNetwork>,
+    /// The Ports that hold addresses, by Subnet.
+    holders: HashMap<Key, BTreeSet<Key>>,
+}
+
+/// The Ports that hold addresses, by namespace and name of the Subnet: by their own word, for an
+/// `IPAllocation` is deleted at once with everything else in a namespace, and by the
+/// `IPAllocation`s of those that do not know it yet.
+fn holders_by_subnet(observed: &Observed) -> HashMap<Key, BTreeSet<Key>> {
+    let mut found: HashMap<Key, BTreeSet<Key>> = HashMap::new();
+    let mut ports: HashMap<String, Key> = HashMap::new();
+    for port in &observed.ports {
+        ports.insert(port.uid().unwrap_or_default(), key(&**port));
+        let namespace = port::network_key(port).namespace;
+        for ip in port.status.iter().flat_map(|status| &status.fixed_ips) {
+            let subnet = Key::new(&namespace, &ip.subnet);
+            found.entry(subnet).or_default().insert(key(&**port));
+        }
+    }
+    for allocation in believed(&observed.allocations, &observed.subnets) {
+        let uid = allocation.spec.port_uid.as_ref();
+        if let Some(port) = uid.and_then(|uid| ports.get(uid)) {
+            let namespace = allocation.namespace().unwrap_or_default();
+            let subnet = Key::new(&namespace, &allocation.spec.subnet);
+            found.entry(subnet).or_default().insert(port.clone());
+        }
+    }
+    found
 }
 
 impl Planner<'_, '_> {
@@ -108,10 +146,19 @@ impl Planner<'_, '_> {
         let network = network_key(subnet);
         let allocated: Allocated = allocations
             .iter()
-            .filter_map(|a| Some((a.spec.address.parse().ok()?, Holder::of(a))))
+            .filter_map(|a| {
+                let holder = if is_ours(a, subnet) {
+                    Holder::of(a)
+                } else {
+                    Holder::Unknown
+                };
+                Some((named(a)?.1, holder))
+            })
             .collect();
+        let allocations = allocations.iter().filter(|a| is_ours(a, subnet));
+        let allocations: Vec<_> = allocations.copied().collect();
         if is_deleting(&**subnet) {
-            return self.delete(subnet, status, allocations, allocated);
+            return self.delete(subnet, status, &allocations, allocated);
         }
         let parsed = match spec::parse(&subnet.spec) {
             Ok(parsed) => parsed,
@@ -156,7 +203,7 @@ impl Planner<'_, '_> {
                 ),
             );
         }
-        self.reserve(subnet, parsed, allocations, allocated, &parent)
+        self.reserve(subnet, parsed, &allocations, allocated, &parent)
     }
 
     /// Reserves the Subnet's own addresses and accepts it.
@@ -171,10 +218,13 @@ impl Planner<'_, '_> {
         let mut status = bare_status(subnet);
         let mut gateway_in_use = None;
         if let Some(gateway) = parsed.gateway
-            && let Some(holder @ Holder::Port { .. }) = allocated.get(&gateway)
+            && let Some(holder) = allocated.get(&gateway)
+            && *holder != Holder::Subnet
         {
+            let namespace = subnet.namespace().unwrap_or_default();
             gateway_in_use = Some(format!(
-                "gatewayIP `{gateway}` is held by {holder}; delete that Port, or choose another gateway"
+                "gatewayIP `{gateway}` is held by {}; delete that, or choose another gateway",
+                holder.describe(&namespace, &namespace)
             ));
             parsed.gateway = address(status.gateway_ip.as_ref());
         }
@@ -186,7 +236,8 @@ impl Planner<'_, '_> {
                 status,
                 Reason::SubnetExhausted,
                 format!(
-                    "no address of `{}` is left for DHCP and metadata",
+                    "no address of `{}` is left in its pools for DHCP and metadata; widen \
+                     allocationPools, or delete a Port",
                     subnet.spec.cidr
                 ),
             );
@@ -265,11 +316,22 @@ impl Planner<'_, '_> {
         allocations: &[&Arc<IPAllocation>],
         allocated: Allocated,
     ) -> Decision<SubnetStatus> {
-        let users: Vec<String> = allocated
-            .values()
-            .filter(|holder| **holder != Holder::Subnet)
-            .map(ToString::to_string)
+        let own = key(&**subnet);
+        let holders = self.holders.get(&own).into_iter().flatten();
+        // Ports of other namespaces do not keep it: they are unplugged.
+        let (mut users, guests): (Vec<_>, Vec<_>) =
+            holders.partition(|port| port.namespace == own.namespace);
+        users.sort();
+        let mut users: Vec<String> = users
+            .into_iter()
+            .map(|port| format!("Port {}/{}", port.namespace, port.name))
             .collect();
+        let network = network_key(subnet);
+        let parent = self.networks.get(&network);
+        if !guests.is_empty() && parent.is_some_and(|p| is_deleting(&*p.network) && !p.leaving) {
+            // They have their network as long as anybody has it.
+            users.push(format!("Network {}, which is still in use", network.name));
+        }
         if users.is_empty() {
             let changes = &mut self.planning.allocations;
             changes
@@ -297,14 +359,22 @@ fn overlapping(cidr: IpNet, others: Option<&Vec<AddressPool>>) -> Option<&Addres
         .find(|other| other.cidr.contains(&cidr) || cidr.contains(&other.cidr))
 }
 
+/// The last free address of the pools.
 fn choose_service(parsed: &ParsedSpec, allocated: &Allocated) -> Option<IpAddr> {
-    let hosts = &parsed.hosts;
-    let length = to_number(hosts.last()) - to_number(hosts.first());
+    let mut pools = parsed.pools.clone();
+    pools.sort_by_key(|pool| std::cmp::Reverse(to_number(pool.last())));
+    pools
+        .iter()
+        .find_map(|pool| last_free(pool, parsed, allocated))
+}
+
+fn last_free(pool: &AddressRange, parsed: &ParsedSpec, allocated: &Allocated) -> Option<IpAddr> {
+    let length = to_number(pool.last()) - to_number(pool.first());
     let tries = u128::try_from(allocated.len()).ok()?.saturating_add(2);
     (0..tries.min(length + 1))
-        .filter_map(|step| hosts.nth(length - step))
+        .filter_map(|step| pool.nth(length - step))
         .find(|address| {
-            Some(*address) != parsed.gateway
-                && !matches!(allocated.get(address), Some(Holder::Port { .. }))
+            let holder = allocated.get(address);
+            Some(*address) != parsed.gateway && holder.is_none_or(|h| *h == Holder::Subnet)
         })
 }

@@ -2,6 +2,7 @@
 
 use kube::ResourceExt;
 
+use super::claim;
 use super::ports::is_owned_by;
 use super::{Observed, Step};
 use pileus_api::Server;
@@ -60,6 +61,10 @@ pub(super) fn delete(server: &Server, observed: &Observed) -> (Vec<Step>, String
         steps.push(Step::RemoveFinalizer);
         return (steps, String::new());
     }
+    // No Instance of it is left: whoever waits for a Port may have it.
+    let held = observed.held_ports.iter();
+    let named = held.filter(|port| !is_owned_by(port, server));
+    steps.extend(named.map(claim::release));
     let owned: Vec<_> = observed
         .owned_ports
         .iter()

@@ -2,6 +2,7 @@
 
 mod build;
 mod change;
+pub mod claim;
 mod delete;
 mod ports;
 mod problems;
@@ -13,7 +14,7 @@ use std::fmt;
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
 
-use pileus_api::common::Claim;
+use pileus_api::common::{Claim, Resolved};
 use pileus_api::conditions::{self, ConditionType};
 use pileus_api::names::MANAGER_FINALIZER;
 use pileus_api::{Flavor, Image, Instance, KeyPair, Network, Port, Reason, Server, Subnet};
@@ -39,6 +40,10 @@ pub struct Observed {
     pub instances: Vec<Instance>,
     /// Instances that their hosts had refused when the scheduler withdrew the placement.
     pub withdrawn: Vec<Instance>,
+    /// All of its Instances, by a direct read; only when it has Ports that it does not need.
+    pub all_instances: Option<Vec<Instance>>,
+    /// The Ports that name it as their holder.
+    pub held_ports: Vec<Port>,
     /// The Ports created for it; only listed when it is being deleted.
     pub owned_ports: Vec<Port>,
     /// Why its host counts as lost, if so.
@@ -63,7 +68,8 @@ pub struct ObservedNic {
     pub network: Option<Network>,
     /// Subnets of the Port's addresses.
     pub subnets: Vec<Subnet>,
-    /// Another Server that uses the Port.
+    /// Another Server that exists and has the Port: by the Port's own word, because the Port
+    /// was made for it, or because its Instance is plugged in.
     pub used_by: Option<String>,
 }
 
@@ -102,6 +108,19 @@ pub enum Step {
     AddFinalizer,
     /// Create a Port for an inline network.
     CreatePort(Box<Port>),
+    /// Change a Port that was created for the Server.
+    UpdatePort(Box<Port>),
+    /// Make the Server the holder of a Port, if that is as it was observed.
+    ClaimPort {
+        /// The Port.
+        port: Box<Port>,
+        /// Its holder so far, which has to be gone.
+        from: Option<Resolved>,
+    },
+    /// Let others have a Port, if it is as it was observed.
+    ReleasePort(Box<Port>),
+    /// Go on only if the Server is still as it was observed and has these Ports, by name and uid.
+    ConfirmPorts(Vec<(String, String)>),
     /// Write the guest's data.
     CreateGuestData(Box<Secret>),
     /// Create the Instance.
@@ -143,6 +162,13 @@ impl fmt::Display for Step {
         match self {
             Self::AddFinalizer => f.write_str("add finalizer"),
             Self::CreatePort(port) => write!(f, "create port {}", port.name_any()),
+            Self::UpdatePort(port) => write!(f, "update port {}", port.name_any()),
+            Self::ClaimPort { port, .. } => write!(f, "claim port {}", port.name_any()),
+            Self::ReleasePort(port) => write!(f, "release port {}", port.name_any()),
+            Self::ConfirmPorts(ports) => {
+                let names: Vec<_> = ports.iter().map(|(name, _)| name.as_str()).collect();
+                write!(f, "confirm ports {}", names.join(", "))
+            }
             Self::CreateGuestData(secret) => write!(f, "create guest data {}", secret.name_any()),
             Self::CreateInstance(i) => write!(f, "create instance {}", i.name_any()),
             Self::UpdateInstance(i) => write!(f, "update instance {}", i.name_any()),
@@ -240,6 +266,10 @@ pub fn plan(server: &Server, observed: &Observed) -> Plan {
         steps.push(Step::AddFinalizer);
     }
     steps.extend(refused::clear(server, observed));
+    steps.extend(claim::releases(server, observed));
+    let changed = observed.nics.iter();
+    let changed = changed.filter_map(|nic| ports::changed(server, nic));
+    steps.extend(changed.map(|port| Step::UpdatePort(Box::new(port))));
     if let Some(instance) = observed.instances.first() {
         let progress = if has_report(instance) || observed.host_lost.is_some() {
             Progress::Realised
@@ -247,6 +277,8 @@ pub fn plan(server: &Server, observed: &Observed) -> Plan {
             Progress::Building
         };
         let mut plan = made(steps, progress);
+        let claims = claim::missing_claims(server, &observed.nics, instance);
+        plan.steps.extend(claims);
         if let Some(changed) = change::changed_instance(server, observed, instance) {
             plan.steps.push(Step::UpdateInstance(Box::new(changed)));
         }
@@ -275,6 +307,7 @@ pub fn plan(server: &Server, observed: &Observed) -> Plan {
     {
         steps.push(Step::CreatePort(Box::new(ports::port(server, nic))));
     }
+    steps.extend(claim::claims(server, &observed.nics));
     let placement = server.status.as_ref().and_then(|s| s.placement.as_ref());
     let Some(placement) = placement else {
         return made(steps, Progress::Unplaced);
@@ -282,7 +315,7 @@ pub fn plan(server: &Server, observed: &Observed) -> Plan {
     let waiting: Vec<_> = observed
         .nics
         .iter()
-        .filter(|nic| !ports::is_port_ready(nic))
+        .filter(|nic| !ports::is_port_ready(nic) || !claim::is_own(server, nic))
         .map(|nic| nic.port_name.clone())
         .collect();
     if !waiting.is_empty() {
@@ -293,6 +326,7 @@ pub fn plan(server: &Server, observed: &Observed) -> Plan {
     };
     let (secret, instance) = build::instance(server, observed, image, placement);
     steps.push(Step::CreateGuestData(Box::new(secret)));
+    steps.extend(claim::confirmation(&observed.nics));
     steps.push(Step::CreateInstance(Box::new(instance)));
     made(steps, Progress::Building)
 }

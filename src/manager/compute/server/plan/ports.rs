@@ -28,8 +28,20 @@ pub(super) fn needs_recreation(server: &Server, nic: &ObservedNic) -> bool {
         return false;
     }
     let (has, wanted) = (&made.spec, port(server, nic).spec);
-    (&has.network, &has.fixed_ips, &has.security_groups)
-        != (&wanted.network, &wanted.fixed_ips, &wanted.security_groups)
+    (&has.network, &has.fixed_ips) != (&wanted.network, &wanted.fixed_ips)
+}
+
+/// A Port that was created for the Server, as it should be now, if it differs: its security
+/// groups are the Server's to say.
+pub(super) fn changed(server: &Server, nic: &ObservedNic) -> Option<Port> {
+    let made = nic.port.as_ref().filter(|_| nic.made)?;
+    if finalize::is_deleting(made) || !is_owned_by(made, server) || needs_recreation(server, nic) {
+        return None;
+    }
+    let groups = port(server, nic).spec.security_groups;
+    let mut wanted = made.clone();
+    wanted.spec.security_groups = groups;
+    (wanted.spec != made.spec).then_some(wanted)
 }
 
 pub(super) fn is_port_ready(nic: &ObservedNic) -> bool {

@@ -2,8 +2,10 @@
 
 use kube::ResourceExt;
 
+use super::claim::{Holding, holding};
 use super::ports::is_owned_by;
 use super::{Observed, ObservedNic, Problem, UserData};
+use crate::network::network::sharing::is_open_to;
 use pileus_api::common::Claim;
 use pileus_api::conditions::{self, ConditionType};
 use pileus_api::image::DiskFormat;
@@ -30,38 +32,27 @@ pub(super) fn claim(server: &Server, observed: &Observed) -> Result<Claim, Probl
             ));
         }
         (None, Some(r)) => (r.vcpus, &r.memory, &r.disk, "spec.resources".to_owned()),
-        (Some(name), None) => match &observed.flavor {
-            None => {
+        (Some(name), None) => {
+            let namespace = server.namespace().unwrap_or_default();
+            let open = observed.flavor.as_ref().filter(|flavor| {
+                let access = flavor.spec.access.as_ref();
+                access.is_none_or(|access| access.allows(&namespace))
+            });
+            let Some(flavor) = open else {
                 return Err(problem(
                     Reason::FlavorNotFound,
                     format!(
-                        "spec.flavor: there is no Flavor `{name}`; `kubectl get flavors` lists them"
+                        "spec.flavor: there is no Flavor `{name}` that namespace `{namespace}` may use; `kubectl get flavors` lists them"
                     ),
                 ));
-            }
-            Some(flavor) => {
-                let namespace = server.namespace().unwrap_or_default();
-                if flavor
-                    .spec
-                    .access
-                    .as_ref()
-                    .is_some_and(|access| !access.allows(&namespace))
-                {
-                    return Err(problem(
-                        Reason::FlavorNotFound,
-                        format!(
-                            "spec.flavor: Flavor `{name}` is not open to namespace `{namespace}`"
-                        ),
-                    ));
-                }
-                (
-                    flavor.spec.vcpus,
-                    &flavor.spec.memory,
-                    &flavor.spec.disk,
-                    format!("Flavor `{name}`"),
-                )
-            }
-        },
+            };
+            (
+                flavor.spec.vcpus,
+                &flavor.spec.memory,
+                &flavor.spec.disk,
+                format!("Flavor `{name}`"),
+            )
+        }
     };
     let read = |name: &str, text: &str| {
         Bytes::parse(text)
@@ -108,10 +99,11 @@ pub(super) fn problems(
     match &observed.image {
         None => {
             let at = spec.image.namespace.as_ref().unwrap_or(&namespace);
+            let message = missing("Image", image_name, at, &namespace);
             add(
                 Reason::ImageNotFound,
                 false,
-                format!("spec.image: there is no Image `{image_name}` in namespace `{at}`"),
+                format!("spec.image: {message}"),
             );
         }
         Some(image) => {
@@ -186,6 +178,17 @@ pub(super) fn problems(
     found
 }
 
+/// That there is no such object. In another namespace the words are the same whether it exists or
+/// is not shared: what others have is not for strangers to know.
+fn missing(kind: &str, name: &str, of: &str, namespace: &str) -> String {
+    if of == namespace {
+        return format!("there is no {kind} `{name}` in namespace `{of}`");
+    }
+    format!(
+        "there is no {kind} `{name}` in namespace `{of}` that `{namespace}` may use: it does not exist, or its owner has not listed `{namespace}` in spec.sharedWith"
+    )
+}
+
 /// Which key of which Secret the user data are in.
 fn secret_key(server: &Server) -> String {
     match &server.spec.user_data_from {
@@ -209,12 +212,11 @@ fn image_problems(
             .as_ref()
             .is_some_and(|s| s.allows(namespace))
     {
+        let message = missing("Image", &name, &owner, namespace);
         add(
-            Reason::ImageNotShared,
+            Reason::ImageNotFound,
             false,
-            format!(
-                "spec.image: Image `{name}` of namespace `{owner}` is not shared with `{namespace}`; its owner can add it to spec.sharedWith"
-            ),
+            format!("spec.image: {message}"),
         );
         return;
     }
@@ -273,40 +275,15 @@ fn nic_problems(
 ) {
     let at = format!("spec.networks[{}]", nic.name);
     match (&wanted.network, &wanted.port) {
-        (Some(network), None) => match &nic.network {
-            None => {
+        (Some(network), None) => {
+            let found = nic.network.as_ref();
+            if !found.is_some_and(|found| is_open_to(found, namespace)) {
                 let of = network.namespace.as_deref().unwrap_or(namespace);
-                add(
-                    Reason::NetworkNotFound,
-                    false,
-                    format!(
-                        "{at}: there is no Network `{}` in namespace `{of}`",
-                        network.name
-                    ),
-                );
+                let message = missing("Network", &network.name, of, namespace);
+                add(Reason::NetworkNotFound, false, format!("{at}: {message}"));
                 return;
             }
-            Some(found) => {
-                let owner = found.namespace().unwrap_or_default();
-                if owner != namespace
-                    && !found
-                        .spec
-                        .shared_with
-                        .as_ref()
-                        .is_some_and(|s| s.allows(namespace))
-                {
-                    add(
-                        Reason::NetworkNotShared,
-                        false,
-                        format!(
-                            "{at}: Network `{}` of namespace `{owner}` is not shared with `{namespace}`; its owner can add it to spec.sharedWith",
-                            network.name
-                        ),
-                    );
-                    return;
-                }
-            }
-        },
+        }
         (None, Some(name)) => {
             if nic.port.is_none() {
                 add(
@@ -326,16 +303,6 @@ fn nic_problems(
             return;
         }
     }
-    if let Some(user) = &nic.used_by {
-        add(
-            Reason::PortInUse,
-            false,
-            format!(
-                "{at}: Port `{}` is in use by Server `{user}`",
-                nic.port_name
-            ),
-        );
-    }
     let Some(port) = &nic.port else { return };
     if nic.made && !is_owned_by(port, server) {
         add(
@@ -347,6 +314,16 @@ fn nic_problems(
             ),
         );
         return;
+    }
+    if let Some(Holding::InUse(user)) = holding(server, nic) {
+        add(
+            Reason::PortInUse,
+            false,
+            format!(
+                "{at}: Port `{}` is in use by Server `{user}`",
+                nic.port_name
+            ),
+        );
     }
     if finalize::is_deleting(port) {
         add(

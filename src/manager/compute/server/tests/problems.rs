@@ -53,7 +53,7 @@ fn each_missing_thing_has_its_reason_and_its_culprit() {
         (&|_, s| s.image = None, Reason::ImageNotFound, "`tiny`"),
         (
             &|_, s| s.image.as_mut().unwrap().metadata.namespace = Some("theirs".into()),
-            Reason::ImageNotShared,
+            Reason::ImageNotFound,
             "`theirs`",
         ),
         (
@@ -79,8 +79,13 @@ fn each_missing_thing_has_its_reason_and_its_culprit() {
             "`n`",
         ),
         (
-            &|_, s| s.nics[0].network.as_mut().unwrap().metadata.namespace = Some("theirs".into()),
-            Reason::NetworkNotShared,
+            &|s, o| {
+                let named = s.spec.networks[0].network.as_mut().unwrap();
+                named.namespace = Some("theirs".into());
+                let found = o.nics[0].network.as_mut().unwrap();
+                found.metadata.namespace = Some("theirs".into());
+            },
+            Reason::NetworkNotFound,
             "`theirs`",
         ),
         (
@@ -92,7 +97,12 @@ fn each_missing_thing_has_its_reason_and_its_culprit() {
             "`kept`",
         ),
         (
-            &|_, s| s.nics[0].used_by = Some("other".into()),
+            &|s, o| {
+                s.spec.networks[0].network = None;
+                s.spec.networks[0].port = Some("kept".into());
+                super::claims::name_port(o, "kept");
+                o.nics[0].used_by = Some("other".into());
+            },
             Reason::PortInUse,
             "`other`",
         ),
@@ -138,4 +148,33 @@ fn a_port_of_that_name_that_is_not_ours_is_not_taken() {
     );
     observed.nics[0].port = Some(theirs);
     assert_eq!(problems(&server, &observed).0, [Reason::PortInUse]);
+}
+
+#[test]
+fn a_guest_whose_port_is_unplugged_is_not_ready() {
+    let (mut server, mut observed) = super::built();
+    server.spec.run_state = pileus_api::server::RunState::Running;
+    let report = json!({"conditions": [{"type": "Ready", "status": "True", "reason": "Active",
+        "message": "as asked", "lastTransitionTime": "2026-01-01T00:00:00Z"}]});
+    observed.instances[0].status = serde_json::from_value(report).unwrap();
+    let say = |observed: &super::Observed| {
+        let plan = plan(&server, observed);
+        let now = k8s_openapi::jiff::Timestamp::UNIX_EPOCH;
+        let status = super::status(&server, observed, &plan, now);
+        (status.conditions[0].clone(), status.phase)
+    };
+    assert_eq!(say(&observed).0.status, "True");
+    let port = observed.nics[0].port.as_mut().unwrap();
+    port.spec.network.namespace = Some("theirs".into());
+    let ready = &mut port.status.as_mut().unwrap().conditions[0];
+    ready.status = "False".into();
+    ready.reason = "NetworkNotFound".into();
+    ready.message = "there is no Network theirs/n that namespace demo may use".into();
+    let (ready, phase) = say(&observed);
+    assert_eq!(
+        (ready.status.as_str(), ready.reason.as_str()),
+        ("False", "PortNotReady")
+    );
+    assert!(ready.message.contains("theirs/n"), "{}", ready.message);
+    assert_eq!(phase.as_deref(), Some("Active"), "it runs on");
 }
