@@ -170,7 +170,7 @@ async fn observe(server: &Server, manager: &Manager) -> Result<Observed, ApiErro
     observed.crd_deleting = crd_deleting;
     if !deleting && !plan::claim::not_needed(server, &observed).is_empty() {
         // Before a Port is given back: the cache may not have an Instance yet.
-        let api: Api<Instance> = Api::all(manager.context.client.clone());
+        let api: Api<Decoded<Instance>> = Api::all(manager.context.client.clone());
         observed.all_instances = Some(list_of(server, &api, false).await?);
     }
     Ok(observed)
