@@ -44,7 +44,7 @@ caches! {
         server::BY_KEY_PAIR, server::BY_NETWORK, server::BY_PORT
     ];
     /// Instances of all hosts.
-    instances: Instance, all(), [image::INSTANCES_BY_IMAGE];
+    instances: Instance, all(), [image::INSTANCES_BY_IMAGE, server::INSTANCES_BY_SERVER];
     /// Flavors.
     flavors: Flavor, all(), [stack::by_stack()];
     /// Images.
@@ -60,7 +60,7 @@ caches! {
     /// Subnets.
     subnets: Subnet, all(), [stack::by_stack()];
     /// Ports.
-    ports: Port, all(), [stack::by_stack(), port::BY_NETWORK];
+    ports: Port, all(), [stack::by_stack(), port::BY_NETWORK, server::PORTS_BY_OWNER];
     /// Addresses in use.
     allocations: IPAllocation, all(), [];
     /// Security groups.

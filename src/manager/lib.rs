@@ -70,6 +70,8 @@ pub struct Manager {
     pub config: Config,
     /// What the passes over Stacks share.
     pub stacks: stack::Shared,
+    /// What is known of Servers that are being deleted.
+    pub deleting: server::Deleting,
 }
 
 /// Runs the manager until `stop` or until leadership is lost.
@@ -123,6 +125,7 @@ async fn lead(config: Config, context: Context, stop: CancellationToken) -> Resu
         caches,
         config,
         stacks: stack::Shared::default(),
+        deleting: server::Deleting::default(),
     });
     tokio::select! {
         () = manager.caches.ready() => {}

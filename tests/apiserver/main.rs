@@ -12,6 +12,7 @@ mod network;
 mod scheduler;
 mod schedulers;
 mod server;
+mod server_deletion;
 mod stack;
 mod stack_account;
 mod stack_failures;

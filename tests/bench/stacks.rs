@@ -116,6 +116,7 @@ impl Lab {
                     identity: "bench".into(),
                 },
                 stacks: stack::Shared::default(),
+                deleting: pileus_manager::compute::server::Deleting::default(),
             })
         };
         let stacks = manager(counted).await;

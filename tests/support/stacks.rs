@@ -88,8 +88,21 @@ impl Cloud {
         if user.is_some() {
             cloud.install_rights().await;
         }
+        cloud.install_references().await;
         cloud.start_controller().await;
         cloud
+    }
+
+    /// What the templates of tests name: an update looks whether it is there.
+    async fn install_references(&self) {
+        let flavors: Api<Flavor> = Api::all(self.server.client());
+        for name in ["small", "large", "none"] {
+            let spec = json!({"vcpus": 1, "memory": "64Mi", "disk": "1Gi"});
+            create(&flavors, json!({"metadata": {"name": name}, "spec": spec})).await;
+        }
+        let spec = json!({"source": {"url": "https://images.example/tiny.qcow2"}});
+        let tiny = json!({"metadata": {"name": "tiny"}, "spec": spec});
+        create(&self.api::<Image>(), tiny).await;
     }
 
     /// What `config/rbac/manager.yaml` says.
@@ -131,6 +144,7 @@ impl Cloud {
             },
             // Long enough to be visible in tests.
             stacks: stack::Shared::with_grace(Duration::from_secs(4)),
+            deleting: pileus_manager::compute::server::Deleting::default(),
         });
         let stop = CancellationToken::new();
         let stopped = stop.clone();
