@@ -20,6 +20,7 @@ mod stack_group;
 mod stack_hooks;
 mod stack_lifecycle;
 mod stack_recovery;
+mod stack_references;
 mod stack_scale;
 mod stack_sources;
 mod stack_types;

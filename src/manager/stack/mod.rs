@@ -17,6 +17,7 @@ pub mod record_store;
 mod recovery;
 pub mod served_kinds;
 mod shared;
+mod slots;
 pub mod source_watch;
 pub mod sources;
 pub mod status;
@@ -37,6 +38,7 @@ use uuid::Uuid;
 
 use crate::{Manager, Outcome, crd_deletion};
 use children::Children;
+use isolation::Halt;
 use pileus_api::names::{
     CLEAR_HOOKS_ANNOTATION, MANAGER, MANAGER_FINALIZER, REBUILD_RECORD_ANNOTATION,
 };
@@ -45,6 +47,7 @@ use pileus_api::{Reason, Stack, StackStatus};
 use pileus_kube_ext::objects::Objects;
 use pileus_kube_ext::report::apply_status;
 use pileus_kube_ext::{ApiError, chain, finalize};
+use pileus_stack::budget::Stop;
 use pileus_stack::masking::mask_text;
 use pileus_stack::value::json;
 use plan::refusals::Refused;
@@ -122,7 +125,11 @@ async fn try_reconcile(stack: Arc<Stack>, manager: Arc<Manager>) -> Outcome {
         observed.record.as_ref().map_or(0, |l| l.entries.len()),
     );
     let not_rebuilt = if is_lost {
-        recovery::rebuild_record(&stack, &mut observed, &children, &store.name()).await?
+        let name = store.name();
+        match recovery::rebuild_record(&stack, &manager, &mut observed, &children, &name).await? {
+            Ok(problem) => problem,
+            Err(halt) => return halted(&api, &stack, &manager, halt).await,
+        }
     } else {
         None
     };
@@ -131,13 +138,10 @@ async fn try_reconcile(stack: Arc<Stack>, manager: Arc<Manager>) -> Outcome {
         write_status(&api, &stack, &manager, &status).await?;
         return Ok(Some(BLOCKED_RETRY_INTERVAL));
     }
-    let mut plan = match isolation::compute(|| plan::plan(&stack, &observed)) {
+    let work = || plan::plan(&stack, &observed);
+    let mut plan = match isolation::evaluate(&manager, &stack, &observed.stop, work) {
         Ok(plan) => plan,
-        Err(fault) => {
-            let status = status::blocked(&stack, &fault, observed.now);
-            write_status(&api, &stack, &manager, &status).await?;
-            return Ok(Some(isolation::PANIC_RETRY_INTERVAL));
-        }
+        Err(halt) => return halted(&api, &stack, &manager, halt).await,
     };
     if let Some(sources) = &plan.new_sources {
         store.write_sources(sources).await?;
@@ -179,6 +183,18 @@ async fn try_reconcile(stack: Arc<Stack>, manager: Arc<Manager>) -> Outcome {
     let requeue = report(&api, &stack, &manager, &plan, &store, &observed).await?;
     remove_annotations(&api, &stack, &plan).await?;
     error.map_or(Ok(requeue), Err)
+}
+
+/// Ends a pass without a plan.
+async fn halted(api: &Api<Stack>, stack: &Stack, manager: &Manager, halt: Halt) -> Outcome {
+    match halt {
+        Halt::Wait(wait) => Ok(Some(wait)),
+        Halt::Blocked(problem, wait) => {
+            let status = status::blocked(stack, &problem, Timestamp::now());
+            write_status(api, stack, manager, &status).await?;
+            Ok(Some(wait))
+        }
+    }
 }
 
 /// Deletes the Secrets of a Stack that has no objects any more, and removes its finalizer.
@@ -319,6 +335,7 @@ async fn observe<'a>(
         lookup: children,
         definition_deleted,
         grace: manager.stacks.grace,
+        stop: Stop::default(),
     })
 }
 
