@@ -5,6 +5,7 @@
     reason = "a helper that fails ends its test"
 )]
 
+mod fields;
 mod problems;
 mod refused;
 mod topology;
