@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::common::Claim;
 use super::image::DiskFormat;
+use super::names::{host_namespace, instance_name};
 use super::pci::GivenDevice;
 use super::server::{ConfigDrive, Hardware, OnGuestShutdown, PowerState, RunState};
 use super::topology::GuestTopology;
@@ -110,6 +111,19 @@ pub struct InstanceSpec {
     /// What its host does with the VM when this Instance is deleted.
     #[serde(default)]
     pub on_deletion: OnDeletion,
+}
+
+impl Instance {
+    /// Whether it is where Pileus makes Instances, under the name that Pileus gives them: in the
+    /// namespace of its Host, named by its Server's uid and its epoch. Who may create Instances
+    /// elsewhere has made it otherwise, and it says nothing about any Server, Host or Image.
+    #[must_use]
+    pub fn is_genuine(&self) -> bool {
+        let spec = &self.spec;
+        !spec.server.uid.is_empty()
+            && self.metadata.namespace == Some(host_namespace(&spec.host))
+            && self.metadata.name == Some(instance_name(&spec.server.uid, spec.epoch))
+    }
 }
 
 impl InstanceSpec {
@@ -278,4 +292,33 @@ pub struct ImportedImage {
     /// `sha256:…` of the initial RAM disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initrd_digest: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_where_pileus_makes_it_counts() {
+        let mut instance = Instance::new("u-1-3", InstanceSpec::default());
+        instance.spec.server.uid = "u-1".into();
+        instance.spec.epoch = 3;
+        instance.spec.host = "h1".into();
+        let at = |namespace: &str| {
+            let mut instance = instance.clone();
+            instance.metadata.namespace = Some(namespace.into());
+            instance
+        };
+        assert!(at("pileus-host-h1").is_genuine());
+        assert!(!at("demo").is_genuine() && !at("pileus-host-h2").is_genuine());
+        let changed = |change: &dyn Fn(&mut Instance)| {
+            let mut instance = at("pileus-host-h1");
+            change(&mut instance);
+            instance.is_genuine()
+        };
+        assert!(!changed(&|i| i.metadata.name = Some("mine".into())));
+        assert!(!changed(&|i| i.spec.server.uid = "u-2".into()));
+        assert!(!changed(&|i| i.spec.epoch = 4));
+        assert!(!changed(&|i| i.spec.host = "h2".into()));
+    }
 }

@@ -36,7 +36,8 @@ pub const SCHEDULER_POLICY: &str = "default";
 
 /// What the scheduler decides by: filters, weighers and their figures. Cluster-scoped; the
 /// one named `default` counts, from the moment that it changes. Without it Nova's own
-/// figures hold.
+/// figures hold, but that a ServerGroup with a soft policy outweighs free room: its weighers
+/// have the multiplier 1000.
 #[derive(
     kube::CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema,
 )]
@@ -74,7 +75,8 @@ pub struct SchedulerPolicySpec {
     #[schemars(length(max = 64))]
     pub filters: Option<Vec<String>>,
     /// Multipliers by the weighers' names, such as `RAMWeigher: "-1.5"`; Nova's own for
-    /// those that are not named.
+    /// those that are not named, but 1000 for ServerGroupSoftAffinityWeigher and
+    /// ServerGroupSoftAntiAffinityWeigher.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub weighers: BTreeMap<String, String>,
     /// Whether free room attracts (Spread) or repels (Pack): Pack turns the multipliers of

@@ -54,7 +54,9 @@ caches! {
         server::BY_NETWORK, server::BY_PORT
     ];
     /// Instances of all hosts.
-    instances: Instance, all(), [image::INSTANCES_BY_IMAGE, server::INSTANCES_BY_PORT];
+    instances: Instance, all(), [
+        image::INSTANCES_BY_IMAGE, server::INSTANCES_BY_PORT, server::INSTANCES_BY_SERVER
+    ];
     /// Flavors.
     flavors: Flavor, all(), [];
     /// Images.
@@ -70,7 +72,7 @@ caches! {
     /// Subnets.
     subnets: Subnet, all(), [];
     /// Ports.
-    ports: Port, all(), [port::BY_NETWORK, port::BY_HOLDER];
+    ports: Port, all(), [port::BY_NETWORK, port::BY_HOLDER, server::PORTS_BY_OWNER];
     /// Addresses in use.
     allocations: IPAllocation, all(), [];
     /// Security groups.

@@ -70,6 +70,8 @@ pub struct Manager {
     pub caches: Caches,
     /// How the manager is set up.
     pub config: Config,
+    /// What is known of Servers that are being deleted.
+    pub deleting: server::Deleting,
 }
 
 impl AsRef<Context> for Manager {
@@ -128,6 +130,7 @@ async fn lead(
         context,
         caches,
         config,
+        deleting: server::Deleting::default(),
     });
     tokio::select! {
         () = manager.caches.ready() => {}

@@ -63,7 +63,9 @@ pub async fn run<M, K, F, Fut>(
     let backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
     let mut queue = FairQueue::<Key>::new(concurrency);
     let mut passes = FuturesUnordered::new();
-    let check = M::as_ref(&manager).ready.check(format!("controller/{name}"));
+    let check = M::as_ref(&manager)
+        .ready
+        .check(format!("controller/{name}"));
     let mut signs = tokio::time::interval(SIGNS_OF_LIFE.0);
     loop {
         while queue.running() < concurrency

@@ -169,3 +169,131 @@ fn a_long_chain_is_evaluated_in_order() {
         .collect();
     assert_eq!(values.len(), 1, "each has the value of the first");
 }
+
+/// An expression over this data, as an output.
+fn of_expression(expression: &str, data: &str) -> std::result::Result<Value, String> {
+    output(&with_outputs(&format!(
+        "outputs: {{o: {{value: {{yaql: {{expression: \"{expression}\", data: {data}}}}}}}}}\n"
+    )))
+}
+
+/// Everything that takes time is charged: each of these would take from minutes to days.
+#[test]
+fn what_takes_long_costs_too_much() {
+    // A list and texts that the expression makes itself.
+    let text = "('ab' * 30000)";
+    let items: Vec<String> = (0..20_000).map(|at| format!("{{x: a{at}}}")).collect();
+    let list = format!("[{}]", items.join(","));
+    let names: Vec<String> = (0..20_000).map(|at| format!("a{at}")).collect();
+    let names = format!("[{}]", names.join(","));
+    let mut wrong = Vec::new();
+    for (expression, data) in [
+        // One match for each character, and each walks to the end of the text.
+        (
+            format!("range(10000).select({text}.split(regex('[^c]*c|a')).len())"),
+            "1",
+        ),
+        (
+            format!("range(10000).select(regex('[^c]*c|a').searchAll({text}).len())"),
+            "1",
+        ),
+        (format!("range(10000).select({text} =~ '(a|b)*c')"), "1"),
+        (
+            "range(10000).select(('ab' * 8000) =~ 'x(?=c)')".to_owned(),
+            "1",
+        ),
+        // Places in the text are counted for each match.
+        (
+            format!("range(10000).select(regex('a').searchAll({text}, $.start).len())"),
+            "1",
+        ),
+        // Patterns that are all different, each compiled.
+        (
+            "range(9000).select('a' =~ ('\\\\w{1,60}' + str($))).len()".to_owned(),
+            "1",
+        ),
+        // Of a long list one item is taken.
+        (
+            "let(d => $.data) -> range(10000).select($d.x.toList()[0]).len()".to_owned(),
+            &*list,
+        ),
+        (
+            "let(d => $.data) -> range(10000).select($d = 1).len()".to_owned(),
+            &*names,
+        ),
+        // Many variables.
+        (
+            "$.data.unpack() -> range(10000).select($9 + $8)".to_owned(),
+            &*names,
+        ),
+        // Characters among characters, and separators between items.
+        (format!("range(10000).select({text}.trim({text}))"), "1"),
+        (
+            format!("let(t => {text}) -> range(10000).select(str($)).join($t)"),
+            "1",
+        ),
+        (
+            format!("let(t => {text}) -> range(10000).select($t).sum()"),
+            "1",
+        ),
+    ] {
+        let failed = of_expression(&expression, data).map(|_| "it works".to_owned());
+        let failed = failed.unwrap_or_else(|error| error);
+        if !failed.contains("too much") {
+            wrong.push(format!("{expression}: {failed}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn usual_expressions_cost_little() {
+    let lines: Vec<String> = (0..500)
+        .map(|at| format!("host-{at} 10.0.0.{at} up"))
+        .collect();
+    let data = format!("'{}'", lines.join(";"));
+    for expression in [
+        "$.data.split(';').where($ =~ '^host-[0-9]+ ').select($.split(' ')[1]).len()",
+        "$.data.split(regex(';')).len()",
+        "regex('host-([0-9]+)').searchAll($.data, $2.value).len()",
+        "regex('(?<=host-)[0-9]+').searchAll($.data).len()",
+    ] {
+        assert_eq!(
+            of_expression(expression, &data),
+            Ok(json!(500)),
+            "{expression}"
+        );
+    }
+}
+
+#[test]
+fn names_that_are_put_into_each_other_are_paid_for_before() {
+    // Each step makes the text a thousand times longer.
+    let long = |name: &str| name.repeat(1000);
+    let text = with_outputs(&format!(
+        "outputs: {{o: {{value: {{repeat: {{template: a, for_each: {{a: [{}], b: [{}], c: [{}], d: [{}]}}}}}}}}}}\n",
+        long("b"),
+        long("c"),
+        long("d"),
+        long("e")
+    ));
+    assert!(output(&text).unwrap_err().contains("too much"));
+}
+
+#[test]
+fn the_resources_of_a_stack_have_a_size() {
+    let member =
+        "{type: OS::Heat::Value, properties: {value: {list_join: ['x', {get_param: parts}]}}}";
+    let parts = vec!["x".repeat(100); 4_000].join(",");
+    let mut text = format!(
+        "heat_template_version: 2021-04-16\nparameters: {{parts: {{type: comma_delimited_list, default: '{parts}'}}}}\nresources:\n"
+    );
+    for at in 0..200 {
+        writeln!(text, "  r{at}: {member}").unwrap();
+    }
+    let refused = refused(&input(&text, &[]));
+    assert!(
+        refused.contains("64 MiB") || refused.contains("too much"),
+        "{refused}"
+    );
+}

@@ -24,6 +24,52 @@ pub(super) struct CompiledPattern {
     pub regex: Regex,
     /// It needs much memory, and much time to compile.
     pub large: bool,
+    /// It may have to backtrack, so that one match can cost much more than its text is long.
+    pub backtracks: bool,
+}
+
+impl CompiledPattern {
+    /// The longest text in bytes that it is matched with: a match cannot be interrupted, so each
+    /// has to end in time. Below a second for the worst patterns of each sort.
+    pub(super) fn longest_text(&self) -> usize {
+        match (self.large, self.backtracks) {
+            (true, true) => 1 << 10,
+            (true, false) => 4 << 10,
+            (false, true) => 16 << 10,
+            (false, false) => 128 << 10,
+        }
+    }
+}
+
+/// Whether an expression may need more than one walk over its text: it has, or may have,
+/// lookarounds, references to groups, or atomic groups.
+fn may_backtrack(text: &str) -> bool {
+    let mut before = ' ';
+    let mut rest = text.chars().peekable();
+    while let Some(next) = rest.next() {
+        match next {
+            // Classes, borders and escaped signs need one walk; of others it is not known.
+            '\\' => match rest.next() {
+                Some(c) if "dDwWsSnrtbB".contains(c) || c.is_ascii_punctuation() => {}
+                _ => return true,
+            },
+            '(' if rest.next_if_eq(&'?').is_some() => {
+                let plain = |c: &char| c.is_ascii_lowercase() || matches!(c, ':' | '-' | 'P');
+                if !rest.peek().is_some_and(plain) {
+                    return true;
+                }
+                // `(?P=name)` refers to a group.
+                if rest.next_if_eq(&'P').is_some() && rest.peek() != Some(&'<') {
+                    return true;
+                }
+            }
+            // `a++` gives nothing back.
+            '+' if matches!(before, '*' | '+' | '?' | '}') => return true,
+            _ => {}
+        }
+        before = next;
+    }
+    false
 }
 
 static CACHE: Mutex<Option<HashMap<String, Arc<CompiledPattern>>>> = Mutex::new(None);
@@ -45,10 +91,12 @@ pub(super) fn compiled(text: &str) -> Option<Arc<CompiledPattern>> {
         Ok(regex) => CompiledPattern {
             regex,
             large: false,
+            backtracks: may_backtrack(text),
         },
         Err(_) => CompiledPattern {
             regex: within(MAX_SIZE).ok()?,
             large: true,
+            backtracks: may_backtrack(text),
         },
     };
     let made = Arc::new(made);
@@ -161,6 +209,27 @@ mod tests {
         }
         for kept in ["(?s).", r"(?-u:\w)", r"[[:alpha:]]", r"[\w-~]", "(?i:.)"] {
             assert_eq!(restrict_to_ascii(kept), None, "{kept}");
+        }
+    }
+
+    #[test]
+    fn what_may_backtrack_is_known() {
+        for text in [r"^[a-z]+-\d{1,3}\.(?:x|y)$", r"(?i)a+?b*", r"(?P<n>a)\b"] {
+            assert!(!may_backtrack(text), "{text}");
+        }
+        for text in [
+            r"(?=a)b",
+            r"(?<=a)b",
+            r"(?!a)",
+            r"(a)\1",
+            r"(?P<n>a)(?P=n)",
+            r"(?>a+)b",
+            "a++b",
+            r"\Ka",
+            r"(?<n>a)\k<n>",
+            r"a{1,2}+",
+        ] {
+            assert!(may_backtrack(text), "{text}");
         }
     }
 

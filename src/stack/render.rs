@@ -16,7 +16,27 @@ use super::registry::{self, ResourceType};
 use super::requirements::{self, Needs};
 use super::template::{Output, Resource, Source, Template, deletion_policy};
 use super::{Error, Result, typed};
-use crate::value::{Map, Text, Value};
+use crate::value::{Map, Text, Value, weight};
+
+/// How many bytes the properties of all resources of a stack may have, with those of its nested
+/// stacks: they are in memory all at once, whatever made them.
+pub(super) const MAX_BYTES: usize = 64 << 20;
+
+/// Takes the size of a resource's properties from what is left.
+pub(super) fn take_room(room: &mut usize, properties: Option<&Map>) -> Result<()> {
+    let size = properties.map_or(0, |map| {
+        map.iter()
+            .map(|(key, value)| key.len() + weight(value))
+            .sum()
+    });
+    *room = room.checked_sub(size).ok_or_else(|| {
+        Error::new(format!(
+            "the properties of all resources have more than {} MiB; make another Stack of some",
+            MAX_BYTES >> 20
+        ))
+    })?;
+    Ok(())
+}
 
 /// The input for rendering a stack.
 #[derive(Debug, Clone, Default)]
@@ -160,11 +180,17 @@ pub fn stack(input: &Input) -> std::result::Result<Stack, Stop> {
     }
     let mut requires = Vec::with_capacity(needed.len());
     let mut resources = Vec::with_capacity(needed.len());
+    let mut room = MAX_BYTES;
     for (name, resource, needs) in needed {
         requires.push((name.clone(), needs.all()));
         let rendered = one(input, &scope, name, resource, needs)
             .map_err(|error| error.below(&format!("resources.{name}")))
             .map_err(stop("resources"))?;
+        take_room(
+            &mut room,
+            rendered.properties.as_ref().ok().and_then(Option::as_ref),
+        )
+        .map_err(stop("resources"))?;
         resources.push((name.clone(), rendered));
     }
     let resources: BTreeMap<String, Rendered> = resources.into_iter().collect();

@@ -112,6 +112,7 @@ pub fn flatten(
     let mut walk = Walk {
         flat: Flat::default(),
         left: MAX_RESOURCES,
+        room: render::MAX_BYTES,
         input,
         resolve,
     };
@@ -157,6 +158,8 @@ struct Walk<'a> {
     flat: Flat,
     /// How many more resources the tree may have.
     left: usize,
+    /// How many more bytes their properties may have.
+    room: usize,
     /// The input of the outermost stack.
     input: &'a Input,
     resolve: &'a mut dyn FnMut(&str, &Leaf) -> Option<Known>,
@@ -236,6 +239,8 @@ impl Walk<'_> {
                 } else {
                     let path = format!("{}{name}", place.prefix);
                     let leaf = leaf(&stack, name, resource, place, &inside, true, tainted);
+                    render::take_room(&mut self.room, leaf.properties.as_ref().ok())
+                        .map_err(stop)?;
                     if let Some(known) = (self.resolve)(&path, &leaf) {
                         input.resources.insert(name.clone(), known);
                         ready_names.insert(name.clone());

@@ -123,6 +123,7 @@ impl Lab {
                 underlay_ipv6: false,
                 identity: "bench".into(),
             },
+            deleting: pileus_manager::compute::server::Deleting::default(),
         };
         (Arc::new(stacks), Arc::new(others))
     }

@@ -15,7 +15,7 @@ pub type Counts = BTreeMap<String, usize>;
 
 /// Counts the requests of one client, and has some of them fail.
 #[derive(Clone, Default)]
-pub struct Counter(Arc<Mutex<Counts>>, Arc<Mutex<Trouble>>);
+pub struct Counter(Arc<Mutex<Counts>>, Arc<Mutex<Trouble>>, Arc<Mutex<Counts>>);
 
 /// Which requests the API server does not answer as it should.
 #[derive(Clone, Default)]
@@ -32,6 +32,12 @@ impl Counter {
     /// What was asked since the last time.
     pub fn take(&self) -> Counts {
         std::mem::take(&mut *self.0.lock().unwrap())
+    }
+
+    /// How often all objects of a kind were listed since the last time, by kind, and by the
+    /// namespace or `*`, and whether by a selector.
+    pub fn take_lists(&self) -> Counts {
+        std::mem::take(&mut *self.2.lock().unwrap())
     }
 
     /// Has some requests fail from now on.
@@ -80,6 +86,11 @@ impl<S: Service<http::Request<Body>>> Service<http::Request<Body>> for Counting<
         let key = format!("{} {}", request.method(), what(request.uri()));
         let fails = self.counter.fails(&key);
         *self.counter.0.lock().unwrap().entry(key).or_default() += 1;
+        if request.method() == http::Method::GET
+            && let Some(key) = listed(request.uri())
+        {
+            *self.counter.2.lock().unwrap().entry(key).or_default() += 1;
+        }
         if fails {
             // A group and no user to act as: to that the API server says 500, and does nothing.
             let headers = request.headers_mut();
@@ -88,6 +99,28 @@ impl<S: Service<http::Request<Body>>> Service<http::Request<Body>> for Counting<
         }
         self.inner.call(request)
     }
+}
+
+/// What is listed, if a path is that of a list: `instances in *`, `ports in demo by labels`.
+fn listed(uri: &http::Uri) -> Option<String> {
+    let query = uri.query().unwrap_or_default();
+    let parts: Vec<&str> = uri.path().split('/').skip(1).collect();
+    let rest = if parts[0] == "api" {
+        parts.get(2..)?
+    } else {
+        parts.get(3..)?
+    };
+    let (namespace, kind) = match rest {
+        ["namespaces", namespace, kind] => (*namespace, *kind),
+        [kind] => ("*", *kind),
+        _ => return None,
+    };
+    let by = if query.contains("labelSelector") {
+        " by labels"
+    } else {
+        ""
+    };
+    (!query.contains("watch=")).then(|| format!("{kind} in {namespace}{by}"))
 }
 
 /// The kind that a path is about, and its subresource; whether it is a watch.

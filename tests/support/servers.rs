@@ -4,7 +4,9 @@ use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
 use super::apiserver::{TestServer, create, until};
+use super::counting::Counter;
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
+use kube::client::ClientBuilder;
 use kube::{Client, Resource, ResourceExt};
 use pileus_api::names::{MANAGER, host_namespace, instance_name};
 use pileus_api::{ConditionType, Flavor, Image, Instance, Server, conditions};
@@ -28,6 +30,8 @@ pub struct Cloud {
     pub server: TestServer,
     pub stop: CancellationToken,
     pub manager: JoinHandle<Result<(), pileus_manager::Error>>,
+    /// Counts the requests of the manager that was started first.
+    pub counter: Counter,
 }
 
 impl Cloud {
@@ -36,11 +40,15 @@ impl Cloud {
         for namespace in [NAMESPACE, "other", &host_namespace(HOST)] {
             server.namespace(namespace).await;
         }
-        let (stop, manager) = start_manager(&server).await;
+        let counter = Counter::default();
+        let client = ClientBuilder::try_from(server.config()).unwrap();
+        let client = client.with_layer(&counter).build();
+        let (stop, manager) = start_manager_as(client).await;
         Self {
             server,
             stop,
             manager,
+            counter,
         }
     }
 
@@ -147,7 +155,16 @@ pub async fn start_manager(
     CancellationToken,
     JoinHandle<Result<(), pileus_manager::Error>>,
 ) {
-    let context = Context::with_client(server.client(), MANAGER, Metrics::default())
+    start_manager_as(server.client()).await
+}
+
+async fn start_manager_as(
+    client: Client,
+) -> (
+    CancellationToken,
+    JoinHandle<Result<(), pileus_manager::Error>>,
+) {
+    let context = Context::with_client(client, MANAGER, Metrics::default())
         .await
         .unwrap();
     let config = Config {

@@ -90,6 +90,7 @@ impl Cloud {
         if user.is_some() {
             cloud.server.apply("config/rbac/stacks.yaml").await;
         }
+        cloud.install_references().await;
         cloud.start_controller().await;
         cloud
     }
@@ -101,6 +102,18 @@ impl Cloud {
             "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
             "subjects": [{"kind": "ServiceAccount", "name": "stacks", "namespace": "pileus-system"}]});
         create(&self.api::<RoleBinding>(), binding).await;
+    }
+
+    /// What the templates of tests name: an update looks whether it is there.
+    async fn install_references(&self) {
+        let flavors: Api<Flavor> = Api::all(self.server.client());
+        for name in ["small", "large", "none"] {
+            let spec = json!({"vcpus": 1, "memory": "64Mi", "disk": "1Gi"});
+            create(&flavors, json!({"metadata": {"name": name}, "spec": spec})).await;
+        }
+        let spec = json!({"source": {"url": "https://images.example/tiny.qcow2"}});
+        let tiny = json!({"metadata": {"name": "tiny"}, "spec": spec});
+        create(&self.api::<Image>(), tiny).await;
     }
 
     pub async fn start_controller(&mut self) {

@@ -21,8 +21,13 @@ use pileus_kube_ext::report::apply_status;
 use pileus_kube_ext::triggers::Triggers;
 
 /// By the uid of the Image that an Instance is made from.
-pub const INSTANCES_BY_IMAGE: Index<Instance> =
-    Index::new("image", |instance| vec![instance.spec.image.uid.clone()]);
+pub const INSTANCES_BY_IMAGE: Index<Instance> = Index::new("image", |instance| {
+    // Others' objects of this kind say nothing of any Image.
+    let genuine = instance
+        .is_genuine()
+        .then(|| instance.spec.image.uid.clone());
+    genuine.into_iter().collect()
+});
 
 /// What wakes the controller of Images.
 #[must_use]

@@ -2,8 +2,8 @@
 //! block the runtime, and a panic ends one pass.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use kube::ResourceExt;
 use tokio::runtime::{Handle, RuntimeFlavor};
@@ -13,9 +13,115 @@ use super::{StackManager, reconcile};
 use crate::Outcome;
 use crate::stack::plan::Problem;
 use pileus_api::{Reason, Stack};
+use pileus_kube_ext::cache::Cache;
+use pileus_kube_ext::finalize;
+use pileus_stack::budget::Stop;
 
-/// When a Stack is reconciled again whose pass has panicked.
+/// When a Stack is reconciled again whose evaluation has panicked or was stopped.
 pub(super) const PANIC_RETRY_INTERVAL: Duration = Duration::from_secs(300);
+/// How long one evaluation may take. What the engine allows takes a fraction of it, except where
+/// others use the processors.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// How often it is looked whether an evaluation is wanted still.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Why there is no result.
+pub(super) enum Halt {
+    /// Others evaluate now, or the Stack has changed: come again.
+    Wait(Duration),
+    /// A problem to report, and when to try again.
+    Blocked(Problem, Duration),
+}
+
+/// Why an evaluation was stopped.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    Deadline,
+    Changed,
+}
+
+/// Evaluates a Stack: when its namespace has its turn, and until the result is not wanted any more
+/// or it has taken too long. Then `stop` ends it.
+pub(super) fn evaluate<T>(
+    manager: &StackManager,
+    stack: &Stack,
+    stop: &Stop,
+    work: impl FnOnce() -> T,
+) -> Result<T, Halt> {
+    let namespace = stack.namespace().unwrap_or_default();
+    let slots = &manager.stacks.slots;
+    let slot = slots.enter(&namespace, Instant::now());
+    let _slot = slot.map_err(Halt::Wait)?;
+    let watched = Watched::start(&manager.caches.stacks, stack, stop);
+    let done = compute(work);
+    match (watched.cause(), done) {
+        (None, Ok(done)) => Ok(done),
+        (_, Err(fault)) => Err(Halt::Blocked(fault, PANIC_RETRY_INTERVAL)),
+        (Some(Cause::Changed), _) => Err(Halt::Wait(LOOK)),
+        (Some(Cause::Deadline), _) => Err(Halt::Blocked(too_long(), PANIC_RETRY_INTERVAL)),
+    }
+}
+
+fn too_long() -> Problem {
+    Problem {
+        reason: Reason::InvalidTemplate,
+        message: format!(
+            "evaluating the template takes longer than {} s, so nothing of the stack is touched; \
+             make its functions do less, above all yaql with patterns and long texts. It is tried \
+             again in {} minutes and when the Stack changes",
+            DEADLINE.as_secs(),
+            PANIC_RETRY_INTERVAL.as_secs() / 60
+        ),
+    }
+}
+
+/// Looks after an evaluation while it runs.
+struct Watched {
+    cause: Arc<Mutex<Option<Cause>>>,
+    /// Ends the task with this; nothing is watched where there is no runtime.
+    _task: Option<AbortOnDropHandle<()>>,
+}
+
+impl Watched {
+    fn start(stacks: &Cache<Stack>, stack: &Stack, stop: &Stop) -> Self {
+        let cause = Arc::new(Mutex::new(None));
+        let (noted, stop) = (cause.clone(), stop.clone());
+        let (stacks, name) = (stacks.clone(), stack.name_any());
+        let namespace = stack.namespace().unwrap_or_default();
+        let before = version(stack);
+        let task = async move {
+            let start = Instant::now();
+            let why = loop {
+                tokio::time::sleep(LOOK).await;
+                let now = stacks.get(&namespace, &name);
+                if now.as_deref().map(version).as_ref() != Some(&before) {
+                    break Cause::Changed;
+                }
+                if start.elapsed() > DEADLINE {
+                    break Cause::Deadline;
+                }
+            };
+            // First the cause: who is stopped looks for it.
+            *noted.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+            stop.now();
+        };
+        let runtime = Handle::try_current().ok();
+        Self {
+            cause,
+            _task: runtime.map(|runtime| AbortOnDropHandle::new(runtime.spawn(task))),
+        }
+    }
+
+    fn cause(&self) -> Option<Cause> {
+        *self.cause.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What an evaluation is of: with another it is not wanted any more.
+fn version(stack: &Stack) -> (Option<String>, Option<i64>, bool) {
+    let deleting = finalize::is_deleting(stack);
+    (stack.uid(), stack.metadata.generation, deleting)
+}
 
 /// One pass, in a task of its own.
 ///

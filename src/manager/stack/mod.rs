@@ -19,6 +19,7 @@ mod recovery;
 mod role;
 pub mod served_kinds;
 mod shared;
+mod slots;
 pub mod source_watch;
 pub mod sources;
 pub mod status;
@@ -40,6 +41,7 @@ use uuid::Uuid;
 use crate::{Outcome, crd_deletion};
 pub use caches::Caches;
 use children::Children;
+use isolation::Halt;
 use pileus_api::names::{
     CLEAR_HOOKS_ANNOTATION, MANAGER, MANAGER_FINALIZER, REBUILD_RECORD_ANNOTATION,
 };
@@ -48,6 +50,7 @@ use pileus_api::{Reason, Stack, StackStatus};
 use pileus_kube_ext::objects::Objects;
 use pileus_kube_ext::report::apply_status;
 use pileus_kube_ext::{ApiError, chain, finalize};
+use pileus_stack::budget::Stop;
 use pileus_stack::masking::mask_text;
 use pileus_stack::value::json;
 use plan::refusals::Refused;
@@ -134,7 +137,11 @@ async fn try_reconcile(stack: Arc<Stack>, manager: Arc<StackManager>) -> Outcome
         observed.record.as_ref().map_or(0, |l| l.entries.len()),
     );
     let not_rebuilt = if is_lost {
-        recovery::rebuild_record(&stack, &mut observed, &children, &store.name()).await?
+        let name = store.name();
+        match recovery::rebuild_record(&stack, &manager, &mut observed, &children, &name).await? {
+            Ok(problem) => problem,
+            Err(halt) => return halted(&api, &stack, &manager, halt).await,
+        }
     } else {
         None
     };
@@ -143,13 +150,10 @@ async fn try_reconcile(stack: Arc<Stack>, manager: Arc<StackManager>) -> Outcome
         write_status(&api, &stack, &manager, &status).await?;
         return Ok(Some(BLOCKED_RETRY_INTERVAL));
     }
-    let mut plan = match isolation::compute(|| plan::plan(&stack, &observed)) {
+    let work = || plan::plan(&stack, &observed);
+    let mut plan = match isolation::evaluate(&manager, &stack, &observed.stop, work) {
         Ok(plan) => plan,
-        Err(fault) => {
-            let status = status::blocked(&stack, &fault, observed.now);
-            write_status(&api, &stack, &manager, &status).await?;
-            return Ok(Some(isolation::PANIC_RETRY_INTERVAL));
-        }
+        Err(halt) => return halted(&api, &stack, &manager, halt).await,
     };
     if let Some(sources) = &plan.new_sources {
         store.write_sources(sources).await?;
@@ -212,6 +216,18 @@ async fn refuse_namespace(
     let status = status::blocked(stack, problem, Timestamp::now());
     write_status(api, stack, manager, &status).await?;
     Ok(Some(OPT_IN_INTERVAL))
+}
+
+/// Ends a pass without a plan.
+async fn halted(api: &Api<Stack>, stack: &Stack, manager: &StackManager, halt: Halt) -> Outcome {
+    match halt {
+        Halt::Wait(wait) => Ok(Some(wait)),
+        Halt::Blocked(problem, wait) => {
+            let status = status::blocked(stack, &problem, Timestamp::now());
+            write_status(api, stack, manager, &status).await?;
+            Ok(Some(wait))
+        }
+    }
 }
 
 /// Deletes the Secrets of a Stack that has no objects any more, and removes its finalizer.
@@ -352,6 +368,7 @@ async fn observe<'a>(
         lookup: children,
         definition_deleted,
         grace: manager.stacks.grace,
+        stop: Stop::default(),
     })
 }
 

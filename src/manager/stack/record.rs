@@ -372,6 +372,10 @@ pub struct StackRecord {
     /// action.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub rolling: BTreeMap<String, Rolling>,
+    /// Paths of Servers that an update has deleted although they worked, because their replacements
+    /// need what only one can have. Until an update is complete.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub emptied: BTreeSet<String>,
     /// All incarnations of resources that exist, or are about to be created.
     #[serde(with = "entries")]
     pub entries: BTreeMap<Key, Entry>,
@@ -398,6 +402,7 @@ impl StackRecord {
             removed_members: BTreeMap::new(),
             members_by_id: BTreeMap::new(),
             rolling: BTreeMap::new(),
+            emptied: BTreeSet::new(),
             entries: BTreeMap::new(),
         }
     }

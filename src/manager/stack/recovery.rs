@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use super::StackManager;
 use super::children::Children;
-use super::isolation;
+use super::isolation::{self, Halt};
 use super::plan::rebuild::{is_confirmed, problem, rebuild};
 use super::plan::{Observed, Problem};
 use super::record::StackRecord;
@@ -19,18 +19,20 @@ use pileus_kube_ext::{ApiError, finalize};
 /// When the API server refuses the manager, or does not answer.
 pub(super) async fn rebuild_record(
     stack: &Stack,
+    manager: &StackManager,
     observed: &mut Observed<'_>,
     children: &Children<'_>,
     record_name: &str,
-) -> Result<Option<Problem>, ApiError> {
+) -> Result<Result<Option<Problem>, Halt>, ApiError> {
     let deleting = finalize::is_deleting(stack);
     observed.unrecorded = children.unrecorded(None);
     let mut already_read = BTreeSet::new();
     // Names and contents of objects may depend on other objects, so this may take several rounds.
     let rebuilt = loop {
-        let rebuilt = match isolation::compute(|| rebuild(stack, observed, &already_read)) {
+        let work = || rebuild(stack, observed, &already_read);
+        let rebuilt = match isolation::evaluate(manager, stack, &observed.stop, work) {
             Ok(rebuilt) => rebuilt,
-            Err(fault) => return Ok(Some(fault)),
+            Err(halt) => return Ok(Err(halt)),
         };
         let reads = rebuilt.to_read.iter();
         let reads = reads.filter(|(object, _)| !already_read.contains(object));
@@ -53,9 +55,10 @@ pub(super) async fn rebuild_record(
     };
     if deleting || rebuilt.differences.is_empty() || is_confirmed(stack, record_name) {
         observed.record = Some(rebuilt.record);
-        return Ok(None);
+        return Ok(Ok(None));
     }
-    Ok(Some(problem(observed, record_name, &rebuilt.differences)))
+    let differs = problem(observed, record_name, &rebuilt.differences);
+    Ok(Ok(Some(differs)))
 }
 
 /// The problem of a record whose Secret cannot be parsed.

@@ -9,6 +9,7 @@ use tokio::sync::Semaphore;
 
 use super::read_cache::ReadCache;
 use super::served_kinds::ServedKinds;
+use super::slots::Slots;
 
 /// Shortest time between two passes over a Stack.
 const PASS_INTERVAL: Duration = Duration::from_millis(100);
@@ -41,6 +42,8 @@ pub struct Shared {
     pub(super) read_cache: ReadCache,
     /// Limits reads with the rights of service accounts; nothing else does.
     pub(super) reads: Semaphore,
+    /// Who may evaluate.
+    pub(super) slots: Slots,
     passes: Mutex<Passes>,
 }
 
@@ -66,6 +69,7 @@ impl Default for Shared {
             kinds: ServedKinds::default(),
             read_cache: ReadCache::default(),
             reads: Semaphore::new(MAX_CONCURRENT_READS),
+            slots: Slots::default(),
             passes: Mutex::default(),
         }
     }

@@ -6,6 +6,7 @@ mod failures;
 mod groups;
 mod hooks;
 mod recovery;
+mod references;
 mod secrets;
 mod size;
 mod world;

@@ -1,4 +1,5 @@
-//! Instances: watch events into the [`State`].
+//! Instances: watch events into the [`State`]. Only genuine ones count: anybody else's object of
+//! this kind would take room on a host, or bind somebody's Server.
 //!
 //! An Instance that is not on the host where its Server is placed (the other side of a
 //! migration, one that is still being deleted, one whose Server has lost its placement) has an
@@ -176,6 +177,10 @@ impl State {
             instance.namespace().unwrap_or_default(),
             instance.name_any(),
         );
+        if !instance.is_genuine() {
+            self.instance_deleted(&key);
+            return;
+        }
         let known = ObservedInstance::new(instance);
         let (server, host) = (known.server_uid.clone(), known.host.clone());
         let before = self.instances.insert(&key, known.clone());

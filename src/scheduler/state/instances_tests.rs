@@ -43,7 +43,9 @@ fn instances_use_their_host_whatever_the_placement_of_their_server() {
     there.spec.host = "h2".into();
     there.spec.role = Role::Incoming;
     there.metadata.name = Some("uid-b-2".into());
+    there.metadata.namespace = Some("pileus-host-h2".into());
     there.spec.server.uid = "uid-b".into();
+    there.spec.epoch = 2;
     state.instance_applied(&with_condition(there, true, Reason::Building));
     assert_eq!((free(&state, "h1"), free(&state, "h2")), (400, 400));
     drop(server);
@@ -181,4 +183,41 @@ fn a_refusal_ends_when_the_host_is_restarted_or_has_more_free_capacity() {
     refused(&mut second);
     second.server_deleted(&("ns".into(), "beside".into()));
     assert_eq!(settle(&mut second, 20), again);
+}
+
+#[test]
+fn instances_that_pileus_has_not_made_count_for_nothing() {
+    let mut state = state(&[host("h1", 1000), host("h2", 1000)]);
+    let (server, there) = placed(&mut state, "a", "600Mi");
+    let (at, other) = match there.spec.host.as_str() {
+        "h1" => ("h1", "h2"),
+        _ => ("h2", "h1"),
+    };
+    // In a namespace of somebody's own: of a Server that is placed, of one that is not, of none.
+    for (uid, host) in [
+        ("uid-a", other),
+        ("uid-b", other),
+        ("nobody", other),
+        ("nobody", at),
+    ] {
+        let mut forged = there.clone();
+        forged.metadata.namespace = Some("tenant".into());
+        forged.metadata.name = Some(format!("{uid}-9"));
+        forged.metadata.uid = Some(format!("forged-{uid}-{host}"));
+        forged.spec.server.uid = uid.into();
+        forged.spec.epoch = 9;
+        forged.spec.host = host.into();
+        state.instance_applied(&with_condition(forged.clone(), true, Reason::Active));
+        state.instances_listed(&[there.clone(), forged], &BTreeSet::new());
+    }
+    assert_eq!((free(&state, at), free(&state, other)), (400, 1000));
+    state.server_applied(crate::fixtures::server("b", 9, "900Mi"));
+    assert_eq!(
+        settle(&mut state, 2),
+        [("b".to_owned(), Some(other.to_owned()))]
+    );
+    // Its own still counts when a forged one goes.
+    state.instance_deleted(&("tenant".into(), "uid-a-9".into()));
+    assert_eq!(free(&state, at), 400);
+    drop(server);
 }

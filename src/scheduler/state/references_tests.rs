@@ -1,5 +1,7 @@
 //! Effects of HostAggregates and of the objects that Servers refer to.
 
+use std::collections::BTreeMap;
+
 use super::*;
 use crate::fixtures::{host, now, server, settle, state};
 use crate::state::reports::Report;
@@ -72,6 +74,64 @@ fn members_of_an_anti_affinity_group_share_no_host() {
     state.host_applied(&host("h3", 1000));
     let decided = settle(&mut state, 3);
     assert_eq!(decided[0].1.as_deref(), Some("h3"));
+}
+
+/// On which host each of these many members of a group with this policy is placed; hosts have these
+/// MiB of memory.
+fn spread_of(policy: GroupPolicy, memory: &[i64], members: usize) -> BTreeMap<String, usize> {
+    let hosts: Vec<_> = memory
+        .iter()
+        .enumerate()
+        .map(|(i, mib)| {
+            let mut host = host(&format!("h{i}"), *mib);
+            host.status
+                .as_mut()
+                .unwrap()
+                .capacity
+                .as_mut()
+                .unwrap()
+                .vcpus = 64;
+            host
+        })
+        .collect();
+    let mut state = state(&hosts);
+    state.group_applied(group(policy));
+    for i in 0..members {
+        state.server_applied(member(&format!("m{i}"), i as u64));
+    }
+    let mut counts = BTreeMap::new();
+    for (_, host) in settle(&mut state, 1) {
+        *counts.entry(host.unwrap()).or_default() += 1;
+    }
+    counts
+}
+
+#[test]
+fn a_soft_group_outweighs_free_room() {
+    let two = |n: usize| BTreeMap::from([("h0".to_owned(), n), ("h1".to_owned(), n)]);
+    for memory in [[8000, 8000], [8000, 8100], [8000, 64_000]] {
+        assert_eq!(spread_of(GroupPolicy::SoftAntiAffinity, &memory, 4), two(2));
+    }
+    let together = spread_of(GroupPolicy::SoftAffinity, &[8000, 8100, 8050], 4);
+    assert_eq!(together.values().copied().collect::<Vec<_>>(), [4]);
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(48))]
+
+    /// However different hosts are: as long as all have room, no host gets two members more than
+    /// another.
+    #[test]
+    fn soft_anti_affinity_is_even(
+        memory in proptest::collection::vec(4000..64_000_i64, 1..7),
+        members in 1..24_usize,
+    ) {
+        let counts = spread_of(GroupPolicy::SoftAntiAffinity, &memory, members);
+        let most = counts.values().max().copied().unwrap_or_default();
+        let least = if counts.len() < memory.len() { 0 } else { counts.values().min().copied().unwrap_or_default() };
+        proptest::prop_assert!(most - least <= 1, "{counts:?}");
+        proptest::prop_assert_eq!(counts.values().sum::<usize>(), members);
+    }
 }
 
 #[test]

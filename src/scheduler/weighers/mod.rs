@@ -19,11 +19,18 @@ pub enum RawWeights<'a> {
     Sparse(Vec<(u32, i32)>),
 }
 
+/// The multiplier of a ServerGroup with a soft policy, in thousandths. In Nova it is 1, so that a
+/// wish which somebody has named counts less than a few bytes of free memory. Here one member more
+/// or less outweighs all of the room, as long as hosts differ by less than a hundred members; failed
+/// builds still count more.
+pub const SOFT_GROUP: i64 = 1_000_000;
+
 /// A weigher.
 pub trait Weigher: Send + Sync {
     /// Nova's name.
     fn name(&self) -> &'static str;
-    /// Nova's default multiplier, in thousandths; a negative one prefers lower weights.
+    /// The default multiplier, in thousandths, which is Nova's but for soft ServerGroups; a negative
+    /// one prefers lower weights.
     fn multiplier(&self) -> i64 {
         1000
     }

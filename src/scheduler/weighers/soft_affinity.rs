@@ -1,6 +1,6 @@
 //! Prefers hosts with more members of the ServerGroup.
 
-use super::{CycleState, RawWeights, Weigher};
+use super::{CycleState, RawWeights, SOFT_GROUP, Weigher};
 use crate::placement::request::GroupPolicy;
 
 /// Nova's `ServerGroupSoftAffinityWeigher`.
@@ -9,6 +9,10 @@ pub struct ServerGroupSoftAffinityWeigher;
 impl Weigher for ServerGroupSoftAffinityWeigher {
     fn name(&self) -> &'static str {
         "ServerGroupSoftAffinityWeigher"
+    }
+
+    fn multiplier(&self) -> i64 {
+        SOFT_GROUP
     }
 
     fn aggregate_key(&self) -> Option<&'static str> {

@@ -1,6 +1,6 @@
 //! Prefers hosts with fewer members of the ServerGroup.
 
-use super::{CycleState, RawWeights, Weigher};
+use super::{CycleState, RawWeights, SOFT_GROUP, Weigher};
 use crate::placement::request::GroupPolicy;
 
 /// Nova's `ServerGroupSoftAntiAffinityWeigher`.
@@ -9,6 +9,10 @@ pub struct ServerGroupSoftAntiAffinityWeigher;
 impl Weigher for ServerGroupSoftAntiAffinityWeigher {
     fn name(&self) -> &'static str {
         "ServerGroupSoftAntiAffinityWeigher"
+    }
+
+    fn multiplier(&self) -> i64 {
+        SOFT_GROUP
     }
 
     fn aggregate_key(&self) -> Option<&'static str> {

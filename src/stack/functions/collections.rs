@@ -181,7 +181,7 @@ pub(super) fn repeat(scope: &Scope<'_>, argument: &Value) -> Result<Value> {
     };
     let rows = rows.into_iter().map(|row| {
         let pairs: Vec<_> = names.iter().map(Text::as_str).zip(row).collect();
-        let row = fill(&template, &pairs)?;
+        let row = fill(scope, &template, &pairs)?;
         scope.budget.spend(super::weight(&row))?;
         Ok(row)
     });
@@ -229,24 +229,24 @@ fn zip(lists: &[List]) -> Vec<Vec<&Value>> {
 }
 
 /// The template with each name replaced, in keys too.
-fn fill(template: &Value, pairs: &[(&str, &Value)]) -> Result<Value> {
+fn fill(scope: &Scope<'_>, template: &Value, pairs: &[(&str, &Value)]) -> Result<Value> {
     Ok(match template {
-        Value::String(text) => Value::from(fill_text(text, pairs)?),
+        Value::String(text) => Value::from(fill_text(scope, text, pairs)?),
         Value::Array(items) => {
-            let items = items.iter().map(|item| fill(item, pairs));
+            let items = items.iter().map(|item| fill(scope, item, pairs));
             items.collect::<Result<_>>()?
         }
         Value::Object(map) => {
             let entries = map.iter();
             entries
-                .map(|(key, value)| Ok((fill_text(key, pairs)?, fill(value, pairs)?)))
+                .map(|(key, value)| Ok((fill_text(scope, key, pairs)?, fill(scope, value, pairs)?)))
                 .collect::<Result<_>>()?
         }
         plain => plain.clone(),
     })
 }
 
-fn fill_text(text: &str, pairs: &[(&str, &Value)]) -> Result<String> {
+fn fill_text(scope: &Scope<'_>, text: &str, pairs: &[(&str, &Value)]) -> Result<String> {
     let mut result = text.to_owned();
     for (name, value) in pairs {
         let Value::String(value) = value else {
@@ -258,6 +258,10 @@ fn fill_text(text: &str, pairs: &[(&str, &Value)]) -> Result<String> {
                 ),
             ));
         };
+        // What was put in may hold the next name, many times: each step is paid for before.
+        let times = result.matches(name).count();
+        let more = times.saturating_mul(value.len());
+        scope.budget.spend(1 + result.len() / 8 + more)?;
         result = result.replace(name, value);
     }
     Ok(result)

@@ -264,14 +264,12 @@ impl Scope<'_> {
             "list_concat" => collections::list_concat(argument, false),
             "list_concat_unique" => {
                 // The cost is quadratic: each item is compared with every other.
-                let items = lengths(argument);
-                self.budget.spend(items.saturating_mul(items) / 4)?;
+                self.compare_all(argument)?;
                 collections::list_concat(argument, true)
             }
             "contains" => collections::contains(argument),
             "filter" => {
-                let items = lengths(argument);
-                self.budget.spend(items.saturating_mul(items) / 4)?;
+                self.compare_all(argument)?;
                 collections::filter(argument)
             }
             "yaql" => yaql::call(argument, &self.budget),
@@ -279,6 +277,13 @@ impl Scope<'_> {
         }?;
         self.budget.spend(weight(&value))?;
         Ok(value)
+    }
+
+    /// Takes the cost of comparing all items of some lists with each other: those that begin alike
+    /// are compared to where they differ.
+    fn compare_all(&self, lists: &Value) -> Result<()> {
+        let cost = lengths(lists).saturating_mul(weight(lists));
+        self.budget.spend(cost / 64)
     }
 
     /// Whether `map` is a call of a function of any version.
@@ -440,15 +445,7 @@ fn lengths(lists: &Value) -> usize {
     lists.filter_map(|list| Some(list.as_array()?.len())).sum()
 }
 
-/// Approximate size of a value in bytes.
-pub(super) fn weight(value: &Value) -> usize {
-    16 + match value {
-        Value::Array(items) => items.iter().map(weight).sum(),
-        Value::Object(map) => map.iter().map(|(key, v)| key.len() + weight(v)).sum(),
-        Value::String(text) => text.len(),
-        _ => 0,
-    }
-}
+pub(super) use crate::value::weight;
 
 /// The function that `map` calls, if it is a call.
 fn function(version: Version, map: &Map) -> Option<(&str, &Value)> {

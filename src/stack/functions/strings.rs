@@ -86,6 +86,8 @@ fn put(
     values: &mut [(&str, String, bool)],
     result: &mut String,
 ) -> Result<()> {
+    // Every key is looked for in the whole text, and again in each part between others.
+    (scope.budget).spend(values.len().saturating_mul(1 + text.len() / 8))?;
     let found = values.iter().position(|(key, ..)| text.contains(key));
     let Some(((key, value, used), rest)) = found.and_then(|at| values[at..].split_first_mut())
     else {

@@ -263,7 +263,7 @@ fn server_attributes(server: &Value, find: FindObject<'_>) -> Map {
     let mut networks: Map = Map::new();
     let mut first = String::new();
     for interface in status["addresses"].as_array().into_iter().flatten() {
-        let network = network_of(server, interface, find);
+        let names = network_names(server, interface, find);
         let ips = interface["ips"].as_array().cloned().unwrap_or_default();
         if first.is_empty() {
             first = ips.first().and_then(text).unwrap_or_default();
@@ -282,8 +282,12 @@ fn server_attributes(server: &Value, find: FindObject<'_>) -> Map {
                 "port": interface["port"],
             })
         });
-        extend(&mut addresses, &network, detailed.collect());
-        extend(&mut networks, &network, ips);
+        let detailed: List = detailed.collect();
+        // As in Heat, by name and by id.
+        for network in names {
+            extend(&mut addresses, &network, detailed.clone());
+            extend(&mut networks, &network, ips.clone());
+        }
     }
     let mut put = |name: &str, value: Value| attributes.insert(name.to_owned(), value);
     put("first_address", Value::from(first));
@@ -311,6 +315,14 @@ fn extend(map: &mut Map, key: &str, more: List) {
     if let Value::Array(list) = list {
         list.extend(more);
     }
+}
+
+/// What the network is called that an interface is in: the name that its template gives, if it
+/// does, and its object's.
+fn network_names(server: &Value, interface: &Value, find: FindObject<'_>) -> BTreeSet<String> {
+    let object = network_of(server, interface, find);
+    let given = find("Network", &object).and_then(|network| text(&display_name(&network)));
+    given.into_iter().chain([object]).collect()
 }
 
 /// The network that an interface is in, by the Server's own words or its Port's.

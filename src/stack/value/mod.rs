@@ -39,6 +39,17 @@ pub enum Value {
     Object(Map),
 }
 
+/// Approximate size of a value in bytes.
+#[must_use]
+pub fn weight(value: &Value) -> usize {
+    16 + match value {
+        Value::Array(items) => items.iter().map(weight).sum(),
+        Value::Object(map) => map.iter().map(|(key, v)| key.len() + weight(v)).sum(),
+        Value::String(text) => text.len(),
+        _ => 0,
+    }
+}
+
 impl Value {
     /// Whether it is null.
     #[must_use]

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::plan::{Observed, ObservedNic, UserData};
+use pileus_api::server::PlacementConstraints;
 use pileus_api::subnet::Dhcp;
 use pileus_api::{Server, Subnet};
 use pileus_guest::{GuestData, Link, LinkNetwork, Route};
@@ -101,6 +102,12 @@ pub struct BuiltFrom {
     metadata: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     hostname: Option<String>,
+    /// Empty when the size was given inline; absent in older records.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    flavor: Option<String>,
+    /// Absent in older records.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    placement: Option<PlacementConstraints>,
 }
 
 impl BuiltFrom {
@@ -113,7 +120,24 @@ impl BuiltFrom {
             key_pairs: spec.key_pairs.clone(),
             metadata: hash(serde_json::json!(spec.metadata)),
             hostname: spec.hostname.clone(),
+            flavor: Some(spec.flavor.clone().unwrap_or_default()),
+            // The priority counts as it is now, in the scheduler.
+            placement: Some(PlacementConstraints {
+                priority_class: None,
+                ..spec.placement.clone().unwrap_or_default()
+            }),
         }
+    }
+
+    /// The flavor that is asked for `now` and the one it was built from, if they differ.
+    #[must_use]
+    pub fn other_flavor(&self, now: &Self) -> Option<(String, String)> {
+        let (was, now) = (self.flavor.as_ref()?, now.flavor.as_ref()?);
+        let word = |name: &String| match name.as_str() {
+            "" => "none".to_owned(),
+            name => name.to_owned(),
+        };
+        (was != now).then(|| (word(now), word(was)))
     }
 
     /// The fields that differ `now`; user data and metadata without their values.
@@ -141,8 +165,44 @@ impl BuiltFrom {
                 word(&self.hostname)
             ));
         }
+        if let (Some(was), Some(now)) = (&self.placement, &now.placement) {
+            found.extend(other_placement(was, now));
+        }
         found
     }
+}
+
+/// How constraints on the host differ from those that it was placed by.
+fn other_placement(was: &PlacementConstraints, now: &PlacementConstraints) -> Vec<String> {
+    let fields = |constraints: &PlacementConstraints| match serde_json::to_value(constraints) {
+        Ok(serde_json::Value::Object(fields)) => fields,
+        _ => serde_json::Map::new(),
+    };
+    let (was, now) = (fields(was), fields(now));
+    let names: std::collections::BTreeSet<&String> = was.keys().chain(now.keys()).collect();
+    let word = |value: Option<&serde_json::Value>| {
+        let text = match value {
+            None => return "none".to_owned(),
+            Some(serde_json::Value::String(text)) => text.clone(),
+            Some(other) => other.to_string(),
+        };
+        match text.char_indices().nth(100) {
+            Some((end, _)) => format!("{}…", &text[..end]),
+            None => text,
+        }
+    };
+    let changed = names
+        .into_iter()
+        .filter(|name| was.get(*name) != now.get(*name));
+    changed
+        .map(|name| {
+            format!(
+                "placement.{name} ({} asked for; placed by {})",
+                word(now.get(name)),
+                word(was.get(name))
+            )
+        })
+        .collect()
 }
 
 fn names(names: &[String]) -> String {

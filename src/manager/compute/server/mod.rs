@@ -1,6 +1,7 @@
 //! Reconciles Servers: resolves what they refer to, creates their Ports, turns the
 //! scheduler's decision into an Instance and mirrors what its host reports.
 
+mod deleting;
 pub mod guest;
 pub mod plan;
 mod port_claim;
@@ -15,19 +16,20 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{ListParams, Preconditions};
+use kube::api::Preconditions;
 use kube::{Api, ResourceExt};
 
-use crate::{Manager, Outcome, crd_deletion};
-use pileus_api::names::{MANAGER, MANAGER_FINALIZER, SERVER_UID_LABEL, host_namespace};
+use crate::{Manager, Outcome};
+pub use deleting::Deleting;
+use pileus_api::names::{MANAGER, MANAGER_FINALIZER, host_namespace, instance_name};
 use pileus_api::{Instance, Port, Reason, Server};
-use pileus_kube_ext::decode::Decoded;
 use pileus_kube_ext::objects::Objects;
 use pileus_kube_ext::report::apply_status;
-use pileus_kube_ext::{ApiError, finalize, is_unserved};
+use pileus_kube_ext::{ApiError, finalize};
 use plan::{Observed, Progress, Step, UserData};
 pub use triggers::{
-    BY_FLAVOR, BY_HOST, BY_IMAGE, BY_KEY_PAIR, BY_NETWORK, BY_PORT, INSTANCES_BY_PORT, triggers,
+    BY_FLAVOR, BY_HOST, BY_IMAGE, BY_KEY_PAIR, BY_NETWORK, BY_PORT, INSTANCES_BY_PORT,
+    INSTANCES_BY_SERVER, PORTS_BY_OWNER, triggers,
 };
 
 /// A Secret is not watched; one that is missing is read again this often.
@@ -57,6 +59,9 @@ pub async fn reconcile(server: Arc<Server>, manager: Arc<Manager>) -> Outcome {
         .iter()
         .any(|s| matches!(s, Step::RemoveFinalizer))
     {
+        if acted.is_ok() {
+            manager.deleting.forget(&server.uid().unwrap_or_default());
+        }
         return acted.map(|()| None);
     }
     let age = server
@@ -132,34 +137,14 @@ async fn report(
 }
 
 async fn observe(server: &Server, manager: &Manager) -> Result<Observed, ApiError> {
-    let namespace = server.namespace().unwrap_or_default();
-    let uid = server.uid().unwrap_or_default();
     let deleting = finalize::is_deleting(server);
-    let crd_deleting =
-        deleting && crd_deletion::is_crd_deleting::<Server>(&manager.context.client).await?;
-    let instances = if deleting {
-        // Before anything is released, a direct read: a cache may have missed an Instance.
-        let api: Api<Decoded<Instance>> = Api::all(manager.context.client.clone());
-        list_of(server, &api, crd_deleting).await?
+    let crd_deleting = deleting && deleting::with_definition(server, manager).await?;
+    let (instances, owned_ports) = if deleting {
+        deleting::observe(server, manager, crd_deleting).await?
     } else {
-        let placed = server.status.as_ref().and_then(|s| s.placement.as_ref());
-        placed
-            .and_then(|p| {
-                let name = pileus_api::names::instance_name(&uid, p.epoch);
-                manager
-                    .caches
-                    .instances
-                    .get(&host_namespace(&p.host), &name)
-            })
-            .map(|i| vec![(*i).clone()])
-            .unwrap_or_default()
+        (placed_instance(server, manager), Vec::new())
     };
-    let owned_ports = if deleting {
-        let api: Api<Decoded<Port>> = Api::namespaced(manager.context.client.clone(), &namespace);
-        list_of(server, &api, crd_deleting).await?
-    } else {
-        Vec::new()
-    };
+
     // Also before it is placed, so that a missing Secret is reported at once.
     let user_data = if instances.is_empty() && !deleting {
         user_data(server, manager).await?
@@ -170,38 +155,24 @@ async fn observe(server: &Server, manager: &Manager) -> Result<Observed, ApiErro
     observed.crd_deleting = crd_deleting;
     if !deleting && !plan::claim::not_needed(server, &observed).is_empty() {
         // Before a Port is given back: the cache may not have an Instance yet.
-        let api: Api<Decoded<Instance>> = Api::all(manager.context.client.clone());
-        observed.all_instances = Some(list_of(server, &api, false).await?);
+        let client = &manager.context.client;
+        let instances = deleting::instances_of(server, client, false).await?;
+        observed.all_instances = Some(instances);
     }
     Ok(observed)
 }
 
-/// What was created for a Server, by a direct read. When its definition is deleted, the other
-/// kind's may be gone already, and then there is nothing to wait for.
-async fn list_of<K>(
-    server: &Server,
-    api: &Api<Decoded<K>>,
-    crd_deleting: bool,
-) -> Result<Vec<K>, ApiError>
-where
-    K: kube::Resource<DynamicType = ()> + Clone + serde::de::DeserializeOwned + std::fmt::Debug,
-{
+/// The Instance of the present placement.
+fn placed_instance(server: &Server, manager: &Manager) -> Vec<Instance> {
     let uid = server.uid().unwrap_or_default();
-    let params = ListParams::default().labels(&format!("{SERVER_UID_LABEL}={uid}"));
-    let doing = || format!("list the {} of {}", K::plural(&()), server.name_any());
-    match api.list(&params).await {
-        // One that cannot be read is there all the same: nothing is released before it is gone.
-        Ok(list) => list
-            .items
-            .into_iter()
-            .map(|object| {
-                let failed = |unreadable| kube::Error::Service(Box::new(unreadable));
-                object.0.map_err(failed).map_err(ApiError::doing(doing()))
-            })
-            .collect(),
-        Err(error) if crd_deleting && is_unserved(&error) => Ok(Vec::new()),
-        Err(error) => Err(ApiError::doing(doing())(error)),
-    }
+    let placed = server.status.as_ref().and_then(|s| s.placement.as_ref());
+    let instance = placed.and_then(|p| {
+        let name = instance_name(&uid, p.epoch);
+        let instances = &manager.caches.instances;
+        instances.get(&host_namespace(&p.host), &name)
+    });
+    let instance = instance.filter(|i| i.is_genuine() && i.spec.server.uid == uid);
+    instance.iter().map(|i| (**i).clone()).collect()
 }
 
 async fn user_data(server: &Server, manager: &Manager) -> Result<UserData, ApiError> {

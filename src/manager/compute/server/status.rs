@@ -22,7 +22,7 @@ pub fn status(server: &Server, observed: &Observed, plan: &Plan, now: Timestamp)
     } else {
         Observation::no(
             ConditionType::UpToDate,
-            Reason::RebuildRequired,
+            plan.outdated_reason,
             format!(
                 "cannot be changed in place: {}; the guest goes on as it was built. Delete the Server and make it again for the new values",
                 plan.outdated.join("; ")

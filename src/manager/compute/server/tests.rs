@@ -6,6 +6,7 @@
 )]
 
 mod claims;
+mod fields;
 mod problems;
 mod refused;
 mod topology;

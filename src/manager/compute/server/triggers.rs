@@ -5,8 +5,7 @@ use kube::runtime::reflector::ObjectRef;
 
 use crate::caches::Caches;
 use crate::network::port;
-use pileus_api::names::host_namespace;
-use pileus_api::{Instance, KeyPair, Network, Server};
+use pileus_api::{Instance, KeyPair, Network, Port, Server};
 use pileus_kube_ext::cache::{Cache, Index, key_of, namespaced};
 use pileus_kube_ext::triggers::Triggers;
 
@@ -69,13 +68,14 @@ pub const BY_PORT: Index<Server> = Index::new("port", |server| {
     names.map(|name| namespaced(&namespace, name)).collect()
 });
 
-/// Instances by namespace and names of the Ports that they are plugged into.
+/// Instances by namespace and names of the Ports that they are plugged into; only those that
+/// Pileus has made.
 pub const INSTANCES_BY_PORT: Index<Instance> = Index::new("port", |instance| {
-    // Anybody may make one elsewhere.
-    if instance.namespace() != Some(host_namespace(&instance.spec.host)) {
-        return Vec::new();
+    if instance.is_genuine() {
+        ports_of(instance)
+    } else {
+        Vec::new()
     }
-    ports_of(instance)
 });
 
 fn ports_of(instance: &Instance) -> Vec<String> {
@@ -83,6 +83,19 @@ fn ports_of(instance: &Instance) -> Vec<String> {
     let nics = instance.spec.nics.iter();
     nics.map(|nic| namespaced(namespace, &nic.port)).collect()
 }
+
+/// The Instances of a Server, by its uid; only those that Pileus has made.
+pub const INSTANCES_BY_SERVER: Index<Instance> = Index::new("server", |instance| {
+    let genuine = instance.is_genuine();
+    let uid = genuine.then(|| instance.spec.server.uid.clone());
+    uid.into_iter().collect()
+});
+
+/// The Ports that are owned, by the uids of their owners.
+pub const PORTS_BY_OWNER: Index<Port> = Index::new("owner", |port| {
+    let owners = port.owner_references().iter();
+    owners.map(|owner| owner.uid.clone()).collect()
+});
 
 /// The namespace of what a Server refers to: its own, if the reference names none.
 fn namespace_of(server: &Server, named: Option<&String>) -> String {
@@ -97,7 +110,8 @@ pub fn triggers(caches: &Caches) -> Triggers<Server> {
     Triggers::controller(servers)
         .woken_by(&caches.instances, |instance: &Instance| {
             let server = &instance.spec.server;
-            Some(ObjectRef::new(&server.name).within(&server.namespace))
+            let genuine = instance.is_genuine();
+            genuine.then(|| ObjectRef::new(&server.name).within(&server.namespace))
         })
         .woken_by_reference(&caches.flavors, BY_FLAVOR, ResourceExt::name_any)
         .woken_by_reference(&caches.images, BY_IMAGE, key_of)

@@ -27,7 +27,7 @@ use super::kinds;
 use super::read_cache::ReadCache;
 use super::record::{Entry, Reference, StackRecord};
 use super::served_kinds::ServedKinds;
-use pileus_api::Stack;
+use pileus_api::{Sharing, Stack};
 use pileus_kube_ext::{ApiError, chain, finalize, find};
 use pileus_stack::value::Value;
 
@@ -144,7 +144,8 @@ impl<'a> Children<'a> {
             match live {
                 Ok(Some(live)) => {
                     if by_account {
-                        self.read_cache.insert(&self.uid(), &object, &live, false);
+                        self.read_cache
+                            .insert(&self.uid(), &self.namespace, &object, &live, false);
                     }
                     found.insert(object, live);
                 }
@@ -215,5 +216,31 @@ impl<'a> Children<'a> {
 impl super::plan::Lookup for Children<'_> {
     fn find(&self, kind: &str, name: &str) -> Option<Value> {
         self.watched(kind, name)
+    }
+
+    fn may_use(&self, kind: &str, namespace: Option<&str>, name: &str) -> bool {
+        let own = self.namespace.as_str();
+        let at = namespace.unwrap_or(own);
+        let shared = |sharing: Option<&Sharing>| {
+            at == own || sharing.is_some_and(|sharing| sharing.allows(own))
+        };
+        let caches = self.caches;
+        match kind {
+            "Flavor" => (caches.flavors.get("", name)).is_some_and(|flavor| {
+                let access = flavor.spec.access.as_ref();
+                access.is_none_or(|access| access.allows(own))
+            }),
+            "Image" => (caches.images.get(at, name))
+                .is_some_and(|image| shared(image.spec.shared_with.as_ref())),
+            "Network" => (caches.networks.get(at, name))
+                .is_some_and(|network| shared(network.spec.shared_with.as_ref())),
+            // A Port's Subnet is in the Network's namespace, which the Port's controller checks.
+            "Subnet" => {
+                let mut others = caches.subnets.state().into_iter();
+                caches.subnets.get(own, name).is_some()
+                    || others.any(|subnet| subnet.name_any() == name)
+            }
+            _ => self.watched(kind, name).is_some(),
+        }
     }
 }

@@ -69,7 +69,8 @@ impl Children<'_> {
         self.read_cache.forget(&self.uid(), &object);
         match self.send(request, by_account).await {
             Ok(live) if by_account => {
-                self.read_cache.insert(&self.uid(), &object, &live, true);
+                self.read_cache
+                    .insert(&self.uid(), &self.namespace, &object, &live, true);
                 Ok(())
             }
             Err(kube::Error::Api(status)) if live.is_none() && status.is_already_exists() => {

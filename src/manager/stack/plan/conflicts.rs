@@ -169,6 +169,15 @@ impl Walk<'_, '_> {
             *other != key && other.0 == key.0 && claimed
         });
         let conflicting: Vec<Key> = conflicting.map(|(other, _)| other.clone()).collect();
+        // What works goes only when all else about its replacement is known to be possible.
+        if !conflicting.is_empty()
+            && let Some(missing) = self.missing_of(&makes.objects)
+        {
+            return Err(Error::new(format!(
+                "{missing}, so what has to be deleted before its replacement is created stays; \
+                 create that, or name another"
+            )));
+        }
         for other in &conflicting {
             let users = self.users(other, &main)?;
             for user in &users {
@@ -179,6 +188,7 @@ impl Walk<'_, '_> {
             }
             let entries = &self.pass.plan.record.entries;
             if users.iter().all(|user| !entries.contains_key(user)) {
+                self.pass.note_emptied(other);
                 self.pass.remove(other);
             }
         }
@@ -241,6 +251,20 @@ impl Walk<'_, '_> {
 }
 
 impl Pass<'_> {
+    /// Notes that a Server which worked is deleted before its replacement works. When that fails, a
+    /// rollback makes it anew, without what was on its disk.
+    fn note_emptied(&mut self, key: &Key) {
+        let record = &mut self.plan.record;
+        let entry = record.entries.get(key);
+        let is_server = entry.is_some_and(|entry| {
+            let main = entry.objects.last();
+            main.is_some_and(|object| object.kind == "Server") && entry.state == State::Complete
+        });
+        if is_server && record.action == Some(Action::Update) {
+            record.emptied.insert(key.0.clone());
+        }
+    }
+
     /// Whether the objects of `user` block the deletion of the object of `needed`, by the rules of
     /// the controllers of Pileus' kinds.
     fn blocks_deletion(&self, user: &Key, needed: &Key) -> bool {

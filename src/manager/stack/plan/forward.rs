@@ -69,7 +69,7 @@ impl<'p, 'a> Walk<'p, 'a> {
 
     /// Evaluates the template, and plans what can be done now.
     pub(super) fn walk(&mut self, sources: &Sources) -> pileus_stack::Result<Flat> {
-        let mut input = super::input(self.pass.stack, sources)?;
+        let mut input = super::input(self.pass.stack, sources, &self.pass.observed.stop)?;
         let record = &self.pass.plan.record;
         input.removed.clone_from(&record.removed_members);
         input.members = batch::members(record);
@@ -470,11 +470,25 @@ impl Pass<'_> {
                 record.last_good_digest.clone_from(&record.target_digest);
                 record.removed_members = flat.removed;
                 record.members_by_id = flat.named;
+                record.emptied.clear();
             }
-            record.end(
-                State::Complete,
-                format!("Stack {} completed successfully", action.heat_name()),
-            );
+            if action == Action::Rollback && !record.emptied.is_empty() {
+                let names = crate::list_some(record.emptied.iter().cloned().collect());
+                // No word of success: what was on their disks is lost.
+                record.end(
+                    State::Failed,
+                    format!(
+                        "the failed update had deleted {names} to make way for the replacement, and \
+                         the rollback made it anew: its disk is empty. All else is as before; an \
+                         update that succeeds ends this"
+                    ),
+                );
+            } else {
+                record.end(
+                    State::Complete,
+                    format!("Stack {} completed successfully", action.heat_name()),
+                );
+            }
             // The outputs may use resources that have just become complete.
             self.set_outputs(target);
             return;

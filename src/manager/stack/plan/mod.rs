@@ -18,6 +18,7 @@
 //! | `requirements` | how the requirements of a resource are recorded |
 //! | `conflicts` | names and claims that another resource has already |
 //! | `spec_diff` | whether the spec of an object is that of its manifest |
+//! | `references` | what an update names, which must be there before it begins |
 //! | `suspend` | what is stopped and started |
 //! | `resource_state` | what the objects of one resource should be, and whether they are |
 //! | `removal` | what is deleted, and in which order |
@@ -36,6 +37,7 @@ mod inspect;
 mod limits;
 mod masking;
 pub mod rebuild;
+mod references;
 pub mod refusals;
 mod removal;
 mod requirements;
@@ -55,6 +57,7 @@ use super::record::{Action, Entry, Key, Reference, Sources, StackRecord, State};
 use pileus_api::stack::{StackOutput, StackPreview};
 use pileus_api::{Reason, Stack};
 use pileus_kube_ext::finalize;
+use pileus_stack::budget::{Budget, Stop};
 use pileus_stack::files::Files;
 use pileus_stack::parameters::Identity;
 use pileus_stack::render::Input;
@@ -115,12 +118,18 @@ pub struct Observed<'a> {
     pub definition_deleted: bool,
     /// How long an object outside of the stack that a resource refers to may be missing.
     pub grace: Duration,
+    /// Ends the evaluation when its result is not wanted any more.
+    pub stop: Stop,
 }
 
 /// Finds objects that are watched.
 pub trait Lookup {
     /// An object of the Stack's namespace by kind and name.
     fn find(&self, kind: &str, name: &str) -> Option<Value>;
+
+    /// Whether there is an object that the Stack's namespace may use: of another namespace (`None`
+    /// is the Stack's own) only if that shares it. For kinds that Servers and Ports name.
+    fn may_use(&self, kind: &str, namespace: Option<&str>, name: &str) -> bool;
 }
 
 /// One small change that can be repeated.
@@ -400,7 +409,7 @@ impl Pass<'_> {
 ///
 /// # Errors
 /// When the template or an environment is not valid YAML, or an environment has a wrong section.
-pub fn input(stack: &Stack, sources: &Sources) -> pileus_stack::Result<Input> {
+pub fn input(stack: &Stack, sources: &Sources, stop: &Stop) -> pileus_stack::Result<Input> {
     let template = yaml::parse(&sources.template).map_err(|error| error.below("template"))?;
     let mut environment = masking::environment(sources)?;
     let mut secret = sources.secret.clone();
@@ -417,6 +426,7 @@ pub fn input(stack: &Stack, sources: &Sources) -> pileus_stack::Result<Input> {
             region: String::new(),
         },
         secret,
+        budget: Budget::stopped_by(stop.clone()),
         ..Input::default()
     })
 }

@@ -14,6 +14,9 @@ use pileus_stack::resource_types::check;
 use pileus_stack::template::Template;
 use pileus_stack::value::Value;
 
+/// When it is looked again whether what an update names is there: it is not watched for the Stack.
+const MISSING_RETRY: Duration = Duration::from_secs(3);
+
 impl Pass<'_> {
     /// Begins the action that is due, if one is.
     pub(super) fn start_action(&mut self) {
@@ -136,6 +139,14 @@ impl Pass<'_> {
             });
             return false;
         }
+        // A creation has nothing to lose, and waits for what is missing.
+        if self.plan.record.last_good_digest.is_some()
+            && let Some(problem) = self.missing_reference(&sources)
+        {
+            self.plan.problem = Some(problem);
+            self.requeue_in(MISSING_RETRY);
+            return false;
+        }
         self.mark_for_replacement();
         let record = &mut self.plan.record;
         let action = match record.action {
@@ -162,7 +173,7 @@ impl Pass<'_> {
     /// resources that Pileus does not support.
     fn validate(&self, sources: &Sources) -> Result<Tree, Problem> {
         let wrong = |error| Problem::template(&error);
-        let input = super::input(self.stack, sources).map_err(wrong)?;
+        let input = super::input(self.stack, sources, &self.observed.stop).map_err(wrong)?;
         pileus_stack::hooks::check(&input.environment.registry).map_err(wrong)?;
         let tree = expand::expand(&input).map_err(|stop| wrong(stop.error))?;
         let has_account = self.stack.spec.service_account_name.is_some();
@@ -186,7 +197,7 @@ impl Pass<'_> {
         if before == *sources {
             return Ok(());
         }
-        let Ok(input) = super::input(self.stack, &before) else {
+        let Ok(input) = super::input(self.stack, &before, &self.observed.stop) else {
             return Ok(());
         };
         let Ok(old) = pileus_stack::render::stack(&input) else {

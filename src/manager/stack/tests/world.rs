@@ -27,6 +27,8 @@ pub(super) struct World {
     pub(super) slow: Option<&'static str>,
     /// Objects whose names hold this are refused by the API server.
     pub(super) refused: Option<&'static str>,
+    /// An object of this name is not there, whatever its kind.
+    pub(super) missing: Option<&'static str>,
 }
 
 /// One object for the API server, whichever version of its kind is asked for.
@@ -49,12 +51,17 @@ fn names(value: &Value, text: &str) -> bool {
     }
 }
 
-impl Lookup for BTreeMap<Reference, Value> {
+impl Lookup for World {
     fn find(&self, kind: &str, name: &str) -> Option<Value> {
         let found = self
+            .objects
             .iter()
             .find(|(object, _)| object.kind == kind && object.name == name);
         found.map(|(_, live)| live.clone())
+    }
+
+    fn may_use(&self, _: &str, _: Option<&str>, name: &str) -> bool {
+        self.missing != Some(name)
     }
 }
 
@@ -84,6 +91,7 @@ impl World {
             broken: None,
             slow: None,
             refused: None,
+            missing: None,
         }
     }
 
@@ -160,9 +168,10 @@ impl World {
             objects: BTreeMap::new(),
             denied: None,
             unrecorded: Vec::new(),
-            lookup: &self.objects,
+            lookup: self,
             definition_deleted: false,
             grace: std::time::Duration::from_secs(60),
+            stop: pileus_stack::budget::Stop::default(),
         }
     }
 

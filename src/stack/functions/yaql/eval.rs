@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::cell::Cell;
 
 use super::library;
+use super::meter::Meter;
 use super::parse::{Ast, Call};
 use super::regexes;
 use super::signatures::{Shape, shape_of};
@@ -12,12 +13,6 @@ use crate::budget::Budget;
 use crate::value::{Map, Number, Value};
 use crate::{Error, Result, python_type};
 
-/// How many values an expression may use.
-const BUDGET: usize = 2_000_000;
-/// What each of them costs from the stack's budget.
-const VALUE: usize = 32;
-/// The cost of matching a pattern, in values: it may backtrack.
-pub(super) const SEARCH: usize = 200;
 /// How deep lambdas may nest.
 const MAX_DEPTH: usize = 100;
 
@@ -27,23 +22,21 @@ pub(super) struct Env<'e> {
     names: Vec<(String, Value, Shape)>,
     /// The shape of the list that was evaluated last.
     shape: &'e Cell<Shape>,
-    /// Of this expression.
-    left: &'e Cell<usize>,
-    /// Of the stack that it stands in.
-    stack: &'e Budget,
+    meter: &'e Meter<'e>,
     depth: usize,
+    /// How many variables there are in all: looking for one costs as much.
+    width: usize,
 }
 
 /// Evaluates `ast` where `$` is `root`.
 pub(super) fn run(ast: &Ast, root: Value, stack: &Budget) -> Result<Value> {
-    let left = Cell::new(BUDGET);
     let env = Env {
         outer: None,
         names: vec![(String::new(), root, Shape::List)],
         shape: &Cell::new(Shape::List),
-        left: &left,
-        stack,
+        meter: &Meter::of(stack),
         depth: 0,
+        width: 1,
     };
     let value = env.eval(ast)?;
     let list = |item: &Value| item.is_array() || item.is_object();
@@ -55,7 +48,7 @@ pub(super) fn run(ast: &Ast, root: Value, stack: &Budget) -> Result<Value> {
     Ok(value)
 }
 
-fn size(value: &Value) -> usize {
+pub(super) fn size(value: &Value) -> usize {
     1 + match value {
         Value::Array(items) => items.iter().map(size).sum(),
         Value::Object(map) => map.values().map(size).sum(),
@@ -67,12 +60,12 @@ fn size(value: &Value) -> usize {
 impl<'e> Env<'e> {
     /// Takes the cost of this number of values from the budget.
     pub(super) fn spend(&self, cost: usize) -> Result<()> {
-        let left = self.left.get().checked_sub(cost);
-        self.left.set(left.unwrap_or(0));
-        if left.is_none() {
-            return Err(Error::new("the expression costs too much"));
-        }
-        self.stack.spend(cost.saturating_mul(VALUE))
+        self.meter.spend(cost)
+    }
+
+    /// What everything that costs is charged to.
+    pub(super) fn meter(&self) -> &Meter<'e> {
+        self.meter
     }
 
     /// The shape of the list that was evaluated last.
@@ -100,10 +93,10 @@ impl<'e> Env<'e> {
         }
         Ok(Self {
             outer: Some(self),
+            width: self.width + names.len(),
             names,
             shape: self.shape,
-            left: self.left,
-            stack: self.stack,
+            meter: self.meter,
             depth: self.depth + 1,
         })
     }
@@ -141,6 +134,7 @@ impl<'e> Env<'e> {
     fn borrow<'s>(&'s self, ast: &Ast) -> Result<Cow<'s, Value>> {
         match ast {
             Ast::Variable(name) => {
+                self.spend(self.width / 8)?;
                 let Some((value, shape)) = self.lookup(name) else {
                     return Ok(Cow::Owned(Value::Null));
                 };
@@ -160,7 +154,11 @@ impl<'e> Env<'e> {
                         Some(value) => Ok(Cow::Borrowed(value)),
                         None => Err(no_key(name)),
                     },
-                    value => member(&value, name, *safe).map(Cow::Owned),
+                    value => {
+                        // A list's items are all walked, whatever is taken of them then.
+                        self.spend(value.as_array().map_or(0, |_| size(&value)))?;
+                        member(&value, name, *safe).map(Cow::Owned)
+                    }
                 }
             }
             other => self.eval(other).map(Cow::Owned),
@@ -272,9 +270,6 @@ impl<'e> Env<'e> {
         let first = self.shape();
         let right = self.eval(right)?;
         let second = self.shape();
-        if matches!(operator, "=~" | "!~") {
-            self.spend(SEARCH)?;
-        }
         let lists = (left.is_array(), right.is_array());
         let written = (!lists.0 || first == Shape::List) && (!lists.1 || second == Shape::List);
         self.shape.set(match (first, second) {
@@ -293,7 +288,17 @@ impl<'e> Env<'e> {
                 _ => {}
             }
         }
-        let value = operate(operator, &left, &right)?;
+        let value = match operator {
+            "=~" | "!~" => {
+                let found = regexes::matches(self.meter, &right, &left)?;
+                Value::Bool(found == (operator == "=~"))
+            }
+            _ => {
+                // Operands without a copy of their own were not paid for here.
+                self.spend((size(&left) + size(&right)) / 8)?;
+                operate(operator, &left, &right)?
+            }
+        };
         self.spend(size(&value))?;
         Ok(value)
     }
@@ -458,8 +463,6 @@ pub(super) fn operate(operator: &str, left: &Value, right: &Value) -> Result<Val
             (item, Value::Array(items)) => items.iter().any(|other| equal(item, other)),
             (_, other) => return Err(wrong("`in`", other)),
         },
-        "=~" => regexes::matches(right, left)?,
-        "!~" => !regexes::matches(right, left)?,
         _ => return arithmetic(operator, left, right),
     }))
 }

@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use super::eval::{Env, SEARCH, compare, equal, key_text, operate, truthy};
+use super::eval::{Env, compare, equal, key_text, operate, size, truthy};
 use super::parse::{Ast, Call};
 use super::signatures::{self, Shape, lacking};
 use super::unique::Unique;
@@ -60,7 +60,6 @@ fn by_match(env: &Env<'_>, name: &str, subject: &Value, rest: &[&Ast]) -> Result
     let [other, each, count @ ..] = rest else {
         return Err(lacking(name));
     };
-    env.spend(SEARCH)?;
     let other = env.eval(other)?;
     let (by, text) = if regexes::is(subject) {
         (subject, &other)
@@ -80,7 +79,7 @@ fn by_match(env: &Env<'_>, name: &str, subject: &Value, rest: &[&Ast]) -> Result
     let mut values = Vec::new();
     let mut result = String::new();
     let mut end = 0;
-    for found in regexes::found(by, text, count)? {
+    for found in regexes::found(env.meter(), by, text, count)? {
         let groups: Vec<&Value> = found.groups.iter().collect();
         let value = env.apply(each, &groups)?;
         result.push_str(&whole[end..found.start]);
@@ -421,7 +420,8 @@ fn sorted(env: &Env<'_>, list: Vec<Value>, keys: &[(&Ast, bool)]) -> Result<Valu
             .collect::<Result<Vec<_>>>()?;
         rows.push((key, item));
     }
-    env.spend(rows.len().saturating_mul(8))?;
+    let width: usize = rows.iter().flat_map(|(key, _)| key).map(size).sum();
+    env.spend(width.saturating_mul(8))?;
     let mut failed = None;
     rows.sort_by(|(a, _), (b, _)| {
         for ((a, b), (_, descending)) in a.iter().zip(b).zip(keys) {
@@ -448,7 +448,8 @@ fn group_by(env: &Env<'_>, list: &[Value], call: &Call, rest: &[&Ast]) -> Result
     for item in list {
         let key = env.apply(key, &[item])?;
         let value = value.map_or(Ok(item.clone()), |value| env.apply(value, &[item]))?;
-        env.spend(groups.len() / 8)?;
+        // Keys that begin alike are compared to where they differ.
+        env.spend(groups.len().saturating_mul(size(&key)) / 8)?;
         match groups.iter_mut().find(|(known, _)| equal(known, &key)) {
             Some((_, values)) => values.push(value),
             None => groups.push((key, vec![value])),
@@ -512,26 +513,21 @@ fn join(env: &Env<'_>, list: &[Value], rest: &[&Ast]) -> Result<Value> {
 
 /// Functions of values alone.
 fn plain(env: &Env<'_>, name: &str, subject: Value, rest: Vec<Value>) -> Result<Value> {
-    if matches!(
-        name,
-        "matches" | "regex" | "replace" | "search" | "searchAll" | "split"
-    ) {
-        env.spend(SEARCH)?;
-    }
+    let meter = env.meter();
     let found = match &subject {
         Value::String(text) => match (name, &rest[..]) {
             ("join", [list @ Value::Array(_)]) => {
                 let list = sequences::items(list)?;
-                sequences::of_list("join", &list, std::slice::from_ref(&subject))
+                sequences::of_list(meter, "join", &list, std::slice::from_ref(&subject))
             }
             ("concat", _) => {
                 let parts: Vec<_> = rest.iter().map(texts::str_of).collect();
                 Some(Ok(Value::from(format!("{text}{}", parts.concat()))))
             }
-            _ => texts::of_text(name, text, &rest),
+            _ => texts::of_text(meter, name, text, &rest),
         },
-        Value::Array(list) if name != "range" => sequences::of_list(name, list, &rest),
-        Value::Object(map) if !regexes::is(&subject) => sequences::of_map(name, map, &rest),
+        Value::Array(list) if name != "range" => sequences::of_list(meter, name, list, &rest),
+        Value::Object(map) if !regexes::is(&subject) => sequences::of_map(meter, name, map, &rest),
         _ => None,
     };
     if let Some(result) = found {
@@ -545,12 +541,13 @@ fn plain(env: &Env<'_>, name: &str, subject: Value, rest: Vec<Value>) -> Result<
             if times > MAX_ITEMS {
                 return Err(Error::new(format!("more than {MAX_ITEMS} items")));
             }
+            env.spend(times.saturating_mul(size(&subject)))?;
             Ok(std::iter::repeat_n(subject, times).collect())
         }
         _ => {
             let mut values = vec![subject];
             values.extend(rest);
-            texts::of_values(name, &values).unwrap_or_else(|| Err(lacking(name)))
+            texts::of_values(meter, name, &values).unwrap_or_else(|| Err(lacking(name)))
         }
     }
 }

@@ -5,6 +5,7 @@
 mod eval;
 mod library;
 mod merge;
+mod meter;
 mod parse;
 mod regexes;
 mod sequences;
@@ -41,6 +42,7 @@ pub(super) fn call(argument: &Value, budget: &Budget) -> Result<Value> {
 /// When the expression is malformed, costs too much, or does what the values do not
 /// allow.
 pub fn evaluate(expression: &str, data: Value, budget: &Budget) -> Result<Value> {
+    budget.spend(expression.len())?;
     let ast = parse::parse(expression)?;
     let mut root = Map::new();
     root.insert("data".to_owned(), data);

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::eval::wrong;
+use super::meter::Meter;
 use crate::regex_cache::{self, CompiledPattern};
 use crate::value::{Value, json};
 use crate::{Error, Result};
@@ -12,6 +13,7 @@ const MARK: &str = "\u{0}regex";
 
 /// The value that stands for a pattern.
 pub(super) fn make(
+    meter: &Meter<'_>,
     pattern: &Value,
     ignore_case: bool,
     many_lines: bool,
@@ -31,7 +33,7 @@ pub(super) fn make(
     } else {
         format!("(?{flags}){text}").into()
     };
-    compile(&text)?;
+    compile(meter, &text)?;
     Ok(json!({ MARK: text }))
 }
 
@@ -56,14 +58,23 @@ pub(super) fn plain(value: Value) -> Value {
     }
 }
 
-fn compile(text: &str) -> Result<Arc<CompiledPattern>> {
+fn compile(meter: &Meter<'_>, text: &str) -> Result<Arc<CompiledPattern>> {
     let unknown = || Error::new(format!("`{text}` is no pattern that is understood here"));
-    regex_cache::compiled(text).ok_or_else(unknown)
+    // To find out that it is none, or a large one, takes its time, too.
+    meter.compile(text, false)?;
+    let Some(made) = regex_cache::compiled(text) else {
+        meter.compile(&format!("{MARK}{text}"), true)?;
+        return Err(unknown());
+    };
+    if made.large {
+        meter.compile(&format!("{MARK}{text}"), true)?;
+    }
+    Ok(made)
 }
 
-fn pattern(value: &Value) -> Result<Arc<CompiledPattern>> {
+fn pattern(meter: &Meter<'_>, value: &Value) -> Result<Arc<CompiledPattern>> {
     match value.get(MARK).unwrap_or(value) {
-        Value::String(text) => compile(text),
+        Value::String(text) => compile(meter, text),
         other => Err(wrong("a pattern", other)),
     }
 }
@@ -79,23 +90,53 @@ fn text(value: &Value) -> Result<&str> {
 }
 
 /// Whether the pattern is found in `value`.
-pub(super) fn matches(by: &Value, value: &Value) -> Result<bool> {
-    pattern(by)?.regex.is_match(text(value)?).map_err(costly)
+pub(super) fn matches(meter: &Meter<'_>, by: &Value, value: &Value) -> Result<bool> {
+    let (by, text) = (pattern(meter, by)?, text(value)?);
+    meter.search(&by, text.len())?;
+    by.regex.is_match(text).map_err(costly)
 }
 
 /// The first match, or null.
-pub(super) fn search(by: &Value, value: &Value) -> Result<Value> {
-    let found = pattern(by)?.regex.find(text(value)?).map_err(costly)?;
+pub(super) fn search(meter: &Meter<'_>, by: &Value, value: &Value) -> Result<Value> {
+    let (by, text) = (pattern(meter, by)?, text(value)?);
+    meter.search(&by, text.len())?;
+    let found = by.regex.find(text).map_err(costly)?;
     Ok(found.map_or(Value::Null, |found| Value::from(found.as_str())))
 }
 
 /// Every match.
-pub(super) fn search_all(by: &Value, value: &Value) -> Result<Value> {
-    let by = pattern(by)?;
-    let found = by.regex.find_iter(text(value)?);
-    found
-        .map(|found| Ok(Value::from(found.map_err(costly)?.as_str())))
-        .collect()
+pub(super) fn search_all(meter: &Meter<'_>, by: &Value, value: &Value) -> Result<Value> {
+    let (by, text) = (pattern(meter, by)?, text(value)?);
+    let mut all = Vec::new();
+    each(meter, &by, text, usize::MAX, |captures| {
+        let found = captures.get(0).map_or("", |found| found.as_str());
+        all.push(Value::from(found));
+        Ok(())
+    })?;
+    Ok(Value::from(all))
+}
+
+/// Calls `take` for the first matches. Each of them is charged before it is looked for: a walk
+/// over all matches is as many searches, each of which may go on to the end of the text.
+fn each<'t>(
+    meter: &Meter<'_>,
+    by: &CompiledPattern,
+    text: &'t str,
+    count: usize,
+    mut take: impl FnMut(&fancy_regex::Captures<'t, str>) -> Result<()>,
+) -> Result<()> {
+    let mut found = by.regex.captures_iter(text);
+    let mut left = text.len();
+    for _ in 0..count {
+        meter.search(by, left)?;
+        let Some(captures) = found.next() else { break };
+        let captures = captures.map_err(costly)?;
+        if let Some(whole) = captures.get(0) {
+            left = text.len() - whole.end();
+            take(&captures)?;
+        }
+    }
+    Ok(())
 }
 
 /// How often at most; nothing and 0 are always.
@@ -108,24 +149,27 @@ pub(super) fn limit(count: Option<&Value>) -> usize {
 
 /// The text with matches replaced; `\1` and `\g<1>` are what the first group found.
 pub(super) fn replace(
+    meter: &Meter<'_>,
     by: &Value,
     value: &Value,
     new: &Value,
     count: Option<&Value>,
 ) -> Result<Value> {
-    let by = pattern(by)?;
+    let by = pattern(meter, by)?;
     let (text, new) = (text(value)?, text(new)?);
     let mut result = String::new();
     let mut end = 0;
-    for captures in by.regex.captures_iter(text).take(limit(count)) {
-        let captures = captures.map_err(costly)?;
+    each(meter, &by, text, limit(count), |captures| {
         let Some(whole) = captures.get(0) else {
-            continue;
+            return Ok(());
         };
+        let before = result.len();
         result.push_str(&text[end..whole.start()]);
-        put(&captures, new, &mut result)?;
+        put(captures, new, &mut result)?;
         end = whole.end();
-    }
+        // What is put in may be much longer than what was found.
+        meter.walk(new.len() + result.len() - before)
+    })?;
     result.push_str(&text[end..]);
     Ok(Value::from(result))
 }
@@ -178,22 +222,28 @@ fn put(captures: &fancy_regex::Captures<'_, str>, new: &str, result: &mut String
 }
 
 /// The parts between matches, with what groups found between them.
-pub(super) fn split(by: &Value, value: &Value, count: Option<&Value>) -> Result<Value> {
-    let by = pattern(by)?;
+pub(super) fn split(
+    meter: &Meter<'_>,
+    by: &Value,
+    value: &Value,
+    count: Option<&Value>,
+) -> Result<Value> {
+    let by = pattern(meter, by)?;
     let text = text(value)?;
     let mut parts = Vec::new();
     let mut end = 0;
-    for captures in by.regex.captures_iter(text).take(limit(count)) {
-        let captures = captures.map_err(costly)?;
+    each(meter, &by, text, limit(count), |captures| {
         let Some(whole) = captures.get(0) else {
-            continue;
+            return Ok(());
         };
+        meter.spend(captures.len())?;
         parts.push(Value::from(&text[end..whole.start()]));
         for group in captures.iter().skip(1) {
             parts.push(group.map_or(Value::Null, |group| Value::from(group.as_str())));
         }
         end = whole.end();
-    }
+        Ok(())
+    })?;
     parts.push(Value::from(&text[end..]));
     Ok(Value::from(parts))
 }
@@ -206,8 +256,13 @@ pub(super) struct Match {
 }
 
 /// The first matches.
-pub(super) fn found(by: &Value, value: &Value, count: usize) -> Result<Vec<Match>> {
-    let by = pattern(by)?;
+pub(super) fn found(
+    meter: &Meter<'_>,
+    by: &Value,
+    value: &Value,
+    count: usize,
+) -> Result<Vec<Match>> {
+    let by = pattern(meter, by)?;
     if by.regex.capture_names().flatten().next().is_some() {
         return Err(Error::new("groups with names cannot be looked at"));
     }
@@ -220,16 +275,18 @@ pub(super) fn found(by: &Value, value: &Value, count: usize) -> Result<Vec<Match
         None => json!({"value": null, "start": -1, "end": -1}),
     };
     let mut matches = Vec::new();
-    for captures in by.regex.captures_iter(text).take(count) {
-        let captures = captures.map_err(costly)?;
+    each(meter, &by, text, count, |captures| {
         if let Some(whole) = captures.get(0) {
+            // Places are counted from the start, for each group.
+            meter.walk(captures.len().saturating_mul(2 * whole.end() + 64))?;
             matches.push(Match {
                 start: whole.start(),
                 end: whole.end(),
                 groups: captures.iter().map(seen).collect(),
             });
         }
-    }
+        Ok(())
+    })?;
     Ok(matches)
 }
 

@@ -1,6 +1,9 @@
 //! Functions of lists and maps that need no lambda.
 
-use super::eval::{compare, equal, key_text, operate, wrong};
+use std::collections::HashSet;
+
+use super::eval::{compare, equal, key_text, operate, size, wrong};
+use super::meter::Meter;
 use super::unique::Unique;
 use crate::value::{List, Map, Value};
 use crate::{Error, Result};
@@ -59,8 +62,35 @@ fn extreme(list: &[Value], initial: Option<&Value>, least: bool) -> Result<Value
     })
 }
 
+/// Takes the cost of a function of a list that walks it in a way of its own.
+fn charge(meter: &Meter<'_>, name: &str, list: &[Value], rest: &[Value]) -> Result<()> {
+    let all = || list.iter().map(size).sum::<usize>();
+    meter.spend(list.len() / 8)?;
+    match (name, rest) {
+        // Each item is compared with each that is given.
+        ("remove", rest) => meter.spend(all().saturating_mul(rest.len()) / 8),
+        // The separator stands between all of them.
+        ("join", [Value::String(separator)]) => {
+            meter.walk(separator.len().saturating_mul(list.len()))?;
+            meter.spend(all())
+        }
+        ("add" | "union" | "intersect" | "difference" | "symmetricDifference" | "toSet", _) => {
+            meter.spend(all())
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Functions of a list; nothing when `name` is none of them.
-pub(super) fn of_list(name: &str, list: &[Value], rest: &[Value]) -> Option<Result<Value>> {
+pub(super) fn of_list(
+    meter: &Meter<'_>,
+    name: &str,
+    list: &[Value],
+    rest: &[Value],
+) -> Option<Result<Value>> {
+    if let Err(error) = charge(meter, name, list, rest) {
+        return Some(Err(error));
+    }
     let some = |items: Vec<Value>| Ok(Value::from(items));
     let result = match name {
         "len" | "count" => Ok(Value::from(list.len())),
@@ -85,7 +115,11 @@ pub(super) fn of_list(name: &str, list: &[Value], rest: &[Value]) -> Option<Resu
             some(flat)
         }
         "reverse" => some(list.iter().rev().cloned().collect()),
-        "sum" => fold(list, rest.first(), &|a, b| operate("+", a, b)),
+        // A sum of texts or lists is made anew with each of them.
+        "sum" => fold(list, rest.first(), &|a, b| {
+            meter.spend(size(a))?;
+            operate("+", a, b)
+        }),
         "max" => extreme(list, rest.first(), false),
         "min" => extreme(list, rest.first(), true),
         "first" => at_end(list.first(), rest),
@@ -272,7 +306,15 @@ pub(super) fn pairs(list: &[Value]) -> Result<Value> {
 }
 
 /// Functions of a map; nothing when `name` is none of them.
-pub(super) fn of_map(name: &str, map: &Map, rest: &[Value]) -> Option<Result<Value>> {
+pub(super) fn of_map(
+    meter: &Meter<'_>,
+    name: &str,
+    map: &Map,
+    rest: &[Value],
+) -> Option<Result<Value>> {
+    if let Err(error) = meter.spend(map.len() / 8) {
+        return Some(Err(error));
+    }
     let key = || key_text(rest.first().unwrap_or(&Value::Null));
     let result = match name {
         "len" => Ok(Value::from(map.len())),
@@ -298,11 +340,13 @@ pub(super) fn of_map(name: &str, map: &Map, rest: &[Value]) -> Option<Result<Val
                 [Value::Array(keys)] => &keys[..],
                 keys => keys,
             };
-            let mut result = map.clone();
-            for key in keys.iter().filter_map(|key| key_text(key).ok()) {
-                result.shift_remove(&key);
-            }
-            Ok(Value::Object(result))
+            // In one walk: a map closes up after each that is taken out of it.
+            let out: HashSet<String> = keys.iter().filter_map(|key| key_text(key).ok()).collect();
+            let kept = map.iter().filter(|(key, _)| !out.contains(key.as_str()));
+            Ok(Value::Object(
+                kept.map(|(key, value)| (key.clone(), value.clone()))
+                    .collect(),
+            ))
         }
         _ => return None,
     };

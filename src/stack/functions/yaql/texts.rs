@@ -1,6 +1,9 @@
 //! Functions of text and numbers.
 
-use super::eval::{compare, operate, wrong};
+use std::collections::HashSet;
+
+use super::eval::{compare, operate, size, wrong};
+use super::meter::Meter;
 use super::regexes;
 use crate::functions::python;
 use crate::value::{Number, Value};
@@ -22,10 +25,25 @@ fn usize_of(value: Option<&Value>) -> Option<i64> {
 }
 
 /// Functions whose first argument is text; nothing when `name` is none of them.
-pub(super) fn of_text(name: &str, text: &str, rest: &[Value]) -> Option<Result<Value>> {
+pub(super) fn of_text(
+    meter: &Meter<'_>,
+    name: &str,
+    text: &str,
+    rest: &[Value],
+) -> Option<Result<Value>> {
     let string = |at: usize| rest.get(at).and_then(Value::as_str);
     let ok = |value: Value| Some(Ok(value));
     let matching = |test: &dyn Fn(&str) -> bool| rest.iter().filter_map(Value::as_str).any(test);
+    // Whatever the function, it walks the text and what it is given.
+    let walked = text.len()
+        + rest
+            .iter()
+            .filter_map(Value::as_str)
+            .map(str::len)
+            .sum::<usize>();
+    if let Err(error) = meter.walk(walked) {
+        return Some(Err(error));
+    }
     match name {
         "toUpper" => ok(Value::from(text.to_uppercase())),
         "toLower" => ok(Value::from(text.to_lowercase())),
@@ -35,16 +53,13 @@ pub(super) fn of_text(name: &str, text: &str, rest: &[Value]) -> Option<Result<V
         "toCharArray" => ok(text.chars().map(String::from).collect()),
         "isEmpty" if rest.first() == Some(&Value::Bool(false)) => ok(Value::Bool(text.is_empty())),
         "isEmpty" => {
-            let outer = |c: char| match rest.get(1) {
-                Some(Value::String(chars)) => chars.contains(c),
-                _ => python::is_blank(c),
-            };
+            let chars = string(1).map(set_of);
+            let outer = |c: char| is_outer(chars.as_ref(), c);
             ok(Value::Bool(text.trim_matches(outer).is_empty()))
         }
         "trim" | "trimLeft" | "trimRight" | "norm" => {
-            let chars = string(0);
-            let outer =
-                |c: char| chars.map_or_else(|| python::is_blank(c), |chars| chars.contains(c));
+            let chars = string(0).map(set_of);
+            let outer = |c: char| is_outer(chars.as_ref(), c);
             let trimmed = match name {
                 "trimLeft" => text.trim_start_matches(outer),
                 "trimRight" => text.trim_end_matches(outer),
@@ -56,18 +71,31 @@ pub(super) fn of_text(name: &str, text: &str, rest: &[Value]) -> Option<Result<V
                 Value::from(trimmed)
             })
         }
-        "split" if rest.first().is_some_and(regexes::is) => {
-            Some(regexes::split(&rest[0], &Value::from(text), rest.get(1)))
-        }
+        "split" if rest.first().is_some_and(regexes::is) => Some(regexes::split(
+            meter,
+            &rest[0],
+            &Value::from(text),
+            rest.get(1),
+        )),
         "split" | "rightSplit" => Some(split(text, rest, name == "rightSplit")),
-        "replace" => Some(replace(text, rest)),
+        "replace" => Some(replace(meter, text, rest)),
         "substring" => Some(substring(text, rest)),
         "matches" => rest
             .first()
-            .map(|by| regexes::matches(by, &Value::from(text)).map(Value::Bool)),
+            .map(|by| regexes::matches(meter, by, &Value::from(text)).map(Value::Bool)),
         "indexOf" | "lastIndexOf" => Some(Ok(index_of(text, string(0)?, &rest[1..], name))),
         _ => None,
     }
+}
+
+/// The characters of a text: each of another text's is looked for among them.
+fn set_of(chars: &str) -> HashSet<char> {
+    chars.chars().collect()
+}
+
+/// Whether a character is cut off at the ends: one of these, or a blank.
+fn is_outer(chars: Option<&HashSet<char>>, c: char) -> bool {
+    chars.map_or_else(|| python::is_blank(c), |chars| chars.contains(&c))
 }
 
 /// A part of a text by places that may be counted from its end, as Python cuts it.
@@ -187,7 +215,7 @@ fn blank_split(text: &str, limit: Option<usize>, from_right: bool) -> Value {
     Value::from(parts)
 }
 
-fn replace(text: &str, rest: &[Value]) -> Result<Value> {
+fn replace(meter: &Meter<'_>, text: &str, rest: &[Value]) -> Result<Value> {
     let count = |at: usize| {
         usize_of(rest.get(at))
             .and_then(|n| usize::try_from(n).ok())
@@ -198,18 +226,25 @@ fn replace(text: &str, rest: &[Value]) -> Result<Value> {
             if old.is_empty() || new.len().saturating_mul(text.len()) > 50_000_000 {
                 return Err(Error::new("replaces too much"));
             }
+            // How often it is there is known before anything is made.
+            let times = text.matches(old.as_str()).take(count(2)).count();
+            meter.walk(times.saturating_mul(new.len()))?;
             Ok(Value::from(text.replacen(old.as_str(), new, count(2))))
         }
         [by, new, ..] if regexes::is(by) => {
-            regexes::replace(by, &Value::from(text), new, rest.get(2))
+            regexes::replace(meter, by, &Value::from(text), new, rest.get(2))
         }
         [Value::Object(map), ..] => {
             let mut result = text.to_owned();
             for (old, new) in map {
                 let new = str_of(new);
+                meter.spend(1)?;
+                meter.walk(result.len())?;
                 if old.is_empty() || new.len().saturating_mul(result.len()) > 50_000_000 {
                     return Err(Error::new("replaces too much"));
                 }
+                let times = result.matches(old.as_str()).take(count(1)).count();
+                meter.walk(times.saturating_mul(new.len()))?;
                 result = result.replacen(old.as_str(), &new, count(1));
             }
             Ok(Value::from(result))
@@ -281,8 +316,11 @@ fn round(number: &Number, digits: i64) -> Option<Value> {
 }
 
 /// Functions of plain values; nothing when `name` is none of them.
-pub(super) fn of_values(name: &str, values: &[Value]) -> Option<Result<Value>> {
+pub(super) fn of_values(meter: &Meter<'_>, name: &str, values: &[Value]) -> Option<Result<Value>> {
     let first = values.first()?;
+    if let Err(error) = meter.spend(values.iter().map(size).sum()) {
+        return Some(Err(error));
+    }
     let result = match (name, values) {
         ("str", [value]) => Ok(Value::from(str_of(value))),
         ("int", [value]) => int(value),
@@ -297,16 +335,16 @@ pub(super) fn of_values(name: &str, values: &[Value]) -> Option<Result<Value>> {
         ("isRegex", [value]) => Ok(Value::Bool(regexes::is(value))),
         ("regex", [value, rest @ ..]) => {
             let flag = |at: usize| rest.get(at) == Some(&Value::Bool(true));
-            regexes::make(value, flag(0), flag(1), flag(2))
+            regexes::make(meter, value, flag(0), flag(1), flag(2))
         }
-        ("matches", [by, value]) => regexes::matches(by, value).map(Value::Bool),
-        ("search", [by, value]) if regexes::is(by) => regexes::search(by, value),
-        ("searchAll", [by, value]) => regexes::search_all(by, value),
+        ("matches", [by, value]) => regexes::matches(meter, by, value).map(Value::Bool),
+        ("search", [by, value]) if regexes::is(by) => regexes::search(meter, by, value),
+        ("searchAll", [by, value]) => regexes::search_all(meter, by, value),
         ("replace", [by, value, new, rest @ ..]) if regexes::is(by) => {
-            regexes::replace(by, value, new, rest.first())
+            regexes::replace(meter, by, value, new, rest.first())
         }
         ("split", [by, value, rest @ ..]) if regexes::is(by) => {
-            regexes::split(by, value, rest.first())
+            regexes::split(meter, by, value, rest.first())
         }
         ("isEmpty", [Value::Null, ..]) => Ok(Value::Bool(true)),
         ("norm", [Value::Null, ..]) => Ok(Value::Null),

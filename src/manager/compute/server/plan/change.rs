@@ -5,11 +5,11 @@ use kube::ResourceExt;
 use super::super::guest;
 use super::build::{BUILT_FROM, is_preempted};
 use super::ports::port;
-use super::{Observed, ObservedNic};
+use super::{Observed, ObservedNic, Problem};
 use pileus_api::common::Claim;
 use pileus_api::instance::OnDeletion;
 use pileus_api::port::PortSpec;
-use pileus_api::{Instance, Server, validation};
+use pileus_api::{Instance, Reason, Server, validation};
 use pileus_kube_ext::finalize;
 
 /// The Instance as it should be now, if it differs: only fields that can be changed in place,
@@ -53,21 +53,31 @@ pub(super) fn changed_instance(
     (wanted.spec != instance.spec).then_some(wanted)
 }
 
-/// Fields of the spec whose values the running guest does not have.
+/// Fields of the spec whose values the running guest does not have, each with both values.
 pub(super) fn outdated(
     server: &Server,
     observed: &Observed,
     instance: &Instance,
-    claim: Option<&Claim>,
+    claim: &Result<Claim, Problem>,
 ) -> Vec<String> {
     let mut found = Vec::new();
     let built = &instance.spec;
+    // Without a record that can be read nothing is known.
+    let record = record(instance);
+    let now = guest::BuiltFrom::of(server);
+    if let Some((asked, has)) = record.as_ref().and_then(|was| was.other_flavor(&now)) {
+        let why = match claim {
+            Err(problem) => format!(": {}", problem.message),
+            Ok(_) => String::new(),
+        };
+        found.push(format!("flavor ({asked} asked for, {has} built{why})"));
+    }
     if let Err(message) = validation::server(&server.spec) {
         found.push(format!("the spec is not valid ({message})"));
     }
     let of_image = instance.status.as_ref().and_then(|s| s.image.as_ref());
     let of_image = of_image.map(|image| image.virtual_size);
-    if let Some(claim) = claim
+    if let Ok(claim) = claim
         && claim.with_image(of_image) != built.claim.with_image(of_image)
     {
         found.push(format!(
@@ -122,13 +132,31 @@ pub(super) fn outdated(
     if drive != has {
         found.push(format!("configDrive ({drive:?} asked for, {has:?} built)"));
     }
-    // Without a record that can be read nothing is known.
-    if let Some(record) = instance.annotations().get(BUILT_FROM)
-        && let Ok(record) = serde_json::from_str::<guest::BuiltFrom>(record)
-    {
-        found.extend(record.changes(&guest::BuiltFrom::of(server)));
+    if let Some(record) = record {
+        found.extend(record.changes(&now));
     }
     found
+}
+
+/// Why a Server is not up to date, for machines.
+pub(super) fn outdated_reason(
+    server: &Server,
+    instance: &Instance,
+    claim: &Result<Claim, Problem>,
+) -> Reason {
+    let now = guest::BuiltFrom::of(server);
+    let moved = record(instance).and_then(|was| was.other_flavor(&now));
+    match claim {
+        Err(problem) if moved.is_some() && problem.reason == Reason::FlavorNotFound => {
+            Reason::FlavorNotFound
+        }
+        _ => Reason::RebuildRequired,
+    }
+}
+
+/// What the guest was built from.
+fn record(instance: &Instance) -> Option<guest::BuiltFrom> {
+    serde_json::from_str(instance.annotations().get(BUILT_FROM)?).ok()
 }
 
 /// How an inline network differs from the Port that was created for it.

@@ -19,11 +19,12 @@ pub(super) fn delete(server: &Server, observed: &Observed) -> (Vec<Step>, String
         return (vec![], String::new());
     }
     let mut steps = Vec::new();
-    // Anyone may write a label; only the spec and the owner references say to whom it belongs.
+    // Anyone may write a label; only the spec and the owner references say to whom it belongs, and
+    // only where Pileus makes them.
     let mut instances = observed
         .instances
         .iter()
-        .filter(|i| Some(&i.spec.server.uid) == server.uid().as_ref())
+        .filter(|i| i.is_genuine() && Some(&i.spec.server.uid) == server.uid().as_ref())
         .peekable();
     let first = instances.peek().copied();
     for instance in instances {

@@ -243,6 +243,8 @@ pub struct Plan {
     pub claim: Option<Claim>,
     /// What differs from the spec until a rebuild.
     pub outdated: Vec<String>,
+    /// Why, for machines.
+    pub outdated_reason: Reason,
 }
 
 /// Decides for one Server.
@@ -256,6 +258,7 @@ pub fn plan(server: &Server, observed: &Observed) -> Plan {
         progress,
         claim: claim.as_ref().ok().map(|c| c.with_image(virtual_size)),
         outdated: vec![],
+        outdated_reason: Reason::RebuildRequired,
     };
     if finalize::is_deleting(server) {
         let (steps, waiting) = delete::delete(server, observed);
@@ -282,7 +285,8 @@ pub fn plan(server: &Server, observed: &Observed) -> Plan {
         if let Some(changed) = change::changed_instance(server, observed, instance) {
             plan.steps.push(Step::UpdateInstance(Box::new(changed)));
         }
-        plan.outdated = change::outdated(server, observed, instance, claim.as_ref().ok());
+        plan.outdated = change::outdated(server, observed, instance, &claim);
+        plan.outdated_reason = change::outdated_reason(server, instance, &claim);
         return plan;
     }
     for nic in observed
