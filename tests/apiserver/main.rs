@@ -6,9 +6,13 @@
     reason = "tests"
 )]
 
+mod bad_objects;
 mod definitions;
 mod events;
+mod hosts;
+mod leadership;
 mod network;
+mod outages;
 mod scheduler;
 mod schedulers;
 mod server;
