@@ -182,3 +182,19 @@ fn a_refusal_ends_when_the_host_is_restarted_or_has_more_free_capacity() {
     second.server_deleted(&("ns".into(), "beside".into()));
     assert_eq!(settle(&mut second, 20), again);
 }
+
+#[test]
+fn a_server_whose_instance_cannot_be_read_is_placed_nowhere_else() {
+    let mut state = state(&[host("h1", 1000), host("h2", 1000)]);
+    // Its placement was lost, say with a restored backup.
+    state.server_applied(server("a", 1, "600Mi"));
+    let key = (String::from("pileus-host-h1"), String::from("uid-a-1"));
+    let none = BTreeSet::new();
+    state.instances_listed(&[], &[key.clone()].into());
+    assert!(settle(&mut state, 1).is_empty());
+    state.instances_listed(&[], &none);
+    state.instance_unreadable(&key);
+    assert!(settle(&mut state, 2).is_empty());
+    state.instance_deleted(&key);
+    assert_eq!(settle(&mut state, 3).len(), 1);
+}
