@@ -41,6 +41,7 @@ pub struct Unreadable {
 
 impl<K> Decoded<K> {
     /// The object if it could be decoded.
+    #[must_use]
     pub fn ok(self) -> Option<K> {
         self.0.ok()
     }

@@ -7,11 +7,15 @@
 )]
 
 mod admission;
+mod bad_objects;
 mod definitions;
 mod events;
+mod hosts;
+mod leadership;
 mod network;
 mod one_port;
 mod rights;
+mod outages;
 mod scheduler;
 mod schedulers;
 mod server;

@@ -18,6 +18,7 @@ pub mod lab;
 pub mod libvirt;
 pub mod ovn;
 pub mod program;
+pub mod proxy;
 pub mod scheduling;
 pub mod servers;
 pub mod stack_lifecycle;

@@ -85,6 +85,8 @@ impl<K> Default for Listing<K> {
 enum Change<K> {
     Apply(K),
     Delete(Key),
+    /// It exists and cannot be read; its last version stays in use.
+    Unreadable(Key),
     List(Vec<K>, BTreeSet<Key>),
 }
 
@@ -116,8 +118,7 @@ impl<K: Resource<DynamicType = ()>> Listing<K> {
             }
             Event::Apply(guard) => match guard.0 {
                 Ok(object) => Some(Change::Apply(object)),
-                // Its last readable version stays in use.
-                Err(_) => None,
+                Err(unreadable) => Some(Change::Unreadable(key_of(&unreadable.metadata))),
             },
             Event::Delete(guard) => Some(Change::Delete(key(&guard))),
         }
@@ -174,13 +175,13 @@ impl Dispatcher {
                 Some(Change::Apply(server)) => state.server_applied(server),
                 Some(Change::Delete(key)) => state.server_deleted(&key),
                 Some(Change::List(items, broken)) => state.servers_listed(items, &broken),
-                None => {}
+                Some(Change::Unreadable(_)) | None => {}
             },
             Observed::Host(event) => match self.hosts.apply(event) {
                 Some(Change::Apply(host)) => state.host_applied(&host),
                 Some(Change::Delete((_, name))) => state.host_deleted(&name),
                 Some(Change::List(items, broken)) => state.hosts_listed(&items, &broken),
-                None => {}
+                Some(Change::Unreadable(_)) | None => {}
             },
             Observed::Flavor(event) => match self.flavors.apply(event) {
                 Some(Change::Apply(flavor)) => state.flavor_applied(flavor),
@@ -190,7 +191,7 @@ impl Dispatcher {
                     let items = with_last(items, &broken, |(_, name)| known.get(name).cloned());
                     state.flavors_listed(items);
                 }
-                None => {}
+                Some(Change::Unreadable(_)) | None => {}
             },
             Observed::Image(event) => match self.images.apply(event) {
                 Some(Change::Apply(image)) => state.image_applied(image),
@@ -200,19 +201,20 @@ impl Dispatcher {
                     let items = with_last(items, &broken, |key| known.get(key).cloned());
                     state.images_listed(items);
                 }
-                None => {}
+                Some(Change::Unreadable(_)) | None => {}
             },
             Observed::Instance(event) => match self.instances.apply(event) {
                 Some(Change::Apply(instance)) => state.instance_applied(&instance),
                 Some(Change::Delete(key)) => state.instance_deleted(&key),
                 Some(Change::List(items, broken)) => state.instances_listed(&items, &broken),
+                Some(Change::Unreadable(key)) => state.instance_unreadable(&key),
                 None => {}
             },
             Observed::Aggregate(event) => match self.aggregates.apply(event) {
                 Some(Change::Apply(aggregate)) => state.aggregate_applied(aggregate),
                 Some(Change::Delete((_, name))) => state.aggregate_deleted(&name),
                 Some(Change::List(items, broken)) => state.aggregates_listed(items, &broken),
-                None => {}
+                Some(Change::Unreadable(_)) | None => {}
             },
             Observed::Group(event) => match self.groups.apply(event) {
                 Some(Change::Apply(group)) => state.group_applied(group),
@@ -222,19 +224,19 @@ impl Dispatcher {
                     let items = with_last(items, &broken, |key| known.get(key).cloned());
                     state.groups_listed(items);
                 }
-                None => {}
+                Some(Change::Unreadable(_)) | None => {}
             },
             Observed::Policy(event) => match self.policies.apply(event) {
                 Some(Change::Apply(policy)) => state.policy_applied(policy),
                 Some(Change::Delete((_, name))) => state.policy_deleted(&name),
                 Some(Change::List(items, broken)) => state.policies_listed(items, &broken),
-                None => {}
+                Some(Change::Unreadable(_)) | None => {}
             },
             Observed::Priority(event) => match self.priorities.apply(event) {
                 Some(Change::Apply(class)) => state.priority_class_applied(&class),
                 Some(Change::Delete((_, name))) => state.priority_class_deleted(&name),
                 Some(Change::List(items, _)) => state.priority_classes_listed(&items),
-                None => {}
+                Some(Change::Unreadable(_)) | None => {}
             },
         }
     }

@@ -5,7 +5,7 @@ use std::fmt::Debug;
 
 use k8s_openapi::api::scheduling::v1::PriorityClass;
 use kube::api::ListParams;
-use kube::{Api, Client, Resource};
+use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 
 use crate::state::State;
@@ -13,15 +13,25 @@ use pileus_api::{
     Flavor, Host, HostAggregate, Image, Instance, SchedulerPolicy, Server, ServerGroup,
 };
 use pileus_kube_ext::ApiError;
+use pileus_kube_ext::decode::Decoded;
 
+/// All objects of a kind but those that cannot be read, which are named on standard error.
 async fn list<K>(client: &Client) -> Result<Vec<K>, ApiError>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
 {
-    let api: Api<K> = Api::all(client.clone());
+    let api: Api<Decoded<K>> = Api::all(client.clone());
     let listed = api.list(&ListParams::default()).await;
     let listed = listed.map_err(ApiError::doing(format!("list the {}", K::plural(&()))))?;
-    Ok(listed.items)
+    let read = listed.items.into_iter().filter_map(|object| {
+        if let Err(unreadable) = &object.0 {
+            let (kind, name) = (K::kind(&()), object.name_any());
+            let namespace = object.namespace().unwrap_or_default();
+            eprintln!("left out: {kind} {namespace}/{name}: {unreadable}");
+        }
+        object.ok()
+    });
+    Ok(read.collect())
 }
 
 /// Reads all objects that decisions depend on.

@@ -107,6 +107,13 @@ pub struct Instances {
     all: BTreeMap<Key, ObservedInstance>,
     by_server: BTreeMap<String, BTreeSet<Key>>,
     failures: BTreeMap<String, i32>,
+    /// Those that exist and cannot be read.
+    unreadable: BTreeSet<Key>,
+}
+
+/// The uid of the Server whose Instance has that name.
+fn server_of(key: &Key) -> &str {
+    key.1.rsplit_once('-').map_or("", |(uid, _)| uid)
 }
 
 impl Instances {
@@ -114,6 +121,11 @@ impl Instances {
     pub fn of_server(&self, server_uid: &str) -> impl Iterator<Item = &ObservedInstance> {
         let keys = self.by_server.get(server_uid).into_iter().flatten();
         keys.filter_map(|key| self.all.get(key))
+    }
+
+    /// Whether a Server has an Instance that cannot be read, and so may run anywhere.
+    pub(crate) fn has_unreadable(&self, server_uid: &str) -> bool {
+        self.unreadable.iter().any(|key| server_of(key) == server_uid)
     }
 
     /// The Instances on a host.
@@ -183,8 +195,9 @@ impl State {
         }
         let known = ObservedInstance::new(instance);
         let (server, host) = (known.server_uid.clone(), known.host.clone());
+        let was_unreadable = self.instances.unreadable.remove(&key);
         let before = self.instances.insert(&key, known.clone());
-        if before.as_ref() == Some(&known) {
+        if before.as_ref() == Some(&known) && !was_unreadable {
             return;
         }
         if let Some(before) = before.filter(|b| b.uid != known.uid) {
@@ -193,8 +206,25 @@ impl State {
         self.instances_changed(&server, &host);
     }
 
+    /// An Instance exists that cannot be read. Its last version counts, if there was one; its
+    /// Server is placed nowhere else.
+    pub fn instance_unreadable(&mut self, key: &Key) {
+        if self.instances.unreadable.insert(key.clone()) {
+            self.readability_changed(key);
+        }
+    }
+
+    fn readability_changed(&mut self, key: &Key) {
+        if let Some(server) = self.keys_by_uid.get(server_of(key)).cloned() {
+            self.enqueue(&server);
+        }
+    }
+
     /// An Instance was deleted.
     pub fn instance_deleted(&mut self, key: &Key) {
+        if self.instances.unreadable.remove(key) {
+            self.readability_changed(key);
+        }
         if let Some(known) = self.instances.remove(key) {
             self.capacity_freed |= self.snapshot.release(&known.uid);
             self.instances_changed(&known.server_uid, &known.host);
@@ -210,8 +240,12 @@ impl State {
         for key in deleted.cloned().collect::<Vec<_>>() {
             self.instance_deleted(&key);
         }
+        let before = std::mem::replace(&mut self.instances.unreadable, broken.clone());
         for instance in listed {
             self.instance_applied(instance);
+        }
+        for key in before.symmetric_difference(broken) {
+            self.readability_changed(key);
         }
     }
 

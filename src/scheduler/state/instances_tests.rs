@@ -221,3 +221,19 @@ fn instances_that_pileus_has_not_made_count_for_nothing() {
     assert_eq!(free(&state, at), 400);
     drop(server);
 }
+
+#[test]
+fn a_server_whose_instance_cannot_be_read_is_placed_nowhere_else() {
+    let mut state = state(&[host("h1", 1000), host("h2", 1000)]);
+    // Its placement was lost, say with a restored backup.
+    state.server_applied(server("a", 1, "600Mi"));
+    let key = (String::from("pileus-host-h1"), String::from("uid-a-1"));
+    let none = BTreeSet::new();
+    state.instances_listed(&[], &[key.clone()].into());
+    assert!(settle(&mut state, 1).is_empty());
+    state.instances_listed(&[], &none);
+    state.instance_unreadable(&key);
+    assert!(settle(&mut state, 2).is_empty());
+    state.instance_deleted(&key);
+    assert_eq!(settle(&mut state, 3).len(), 1);
+}

@@ -415,6 +415,7 @@ impl State {
                 }
             };
             needs_placement
+                && !self.instances.has_unreadable(&uid)
                 && server.metadata.deletion_timestamp.is_none()
                 && server.finalizers().iter().any(|f| f == MANAGER_FINALIZER)
         })
