@@ -7,6 +7,7 @@
 pub mod caches;
 pub mod compute;
 pub mod crd_deletion;
+pub mod credentials;
 pub mod image;
 pub mod network;
 pub mod stack;

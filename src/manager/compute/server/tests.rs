@@ -5,6 +5,7 @@
     reason = "a helper that fails ends its test"
 )]
 
+mod guest_data;
 mod problems;
 mod refused;
 mod topology;

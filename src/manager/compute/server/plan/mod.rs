@@ -79,6 +79,8 @@ pub enum UserData {
     NoSecret(String),
     /// The Secret has no such key.
     NoKey(String, String),
+    /// The Secret is one that no guest is given, and why.
+    Refused(String, String),
 }
 
 impl fmt::Debug for UserData {
@@ -88,6 +90,7 @@ impl fmt::Debug for UserData {
             Self::Is(bytes) => write!(f, "Is({} bytes)", bytes.len()),
             Self::NoSecret(name) => write!(f, "NoSecret({name})"),
             Self::NoKey(name, key) => write!(f, "NoKey({name}, {key})"),
+            Self::Refused(name, why) => write!(f, "Refused({name}, {why})"),
         }
     }
 }
@@ -196,7 +199,7 @@ impl Progress {
             return false;
         };
         problems.iter().any(|p| match p.reason {
-            Reason::SecretNotFound | Reason::SecretKeyNotFound => true,
+            Reason::SecretNotFound | Reason::SecretKeyNotFound | Reason::SecretNotAllowed => true,
             Reason::UserDataTooLarge => !p.terminal,
             _ => false,
         })
@@ -245,6 +248,11 @@ pub fn plan(server: &Server, observed: &Observed) -> Plan {
         };
         let mut plan = made(steps, progress);
         if let Some(changed) = change::changed_instance(server, observed, instance) {
+            let drive_made = changed.spec.guest_data.is_none();
+            if let Some(name) = instance.spec.guest_data.clone().filter(|_| drive_made) {
+                let namespace = instance.namespace().unwrap_or_default();
+                plan.steps.push(Step::DeleteGuestData { namespace, name });
+            }
             plan.steps.push(Step::UpdateInstance(Box::new(changed)));
         }
         plan.outdated = change::outdated(server, observed, instance, claim.as_ref().ok());
@@ -279,7 +287,7 @@ pub fn plan(server: &Server, observed: &Observed) -> Plan {
     let waiting: Vec<_> = observed
         .nics
         .iter()
-        .filter(|nic| !ports::is_port_ready(nic))
+        .filter(|nic| !(ports::is_port_ready(nic) && ports::are_subnets_known(nic)))
         .map(|nic| nic.port_name.clone())
         .collect();
     if !waiting.is_empty() {
