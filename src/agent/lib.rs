@@ -41,6 +41,7 @@ use pileus_network::ovsdb::EndpointError;
 use pileus_storage::{Disks, FetchPolicy, ImageStore, Limits};
 
 use capacity::Capacity;
+use devices::AllowedDevice;
 use epochs::Epochs;
 use load::Times;
 use ports::Ports;
@@ -69,6 +70,8 @@ pub struct Config {
     pub allow_fetch: Vec<IpNet>,
     /// How much and how slowly images may come.
     pub limits: Limits,
+    /// PCI devices that guests may have.
+    pub allow_pci_devices: Vec<AllowedDevice>,
     /// File with the host's boot id.
     pub boot_id_file: PathBuf,
     /// Where the host's Open vSwitch is.

@@ -8,6 +8,7 @@ use clap::{Parser, ValueEnum};
 use ipnet::IpNet;
 
 use pileus_agent::Config;
+use pileus_agent::devices::AllowedDevice;
 use pileus_agent::host::plan::Reservation;
 use pileus_api::names;
 use pileus_hypervisor::VirtType;
@@ -57,6 +58,10 @@ struct AgentArguments {
     #[arg(long, env = "PILEUS_MAX_IMAGE_DISK_GIB", default_value_t = 1024,
           value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
     max_image_disk_gib: u64,
+    /// PCI devices that guests may have, by address (0000:81:00.0) or vendor and product
+    /// (10de:20b5); none when absent. The Host's spec offers some of them, and never others.
+    #[arg(long, env = "PILEUS_ALLOW_PCI_DEVICE", value_delimiter = ',')]
+    allow_pci_device: Vec<AllowedDevice>,
     /// File with the host's boot id.
     #[arg(
         long,
@@ -121,6 +126,7 @@ fn config(arguments: AgentArguments) -> Config {
             disk: arguments.max_image_disk_gib << 30,
             ..Limits::default()
         },
+        allow_pci_devices: arguments.allow_pci_device,
         boot_id_file: arguments.boot_id_file,
         ovs_db: arguments.ovs_db,
         ovn_run_dir: arguments.ovn_run_dir,

@@ -4,6 +4,11 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 
+use pileus_values::printable;
+
+/// Most characters of a condition's message.
+const MAX_MESSAGE: usize = 4096;
+
 macro_rules! string_enum {
     ($(#[$meta:meta])* $name:ident { $($(#[$vmeta:meta])* $variant:ident),+ $(,)? }) => {
         $(#[$meta])*
@@ -58,6 +63,8 @@ string_enum! {
         DiskAvailable,
         /// Host: what is reserved leaves something for Servers.
         CapacityAvailable,
+        /// Host: libvirt confines each guest to its own files (sVirt).
+        GuestsConfined,
         /// Host: nothing but the agent starts or stops VMs (`libvirt-guests` is off).
         ExclusiveControl,
     }
@@ -114,6 +121,8 @@ string_enum! {
         SecretNotFound,
         /// A Secret has no such key.
         SecretKeyNotFound,
+        /// A Secret is one whose content no guest is given.
+        SecretNotAllowed,
         /// User data has more than 64 KiB.
         UserDataTooLarge,
         /// A security group does not exist.
@@ -226,6 +235,8 @@ string_enum! {
         HeartbeatLost,
         /// The component works.
         Ok,
+        /// libvirt confines no guest: all run as one user and nothing else keeps them apart.
+        NotConfined,
         /// `libvirt-guests` is enabled.
         LibvirtGuestsEnabled,
         /// A running VM belongs to the object again, whose owner had been lost.
@@ -335,7 +346,8 @@ pub fn merge(
                 type_: seen.type_.as_str().to_owned(),
                 status: status.to_owned(),
                 reason: seen.reason.as_str().to_owned(),
-                message: seen.message,
+                // What others have said may be in it: a guest, an image server, another program.
+                message: printable(&seen.message, MAX_MESSAGE),
                 observed_generation: generation,
                 last_transition_time: before
                     .map_or_else(|| Time(now), |c| c.last_transition_time.clone()),
@@ -359,6 +371,21 @@ pub fn is_true(conditions: &[Condition], type_: ConditionType) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_others_said_reaches_a_condition_bounded_and_without_control_characters() {
+        let said = format!("qemu-img says: \u{1b}]0;x\u{7}{}", "y".repeat(1 << 20));
+        let seen = Observation::no(ConditionType::Ready, Reason::NotAnImage, said);
+        let told = merge(&[], [seen], None, Timestamp::UNIX_EPOCH)
+            .remove(0)
+            .message;
+        assert!(
+            told.starts_with("qemu-img says: \\u{1b}]0;x\\u{7}yyy"),
+            "{}",
+            &told[..40]
+        );
+        assert!(told.chars().count() < MAX_MESSAGE + 20, "{}", told.len());
+    }
 
     #[test]
     fn the_time_moves_only_when_the_status_changes() {

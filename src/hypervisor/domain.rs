@@ -209,6 +209,9 @@ pub struct HostFacts {
     pub cells: Vec<Cell>,
     /// Versioned machine types of the Q35 family, newest first.
     pub machines: Vec<String>,
+    /// What confines guests to their own files, by libvirt's names, such as `apparmor`, `selinux`
+    /// and `dac`.
+    pub security_models: Vec<String>,
     /// Version of libvirt, such as `11.3.0`.
     pub libvirt: String,
     /// Version of QEMU, such as `10.0.2`.

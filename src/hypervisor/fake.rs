@@ -128,6 +128,7 @@ impl Hypervisor for FakeHypervisor {
     async fn host(&self) -> Result<HostFacts, Error> {
         drop(self.answering()?);
         Ok(HostFacts {
+            security_models: Vec::new(),
             architecture: std::env::consts::ARCH.to_owned(),
             cells: vec![Cell {
                 id: 0,

@@ -379,7 +379,7 @@ fn parse_owner(node: Node<'_, '_>) -> Option<OwnerMetadata> {
     })
 }
 
-/// Reads architecture, NUMA cells and machine types of libvirt's capabilities.
+/// Reads architecture, NUMA cells, security models and machine types of libvirt's capabilities.
 #[must_use]
 pub fn parse_capabilities(xml: &str) -> HostFacts {
     let Ok(document) = Document::parse(xml) else {
@@ -419,8 +419,14 @@ pub fn parse_capabilities(xml: &str) -> HostFacts {
         .collect();
     machines.sort_by_key(|m| std::cmp::Reverse(machine_version(m)));
     machines.dedup();
+    let security_models = document
+        .descendants()
+        .filter(|n| n.tag_name().name() == "secmodel")
+        .filter_map(|model| text(model, &["model"]))
+        .collect();
     HostFacts {
         architecture,
+        security_models,
         cells,
         machines,
         ..HostFacts::default()

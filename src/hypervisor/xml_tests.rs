@@ -179,6 +179,20 @@ fn huge_pages_of_a_host_are_read_by_their_size() {
 }
 
 #[test]
+fn security_models_are_read() {
+    let xml = "<capabilities><host><secmodel><model>apparmor</model><doi>0</doi></secmodel>\
+        <secmodel><model>dac</model><doi>0</doi><baselabel type='kvm'>+64055:+107</baselabel>\
+        </secmodel></host></capabilities>";
+    let found = parse_capabilities(xml).security_models;
+    assert_eq!(found, ["apparmor", "dac"]);
+    assert!(
+        parse_capabilities("<capabilities/>")
+            .security_models
+            .is_empty()
+    );
+}
+
+#[test]
 fn a_device_keeps_its_address_when_others_are_added() {
     let before = domain_xml(&spec());
     let mut more = spec();

@@ -459,9 +459,13 @@ impl Hypervisor for Libvirt {
     }
 
     async fn shut_down(&self, id: Uuid) -> Result<(), Error> {
-        self.on_domain("shut a domain down", id, |domain| match domain.shutdown() {
-            Err(error) if is_invalid_operation(&error) && !domain.is_active()? => Ok(()),
-            done => done,
+        // By its power button, never by the agent in the guest, which libvirt would ask first: one
+        // that takes the question and does not answer keeps the call, and others, waiting.
+        self.on_domain("shut a domain down", id, |domain| {
+            match domain.shutdown_flags(sys::VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN) {
+                Err(error) if is_invalid_operation(&error) && !domain.is_active()? => Ok(()),
+                done => done,
+            }
         })
         .await
     }

@@ -8,6 +8,7 @@
 pub mod caches;
 pub mod compute;
 pub mod crd_deletion;
+pub mod credentials;
 mod fair_queue;
 pub mod image;
 pub mod network;

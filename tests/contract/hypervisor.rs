@@ -37,7 +37,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) struct Host {
     /// Before the daemon, so that it is dropped first.
-    libvirt: Libvirt,
+    pub(super) libvirt: Libvirt,
     pub(super) daemon: Libvirtd,
     machine: String,
 }

@@ -9,6 +9,7 @@
 
 mod architecture;
 mod crds;
+mod guest_files;
 mod hypervisor;
 mod libvirt_jobs;
 mod model_placement;

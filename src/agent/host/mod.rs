@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 use crate::Agent;
 use crate::capacity::Capacity;
+use crate::devices::allowed;
 use crate::load::{self, Times};
 use pileus_api::common::Claim;
 use pileus_api::conditions::{self, ConditionType, Observation};
@@ -251,13 +252,14 @@ async fn metrics(agent: &Agent, old: &HostStatus) -> BTreeMap<String, i64> {
     })
 }
 
-/// The PCI devices that exist and the administrator offers. `None` when that is unknown now.
+/// The PCI devices that exist, that this host's configuration allows and the Host's spec offers. `None` when that is unknown now.
 async fn pci_devices(agent: &Agent, host: &Host) -> Option<Vec<HostDevice>> {
     let selectors = &host.spec.pci_devices;
     if selectors.is_empty() {
         return Some(Vec::new());
     }
     let found = agent.hypervisor.pci_devices().await.ok()?;
+    let found = allowed(found, &agent.config.allow_pci_devices);
     let devices = found.into_iter().map(|device| HostDevice {
         name: device.address.to_string(),
         alias: String::new(),
@@ -304,7 +306,9 @@ fn status(
     match facts {
         Ok(facts) => {
             let total = space.as_ref().map_or(0, |s| s.total);
+            let confined = plan::guests_confined(&facts.security_models);
             inventory(&mut status, facts, total, agent.config.virt_type.as_str());
+            observations.push(confined);
             let message = "libvirt answers";
             observations.push(Observation::yes(
                 ConditionType::HypervisorAvailable,
@@ -312,14 +316,21 @@ fn status(
                 message,
             ));
         }
-        Err(error) => observations.push(Observation::no(
-            ConditionType::HypervisorAvailable,
-            Reason::HypervisorUnavailable,
-            format!(
-                "{}; running VMs go on, none can be changed until it answers",
-                chain(&error)
-            ),
-        )),
+        Err(error) => {
+            observations.push(Observation::unknown(
+                ConditionType::GuestsConfined,
+                Reason::HypervisorUnavailable,
+                "libvirt does not answer",
+            ));
+            observations.push(Observation::no(
+                ConditionType::HypervisorAvailable,
+                Reason::HypervisorUnavailable,
+                format!(
+                    "{}; running VMs go on, none can be changed until it answers",
+                    chain(&error)
+                ),
+            ));
+        }
     }
     observations.push(match network_problem {
         None => Observation::yes(

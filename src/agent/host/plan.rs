@@ -81,9 +81,51 @@ pub fn not_registered(host: &str) -> String {
     )
 }
 
+/// Whether libvirt keeps the guests apart from each other, by its security models. Without SELinux or
+/// AppArmor all guests run as one user: who breaks out of QEMU has the disks of all others.
+#[must_use]
+pub fn guests_confined(models: &[String]) -> Observation {
+    let type_ = ConditionType::GuestsConfined;
+    let confines = |model: &&String| matches!(model.as_str(), "selinux" | "apparmor");
+    if let Some(model) = models.iter().find(confines) {
+        let message = format!("libvirt confines each guest by {model}");
+        return Observation::yes(type_, Reason::Ok, message);
+    }
+    let models = match models {
+        [] => "none".to_owned(),
+        some => some.join(", "),
+    };
+    let message = format!(
+        "libvirt has no security driver that keeps guests apart (it has: {models}), and all QEMUs are \
+         one user's: who breaks out of one guest can read and write the disks of the others. Enable \
+         AppArmor or SELinux on the host and set security_driver in /etc/libvirt/qemu.conf, then \
+         restart libvirt"
+    );
+    Observation::no(type_, Reason::NotConfined, message)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_model_that_keeps_guests_apart_confines_them() {
+        let of = |models: &[&str]| {
+            let models: Vec<_> = models.iter().map(ToString::to_string).collect();
+            guests_confined(&models)
+        };
+        for models in [&["apparmor", "dac"][..], &["dac", "selinux"]] {
+            assert_eq!(of(models).status, Some(true), "{models:?}");
+        }
+        for models in [&[][..], &["none", "dac"]] {
+            let told = of(models);
+            assert_eq!(
+                (told.status, told.reason),
+                (Some(false), Reason::NotConfined)
+            );
+            assert!(told.message.contains("security_driver"), "{}", told.message);
+        }
+    }
 
     fn claim(vcpus: i64, memory_mib: i64, disk_gib: i64) -> Claim {
         Claim {

@@ -259,6 +259,7 @@ fn host_side<'a>(
         offload: !agent.ports.is_in_userspace(),
         root_disk: agent.disks.root_disk(id).display().to_string(),
         config_drive: agent.disks.config_drive(id).display().to_string(),
+        has_config_drive: snapshot.has_config_drive,
         console_log: directory.join("console.log").display().to_string(),
         kernel: imported.and_then(|i| i.kernel_digest.as_ref()).map(stored),
         initrd: imported.and_then(|i| i.initrd_digest.as_ref()).map(stored),

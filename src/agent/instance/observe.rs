@@ -28,6 +28,8 @@ pub struct Snapshot {
     pub image: Option<StoredImage>,
     /// Digests and sizes of the image's parts in the store.
     pub imported: Option<ImportedImage>,
+    /// The config drive exists.
+    pub has_config_drive: bool,
     /// What of the host the guest gets, or why the host cannot give it; only while there is no
     /// domain.
     pub resources: Option<Result<HostResources, String>>,
@@ -139,6 +141,7 @@ pub async fn observe(object: &Instance, id: Uuid, agent: &Agent) -> Result<Snaps
         domain,
         image,
         imported,
+        has_config_drive: contents.config_drive,
         resources,
     })
 }

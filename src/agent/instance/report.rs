@@ -21,9 +21,13 @@ use pileus_api::server::{Hardware, PowerState, RunState};
 use pileus_api::{Instance, Reason};
 use pileus_kube_ext::report::applied_status;
 use pileus_kube_ext::{ApiError, chain};
+use pileus_values::printable;
 
 /// The bytes received of a download are reported at most this often.
 const DOWNLOAD_REPORT_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Most characters of what is told of an Instance, also in events and logs.
+const MAX_MESSAGE: usize = 1000;
 
 /// What is reported: status of Ready, reason, message, and whether only a person can help.
 struct Report {
@@ -405,6 +409,11 @@ async fn write(
     mut status: InstanceStatus,
     report: Report,
 ) -> Result<(), ApiError> {
+    // It may quote the guest's QEMU, an image or its server.
+    let report = Report {
+        message: printable(&report.message, MAX_MESSAGE),
+        ..report
+    };
     let stalled = Observation {
         type_: ConditionType::Stalled,
         status: Some(report.stalled),

@@ -8,6 +8,7 @@ use super::Error;
 use super::observe::others_before;
 use super::plan::resources::{HostResources, Inventory, allocate};
 use crate::Agent;
+use crate::devices::allowed;
 use pileus_api::Instance;
 
 /// Allocates the host resources of a guest, or returns why the host cannot give them. The
@@ -28,7 +29,8 @@ pub(super) async fn reserve(
     let domains = agent.hypervisor.domains().await?;
     let mut devices = Vec::new();
     if !object.spec.pci_devices.is_empty() {
-        devices = agent.hypervisor.pci_devices().await?;
+        let found = agent.hypervisor.pci_devices().await?;
+        devices = allowed(found, &agent.config.allow_pci_devices);
     }
     let cells = agent.hypervisor.host().await?.cells;
     reserved.extend(reserved_for_others(agent, id));

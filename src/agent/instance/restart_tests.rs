@@ -76,6 +76,7 @@ fn agent(dir: &Path, fake: &FakeHypervisor) -> Arc<Agent> {
             image_file_dir: Some(dir.to_owned()),
             allow_fetch: Vec::new(),
             limits: pileus_storage::Limits::default(),
+            allow_pci_devices: Vec::new(),
             boot_id_file: dir.join("boot_id"),
             ovs_db,
             ovn_run_dir: dir.to_owned(),

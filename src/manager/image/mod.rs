@@ -68,7 +68,15 @@ pub async fn reconcile(image: Arc<Image>, manager: Arc<Manager>) -> Outcome {
         .map(|server| server.name_any())
         .collect();
     let observed = plan::Observed {
-        instances: instances.iter().map(AsRef::as_ref).collect(),
+        instances: instances
+            .iter()
+            .map(AsRef::as_ref)
+            .filter(|instance| {
+                let made_for = &instance.spec.server;
+                let server = caches.servers.get(&made_for.namespace, &made_for.name);
+                server.is_some_and(|server| plan::is_made_from(instance, &image, &server))
+            })
+            .collect(),
         users,
         crd_deleting: is_deleting
             && crd_deletion::is_crd_deleting::<Image>(&manager.context.client).await?,

@@ -16,17 +16,11 @@ use super::children::impersonate;
 use super::plan::Problem;
 use super::record::Sources;
 use super::record_store::MAX_SOURCES_BYTES;
-use pileus_api::names::STACK_UID_LABEL;
+use crate::credentials;
 use pileus_api::stack::{SourceKey, SourceKind};
 use pileus_api::{Reason, Stack, validation};
 use pileus_kube_ext::{ApiError, chain, find, is_gone};
 use pileus_stack::value::Value;
-
-/// Types of Secrets with credentials of a service account or of a new node: never sources.
-const CREDENTIAL_TYPES: [&str; 2] = [
-    "kubernetes.io/service-account-token",
-    "bootstrap.kubernetes.io/token",
-];
 
 /// The data of a ConfigMap or Secret, or why it cannot be used.
 type Texts = Result<BTreeMap<String, String>, (Reason, String)>;
@@ -230,16 +224,10 @@ impl Reader<'_> {
 
 /// The data of a Secret, or why it is not allowed as a source.
 fn texts(secret: Secret) -> Result<BTreeMap<String, String>, String> {
-    let kind = secret.type_.as_deref().unwrap_or_default();
-    if CREDENTIAL_TYPES.contains(&kind) {
+    if let Some(why) = credentials::refusal(&secret) {
         return Err(format!(
-            "has the type {kind}, which is not allowed as a source of a stack; name another"
+            "{why}, so it is not allowed as a source of a stack; name another"
         ));
-    }
-    if secret.labels().contains_key(STACK_UID_LABEL) {
-        return Err(
-            "belongs to a Stack, so it is not allowed as a source of a stack; name another".into(),
-        );
     }
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     let data = secret.data.unwrap_or_default().into_iter();
@@ -272,6 +260,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use pileus_api::names::STACK_UID_LABEL;
 
     #[test]
     fn credentials_and_secrets_of_stacks_are_not_allowed_as_sources() {

@@ -27,6 +27,8 @@ pub struct HostSide<'a> {
     pub root_disk: String,
     /// Path of the config drive.
     pub config_drive: String,
+    /// The config drive exists, whether or not what it was made from is still there.
+    pub has_config_drive: bool,
     /// Path of the console's log.
     pub console_log: String,
     /// Path of the image's kernel, if it has one.
@@ -100,7 +102,8 @@ pub fn domain_spec(
         }
         None => HostResources::default(),
     };
-    let has_drive = spec.config_drive == ConfigDrive::Enabled && spec.guest_data.is_some();
+    let has_drive = spec.config_drive == ConfigDrive::Enabled
+        && (host.has_config_drive || spec.guest_data.is_some());
     Ok(DomainSpec {
         id,
         metadata: OwnerMetadata {
@@ -192,6 +195,26 @@ mod tests {
         assert!(refused(None));
         assert!(refused(Some(Err("none free".into()))));
         assert!(!refused(Some(Ok(HostResources::default()))));
+    }
+
+    #[test]
+    fn a_guest_keeps_its_config_drive_when_what_it_was_made_from_is_gone() {
+        let mut object = instance();
+        let drive = |object: &Instance, has_config_drive| {
+            let host = HostSide {
+                config_drive: "/d".into(),
+                has_config_drive,
+                ..HostSide::default()
+            };
+            domain(object, host).unwrap().config_drive
+        };
+        object.spec.guest_data = Some("uid-1".into());
+        assert_eq!(drive(&object, false).as_deref(), Some("/d"));
+        object.spec.guest_data = None;
+        assert_eq!(drive(&object, true).as_deref(), Some("/d"));
+        assert_eq!(drive(&object, false), None, "there never was one");
+        object.spec.config_drive = ConfigDrive::Disabled;
+        assert_eq!(drive(&object, true), None);
     }
 
     #[test]

@@ -16,16 +16,16 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::Preconditions;
-use kube::{Api, ResourceExt};
+use kube::api::{Patch, PatchParams, Preconditions};
+use kube::{Api, Resource, ResourceExt};
 
-use crate::{Manager, Outcome};
+use crate::{Manager, Outcome, credentials};
 pub use deleting::Deleting;
 use pileus_api::names::{MANAGER, MANAGER_FINALIZER, host_namespace, instance_name};
 use pileus_api::{Instance, Port, Reason, Server};
-use pileus_kube_ext::objects::Objects;
+use pileus_kube_ext::objects::{Created, Objects};
 use pileus_kube_ext::report::apply_status;
-use pileus_kube_ext::{ApiError, finalize};
+use pileus_kube_ext::{ApiError, finalize, is_gone};
 use plan::{Observed, Progress, Step, UserData};
 pub use triggers::{
     BY_FLAVOR, BY_HOST, BY_IMAGE, BY_KEY_PAIR, BY_NETWORK, BY_PORT, INSTANCES_BY_PORT,
@@ -190,11 +190,34 @@ async fn user_data(server: &Server, manager: &Manager) -> Result<UserData, ApiEr
     };
     Ok(match found {
         None => UserData::NoSecret(from.name.clone()),
-        Some(secret) => match secret.data.unwrap_or_default().remove(&from.key) {
-            None => UserData::NoKey(from.name.clone(), from.key.clone()),
-            Some(bytes) => UserData::Is(bytes.0),
+        Some(secret) => match credentials::refusal(&secret) {
+            Some(why) => UserData::Refused(from.name.clone(), why),
+            None => match secret.data.unwrap_or_default().remove(&from.key) {
+                None => UserData::NoKey(from.name.clone(), from.key.clone()),
+                Some(bytes) => UserData::Is(bytes.0),
+            },
         },
     })
+}
+
+/// Makes the Instance the owner of its guest's data: whatever happens to finalizers, they go with it.
+async fn own_guest_data(instance: &Instance, client: &kube::Client) -> Result<(), ApiError> {
+    let owner = instance.controller_owner_ref(&());
+    let (Some(name), Some(owner)) = (&instance.spec.guest_data, owner) else {
+        return Ok(());
+    };
+    let namespace = instance.namespace().unwrap_or_default();
+    let api: Api<Secret> = Api::namespaced(client.clone(), &namespace);
+    let owned = serde_json::json!({"metadata": {"ownerReferences": [owner]}});
+    let patched = api
+        .patch(name, &PatchParams::default(), &Patch::Merge(owned))
+        .await;
+    match patched {
+        Err(error) if is_gone(&error) => Ok(()),
+        done => done
+            .map(drop)
+            .map_err(ApiError::doing(format!("give the Secret {name} its owner"))),
+    }
 }
 
 async fn act(step: &Step, server: &Server, manager: &Manager) -> Result<(), ApiError> {
@@ -228,7 +251,9 @@ async fn act(step: &Step, server: &Server, manager: &Manager) -> Result<(), ApiE
         }
         Step::CreateInstance(instance) => {
             let instances = instances(&host_of(instance.namespace()));
-            instances.create(instance).await?;
+            if let Created::New(made) = instances.create(instance).await? {
+                own_guest_data(&made, client).await?;
+            }
             manager.context.events.normal(
                 server,
                 Reason::Building,

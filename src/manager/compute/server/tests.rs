@@ -7,6 +7,7 @@
 
 mod claims;
 mod fields;
+mod guest_data;
 mod problems;
 mod refused;
 mod topology;

@@ -5,7 +5,7 @@ use kube::runtime::reflector::ObjectRef;
 
 use crate::caches::Caches;
 use crate::network::port;
-use pileus_api::{Instance, KeyPair, Network, Port, Server};
+use pileus_api::{Instance, KeyPair, Network, Port, Server, Subnet};
 use pileus_kube_ext::cache::{Cache, Index, key_of, namespaced};
 use pileus_kube_ext::triggers::Triggers;
 
@@ -118,6 +118,7 @@ pub fn triggers(caches: &Caches) -> Triggers<Server> {
         .woken_by(&caches.key_pairs, waiting_for_key_pair(servers.clone()))
         .woken_by_reference(&caches.hosts, BY_HOST, ResourceExt::name_any)
         .woken_by(&caches.networks, waiting_for_network(caches))
+        .woken_by(&caches.subnets, waiting_for_subnet(caches))
         .woken_by_owned(&caches.ports)
         .woken_by_reference(&caches.ports, BY_PORT, key_of)
         // Of several Servers that name one Port the next gets it when one goes.
@@ -138,11 +139,25 @@ fn waiting_for_key_pair(servers: Cache<Server>) -> impl Fn(&KeyPair) -> Vec<Obje
 }
 
 fn waiting_for_network(caches: &Caches) -> impl Fn(&Network) -> Vec<ObjectRef<Server>> + use<> {
+    let waiting = waiting_for(caches);
+    move |network| waiting(&key_of(network))
+}
+
+/// What a guest is told of its Subnet must be known before it is built.
+fn waiting_for_subnet(caches: &Caches) -> impl Fn(&Subnet) -> Vec<ObjectRef<Server>> + use<> {
+    let waiting = waiting_for(caches);
+    move |subnet| {
+        let namespace = subnet.namespace().unwrap_or_default();
+        waiting(&namespaced(&namespace, &subnet.spec.network))
+    }
+}
+
+/// Servers without an Instance whose interfaces are in a Network.
+fn waiting_for(caches: &Caches) -> impl Fn(&str) -> Vec<ObjectRef<Server>> + use<> {
     let (servers, ports) = (caches.servers.clone(), caches.ports.clone());
     move |network| {
-        let network = key_of(network);
-        let mut waiting = servers.by(&BY_NETWORK, &network);
-        for port in ports.by(&port::BY_NETWORK, &network) {
+        let mut waiting = servers.by(&BY_NETWORK, network);
+        for port in ports.by(&port::BY_NETWORK, network) {
             waiting.extend(servers.by(&BY_PORT, &key_of(&*port)));
         }
         unbuilt(waiting.iter().map(AsRef::as_ref))

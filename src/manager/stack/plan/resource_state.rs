@@ -59,7 +59,9 @@ pub(super) fn progress(object: &Value, wait_for: Option<&str>) -> Progress {
     if pileus && ready["status"] == "False" && ready["reason"] == Reason::InvalidSpec.as_str() {
         return Progress::Failed(text(&ready["message"]));
     }
-    if ready["status"] != "True" {
+    // An Image is fetched for the first Server made from it, which waits for the Image.
+    let is_lazy = pileus && ready["reason"] == Reason::NotFetched.as_str();
+    if ready["status"] != "True" && !is_lazy {
         return Progress::Pending(text(&ready["message"]));
     }
     if observed.is_some() && observed < generation {

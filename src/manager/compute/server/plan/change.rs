@@ -28,6 +28,15 @@ pub(super) fn changed_instance(
     spec.preempted = is_preempted(server);
     spec.on_guest_shutdown = server.spec.on_guest_shutdown;
     spec.shutdown_timeout_seconds = server.spec.shutdown_timeout_seconds;
+    // Its config drive was made before its domain, once for its life: what the drive was made from,
+    // user data and all, need not lie in the host's namespace any longer.
+    let is_defined = instance
+        .status
+        .as_ref()
+        .is_some_and(|s| s.hardware.is_some());
+    if is_defined {
+        spec.guest_data = None;
+    }
     // It stays, also if it was to be removed as refused and its host accepted it after all.
     spec.on_deletion = OnDeletion::Release;
     let imported = instance.status.as_ref().and_then(|s| s.image.as_ref());

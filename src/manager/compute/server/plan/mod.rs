@@ -87,6 +87,8 @@ pub enum UserData {
     NotAllowed,
     /// The Secret has no such key.
     NoKey(String, String),
+    /// The Secret is one that no guest is given, and why.
+    Refused(String, String),
 }
 
 impl fmt::Debug for UserData {
@@ -97,6 +99,7 @@ impl fmt::Debug for UserData {
             Self::NoSecret(name) => write!(f, "NoSecret({name})"),
             Self::NotAllowed => f.write_str("NotAllowed"),
             Self::NoKey(name, key) => write!(f, "NoKey({name}, {key})"),
+            Self::Refused(name, why) => write!(f, "Refused({name}, {why})"),
         }
     }
 }
@@ -225,7 +228,10 @@ impl Progress {
             return false;
         };
         problems.iter().any(|p| match p.reason {
-            Reason::SecretNotFound | Reason::SecretKeyNotFound | Reason::NotOptedIn => true,
+            Reason::SecretNotFound
+            | Reason::SecretKeyNotFound
+            | Reason::SecretNotAllowed
+            | Reason::NotOptedIn => true,
             Reason::UserDataTooLarge => !p.terminal,
             _ => false,
         })
@@ -283,6 +289,11 @@ pub fn plan(server: &Server, observed: &Observed) -> Plan {
         let claims = claim::missing_claims(server, &observed.nics, instance);
         plan.steps.extend(claims);
         if let Some(changed) = change::changed_instance(server, observed, instance) {
+            let drive_made = changed.spec.guest_data.is_none();
+            if let Some(name) = instance.spec.guest_data.clone().filter(|_| drive_made) {
+                let namespace = instance.namespace().unwrap_or_default();
+                plan.steps.push(Step::DeleteGuestData { namespace, name });
+            }
             plan.steps.push(Step::UpdateInstance(Box::new(changed)));
         }
         plan.outdated = change::outdated(server, observed, instance, &claim);
@@ -319,7 +330,10 @@ pub fn plan(server: &Server, observed: &Observed) -> Plan {
     let waiting: Vec<_> = observed
         .nics
         .iter()
-        .filter(|nic| !ports::is_port_ready(nic) || !claim::is_own(server, nic))
+        .filter(|nic| {
+            let is_known = ports::is_port_ready(nic) && ports::are_subnets_known(nic);
+            !is_known || !claim::is_own(server, nic)
+        })
         .map(|nic| nic.port_name.clone())
         .collect();
     if !waiting.is_empty() {

@@ -58,6 +58,18 @@ pub(super) fn is_port_ready(nic: &ObservedNic) -> bool {
             .is_some_and(|s| s.mtu.is_some())
 }
 
+/// Whether all that the guest is told of the Subnets of its addresses is known. It is told once, on
+/// its config drive: what is missing there, such as the default route, is missing for good.
+pub(super) fn are_subnets_known(nic: &ObservedNic) -> bool {
+    let status = nic.port.as_ref().and_then(|p| p.status.as_ref());
+    let mut ips = status.iter().flat_map(|status| &status.fixed_ips);
+    ips.all(|ip| {
+        let subnet = nic.subnets.iter().find(|s| s.name_any() == ip.subnet);
+        let status = subnet.and_then(|subnet| subnet.status.as_ref());
+        status.is_some_and(|status| status.network_uid.is_some())
+    })
+}
+
 /// The Port for an inline network.
 pub(super) fn port(server: &Server, nic: &ObservedNic) -> Port {
     let wanted = server.spec.networks.iter().find(|n| n.name == nic.name);

@@ -151,6 +151,13 @@ pub(super) fn problems(
             false,
             format!("spec.userDataFrom: Secret `{name}` has no key `{key}`"),
         ),
+        UserData::Refused(name, why) => add(
+            Reason::SecretNotAllowed,
+            false,
+            format!(
+                "spec.userDataFrom: Secret `{name}` {why}, so no guest is given it; name another"
+            ),
+        ),
         UserData::Is(bytes) if spec.user_data.is_none() && bytes.len() > MAX_USER_DATA => add(
             Reason::UserDataTooLarge,
             false,

@@ -39,6 +39,11 @@ fn what_cannot_be_used_as_it_is_names_the_field_and_its_value() {
             "65537 bytes",
         ),
         (
+            &|_, s| s.user_data = UserData::Refused("token".into(), "is a credential".into()),
+            Reason::SecretNotAllowed,
+            "Secret `token` is a credential, so no guest is given it; name another",
+        ),
+        (
             &|s, _| s.spec.networks[0].fixed_ip = Some("10.0.0".into()),
             Reason::InvalidSpec,
             "spec.networks[a].fixedIP: `10.0.0`",
