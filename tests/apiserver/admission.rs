@@ -1,4 +1,5 @@
 //! What roles cannot keep apart is refused by admission policies, on a real API server.
+#![allow(clippy::too_many_lines, reason = "one server, many cases")]
 
 use std::fmt::Debug;
 use std::time::{Duration, Instant};

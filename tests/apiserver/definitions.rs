@@ -83,6 +83,99 @@ fn merged(base: &Value, more: &Value) -> Value {
 }
 
 #[tokio::test]
+async fn what_roles_could_not_read_or_pass_on_is_refused() {
+    let server = start().await;
+    let client = server.client();
+    let built = json!({"flavor": "f", "image": {"name": "i"}});
+    let rule = |name: &str| json!({"rules": [{"name": name, "direction": "Egress"}]});
+    let names: Vec<_> = (0..1025).map(|n| format!("n{n}")).collect();
+    let many: serde_json::Map<_, _> = (0..257).map(|n| (format!("k{n}"), json!("v"))).collect();
+    let (control, long) = ("should match", "may not be more than");
+    for (kind, spec, why) in [
+        (
+            "Network",
+            json!({"mtu": 3_000_000_000_i64}),
+            "less than or equal to",
+        ),
+        (
+            "Network",
+            json!({"mtu": -3_000_000_000_i64}),
+            "greater than or equal to",
+        ),
+        (
+            "Network",
+            json!({"sharedWith": {"namespaces": names}}),
+            "at most 1024 items",
+        ),
+        ("SecurityGroup", rule("a"), ""),
+        ("SecurityGroup", rule("öffentlich 1"), ""),
+        ("SecurityGroup", rule("a\u{0}b"), control),
+        ("SecurityGroup", rule("a\nb"), control),
+        ("SecurityGroup", rule("a\u{7f}"), control),
+        ("SecurityGroup", json!({"description": "two\nlines"}), ""),
+        ("SecurityGroup", json!({"description": "a\u{0}"}), control),
+        (
+            "Image",
+            json!({"source": {"url": "https://a/\u{0}"}}),
+            control,
+        ),
+        (
+            "Image",
+            json!({"source": {"url": "https://a/b"}, "properties": many}),
+            "at most 256 items",
+        ),
+        (
+            "Image",
+            json!({"source": {"url": "https://a/b"}, "properties": {"a": "v".repeat(1025)}}),
+            long,
+        ),
+        (
+            "Server",
+            merged(&built, &json!({"userData": "a\u{0}\u{1}b\n"})),
+            "",
+        ),
+        (
+            "Server",
+            merged(&built, &json!({"metadata": {"a": "two\nlines"}})),
+            "",
+        ),
+        (
+            "Server",
+            merged(&built, &json!({"metadata": {"a": "\u{1b}"}})),
+            control,
+        ),
+        (
+            "Server",
+            merged(&built, &json!({"keyPairs": ["k".repeat(254)]})),
+            long,
+        ),
+        (
+            "Server",
+            merged(&built, &json!({"placement": {"hostCIDR": "10.0.0.0/8\n"}})),
+            control,
+        ),
+        (
+            "Stack",
+            json!({"template": "heat_template_version: newton\n", "files": {"f": "\u{1}\n"}}),
+            "",
+        ),
+        (
+            "Port",
+            json!({"network": {"name": "n"}, "fixedIPs": [{"name": "a", "address": "\u{0}"}]}),
+            control,
+        ),
+    ] {
+        let said = fault(&client, kind, &spec).await;
+        let fits = if why.is_empty() {
+            said.is_empty()
+        } else {
+            said.contains(why)
+        };
+        assert!(fits, "{kind} {spec}: {said}");
+    }
+}
+
+#[tokio::test]
 #[allow(clippy::too_many_lines, reason = "a table of cases")]
 async fn what_fields_rule_out_is_refused_with_the_way_out() {
     let server = start().await;

@@ -110,9 +110,7 @@ async fn try_reconcile(stack: Arc<Stack>, manager: Arc<StackManager>) -> Outcome
     let store = RecordStore::of(client, &stack);
     let children = Children::of(client, &manager.caches, &manager.stacks, &stack);
     let read = store.read().await;
-    if let Err(error) = &read
-        && let Some(problem) = role::not_opted_in(error, &stack.namespace().unwrap_or_default())
-    {
+    if let Some(problem) = role::not_opted_in(read.as_ref().err(), &stack) {
         return refuse_namespace(&api, &stack, &manager, &children, &problem).await;
     }
     let read = match read {
@@ -123,9 +121,7 @@ async fn try_reconcile(stack: Arc<Stack>, manager: Arc<StackManager>) -> Outcome
         }
         Err(error) if is_unreadable(&error) => {
             let problem = recovery::unreadable(&store.name());
-            let status = status::blocked(&stack, &problem, Timestamp::now());
-            write_status(&api, &stack, &manager, &status).await?;
-            return Ok(Some(BLOCKED_RETRY_INTERVAL));
+            return block(&api, &stack, &manager, &problem).await;
         }
         read => read?,
     };
@@ -146,9 +142,7 @@ async fn try_reconcile(stack: Arc<Stack>, manager: Arc<StackManager>) -> Outcome
         None
     };
     if let Some(problem) = plan::refusals::access_problem(&stack, &observed).or(not_rebuilt) {
-        let status = status::blocked(&stack, &problem, observed.now);
-        write_status(&api, &stack, &manager, &status).await?;
-        return Ok(Some(BLOCKED_RETRY_INTERVAL));
+        return block(&api, &stack, &manager, &problem).await;
     }
     let work = || plan::plan(&stack, &observed);
     let mut plan = match isolation::evaluate(&manager, &stack, &observed.stop, work) {
@@ -197,6 +191,18 @@ async fn try_reconcile(stack: Arc<Stack>, manager: Arc<StackManager>) -> Outcome
     error.map_or(Ok(requeue), Err)
 }
 
+/// Reports a problem that only a person can help, and looks again later.
+async fn block(
+    api: &Api<Stack>,
+    stack: &Stack,
+    manager: &StackManager,
+    problem: &Problem,
+) -> Outcome {
+    let status = status::blocked(stack, problem, Timestamp::now());
+    write_status(api, stack, manager, &status).await?;
+    Ok(Some(BLOCKED_RETRY_INTERVAL))
+}
+
 /// Reports that the Stack's namespace has not opted in. One that is being deleted goes all the
 /// same if it has made nothing, or if what it has made goes with the namespace.
 async fn refuse_namespace(
@@ -213,8 +219,7 @@ async fn refuse_namespace(
         manager.stacks.forget(&stack.uid().unwrap_or_default());
         return Ok(None);
     }
-    let status = status::blocked(stack, problem, Timestamp::now());
-    write_status(api, stack, manager, &status).await?;
+    block(api, stack, manager, problem).await?;
     Ok(Some(OPT_IN_INTERVAL))
 }
 

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use kube::ResourceExt;
 use tokio_util::sync::CancellationToken;
 
 use super::caches::Caches;
@@ -66,13 +67,14 @@ async fn lead(context: Context, stop: CancellationToken) -> Result<(), Error> {
 
 /// The problem of a Stack whose namespace has not let the role work in it, if `error` says so: the
 /// Stack's record, which is read first, may not be read.
-pub(super) fn not_opted_in(error: &ApiError, namespace: &str) -> Option<Problem> {
-    error.is_forbidden().then(|| Problem {
+pub(super) fn not_opted_in(error: Option<&ApiError>, stack: &Stack) -> Option<Problem> {
+    let namespace = stack.namespace().unwrap_or_default();
+    error.is_some_and(ApiError::is_forbidden).then(|| Problem {
         reason: Reason::NotOptedIn,
         message: format!(
             "the namespace {namespace} does not let Stacks be made real in it; an administrator \
              of the namespace allows it with: {}",
-            opt_in_command(STACKS_TENANT_ROLE, "stacks", namespace)
+            opt_in_command(STACKS_TENANT_ROLE, "stacks", &namespace)
         ),
     })
 }
