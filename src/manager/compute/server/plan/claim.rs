@@ -11,6 +11,7 @@ use super::ports::{is_owned_by, is_port_ready};
 use super::{Observed, ObservedNic, Step};
 use pileus_api::common::Resolved;
 use pileus_api::{Instance, Port, Server};
+use pileus_kube_ext::finalize;
 
 /// Whose a Port is, as a Server sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,7 +61,7 @@ pub(super) fn claims(server: &Server, nics: &[ObservedNic]) -> Vec<Step> {
         let (Some(port), Some(holding)) = (&nic.port, holding(server, nic)) else {
             continue;
         };
-        if nic.made && !is_port_ready(nic) {
+        if finalize::is_deleting(port) || nic.made && !is_port_ready(nic) {
             continue;
         }
         let from = match holding {

@@ -312,7 +312,11 @@ pub fn plan(server: &Server, observed: &Observed) -> Plan {
     }
     let problems = problems::problems(server, observed, &claim);
     if !problems.is_empty() {
-        // Nothing is created for what cannot be built; what was created stays.
+        // Nothing is created for what cannot be built; what was created stays. Ports that are not
+        // ready yet are waited for by whoever was first.
+        if problems.iter().all(|p| p.reason == Reason::PortNotReady) {
+            steps.extend(claim::claims(server, &observed.nics));
+        }
         return made(steps, Progress::Problems(problems));
     }
     for nic in observed

@@ -112,6 +112,19 @@ fn a_port_of_another_is_waited_for_and_one_of_nobody_is_taken_over() {
 }
 
 #[test]
+fn a_port_that_is_not_ready_yet_is_claimed_and_one_that_is_going_is_not() {
+    let (mut server, mut observed) = naming();
+    let port = observed.nics[0].port.as_mut().unwrap();
+    port.status.as_mut().unwrap().conditions[0].status = "False".into();
+    assert_eq!(problems(&server, &observed).0, [Reason::PortNotReady]);
+    assert_eq!(words(&plan(&server, &observed)), ["claim port kept"]);
+    settle(&mut server, &mut observed);
+    let (server, mut observed) = naming();
+    deleting(&mut observed.nics[0].port.as_mut().unwrap().metadata);
+    assert!(plan(&server, &observed).steps.is_empty());
+}
+
+#[test]
 fn what_is_not_needed_is_given_back_once_no_instance_has_it() {
     let (mut server, mut observed) = built();
     let instance = observed.instances[0].clone();

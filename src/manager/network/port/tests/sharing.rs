@@ -76,9 +76,11 @@ fn is_plugged(plan: &Plan) -> bool {
     !plan.desired.ports.is_empty()
 }
 
+type Ask = fn(&mut Port);
+
 #[test]
 fn what_is_the_owners_to_choose_is_refused_to_others() {
-    let cases: [(&str, fn(&mut Port)); 4] = [
+    let cases: [(&str, Ask); 4] = [
         ("portSecurity", |p| {
             p.spec.port_security = Some(PortSecurity::Disabled);
         }),
