@@ -13,6 +13,7 @@ mod hypervisor;
 mod libvirt_jobs;
 mod model_placement;
 mod ovn;
+mod ovn_hosts;
 mod ovn_refusals;
 mod stack_heat;
 mod stack_lifecycles;

@@ -10,8 +10,9 @@ use pileus_network::northbound::token::{Holder, Token};
 use pileus_network::northbound::{ApplyError, Desired, NorthboundDb, NotApplied, controller};
 use pileus_network::ovsdb::{Error, Options, View};
 use pileus_network::topology::{
-    AddressIn, Direction, Family, GroupIn, Key, NetworkIn, PortIn, Protocol, Remote, Rule, RuleIn,
-    Security, SubnetIn, Topology, Transport, compile, group_name, logical_port, switch_name,
+    AddressIn, Binding, Direction, Family, GroupIn, Key, NetworkIn, PortIn, Protocol, Remote, Rule,
+    RuleIn, Security, SubnetIn, Topology, Transport, compile, group_name, logical_port,
+    switch_name,
 };
 use pileus_tests::ovn::Ovn;
 use pileus_values::{ClusterId, Mac, Owner};
@@ -79,7 +80,7 @@ pub(super) fn topology(ports: usize) -> Topology {
                 groups: if n == 2 { vec![] } else { vec!["web".into()] },
                 pairs: vec![],
             },
-            requested_chassis: None,
+            binding: Binding::Anywhere,
             owner,
         }
     };

@@ -1,6 +1,7 @@
 //! Ports: each gets an Ethernet address and IP addresses for life.
 
 mod addresses;
+pub mod placement;
 pub mod plan;
 #[cfg(test)]
 mod tests;
