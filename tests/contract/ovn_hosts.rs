@@ -15,19 +15,24 @@ fn southbound(ovn: &Ovn) -> String {
 /// Name of the chassis that has a port; empty when none has.
 fn bound_to(ovn: &Ovn, port: &str) -> String {
     let wanted = format!("logical_port={port}");
-    let find = |table, wanted: &str, column: &str| {
-        let column = format!("--columns={column}");
-        let found = ovn.sbctl(&["--bare", &column, "find", table, wanted]);
-        found.trim().to_owned()
-    };
-    match find("Port_Binding", &wanted, "chassis").as_str() {
+    let find = [
+        "--bare",
+        "--columns=chassis",
+        "find",
+        "Port_Binding",
+        &wanted,
+    ];
+    match ovn.sbctl(&find).trim() {
         "" => String::new(),
-        id => find("Chassis", &format!("_uuid={id}"), "name"),
+        id => {
+            let name = ovn.sbctl(&["get", "Chassis", id, "name"]);
+            name.trim().trim_matches('"').to_owned()
+        }
     }
 }
 
 /// Waits until a chassis has a port; returns how long that took.
-async fn wait_bound(ovn: &Ovn, port: &str, chassis: &str) -> Duration {
+pub(super) async fn wait_bound(ovn: &Ovn, port: &str, chassis: &str) -> Duration {
     let began = Instant::now();
     loop {
         let bound = bound_to(ovn, port);
