@@ -150,17 +150,25 @@ pub async fn run_network(
         }
         let wait = outcome.retry_after.map_or(wait, |retry| retry.min(wait));
         let timer = tokio::time::sleep(wait);
-        tokio::select! {
-            changed = caches.changes.changed() => {
-                if changed.is_err() {
-                    // The watches are gone: the process is ending.
-                    stop.cancelled().await;
-                    return Ok(());
+        tokio::pin!(timer);
+        loop {
+            tokio::select! {
+                changed = caches.changes.changed() => {
+                    if changed.is_err() {
+                        // The watches are gone: the process is ending.
+                        stop.cancelled().await;
+                        return Ok(());
+                    }
                 }
+                changed = rows.changed() => {
+                    if changed.is_ok() && worker.rows_are_as_applied() {
+                        continue;
+                    }
+                }
+                () = &mut timer => {}
+                () = stop.cancelled() => return Ok(()),
             }
-            _ = rows.changed() => {}
-            () = timer => {}
-            () = stop.cancelled() => return Ok(()),
+            break;
         }
     }
 }
