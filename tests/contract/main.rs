@@ -15,6 +15,7 @@ mod model_placement;
 mod ovn;
 mod ovn_hosts;
 mod ovn_refusals;
+mod ovn_tls;
 mod stack_heat;
 mod stack_lifecycles;
 mod storage;

@@ -125,6 +125,7 @@ impl Cloud {
             caches,
             config: Config {
                 ovn_nb: "unix:/nonexistent/ovnnb_db.sock".into(),
+                ovn_tls: None,
                 underlay_mtu: 1500,
                 underlay_ipv6: false,
                 identity: "test".into(),
