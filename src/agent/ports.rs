@@ -28,6 +28,7 @@ impl Ports {
     /// When the endpoint is malformed.
     pub fn watch(endpoint: &str, ovn_run_dir: PathBuf) -> Result<Self, EndpointError> {
         let tables: BTreeMap<&'static str, &'static [&'static str]> = [
+            ("Open_vSwitch", &["external_ids"] as &[_]),
             ("Interface", &["name", "external_ids"] as &[_]),
             ("Port", &["interfaces"] as &[_]),
             ("Bridge", &["name", "datapath_type", "ports"] as &[_]),
@@ -85,6 +86,15 @@ impl Ports {
         }
         tracing::info!(%guest, "ports that libvirt left are removed");
         self.client.transact(operations).await.map(drop)
+    }
+
+    /// Name of the host's chassis in OVN, which is its Open vSwitch's `system-id`.
+    #[must_use]
+    pub fn chassis(&self) -> Option<String> {
+        let view = self.client.view();
+        let (_, row) = view.replica.rows("Open_vSwitch").next()?;
+        let ids = row.get("external_ids")?;
+        ids.get("system-id").map(str::to_owned)
     }
 
     /// Whether packets are switched in userspace, which never completes the checksums that

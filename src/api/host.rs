@@ -178,6 +178,10 @@ pub struct HostStatus {
     /// Boot id of the host.
     #[serde(default, rename = "bootID", skip_serializing_if = "Option::is_none")]
     pub boot_id: Option<String>,
+    /// Name of the host's chassis in OVN: the `system-id` of its Open vSwitch. Ports of Servers on
+    /// the host are tied to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chassis: Option<String>,
     /// What the host has in all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capacity: Option<Claim>,

@@ -10,6 +10,7 @@ use k8s_openapi::jiff::Timestamp;
 
 use pileus_api::{crd, names};
 use pileus_kube_ext::role::{self, Result};
+use pileus_manager::Tls;
 use pileus_scheduler::questions::{advice, cluster, simulate};
 
 /// An infrastructure cloud as Kubernetes custom resources.
@@ -82,13 +83,30 @@ impl Goal {
 struct ManagerArguments {
     #[command(flatten)]
     role: role::Arguments,
-    /// OVN's northbound database, such as unix:/run/ovn/ovnnb_db.sock or tcp:ADDRESS:6641.
+    /// OVN's northbound database, such as unix:/run/ovn/ovnnb_db.sock or ssl:ADDRESS:6641.
     #[arg(
         long,
         env = "PILEUS_OVN_NB",
         default_value = "unix:/run/ovn/ovnnb_db.sock"
     )]
     ovn_nb: String,
+    /// File of the private key for `ssl:` endpoints, in PEM.
+    #[arg(
+        long,
+        env = "PILEUS_OVN_NB_PRIVATE_KEY",
+        requires_all = ["ovn_nb_certificate", "ovn_nb_ca_cert"]
+    )]
+    ovn_nb_private_key: Option<PathBuf>,
+    /// File of our certificate, in PEM.
+    #[arg(
+        long,
+        env = "PILEUS_OVN_NB_CERTIFICATE",
+        requires = "ovn_nb_private_key"
+    )]
+    ovn_nb_certificate: Option<PathBuf>,
+    /// File of the CA's certificate that the database's is signed by, in PEM.
+    #[arg(long, env = "PILEUS_OVN_NB_CA_CERT", requires = "ovn_nb_private_key")]
+    ovn_nb_ca_cert: Option<PathBuf>,
     /// Largest packet of the network between the hosts, in bytes.
     #[arg(long, env = "PILEUS_UNDERLAY_MTU", default_value_t = 1500)]
     underlay_mtu: i32,
@@ -172,8 +190,22 @@ async fn advise(goal: Goal) -> Result<()> {
 }
 
 async fn manager(arguments: ManagerArguments) -> Result<()> {
+    let files = (
+        arguments.ovn_nb_private_key,
+        arguments.ovn_nb_certificate,
+        arguments.ovn_nb_ca_cert,
+    );
+    let ovn_tls = match files {
+        (Some(private_key), Some(certificate), Some(ca_certificate)) => Some(Tls {
+            private_key,
+            certificate,
+            ca_certificate,
+        }),
+        _ => None,
+    };
     let config = pileus_manager::Config {
         ovn_nb: arguments.ovn_nb,
+        ovn_tls,
         underlay_mtu: arguments.underlay_mtu,
         underlay_ipv6: arguments.underlay_ipv6,
         identity: role::identity(),

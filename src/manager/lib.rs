@@ -30,6 +30,7 @@ use pileus_kube_ext::lease::{self, LeadershipLost};
 use pileus_kube_ext::objects::Objects;
 use pileus_kube_ext::telemetry::Readiness;
 use pileus_kube_ext::{ApiError, Context, chain};
+pub use pileus_network::ovsdb::Tls;
 
 pub use caches::Caches;
 use compute::{flavor, host, key_pair, server};
@@ -41,6 +42,8 @@ use network::pass;
 pub struct Config {
     /// Where OVN's northbound database is, such as `unix:/run/ovn/ovnnb_db.sock`.
     pub ovn_nb: String,
+    /// Private key, certificate and CA for it, when it is reached by TLS.
+    pub ovn_tls: Option<Tls>,
     /// Largest packet of the network between the hosts, in bytes.
     pub underlay_mtu: i32,
     /// Whether that network is IPv6, whose tunnels take 20 bytes more.
@@ -179,6 +182,7 @@ fn controllers(manager: &Arc<Manager>, stop: &CancellationToken) -> Vec<BoxFutur
 fn network_config(config: &Config, generation: i64) -> pass::NetworkConfig {
     pass::NetworkConfig {
         ovn_nb: config.ovn_nb.clone(),
+        ovn_tls: config.ovn_tls.clone(),
         underlay_mtu: config.underlay_mtu,
         underlay_ipv6: config.underlay_ipv6,
         identity: config.identity.clone(),

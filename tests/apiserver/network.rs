@@ -43,6 +43,7 @@ impl Manager {
             .unwrap();
         let config = NetworkConfig {
             ovn_nb: format!("unix:{}", ovn.path("nb.sock").display()),
+            ovn_tls: None,
             underlay_mtu: 1500,
             underlay_ipv6: false,
             identity: identity.to_owned(),

@@ -119,6 +119,7 @@ impl Lab {
             context: uncounted,
             config: Config {
                 ovn_nb: "unix:/nonexistent/ovnnb_db.sock".into(),
+                ovn_tls: None,
                 underlay_mtu: 1500,
                 underlay_ipv6: false,
                 identity: "bench".into(),

@@ -10,8 +10,9 @@ use pileus_network::northbound::token::{Holder, Token};
 use pileus_network::northbound::{ApplyError, Desired, NorthboundDb, NotApplied, controller};
 use pileus_network::ovsdb::{Error, Options, View};
 use pileus_network::topology::{
-    AddressIn, Direction, Family, GroupIn, Key, NetworkIn, PortIn, Protocol, Remote, Rule, RuleIn,
-    Security, SubnetIn, Topology, Transport, compile, group_name, logical_port, switch_name,
+    AddressIn, Binding, Direction, Family, GroupIn, Key, NetworkIn, PortIn, Protocol, Remote, Rule,
+    RuleIn, Security, SubnetIn, Topology, Transport, compile, group_name, logical_port,
+    switch_name,
 };
 use pileus_tests::ovn::Ovn;
 use pileus_values::{ClusterId, Mac, Owner};
@@ -79,7 +80,7 @@ pub(super) fn topology(ports: usize) -> Topology {
                 groups: if n == 2 { vec![] } else { vec!["web".into()] },
                 pairs: vec![],
             },
-            requested_chassis: None,
+            binding: Binding::Anywhere,
             owner,
         }
     };
@@ -168,7 +169,6 @@ async fn desired_rows_are_created_corrected_and_then_unchanged() {
     );
     assert!(ovn.nbctl(&["dhcp-options-list"]).lines().count() == 2);
     assert_eq!(ovn.nbctl(&["acl-list", &group]).lines().count(), 3);
-    assert_eq!(nb.port_states(&token).get(&p0), Some(&false));
 
     // Damage by hand, and rows of others in ours.
     ovn.nbctl(&["lsp-set-addresses", &p0, "unknown"]);
@@ -439,7 +439,7 @@ async fn after_the_server_was_killed_the_client_reports_it_and_reconnects() {
     );
     let diff = nb.apply(&token, &want, &nothing()).await.unwrap();
     assert!(!diff.operations.is_empty());
-    assert_eq!(nb.port_states(&token).len(), 3);
+    assert_eq!(nb.view().replica.len("Logical_Switch_Port"), 3);
 }
 
 #[tokio::test]
@@ -469,6 +469,30 @@ async fn a_thousand_ports_fit_in_one_transaction_and_northd_accepts_them() {
     let flows = ovn.sbctl(&["--bare", "--columns=_uuid", "list", "Logical_Flow"]);
     assert!(flows.lines().count() > 1000);
     assert_eq!(ovn.northd_complaints(), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_port_that_comes_up_wakes_nobody_and_what_others_change_is_seen() {
+    let ovn = Ovn::start();
+    let nb = ovn.connect().await;
+    let token = token("a");
+    nb.claim(&token).await.unwrap();
+    let want = desired(&topology(3));
+    nb.apply(&token, &want, &nothing()).await.unwrap();
+    assert!(nb.is_applied(&token, &want, &nothing()));
+    let mut watch = nb.watch();
+    watch.mark_unchanged();
+    for up in ["up=true", "up=false", "tag=7"] {
+        ovn.nbctl(&["set", "Logical_Switch_Port", &port_name(0), up]);
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!watch.has_changed().unwrap());
+    ovn.nbctl(&["lsp-set-addresses", &port_name(0), "unknown"]);
+    tokio::time::timeout(Duration::from_secs(5), watch.changed())
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(!nb.is_applied(&token, &want, &nothing()));
 }
 
 #[tokio::test]

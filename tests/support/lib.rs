@@ -12,6 +12,7 @@
 )]
 
 pub mod apiserver;
+pub mod chassis;
 pub mod counting;
 pub mod heat_cases;
 pub mod lab;

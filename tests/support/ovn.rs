@@ -70,7 +70,23 @@ impl Ovn {
 
     fn server(&self, name: &str) -> Child {
         let file = |suffix: &str| self.path(&format!("{name}.{suffix}")).display().to_string();
+        let mut from_database = Vec::new();
+        if let Some((database, global)) = match name {
+            "nb" => Some(("OVN_Northbound", "NB_Global")),
+            "sb" => Some(("OVN_Southbound", "SB_Global")),
+            _ => None,
+        } {
+            from_database.push(format!("--remote=db:{database},{global},connections"));
+            for (option, column) in [
+                ("private-key", "private_key"),
+                ("certificate", "certificate"),
+                ("ca-cert", "ca_cert"),
+            ] {
+                from_database.push(format!("--{option}=db:{database},SSL,{column}"));
+            }
+        }
         self.command("ovsdb-server")
+            .args(from_database)
             .arg(format!("--remote=p{}", self.remote(name)))
             .arg(format!("--unixctl={}", file("ctl")))
             .arg(format!("--log-file={}", file("log")))
@@ -161,6 +177,29 @@ impl Ovn {
     pub fn restart_nb(&mut self) {
         self.nb = Some(self.server("nb"));
         self.wait_for_socket("nb.sock");
+    }
+
+    /// Makes a database listen with TLS on a free port of 127.0.0.1, which is returned. The files
+    /// are the private key, the certificate and the CA.
+    pub fn listen_tls(&self, name: &str, [key, certificate, ca]: &[String; 3]) -> u16 {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let port = listener.local_addr().expect("an address").port();
+        drop(listener);
+        let connection = format!("pssl:{port}:127.0.0.1");
+        let args = ["--", "set-connection", &connection];
+        let program = if name == "nb" {
+            "ovn-nbctl"
+        } else {
+            "ovn-sbctl"
+        };
+        let ssl = ["set-ssl", key, certificate, ca];
+        self.ctl(program, name, &[&ssl as &[_], &args].concat());
+        let until = Instant::now() + Duration::from_secs(20);
+        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+            assert!(Instant::now() < until, "no TLS on port {port}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        port
     }
 
     /// Runs `ovn-nbctl`; its output must be a success.

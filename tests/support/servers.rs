@@ -170,6 +170,7 @@ async fn start_manager_as(
     let config = Config {
         // No OVN: what needs it waits.
         ovn_nb: "unix:/nonexistent/ovnnb_db.sock".into(),
+        ovn_tls: None,
         underlay_mtu: 1500,
         underlay_ipv6: false,
         identity: "test".into(),

@@ -287,6 +287,7 @@ fn status(
     let mut observations = Vec::new();
     let mut status = HostStatus {
         boot_id: Some(agent.boot_id.clone()),
+        chassis: agent.ports.chassis().or_else(|| old.chassis.clone()),
         overhead_mib: Some(OVERHEAD_MIB),
         images,
         orphans,

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use kube::Resource;
 use tokio::sync::watch;
 
+use super::port::placement::{chassis_of, host_of};
 use crate::caches::Caches;
 use pileus_api::{
-    IPAllocation, Instance, Network, Port, SecurityGroup, SecurityGroupRule, Server, Subnet,
+    Host, IPAllocation, Instance, Network, Port, SecurityGroup, SecurityGroupRule, Server, Subnet,
 };
 use pileus_kube_ext::cache::{Cache, Change};
 
@@ -30,6 +31,8 @@ pub struct NetworkCaches {
     pub servers: Cache<Server>,
     /// Instances, whose interfaces are Ports.
     pub instances: Cache<Instance>,
+    /// Hosts, whose chassis Ports are tied to.
+    pub hosts: Cache<Host>,
     /// Counts changes that a pass has to look at.
     pub changes: watch::Receiver<u64>,
 }
@@ -46,10 +49,16 @@ impl NetworkCaches {
         count_changes(&count, &caches.allocations, |_| true);
         count_changes(&count, &caches.groups, |_| true);
         count_changes(&count, &caches.rules, |_| true);
-        // The namespace of a new one may need its `default` group; Ports that one used may be
-        // free when it goes.
+        // The namespace of a new one may need its `default` group; its Ports are tied to its host
+        // when it is placed, and may be free when it goes.
         count_changes(&count, &caches.servers, |change| {
-            change.before.is_none() || change.is_leaving()
+            let before = change.before.as_deref();
+            change.is_leaving()
+                || before.is_none_or(|before| host_of(before) != host_of(&change.object))
+        });
+        count_changes(&count, &caches.hosts, |change| {
+            let before = change.before.as_deref();
+            before.and_then(chassis_of) != chassis_of(&change.object)
         });
         count_changes(&count, &caches.instances, Change::is_leaving);
         Self {
@@ -61,6 +70,7 @@ impl NetworkCaches {
             rules: caches.rules.clone(),
             servers: caches.servers.clone(),
             instances: caches.instances.clone(),
+            hosts: caches.hosts.clone(),
             changes,
         }
     }
@@ -76,6 +86,7 @@ impl NetworkCaches {
         self.rules.ready().await;
         self.servers.ready().await;
         self.instances.ready().await;
+        self.hosts.ready().await;
     }
 }
 

@@ -43,6 +43,7 @@ macro_rules! network_kinds {
             read {
                 servers: pileus_api::Server,
                 instances: pileus_api::Instance,
+                hosts: pileus_api::Host,
             }
         }
     };

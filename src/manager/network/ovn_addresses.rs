@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use pileus_network::ovsdb::{Datum, Replica};
+use pileus_network::topology::REQUESTED_CHASSIS;
 use pileus_values::{ClusterId, Mac};
 
 /// Addresses of the logical ports in OVN.
@@ -12,6 +13,8 @@ use pileus_values::{ClusterId, Mac};
 pub struct OvnAddresses {
     /// Ethernet addresses by port id.
     pub macs: HashMap<String, Mac>,
+    /// The chassis that a port is tied to, by port id; nothing for one that is tied to none.
+    pub chassis: HashMap<String, Option<String>>,
     /// IP addresses by the switch's name, each with its port id.
     pub addresses: HashMap<String, HashMap<IpAddr, String>>,
 }
@@ -33,6 +36,10 @@ pub fn read(replica: &Replica, cluster: &ClusterId) -> OvnAddresses {
             let Some(port) = row.get("name").and_then(Datum::as_str) else {
                 continue;
             };
+            let options = row.get("options");
+            let chassis = options.and_then(|options| options.get(REQUESTED_CHASSIS));
+            let chassis = chassis.map(str::to_owned);
+            found.chassis.insert(port.to_owned(), chassis);
             for text in row.get("addresses").map(texts).unwrap_or_default() {
                 let mut words = text.split_whitespace();
                 let Some(mac) = words.next().and_then(|word| word.parse().ok()) else {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::kinds::{AllocationChanges, Decisions, Observed, Planning, Problems, plan_each};
 use super::ovn_addresses::OvnAddresses;
+use super::port::placement;
 use pileus_network::northbound::Desired;
 use pileus_network::topology::compile;
 use pileus_values::{ClusterId, Owner};
@@ -32,11 +33,12 @@ pub fn plan(cluster: &ClusterId, max_mtu: i32, observed: &Observed, ovn: &OvnAdd
     let Planning {
         mut decisions,
         allocations,
-        topology,
+        mut topology,
         unplugged,
         problems,
         ..
     } = planning;
+    placement::tie_to_hosts(&mut topology, observed, ovn);
     let compiled = compile(&topology);
     let problems: Problems = problems.into_iter().chain(compiled.problems).collect();
     let mut deleted: BTreeSet<_> = unplugged.iter().map(|owner| owner.uid.clone()).collect();

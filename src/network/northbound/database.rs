@@ -2,16 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
 
 use super::apply::Apply;
-use super::diff::Diff;
+use super::diff::{Diff, Scope, diff_within};
 use super::refusals::Refusals;
 use super::rows::Desired;
 use super::token::{Holder, Token};
-use crate::ovsdb::{Client, Datum, Endpoint, Error, Monitor, Options, Replica, View};
+use crate::ovsdb::{Client, Endpoint, Error, Monitor, Options, View};
 
 /// How often a claim is decided anew because the table has changed.
 const CLAIM_ATTEMPTS: usize = 20;
@@ -54,25 +54,13 @@ pub trait NorthboundDb: Send + Sync {
         deleted: &BTreeSet<String>,
     ) -> impl Future<Output = Result<Diff, ApplyError>> + Send;
 
-    /// Which of our cluster's logical ports are up, that is bound and programmed on a host.
-    fn port_states(&self, token: &Token) -> BTreeMap<String, bool> {
-        port_states(&self.view().replica, token)
-    }
+    /// Whether the rows are the desired ones, but for those that the database refuses: then there
+    /// is nothing to apply, and nobody has changed what is ours.
+    fn is_applied(&self, token: &Token, desired: &Desired, deleted: &BTreeSet<String>) -> bool;
 }
 
-fn port_states(replica: &Replica, token: &Token) -> BTreeMap<String, bool> {
-    replica
-        .rows("Logical_Switch_Port")
-        .filter(|(_, row)| super::rows::owner_of(row).is_some_and(|o| o.cluster == token.cluster))
-        .filter_map(|(_, row)| {
-            let name = row.get("name")?.as_str()?.to_owned();
-            let up = row.get("up").and_then(Datum::as_bool).unwrap_or(false);
-            Some((name, up))
-        })
-        .collect()
-}
-
-/// The columns that are monitored.
+/// The columns that are monitored. What northd writes, such as `up`, is not among them: a guest
+/// that starts wakes nobody.
 #[must_use]
 pub fn monitor() -> Monitor {
     Monitor {
@@ -96,7 +84,6 @@ pub fn monitor() -> Monitor {
                     "tag_request",
                     "dhcpv4_options",
                     "dhcpv6_options",
-                    "up",
                     "external_ids",
                 ],
             ),
@@ -186,5 +173,15 @@ impl NorthboundDb for Northbound {
             refusals: &self.refusals,
         };
         apply.run().await
+    }
+
+    fn is_applied(&self, token: &Token, desired: &Desired, deleted: &BTreeSet<String>) -> bool {
+        let view = self.view();
+        let refused = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        let scope = Scope::without(refused.uids());
+        view.is_connected()
+            && diff_within(&view.replica, &token.cluster, desired, deleted, &scope)
+                .operations
+                .is_empty()
     }
 }

@@ -98,6 +98,8 @@ pub struct LogicalSwitchPort {
     pub addresses: BTreeSet<String>,
     /// `MAC IP…`; everything passes when empty.
     pub port_security: BTreeSet<String>,
+    /// No packet passes, wherever the port is bound.
+    pub disabled: bool,
     /// Options such as `requested-chassis`.
     pub options: BTreeMap<String, String>,
     /// Key of [`Desired::dhcp_options`] for IPv4.
@@ -235,7 +237,7 @@ impl LogicalSwitchPort {
                 "port_security",
                 Datum::set(self.port_security.iter().cloned()),
             ),
-            ("enabled", Datum::Set(BTreeSet::new())),
+            ("enabled", Datum::set(self.disabled.then_some(false))),
             ("parent_name", Datum::Set(BTreeSet::new())),
             ("tag_request", Datum::Set(BTreeSet::new())),
             ("options", map(&self.options)),

@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout};
 use super::framing::Framer;
 use super::operation::read_results;
 use super::schema::Schema;
-use super::{Endpoint, Error, Monitor, OpResult, Operation, Replica};
+use super::{Endpoint, Error, Monitor, OpResult, Operation, Replica, Tls};
 
 /// Bounds and times of a client.
 #[derive(Clone, Debug)]
@@ -29,6 +29,8 @@ pub struct Options {
     pub backoff: (Duration, Duration),
     /// Biggest message in either direction, in bytes.
     pub message_limit: usize,
+    /// Who we are, and whom we trust, for endpoints with TLS.
+    pub tls: Option<Tls>,
 }
 
 impl Default for Options {
@@ -39,6 +41,7 @@ impl Default for Options {
             probe_interval: Duration::from_secs(5),
             backoff: (Duration::from_millis(100), Duration::from_secs(8)),
             message_limit: 256 << 20,
+            tls: None,
         }
     }
 }
@@ -261,12 +264,16 @@ impl Connection {
         let open = async {
             let stream: Box<dyn Stream> = match endpoint {
                 Endpoint::Unix(path) => Box::new(UnixStream::connect(path).await.map_err(io)?),
-                Endpoint::Tcp { host, port } => {
-                    let stream = TcpStream::connect((host.as_str(), *port))
-                        .await
-                        .map_err(io)?;
-                    stream.set_nodelay(true).map_err(io)?;
-                    Box::new(stream)
+                Endpoint::Tcp { host, port } => Box::new(connect(host, *port).await?),
+                Endpoint::Ssl { host, port } => {
+                    let tls = self.options.tls.as_ref().ok_or_else(|| {
+                        Error::Tls(
+                            "an endpoint with TLS needs a private key, a certificate and the \
+                             certificate of a CA"
+                                .to_owned(),
+                        )
+                    })?;
+                    Box::new(tls.connect(host, connect(host, *port).await?).await?)
                 }
             };
             let mut session = Session::new(stream, self.options.message_limit);
@@ -472,6 +479,12 @@ fn request_error(method: &str, error: &Value) -> Error {
         method: method.to_owned(),
         details: details.map_or_else(|| error.to_string(), str::to_owned),
     }
+}
+
+async fn connect(host: &str, port: u16) -> Result<TcpStream, Error> {
+    let stream = TcpStream::connect((host, port)).await.map_err(io)?;
+    stream.set_nodelay(true).map_err(io)?;
+    Ok(stream)
 }
 
 #[allow(clippy::needless_pass_by_value)] // for `map_err(io)`

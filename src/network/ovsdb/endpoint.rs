@@ -16,11 +16,18 @@ pub enum Endpoint {
         /// The port.
         port: u16,
     },
+    /// A TCP port with TLS, written `ssl:192.0.2.1:6641` or `ssl:[2001:db8::1]:6641`.
+    Ssl {
+        /// Address or name of the host, which its certificate is for.
+        host: String,
+        /// The port.
+        port: u16,
+    },
 }
 
 /// Why a text is no endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a database endpoint; write unix:PATH or tcp:ADDRESS:PORT")]
+#[error("`{0}` is not a database endpoint; write unix:PATH, ssl:ADDRESS:PORT or tcp:ADDRESS:PORT")]
 pub struct EndpointError(String);
 
 impl FromStr for Endpoint {
@@ -30,7 +37,7 @@ impl FromStr for Endpoint {
         let bad = || EndpointError(text.to_owned());
         match text.split_once(':').ok_or_else(bad)? {
             ("unix", path) if !path.is_empty() => Ok(Self::Unix(PathBuf::from(path))),
-            ("tcp", rest) => {
+            (scheme @ ("tcp" | "ssl"), rest) => {
                 let (host, port) = rest.rsplit_once(':').ok_or_else(bad)?;
                 let port = port.parse().map_err(|_| bad())?;
                 let host = match host.strip_prefix('[') {
@@ -41,9 +48,10 @@ impl FromStr for Endpoint {
                 if host.is_empty() || port == 0 {
                     return Err(bad());
                 }
-                Ok(Self::Tcp {
-                    host: host.to_owned(),
-                    port,
+                let host = host.to_owned();
+                Ok(match scheme {
+                    "ssl" => Self::Ssl { host, port },
+                    _ => Self::Tcp { host, port },
                 })
             }
             _ => Err(bad()),
@@ -53,10 +61,15 @@ impl FromStr for Endpoint {
 
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
-            Self::Tcp { host, port } if host.contains(':') => write!(f, "tcp:[{host}]:{port}"),
-            Self::Tcp { host, port } => write!(f, "tcp:{host}:{port}"),
+        let (scheme, host, port) = match self {
+            Self::Unix(path) => return write!(f, "unix:{}", path.display()),
+            Self::Tcp { host, port } => ("tcp", host, port),
+            Self::Ssl { host, port } => ("ssl", host, port),
+        };
+        if host.contains(':') {
+            write!(f, "{scheme}:[{host}]:{port}")
+        } else {
+            write!(f, "{scheme}:{host}:{port}")
         }
     }
 }
@@ -81,6 +94,8 @@ mod tests {
             "tcp:192.0.2.1:6641",
             "tcp:[2001:db8::1]:6641",
             "tcp:nb:1",
+            "ssl:192.0.2.1:6641",
+            "ssl:[2001:db8::1]:6641",
         ] {
             assert_eq!(text.parse::<Endpoint>().unwrap().to_string(), text);
         }
@@ -96,7 +111,8 @@ mod tests {
             "tcp::6641",
             "tcp:h:0",
             "tcp:2001:db8::1:6641",
-            "ssl:h:1",
+            "ssl:h",
+            "tls:h:1",
         ] {
             assert!(text.parse::<Endpoint>().is_err(), "{text}");
         }

@@ -14,6 +14,9 @@ pub enum Error {
     /// The socket failed.
     #[error("{0}")]
     Io(String),
+    /// There is no TLS: a file cannot be used, or one side does not trust the other.
+    #[error("{0}")]
+    Tls(String),
     /// The connection broke while the transaction was under way.
     #[error("lost the connection to the database; the transaction may or may not be committed")]
     Disconnected,
@@ -89,6 +92,7 @@ impl Error {
             Self::Disconnected | Self::Request { .. } | Self::TooLarge { .. } => true,
             Self::NotConnected { .. }
             | Self::Io(_)
+            | Self::Tls(_)
             | Self::TimedOut(_)
             | Self::WaitFailed { .. }
             | Self::Protocol(_)

@@ -17,6 +17,7 @@ mod framing;
 mod operation;
 mod replica;
 mod schema;
+mod tls;
 
 pub use client::{Client, ConnectionState, Options, View};
 pub use datum::{Atom, Datum, Row, RowId};
@@ -25,3 +26,4 @@ pub use error::Error;
 pub use operation::{Clause, Function, Mutation, Mutator, OpResult, Operation, Until, by_id};
 pub use replica::{Monitor, Replica, Table};
 pub use schema::{ColumnShape, Schema};
+pub use tls::Tls;

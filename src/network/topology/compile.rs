@@ -7,7 +7,8 @@ use sha2::{Digest, Sha256};
 
 use super::dhcp;
 use super::input::{
-    AddressPairIn, Direction, GroupIn, Key, NetworkIn, PortIn, RuleIn, Security, SubnetIn, Topology,
+    AddressPairIn, Binding, Direction, GroupIn, Key, NO_CHASSIS, NetworkIn, PortIn, RuleIn,
+    Security, SubnetIn, Topology,
 };
 use super::rules;
 use crate::northbound::{
@@ -19,6 +20,8 @@ use pileus_values::{ClusterId, Mac, Owner, stable_id};
 const DROP_PRIORITY: i64 = 1001;
 /// Priority of what is allowed, as in Neutron.
 const ALLOW_PRIORITY: i64 = 1002;
+/// The option of a logical port that names the chassis which may bind it.
+pub const REQUESTED_CHASSIS: &str = "requested-chassis";
 /// Longest name of an ACL in the Northbound schema, in characters.
 const ACL_NAME_MAX: usize = 63;
 
@@ -226,11 +229,8 @@ impl Compiler<'_> {
             switch: switch_name(self.cluster, &port.network),
             addresses: BTreeSet::from([own]),
             port_security: BTreeSet::new(),
-            options: port
-                .requested_chassis
-                .iter()
-                .map(|host| ("requested-chassis".to_owned(), host.clone()))
-                .collect(),
+            disabled: port.binding == Binding::Nowhere,
+            options: requested_chassis(&port.binding),
             dhcpv4: self.dhcp_of(port, true),
             dhcpv6: self.dhcp_of(port, false),
         };
@@ -334,6 +334,15 @@ impl Compiler<'_> {
         };
         self.out.desired.port_groups.insert(name, row);
     }
+}
+
+fn requested_chassis(binding: &Binding) -> BTreeMap<String, String> {
+    let chassis = match binding {
+        Binding::Anywhere => return BTreeMap::new(),
+        Binding::Chassis(name) => name.as_str(),
+        Binding::Nowhere => NO_CHASSIS,
+    };
+    BTreeMap::from([(REQUESTED_CHASSIS.to_owned(), chassis.to_owned())])
 }
 
 /// `MAC IP…` with the addresses sorted and each of them once.

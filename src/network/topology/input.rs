@@ -93,9 +93,25 @@ pub struct PortIn {
     pub addresses: Vec<AddressIn>,
     /// Which traffic passes.
     pub security: Security,
-    /// The host that alone may bind the port; two with a comma during a move.
-    pub requested_chassis: Option<String>,
+    /// Which hosts may bind it.
+    pub binding: Binding,
 }
+
+/// Which hosts may bind a port, which is to say: send and receive as it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Binding {
+    /// Any that has an interface with the port's id.
+    #[default]
+    Anywhere,
+    /// The chassis of this name alone; two with a comma during a move.
+    Chassis(String),
+    /// None, until the port is placed: ovn-controllers do not bind it, and northd makes no flows
+    /// that lead to or from it, whoever claims to have it.
+    Nowhere,
+}
+
+/// What ports that may be bound nowhere request: a name that no chassis has.
+pub const NO_CHASSIS: &str = "pileus.dev/unplaced";
 
 /// An address of a port.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -20,9 +20,10 @@ mod rules;
 mod tests;
 
 pub use compile::{
-    Compiled, Problem, compile, drop_group_name, group_name, logical_port, switch_name,
+    Compiled, Problem, REQUESTED_CHASSIS, compile, drop_group_name, group_name, logical_port,
+    switch_name,
 };
 pub use input::{
-    AddressIn, AddressPairIn, Direction, Family, GroupIn, IcmpType, Key, NetworkIn, PortIn,
-    Protocol, Remote, Rule, RuleIn, Security, SubnetIn, Topology, Transport,
+    AddressIn, AddressPairIn, Binding, Direction, Family, GroupIn, IcmpType, Key, NO_CHASSIS,
+    NetworkIn, PortIn, Protocol, Remote, Rule, RuleIn, Security, SubnetIn, Topology, Transport,
 };

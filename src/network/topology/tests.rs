@@ -32,7 +32,7 @@ fn port(name: &str, addresses: &[(&str, &str)], security: Security) -> PortIn {
             })
             .collect(),
         security,
-        requested_chassis: None,
+        binding: Binding::Anywhere,
     }
 }
 

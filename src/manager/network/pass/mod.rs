@@ -30,7 +30,7 @@ use pileus_kube_ext::Context;
 use pileus_kube_ext::backoff::Backoff;
 use pileus_network::northbound::token::{Holder, Token};
 use pileus_network::northbound::{Northbound, NorthboundDb};
-use pileus_network::ovsdb::{EndpointError, Options, parse_endpoints};
+use pileus_network::ovsdb::{EndpointError, Options, Tls, parse_endpoints};
 
 /// A pass begins this long after the last one, also without any event.
 const RESYNC_INTERVAL: Duration = Duration::from_mins(5);
@@ -49,6 +49,8 @@ pub struct NetworkConfig {
     /// Where OVN's Northbound database is, such as `unix:/run/ovn/ovnnb_db.sock`; several
     /// with commas between them.
     pub ovn_nb: String,
+    /// Who we are for the database, and whom we trust, when it is reached by TLS.
+    pub ovn_tls: Option<Tls>,
     /// Largest packet of the network between the hosts, in bytes.
     pub underlay_mtu: i32,
     /// Whether that network is IPv6, whose tunnels have longer headers.
@@ -116,7 +118,11 @@ pub async fn run_network(
     stop: CancellationToken,
 ) -> Result<(), NetworkError> {
     let endpoints = parse_endpoints(&config.ovn_nb)?;
-    let northbound = Northbound::start(endpoints, Options::default());
+    let options = Options {
+        tls: config.ovn_tls.clone(),
+        ..Options::default()
+    };
+    let northbound = Northbound::start(endpoints, options);
     let mut rows = northbound.watch();
     tokio::select! {
         () = caches.ready() => {}
@@ -156,17 +162,25 @@ pub async fn run_network(
         check.ok();
         let wait = outcome.retry_after.map_or(wait, |retry| retry.min(wait));
         let timer = tokio::time::sleep(wait);
-        tokio::select! {
-            changed = caches.changes.changed() => {
-                if changed.is_err() {
-                    // The watches are gone: the process is ending.
-                    stop.cancelled().await;
-                    return Ok(());
+        tokio::pin!(timer);
+        loop {
+            tokio::select! {
+                changed = caches.changes.changed() => {
+                    if changed.is_err() {
+                        // The watches are gone: the process is ending.
+                        stop.cancelled().await;
+                        return Ok(());
+                    }
                 }
+                changed = rows.changed() => {
+                    if changed.is_ok() && worker.rows_are_as_applied() {
+                        continue;
+                    }
+                }
+                () = &mut timer => {}
+                () = stop.cancelled() => return Ok(()),
             }
-            _ = rows.changed() => {}
-            () = timer => {}
-            () = stop.cancelled() => return Ok(()),
+            break;
         }
     }
 }

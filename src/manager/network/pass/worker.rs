@@ -1,6 +1,6 @@
 //! One pass: observe, plan, act, report.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use super::kind::{Overlays, retry_later};
@@ -13,7 +13,7 @@ use crate::network::security_group::default_group::DefaultGroups;
 use pileus_api::{IPAllocation, Reason};
 use pileus_kube_ext::{Context, chain};
 use pileus_network::northbound::token::{Holder, Token};
-use pileus_network::northbound::{ApplyError, Diff, Northbound, NorthboundDb, NotApplied};
+use pileus_network::northbound::{ApplyError, Desired, Diff, Northbound, NorthboundDb, NotApplied};
 use pileus_network::ovsdb::ConnectionState;
 
 pub(super) struct Worker {
@@ -25,6 +25,8 @@ pub(super) struct Worker {
     max_mtu: i32,
     default_groups: DefaultGroups,
     overlays: Overlays,
+    /// What OVN's rows were brought to by the last pass, if it succeeded.
+    applied: Option<(Desired, BTreeSet<String>)>,
 }
 
 /// The outcome of a pass for OVN's rows.
@@ -49,7 +51,16 @@ impl Worker {
             max_mtu,
             default_groups: DefaultGroups::default(),
             overlays: Overlays::default(),
+            applied: None,
         }
+    }
+
+    /// Whether OVN's rows are still what the last pass made of them, so that a change of them is
+    /// only the echo of our own.
+    pub(super) fn rows_are_as_applied(&self) -> bool {
+        self.applied.as_ref().is_some_and(|(desired, deleted)| {
+            self.northbound.is_applied(&self.token, desired, deleted)
+        })
     }
 
     pub(super) fn record_duration(&self, took: Duration, failed: bool) {
@@ -57,6 +68,7 @@ impl Worker {
     }
 
     pub(super) async fn pass(&mut self, caches: &NetworkCaches) -> Result<Outcome, NetworkError> {
+        self.applied = None;
         let mut outcome = Outcome::default();
         let before = self.overlays.observe(caches);
         if self.release_lost(&before, &mut outcome).await {
@@ -90,6 +102,9 @@ impl Worker {
         kinds.sort_by_key(|kind| !kind.is_reported_first());
         for mut kind in kinds {
             kind.report(&self.context, &mut outcome).await;
+        }
+        if !outcome.failed {
+            self.applied = Some((plan.desired, plan.deleted));
         }
         Ok(outcome)
     }

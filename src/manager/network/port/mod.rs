@@ -2,6 +2,7 @@
 
 mod access;
 mod addresses;
+pub mod placement;
 pub mod plan;
 #[cfg(test)]
 mod tests;

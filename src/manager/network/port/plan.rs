@@ -32,7 +32,7 @@ use pileus_api::{
 };
 use pileus_network::northbound::Desired;
 use pileus_network::topology::{
-    AddressIn, AddressPairIn, Key, PortIn, Problem, Security, logical_port,
+    AddressIn, AddressPairIn, Binding, Key, PortIn, Problem, Security, logical_port,
 };
 use pileus_values::{ClusterId, Mac};
 
@@ -336,7 +336,8 @@ impl Planner<'_, '_> {
                 mac,
                 addresses,
                 security,
-                requested_chassis: None,
+                // Decided when the Servers are known.
+                binding: Binding::default(),
             }),
             Err(message) => self.planning.problems.push(Problem { owner, message }),
         }
