@@ -222,6 +222,8 @@ string_enum! {
         LibvirtGuestsEnabled,
         /// A running VM that its owner's objects came back for.
         Adopted,
+        /// The API server rejects a status that was to be written.
+        StatusRejected,
         /// Something failed that is expected to pass; it is tried again.
         Retrying,
         /// Stack: an action is under way.
