@@ -241,6 +241,8 @@ string_enum! {
         LibvirtGuestsEnabled,
         /// A running VM belongs to the object again, whose owner had been lost.
         Adopted,
+        /// The API server rejects a status that was to be written.
+        StatusRejected,
         /// Something failed that is expected to pass; it is tried again.
         Retrying,
         /// Stack: an action is under way.

@@ -142,6 +142,8 @@ async fn schedule(
                     dispatcher.apply(event, &mut state);
                 }
             }
+            // What others wait for goes first.
+            () = std::future::ready(()), if state.has_deferred() => {}
         }
         if dispatcher.all_listed() {
             if let Some(on_ready) = on_ready.take() {
@@ -154,7 +156,8 @@ async fn schedule(
             if reporting.is_empty() {
                 let reports = state.reports(Timestamp::now());
                 if !reports.is_empty() {
-                    reporting.spawn(io::object_status::all(context.clone(), reports));
+                    let rejected = metrics.rejected.clone();
+                    reporting.spawn(io::object_status::all(context.clone(), rejected, reports));
                 }
             }
         }
@@ -223,6 +226,16 @@ fn record_outcome(context: &Context, metrics: &Metrics, write: &StatusWrite, out
             metrics.conflicts.inc();
             tracing::debug!(%namespace, %name, "conflict: the Server has changed");
         }
-        Outcome::Rejected => {}
+        Outcome::Rejected(why) => {
+            metrics.rejected.inc();
+            tracing::error!(%namespace, %name, error = %why, "status rejected");
+            // Its status cannot say it.
+            context.events.warning(
+                &*write.server,
+                Reason::StatusRejected,
+                "Scheduling",
+                format!("the API server rejects what the scheduler decided: {why}"),
+            );
+        }
     }
 }

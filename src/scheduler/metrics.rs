@@ -17,6 +17,8 @@ pub struct Metrics {
     pub preemptions: Counter,
     /// Writes that conflicted with a newer version of the Server.
     pub conflicts: Counter,
+    /// Statuses that the API server rejected.
+    pub rejected: Counter,
     /// Servers that are pending or waiting.
     pub queue: Gauge,
     duration: Histogram,
@@ -31,6 +33,7 @@ impl Metrics {
             failures: Counter::default(),
             preemptions: Counter::default(),
             conflicts: Counter::default(),
+            rejected: Counter::default(),
             queue: Gauge::default(),
             duration: Histogram::new(exponential_buckets(0.000_01, 4.0, 10)),
         };
@@ -55,6 +58,11 @@ impl Metrics {
                 "scheduler_conflicts",
                 "Writes that conflicted with a newer version of the Server",
                 m.conflicts.clone(),
+            );
+            r.register(
+                "scheduler_rejected_statuses",
+                "Statuses that the API server rejected",
+                m.rejected.clone(),
             );
             r.register(
                 "scheduler_queue_length",

@@ -66,8 +66,8 @@ async fn many_deletions_take_few_requests_and_look_at_no_others_objects() {
     let agent = tokio::spawn(play_agent(cloud.client()));
     cloud.counter.take();
     cloud.counter.take_lists();
-    let everything = servers.delete_collection(&DeleteParams::default(), &ListParams::default());
-    everything.await.unwrap();
+    let (params, all) = (DeleteParams::default(), ListParams::default());
+    servers.delete_collection(&params, &all).await.unwrap();
     let start = Instant::now();
     while !servers
         .list(&ListParams::default())

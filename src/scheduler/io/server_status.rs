@@ -38,10 +38,6 @@ pub async fn write_status(client: Client, write: &StatusWrite) -> Outcome {
             Ok(Ok(server)) => return Outcome::Written(Arc::new(server)),
             Ok(Err(error)) => {
                 if let Some(outcome) = known_outcome(&error) {
-                    if matches!(outcome, Outcome::Rejected) {
-                        let (namespace, name) = &write.key;
-                        tracing::error!(%namespace, %name, error = %chain(&error), "status rejected");
-                    }
                     return outcome;
                 }
                 tracing::warn!(server = ?write.key, error = %chain(&error), "status not written yet");
@@ -99,8 +95,10 @@ fn known_outcome(error: &ApiError) -> Option<Outcome> {
         return None;
     }
     match &*error.source {
-        kube::Error::Api(status) if (400..429).contains(&status.code) => Some(Outcome::Rejected),
-        kube::Error::SerdeError(_) => Some(Outcome::Rejected),
+        kube::Error::Api(status) if (400..429).contains(&status.code) => {
+            Some(Outcome::Rejected(chain(error)))
+        }
+        kube::Error::SerdeError(_) => Some(Outcome::Rejected(chain(error))),
         _ => None,
     }
 }

@@ -66,6 +66,7 @@ pub struct Placer {
     policy: std::sync::Arc<Policy>,
     cache: FitCache,
     fit: HostSet,
+    work: u64,
 }
 
 /// Why no host fits: the result of each filter, independent of the others.
@@ -94,6 +95,8 @@ pub struct Rejection {
     pub reason: RejectReason,
 }
 
+/// For those who may not see Hosts: how many each filter rejected, and what the Server needs. Names
+/// of hosts and what is free on them are in the fields.
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.hosts == 0 {
@@ -105,18 +108,31 @@ impl fmt::Display for Explanation {
         for (i, rejection) in self.rejections.iter().enumerate() {
             let separator = if i == 0 { ":" } else { ";" };
             let (filter, hosts) = (rejection.filter, rejection.hosts);
-            let reason = rejection.nearest_reason();
+            let reason = rejection.reason_without_names();
             write!(f, "{separator} {filter} rejected {hosts} ({reason})")?;
         }
         if self.reserved.hosts > 0 {
-            write!(f, "; {}", self.reserved)?;
+            let hosts = self.reserved.hosts;
+            write!(
+                f,
+                "; {hosts} of them offer nothing of it, because they reserve all they have"
+            )?;
         }
         Ok(())
     }
 }
 
 impl Rejection {
-    /// Why the nearest host was rejected, for users.
+    /// Why hosts were rejected, without the name of any and without what is free on it.
+    fn reason_without_names(&self) -> String {
+        match &self.reason {
+            RejectReason::Insufficient { needs, unit, .. } => format!("needs {needs} {unit}"),
+            RejectReason::Unsuitable(why) if self.hosts > 1 => format!("such as one that {why}"),
+            RejectReason::Unsuitable(why) => format!("it {why}"),
+        }
+    }
+
+    /// Why the nearest host was rejected, for those who may see Hosts.
     #[must_use]
     pub fn nearest_reason(&self) -> String {
         let nearest = &self.nearest;
@@ -169,10 +185,15 @@ impl Placer {
         snapshot: &'a Snapshot,
         request: &Request,
     ) -> Result<&'a str, Explanation> {
-        let Self { policy, cache, fit } = self;
+        let Self {
+            policy,
+            cache,
+            fit,
+            work,
+        } = self;
         let cycle = cycle_state(snapshot, policy, request);
-        cache.lookup(policy, &cycle, fit);
-        retain_passing_request_filters(policy, &cycle, fit);
+        *work += cache.lookup(policy, &cycle, fit);
+        *work += retain_passing_request_filters(policy, &cycle, fit);
         let weighers = policy.weighers.iter();
         let terms: Vec<Term<'_>> = weighers.map(|(w, m)| term(&**w, *m, &cycle)).collect();
         let mut best: Option<(i64, u64, usize)> = None;
@@ -190,6 +211,10 @@ impl Placer {
                 best = Some((score, tie, slot));
             }
         });
+        if best.is_none() {
+            // Each filter is asked about each host, and some why.
+            *work += 2 * u64::try_from(snapshot.registered().len()).unwrap_or(u64::MAX);
+        }
         best.map(|(_, _, slot)| snapshot.host_at(slot).name())
             .ok_or_else(|| explain(policy, &cycle))
     }
@@ -220,17 +245,25 @@ impl Placer {
     /// fits.
     pub fn fits(&mut self, snapshot: &Snapshot, request: &Request) -> bool {
         let cycle = cycle_state(snapshot, &self.policy, request);
-        self.cache.lookup(&self.policy, &cycle, &mut self.fit);
-        retain_passing_request_filters(&self.policy, &cycle, &mut self.fit);
+        self.work += self.cache.lookup(&self.policy, &cycle, &mut self.fit);
+        self.work += retain_passing_request_filters(&self.policy, &cycle, &mut self.fit);
         !self.fit.is_empty()
+    }
+
+    /// How many hosts filters were asked about one by one so far: what decisions cost, whatever
+    /// makes them dear. A decision on requirements that are cached costs next to nothing.
+    #[must_use]
+    pub fn work(&self) -> u64 {
+        self.work
     }
 }
 
 impl FitCache {
     /// Sets `fit` to the hosts that pass all filters except those that depend on the single
-    /// request.
-    fn lookup(&mut self, policy: &Policy, cycle: &CycleState<'_>, fit: &mut HostSet) {
+    /// request; returns about how many hosts they were asked about.
+    fn lookup(&mut self, policy: &Policy, cycle: &CycleState<'_>, fit: &mut HostSet) -> u64 {
         self.decisions += 1;
+        let asked;
         let shared: Vec<&dyn Filter> = policy
             .filters
             .iter()
@@ -244,6 +277,7 @@ impl FitCache {
         let (end, _) = snapshot.changes_since(0);
         let cached = match (self.entries.get_mut(&key), changed) {
             (Some(cached), Some(changed)) => {
+                asked = changed.len();
                 for &slot in changed {
                     let slot = slot as usize;
                     let host = snapshot.host_at(slot);
@@ -255,6 +289,7 @@ impl FitCache {
             }
             (known, _) => {
                 let mut all = snapshot.registered().clone();
+                asked = all.len();
                 retain_passing(&mut all, &shared, cycle);
                 if known.is_none() && self.entries.len() >= MAX_CACHED {
                     let oldest = self.entries.iter().min_by_key(|(_, k)| k.used);
@@ -274,6 +309,7 @@ impl FitCache {
         cached.journal_position = end;
         cached.used = self.decisions;
         fit.copy_from(&cached.fit);
+        u64::try_from(asked).unwrap_or(u64::MAX)
     }
 }
 
@@ -303,11 +339,20 @@ fn is_per_profile(scope: Scope) -> bool {
     matches!(scope, Scope::Profile | Scope::RequestProfile)
 }
 
-/// Keeps in `fit` the hosts that pass the filters that depend on the single request.
-fn retain_passing_request_filters(policy: &Policy, cycle: &CycleState<'_>, fit: &mut HostSet) {
+/// Keeps in `fit` the hosts that pass the filters that depend on the single request; returns how many
+/// hosts those were asked about that are asked about each.
+fn retain_passing_request_filters(
+    policy: &Policy,
+    cycle: &CycleState<'_>,
+    fit: &mut HostSet,
+) -> u64 {
     let filters = policy.filters.iter().map(|f| &**f);
     let filters = filters.filter(|f| is_per_request(f.scope()) && f.applies(cycle));
-    retain_passing(fit, &filters.collect::<Vec<_>>(), cycle);
+    let filters: Vec<_> = filters.collect();
+    let each = filters.iter().any(|f| !is_per_profile(f.scope()));
+    let asked = if each { fit.len() } else { 0 };
+    retain_passing(fit, &filters, cycle);
+    u64::try_from(asked).unwrap_or(u64::MAX)
 }
 
 /// Keeps in `fit` the hosts that pass `filters`. Filters that need only the profile run once for

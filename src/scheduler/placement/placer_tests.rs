@@ -135,8 +135,21 @@ fn the_explanation_names_each_filter() {
     let why = policy.place(&snapshot, &request_of(4096)).unwrap_err();
     assert_eq!(
         why.to_string(),
-        "0 of 3 hosts fit: RamFilter rejected 2 (needs 4096 MiB of memory, best host h7 has \
-         3072); ComputeFilter rejected 1 (h1 is not Ready)"
+        "0 of 3 hosts fit: RamFilter rejected 2 (needs 4096 MiB of memory); ComputeFilter rejected 1 \
+         (it is not Ready)"
+    );
+    // Who may see Hosts is told which, and how much they have.
+    let named: Vec<String> = why
+        .rejections
+        .iter()
+        .map(Rejection::nearest_reason)
+        .collect();
+    assert_eq!(
+        named,
+        [
+            "needs 4096 MiB of memory, best host h7 has 3072",
+            "h1 is not Ready"
+        ]
     );
     let why = policy
         .place(&Snapshot::default(), &request_of(1))
@@ -205,7 +218,7 @@ fn labels_architecture_and_host_state_are_respected() {
         .insert("hw_architecture".into(), "x86_64".into());
     let why = policy.place(&snapshot, &request).unwrap_err().to_string();
     assert!(
-        why.contains("ImagePropertiesFilter rejected 1 (arm cannot run"),
+        why.contains("ImagePropertiesFilter rejected 1 (it cannot run"),
         "{why}"
     );
 }
@@ -218,7 +231,9 @@ fn no_server_is_overcommitted_against_itself() {
     request.requirements.resources.claim.vcpus = 17;
     let why = Placer::default().place(&snapshot, &request).unwrap_err();
     assert!(
-        why.to_string().contains("needs 17 vCPUs, h has 16"),
+        why.rejections[0]
+            .nearest_reason()
+            .contains("needs 17 vCPUs, h has 16"),
         "{why}"
     );
 }

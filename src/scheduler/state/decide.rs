@@ -1,6 +1,7 @@
 //! Decisions: pending Servers go in, status writes come out.
 
 use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -25,15 +26,49 @@ use pileus_api::{ConditionType, Reason, Server};
 const REFUSAL_TIMEOUT: SignedDuration = SignedDuration::from_secs(600);
 /// How many refusals a Server's status holds at most.
 const MAX_REFUSALS: usize = 16;
+/// How many hosts filters may be asked about one by one in a pass, for the Servers of one namespace:
+/// so much takes some hundredths of a second. What is over that waits for the next pass, so that
+/// events are heard in between, and Servers of other namespaces.
+const MAX_NAMESPACE_WORK: u64 = 100_000;
+/// The same for all namespaces.
+const MAX_WORK: u64 = 400_000;
+
+/// What a pass has done for each namespace.
+#[derive(Default)]
+struct Effort {
+    all: u64,
+    by_namespace: BTreeMap<String, u64>,
+}
+
+impl Effort {
+    fn add(&mut self, namespace: String, work: u64) {
+        self.all += work;
+        *self.by_namespace.entry(namespace).or_default() += work;
+    }
+
+    /// Whether the pass has done enough for this namespace.
+    fn is_spent(&self, namespace: &str) -> bool {
+        let own = self
+            .by_namespace
+            .get(namespace)
+            .copied()
+            .unwrap_or_default();
+        own >= MAX_NAMESPACE_WORK || (self.all >= MAX_WORK && own > 0)
+    }
+}
 
 impl State {
-    /// Decides all pending Servers; the writes must then be carried out.
+    /// Decides the pending Servers; the writes must then be carried out. What is dear for one
+    /// namespace is spread over several calls, see [`Self::has_deferred`].
     ///
     /// The highest priority comes first, and of equal ones the Server that was created first.
     pub fn decide(&mut self, now: Timestamp) -> Vec<StatusWrite> {
+        let mut effort = Effort::default();
         if std::mem::take(&mut self.capacity_freed) {
-            self.requeue_fitting(now);
+            let waiting = self.queue.waiting_for(WaitReason::NoHostFits);
+            self.to_check.extend(waiting);
         }
+        self.requeue_fitting(&mut effort, now);
         // Servers whose retry is due.
         for key in self.queue.due(now) {
             self.enqueue(&key);
@@ -61,6 +96,13 @@ impl State {
             if self.in_flight.contains_key(&key) {
                 continue;
             }
+            if effort.is_spent(&key.0) {
+                let created = server.metadata.creation_timestamp.clone();
+                self.queue.defer(key, created);
+                continue;
+            }
+            let before = self.placer.work();
+            let namespace = key.0.clone();
             match request {
                 Ok(request)
                     if self.is_on_no_host(&key, &server)
@@ -70,6 +112,7 @@ impl State {
                 }
                 request => self.decide_one(key, server, request, &mut writes, now),
             }
+            effort.add(namespace, self.placer.work() - before);
         }
         writes
     }
@@ -121,14 +164,23 @@ impl State {
 
     /// After capacity was freed: Servers that wait for it and fit now are decided again; for the
     /// others the next report is written earlier.
-    pub(crate) fn requeue_fitting(&mut self, now: Timestamp) {
-        for key in self.queue.waiting_for(WaitReason::NoHostFits) {
+    fn requeue_fitting(&mut self, effort: &mut Effort, now: Timestamp) {
+        for key in std::mem::take(&mut self.to_check) {
+            if !self.queue.is_waiting(&key) {
+                continue;
+            }
+            if effort.is_spent(&key.0) {
+                self.to_check.insert(key);
+                continue;
+            }
+            let before = self.placer.work();
             // Whether a nomination is still of use is decided each time.
             if self.nominated.contains(&key) || self.would_fit(&key, now) {
                 self.enqueue(&key);
             } else {
                 self.queue.refresh_soon(&key);
             }
+            effort.add(key.0, self.placer.work() - before);
         }
     }
 

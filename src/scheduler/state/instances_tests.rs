@@ -167,7 +167,7 @@ fn a_refusal_ends_when_the_host_is_restarted_or_has_more_free_capacity() {
         state.instance_deleted(&(there.namespace().unwrap(), there.name_any()));
         let unscheduled = state.decide(now(4)).remove(0);
         let message = &unscheduled.status.conditions[0].message;
-        let until = "(h1 refused it (no room for it); it is tried again at 1970-01-01T00:10:03Z, or \
+        let until = "(it refused it (no room for it); it is tried again at 1970-01-01T00:10:03Z, or \
                      when the host was restarted or has more free capacity)";
         assert!(message.contains(until), "{message}");
         let outcome = Outcome::Written(std::sync::Arc::new(after(&unscheduled, 2_000_001)));

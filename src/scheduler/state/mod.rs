@@ -106,8 +106,8 @@ pub enum Outcome {
     Written(Arc<Server>),
     /// The Server has changed or was deleted; nothing was written.
     Conflict,
-    /// The API server rejected the status; it is tried again later.
-    Rejected,
+    /// The API server rejected the status, and why; it is tried again later.
+    Rejected(String),
 }
 
 /// A write that has not ended yet.
@@ -141,6 +141,8 @@ pub struct State {
     pub(crate) keys_by_uid: BTreeMap<String, Key>,
     /// Capacity was freed or a host has changed: Servers that wait may fit now.
     pub(crate) capacity_freed: bool,
+    /// Servers that wait, of which it is to be seen whether they fit now.
+    pub(crate) to_check: BTreeSet<Key>,
     pub(crate) in_flight: BTreeMap<Key, InFlight>,
     /// Servers with a nomination.
     pub(crate) nominated: BTreeSet<Key>,
@@ -172,6 +174,12 @@ impl State {
     #[must_use]
     pub fn snapshot(&self) -> &Snapshot {
         &self.snapshot
+    }
+
+    /// Whether Servers are left that are decided at once in the next call of [`Self::decide`].
+    #[must_use]
+    pub fn has_deferred(&self) -> bool {
+        self.queue.has_deferred() || !self.to_check.is_empty()
     }
 
     /// Number of Servers that are pending or waiting.
@@ -290,7 +298,7 @@ impl State {
                 self.account(key);
                 self.enqueue(key);
             }
-            Outcome::Rejected => {
+            Outcome::Rejected(_) => {
                 self.in_flight.remove(key);
                 self.account(key);
                 if self.needs_placement(key) {

@@ -1,6 +1,6 @@
 //! The scheduling queue: Servers that are pending, and Servers that wait.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
@@ -44,6 +44,8 @@ struct Reports {
 #[derive(Debug, Default)]
 pub struct Queue {
     pending: BTreeMap<Key, Option<Time>>,
+    /// Those of them that the next pass takes although nothing has happened.
+    deferred: BTreeSet<Key>,
     waiting: BTreeMap<Key, Waiting>,
     reports: BTreeMap<Key, Reports>,
 }
@@ -74,8 +76,21 @@ impl Queue {
         self.pending.insert(key, created);
     }
 
+    /// Leaves a Server to the next pass: this one has done enough for its namespace.
+    pub fn defer(&mut self, key: Key, created: Option<Time>) {
+        self.deferred.insert(key.clone());
+        self.push(key, created);
+    }
+
+    /// Whether Servers were left to the next pass.
+    #[must_use]
+    pub fn has_deferred(&self) -> bool {
+        !self.deferred.is_empty()
+    }
+
     /// Removes and returns all pending Servers, the oldest first.
     pub fn take_pending(&mut self) -> Vec<Key> {
+        self.deferred.clear();
         let mut all: Vec<_> = std::mem::take(&mut self.pending).into_iter().collect();
         all.sort_by(|(a, x), (b, y)| (x, a).cmp(&(y, b)));
         all.into_iter().map(|(key, _)| key).collect()
@@ -130,6 +145,7 @@ impl Queue {
 
     /// Removes a Server from the queue.
     pub fn remove(&mut self, key: &Key) {
+        self.deferred.remove(key);
         self.pending.remove(key);
         self.waiting.remove(key);
         self.reports.remove(key);

@@ -17,7 +17,12 @@ fn a_placement_is_assumed_from_the_decision_on_and_forgotten_after_a_conflict() 
     state.server_applied(server("b", 2, "600Mi"));
     let why = state.decide(now(1));
     assert_eq!(why[0].status.placement, None);
-    assert!(why[0].status.conditions[0].message.contains("h has 400"));
+    let message = &why[0].status.conditions[0].message;
+    // Neither names of hosts nor what is free on them.
+    assert_eq!(
+        message,
+        "0 of 1 hosts fit: RamFilter rejected 1 (needs 600 MiB of memory)"
+    );
     let answer = Arc::new(after(&why[0], 3));
     state.write_finished(&why[0], Outcome::Written(answer), now(1));
     assert!(state.decide(now(1)).is_empty());
@@ -91,7 +96,7 @@ fn a_waiting_server_is_decided_again_by_events_that_help_and_reports_nothing_twi
     let answer = after(&why, 3);
     state.write_finished(&why, Outcome::Written(Arc::new(answer)), now(80));
     // Only the numbers change: reported after ten seconds, then twenty, and so on.
-    state.host_applied(&host("h", 101));
+    state.host_applied(&host("h3", 101));
     assert!(state.decide(now(81)).is_empty());
     assert!(state.decide(now(99)).is_empty());
     assert_eq!(state.decide(now(100)).len(), 1);
@@ -174,4 +179,61 @@ fn servers_that_are_not_in_a_new_list_are_deleted() {
     assert_eq!(bound(&state.decide(now(1))[0]), ("h", 1));
     state.hosts_listed(&[], &BTreeSet::new());
     assert!(state.snapshot().hosts().next().is_none());
+}
+
+/// Two thousand hosts, so that fifty Servers with a query each are what one namespace may have in a
+/// pass.
+fn many_hosts() -> Vec<Host> {
+    (0..2000)
+        .map(|i| host(&format!("h{i:04}"), 100_000))
+        .collect()
+}
+
+fn asking(namespace: &str, i: i64) -> Server {
+    let mut server = server(&format!("{namespace}-{i}"), 1, "100Mi");
+    server.metadata.namespace = Some(namespace.into());
+    server.spec.image.namespace = Some("ns".into());
+    let query = format!("[\">=\", \"$free_ram_mb\", {i}]");
+    server.spec.placement = Some(pileus_api::server::PlacementConstraints {
+        query: Some(query),
+        ..Default::default()
+    });
+    server
+}
+
+#[test]
+fn what_is_dear_for_one_namespace_does_not_hold_up_others() {
+    let mut state = state(&many_hosts());
+    let mut image = image();
+    image.spec.shared_with = Some(pileus_api::Sharing {
+        namespaces: vec!["*".into()],
+    });
+    state.image_applied(image);
+    for i in 0..300 {
+        state.server_applied(asking("hog", i));
+    }
+    let mut other = asking("other", 1);
+    other.spec.placement = None;
+    other.metadata.creation_timestamp = Some(Time(now(100)));
+    state.server_applied(other);
+    let first = state.decide(now(200));
+    let of = |writes: &[StatusWrite], namespace: &str| {
+        writes.iter().filter(|w| w.key.0 == namespace).count()
+    };
+    assert_eq!(of(&first, "other"), 1, "in the first pass");
+    assert!(
+        (40..=60).contains(&of(&first, "hog")),
+        "{}",
+        of(&first, "hog")
+    );
+    let mut decided = of(&first, "hog");
+    let mut passes = 1;
+    while state.has_deferred() {
+        let writes = state.decide(now(200));
+        assert!(of(&writes, "hog") <= 60);
+        decided += of(&writes, "hog");
+        passes += 1;
+        assert!(passes < 20);
+    }
+    assert_eq!(decided, 300, "all of them, over several passes");
 }

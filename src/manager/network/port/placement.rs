@@ -53,8 +53,8 @@ pub fn tie_to_hosts(topology: &mut Topology, observed: &Observed, ovn: &OvnAddre
     }
 }
 
-/// The host of the Server that has each Port. Of several Servers that name one, the one that is
-/// built has it; else the oldest.
+/// The host of the Server that has each Port: of the one that holds it; before anyone does, of the
+/// Servers that name it the one that is built, else the oldest.
 fn hosts_of_ports(observed: &Observed) -> HashMap<Key, &str> {
     let mut placed: Vec<(&Server, &str)> = observed
         .servers
@@ -81,6 +81,15 @@ fn hosts_of_ports(observed: &Observed) -> HashMap<Key, &str> {
         by_uid.insert(server.uid().unwrap_or_default(), host);
     }
     for port in &observed.ports {
+        let holder = port.status.as_ref().and_then(|s| s.server.as_ref());
+        if let Some(holder) = holder {
+            match by_uid.get(&holder.uid) {
+                Some(host) => hosts.insert(key(&**port), host),
+                // It is not placed, or not known: nobody else has the Port.
+                None => hosts.remove(&key(&**port)),
+            };
+            continue;
+        }
         let owners = port.owner_references().iter();
         let mut made_for = owners.filter(|owner| owner.kind == "Server");
         if let Some(host) = made_for.find_map(|owner| by_uid.get(&owner.uid)) {
@@ -95,7 +104,9 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use pileus_api::ServerSpec;
+    use pileus_api::common::Resolved;
+    use pileus_api::port::PortStatus;
+    use pileus_api::{Port, ServerSpec};
     use pileus_api::host::{HostSpec, HostStatus};
     use pileus_api::server::{Placement, ServerNetwork, ServerStatus};
     use pileus_network::topology::{PortIn, Security};
@@ -135,6 +146,14 @@ mod tests {
     }
 
     fn binding(servers: Vec<Arc<Server>>, in_ovn: Option<Option<&str>>) -> Binding {
+        binding_of(Vec::new(), servers, in_ovn)
+    }
+
+    fn binding_of(
+        ports: Vec<Arc<Port>>,
+        servers: Vec<Arc<Server>>,
+        in_ovn: Option<Option<&str>>,
+    ) -> Binding {
         let cluster = ClusterId("c".into());
         let port = PortIn {
             owner: Owner {
@@ -154,6 +173,7 @@ mod tests {
             ovn.chassis.insert(id, chassis.map(str::to_owned));
         }
         let observed = Observed {
+            ports,
             servers,
             hosts: vec![
                 host("h1", Some("c1")),
@@ -207,6 +227,31 @@ mod tests {
         }
         let servers = vec![server("a", "p", Some("h1")), Arc::new(built)];
         assert_eq!(binding(servers, None), Binding::Chassis("c2".into()));
+    }
+
+    #[test]
+    fn the_server_that_holds_a_port_counts_and_nobody_else() {
+        let held_by = |uid: &str| {
+            let mut port = Port::new("p", Default::default());
+            port.metadata.namespace = Some("d".into());
+            port.status = Some(PortStatus {
+                server: Some(Resolved {
+                    uid: uid.into(),
+                    ..Resolved::default()
+                }),
+                ..PortStatus::default()
+            });
+            vec![Arc::new(port)]
+        };
+        let servers = || vec![server("a", "p", Some("h1")), server("z", "p", Some("h2"))];
+        let on_h2 = Binding::Chassis("c2".into());
+        assert_eq!(binding_of(held_by("z"), servers(), None), on_h2);
+        let lost = binding_of(held_by("lost"), servers(), Some(Some("c2")));
+        assert_eq!(lost, on_h2, "one that is not known may run all the same");
+        assert_eq!(
+            binding_of(held_by("lost"), servers(), None),
+            Binding::Nowhere
+        );
     }
 
     #[test]

@@ -87,20 +87,17 @@ impl State {
             self.account_nomination(key);
             return report.into_iter().collect();
         };
-        let host = &nomination.host;
         let observation = match nomination.purpose {
             NominationPurpose::Preemption => no(
                 Reason::Preempting,
-                format!(
-                    "{why}. Servers of lower priority on {host} are being stopped to make room for it"
-                ),
+                format!("{why}. Servers of lower priority are being stopped to make room for it"),
             ),
             NominationPurpose::Waiting => {
                 let since = nomination.time.as_ref().map_or(now, |t| t.0);
                 let until = since + NOMINATION_TIMEOUT;
                 no(
                     Reason::NoHostFits,
-                    format!("{why}. Free capacity of {host} is reserved for it until {until:.0}"),
+                    format!("{why}. Free capacity of a host is reserved for it until {until:.0}"),
                 )
             }
         };

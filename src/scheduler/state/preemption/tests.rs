@@ -98,7 +98,9 @@ fn the_lowest_priority_is_stopped_and_started_again() {
     let condition = &writes[0].status.conditions[0];
     assert_eq!(condition.reason, "Preempting");
     assert!(
-        condition.message.contains("on h are being stopped"),
+        condition
+            .message
+            .contains("of lower priority are being stopped"),
         "{condition:?}"
     );
     assert_eq!(writes[0].status.nomination.as_ref().unwrap().host, "h");
