@@ -124,7 +124,9 @@ impl Instances {
 
     /// Whether a Server has an Instance that cannot be read, and so may run anywhere.
     pub(crate) fn has_unreadable(&self, server_uid: &str) -> bool {
-        self.unreadable.iter().any(|key| server_of(key) == server_uid)
+        self.unreadable
+            .iter()
+            .any(|key| server_of(key) == server_uid)
     }
 
     /// The Instances on a host.
