@@ -213,29 +213,8 @@ pub async fn run(
         context,
     });
 
-    // A loop that ends before the role, by a panic, ends the role: its check is dropped with it.
-    let check = |name: &str| agent.context.ready.check(format!("loop/{name}"));
-    tokio::spawn(forward_events(
-        agent.clone(),
-        events,
-        check("libvirt-events"),
-    ));
     host::read_cached_capacity(&agent).await;
-    let heartbeat = check("heartbeat");
-    tokio::spawn(host::run_heartbeat(agent.clone(), stop.clone(), heartbeat));
-    let reports = check("host-status");
-    tokio::spawn(host::run_status_reports(
-        agent.clone(),
-        ready,
-        stop.clone(),
-        reports,
-    ));
-    let collection = check("image-collection");
-    tokio::spawn(host::run_image_collection(
-        agent.clone(),
-        stop.clone(),
-        collection,
-    ));
+    spawn_loops(&agent, events, &stop);
 
     let waker = agent.clone();
     cache.subscribe(move |change| {
@@ -271,6 +250,25 @@ pub async fn run(
     })
     .await;
     Ok(())
+}
+
+/// Starts what runs beside the Instances' passes. A loop that ends before the role, by a panic, ends
+/// the role: its check is dropped with it.
+fn spawn_loops(
+    agent: &Arc<Agent>,
+    events: tokio::sync::broadcast::Receiver<Event>,
+    stop: &CancellationToken,
+) {
+    let check = |name: &str| agent.context.ready.check(format!("loop/{name}"));
+    let again = || (agent.clone(), stop.clone());
+    let forwarding = check("libvirt-events");
+    tokio::spawn(forward_events(agent.clone(), events, forwarding));
+    let ((agent, stop), heartbeat) = (again(), check("heartbeat"));
+    tokio::spawn(host::run_heartbeat(agent, stop, heartbeat));
+    let ((agent, stop), reports) = (again(), check("host-status"));
+    tokio::spawn(host::run_status_reports(agent, stop, reports));
+    let ((agent, stop), collection) = (again(), check("image-collection"));
+    tokio::spawn(host::run_image_collection(agent, stop, collection));
 }
 
 async fn reconcile(object: Arc<Instance>, agent: Arc<Agent>) -> Result<Action, instance::Error> {

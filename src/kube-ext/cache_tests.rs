@@ -170,12 +170,12 @@ fn undecoded_events() -> impl Strategy<Value = Vec<Event<Decoded<ConfigMap>>>> {
         let good = good.into_iter().cycle();
         // A list has an object once.
         let mut listed = HashSet::new();
-        let events = events.into_iter().filter(move |event| match event {
-            Event::InitApply(object) => listed.insert(key_of(object)),
-            _ => {
-                listed.clear();
-                true
+        let events = events.into_iter().filter(move |event| {
+            if let Event::InitApply(object) = event {
+                return listed.insert(key_of(object));
             }
+            listed.clear();
+            true
         });
         events.zip(good).map(|(e, good)| with(e, good)).collect()
     })

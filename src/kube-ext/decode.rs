@@ -113,7 +113,7 @@ where
 pub fn decode<K: DeserializeOwned>(text: &str) -> Result<K, Unreadable> {
     let slim = match serde_json::from_str::<Fields<'_>>(text) {
         Ok(fields) => fields.text(|key, value| match key {
-            "metadata" => without_managed_fields(value),
+            "metadata" => Some(without_managed_fields(value)),
             _ => Some(Cow::Borrowed(value)),
         }),
         // No object at all: whoever wants one says so below.
@@ -174,15 +174,15 @@ impl Fields<'_> {
 }
 
 /// The metadata with no more of `managedFields` than Pileus' own statuses.
-fn without_managed_fields(metadata: &str) -> Option<Cow<'_, str>> {
+fn without_managed_fields(metadata: &str) -> Cow<'_, str> {
     let Ok(fields) = serde_json::from_str::<Fields<'_>>(metadata) else {
-        return Some(Cow::Borrowed(metadata));
+        return Cow::Borrowed(metadata);
     };
     let slim = fields.text(|key, value| match key {
         "managedFields" => own_statuses(value).map(Cow::Owned),
         _ => Some(Cow::Borrowed(value)),
     });
-    Some(Cow::Owned(slim))
+    Cow::Owned(slim)
 }
 
 /// The entries of `managedFields` about statuses that parts of Pileus wrote.
@@ -231,7 +231,7 @@ fn metadata(text: &str) -> ObjectMeta {
     /// What the API server itself takes only in the right shape.
     #[derive(Default, Deserialize)]
     #[serde(default, rename_all = "camelCase")]
-    struct Name {
+    struct Identity {
         name: Option<String>,
         namespace: Option<String>,
         uid: Option<String>,
@@ -244,12 +244,12 @@ fn metadata(text: &str) -> ObjectMeta {
         return ObjectMeta::default();
     };
     serde_json::from_str(metadata.get()).unwrap_or_else(|_| {
-        let name: Name = serde_json::from_str(metadata.get()).unwrap_or_default();
+        let known: Identity = serde_json::from_str(metadata.get()).unwrap_or_default();
         ObjectMeta {
-            name: name.name,
-            namespace: name.namespace,
-            uid: name.uid,
-            resource_version: name.resource_version,
+            name: known.name,
+            namespace: known.namespace,
+            uid: known.uid,
+            resource_version: known.resource_version,
             ..ObjectMeta::default()
         }
     })

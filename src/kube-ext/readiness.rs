@@ -289,7 +289,7 @@ mod tests {
         // One that lasts shortly is none.
         cache.failed("reset");
         assert!(ready.get());
-        let long_ago = Instant::now() - TOLERANCE;
+        let long_ago = Instant::now().checked_sub(TOLERANCE).unwrap();
         let state = State::Failing {
             since: long_ago,
             why: "reset".into(),

@@ -28,7 +28,6 @@ use pileus_hypervisor::{HostFacts, ListedDomain, State};
 use pileus_kube_ext::decode::Decoded;
 use pileus_kube_ext::readiness::Check;
 use pileus_kube_ext::report::apply_status;
-use pileus_kube_ext::telemetry::Readiness;
 use pileus_kube_ext::{ApiError, chain, find, is_unserved, lease};
 use pileus_storage::disk::Space;
 use pileus_storage::{DirectoryMetadata, blocking};
@@ -96,15 +95,10 @@ pub async fn read_cached_capacity(agent: &Agent) {
 
 /// Keeps the Host's status up to date until `stop`; the agent is ready once its Host is
 /// registered.
-pub async fn run_status_reports(
-    agent: Arc<Agent>,
-    ready: Readiness,
-    stop: CancellationToken,
-    check: Check,
-) {
+pub async fn run_status_reports(agent: Arc<Agent>, stop: CancellationToken, check: Check) {
     loop {
         check.busy(REPORT_LIMIT);
-        if let Err(error) = observe_and_report(&agent, &ready).await {
+        if let Err(error) = observe_and_report(&agent).await {
             tracing::warn!(error = %chain(&error), "the Host's status cannot be reported");
         }
         check.ok();
@@ -139,7 +133,7 @@ pub async fn run_image_collection(agent: Arc<Agent>, stop: CancellationToken, ch
     }
 }
 
-async fn observe_and_report(agent: &Agent, ready: &Readiness) -> Result<(), ApiError> {
+async fn observe_and_report(agent: &Agent) -> Result<(), ApiError> {
     let name = &agent.config.host;
     let facts = agent.hypervisor.host().await;
     // Before the Host, which may be lost itself: the metric counts orphans all the same.
@@ -149,7 +143,7 @@ async fn observe_and_report(agent: &Agent, ready: &Readiness) -> Result<(), ApiE
     };
     let host = find(&agent.hosts, name).await;
     let host = host.map_err(ApiError::doing("read the Host"))?;
-    ready.set(host.is_some());
+    agent.context.ready.set(host.is_some());
     let Some(host) = host else {
         tracing::warn!("{}", plan::not_registered(name));
         return Ok(());
