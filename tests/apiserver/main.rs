@@ -13,6 +13,7 @@ mod one_port;
 mod scheduler;
 mod schedulers;
 mod server;
+mod shared_network;
 mod stack;
 mod stack_account;
 mod stack_failures;
