@@ -20,6 +20,7 @@ mod scheduler;
 mod schedulers;
 mod server;
 mod server_deletion;
+mod shared_network;
 mod stack;
 mod stack_account;
 mod stack_failures;

@@ -12,7 +12,7 @@ use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::NamespaceResourceScope;
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::{Api, Client, Resource, ResourceExt};
 use pileus_api::names::MANAGER_FINALIZER;
 use pileus_api::port::FixedIp;
@@ -24,20 +24,20 @@ use pileus_kube_ext::{Context, Metrics};
 use pileus_manager::Caches;
 use pileus_manager::network::caches::NetworkCaches;
 use pileus_manager::network::pass::{NetworkConfig, run_network};
-use pileus_tests::apiserver::{TestServer, until};
+use pileus_tests::apiserver::TestServer;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
-const NAMESPACE: &str = "demo";
+pub(super) const NAMESPACE: &str = "demo";
 
-struct Manager {
+pub(super) struct Manager {
     stop: CancellationToken,
     task: tokio::task::JoinHandle<()>,
 }
 
 impl Manager {
-    async fn start(server: &TestServer, ovn: &ovn::Ovn, identity: &str) -> Self {
+    pub(super) async fn start(server: &TestServer, ovn: &ovn::Ovn, identity: &str) -> Self {
         let context = Context::with_client(server.client(), "pileus-manager", Metrics::default())
             .await
             .unwrap();
@@ -59,20 +59,20 @@ impl Manager {
         Self { stop, task }
     }
 
-    async fn stop(self) {
+    pub(super) async fn stop(self) {
         self.stop.cancel();
         self.task.await.unwrap();
     }
 }
 
-fn api<K>(client: &Client) -> Api<K>
+pub(super) fn api<K>(client: &Client) -> Api<K>
 where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
 {
     Api::namespaced(client.clone(), NAMESPACE)
 }
 
-async fn make<K>(client: &Client, object: K) -> K
+pub(super) async fn make<K>(client: &Client, object: K) -> K
 where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
         + Clone
@@ -86,18 +86,11 @@ where
         .unwrap()
 }
 
-fn namespaced<K>(client: &Client, namespace: &str) -> Api<K>
-where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
-{
-    Api::namespaced(client.clone(), namespace)
-}
-
-fn network(name: &str) -> Network {
+pub(super) fn network(name: &str) -> Network {
     Network::new(name, NetworkSpec::default())
 }
 
-fn subnet(name: &str, network: &str, cidr: &str) -> Subnet {
+pub(super) fn subnet(name: &str, network: &str, cidr: &str) -> Subnet {
     Subnet::new(
         name,
         SubnetSpec {
@@ -108,7 +101,7 @@ fn subnet(name: &str, network: &str, cidr: &str) -> Subnet {
     )
 }
 
-fn port(name: &str, network: &str) -> Port {
+pub(super) fn port(name: &str, network: &str) -> Port {
     Port::new(
         name,
         PortSpec {
@@ -121,7 +114,7 @@ fn port(name: &str, network: &str) -> Port {
     )
 }
 
-fn with_address(name: &str, network: &str, address: &str) -> Port {
+pub(super) fn with_address(name: &str, network: &str, address: &str) -> Port {
     let mut it = port(name, network);
     it.spec.fixed_ips = vec![FixedIp {
         name: "a".into(),
@@ -132,7 +125,7 @@ fn with_address(name: &str, network: &str, address: &str) -> Port {
 }
 
 /// Waits until the object's condition Ready has the reason; returns the message.
-async fn reason<K>(client: &Client, name: &str, wanted: &str) -> String
+pub(super) async fn reason<K>(client: &Client, name: &str, wanted: &str) -> String
 where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
         + Clone
@@ -160,7 +153,7 @@ where
     }
 }
 
-async fn gone<K>(client: &Client)
+pub(super) async fn gone<K>(client: &Client)
 where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
         + Clone
@@ -198,7 +191,7 @@ where
     }
 }
 
-fn count(ovn: &ovn::Ovn, table: &str) -> usize {
+pub(super) fn count(ovn: &ovn::Ovn, table: &str) -> usize {
     ovn.nbctl(&["--no-headings", "--columns=_uuid", "--bare", "list", table])
         .split_whitespace()
         .count()
@@ -433,161 +426,4 @@ async fn reason_of_any(client: &Client, names: &[&str], wanted: &str) -> String 
         );
         tokio::time::sleep(Duration::from_millis(30)).await;
     }
-}
-
-fn share(with: &[&str]) -> Patch<serde_json::Value> {
-    Patch::Merge(serde_json::json!({"spec": {"sharedWith": {"namespaces": with}}}))
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn guests_of_a_network_are_unplugged_and_never_hold_its_owner_up() {
-    let server = TestServer::start().await;
-    server.namespace(NAMESPACE).await;
-    server.namespace("guest").await;
-    let ovn = ovn::Ovn::start();
-    drop(ovn.connect().await);
-    let client = server.client();
-    let manager = Manager::start(&server, &ovn, "a").await;
-    make(&client, network("net")).await;
-    make(&client, subnet("v4", "net", "10.0.0.0/24")).await;
-    reason::<Subnet>(&client, "v4", "Ready").await;
-    let networks = api::<Network>(&client);
-    let ports = namespaced::<Port>(&client, "guest");
-    let make_theirs = async |name: &str, pairs: bool| {
-        let mut it = port(name, "net");
-        it.spec.network.namespace = Some(NAMESPACE.into());
-        if pairs {
-            it.spec.allowed_address_pairs = vec![pileus_api::port::AddressPair {
-                name: "gateway".into(),
-                address: "10.0.0.1".into(),
-                mac_address: None,
-            }];
-        }
-        ports.create(&PostParams::default(), &it).await.unwrap();
-    };
-    let says = async |name: &str, wanted: &str| {
-        let found = until(&ports, name, wanted, |port| {
-            let conditions = port.status.as_ref().map(|s| s.conditions.as_slice());
-            conditions
-                .unwrap_or_default()
-                .iter()
-                .any(|c| c.reason == wanted)
-        });
-        found.await.status.unwrap()
-    };
-    // As if there were none, in the very words.
-    make_theirs("a", false).await;
-    let strange = says("a", "NetworkNotFound").await.conditions[0]
-        .message
-        .clone();
-    assert!(strange.contains("does not exist, or"), "{strange}");
-    let patch = async |with: &[&str]| {
-        let params = PatchParams::default();
-        networks.patch("net", &params, &share(with)).await.unwrap();
-    };
-    patch(&["guest"]).await;
-    let first = says("a", "Ready").await;
-    make_theirs("greedy", true).await;
-    says("greedy", "Forbidden").await;
-    assert_eq!(count(&ovn, "Logical_Switch_Port"), 1);
-
-    patch(&[]).await;
-    let unplugged = says("a", "NetworkNotFound").await;
-    assert_eq!(unplugged.addresses, first.addresses);
-    assert_eq!(unplugged.mac_address, first.mac_address);
-    assert_eq!(count(&ovn, "Logical_Switch_Port"), 0);
-    until(&networks, "net", "tells its owner", |network| {
-        let status = network.status.as_ref().unwrap();
-        status.unplugged_namespaces == ["guest"]
-    })
-    .await;
-    patch(&["guest"]).await;
-    let again = says("a", "Ready").await;
-    assert_eq!(again.fixed_ips, first.fixed_ips);
-    assert_eq!(count(&ovn, "Logical_Switch_Port"), 1);
-
-    // What a guest makes in its own namespace holds nothing of the Network.
-    let subnet_uid = api::<Subnet>(&client)
-        .get("v4")
-        .await
-        .unwrap()
-        .uid()
-        .unwrap();
-    for host in 1..=254_u8 {
-        let address = std::net::IpAddr::from([10, 0, 0, host]);
-        let name = pileus_api::ip_allocation::allocation_name(&subnet_uid, address);
-        let spec = pileus_api::IPAllocationSpec {
-            address: address.to_string(),
-            subnet: "v4".into(),
-            port: Some("a".into()),
-            ..pileus_api::IPAllocationSpec::default()
-        };
-        let forged = IPAllocation::new(&name, spec);
-        let theirs = namespaced::<IPAllocation>(&client, "guest");
-        theirs
-            .create(&PostParams::default(), &forged)
-            .await
-            .unwrap();
-    }
-    make(&client, port("own", "net")).await;
-    reason::<Port>(&client, "own", "Ready").await;
-    let (every, none) = (ListParams::default(), DeleteParams::default());
-    api::<Port>(&client).delete("own", &none).await.unwrap();
-    gone::<Port>(&client).await;
-
-    // The owner's namespace goes: everything in it at once.
-    api::<IPAllocation>(&client)
-        .delete_collection(&none, &every)
-        .await
-        .unwrap();
-    api::<Subnet>(&client)
-        .delete_collection(&none, &every)
-        .await
-        .unwrap();
-    networks.delete_collection(&none, &every).await.unwrap();
-    gone::<Network>(&client).await;
-    gone::<Subnet>(&client).await;
-    gone::<IPAllocation>(&client).await;
-    let left = says("a", "NetworkNotFound").await;
-    assert_eq!(left.addresses, first.addresses);
-    for table in ["Logical_Switch", "Logical_Switch_Port", "DHCP_Options"] {
-        assert_eq!(count(&ovn, table), 0, "{table}");
-    }
-    ports.delete_collection(&none, &every).await.unwrap();
-    let theirs = Instant::now();
-    while !ports.list(&every).await.unwrap().items.is_empty() {
-        assert!(
-            theirs.elapsed() < Duration::from_secs(20),
-            "the guest's Ports hang"
-        );
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    manager.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_outside_of_the_pools_is_the_users() {
-    let server = TestServer::start().await;
-    server.namespace(NAMESPACE).await;
-    let ovn = ovn::Ovn::start();
-    drop(ovn.connect().await);
-    let client = server.client();
-    let manager = Manager::start(&server, &ovn, "a").await;
-    make(&client, network("net")).await;
-    let mut pooled = subnet("v4", "net", "10.32.0.0/24");
-    pooled.spec.allocation_pools = vec![pileus_api::subnet::AllocationPool {
-        name: "all".into(),
-        start: "10.32.0.10".into(),
-        end: "10.32.0.250".into(),
-    }];
-    make(&client, pooled).await;
-    make(&client, with_address("router", "net", "10.32.0.254")).await;
-    reason::<Port>(&client, "router", "Ready").await;
-    reason::<Subnet>(&client, "v4", "Ready").await;
-    let subnet = api::<Subnet>(&client).get("v4").await.unwrap();
-    let service = subnet.status.unwrap().service_ip;
-    assert_eq!(service.as_deref(), Some("10.32.0.250"));
-    let served = ovn.nbctl(&["--bare", "--columns=options", "list", "DHCP_Options"]);
-    assert!(served.contains("server_id=10.32.0.250"), "{served}");
-    manager.stop().await;
 }

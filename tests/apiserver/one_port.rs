@@ -297,8 +297,8 @@ async fn rival(client: Client, port: String, name: String, seed: u64, races: Arc
 async fn a_thousand_races_never_give_one_port_to_two() {
     let world = World::start().await;
     let client = world.server.client();
-    let seed = u64::from(std::process::id()) * 7919 + 1;
-    eprintln!("seed {seed}");
+    let luck = u64::from(std::process::id()) * 7919 + 1;
+    eprintln!("seed {luck}");
     let seen = Arc::new(Mutex::new(Seen::default()));
     let host = host(client.clone(), seen.clone());
     let first = Running::start(&world.server, Some(&world.ovn)).await;
@@ -312,14 +312,14 @@ async fn a_thousand_races_never_give_one_port_to_two() {
     for (n, port) in ports.iter().enumerate() {
         for rival_of in 0..RIVALS {
             let name = format!("s{n}-{rival_of}");
-            let seed = seed
+            let dice = luck
                 .wrapping_mul(31)
                 .wrapping_add((n * RIVALS + rival_of) as u64 + 1);
             users.push(tokio::spawn(rival(
                 client.clone(),
                 port.clone(),
                 name,
-                seed,
+                dice,
                 races.clone(),
             )));
         }
