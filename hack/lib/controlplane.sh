@@ -9,20 +9,25 @@ certificate() {
     [ -s "$PKI_DIR/$name.crt" ] && return
     openssl req -new -newkey rsa:2048 -nodes -keyout "$PKI_DIR/$name.key" -subj "$subject" \
         -out "$PKI_DIR/$name.csr"
+    # A serial number of its own, since several may be signed at the same time.
     openssl x509 -req -in "$PKI_DIR/$name.csr" -CA "$PKI_DIR/ca.crt" -CAkey "$PKI_DIR/ca.key" \
-        -CAcreateserial -days 3650 -sha256 -out "$PKI_DIR/$name.crt.new" \
+        -set_serial "0x$(openssl rand -hex 8)" -days 3650 -sha256 -out "$PKI_DIR/$name.crt.new" \
         -extfile <(printf 'extendedKeyUsage=clientAuth,serverAuth\n%s\n' "${names:+subjectAltName=$names}")
     mv "$PKI_DIR/$name.crt.new" "$PKI_DIR/$name.crt"
 }
 
-control_plane_pki() {
+# The authority of PKI_DIR, by its name.
+authority() {
     mkdir -p "$PKI_DIR"
     chmod 0700 "$PKI_DIR"
-    if [ ! -s "$PKI_DIR/ca.crt" ]; then
-        openssl req -x509 -newkey rsa:2048 -nodes -days 3650 -subj "/CN=pileus-devstack" \
-            -keyout "$PKI_DIR/ca.key" -out "$PKI_DIR/ca.crt.new"
-        mv "$PKI_DIR/ca.crt.new" "$PKI_DIR/ca.crt"
-    fi
+    [ ! -s "$PKI_DIR/ca.crt" ] || return 0
+    openssl req -x509 -newkey rsa:2048 -nodes -days 3650 -subj "/CN=$1" \
+        -keyout "$PKI_DIR/ca.key" -out "$PKI_DIR/ca.crt.new"
+    mv "$PKI_DIR/ca.crt.new" "$PKI_DIR/ca.crt"
+}
+
+control_plane_pki() {
+    authority pileus-devstack
     [ -s "$PKI_DIR/sa.key" ] || openssl genrsa -out "$PKI_DIR/sa.key" 2048
     certificate apiserver "/CN=kube-apiserver" "IP:$LAB_ADDRESS,IP:127.0.0.1,IP:10.96.0.1,DNS:localhost"
     certificate admin "/O=system:masters/CN=admin"

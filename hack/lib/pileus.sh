@@ -129,7 +129,9 @@ NO_PROXIES=(-u HTTP_PROXY -u HTTPS_PROXY -u http_proxy -u https_proxy -u ALL_PRO
 manager_start() {
     end_older_build manager
     proc_supervise manager env "${NO_PROXIES[@]}" KUBECONFIG="$STATE_DIR/kubeconfig/manager" PILEUS_IDENTITY=devstack-manager RUST_LOG="${RUST_LOG:-info,kube=warn}" \
-        "$PILEUS_BIN" manager --listen 127.0.0.1:28080 --ovn-nb "$OVN_NB" --underlay-mtu 1500
+        "$PILEUS_BIN" manager --listen 127.0.0.1:28080 --ovn-nb "ssl:$LAB_ADDRESS:6641" --underlay-mtu 1500 \
+        --ovn-nb-private-key "$OVN_PKI_DIR/manager.key" --ovn-nb-certificate "$OVN_PKI_DIR/manager.crt" \
+        --ovn-nb-ca-cert "$OVN_PKI_DIR/ca.crt"
     proc_wait manager 20 curl -fsS --noproxy '*' http://127.0.0.1:28080/readyz
 }
 

@@ -12,6 +12,9 @@ use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::admissionregistration::v1::{
+    ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
+};
 use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::{Api, Client, Resource, ResourceExt};
 use pileus_api::names::MANAGER_FINALIZER;
@@ -426,4 +429,95 @@ async fn reason_of_any(client: &Client, names: &[&str], wanted: &str) -> String 
         );
         tokio::time::sleep(Duration::from_millis(30)).await;
     }
+}
+
+/// Makes the API server refuse to release the addresses of the Port `stuck`.
+async fn refuse_release(client: &Client) -> Api<ValidatingAdmissionPolicyBinding> {
+    let rule = serde_json::json!({
+        "apiGroups": ["pileus.dev"], "apiVersions": ["*"], "operations": ["DELETE"],
+        "resources": ["ipallocations"],
+    });
+    let policy = serde_json::json!({
+        "metadata": {"name": "stuck"},
+        "spec": {
+            "failurePolicy": "Fail",
+            "matchConstraints": {"resourceRules": [rule]},
+            "validations": [{"expression": "oldObject.spec.?port.orValue('') != 'stuck'"}],
+        },
+    });
+    let binding = serde_json::json!({
+        "metadata": {"name": "stuck"},
+        "spec": {"policyName": "stuck", "validationActions": ["Deny"]},
+    });
+    let policies = Api::<ValidatingAdmissionPolicy>::all(client.clone());
+    let policy = serde_json::from_value(policy).unwrap();
+    policies
+        .create(&PostParams::default(), &policy)
+        .await
+        .unwrap();
+    let bindings = Api::all(client.clone());
+    let binding = serde_json::from_value(binding).unwrap();
+    bindings
+        .create(&PostParams::default(), &binding)
+        .await
+        .unwrap();
+    // It comes into force a moment later.
+    let allocations = api::<IPAllocation>(client)
+        .list(&ListParams::default())
+        .await
+        .unwrap();
+    let stuck = allocations.items.iter();
+    let mut stuck = stuck.filter(|a| a.spec.port.as_deref() == Some("stuck"));
+    let name = stuck.next().unwrap().name_any();
+    let dry = DeleteParams {
+        dry_run: true,
+        ..DeleteParams::default()
+    };
+    let start = Instant::now();
+    while api::<IPAllocation>(client)
+        .delete(&name, &dry)
+        .await
+        .is_ok()
+    {
+        assert!(start.elapsed() < Duration::from_secs(20));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    bindings
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_address_that_cannot_be_released_keeps_nobody_elses_finalizer() {
+    let server = TestServer::start().await;
+    server.namespace(NAMESPACE).await;
+    let ovn = ovn::Ovn::start();
+    drop(ovn.connect().await);
+    let client = server.client();
+    let manager = Manager::start(&server, &ovn, "a").await;
+    make(&client, network("net")).await;
+    make(&client, subnet("v4", "net", "10.0.0.0/24")).await;
+    for name in ["stuck", "free"] {
+        make(&client, port(name, "net")).await;
+        reason::<Port>(&client, name, "Ready").await;
+    }
+    let bindings = refuse_release(&client).await;
+    let ports = api::<Port>(&client);
+    for name in ["stuck", "free"] {
+        ports.delete(name, &DeleteParams::default()).await.unwrap();
+    }
+    let message = reason::<Port>(&client, "stuck", "Retrying").await;
+    assert!(message.contains("could not be released"), "{message}");
+    let start = Instant::now();
+    while ports.get_opt("free").await.unwrap().is_some() {
+        assert!(
+            start.elapsed() < Duration::from_secs(10),
+            "it waits for another"
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    bindings
+        .delete("stuck", &DeleteParams::default())
+        .await
+        .unwrap();
+    gone::<Port>(&client).await;
+    manager.stop().await;
 }

@@ -173,7 +173,6 @@ async fn a_host_may_not_write_what_is_another_hosts() {
     let ovn = Ovn::start();
     let authority = Authority::new(&ovn, "authority");
     let port = ovn.listen_tls("sb", &files(&authority.sign("sb", Some("127.0.0.1"))));
-    ovn.sbctl(&["set", "connection", ".", "role=ovn-controller"]);
     let southbound = format!("ssl:127.0.0.1:{port}");
     let hosts = [1_u8, 2].map(|number| {
         let name = format!("h{number}");

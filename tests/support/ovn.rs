@@ -179,19 +179,21 @@ impl Ovn {
         self.wait_for_socket("nb.sock");
     }
 
-    /// Makes a database listen with TLS on a free port of 127.0.0.1, which is returned. The files
-    /// are the private key, the certificate and the CA.
+    /// Makes a database listen with TLS on a free port of 127.0.0.1, which is returned; the
+    /// Southbound one for hosts, with their role. The files are the private key, the certificate
+    /// and the CA.
     pub fn listen_tls(&self, name: &str, [key, certificate, ca]: &[String; 3]) -> u16 {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
         let port = listener.local_addr().expect("an address").port();
         drop(listener);
         let connection = format!("pssl:{port}:127.0.0.1");
-        let args = ["--", "set-connection", &connection];
-        let program = if name == "nb" {
-            "ovn-nbctl"
-        } else {
-            "ovn-sbctl"
+        let (program, role) = match name {
+            "nb" => ("ovn-nbctl", None),
+            _ => ("ovn-sbctl", Some("role=ovn-controller")),
         };
+        let mut args = vec!["--", "set-connection"];
+        args.extend(role);
+        args.push(&connection);
         let ssl = ["set-ssl", key, certificate, ca];
         self.ctl(program, name, &[&ssl as &[_], &args].concat());
         let until = Instant::now() + Duration::from_secs(20);

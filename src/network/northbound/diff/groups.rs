@@ -36,11 +36,10 @@ impl Differ<'_> {
                     self.group_missing(desired, want);
                     continue;
                 }
+                let scope = self.scope;
                 let acls = want.acls.iter();
                 let acls: Vec<RowId> = acls
-                    .filter(|(_, acl)| !self.scope.leaves_out(&acl.owner.uid))
-                    .collect::<Vec<_>>()
-                    .into_iter()
+                    .filter(|(_, acl)| !scope.leaves_out(&acl.owner.uid))
                     .map(|(key, acl)| self.insert(ACL, acl.columns(), &acl.owner, key))
                     .collect();
                 let columns = BTreeMap::from([
