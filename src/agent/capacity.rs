@@ -216,6 +216,35 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_of_zero_needs_what_the_image_has() {
+        let capacity = Capacity::new(&HostSpec::default(), claim(4, 1000, 100), 0);
+        let mut object = Instance::new("i", pileus_api::InstanceSpec::default());
+        object.spec.claim = claim(1, 10, 0);
+        let refusal = |object: &Instance, virtual_size| {
+            capacity.refusal(&Candidate::of(object, false, virtual_size), [])
+        };
+        assert_eq!(refusal(&object, None), None, "not fetched yet");
+        assert_eq!(refusal(&object, Some(100 << 30)), None);
+        let vast = refusal(&object, Some(10 << 40)).unwrap();
+        assert_eq!(vast, "it needs 10240 GiB of disk, 100 of 100 are left");
+        // As another's, by what its host has reported of it.
+        object.status = Some(pileus_api::InstanceStatus {
+            image: Some(pileus_api::instance::ImportedImage {
+                virtual_size: 60 << 30,
+                ..Default::default()
+            }),
+            realized: Some(true),
+            ..Default::default()
+        });
+        let other = Candidate::of(&object, true, None);
+        let mut own = Instance::new("own", pileus_api::InstanceSpec::default());
+        own.spec.claim = claim(1, 10, 41);
+        let own = Candidate::of(&own, false, None);
+        let short = capacity.refusal(&own, [other]).unwrap();
+        assert_eq!(short, "it needs 41 GiB of disk, 40 of 100 are left");
+    }
+
+    #[test]
     fn the_earlier_comes_first_and_a_refused_one_uses_nothing() {
         let capacity = Capacity::new(&HostSpec::default(), claim(1, 1000, 10), 0);
         let one = |name: &str| Candidate {

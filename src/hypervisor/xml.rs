@@ -426,9 +426,9 @@ pub fn parse_capabilities(xml: &str) -> HostFacts {
         .collect();
     HostFacts {
         architecture,
-        security_models,
         cells,
         machines,
+        security_models,
         ..HostFacts::default()
     }
 }
