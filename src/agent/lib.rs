@@ -34,7 +34,7 @@ use pileus_api::{Host, Instance};
 use pileus_hypervisor::{Event, Hypervisor, VirtType};
 use pileus_kube_ext::backoff::Backoff;
 use pileus_kube_ext::cache::Cache;
-use pileus_kube_ext::readiness::{Check, Readiness};
+use pileus_kube_ext::readiness::Check;
 use pileus_kube_ext::{Context, chain};
 use pileus_libvirt::Libvirt;
 use pileus_network::ovsdb::EndpointError;
@@ -158,7 +158,6 @@ impl Agent {
 pub async fn run(
     config: Config,
     context: Context,
-    ready: Readiness,
     stop: CancellationToken,
 ) -> Result<(), Error> {
     let file = |path: &PathBuf| {

@@ -104,7 +104,7 @@ fn main() -> ExitCode {
     let role_arguments = arguments.role.clone();
     let config = config(arguments);
     let result = role::block_on(role::run(&role_arguments, names::AGENT, |role| {
-        pileus_agent::run(config, role.context, role.ready, role.stop)
+        pileus_agent::run(config, role.context, role.stop)
     }));
     role::exit_code("pileus-agent", result)
 }
