@@ -14,10 +14,12 @@
 pub mod apiserver;
 pub mod counting;
 pub mod heat_cases;
+pub mod hostile;
 pub mod lab;
 pub mod libvirt;
 pub mod ovn;
 pub mod program;
+pub mod random;
 pub mod scheduling;
 pub mod servers;
 pub mod stack_lifecycle;
