@@ -6,10 +6,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::BTreeMap;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use kube::api::DeleteParams;
 use pileus_tests::lab::{self, Lab, Project, devstack, in_host};
+use pileus_tests::random::{Random, from_environment};
 use serde_json::json;
 
 /// Enough for each kind of kill to come once or twice; hack/soak runs the long ones.
@@ -17,18 +18,6 @@ const ROUNDS: u32 = 15;
 const SERVERS: u32 = 4;
 /// How long anything may take; no more than a few seconds are needed on a quiet machine.
 const TIMEOUT: Duration = Duration::from_secs(240);
-
-/// A small generator that the seed decides (xorshift64*).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % n
-    }
-}
 
 fn server(name: &str) -> String {
     format!(
@@ -93,15 +82,9 @@ fn strike(kind: u64, host: &str, pause: Duration) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_dies_at_whatever_moment_the_end_is_as_specified() {
-    let from_environment = |name| std::env::var(name).ok().and_then(|s| s.parse::<u64>().ok());
-    let clock = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap();
-    let seed =
-        from_environment("PILEUS_SEED").unwrap_or_else(|| u64::from(clock.subsec_nanos()) | 1);
     let rounds = from_environment("PILEUS_ROUNDS").map_or(ROUNDS, |n| u32::try_from(n).unwrap());
-    println!("PILEUS_SEED={seed} PILEUS_ROUNDS={rounds}");
-    let mut random = Random(seed);
+    println!("PILEUS_ROUNDS={rounds}");
+    let mut random = Random::printed();
     let lab = Lab::get().await;
     let project = Project::new(&lab, "e2e-crash").await;
     project.apply(LAN);

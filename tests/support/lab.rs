@@ -106,9 +106,7 @@ impl Lab {
             devstack(&["up", "--hosts", "2", "--no-quickstart"]);
         }
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let config = kube::config::Kubeconfig::read_from(config).unwrap();
-        let config = kube::Config::from_custom_kubeconfig(config, &Default::default()).await;
-        let client = Client::try_from(config.unwrap()).unwrap();
+        let client = Client::try_from(administrator(config).await).unwrap();
         let lab = Self { client };
         for number in 1..=2 {
             let name = format!("host{number}");
@@ -121,6 +119,14 @@ impl Lab {
             lab.host_ready(number).await;
         }
         lab
+    }
+
+    /// A client as a user who has what rights he was given, and no groups.
+    pub async fn client_as(&self, user: &str) -> Client {
+        let config = PathBuf::from(STATE).join("kubeconfig/admin");
+        let mut config = administrator(config).await;
+        config.auth_info.impersonate = Some(user.to_owned());
+        Client::try_from(config).unwrap()
     }
 
     /// Keeps this much of a host's memory in MiB from Servers, or none.
@@ -152,6 +158,23 @@ impl Lab {
         )
         .await;
     }
+}
+
+async fn administrator(kubeconfig: PathBuf) -> kube::Config {
+    let config = kube::config::Kubeconfig::read_from(kubeconfig).unwrap();
+    let config = kube::Config::from_custom_kubeconfig(config, &Default::default()).await;
+    config.unwrap()
+}
+
+/// Whether every Host is Ready.
+pub async fn hosts_ready(client: &Client) -> bool {
+    let hosts: Api<Host> = Api::all(client.clone());
+    let hosts = hosts.list(&ListParams::default()).await.unwrap();
+    let is_ready = |host: &Host| {
+        let status = host.status.as_ref();
+        status.is_some_and(|s| conditions::is_true(&s.conditions, ConditionType::Ready))
+    };
+    hosts.items.iter().all(is_ready)
 }
 
 /// Tries until it succeeds; panics with the last answer when that takes too long.

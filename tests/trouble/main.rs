@@ -7,5 +7,6 @@
 )]
 
 mod addresses;
+mod attack;
 mod input;
 mod outages;

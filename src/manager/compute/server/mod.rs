@@ -208,9 +208,9 @@ async fn own_guest_data(instance: &Instance, client: &kube::Client) -> Result<()
     };
     let namespace = instance.namespace().unwrap_or_default();
     let api: Api<Secret> = Api::namespaced(client.clone(), &namespace);
-    let owned = serde_json::json!({"metadata": {"ownerReferences": [owner]}});
+    let patch = serde_json::json!({"metadata": {"ownerReferences": [owner]}});
     let patched = api
-        .patch(name, &PatchParams::default(), &Patch::Merge(owned))
+        .patch(name, &PatchParams::default(), &Patch::Merge(patch))
         .await;
     match patched {
         Err(error) if is_gone(&error) => Ok(()),
