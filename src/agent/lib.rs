@@ -155,11 +155,7 @@ impl Agent {
 ///
 /// # Errors
 /// When it cannot begin; what fails later is tried again and reported on the objects.
-pub async fn run(
-    config: Config,
-    context: Context,
-    stop: CancellationToken,
-) -> Result<(), Error> {
+pub async fn run(config: Config, context: Context, stop: CancellationToken) -> Result<(), Error> {
     let file = |path: &PathBuf| {
         let path = path.clone();
         move |source| Error::File { path, source }

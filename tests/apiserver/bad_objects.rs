@@ -79,6 +79,7 @@ async fn objects_that_cannot_be_decoded_stop_nobody_and_are_told() {
     .unwrap();
     let config = Config {
         ovn_nb: "unix:/nonexistent/ovnnb_db.sock".into(),
+        ovn_tls: None,
         underlay_mtu: 1500,
         underlay_ipv6: false,
         identity: "test".into(),

@@ -20,7 +20,7 @@ use pileus_kube_ext::{Context, Metrics};
 use pileus_manager::compute::server;
 use pileus_manager::network::caches::NetworkCaches;
 use pileus_manager::network::pass::{NetworkConfig, run_network};
-use pileus_manager::{Caches, Config, Manager, stack, worker};
+use pileus_manager::{Caches, Config, Manager, worker};
 use pileus_tests::apiserver::{TestServer, create, until};
 use pileus_tests::ovn::Ovn;
 use pileus_tests::servers::{HOST, NAMESPACE, https, is, patch_status, ready};
@@ -39,13 +39,15 @@ impl Running {
     async fn start(server: &TestServer, ovn: Option<&Ovn>) -> Self {
         let context = Context::with_client(server.client(), MANAGER, Metrics::default());
         let context = context.await.unwrap();
-        let caches = Caches::watch(&context.client);
+        let caches = Caches::watch(&context);
         caches.ready().await;
         let stop = CancellationToken::new();
         let mut tasks = Vec::new();
         if let Some(ovn) = ovn {
             let config = NetworkConfig {
                 ovn_nb: format!("unix:{}", ovn.path("nb.sock").display()),
+                ovn_tls: None,
+                generation: 1,
                 underlay_mtu: 1500,
                 underlay_ipv6: false,
                 identity: "a".to_owned(),
@@ -61,11 +63,12 @@ impl Running {
             caches: caches.clone(),
             config: Config {
                 ovn_nb: String::new(),
+                ovn_tls: None,
                 underlay_mtu: 1500,
                 underlay_ipv6: false,
                 identity: "a".to_owned(),
             },
-            stacks: stack::Shared::default(),
+            deleting: server::Deleting::default(),
         });
         let triggers = server::triggers(&caches);
         let controller = worker::run(

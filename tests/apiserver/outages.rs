@@ -46,6 +46,7 @@ async fn a_network_that_swallows_bytes_stops_nobody_for_ever() {
     let leading = context(proxied()).await;
     let settings = Config {
         ovn_nb: "unix:/nonexistent/ovnnb_db.sock".into(),
+        ovn_tls: None,
         underlay_mtu: 1500,
         underlay_ipv6: false,
         identity: "cut-off".into(),

@@ -26,7 +26,7 @@ const VICTIM: &str = "e2e-victim";
 /// Requests of the tenant that are under way at once.
 const AT_ONCE: usize = 6;
 
-const VICTIMS: &str = r"
+const VICTIMS: &str = r#"
 apiVersion: pileus.dev/v1alpha1
 kind: Network
 metadata: {name: lan}
@@ -54,7 +54,7 @@ spec:
       group: {type: OS::Neutron::SecurityGroup, properties: {description: {get_param: word}}}
     outputs: {word: {value: {get_param: word}}}
   parameters: {word: first}
-";
+"#;
 
 /// What the tenant tries, as the API server hears it.
 async fn send(client: &Client, method: &str, path: &str, body: Option<&Value>) -> u16 {

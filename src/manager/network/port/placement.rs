@@ -105,10 +105,10 @@ mod tests {
 
     use super::*;
     use pileus_api::common::Resolved;
-    use pileus_api::port::PortStatus;
-    use pileus_api::{Port, ServerSpec};
     use pileus_api::host::{HostSpec, HostStatus};
+    use pileus_api::port::PortStatus;
     use pileus_api::server::{Placement, ServerNetwork, ServerStatus};
+    use pileus_api::{Port, ServerSpec};
     use pileus_network::topology::{PortIn, Security};
     use pileus_values::{ClusterId, Mac, Owner};
 
