@@ -132,21 +132,29 @@ manager_start() {
         "$PILEUS_BIN" manager --listen 127.0.0.1:28080 --ovn-nb "ssl:$LAB_ADDRESS:6641" --underlay-mtu 1500 \
         --ovn-nb-private-key "$OVN_PKI_DIR/manager.key" --ovn-nb-certificate "$OVN_PKI_DIR/manager.crt" \
         --ovn-nb-ca-cert "$OVN_PKI_DIR/ca.crt"
-    proc_wait manager 20 curl -fsS --noproxy '*' http://127.0.0.1:28080/readyz
+    proc_wait manager 20 curl -fsS --noproxy '*' http://127.0.0.1:28080/healthz
 }
 
 scheduler_start() {
     end_older_build scheduler
     proc_supervise scheduler env "${NO_PROXIES[@]}" KUBECONFIG="$STATE_DIR/kubeconfig/scheduler" PILEUS_IDENTITY=devstack-scheduler RUST_LOG="${RUST_LOG:-info,kube=warn}" \
         "$PILEUS_BIN" scheduler --listen 127.0.0.1:28081
-    proc_wait scheduler 20 curl -fsS --noproxy '*' http://127.0.0.1:28081/readyz
+    proc_wait scheduler 20 curl -fsS --noproxy '*' http://127.0.0.1:28081/healthz
 }
 
 stacks_start() {
     end_older_build stacks
     proc_supervise stacks env "${NO_PROXIES[@]}" KUBECONFIG="$STATE_DIR/kubeconfig/stacks" PILEUS_IDENTITY=devstack-stacks RUST_LOG="${RUST_LOG:-info,kube=warn}" \
         "$PILEUS_BIN" stacks --listen 127.0.0.1:28083
-    proc_wait stacks 20 curl -fsS --noproxy '*' http://127.0.0.1:28083/readyz
+    proc_wait stacks 20 curl -fsS --noproxy '*' http://127.0.0.1:28083/healthz
+}
+
+# A role that runs is ready once it has what the API server has; whoever starts one in the middle of
+# an outage waits for that elsewhere.
+roles_ready() {
+    proc_wait manager 30 curl -fsS --noproxy '*' http://127.0.0.1:28080/readyz
+    proc_wait scheduler 30 curl -fsS --noproxy '*' http://127.0.0.1:28081/readyz
+    proc_wait stacks 30 curl -fsS --noproxy '*' http://127.0.0.1:28083/readyz
 }
 
 # The lab's machine is shared by its hosts: each agent offers an equal part of the memory that it

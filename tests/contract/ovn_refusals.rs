@@ -321,12 +321,12 @@ async fn whatever_the_names_of_rules_hold_everything_else_arrives() {
             assert_eq!(refused, []);
         }
         let replica = nb.view().replica;
-        let parts: BTreeSet<&str> = replica
+        let acls: BTreeSet<&str> = replica
             .rows("ACL")
             .filter_map(|(_, row)| row.get("external_ids")?.get("pileus.dev/part"))
             .collect();
         for text in texts.iter().filter(|text| !text.contains('\0')) {
-            assert!(parts.contains(format!("rule/{text}").as_str()), "{text:?}");
+            assert!(acls.contains(format!("rule/{text}").as_str()), "{text:?}");
         }
         let ports: BTreeSet<&str> = replica
             .rows("Logical_Switch_Port")

@@ -264,6 +264,48 @@ async fn pci_devices(agent: &Agent, host: &Host) -> Option<Vec<HostDevice>> {
     Some(offered(selectors, devices))
 }
 
+/// Whether the host's Open vSwitch and ovn-controller answer.
+fn network_available(problem: Option<String>) -> Observation {
+    match problem {
+        None => Observation::yes(
+            ConditionType::NetworkAvailable,
+            Reason::Ok,
+            "Open vSwitch and ovn-controller answer",
+        ),
+        Some(problem) => Observation::no(
+            ConditionType::NetworkAvailable,
+            Reason::NetworkUnavailable,
+            problem,
+        ),
+    }
+}
+
+/// Whether there is space for images and disks.
+fn disk_available(agent: &Agent, space: Result<Space, pileus_storage::Error>) -> Observation {
+    match space {
+        Ok(space) if space.usable() >= MIN_FREE_BYTES => Observation::yes(
+            ConditionType::DiskAvailable,
+            Reason::Ok,
+            "there is space for disks",
+        ),
+        Ok(space) => Observation::no(
+            ConditionType::DiskAvailable,
+            Reason::NoSpace,
+            format!(
+                "{} bytes are left in {} beside the reserve for running guests, fewer than \
+                 {MIN_FREE_BYTES}; remove what is not needed, or give it a bigger file system",
+                space.usable(),
+                agent.config.state_dir.display()
+            ),
+        ),
+        Err(error) => Observation::unknown(
+            ConditionType::DiskAvailable,
+            Reason::Retrying,
+            chain(&error),
+        ),
+    }
+}
+
 fn status(
     agent: &Agent,
     host: &Host,
@@ -327,40 +369,8 @@ fn status(
             ));
         }
     }
-    observations.push(match network_problem {
-        None => Observation::yes(
-            ConditionType::NetworkAvailable,
-            Reason::Ok,
-            "Open vSwitch and ovn-controller answer",
-        ),
-        Some(problem) => Observation::no(
-            ConditionType::NetworkAvailable,
-            Reason::NetworkUnavailable,
-            problem,
-        ),
-    });
-    observations.push(match space {
-        Ok(space) if space.usable() >= MIN_FREE_BYTES => Observation::yes(
-            ConditionType::DiskAvailable,
-            Reason::Ok,
-            "there is space for disks",
-        ),
-        Ok(space) => Observation::no(
-            ConditionType::DiskAvailable,
-            Reason::NoSpace,
-            format!(
-                "{} bytes are left in {} beside the reserve for running guests, fewer than \
-                 {MIN_FREE_BYTES}; remove what is not needed, or give it a bigger file system",
-                space.usable(),
-                agent.config.state_dir.display()
-            ),
-        ),
-        Err(error) => Observation::unknown(
-            ConditionType::DiskAvailable,
-            Reason::Retrying,
-            chain(&error),
-        ),
-    });
+    observations.push(network_available(network_problem));
+    observations.push(disk_available(agent, space));
     status.reserved = status
         .capacity
         .map(|capacity| agent.config.reservation.of(capacity));

@@ -53,7 +53,7 @@ fn named(manifest: &Value) -> Vec<Named> {
             }
         };
         // Every namespace gets its default group.
-        if !name.is_empty() && !(kind == "SecurityGroup" && name == DEFAULT_GROUP) {
+        if !(name.is_empty() || kind == "SecurityGroup" && name == DEFAULT_GROUP) {
             found.push(Named {
                 field,
                 kind,

@@ -119,6 +119,31 @@ pub(super) fn problems(
             );
         }
     }
+    user_data_problems(server, &observed.user_data, &namespace, &mut add);
+    let mut names = std::collections::BTreeSet::new();
+    for (index, nic) in observed.nics.iter().enumerate() {
+        if !names.insert(&nic.port_name) {
+            add(
+                Reason::InvalidSpec,
+                true,
+                format!("spec.networks: Port `{}` is used twice", nic.port_name),
+            );
+        }
+        if let Some(wanted) = spec.networks.get(index) {
+            nic_problems(server, nic, wanted, &namespace, &mut add);
+        }
+    }
+    found
+}
+
+/// What is wrong with the user data, in the spec or in a Secret.
+fn user_data_problems(
+    server: &Server,
+    user_data: &UserData,
+    namespace: &str,
+    add: &mut impl FnMut(Reason, bool, String),
+) {
+    let spec = &server.spec;
     if let Some(data) = &spec.user_data
         && data.len() > MAX_USER_DATA
     {
@@ -131,7 +156,7 @@ pub(super) fn problems(
             ),
         );
     }
-    match &observed.user_data {
+    match user_data {
         UserData::NoSecret(name) => add(
             Reason::SecretNotFound,
             false,
@@ -143,7 +168,7 @@ pub(super) fn problems(
             format!(
                 "spec.userDataFrom: the namespace {namespace} does not let Pileus read its Secrets; \
                  an administrator of the namespace allows it with: {}",
-                opt_in_command(USER_DATA_ROLE, "manager", &namespace)
+                opt_in_command(USER_DATA_ROLE, "manager", namespace)
             ),
         ),
         UserData::NoKey(name, key) => add(
@@ -169,20 +194,6 @@ pub(super) fn problems(
         ),
         UserData::Is(_) | UserData::NotNeeded => {}
     }
-    let mut names = std::collections::BTreeSet::new();
-    for (index, nic) in observed.nics.iter().enumerate() {
-        if !names.insert(&nic.port_name) {
-            add(
-                Reason::InvalidSpec,
-                true,
-                format!("spec.networks: Port `{}` is used twice", nic.port_name),
-            );
-        }
-        if let Some(wanted) = spec.networks.get(index) {
-            nic_problems(server, nic, wanted, &namespace, &mut add);
-        }
-    }
-    found
 }
 
 /// That there is no such object. In another namespace the words are the same whether it exists or

@@ -23,6 +23,7 @@ enum Fate {
 use Fate::{Applied, Live, Told};
 
 /// Each field, a pointer to what is changed, another value, and what becomes of it.
+#[allow(clippy::too_many_lines, reason = "a table")]
 fn table() -> Vec<(&'static str, &'static str, Value, Fate)> {
     let size = json!({"vcpus": 2, "memory": "128Mi", "disk": "2Gi"});
     let spread = json!({"set": "web", "over": [{"name": "rack", "maxSkew": 2}]});
@@ -289,11 +290,11 @@ fn each_changed_field_is_applied_or_told() {
         let (parent, last) = pointer.rsplit_once('/').unwrap();
         match spec.pointer_mut(parent).unwrap() {
             Value::Object(map) => drop(map.insert(last.to_owned(), value)),
-            Value::Array(list) => list[last.parse::<usize>().unwrap()] = value,
+            Value::Array(items) => items[last.parse::<usize>().unwrap()] = value,
             other => panic!("{field}: {other}"),
         }
         if spec.get("resources").is_some() {
-            spec.as_object_mut().unwrap().remove("flavor");
+            spec.as_object_mut().unwrap().shift_remove("flavor");
         }
         server.spec = serde_json::from_value(spec).unwrap();
         if field == "flavor" {
