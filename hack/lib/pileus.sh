@@ -160,7 +160,11 @@ roles_ready() {
 # The lab's machine is shared by its hosts: each agent offers an equal part of the memory that it
 # sees, so that together they do not promise more than there is.
 agent_start() {
-    local n="$1" name virt=qemu
+    local n="$1" name virt=qemu devices=() device
+    # Nothing is offered before a Host's spec says so, and that is for who tries it.
+    for device in /sys/bus/pci/devices/*; do
+        [ ! -e "$device" ] || devices+=(--allow-pci-device "${device##*/}")
+    done
     name="$(host_name "$n")"
     end_older_build "$name-agent"
     # A /dev/kvm that opens proves nothing: see whether the processor has the instructions.
@@ -170,7 +174,7 @@ agent_start() {
         --state-dir /var/lib/pileus --listen 127.0.0.1:28082 --virt-type "${PILEUS_VIRT_TYPE:-$virt}" \
         --boot-id-file "$(host_dir "$n")/boot-id" --image-file-dir "$CACHE_DIR/guest" \
         --allow-fetch "$LAB_PREFIX.0/24" --reserved-memory-mib 4096 --memory-shared-by "$(host_numbers | wc -l)" --reserved-disk-gib 10 \
-        --image-grace-seconds "${PILEUS_IMAGE_GRACE_SECONDS:-3600}"
+        --image-grace-seconds "${PILEUS_IMAGE_GRACE_SECONDS:-3600}" "${devices[@]}"
     # It is ready once its Host is registered.
     proc_wait "$name-agent" 20 in_host "$n" curl -fsS --noproxy '*' http://127.0.0.1:28082/healthz
 }
