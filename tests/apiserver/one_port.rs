@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a helper that fails ends its test")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,7 @@ use pileus_manager::network::pass::{NetworkConfig, run_network};
 use pileus_manager::{Caches, Config, Manager, worker};
 use pileus_tests::apiserver::{TestServer, create, until};
 use pileus_tests::ovn::Ovn;
+use pileus_tests::random::from_environment;
 use pileus_tests::servers::{HOST, NAMESPACE, https, is, patch_status, ready};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -244,7 +245,8 @@ impl Dice {
 
 const PORTS: usize = 8;
 const RIVALS: usize = 3;
-const RACES: usize = 1000;
+/// Of the short form; `PILEUS_RACES` sets it, and hack/soak has 1,000.
+const RACES: u64 = 300;
 
 /// Waits a while until a Server has its Instance.
 async fn is_built(servers: &Api<Server>, name: &str) {
@@ -259,10 +261,10 @@ async fn is_built(servers: &Api<Server>, name: &str) {
 }
 
 /// One user who makes a Server of one name with one Port and deletes it, again and again.
-async fn rival(client: Client, port: String, name: String, seed: u64, races: Arc<AtomicUsize>) {
+async fn rival(client: Client, port: String, name: String, seed: u64, races: Arc<AtomicI64>) {
     let servers = all::<Server>(&client);
     let mut dice = Dice(seed);
-    while races.fetch_add(1, Ordering::Relaxed) < RACES {
+    while races.fetch_sub(1, Ordering::Relaxed) > 0 {
         create(&servers, on_port(&name, &port)).await;
         place(&servers, &name).await;
         // Some go before they are built, some after.
@@ -271,10 +273,12 @@ async fn rival(client: Client, port: String, name: String, seed: u64, races: Arc
         } else {
             is_built(&servers, &name).await;
         }
-        servers
-            .delete(&name, &DeleteParams::default())
-            .await
-            .unwrap();
+        // It may have been torn away from its finalizer.
+        match servers.delete(&name, &DeleteParams::default()).await {
+            Ok(_) => {}
+            Err(kube::Error::Api(status)) if status.is_not_found() => {}
+            Err(error) => panic!("{name}: {error}"),
+        }
         if dice.below(10) == 0 {
             let torn = Patch::Merge(json!({"metadata": {"finalizers": null}}));
             let _ = servers.patch(&name, &PatchParams::default(), &torn).await;
@@ -297,7 +301,7 @@ async fn rival(client: Client, port: String, name: String, seed: u64, races: Arc
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_thousand_races_never_give_one_port_to_two() {
+async fn many_races_never_give_one_port_to_two() {
     let world = World::start().await;
     let client = world.server.client();
     let luck = u64::from(std::process::id()) * 7919 + 1;
@@ -310,7 +314,9 @@ async fn a_thousand_races_never_give_one_port_to_two() {
     for port in &ports {
         world.port(port).await;
     }
-    let races = Arc::new(AtomicUsize::new(0));
+    let count = from_environment("PILEUS_RACES").unwrap_or(RACES);
+    let count = i64::try_from(count).unwrap();
+    let races = Arc::new(AtomicI64::new(count));
     let mut users = Vec::new();
     for (n, port) in ports.iter().enumerate() {
         for rival_of in 0..RIVALS {
@@ -331,7 +337,7 @@ async fn a_thousand_races_never_give_one_port_to_two() {
     while users.iter().any(|user| !user.is_finished()) {
         tokio::time::sleep(Duration::from_millis(500)).await;
         tidy(&client).await;
-        if races.load(Ordering::Relaxed) > RACES / 2 && restarts == 0 {
+        if races.load(Ordering::Relaxed) < count / 2 && restarts == 0 {
             second.stop().await;
             second = Running::start(&world.server, None).await;
             restarts += 1;
@@ -386,7 +392,8 @@ async fn a_thousand_races_never_give_one_port_to_two() {
     host.abort();
     let seen = seen.lock().unwrap();
     eprintln!("{} Instances were made", seen.made);
-    assert!(seen.made > RACES / 10, "hardly anything was built");
+    let made = i64::try_from(seen.made).unwrap();
+    assert!(made > count / 10, "hardly anything was built");
     assert!(seen.violations.is_empty(), "{:#?}", seen.violations);
 }
 

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
-use pileus_api::{ConditionType, Server, Stack, conditions};
+use pileus_api::{ConditionType, Flavor, Server, Stack, conditions};
 use pileus_tests::lab::{Lab, Project, devstack, eventually};
 use serde_json::{Value, json};
 
@@ -215,12 +215,34 @@ async fn a_group_of_templates_grows_shrinks_and_returns() {
             .collect()
     };
     let before = names().await;
+    // A typing error changes nothing at all.
+    apply(&project, "many", &spec(2, "no-such-flavor"));
+    eventually("the Stack names its error", TIMEOUT, async || {
+        let stack = stacks.get("many").await.map_err(|e| e.to_string())?;
+        let status = stack.status.unwrap_or_default();
+        let ready = conditions::find(&status.conditions, ConditionType::Ready);
+        match ready {
+            Some(ready) if ready.message.contains("no-such-flavor") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    assert_eq!(names().await, before);
     // Nothing of this size can be: it is given up after a while, and nothing has changed.
-    let mut failing = spec(2, "no-such-flavor");
+    project.apply(
+        "{apiVersion: pileus.dev/v1alpha1, kind: Flavor, metadata: {name: e2e-huge}, spec: {vcpus: 512, memory: 64Mi, disk: 1Gi}}",
+    );
+    let mut failing = spec(2, "e2e-huge");
     failing["timeoutMinutes"] = json!(1);
     apply(&project, "many", &failing);
     becomes(&stacks, "many", "ROLLBACK_COMPLETE").await;
     assert_eq!(names().await, before);
+    apply(&project, "many", &spec(2, "m1.nano"));
+    let flavors: Api<Flavor> = Api::all(lab.client.clone());
+    flavors
+        .delete("e2e-huge", &DeleteParams::default())
+        .await
+        .unwrap();
     project.leaves_nothing().await;
 }
 
