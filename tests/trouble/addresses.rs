@@ -30,7 +30,8 @@ metadata: {name: tight}
 spec:
   network: tight
   cidr: 10.42.1.0/24
-  allocationPools: [{name: only, start: 10.42.1.20, end: 10.42.1.20}]
+  # One for DHCP, one for a Port.
+  allocationPools: [{name: few, start: 10.42.1.20, end: 10.42.1.21}]
 ---
 apiVersion: pileus.dev/v1alpha1
 kind: Port
