@@ -230,7 +230,8 @@ async fn a_group_of_templates_grows_shrinks_and_returns() {
     assert_eq!(names().await, before);
     // Nothing of this size can be: it is given up after a while, and nothing has changed.
     project.apply(
-        "{apiVersion: pileus.dev/v1alpha1, kind: Flavor, metadata: {name: e2e-huge}, spec: {vcpus: 512, memory: 64Mi, disk: 1Gi}}",
+        "apiVersion: pileus.dev/v1alpha1\nkind: Flavor\nmetadata: {name: e2e-huge}\n\
+         spec: {vcpus: 512, memory: 64Mi, disk: 1Gi}\n",
     );
     let mut failing = spec(2, "e2e-huge");
     failing["timeoutMinutes"] = json!(1);

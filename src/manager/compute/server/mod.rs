@@ -190,7 +190,7 @@ async fn user_data(server: &Server, manager: &Manager) -> Result<UserData, ApiEr
     };
     Ok(match found {
         None => UserData::NoSecret(from.name.clone()),
-        Some(secret) => match credentials::refusal(&secret) {
+        Some(secret) => match credentials::refusal_to_guest(&secret, server) {
             Some(why) => UserData::Refused(from.name.clone(), why),
             None => match secret.data.unwrap_or_default().remove(&from.key) {
                 None => UserData::NoKey(from.name.clone(), from.key.clone()),
