@@ -329,6 +329,11 @@ subjects: [{{kind: ServiceAccount, name: {account}, namespace: pileus-system}}]
         assert!(ok, "{said}");
     }
 
+    /// Deletes everything.
+    pub async fn end(self) {
+        self.delete_all().await;
+    }
+
     /// Deletes everything, and finds what that left anywhere.
     pub async fn leaves_nothing(self) {
         let namespace = self.name.clone();
