@@ -224,6 +224,27 @@ fn restarts() -> Vec<String> {
     lines.map(str::to_owned).collect()
 }
 
+/// For what the victim waits more than twice as long beside the attack.
+fn slower(quiet: &mut Waits, busy: &mut Waits) -> Vec<String> {
+    let mut slow = Vec::new();
+    for (what, quiet, busy) in [
+        ("Port", &mut quiet.port, &mut busy.port),
+        ("Server", &mut quiet.server, &mut busy.server),
+        ("Stack", &mut quiet.stack, &mut busy.stack),
+    ] {
+        let (q, b) = (median(quiet), median(busy));
+        println!(
+            "attack wait={what} quiet_ms={q} busy_ms={b} samples={}",
+            busy.len()
+        );
+        // The answers are looked for five times a second.
+        if b > 2 * q + 400 {
+            slow.push(format!("{what}: {q} ms quiet, {b} ms beside the attack"));
+        }
+    }
+    slow
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hostile_tenant_stops_nobody() {
     let count = from_environment("PILEUS_ATTACK_OBJECTS").unwrap_or(OBJECTS);
@@ -302,22 +323,7 @@ async fn a_hostile_tenant_stops_nobody() {
     );
 
     neighbour.noticed_nothing(&project).await;
-    let mut slow = Vec::new();
-    for (what, quiet, busy) in [
-        ("Port", &mut quiet.port, &mut busy.port),
-        ("Server", &mut quiet.server, &mut busy.server),
-        ("Stack", &mut quiet.stack, &mut busy.stack),
-    ] {
-        let (q, b) = (median(quiet), median(busy));
-        println!(
-            "attack wait={what} quiet_ms={q} busy_ms={b} samples={}",
-            busy.len()
-        );
-        // The answers are looked for five times a second.
-        if b > 2 * q + 400 {
-            slow.push(format!("{what}: {q} ms quiet, {b} ms beside the attack"));
-        }
-    }
+    let slow = slower(&mut quiet, &mut busy);
     assert!(slow.is_empty(), "the victim waits: {slow:?}");
     assert_eq!(before, picture(&lab, &all).await, "the victim was changed");
     assert_eq!(restarts_before, restarts(), "a role ended");
