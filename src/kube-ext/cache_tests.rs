@@ -144,7 +144,7 @@ async fn what_went_while_nobody_watched_is_a_change_and_a_list_that_breaks_off_i
     assert!(cache.by(&BY_DATA, "1").is_empty() && cache.by(&BY_DATA, "2").is_empty());
 }
 
-/// What the API server may tell of objects that may be impossible to decode.
+/// Events of a watch whose objects may be impossible to decode.
 fn undecoded_events() -> impl Strategy<Value = Vec<Event<Decoded<ConfigMap>>>> {
     fn with(event: Event<ConfigMap>, good: bool) -> Event<Decoded<ConfigMap>> {
         let object = |object: ConfigMap| {
@@ -232,7 +232,7 @@ proptest! {
                 let known = truth.objects.get(&key_of(&*object));
                 prop_assert!(known.is_some(), "{} is kept", key_of(&*object));
             }
-            // Nobody is told that something is gone which is there.
+            // No subscriber sees something as gone that is there.
             for (key, uid) in gone.lock().unwrap().drain(..) {
                 let there = truth.objects.get(&key);
                 let is_gone = there.is_none_or(|(other, good)| *other != uid && !good);

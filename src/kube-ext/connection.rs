@@ -85,7 +85,7 @@ pub fn client(mut config: Config) -> Result<Client, kube::Error> {
     Ok(ClientBuilder::new(service, config.default_namespace).build())
 }
 
-/// `client` with deadlines; tells `ready` about every sign of life of a watch.
+/// `client` with deadlines; reports every sign of life of a watch to `ready`.
 #[must_use]
 pub fn with_deadlines(client: Client, deadlines: Deadlines, ready: Readiness) -> Client {
     let namespace = client.default_namespace().to_owned();

@@ -1,4 +1,4 @@
-//! Watches of one kind each, which no object can stop: what cannot be decoded is told, on the
+//! Watches of one kind each, which no object can stop: what cannot be decoded is reported, on the
 //! object and in a metric, and its event goes on with the name alone.
 
 use std::collections::HashMap;
@@ -81,8 +81,8 @@ impl SetAside {
             Event::Init => self.listed.clear(),
             Event::InitApply(object) => {
                 if let Err(unreadable) = &object.0 {
-                    let told = self.tell(object, unreadable);
-                    self.listed.insert(key(object), told);
+                    let reported = self.report(object, unreadable);
+                    self.listed.insert(key(object), reported);
                 }
             }
             Event::InitDone => self.known = std::mem::take(&mut self.listed),
@@ -94,8 +94,8 @@ impl SetAside {
                     }
                 }
                 Err(unreadable) => {
-                    let told = self.tell(object, unreadable);
-                    self.known.insert(key(object), told);
+                    let reported = self.report(object, unreadable);
+                    self.known.insert(key(object), reported);
                 }
             },
             Event::Delete(object) => {
@@ -109,25 +109,25 @@ impl SetAside {
         }
     }
 
-    /// Tells about an object, once for each problem that it has.
-    fn tell<K: Resource<DynamicType = ()>>(
+    /// Reports an object, once for each problem that it has.
+    fn report<K: Resource<DynamicType = ()>>(
         &self,
         object: &Decoded<K>,
         unreadable: &Unreadable,
     ) -> (String, String) {
         let problem = unreadable.problem.clone();
-        let told = (object.meta().uid.clone().unwrap_or_default(), problem);
+        let reported = (object.meta().uid.clone().unwrap_or_default(), problem);
         let ((namespace, name), kind) = (key(object), K::kind(&()));
-        if self.known.get(&(namespace.clone(), name.clone())) != Some(&told) {
-            tracing::warn!(%kind, %namespace, %name, problem = told.1, "an object is set aside");
+        if self.known.get(&(namespace.clone(), name.clone())) != Some(&reported) {
+            tracing::warn!(%kind, %namespace, %name, problem = reported.1, "an object is set aside");
             let message = format!(
                 "{}. Until then Pileus goes by the last version that it could read, if any",
-                told.1
+                reported.1
             );
             let events = &self.context.events;
             events.warning(object, Reason::CannotBeRead, "Read", message);
         }
-        told
+        reported
     }
 }
 

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::hash::Hash;
 use std::time::Instant;
 
-/// What objects are told apart by, with the group that takes its turn.
+/// The key of an object, with the group that takes its turn.
 pub trait Keyed: Clone + Eq + Hash + Ord {
     /// The namespace; nothing for kinds without, which are one group each object.
     fn group(&self) -> Option<String>;

@@ -48,7 +48,7 @@ pub(super) struct Terms<'a> {
     pub url: &'a str,
     /// Most bytes of the file.
     pub limit: u64,
-    /// Told how far it is.
+    /// Where its progress is reported.
     pub progress: &'a DownloadProgress,
 }
 

@@ -1,4 +1,4 @@
-//! Objects that this version cannot decode stop nobody, and are told.
+//! Objects that this version cannot decode stop nobody, and are reported.
 
 use std::time::{Duration, Instant};
 

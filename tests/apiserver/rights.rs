@@ -16,7 +16,7 @@ use serde_json::json;
 /// A right: what it is on (`resource.group`, with the names it is limited to), and the verb.
 type Rights = BTreeSet<(String, String)>;
 
-/// The namespaces by which the document tells rights apart, and what they are here.
+/// The namespaces by which the document distinguishes rights, and what they are here.
 const PLACES: [(&str, &str); 4] = [
     ("any namespace", "other"),
     ("pileus-system", "pileus-system"),

@@ -872,7 +872,7 @@ async fn collection_never_takes_the_image_of_a_disk_being_made() {
                 made += 1;
                 assert!(host.store.path(&image.digest).is_file());
             }
-            // Collected before: told, and fetched again.
+            // Collected before: reported, and fetched again.
             Err(Error::DownloadFailed { .. }) => late += 1,
             Err(other) => panic!("{other}"),
         }

@@ -53,7 +53,7 @@ async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, swallowed: watch:
     while let Ok(read) = from.read(&mut bytes).await {
         silent |= *swallowed.borrow();
         if silent && read == 0 {
-            // Not even the end is told.
+            // Not even the end is passed on.
             std::future::pending::<()>().await;
         }
         if read == 0 || (!silent && to.write_all(&bytes[..read]).await.is_err()) {

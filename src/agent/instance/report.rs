@@ -26,7 +26,7 @@ use pileus_values::printable;
 /// The bytes received of a download are reported at most this often.
 const DOWNLOAD_REPORT_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Most characters of what is told of an Instance, also in events and logs.
+/// Most characters of what is reported of an Instance, also in events and logs.
 const MAX_MESSAGE: usize = 1000;
 
 /// What is reported: status of Ready, reason, message, and whether only a person can help.

@@ -253,7 +253,7 @@ mod tests {
 
     fn failed(reason: &str) -> Instance {
         let ready = json!({"type": "Ready", "status": "False", "reason": reason,
-            "message": "told by the host", "lastTransitionTime": "2026-01-01T00:00:00Z"});
+            "message": "as the host reports it", "lastTransitionTime": "2026-01-01T00:00:00Z"});
         instance(&json!({"conditions": [ready]}))
     }
 

@@ -53,7 +53,7 @@ impl Holder {
 
 impl Holder {
     /// Who that is, for people of the namespace `reader`, in a Subnet of the namespace `owner`.
-    /// The owner is told which namespace it is and no more, anybody else not even that.
+    /// The owner sees which namespace it is and no more, anybody else not even that.
     #[must_use]
     pub fn describe(&self, reader: &str, owner: &str) -> String {
         match self {

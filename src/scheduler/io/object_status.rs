@@ -20,7 +20,7 @@ pub async fn all(context: Context, rejected: Counter, reports: Vec<Report>) -> b
             Err(error) => {
                 if is_rejected(&error) {
                     rejected.inc();
-                    tell(&context, &report, &chain(&error));
+                    publish_rejection(&context, &report, &chain(&error));
                 }
                 tracing::warn!(error = %chain(&error), "status not written yet");
                 succeeded = false;
@@ -36,7 +36,7 @@ fn is_rejected(error: &ApiError) -> bool {
 }
 
 /// Says in an event what the status cannot say.
-fn tell(context: &Context, report: &Report, why: &str) {
+fn publish_rejection(context: &Context, report: &Report, why: &str) {
     let note = format!("the API server rejects the status that the scheduler reports: {why}");
     let (events, reason) = (&context.events, Reason::StatusRejected);
     match report {

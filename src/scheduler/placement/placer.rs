@@ -251,7 +251,7 @@ impl Placer {
     }
 
     /// How many hosts filters were asked about one by one so far: what decisions cost, whatever
-    /// makes them dear. A decision on requirements that are cached costs next to nothing.
+    /// makes them expensive. A decision on requirements that are cached costs next to nothing.
     #[must_use]
     pub fn work(&self) -> u64 {
         self.work

@@ -138,7 +138,7 @@ fn the_explanation_names_each_filter() {
         "0 of 3 hosts fit: RamFilter rejected 2 (needs 4096 MiB of memory); ComputeFilter rejected 1 \
          (it is not Ready)"
     );
-    // Who may see Hosts is told which, and how much they have.
+    // Who may read Hosts sees their names, and what they have.
     let named: Vec<String> = why
         .rejections
         .iter()

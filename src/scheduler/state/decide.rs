@@ -58,7 +58,7 @@ impl Effort {
 }
 
 impl State {
-    /// Decides the pending Servers; the writes must then be carried out. What is dear for one
+    /// Decides the pending Servers; the writes must then be carried out. What is expensive for one
     /// namespace is spread over several calls, see [`Self::has_deferred`].
     ///
     /// The highest priority comes first, and of equal ones the Server that was created first.

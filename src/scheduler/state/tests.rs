@@ -202,7 +202,7 @@ fn asking(namespace: &str, i: i64) -> Server {
 }
 
 #[test]
-fn what_is_dear_for_one_namespace_does_not_hold_up_others() {
+fn what_is_expensive_for_one_namespace_does_not_hold_up_others() {
     let mut state = state(&many_hosts());
     let mut image = image();
     image.spec.shared_with = Some(pileus_api::Sharing {

@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 
 use super::plan::claim::holder;
 use pileus_api::common::Resolved;
-use pileus_api::names::{MANAGER, SERVER_UID_LABEL, host_namespace};
+use pileus_api::names::{HOST_NAMESPACE_PREFIX, MANAGER, SERVER_UID_LABEL};
 use pileus_api::{Instance, Port, Server};
+use pileus_kube_ext::decode::Decoded;
 use pileus_kube_ext::objects::Objects;
 use pileus_kube_ext::{ApiError, finalize};
 
@@ -86,7 +87,7 @@ async fn is_gone(client: &Client, namespace: &str, server: &Resolved) -> Result<
     if found.is_some_and(|found| found.uid().as_ref() == Some(&server.uid)) {
         return Ok(false);
     }
-    let instances: Api<Instance> = Api::all(client.clone());
+    let instances: Api<Decoded<Instance>> = Api::all(client.clone());
     let label = format!("{SERVER_UID_LABEL}={}", server.uid);
     let params = ListParams::default().labels(&label);
     let listed = instances.list(&params).await;
@@ -94,8 +95,14 @@ async fn is_gone(client: &Client, namespace: &str, server: &Resolved) -> Result<
         "list the Instances of {}",
         server.name
     )))?;
-    // Anybody may make one elsewhere.
-    let is_real = |i: &Instance| i.namespace() == Some(host_namespace(&i.spec.host));
+    // Anybody may make one elsewhere; one that cannot be read is there all the same.
+    let is_real = |found: &Decoded<Instance>| match &found.0 {
+        Ok(instance) => instance.is_genuine(),
+        Err(unreadable) => {
+            let namespace = unreadable.metadata.namespace.as_deref();
+            namespace.is_some_and(|namespace| namespace.starts_with(HOST_NAMESPACE_PREFIX))
+        }
+    };
     Ok(!listed.items.iter().any(is_real))
 }
 

@@ -143,7 +143,7 @@ fn waiting_for_network(caches: &Caches) -> impl Fn(&Network) -> Vec<ObjectRef<Se
     move |network| waiting(&key_of(network))
 }
 
-/// What a guest is told of its Subnet must be known before it is built.
+/// What the guest's network data says of its Subnet must be known before it is built.
 fn waiting_for_subnet(caches: &Caches) -> impl Fn(&Subnet) -> Vec<ObjectRef<Server>> + use<> {
     let waiting = waiting_for(caches);
     move |subnet| {

@@ -93,7 +93,7 @@ impl Guests {
         found
     }
 
-    /// Tells the Network's owner.
+    /// Reports to the Network's owner.
     pub fn report(&self, status: &mut NetworkStatus) {
         status.attached_namespaces = self.attached.iter().cloned().collect();
         status.unplugged_namespaces = self.unplugged.iter().cloned().collect();

@@ -31,7 +31,7 @@ pub(super) struct Access {
 
 impl Planner<'_, '_> {
     /// Whether a Port may use its Network now. One of the Network's own namespace may; what is
-    /// missing is told by [`Self::decide`].
+    /// missing is reported by [`Self::decide`].
     pub(super) fn access(&self, port: &Port) -> Access {
         let network = network_key(port);
         let parent = self.networks.get(&network);

@@ -58,7 +58,7 @@ pub(super) fn is_port_ready(nic: &ObservedNic) -> bool {
             .is_some_and(|s| s.mtu.is_some())
 }
 
-/// Whether all that the guest is told of the Subnets of its addresses is known. It is told once, on
+/// Whether all that the guest's network data says of the Subnets of its addresses is known. It is written once, on
 /// its config drive: what is missing there, such as the default route, is missing for good.
 pub(super) fn are_subnets_known(nic: &ObservedNic) -> bool {
     let status = nic.port.as_ref().and_then(|p| p.status.as_ref());

@@ -1,4 +1,4 @@
-//! Every field of a Server's spec: a change of it reaches the guest, or is told in `UpToDate`.
+//! Every field of a Server's spec: a change of it reaches the guest, or is reported in `UpToDate`.
 
 use std::collections::BTreeSet;
 
@@ -12,19 +12,19 @@ use super::*;
 use pileus_api::names::server_port_name;
 
 /// What becomes of a changed field.
-enum Fate {
+enum Effect {
     /// The Instance gets it at once.
     Applied,
     /// `UpToDate` is false, and says this.
-    Told(&'static str),
+    Reported(&'static str),
     /// Another controller reads it as it is now.
     Live,
 }
-use Fate::{Applied, Live, Told};
+use Effect::{Applied, Live, Reported};
 
 /// Each field, a pointer to what is changed, another value, and what becomes of it.
 #[allow(clippy::too_many_lines, reason = "a table")]
-fn table() -> Vec<(&'static str, &'static str, Value, Fate)> {
+fn table() -> Vec<(&'static str, &'static str, Value, Effect)> {
     let size = json!({"vcpus": 2, "memory": "128Mi", "disk": "2Gi"});
     let spread = json!({"set": "web", "over": [{"name": "rack", "maxSkew": 2}]});
     let placed = |field: &'static str| match field {
@@ -43,62 +43,62 @@ fn table() -> Vec<(&'static str, &'static str, Value, Fate)> {
             "flavor",
             "/flavor",
             json!("big"),
-            Told("flavor (big asked for, small built: spec.flavor: there is no Flavor `big`"),
+            Reported("flavor (big asked for, small built: spec.flavor: there is no Flavor `big`"),
         ),
         (
             "resources.vcpus",
             "/resources",
             size.clone(),
-            Told("size (2 vCPUs, 128 MiB, 2 GiB asked for; 1 vCPUs, 64 MiB, 1 GiB built)"),
+            Reported("size (2 vCPUs, 128 MiB, 2 GiB asked for; 1 vCPUs, 64 MiB, 1 GiB built)"),
         ),
         (
             "resources.memory",
             "/resources",
             size.clone(),
-            Told("size ("),
+            Reported("size ("),
         ),
-        ("resources.disk", "/resources", size, Told("size (")),
+        ("resources.disk", "/resources", size, Reported("size (")),
         (
             "image.name",
             "/image/name",
             json!("other"),
-            Told("image (demo/other asked for, demo/tiny built)"),
+            Reported("image (demo/other asked for, demo/tiny built)"),
         ),
         (
             "image.namespace",
             "/image/namespace",
             json!("else"),
-            Told("image (else/tiny asked for, demo/tiny built)"),
+            Reported("image (else/tiny asked for, demo/tiny built)"),
         ),
         (
             "networks[].name",
             "/networks/0/name",
             json!("b"),
-            Told("networks (b on Port web-b asked for; a on Port web-a built)"),
+            Reported("networks (b on Port web-b asked for; a on Port web-a built)"),
         ),
         (
             "networks[].network.name",
             "/networks/0/network/name",
             json!("m"),
-            Told("networks[a] (demo/m asked for, demo/n built)"),
+            Reported("networks[a] (demo/m asked for, demo/n built)"),
         ),
         (
             "networks[].network.namespace",
             "/networks/0/network/namespace",
             json!("else"),
-            Told("networks[a] (else/n asked for, demo/n built)"),
+            Reported("networks[a] (else/n asked for, demo/n built)"),
         ),
         (
             "networks[].port",
             "/networks/0",
             json!({"name": "a", "port": "own"}),
-            Told("networks (a on Port own asked for; a on Port web-a built)"),
+            Reported("networks (a on Port own asked for; a on Port web-a built)"),
         ),
         (
             "networks[].fixedIP",
             "/networks/0/fixedIP",
             json!("10.0.0.9"),
-            Told("networks[a] (demo/n 10.0.0.9 asked for, demo/n built)"),
+            Reported("networks[a] (demo/n 10.0.0.9 asked for, demo/n built)"),
         ),
         (
             "networks[].securityGroups",
@@ -110,43 +110,43 @@ fn table() -> Vec<(&'static str, &'static str, Value, Fate)> {
             "keyPairs",
             "/keyPairs",
             json!(["alice"]),
-            Told("keyPairs (alice asked for; none given"),
+            Reported("keyPairs (alice asked for; none given"),
         ),
         (
             "userData",
             "/userData",
             json!("x"),
-            Told("userData (changed"),
+            Reported("userData (changed"),
         ),
         (
             "userDataFrom.name",
             "/userDataFrom",
             json!({"name": "s", "key": "k"}),
-            Told("userData (changed"),
+            Reported("userData (changed"),
         ),
         (
             "userDataFrom.key",
             "/userDataFrom",
             json!({"name": "s", "key": "k"}),
-            Told("userData (changed"),
+            Reported("userData (changed"),
         ),
         (
             "hostname",
             "/hostname",
             json!("front"),
-            Told("hostname (front asked for; none given"),
+            Reported("hostname (front asked for; none given"),
         ),
         (
             "metadata",
             "/metadata",
             json!({"role": "front"}),
-            Told("metadata (changed"),
+            Reported("metadata (changed"),
         ),
         (
             "configDrive",
             "/configDrive",
             json!("Disabled"),
-            Told("configDrive (Disabled asked for, Enabled built)"),
+            Reported("configDrive (Disabled asked for, Enabled built)"),
         ),
         ("runState", "/runState", json!("Stopped"), Applied),
         (
@@ -165,73 +165,73 @@ fn table() -> Vec<(&'static str, &'static str, Value, Fate)> {
             "placement.hostSelector",
             "/placement",
             json!({"hostSelector": {"disk": "fast"}}),
-            Told(placed("hostSelector")),
+            Reported(placed("hostSelector")),
         ),
         (
             "placement.availabilityZone",
             "/placement",
             json!({"availabilityZone": "z2"}),
-            Told(placed("availabilityZone")),
+            Reported(placed("availabilityZone")),
         ),
         (
             "placement.serverGroup",
             "/placement",
             json!({"serverGroup": "g"}),
-            Told(placed("serverGroup")),
+            Reported(placed("serverGroup")),
         ),
         (
             "placement.sameHost",
             "/placement",
             json!({"sameHost": ["db"]}),
-            Told(placed("sameHost")),
+            Reported(placed("sameHost")),
         ),
         (
             "placement.differentHost",
             "/placement",
             json!({"differentHost": ["db"]}),
-            Told(placed("differentHost")),
+            Reported(placed("differentHost")),
         ),
         (
             "placement.hostCIDR",
             "/placement",
             json!({"hostCIDR": "10.0.0.0/8"}),
-            Told(placed("hostCIDR")),
+            Reported(placed("hostCIDR")),
         ),
         (
             "placement.query",
             "/placement",
             json!({"query": "[\">\", \"$vcpus\", 1]"}),
-            Told(placed("query")),
+            Reported(placed("query")),
         ),
         (
             "placement.tolerations[].name",
             "/placement",
             json!({"tolerations": [{"name": "t"}]}),
-            Told(placed("tolerations")),
+            Reported(placed("tolerations")),
         ),
         (
             "placement.tolerations[].value",
             "/placement",
             json!({"tolerations": [{"name": "t", "value": "v"}]}),
-            Told(placed("tolerations")),
+            Reported(placed("tolerations")),
         ),
         (
             "placement.spread.set",
             "/placement",
             json!({"spread": spread.clone()}),
-            Told(placed("spread")),
+            Reported(placed("spread")),
         ),
         (
             "placement.spread.over[].name",
             "/placement",
             json!({"spread": spread.clone()}),
-            Told(placed("spread")),
+            Reported(placed("spread")),
         ),
         (
             "placement.spread.over[].maxSkew",
             "/placement",
             json!({"spread": spread}),
-            Told(placed("spread")),
+            Reported(placed("spread")),
         ),
         (
             "placement.priorityClass",
@@ -307,7 +307,7 @@ fn each_changed_field_is_applied_or_told() {
             nic.port_name = wanted.port.clone().unwrap_or_else(made);
         }
         let plan = plan(&server, &observed);
-        let told = plan.outdated.join("; ");
+        let reported = plan.outdated.join("; ");
         let now = serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
         let status = status(&server, &observed, &plan, now);
         let up_to_date = conditions::find(&status.conditions, ConditionType::UpToDate).unwrap();
@@ -317,10 +317,10 @@ fn each_changed_field_is_applied_or_told() {
                     matches!(plan.steps[..], [Step::UpdateInstance(_)]),
                     "{field}"
                 );
-                assert_eq!(up_to_date.status, "True", "{field}: {told}");
+                assert_eq!(up_to_date.status, "True", "{field}: {reported}");
             }
-            Told(what) => {
-                assert!(told.contains(what), "{field}: {told}");
+            Reported(what) => {
+                assert!(reported.contains(what), "{field}: {reported}");
                 assert_eq!(up_to_date.status, "False", "{field}");
                 assert!(up_to_date.message.contains(what), "{field}");
                 let reason = if field == "flavor" {
@@ -330,7 +330,7 @@ fn each_changed_field_is_applied_or_told() {
                 };
                 assert_eq!(up_to_date.reason, reason.as_str(), "{field}");
             }
-            Live => assert!(!told.contains("placement"), "{field}: {told}"),
+            Live => assert!(!reported.contains("placement"), "{field}: {reported}"),
         }
     }
 }

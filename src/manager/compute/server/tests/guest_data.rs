@@ -1,4 +1,4 @@
-//! What a guest is told: not before all of it is known, and not kept longer than it is needed.
+//! The data of a guest: not made before all of it is known, and not kept longer than it is needed.
 
 use serde_json::{Value, json};
 
